@@ -1,0 +1,65 @@
+// What the library throws: everything a user can cause (a bad file, argument, configuration or token id) is an Error
+// that names the subject, what was expected and what was found. A function that throws leaves every object as it was.
+#ifndef MINIMAMBA_CORE_ERROR_HPP
+#define MINIMAMBA_CORE_ERROR_HPP
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// The base of every exception of the library. what() reads "subject: expected this, found that".
+class Error : public std::runtime_error {
+ public:
+  Error(std::string subject, std::string expected, std::string found)
+      : std::runtime_error(subject + ": expected " + expected + ", found " + found),
+        subject_(std::move(subject)),
+        expected_(std::move(expected)),
+        found_(std::move(found)) {}
+
+  /// The file, tensor, key or argument that was refused.
+  const std::string& subject() const noexcept { return subject_; }
+  const std::string& expected() const noexcept { return expected_; }
+  const std::string& found() const noexcept { return found_; }
+
+ private:
+  std::string subject_, expected_, found_;
+};
+
+/// An argument of a call: a token id, a batch, a cache of another model, a sampling option.
+class ArgumentError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A configuration no model can have: a size that is missing, negative, absurd, or contradicts another.
+class ConfigError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The file system: a path that is missing, unreadable, unwritable, or not a regular file; a full disk.
+class FileError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The bytes of a file: truncated, malformed, or of an unsupported kind.
+class FormatError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A well-formed checkpoint that does not fit its model: a tensor missing, repeated, misshaped or of a wrong type.
+class CheckpointError : public Error {
+ public:
+  using Error::Error;
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

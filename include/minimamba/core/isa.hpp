@@ -1,0 +1,46 @@
+// Names the inline namespace that every header opens: it encodes the instruction set this translation unit is compiled
+// for, so that units compiled with different -m flags keep their own copies of every function instead of sharing one at
+// random (one definition rule). No include guard: each header includes this last and undefines the macro on exit.
+#if defined(__AVX512F__) && defined(__AVX512FP16__)
+#define MINIMAMBA_ISA isa_avx512_fp16
+#elif defined(__AVX512F__) && defined(__AVX512BF16__)
+#define MINIMAMBA_ISA isa_avx512_bf16
+#elif defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define MINIMAMBA_ISA isa_avx512_vnni
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define MINIMAMBA_ISA isa_avx512
+#elif defined(__AVX512F__)
+#define MINIMAMBA_ISA isa_avx512_f
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define MINIMAMBA_ISA isa_avx2
+#elif defined(__AVX2__) && defined(__FMA__)
+#define MINIMAMBA_ISA isa_avx2_fma
+#elif defined(__AVX2__)
+#define MINIMAMBA_ISA isa_avx2_only
+#elif defined(__AVX__) && defined(__FMA__)
+#define MINIMAMBA_ISA isa_avx_fma
+#elif defined(__AVX__)
+#define MINIMAMBA_ISA isa_avx
+#elif defined(__SSE4_2__)
+#define MINIMAMBA_ISA isa_sse4_2
+#elif defined(__SSE4_1__)
+#define MINIMAMBA_ISA isa_sse4_1
+#elif defined(__SSSE3__)
+#define MINIMAMBA_ISA isa_ssse3
+#elif defined(__SSE3__)
+#define MINIMAMBA_ISA isa_sse3
+#elif defined(__SSE2__)
+#define MINIMAMBA_ISA isa_sse2
+#elif defined(__ARM_FEATURE_SVE2)
+#define MINIMAMBA_ISA isa_sve2
+#elif defined(__ARM_FEATURE_SVE)
+#define MINIMAMBA_ISA isa_sve
+#elif defined(__ARM_FEATURE_BF16)
+#define MINIMAMBA_ISA isa_neon_bf16
+#elif defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+#define MINIMAMBA_ISA isa_neon_fp16
+#elif defined(__ARM_NEON)
+#define MINIMAMBA_ISA isa_neon
+#else
+#define MINIMAMBA_ISA isa_generic
+#endif
