@@ -1,0 +1,145 @@
+// What a backend offers. A backend is a value bound to a Scalar: it allocates memory and runs the kernels below on
+// views. Layers (nn/) never follow a pointer, so a backend may keep its memory on another device. To port minimamba,
+// start from backend/reference.hpp, which is these equations as plain loops, and compare with it.
+//
+// Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank, K d_conv, V padded vocabulary, M = B L rows.
+#ifndef MINIMAMBA_BACKEND_CONCEPT_HPP
+#define MINIMAMBA_BACKEND_CONCEPT_HPP
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "minimamba/core/formats.hpp"
+#include "minimamba/core/view.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// y[b,t,e] = silu(bias[e] + sum_k weight[e,k] x[b, t - K + 1 + k, e]), where x at negative times is the window.
+/// Afterwards the window holds the last K - 1 inputs, oldest first.
+template <class Scalar>
+struct Conv1dArguments {
+  Sequence sequence;          // B, L
+  View<const Scalar> x;       // [M, E]
+  View<const Scalar> weight;  // [E, K], oldest first
+  View<const Scalar> bias;    // [1, E], or empty
+  View<Scalar> window;        // [B E, K - 1], oldest first, read and written
+  View<Scalar> y;             // [M, E], not x
+};
+
+/// The selective scan (arXiv 2312.00752, section 3.2 and algorithm 2), gate included:
+///   dt = softplus(delta + delta_bias)                   (the identity above 20, as in the official kernel)
+///   h[b,t] = exp(dt A) h[b,t-1] + dt B u                for each channel e and state n
+///   y = (C . h + D u) silu(z)
+template <class Scalar>
+struct ScanArguments {
+  Sequence sequence;              // B, L
+  View<const Scalar> u;           // [M, E]
+  View<const Scalar> delta;       // [M, E]
+  View<const Scalar> delta_bias;  // [1, E]
+  View<const Scalar> a;           // [E, N], negative
+  View<const Scalar> b;           // [M, N]
+  View<const Scalar> c;           // [M, N]
+  View<const Scalar> d;           // [1, E]
+  View<const Scalar> z;           // [M, E]
+  View<Scalar> h;                 // [B E, N], the state, read and written
+  View<Scalar> y;                 // [M, E], none of the above
+};
+
+// One concept a kernel, so that a backend that lacks one is told its name.
+
+/// allocate<T>(n): n zeros of T in a movable Buffer<T> with data() and size(). upload and download copy between the
+/// host and such memory. fill(y, value); copy(x, y) copies rows.
+template <class B>
+concept HasMemory = requires(const B& backend, typename B::Scalar* device, std::span<typename B::Scalar> host,
+                             std::span<const typename B::Scalar> source, View<const typename B::Scalar> x,
+                             View<typename B::Scalar> y, typename B::Scalar value, std::size_t count) {
+  typename B::template Buffer<typename B::Scalar>;
+  {
+    backend.template allocate<typename B::Scalar>(count)
+    } -> std::same_as<typename B::template Buffer<typename B::Scalar>>;
+  backend.upload(source, device);
+  backend.download(device, host);
+  backend.fill(y, value);
+  backend.copy(x, y);
+};
+
+/// Matrix<W>: [rows, cols] weights in format W, laid out as the backend likes. upload_rows packs rows
+/// [first, first + host.rows()) from the host; download_rows unpacks as many.
+template <class B>
+concept HasMatrix = requires(const B& backend, typename B::template Matrix<typename B::Scalar>& matrix,
+                             View<const typename B::Scalar> source, View<typename B::Scalar> host, std::size_t count) {
+  {
+    backend.template make_matrix<typename B::Scalar>(count, count)
+    } -> std::same_as<typename B::template Matrix<typename B::Scalar>>;
+  backend.upload_rows(source, count, matrix);
+  backend.download_rows(matrix, count, host);
+};
+
+/// embed: y[i,:] = weight[tokens[i],:]                               weight [V, D], y [M, D]
+template <class B>
+concept HasEmbed = requires(const B& backend, std::span<const std::int32_t> tokens,
+                            const typename B::template Matrix<typename B::Scalar>& weight, View<typename B::Scalar> y) {
+  backend.embed(tokens, weight, y);
+};
+
+/// rms_norm: y = x / sqrt(mean(x^2) + epsilon) * weight              x, y [M, D], weight [1, D]
+template <class B>
+concept HasRmsNorm = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y,
+                              double epsilon) {
+  backend.rms_norm(x, x, epsilon, y);
+};
+
+/// matmul: y = x weight^T                                            x [M, in], weight [out, in], y [M, out]
+template <class B>
+concept HasMatmul = requires(const B& backend, View<const typename B::Scalar> x,
+                             const typename B::template Matrix<typename B::Scalar>& weight,
+                             View<typename B::Scalar> y) {
+  backend.matmul(x, weight, y);
+};
+
+/// causal_conv1d: see Conv1dArguments.
+template <class B>
+concept HasCausalConv1d = requires(const B& backend, const Conv1dArguments<typename B::Scalar>& arguments) {
+  backend.causal_conv1d(arguments);
+};
+
+/// selective_scan: see ScanArguments.
+template <class B>
+concept HasSelectiveScan = requires(const B& backend, const ScanArguments<typename B::Scalar>& arguments) {
+  backend.selective_scan(arguments);
+};
+
+/// add: y += x, where x has y's rows, or one row for all             x [M, n] or [1, n], y [M, n]
+template <class B>
+concept HasAdd = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y) {
+  backend.add(x, y);
+};
+
+/// negative_exp: y = -exp(x), which makes A of A_log                 x, y [E, N]
+template <class B>
+concept HasNegativeExp = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y) {
+  backend.negative_exp(x, y);
+};
+
+/// Everything that inference needs. Backends are cheap to copy; copies share threads.
+template <class B>
+concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMatrix<B> && HasEmbed<B> && HasRmsNorm<B> &&
+    HasMatmul<B> && HasCausalConv1d<B> && HasSelectiveScan<B> && HasAdd<B> && HasNegativeExp<B> &&
+    requires(const B& backend) {
+  { backend.name() } -> std::convertible_to<const char*>;
+  { backend.threads() } -> std::convertible_to<int>;
+};
+
+/// Options of the backends on the processor.
+struct CpuOptions {
+  int threads = 0;  // 0: as many as the process may use
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

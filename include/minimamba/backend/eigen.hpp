@@ -1,0 +1,262 @@
+// EigenBackend: the portable vectorised processor backend. Products go through Eigen, divided among the threads of a
+// pool of our own; scan and convolution run over strips of channels, one vector register or more wide.
+// Eigen's types depend on compiler flags: compile a whole program that uses this backend with one set of flags.
+#ifndef MINIMAMBA_BACKEND_EIGEN_HPP
+#define MINIMAMBA_BACKEND_EIGEN_HPP
+
+#include <Eigen/Core>
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include "minimamba/backend/concept.hpp"
+#include "minimamba/backend/host_memory.hpp"
+#include "minimamba/core/parallel.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+template <class Number>
+class EigenBackend : public detail::HostMemory<Number> {
+ public:
+  using Scalar = Number;
+  template <WeightFormat W>
+  using Matrix = HostMatrix<W>;
+
+  explicit EigenBackend(CpuOptions options = {}) : pool_(std::make_shared<ThreadPool>(options.threads)) {}
+
+  const char* name() const { return "eigen"; }
+  int threads() const { return pool_->threads(); }
+
+  template <WeightFormat W>
+  void embed(std::span<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
+    assert(tokens.size() == y.rows() && weight.cols() == y.cols());
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens[i])), y.cols(), y.row(i).data());
+    }
+  }
+
+  void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
+    const auto w = array(weight.row(0));
+    parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        const auto in = array(x.row(i));
+        const Scalar mean = in.square().sum() / static_cast<Scalar>(x.cols());
+        array(y.row(i)) = in * (1 / std::sqrt(mean + static_cast<Scalar>(epsilon))) * w;
+      }
+    });
+  }
+
+  template <WeightFormat W>
+  void matmul(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
+    if (y.empty()) return;
+    const std::size_t panels = (y.cols() + panel - 1) / panel;
+    parallel_for(*pool_, panels, grain(panel * x.cols() * x.rows()), [&](std::size_t begin, std::size_t end) {
+      const std::size_t first = begin * panel, last = std::min(end * panel, y.cols());
+      if (x.rows() == 1) {
+        multiply_row(x.row(0), weight, first, y.row(0).subspan(first, last - first));
+      } else {
+        multiply_rows(x, weight, first, y.columns(first, last - first));
+      }
+    });
+  }
+
+  void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
+    assert(p.x.data() != p.y.data() && p.weight.cols() == p.window.cols() + 1);
+    each_strip(p.sequence.batch, p.x.cols(), p.sequence.length * p.weight.cols(),
+               [&](auto lanes, std::size_t row, std::size_t channel) {
+                 if (p.sequence.length != 0) conv1d_strip<lanes.value>(p, row, channel);
+               });
+  }
+
+  void selective_scan(const ScanArguments<Scalar>& p) const {
+    each_strip(p.sequence.batch, p.u.cols(), p.sequence.length * p.a.cols() * 16,
+               [&](auto lanes, std::size_t row, std::size_t channel) { scan_strip<lanes.value>(p, row, channel); });
+  }
+
+  void add(View<const Scalar> x, View<Scalar> y) const {
+    assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
+    parallel_for(*pool_, y.rows(), grain(y.cols()), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) array(y.row(i)) += array(x.row(x.rows() == 1 ? 0 : i));
+    });
+  }
+
+  void negative_exp(View<const Scalar> x, View<Scalar> y) const {
+    for (std::size_t i = 0; i < y.rows(); ++i) array(y.row(i)) = -array(x.row(i)).exp();
+  }
+
+ private:
+  static constexpr std::size_t panel = 48;         // outputs a thread takes at a time: a multiple of Eigen's own tile
+  static constexpr std::size_t strip = 16;         // channels side by side in conv and scan
+  static constexpr std::size_t strip_tokens = 32;  // tokens whose intermediate values stay in the first cache
+  static constexpr std::size_t worthwhile = 1U << 15;  // elementary operations for which a second thread pays
+
+  static std::size_t grain(std::size_t operations) { return worthwhile / std::max<std::size_t>(operations, 1) + 1; }
+
+  template <class T>
+  using Vector = Eigen::Array<std::remove_const_t<T>, Eigen::Dynamic, 1>;
+  template <class T>
+  static auto array(std::span<T> values) {
+    using Mapped = std::conditional_t<std::is_const_v<T>, const Vector<T>, Vector<T>>;
+    return Eigen::Map<Mapped>(values.data(), static_cast<Eigen::Index>(values.size()));
+  }
+
+  template <int lanes>
+  using Lanes = Eigen::Array<Scalar, lanes, 1>;
+  template <int lanes>
+  static Lanes<lanes> load(const Scalar* from) {
+    return Eigen::Map<const Lanes<lanes>>(from);
+  }
+  /// One column of `lanes` consecutive rows.
+  template <int lanes, class T>
+  static auto column(View<T> matrix, std::size_t row, std::size_t col) {
+    using Mapped = std::conditional_t<std::is_const_v<T>, const Lanes<lanes>, Lanes<lanes>>;
+    return Eigen::Map<Mapped, 0, Eigen::InnerStride<>>(
+        matrix.data() + row * matrix.stride() + col, Eigen::InnerStride<>(static_cast<Eigen::Index>(matrix.stride())));
+  }
+
+  using RowMajor = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  static auto matrix(const Scalar* data, std::size_t rows, std::size_t cols, std::size_t stride) {
+    return Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>(data, static_cast<Eigen::Index>(rows),
+                                                               static_cast<Eigen::Index>(cols),
+                                                               Eigen::OuterStride<>(static_cast<Eigen::Index>(stride)));
+  }
+  static auto matrix(View<Scalar> y) {
+    return Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>(y.data(), static_cast<Eigen::Index>(y.rows()),
+                                                         static_cast<Eigen::Index>(y.cols()),
+                                                         Eigen::OuterStride<>(static_cast<Eigen::Index>(y.stride())));
+  }
+
+  /// y = weight[first .., :] x for one row: the weights stream through once, nothing is allocated.
+  template <WeightFormat W>
+  static void multiply_row(std::span<const Scalar> x, const Matrix<W>& weight, std::size_t first, std::span<Scalar> y) {
+    using Column = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
+    const Eigen::Map<const Column> in(x.data(), static_cast<Eigen::Index>(x.size()));
+    if constexpr (std::is_same_v<W, Scalar>) {
+      Eigen::Map<Column> out(y.data(), static_cast<Eigen::Index>(y.size()));
+      out.noalias() = matrix(weight.row(first), y.size(), x.size(), x.size()) * in;
+    } else {
+      std::array<Scalar, 256> unpacked;  // a multiple of every block size
+      for (std::size_t j = 0; j < y.size(); ++j) {
+        Scalar sum = 0;
+        for (std::size_t k = 0; k < x.size(); k += unpacked.size()) {
+          const std::size_t count = std::min(unpacked.size(), x.size() - k);
+          Format<W>::unpack(weight.row(first + j) + k / Format<W>::block_size, count, unpacked.data());
+          sum += (array(std::span<const Scalar>(unpacked.data(), count)) * array(x.subspan(k, count))).sum();
+        }
+        y[j] = sum;
+      }
+    }
+  }
+
+  /// y = x weight[first .. first + y.cols(), :]^T
+  template <WeightFormat W>
+  static void multiply_rows(View<const Scalar> x, const Matrix<W>& weight, std::size_t first, View<Scalar> y) {
+    const auto in = matrix(x.data(), x.rows(), x.cols(), x.stride());
+    if constexpr (std::is_same_v<W, Scalar>) {
+      matrix(y).noalias() = in * matrix(weight.row(first), y.cols(), x.cols(), x.cols()).transpose();
+    } else {
+      constexpr std::size_t rows_at_once = 4 * panel;
+      std::vector<Scalar> unpacked(std::min(rows_at_once, y.cols()) * x.cols());
+      for (std::size_t j = 0; j < y.cols(); j += rows_at_once) {
+        const std::size_t count = std::min(rows_at_once, y.cols() - j);
+        for (std::size_t r = 0; r < count; ++r) {
+          Format<W>::unpack(weight.row(first + j + r), x.cols(), unpacked.data() + r * x.cols());
+        }
+        matrix(y.columns(j, count)).noalias() = in * matrix(unpacked.data(), count, x.cols(), x.cols()).transpose();
+      }
+    }
+  }
+
+  /// Calls body(lanes, row, first channel) for strips that cover the channels of every row; the last few go one by one.
+  template <class Body>
+  void each_strip(std::size_t batch, std::size_t channels, std::size_t operations, Body&& body) const {
+    const std::size_t strips = (channels + strip - 1) / strip;
+    parallel_for(*pool_, batch * strips, grain(strip * operations), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        const std::size_t row = i / strips, channel = i % strips * strip;
+        if (channel + strip <= channels) {
+          body(std::integral_constant<int, static_cast<int>(strip)>(), row, channel);
+        } else {
+          for (std::size_t e = channel; e < channels; ++e) body(std::integral_constant<int, 1>(), row, e);
+        }
+      }
+    });
+  }
+
+  template <int lanes>
+  static void conv1d_strip(const Conv1dArguments<Scalar>& p, std::size_t row, std::size_t channel) {
+    using Strip = Lanes<lanes>;
+    const std::size_t length = p.sequence.length, past = p.window.cols(), state = row * p.x.cols() + channel;
+    const View<const Scalar> x = p.x.rows_from(row * length, length);
+    const View<Scalar> y = p.y.rows_from(row * length, length);
+    const auto output = [&](std::size_t t) { return Eigen::Map<Strip>(&y(t, channel)); };
+    const Strip bias = p.bias.empty() ? Strip(Strip::Zero()) : load<lanes>(&p.bias(0, channel));
+    for (std::size_t t = 0; t < length; ++t) output(t) = bias;
+    for (std::size_t k = 0; k <= past; ++k) {  // tap k sees the input of past - k tokens ago
+      const Strip weight = column<lanes>(p.weight, channel, k);
+      const std::size_t ago = past - k;
+      for (std::size_t t = 0; t < std::min(ago, length); ++t)
+        output(t) += weight * column<lanes>(p.window, state, t + k);
+      for (std::size_t t = ago; t < length; ++t) output(t) += weight * load<lanes>(&x(t - ago, channel));
+    }
+    for (std::size_t t = 0; t < length; ++t) output(t) = output(t) / (1 + (-output(t)).exp());
+    for (std::size_t j = 0; j < past; ++j) {  // ascending: a column is read before it is overwritten
+      const std::size_t from = length + j;    // in the window followed by x
+      if (from < past) {
+        column<lanes>(p.window, state, j) = Strip(column<lanes>(p.window, state, from));
+      } else {
+        column<lanes>(p.window, state, j) = load<lanes>(&x(from - past, channel));
+      }
+    }
+  }
+
+  template <int lanes>
+  static void scan_strip(const ScanArguments<Scalar>& p, std::size_t row, std::size_t channel) {
+    using Strip = Lanes<lanes>;
+    std::array<Strip, strip_tokens> dt, dt_u, y;
+    const std::size_t state = row * p.u.cols() + channel, length = p.sequence.length;
+    const Strip bias = load<lanes>(&p.delta_bias(0, channel)), d = load<lanes>(&p.d(0, channel));
+    for (std::size_t start = 0; start < length; start += strip_tokens) {
+      const std::size_t first = row * length + start, count = std::min(strip_tokens, length - start);
+      for (std::size_t t = 0; t < count; ++t) {
+        const Strip u = load<lanes>(&p.u(first + t, channel));
+        const Strip raw = load<lanes>(&p.delta(first + t, channel)) + bias;
+        dt[t] = (raw > Scalar(20)).select(raw, raw.min(Scalar(20)).exp().log1p());
+        dt_u[t] = dt[t] * u;
+        y[t] = d * u;
+      }
+      for (std::size_t n = 0; n < p.a.cols(); ++n) {
+        const Strip a = column<lanes>(p.a, channel, n);
+        Strip h = column<lanes>(p.h, state, n);
+        for (std::size_t t = 0; t < count; ++t) {
+          h = (dt[t] * a).exp() * h + dt_u[t] * p.b(first + t, n);
+          y[t] += h * p.c(first + t, n);
+        }
+        column<lanes>(p.h, state, n) = h;
+      }
+      for (std::size_t t = 0; t < count; ++t) {
+        const Strip z = load<lanes>(&p.z(first + t, channel));
+        Eigen::Map<Strip>(&p.y(first + t, channel)) = y[t] * (z / (1 + (-z).exp()));
+      }
+    }
+  }
+
+  std::shared_ptr<ThreadPool> pool_;
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

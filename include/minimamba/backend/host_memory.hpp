@@ -1,0 +1,125 @@
+// Memory of the backends that run on this processor: aligned buffers, and weights as rows of blocks.
+#ifndef MINIMAMBA_BACKEND_HOST_MEMORY_HPP
+#define MINIMAMBA_BACKEND_HOST_MEMORY_HPP
+
+#include <algorithm>
+#include <cassert>
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "minimamba/core/formats.hpp"
+#include "minimamba/core/view.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// Owns `size` elements, aligned to a cache line and zero at first. Movable; copying is explicit, through a backend.
+template <class T>
+class HostBuffer {
+  static_assert(std::is_trivially_copyable_v<T>);
+
+ public:
+  HostBuffer() = default;
+  explicit HostBuffer(std::size_t size) : size_(size) {
+    if (size == 0) return;
+    if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
+    data_.reset(static_cast<T*>(::operator new(size * sizeof(T), alignment)));
+    std::uninitialized_value_construct_n(data_.get(), size);
+  }
+  HostBuffer(HostBuffer&& other) noexcept : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
+  HostBuffer& operator=(HostBuffer&& other) noexcept {
+    data_ = std::move(other.data_);
+    size_ = std::exchange(other.size_, 0);
+    return *this;
+  }
+
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  std::size_t size() const { return size_; }
+
+ private:
+  static constexpr std::align_val_t alignment{64};
+  struct Free {
+    void operator()(T* pointer) const { ::operator delete(pointer, alignment); }
+  };
+  std::unique_ptr<T, Free> data_;
+  std::size_t size_ = 0;
+};
+
+/// A weight matrix as the checkpoint has it: row after row, each packed into the blocks of its format.
+template <WeightFormat W>
+class HostMatrix {
+ public:
+  using Block = typename Format<W>::Block;
+
+  HostMatrix() = default;
+  HostMatrix(std::size_t rows, std::size_t cols)
+      : rows_(rows), cols_(cols), row_blocks_(blocks_in<W>(cols)), blocks_(rows * row_blocks_) {}
+
+  std::size_t rows() const { return rows_; }
+  std::size_t cols() const { return cols_; }
+  std::size_t bytes() const { return blocks_.size() * sizeof(Block); }
+  Block* row(std::size_t i) { return blocks_.data() + i * row_blocks_; }
+  const Block* row(std::size_t i) const { return blocks_.data() + i * row_blocks_; }
+
+ private:
+  std::size_t rows_ = 0, cols_ = 0, row_blocks_ = 0;
+  HostBuffer<Block> blocks_;
+};
+
+namespace detail {
+
+/// The memory half of a backend on this processor; the kernels are added by those who derive from it.
+template <class Number>
+class HostMemory {
+ public:
+  using Scalar = Number;
+  template <class T>
+  using Buffer = HostBuffer<T>;
+  template <WeightFormat W>
+  using Matrix = HostMatrix<W>;
+
+  template <class T>
+  Buffer<T> allocate(std::size_t count) const {
+    return Buffer<T>(count);
+  }
+  void upload(std::span<const Scalar> host, Scalar* there) const { std::copy(host.begin(), host.end(), there); }
+  void download(const Scalar* there, std::span<Scalar> host) const { std::copy_n(there, host.size(), host.begin()); }
+  void fill(View<Scalar> y, Scalar value) const {
+    for (std::size_t i = 0; i < y.rows(); ++i) std::fill_n(y.row(i).data(), y.cols(), value);
+  }
+  void copy(View<const Scalar> x, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == y.cols());
+    for (std::size_t i = 0; i < y.rows(); ++i) std::copy_n(x.row(i).data(), x.cols(), y.row(i).data());
+  }
+
+  template <WeightFormat W>
+  Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
+    return Matrix<W>(rows, cols);
+  }
+  template <WeightFormat W>
+  void upload_rows(View<const Scalar> host, std::size_t first, HostMatrix<W>& matrix) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
+    for (std::size_t i = 0; i < host.rows(); ++i) {
+      Format<W>::pack(host.row(i).data(), host.cols(), matrix.row(first + i));
+    }
+  }
+  template <WeightFormat W>
+  void download_rows(const HostMatrix<W>& matrix, std::size_t first, View<Scalar> host) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
+    for (std::size_t i = 0; i < host.rows(); ++i) {
+      Format<W>::unpack(matrix.row(first + i), host.cols(), host.row(i).data());
+    }
+  }
+};
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

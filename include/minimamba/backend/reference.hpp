@@ -1,0 +1,155 @@
+// ReferenceBackend: every kernel as a plain loop, in the order of its equation. It is the oracle that other backends
+// are tested against and the guide for writing one. Runs on one thread. Sums are carried in double.
+//
+// A token's row is computed by one function, never inlined, that sees neither the batch nor the length: so however a
+// sequence is split, the same instructions run on the same numbers, and the bits are the same under any flags.
+#ifndef MINIMAMBA_BACKEND_REFERENCE_HPP
+#define MINIMAMBA_BACKEND_REFERENCE_HPP
+
+#include <cassert>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "minimamba/backend/concept.hpp"
+#include "minimamba/backend/host_memory.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+template <class Number>
+class ReferenceBackend : public detail::HostMemory<Number> {
+ public:
+  using Scalar = Number;
+  template <WeightFormat W>
+  using Matrix = HostMatrix<W>;
+
+  /// The number of threads is accepted, as every backend's, and not used.
+  explicit ReferenceBackend(CpuOptions = {}) {}
+
+  const char* name() const { return "reference"; }
+  int threads() const { return 1; }
+
+  template <WeightFormat W>
+  void embed(std::span<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
+    assert(tokens.size() == y.rows() && weight.cols() == y.cols());
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens[i])), y.cols(), y.row(i).data());
+    }
+  }
+
+  void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
+    for (std::size_t i = 0; i < x.rows(); ++i) rms_norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
+  }
+
+  template <WeightFormat W>
+  void matmul(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
+    for (std::size_t i = 0; i < x.rows(); ++i) matmul_row(x.row(i), weight, y.row(i));
+  }
+
+  void causal_conv1d(const Conv1dArguments<Scalar>& arguments) const {
+    const auto [batch, length] = arguments.sequence;
+    for (std::size_t row = 0; row < batch; ++row) {
+      for (std::size_t t = 0; t < length; ++t) conv1d_token(arguments, row, t);
+      slide_window(arguments, row);
+    }
+  }
+
+  void selective_scan(const ScanArguments<Scalar>& arguments) const {
+    const auto [batch, length] = arguments.sequence;
+    const std::size_t channels = arguments.u.cols();
+    for (std::size_t row = 0; row < batch; ++row) {
+      const View<Scalar> h = arguments.h.rows_from(row * channels, channels);
+      for (std::size_t t = 0; t < length; ++t) scan_token(arguments, row * length + t, h);
+    }
+  }
+
+  void add(View<const Scalar> x, View<Scalar> y) const {
+    assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
+    for (std::size_t i = 0; i < y.rows(); ++i) {
+      for (std::size_t j = 0; j < y.cols(); ++j) y(i, j) += x(x.rows() == 1 ? 0 : i, j);
+    }
+  }
+
+  void negative_exp(View<const Scalar> x, View<Scalar> y) const {
+    for (std::size_t i = 0; i < y.rows(); ++i) {
+      for (std::size_t j = 0; j < y.cols(); ++j) y(i, j) = -std::exp(x(i, j));
+    }
+  }
+
+ private:
+  static Scalar silu(Scalar x) { return x / (1 + std::exp(-x)); }
+  static Scalar softplus(Scalar x) { return x > 20 ? x : std::log1p(std::exp(x)); }
+
+  [[gnu::noinline]] static void rms_norm_row(std::span<const Scalar> x, std::span<const Scalar> weight, double epsilon,
+                                             std::span<Scalar> y) {
+    double squares = 0;
+    for (const Scalar value : x) squares += static_cast<double>(value) * static_cast<double>(value);
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(x.size()) + epsilon);
+    for (std::size_t j = 0; j < x.size(); ++j)
+      y[j] = static_cast<Scalar>(static_cast<double>(x[j]) * scale) * weight[j];
+  }
+
+  template <WeightFormat W>
+  [[gnu::noinline]] static void matmul_row(std::span<const Scalar> x, const Matrix<W>& weight, std::span<Scalar> y) {
+    for (std::size_t j = 0; j < y.size(); ++j) {
+      const auto* row = weight.row(j);
+      double sum = 0;
+      for (std::size_t k = 0; k < x.size(); ++k) {
+        sum += static_cast<double>(x[k]) * static_cast<double>(Format<W>::template get<Scalar>(row, k));
+      }
+      y[j] = static_cast<Scalar>(sum);
+    }
+  }
+
+  /// The input of channel e at time t, which may lie before this call: then it is in the window.
+  static Scalar conv1d_input(const Conv1dArguments<Scalar>& p, std::size_t row, std::ptrdiff_t t, std::size_t e) {
+    if (t >= 0) return p.x(row * p.sequence.length + static_cast<std::size_t>(t), e);
+    return p.window(row * p.x.cols() + e, static_cast<std::size_t>(t + static_cast<std::ptrdiff_t>(p.window.cols())));
+  }
+
+  [[gnu::noinline]] static void conv1d_token(const Conv1dArguments<Scalar>& p, std::size_t row, std::size_t t) {
+    const std::size_t width = p.weight.cols();
+    const std::ptrdiff_t oldest = static_cast<std::ptrdiff_t>(t) - static_cast<std::ptrdiff_t>(width) + 1;
+    for (std::size_t e = 0; e < p.x.cols(); ++e) {
+      double sum = p.bias.empty() ? 0.0 : static_cast<double>(p.bias(0, e));
+      for (std::size_t k = 0; k < width; ++k) {
+        const Scalar input = conv1d_input(p, row, oldest + static_cast<std::ptrdiff_t>(k), e);
+        sum += static_cast<double>(p.weight(e, k)) * static_cast<double>(input);
+      }
+      p.y(row * p.sequence.length + t, e) = silu(static_cast<Scalar>(sum));
+    }
+  }
+
+  static void slide_window(const Conv1dArguments<Scalar>& p, std::size_t row) {
+    const std::size_t columns = p.window.cols();
+    const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(p.sequence.length) - static_cast<std::ptrdiff_t>(columns);
+    for (std::size_t e = 0; e < p.x.cols(); ++e) {
+      for (std::size_t j = 0; j < columns; ++j) {  // ascending: a column is read before it is overwritten
+        p.window(row * p.x.cols() + e, j) = conv1d_input(p, row, first + static_cast<std::ptrdiff_t>(j), e);
+      }
+    }
+  }
+
+  [[gnu::noinline]] static void scan_token(const ScanArguments<Scalar>& p, std::size_t i, View<Scalar> h) {
+    for (std::size_t e = 0; e < p.u.cols(); ++e) {
+      const Scalar u = p.u(i, e);
+      const Scalar dt = softplus(p.delta(i, e) + p.delta_bias(0, e));
+      double sum = static_cast<double>(p.d(0, e)) * static_cast<double>(u);
+      for (std::size_t n = 0; n < h.cols(); ++n) {
+        h(e, n) = std::exp(dt * p.a(e, n)) * h(e, n) + dt * u * p.b(i, n);
+        sum += static_cast<double>(p.c(i, n)) * static_cast<double>(h(e, n));
+      }
+      p.y(i, e) = static_cast<Scalar>(sum) * silu(p.z(i, e));
+    }
+  }
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

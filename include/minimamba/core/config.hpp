@@ -1,0 +1,100 @@
+// MambaConfig: the sizes of a model. Only d_model, n_layer and vocab_size must be given.
+#ifndef MINIMAMBA_CORE_CONFIG_HPP
+#define MINIMAMBA_CORE_CONFIG_HPP
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "minimamba/core/error.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+struct MambaConfig {
+  std::int64_t d_model = 0;                  // D, width of the residual stream
+  std::int64_t n_layer = 0;                  // number of blocks
+  std::int64_t vocab_size = 0;               // token ids run from 0 to vocab_size - 1
+  std::int64_t d_state = 16;                 // N, states of a channel
+  std::int64_t d_conv = 4;                   // K, width of the causal convolution
+  std::int64_t expand = 2;                   // d_inner = expand * d_model
+  std::int64_t dt_rank = 0;                  // R; 0 means ceil(d_model / 16)
+  std::int64_t pad_vocab_size_multiple = 8;  // the embedding has vocab_size rounded up to this multiple of rows
+  bool conv_bias = true;                     // conv1d has a bias
+  bool bias = false;                         // in_proj and out_proj have a bias
+  bool tie_embeddings = true;                // lm_head shares the embedding's matrix
+  double norm_epsilon = 1e-5;                // of every RMSNorm
+
+  double dt_min = 0.001, dt_max = 0.1;  // initialisation: the range of softplus(dt_proj.bias)
+  double dt_scale = 1.0;                // initialisation: dt_proj.weight is U(+-dt_scale / sqrt(R))
+  double dt_init_floor = 1e-4;          // initialisation: least softplus(dt_proj.bias)
+
+  std::optional<std::int32_t> bos_token_id = {};
+  std::optional<std::int32_t> eos_token_id = {};  // generation ends here
+  std::optional<std::int32_t> pad_token_id = {};
+
+  std::int64_t d_inner() const { return expand * d_model; }  // E
+  std::int64_t padded_vocab_size() const {                   // V
+    return (vocab_size + pad_vocab_size_multiple - 1) / pad_vocab_size_multiple * pad_vocab_size_multiple;
+  }
+
+  /// A copy with every default filled in. Throws ConfigError when no model can have these sizes.
+  MambaConfig resolved() const;
+
+  bool operator==(const MambaConfig&) const = default;
+};
+
+namespace detail {
+
+inline void check_size(const char* name, std::int64_t value, std::int64_t largest) {
+  if (value >= 1 && value <= largest) return;
+  throw ConfigError(std::string("MambaConfig.") + name, "a size from 1 to " + std::to_string(largest),
+                    std::to_string(value));
+}
+
+inline void check_positive(const char* name, double value) {
+  if (value > 0 && std::isfinite(value)) return;
+  throw ConfigError(std::string("MambaConfig.") + name, "a positive number", std::to_string(value));
+}
+
+inline void check_token(const char* name, std::optional<std::int32_t> token, std::int64_t padded_vocab_size) {
+  if (!token || (*token >= 0 && *token < padded_vocab_size)) return;
+  throw ConfigError(std::string("MambaConfig.") + name, "a token id below " + std::to_string(padded_vocab_size),
+                    std::to_string(*token));
+}
+
+}  // namespace detail
+
+inline MambaConfig MambaConfig::resolved() const {
+  // The bounds keep every product of two sizes, and every byte count of one tensor, far inside 64 bits.
+  detail::check_size("d_model", d_model, 1 << 18);
+  detail::check_size("n_layer", n_layer, 1 << 14);
+  detail::check_size("pad_vocab_size_multiple", pad_vocab_size_multiple, 1 << 28);
+  detail::check_size("vocab_size", vocab_size, 1 << 28);
+  detail::check_size("padded vocab_size", padded_vocab_size(), 1 << 28);
+  detail::check_size("d_state", d_state, 1 << 14);
+  detail::check_size("d_conv", d_conv, 1 << 10);
+  detail::check_size("expand", expand, 1 << 8);
+  detail::check_positive("norm_epsilon", norm_epsilon);
+  detail::check_positive("dt_min", dt_min);
+  detail::check_positive("dt_scale", dt_scale);
+  detail::check_positive("dt_init_floor", dt_init_floor);
+  if (!(dt_max >= dt_min) || !std::isfinite(dt_max)) {
+    throw ConfigError("MambaConfig.dt_max", "at least dt_min = " + std::to_string(dt_min), std::to_string(dt_max));
+  }
+  MambaConfig config = *this;
+  if (config.dt_rank == 0) config.dt_rank = (d_model + 15) / 16;
+  detail::check_size("dt_rank", config.dt_rank, 1 << 18);
+  detail::check_token("bos_token_id", bos_token_id, padded_vocab_size());
+  detail::check_token("eos_token_id", eos_token_id, padded_vocab_size());
+  detail::check_token("pad_token_id", pad_token_id, padded_vocab_size());
+  return config;
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

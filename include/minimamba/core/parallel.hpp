@@ -1,0 +1,221 @@
+// A small pool of threads and parallel_for. Workers spin for some microseconds after a task, because the next one
+// comes soon within a token, and then sleep. A pool that is busy, because another thread uses the same backend, runs
+// its caller alone: results never depend on how the work was divided.
+#ifndef MINIMAMBA_CORE_PARALLEL_HPP
+#define MINIMAMBA_CORE_PARALLEL_HPP
+
+#include <algorithm>
+#include <atomic>
+#include <cfenv>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if defined(__SSE2__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+#include "minimamba/core/error.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// How many processors this process may use (its affinity on Linux), at least 1.
+inline int available_threads() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+namespace detail {
+
+/// Rounding direction and the treatment of denormals: part of what a caller's bits depend on, so workers take it over.
+struct FloatingPointMode {
+#if defined(__SSE2__) || defined(_M_X64)
+  unsigned value = _mm_getcsr() & ~0x3FU;  // the low six bits are sticky exception flags, not a mode
+  void apply() const {
+    if ((_mm_getcsr() & ~0x3FU) != value) _mm_setcsr(value);
+  }
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+  std::uint64_t value = read();
+  void apply() const {
+    if (read() != value) asm volatile("msr fpcr, %0" : : "r"(value));
+  }
+  static std::uint64_t read() {
+    std::uint64_t register_value;
+    asm volatile("mrs %0, fpcr" : "=r"(register_value));
+    return register_value;
+  }
+#else
+  int value = std::fegetround();
+  void apply() const { std::fesetround(value); }
+#endif
+};
+
+inline void pause_briefly() {
+#if defined(__SSE2__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace detail
+
+/// A fixed number of threads, the caller among them. Not copyable: backends share one through a pointer.
+class ThreadPool {
+ public:
+  static constexpr int most_threads = 1024;
+
+  /// 0 threads: as many as the process may use. Throws ArgumentError for a negative or absurd number.
+  explicit ThreadPool(int threads = 0) {
+    if (threads < 0 || threads > most_threads) {
+      throw ArgumentError("threads", "a number from 0 (all) to " + std::to_string(most_threads),
+                          std::to_string(threads));
+    }
+    if (threads == 0) threads = std::min(available_threads(), most_threads);
+    workers_.reserve(static_cast<std::size_t>(threads - 1));
+    try {
+      for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
+    } catch (const std::exception&) {
+      // The system grants no more threads: go on with those there are.
+    }
+  }
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+  ~ThreadPool() {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls body(part, parts) once for each part in [0, parts), where parts is threads(), or 1 when the pool is busy.
+  /// What a part throws is thrown to the caller, after all parts have ended.
+  template <class Body>
+  void run(Body&& body) {
+    if (workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
+      body(0, 1);
+      return;
+    }
+    using Plain = std::remove_reference_t<Body>;
+    task_ = [](void* context, int part, int parts) { (*static_cast<Plain*>(context))(part, parts); };
+    context_ = const_cast<void*>(static_cast<const void*>(std::addressof(body)));
+    mode_ = detail::FloatingPointMode();
+    start();
+    perform(0);
+    finish();
+    const std::exception_ptr failure = std::exchange(failure_, nullptr);
+    busy_.store(false, std::memory_order_release);
+    if (failure) std::rethrow_exception(failure);
+  }
+
+ private:
+  static constexpr int pauses = 64;    // then yield: with more threads than processors a long spin starves the others
+  static constexpr int yields = 2000;  // then sleep
+
+  void start() {
+    pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    generation_.fetch_add(1);  // sequentially consistent, as is sleeping_: either side sees the other
+    if (sleeping_.load() == 0) return;
+    { const std::lock_guard lock(mutex_); }
+    wake_.notify_all();
+  }
+
+  void finish() {
+    for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
+      if (spin < pauses) {
+        detail::pause_briefly();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+  void perform(int part) noexcept {
+    try {
+      task_(context_, part, threads());
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+
+  void work(int index) {
+    for (std::uint64_t seen = 0;;) {
+      seen = await(seen);
+      if (stop_) return;
+      mode_.apply();
+      perform(index);
+      pending_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  /// Returns the generation after `seen`: a worker that serves each generation exactly once can miss none, because the
+  /// caller waits for all of them before it starts the next.
+  std::uint64_t await(std::uint64_t seen) {
+    for (int spin = 0; spin < pauses + yields; ++spin) {
+      if (generation_.load(std::memory_order_acquire) != seen) return seen + 1;
+      if (spin < pauses) {
+        detail::pause_briefly();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+    std::unique_lock lock(mutex_);
+    sleeping_.fetch_add(1);
+    wake_.wait(lock, [&] { return generation_.load() != seen; });
+    sleeping_.fetch_sub(1);
+    return seen + 1;
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<int> pending_{0}, sleeping_{0};
+  std::atomic<bool> busy_{false}, stop_{false};
+  void (*task_)(void*, int, int) = nullptr;
+  void* context_ = nullptr;
+  detail::FloatingPointMode mode_;
+  std::exception_ptr failure_;
+};
+
+/// Calls body(begin, end) on disjoint ranges that cover [0, count), in parallel when each thread gets `grain` or more.
+template <class Body>
+void parallel_for(ThreadPool& pool, std::size_t count, std::size_t grain, Body&& body) {
+  if (count == 0) return;
+  if (pool.threads() == 1 || count < 2 * std::max<std::size_t>(grain, 1)) {
+    body(std::size_t{0}, count);
+    return;
+  }
+  pool.run([&](int part, int parts) {
+    const std::size_t index = static_cast<std::size_t>(part), total = static_cast<std::size_t>(parts);
+    const std::size_t begin = count * index / total, end = count * (index + 1) / total;
+    if (begin < end) body(begin, end);
+  });
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,71 @@
+// Random numbers of our own, the same on every machine: xoshiro256** (Blackman and Vigna), seeded by SplitMix64.
+#ifndef MINIMAMBA_CORE_RANDOM_HPP
+#define MINIMAMBA_CORE_RANDOM_HPP
+
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <string_view>
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// A stream of random numbers. Its state is a value: copy it, compare it, save it.
+class Random {
+ public:
+  explicit Random(std::uint64_t seed = 0) {
+    for (std::uint64_t& word : state) {
+      seed += 0x9E3779B97F4A7C15U;
+      std::uint64_t mixed = seed;
+      mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9U;
+      mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBU;
+      word = mixed ^ (mixed >> 31);
+    }
+  }
+
+  /// A stream of its own for each name: what one tensor draws does not depend on which others there are.
+  Random(std::uint64_t seed, std::string_view name) : Random(seed ^ hash(name)) {}
+
+  /// 64 random bits.
+  std::uint64_t bits() {
+    const std::uint64_t result = std::rotl(state[1] * 5, 7) * 9;
+    const std::uint64_t shifted = state[1] << 17;
+    state[2] ^= state[0];
+    state[3] ^= state[1];
+    state[1] ^= state[2];
+    state[0] ^= state[3];
+    state[2] ^= shifted;
+    state[3] = std::rotl(state[3], 45);
+    return result;
+  }
+
+  /// Uniform in [0, 1), a multiple of 2^-53.
+  double uniform() { return static_cast<double>(bits() >> 11) * 0x1p-53; }
+  /// Uniform in [low, high).
+  double uniform(double low, double high) { return low + (high - low) * uniform(); }
+  /// Normal with mean 0 and deviation 1, by Marsaglia's polar method (one of its two numbers, so that no state hides).
+  double normal() {
+    for (;;) {
+      const double x = uniform(-1, 1), y = uniform(-1, 1), squared = x * x + y * y;
+      if (squared < 1 && squared > 0) return x * std::sqrt(-2 * std::log(squared) / squared);
+    }
+  }
+
+  bool operator==(const Random&) const = default;
+
+  std::array<std::uint64_t, 4> state{};
+
+ private:
+  static constexpr std::uint64_t hash(std::string_view name) {  // FNV-1a
+    std::uint64_t value = 0xCBF29CE484222325U;
+    for (const char c : name) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3U;
+    return value;
+  }
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,96 @@
+// The small layers: Linear, Embedding, Conv1d and RMSNorm. Members are named as in the checkpoint.
+#ifndef MINIMAMBA_NN_LAYERS_HPP
+#define MINIMAMBA_NN_LAYERS_HPP
+
+#include <cstddef>
+#include <utility>
+
+#include "minimamba/nn/parameters.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+template <class Scalar>
+class EigenBackend;
+
+/// y = x weight^T + bias
+template <class Scalar = float, template <class> class Backend = EigenBackend, class Weight = Scalar>
+struct Linear {
+  WeightMatrix<Backend<Scalar>, Weight> weight;  // [out, in]
+  Tensor<Backend<Scalar>> bias;                  // [out], or absent
+
+  Linear() = default;
+  Linear(std::size_t in, std::size_t out, bool with_bias) : weight(Shape{out, in}) {
+    if (with_bias) bias = Tensor<Backend<Scalar>>(Shape{out});
+  }
+
+  /// x [M, in], y [M, out]
+  void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
+    backend.matmul(x, weight.packed(), y);
+    if (bias.present()) backend.add(bias.view(), y);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("weight", self.weight...);
+    f("bias", self.bias...);
+  }
+};
+
+/// Row i of the result is row tokens[i] of the weight.
+template <class Scalar = float, template <class> class Backend = EigenBackend, class Weight = Scalar>
+struct Embedding {
+  WeightMatrix<Backend<Scalar>, Weight> weight;  // [V, D]
+
+  Embedding() = default;
+  Embedding(std::size_t rows, std::size_t cols) : weight(Shape{rows, cols}) {}
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("weight", self.weight...);
+  }
+};
+
+/// The parameters of the causal depthwise convolution; the kernel is the backend's causal_conv1d.
+template <class Scalar = float, template <class> class Backend = EigenBackend>
+struct Conv1d {
+  Tensor<Backend<Scalar>> weight;  // [E, 1, K], oldest first
+  Tensor<Backend<Scalar>> bias;    // [E], or absent
+
+  Conv1d() = default;
+  Conv1d(std::size_t channels, std::size_t width, bool with_bias) : weight(Shape{channels, 1, width}) {
+    if (with_bias) bias = Tensor<Backend<Scalar>>(Shape{channels});
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("weight", self.weight...);
+    f("bias", self.bias...);
+  }
+};
+
+/// y = x / sqrt(mean(x^2) + epsilon) * weight, the mean over each row (Zhang and Sennrich, arXiv 1910.07467).
+template <class Scalar = float, template <class> class Backend = EigenBackend>
+struct RMSNorm {
+  Tensor<Backend<Scalar>> weight;  // [D]
+  double epsilon = 1e-5;
+
+  RMSNorm() = default;
+  RMSNorm(std::size_t width, double eps) : weight(Shape{width}), epsilon(eps) {}
+
+  /// x, y [M, D]
+  void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
+    backend.rms_norm(x, weight.view(), epsilon, y);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("weight", self.weight...);
+  }
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,165 @@
+// Parameters and the walk over them. Every layer has one table, its static visit(), that names its parts as the
+// checkpoint does; loading, saving, counting, initialising and optimising are all for_each_parameter with another body.
+#ifndef MINIMAMBA_NN_PARAMETERS_HPP
+#define MINIMAMBA_NN_PARAMETERS_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "minimamba/backend/concept.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// The extents of a parameter as the checkpoint states them; empty when the layer does without it.
+using Shape = std::vector<std::size_t>;
+
+namespace detail {
+
+/// Shape, and the [rows, cols] matrix it is read and written as: [E] is one row, [E, 1, K] has E rows of K.
+class Extents {
+ public:
+  Extents() = default;
+  explicit Extents(Shape shape) : shape_(std::move(shape)) {}
+
+  const Shape& shape() const { return shape_; }
+  bool present() const { return !shape_.empty(); }
+  std::size_t rows() const { return shape_.size() > 1 ? shape_.front() : shape_.size(); }
+  std::size_t cols() const { return shape_.empty() ? 0 : shape_.back(); }
+  std::size_t size() const { return rows() * cols(); }
+
+ private:
+  Shape shape_;
+};
+
+}  // namespace detail
+
+/// A parameter kept in Scalar: norms, biases, conv1d, A_log and D. It has a shape from the start and memory when
+/// allocate() has been called.
+template <class Backend>
+class Tensor : public detail::Extents {
+ public:
+  using Scalar = typename Backend::Scalar;
+  using Extents::Extents;
+
+  void allocate(const Backend& backend) { buffer_ = backend.template allocate<Scalar>(size()); }
+  bool allocated() const { return buffer_.size() == size(); }
+
+  View<Scalar> view() { return {buffer_.data(), rows(), cols()}; }
+  View<const Scalar> view() const { return {buffer_.data(), rows(), cols()}; }
+
+  /// Copies rows [first, first + host.rows()) from or to the host.
+  void upload(const Backend& backend, std::size_t first, View<const Scalar> host) {
+    backend.upload({host.data(), host.rows() * host.cols()}, buffer_.data() + first * cols());
+  }
+  void download(const Backend& backend, std::size_t first, View<Scalar> host) const {
+    backend.download(buffer_.data() + first * cols(), {host.data(), host.rows() * host.cols()});
+  }
+
+ private:
+  typename Backend::template Buffer<Scalar> buffer_;
+};
+
+/// One of the matrices that carry the weight format W: in_proj, x_proj, dt_proj, out_proj, embedding, lm_head.
+template <class Backend, class W>
+class WeightMatrix : public detail::Extents {
+ public:
+  using Scalar = typename Backend::Scalar;
+  using Extents::Extents;
+
+  void allocate(const Backend& backend) { matrix_ = backend.template make_matrix<W>(rows(), cols()); }
+  bool allocated() const { return matrix_.rows() == rows(); }
+
+  const typename Backend::template Matrix<W>& packed() const { return matrix_; }
+
+  /// Packs rows [first, first + host.rows()) from the host, or unpacks them to it.
+  void upload(const Backend& backend, std::size_t first, View<const Scalar> host) {
+    backend.upload_rows(host, first, matrix_);
+  }
+  void download(const Backend& backend, std::size_t first, View<Scalar> host) const {
+    backend.download_rows(matrix_, first, host);
+  }
+
+ private:
+  typename Backend::template Matrix<W> matrix_;
+};
+
+/// A parameter, as opposed to a module made of named parts.
+template <class P>
+concept Parameter = std::derived_from<std::remove_const_t<P>, detail::Extents>;
+
+namespace detail {
+
+template <class Body, class First, class... Rest>
+void walk(const std::string& name, Body& body, First& first, Rest&... rest) {
+  if constexpr (Parameter<First>) {
+    if (first.present()) body(std::string_view(name), first, rest...);
+  } else {
+    First::visit(
+        [&](std::string_view part, auto&... parts) {
+          walk(name.empty() ? std::string(part) : name + "." + std::string(part), body, parts...);
+        },
+        first, rest...);
+  }
+}
+
+/// Calls body(first row, View of the pieces' rows) for pieces of about 64 Ki elements, so that a host copy of a whole
+/// matrix is never needed. The view's memory is reused.
+template <class Scalar, class Body>
+void in_pieces(std::size_t rows, std::size_t cols, Body&& body) {
+  const std::size_t at_once = std::clamp<std::size_t>((std::size_t{1} << 16) / std::max<std::size_t>(cols, 1), 1, rows);
+  std::vector<Scalar> values(at_once * cols);
+  for (std::size_t first = 0; first < rows; first += at_once) {
+    body(first, View<Scalar>(values.data(), std::min(at_once, rows - first), cols));
+  }
+}
+
+}  // namespace detail
+
+/// Calls body(name, parameter, ...) for each parameter of a module, and of others of the same configuration beside it:
+///   for_each_parameter([](std::string_view name, auto& weight, auto& gradient) { ... }, model, gradients);
+/// Names are those of the official checkpoint without "backbone.": layers.3.mixer.in_proj.weight.
+template <class Body, class... Modules>
+void for_each_parameter(Body&& body, Modules&... modules) {
+  detail::walk(std::string(), body, modules...);
+}
+
+/// Number of numbers in all parameters of a module.
+template <class Module>
+std::size_t count_parameters(const Module& module) {
+  std::size_t count = 0;
+  for_each_parameter([&](std::string_view, const auto& parameter) { count += parameter.size(); }, module);
+  return count;
+}
+
+/// Gives every parameter of a module its memory, zero at first.
+template <class Module, class Backend>
+void allocate_parameters(Module& module, const Backend& backend) {
+  for_each_parameter([&](std::string_view, auto& parameter) { parameter.allocate(backend); }, module);
+}
+
+/// Copies all parameters, through the host, to a module of the same configuration; backend and format may differ.
+template <class From, class FromBackend, class To, class ToBackend>
+void copy_parameters(const From& from, const FromBackend& from_backend, To& to, const ToBackend& to_backend) {
+  for_each_parameter(
+      [&](std::string_view, const auto& source, auto& target) {
+        using Source = typename FromBackend::Scalar;
+        using Target = typename ToBackend::Scalar;
+        detail::in_pieces<Source>(source.rows(), source.cols(), [&](std::size_t first, View<Source> piece) {
+          source.download(from_backend, first, piece);
+          std::vector<Target> converted(piece.data(), piece.data() + piece.rows() * piece.cols());
+          target.upload(to_backend, first, View<const Target>(converted.data(), piece.rows(), piece.cols()));
+        });
+      },
+      from, to);
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

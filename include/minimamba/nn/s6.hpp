@@ -1,0 +1,116 @@
+// S6, the selective state-space mixer: the heart of Mamba (Gu and Dao, arXiv 2312.00752, sections 3.2 to 3.4).
+//
+//   (u, z) = in_proj(x)                        u = silu(causal_depthwise_conv1d(u))
+//   (dt, B, C) = x_proj(u)                     dt = softplus(dt_proj(dt))
+//   h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t   A = -exp(A_log)
+//   y_t = C_t . h_t + D u_t                    out = out_proj(y silu(z))
+//
+// B, C and dt depend on the input: that is the selection. h [E, N] and the last K - 1 inputs of the convolution are all
+// that is kept from one token to the next.
+#ifndef MINIMAMBA_NN_S6_HPP
+#define MINIMAMBA_NN_S6_HPP
+
+#include <cstddef>
+
+#include "minimamba/core/config.hpp"
+#include "minimamba/nn/layers.hpp"
+#include "minimamba/nn/workspace.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// What a layer carries from token to token, for all rows of the batch.
+template <class Scalar>
+struct LayerState {
+  View<Scalar> conv;  // [B E, K - 1], inputs of the convolution, oldest first
+  View<Scalar> ssm;   // [B E, N], the state h
+};
+
+template <class Scalar>
+struct S6Arguments {
+  Sequence sequence;         // B, L
+  View<const Scalar> x;      // [M, D], the normed residual stream
+  LayerState<Scalar> state;  // read and written
+  View<Scalar> y;            // [M, D], not x
+};
+
+template <class Scalar = float, template <class> class Backend = EigenBackend, class Weight = Scalar>
+struct S6 {
+  Linear<Scalar, Backend, Weight> in_proj;   // [2E, D], rows 0..E-1 are u, E..2E-1 are z
+  Conv1d<Scalar, Backend> conv1d;            // [E, 1, K]
+  Linear<Scalar, Backend, Weight> x_proj;    // [R + 2N, E], rows dt, B, C
+  Linear<Scalar, Backend, Weight> dt_proj;   // [E, R]; its bias is added in the scan
+  Tensor<Backend<Scalar>> A_log;             // [E, N]
+  Tensor<Backend<Scalar>> D;                 // [E]
+  Linear<Scalar, Backend, Weight> out_proj;  // [D, E]
+
+  Tensor<Backend<Scalar>> A;  // [E, N], derived from A_log by refresh()
+
+  S6() = default;
+  /// Shapes only: see allocate_parameters and initialize. The configuration is a resolved one.
+  explicit S6(const MambaConfig& config)
+      : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()),
+           static_cast<std::size_t>(config.d_state), static_cast<std::size_t>(config.dt_rank), config) {}
+
+  /// Recomputes what is derived; call it when A_log has changed.
+  void refresh(const Backend<Scalar>& backend) {
+    if (!A.present() || !A.allocated()) {
+      A = Tensor<Backend<Scalar>>(A_log.shape());
+      A.allocate(backend);
+    }
+    backend.negative_exp(std::as_const(A_log).view(), A.view());
+  }
+
+  void forward(const Backend<Scalar>& backend, const S6Arguments<Scalar>& p, Workspace<Backend<Scalar>>& work) const {
+    const std::size_t M = p.sequence.rows(), E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
+    const View<Scalar> uz = work.uz(M), u = work.u(M), dt_b_c = work.dt_b_c(M), delta = work.delta(M), y = work.y(M);
+    in_proj.forward(backend, p.x, uz);
+    backend.causal_conv1d({.sequence = p.sequence,
+                           .x = uz.columns(0, E),
+                           .weight = conv1d.weight.view(),
+                           .bias = conv1d.bias.view(),
+                           .window = p.state.conv,
+                           .y = u});
+    x_proj.forward(backend, u, dt_b_c);
+    backend.matmul(dt_b_c.columns(0, R), dt_proj.weight.packed(), delta);
+    backend.selective_scan({.sequence = p.sequence,
+                            .u = u,
+                            .delta = delta,
+                            .delta_bias = dt_proj.bias.view(),
+                            .a = A.view(),
+                            .b = dt_b_c.columns(R, N),
+                            .c = dt_b_c.columns(R + N, N),
+                            .d = D.view(),
+                            .z = uz.columns(E, E),
+                            .h = p.state.ssm,
+                            .y = y});
+    out_proj.forward(backend, y, p.y);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("A_log", self.A_log...);
+    f("D", self.D...);
+    f("in_proj", self.in_proj...);
+    f("conv1d", self.conv1d...);
+    f("x_proj", self.x_proj...);
+    f("dt_proj", self.dt_proj...);
+    f("out_proj", self.out_proj...);
+  }
+
+ private:
+  S6(std::size_t d_model, std::size_t d_inner, std::size_t d_state, std::size_t dt_rank, const MambaConfig& config)
+      : in_proj(d_model, 2 * d_inner, config.bias),
+        conv1d(d_inner, static_cast<std::size_t>(config.d_conv), config.conv_bias),
+        x_proj(d_inner, dt_rank + 2 * d_state, false),
+        dt_proj(dt_rank, d_inner, true),
+        A_log(Shape{d_inner, d_state}),
+        D(Shape{d_inner}),
+        out_proj(d_inner, d_model, config.bias) {}
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif
