@@ -73,7 +73,7 @@ class EigenBackend : public detail::HostMemory<Number> {
   }
 
   void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
-    assert(p.x.data() != p.y.data() && p.weight.cols() == p.window.cols() + 1);
+    assert((p.y.empty() || p.x.data() != p.y.data()) && p.weight.cols() == p.window.cols() + 1);
     each_strip(p.sequence.batch, p.x.cols(), p.sequence.length * p.weight.cols(),
                [&](auto lanes, std::size_t row, std::size_t channel) {
                  if (p.sequence.length != 0) conv1d_strip<lanes.value>(p, row, channel);

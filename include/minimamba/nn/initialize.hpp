@@ -17,26 +17,34 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Draws element (row, col) of the parameter called `name`, which has `cols` columns.
-inline double initial_value(std::string_view name, const MambaConfig& config, std::size_t cols, std::size_t col,
-                            Random& random) {
+/// Draws the element in column `col` of a parameter of `cols` columns.
+inline double initial_value(Role role, const MambaConfig& config, std::size_t cols, std::size_t col, Random& random) {
   const auto uniform = [&](double bound) { return random.uniform(-bound, bound); };
-  if (name.ends_with("A_log")) return std::log(static_cast<double>(col + 1));
-  if (name.ends_with("D") || name.ends_with("norm.weight") || name.ends_with("norm_f.weight")) return 1;
-  if (name.ends_with("embedding.weight")) return 0.02 * random.normal();
-  if (name.ends_with("conv1d.weight") || name.ends_with("conv1d.bias")) {
-    return uniform(1 / std::sqrt(static_cast<double>(config.d_conv)));
+  const auto inverse_root = [](auto number) { return 1 / std::sqrt(static_cast<double>(number)); };
+  switch (role) {
+    case Role::linear:
+      return uniform(inverse_root(cols));  // kaiming uniform with a = sqrt(5)
+    case Role::residual_linear:            // each block adds to the stream: keep the sum in scale
+      return uniform(inverse_root(cols) * inverse_root(config.n_layer));
+    case Role::embedding:
+      return 0.02 * random.normal();
+    case Role::convolution:
+      return uniform(inverse_root(config.d_conv));
+    case Role::time_step:
+      return uniform(config.dt_scale * inverse_root(cols));
+    case Role::time_step_bias: {
+      const double dt = std::exp(random.uniform(std::log(config.dt_min), std::log(config.dt_max)));
+      const double floored = std::max(dt, config.dt_init_floor);
+      return floored + std::log(-std::expm1(-floored));  // the inverse of softplus
+    }
+    case Role::bias:
+      return 0;
+    case Role::a_log:
+      return std::log(static_cast<double>(col + 1));
+    case Role::scale:
+      return 1;
   }
-  if (name.ends_with("dt_proj.weight")) return uniform(config.dt_scale / std::sqrt(static_cast<double>(cols)));
-  if (name.ends_with("dt_proj.bias")) {
-    const double dt = std::exp(random.uniform(std::log(config.dt_min), std::log(config.dt_max)));
-    const double floored = std::max(dt, config.dt_init_floor);
-    return floored + std::log(-std::expm1(-floored));  // the inverse of softplus
-  }
-  if (name.ends_with("bias")) return 0;
-  const double bound = 1 / std::sqrt(static_cast<double>(cols));  // kaiming uniform with a = sqrt(5)
-  const bool residual = name.ends_with("out_proj.weight");  // each block adds to the stream: keep the sum in scale
-  return uniform(residual ? bound / std::sqrt(static_cast<double>(config.n_layer)) : bound);
+  return 0;
 }
 
 }  // namespace detail
@@ -56,7 +64,7 @@ void initialize_parameters(Module& module, const MambaConfig& config, const Back
         const std::size_t cols = parameter.cols();
         detail::in_pieces<Scalar>(parameter.rows(), cols, [&](std::size_t first, View<Scalar> piece) {
           for (std::size_t i = 0; i < piece.rows() * cols; ++i) {
-            const double value = detail::initial_value(name, config, cols, i % cols, random);
+            const double value = detail::initial_value(parameter.role(), config, cols, i % cols, random);
             piece.data()[i] = static_cast<Scalar>(static_cast<float>(value));
           }
           parameter.upload(backend, first, piece);

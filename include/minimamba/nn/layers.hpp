@@ -21,8 +21,8 @@ struct Linear {
   Tensor<Backend<Scalar>> bias;                  // [out], or absent
 
   Linear() = default;
-  Linear(std::size_t in, std::size_t out, bool with_bias) : weight(Shape{out, in}) {
-    if (with_bias) bias = Tensor<Backend<Scalar>>(Shape{out});
+  Linear(std::size_t in, std::size_t out, bool with_bias, Role role = Role::linear) : weight(Shape{out, in}, role) {
+    if (with_bias) bias = {Shape{out}, role == Role::time_step ? Role::time_step_bias : Role::bias};
   }
 
   /// x [M, in], y [M, out]
@@ -44,7 +44,7 @@ struct Embedding {
   WeightMatrix<Backend<Scalar>, Weight> weight;  // [V, D]
 
   Embedding() = default;
-  Embedding(std::size_t rows, std::size_t cols) : weight(Shape{rows, cols}) {}
+  Embedding(std::size_t rows, std::size_t cols) : weight(Shape{rows, cols}, Role::embedding) {}
 
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
@@ -59,8 +59,9 @@ struct Conv1d {
   Tensor<Backend<Scalar>> bias;    // [E], or absent
 
   Conv1d() = default;
-  Conv1d(std::size_t channels, std::size_t width, bool with_bias) : weight(Shape{channels, 1, width}) {
-    if (with_bias) bias = Tensor<Backend<Scalar>>(Shape{channels});
+  Conv1d(std::size_t channels, std::size_t width, bool with_bias)
+      : weight(Shape{channels, 1, width}, Role::convolution) {
+    if (with_bias) bias = {Shape{channels}, Role::convolution};
   }
 
   template <class F, class... Self>
@@ -77,7 +78,7 @@ struct RMSNorm {
   double epsilon = 1e-5;
 
   RMSNorm() = default;
-  RMSNorm(std::size_t width, double eps) : weight(Shape{width}), epsilon(eps) {}
+  RMSNorm(std::size_t width, double eps) : weight(Shape{width}, Role::scale), epsilon(eps) {}
 
   /// x, y [M, D]
   void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {

@@ -19,15 +19,19 @@ namespace minimamba::inline MINIMAMBA_ISA {
 /// The extents of a parameter as the checkpoint states them; empty when the layer does without it.
 using Shape = std::vector<std::size_t>;
 
+/// What a parameter is to its layer: how it is initialised, and whether weight decay pulls on it in training.
+enum class Role { linear, residual_linear, embedding, convolution, time_step, time_step_bias, bias, a_log, scale };
+
 namespace detail {
 
 /// Shape, and the [rows, cols] matrix it is read and written as: [E] is one row, [E, 1, K] has E rows of K.
 class Extents {
  public:
   Extents() = default;
-  explicit Extents(Shape shape) : shape_(std::move(shape)) {}
+  Extents(Shape shape, Role role) : shape_(std::move(shape)), role_(role) {}
 
   const Shape& shape() const { return shape_; }
+  Role role() const { return role_; }
   bool present() const { return !shape_.empty(); }
   std::size_t rows() const { return shape_.size() > 1 ? shape_.front() : shape_.size(); }
   std::size_t cols() const { return shape_.empty() ? 0 : shape_.back(); }
@@ -35,6 +39,7 @@ class Extents {
 
  private:
   Shape shape_;
+  Role role_ = Role::linear;
 };
 
 }  // namespace detail

@@ -56,7 +56,7 @@ struct S6 {
   /// Recomputes what is derived; call it when A_log has changed.
   void refresh(const Backend<Scalar>& backend) {
     if (!A.present() || !A.allocated()) {
-      A = Tensor<Backend<Scalar>>(A_log.shape());
+      A = {A_log.shape(), A_log.role()};
       A.allocate(backend);
     }
     backend.negative_exp(std::as_const(A_log).view(), A.view());
@@ -104,10 +104,10 @@ struct S6 {
       : in_proj(d_model, 2 * d_inner, config.bias),
         conv1d(d_inner, static_cast<std::size_t>(config.d_conv), config.conv_bias),
         x_proj(d_inner, dt_rank + 2 * d_state, false),
-        dt_proj(dt_rank, d_inner, true),
-        A_log(Shape{d_inner, d_state}),
-        D(Shape{d_inner}),
-        out_proj(d_inner, d_model, config.bias) {}
+        dt_proj(dt_rank, d_inner, true, Role::time_step),
+        A_log(Shape{d_inner, d_state}, Role::a_log),
+        D(Shape{d_inner}, Role::scale),
+        out_proj(d_inner, d_model, config.bias, Role::residual_linear) {}
 };
 
 }  // namespace minimamba

@@ -1,0 +1,108 @@
+// generate: a lazy range of tokens that continue a prompt.
+//
+//   auto cache = model.make_cache();
+//   for (std::int32_t token : minimamba::generate(model, cache, prompt, {.max_new_tokens = 20})) ...
+#ifndef MINIMAMBA_GENERATE_GENERATE_HPP
+#define MINIMAMBA_GENERATE_GENERATE_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "minimamba/generate/sampler.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// What generate() returns: an input range. Nothing is computed before begin(), which reads the prompt; each increment
+/// reads one token and chooses the next. Refers to the model and the cache, which must outlive it.
+template <class Model>
+class Generation {
+ public:
+  using Cache = typename Model::Cache;
+
+  Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options)
+      : model_(&model),
+        cache_(&cache),
+        unread_(prompt.begin(), prompt.end()),
+        options_(options),
+        sampler_(options, model.config().vocab_size) {
+    if (cache.batch() != 1) throw ArgumentError("cache", "a batch of 1", std::to_string(cache.batch()));
+    if (prompt.empty()) throw ArgumentError("prompt", "at least one token", "none");
+  }
+
+  class Iterator {
+   public:
+    using value_type = std::int32_t;
+    using difference_type = std::ptrdiff_t;
+    using iterator_concept = std::input_iterator_tag;
+
+    Iterator() = default;
+    explicit Iterator(Generation* generation) : generation_(generation) {}
+    std::int32_t operator*() const { return generation_->unread_.front(); }
+    Iterator& operator++() {
+      generation_->advance();
+      return *this;
+    }
+    void operator++(int) { ++*this; }
+    bool operator==(std::default_sentinel_t) const { return generation_->ended_; }
+
+   private:
+    Generation* generation_ = nullptr;
+  };
+
+  /// Reads the prompt and chooses the first token. Throws ArgumentError for a token id that the model does not have.
+  Iterator begin() {
+    if (!begun_) {
+      begun_ = true;
+      ended_ = options_.max_new_tokens == 0;
+      if (!ended_) choose();
+    }
+    return Iterator(this);
+  }
+  std::default_sentinel_t end() const { return {}; }
+
+  /// Whether the model chose its end-of-text token, which is not part of the range.
+  bool reached_eos() const { return eos_; }
+
+ private:
+  void advance() {
+    ended_ = ++count_ >= options_.max_new_tokens;
+    if (!ended_) choose();
+  }
+
+  void choose() {
+    const auto logits = model_->forward_last(unread_, *cache_);
+    unread_.assign(1, sampler_(logits.row(0)));
+    const auto eos = model_->config().eos_token_id;
+    eos_ = !options_.ignore_eos && eos && unread_.front() == *eos;
+    ended_ = eos_;
+  }
+
+  const Model* model_;
+  Cache* cache_;
+  std::vector<std::int32_t> unread_;  // the prompt, then the token chosen last
+  GenerateOptions options_;
+  Sampler sampler_;
+  std::int64_t count_ = 0;
+  bool begun_ = false, ended_ = false, eos_ = false;
+};
+
+/// Continues a prompt, which may follow whatever the cache has read before. The token that is yielded last has not been
+/// read by the cache: to go on later, begin the next prompt with it. Throws ArgumentError for an empty prompt, a cache
+/// with more than one row, or an option out of its range.
+template <class Model>
+Generation<Model> generate(const Model& model, typename Model::Cache& cache, std::span<const std::int32_t> prompt,
+                           const GenerateOptions& options = {}) {
+  return Generation<Model>(model, cache, prompt, options);
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,252 @@
+// Loading and saving of whole models.
+//
+//   auto model = minimamba::load<minimamba::Mamba<float>>("mamba-130m-hf");
+//   minimamba::save(model, "copy");
+#ifndef MINIMAMBA_IO_CHECKPOINT_HPP
+#define MINIMAMBA_IO_CHECKPOINT_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "minimamba/io/config.hpp"
+#include "minimamba/io/safetensors.hpp"
+#include "minimamba/nn/mamba.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+template <class Model>
+struct LoadOptions {
+  typename Model::BackendType backend = typename Model::BackendType();
+  /// Told after each tensor which part of the parameters, from 0 to 1, has been read; returns false to give up, and
+  /// then load throws CancelledError.
+  std::function<bool(double)> progress = {};
+};
+
+/// The caller's callback asked to stop.
+class CancelledError : public Error {
+ public:
+  using Error::Error;
+};
+
+namespace detail {
+
+/// A checkpoint with its tensors found but not yet read.
+struct Checkpoint {
+  MambaConfig config;
+  std::string config_name;
+  TensorSet tensors;
+};
+
+/// The stored tensor of a parameter. Both layouts put "backbone." before all names but the head's, and they differ in
+/// whether the embedding is plural.
+inline const StoredTensor* find_parameter(const TensorSet& tensors, std::string_view parameter) {
+  const std::string name(parameter);
+  if (name == "lm_head.weight") return tensors.find(name);
+  if (name == "embedding.weight") {
+    const StoredTensor* plural = tensors.find("backbone.embeddings.weight");
+    if (plural != nullptr) return plural;
+  }
+  return tensors.find("backbone." + name);
+}
+
+/// Opens a folder with config.json and model.safetensors or its sharded index, or one of the two weight files itself,
+/// beside which config.json lies.
+inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
+  std::error_code error;
+  const auto exists = [&](const std::filesystem::path& file) { return std::filesystem::exists(file, error); };
+  if (!exists(path)) throw FileError(path.string(), "a model's folder or file", "nothing of that name");
+  const bool is_folder = std::filesystem::is_directory(path, error);
+  const std::filesystem::path folder = is_folder ? path : path.parent_path();
+  std::filesystem::path weights = path;
+  if (is_folder) {
+    weights = folder / "model.safetensors";
+    if (!exists(weights)) weights = folder / "model.safetensors.index.json";
+    if (!exists(weights)) {
+      const bool pickle = exists(folder / "pytorch_model.bin") || exists(folder / "pytorch_model.bin.index.json");
+      throw FileError(folder.string(), "model.safetensors or model.safetensors.index.json",
+                      pickle ? "only pytorch_model.bin, which cannot be read yet" : "neither");
+    }
+  }
+  Checkpoint checkpoint;
+  const ByteSource config = ByteSource::open(folder / "config.json");
+  checkpoint.config_name = config.name();
+  checkpoint.config = read_config(config);
+  ByteSource source = ByteSource::open(weights);
+  char first = 0;
+  if (source.size() > 0) source.read(0, std::as_writable_bytes(std::span(&first, 1)));
+  char ninth = 0;  // a safetensors file has eight bytes of length before its brace, and may begin with any byte
+  if (source.size() > 8) source.read(8, std::as_writable_bytes(std::span(&ninth, 1)));
+  if (first == '{' && ninth != '{') {
+    read_sharded_safetensors(weights, checkpoint.tensors);
+  } else {
+    read_safetensors(std::move(source), checkpoint.tensors);
+  }
+  return checkpoint;
+}
+
+/// Throws CheckpointError unless the tensors are exactly those of the model, before any memory is spent on them.
+template <class Model>
+void check_tensors(const Checkpoint& checkpoint, Model& model) {
+  std::map<std::string, bool> expected;
+  for_each_parameter(
+      [&](std::string_view name, auto& parameter) {
+        const StoredTensor* stored = find_parameter(checkpoint.tensors, name);
+        if (stored == nullptr) {
+          const std::string prefix = name == "lm_head.weight" ? "" : "backbone.";
+          const std::string file = checkpoint.tensors.tensors().empty()
+                                       ? "the weights"
+                                       : checkpoint.tensors.source_name(checkpoint.tensors.tensors().begin()->second);
+          throw CheckpointError(file + ": " + prefix + std::string(name),
+                                "a tensor of shape " + shape_text(parameter.shape()) + ", by " + checkpoint.config_name,
+                                "none");
+        }
+        if (!std::equal(stored->shape.begin(), stored->shape.end(), parameter.shape().begin(),
+                        parameter.shape().end())) {
+          throw CheckpointError(checkpoint.tensors.source_name(*stored) + ": " + stored->name,
+                                "shape " + shape_text(parameter.shape()) + ", by " + checkpoint.config_name,
+                                "shape " + shape_text(stored->shape));
+        }
+        if (!with_float_type(stored->dtype, [](auto) {})) {
+          throw CheckpointError(checkpoint.tensors.source_name(*stored) + ": " + stored->name, "floating-point numbers",
+                                std::string(name_of(stored->dtype)));
+        }
+        expected[stored->name] = true;
+      },
+      model);
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
+    const bool tied_head = name == "lm_head.weight" && checkpoint.config.tie_embeddings;
+    if (expected.count(name) == 0 && !tied_head) {
+      throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + name,
+                            "only tensors of the model that " + checkpoint.config_name + " describes", "this one");
+    }
+  }
+}
+
+/// A tied model may store its head as well, but then it must be the embedding.
+inline void check_tied_head(const TensorSet& tensors) {
+  const StoredTensor* head = tensors.find("lm_head.weight");
+  const StoredTensor* embedding = find_parameter(tensors, "embedding.weight");
+  if (head == nullptr) return;
+  const auto refuse = [&](const std::string& found) {
+    throw CheckpointError(tensors.source_name(*head) + ": lm_head.weight",
+                          "the same numbers as " + embedding->name + ", to which the configuration ties it", found);
+  };
+  if (head->shape != embedding->shape) refuse("shape " + shape_text(head->shape));
+  std::vector<double> a(1U << 14), b(1U << 14);
+  for (std::uint64_t first = 0; first < head->size(); first += a.size()) {
+    const std::size_t count = static_cast<std::size_t>(std::min<std::uint64_t>(a.size(), head->size() - first));
+    tensors.read(*head, first, std::span(a).first(count));
+    tensors.read(*embedding, first, std::span(b).first(count));
+    for (std::size_t i = 0; i < count; ++i) {
+      if (a[i] != b[i] && (a[i] == a[i] || b[i] == b[i])) {
+        refuse("another number in element " + std::to_string(first + i));
+      }
+    }
+  }
+}
+
+inline const char* torch_name(DType dtype) {
+  switch (dtype) {
+    case DType::F64:
+      return "float64";
+    case DType::F16:
+      return "float16";
+    case DType::BF16:
+      return "bfloat16";
+    default:
+      return "float32";
+  }
+}
+
+}  // namespace detail
+
+/// Loads a model from a folder (config.json, and model.safetensors or a sharded model.safetensors.index.json) or from
+/// one of these weight files, in the official or the Hugging Face layout, stored in any floating-point type. Tensors
+/// stream one by one into the model's own form; nothing refers to the files afterwards.
+/// Throws FileError, FormatError, ConfigError or CheckpointError, which name the file and the tensor or key.
+template <class Model>
+Model load(const std::filesystem::path& path, const LoadOptions<Model>& options = {}) {
+  const detail::Checkpoint checkpoint = detail::open_checkpoint(path);
+  Model model = Model::shapes_only(checkpoint.config, options.backend);
+  detail::check_tensors(checkpoint, model);
+  if (checkpoint.config.tie_embeddings) detail::check_tied_head(checkpoint.tensors);
+  const double total = static_cast<double>(model.parameter_count());
+  double done = 0;
+  for_each_parameter(
+      [&](std::string_view name, auto& parameter) {
+        using Scalar = typename Model::ScalarType;
+        const StoredTensor& stored = *detail::find_parameter(checkpoint.tensors, name);
+        parameter.allocate(model.backend());
+        detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
+          checkpoint.tensors.read(stored, first * parameter.cols(),
+                                  std::span(piece.data(), piece.rows() * piece.cols()));
+          parameter.upload(model.backend(), first, piece);
+        });
+        done += static_cast<double>(parameter.size());
+        if (options.progress && !options.progress(done / total)) {
+          throw CancelledError(path.string(), "to be loaded whole", "the request to stop");
+        }
+      },
+      model);
+  model.refresh();
+  return model;
+}
+
+/// Saves a model as a folder in the Hugging Face layout, which is made if it is not there: model.safetensors, with the
+/// matrices in the model's weight format and everything else in its Scalar, and config.json. Both are complete on the
+/// disk before either gets its name. Throws FileError; what was in the folder is then as before.
+template <class Model>
+void save(const Model& model, const std::filesystem::path& folder) {
+  using Scalar = typename Model::ScalarType;
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (!std::filesystem::is_directory(folder, error)) {
+    throw FileError(folder.string(), "a folder, or a place for one", error ? error.message() : "something else");
+  }
+  constexpr DType matrix_type = dtype_of<typename Model::WeightType>();
+  const auto dtype = [](const auto& parameter) {
+    constexpr bool dense =
+        std::is_same_v<std::remove_cvref_t<decltype(parameter)>, Tensor<typename Model::BackendType>>;
+    return dense ? dtype_of<Scalar>() : matrix_type;
+  };
+  std::vector<StoredTensor> tensors;
+  for_each_parameter(
+      [&](std::string_view name, const auto& parameter) {
+        const std::string stored = name == "embedding.weight" ? "backbone.embeddings.weight"
+                                   : name == "lm_head.weight" ? std::string(name)
+                                                              : "backbone." + std::string(name);
+        tensors.push_back({stored, dtype(parameter), {parameter.shape().begin(), parameter.shape().end()}});
+      },
+      model);
+
+  SafetensorsWriter weights(folder / "model.safetensors", tensors);
+  AtomicFile config(folder / "config.json");
+  for_each_parameter(
+      [&](std::string_view, const auto& parameter) {
+        detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
+          parameter.download(model.backend(), first, piece);
+          weights.write(std::span<const Scalar>(piece.data(), piece.rows() * piece.cols()), dtype(parameter));
+        });
+      },
+      model);
+  config.write(hugging_face_config(model.config(), detail::torch_name(matrix_type)).dump(2) + "\n");
+  weights.finish();
+  config.finish();
+  weights.commit();
+  config.commit();
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,21 @@
+// minimamba: Mamba, the selective state-space sequence model, for C++20. This header is all that building and running
+// a model needs; minimamba/io.hpp loads and saves checkpoints.
+#ifndef MINIMAMBA_MINIMAMBA_HPP
+#define MINIMAMBA_MINIMAMBA_HPP
+
+#include "minimamba/core/config.hpp"
+#include "minimamba/core/error.hpp"
+#include "minimamba/core/formats.hpp"
+#include "minimamba/core/scalar.hpp"
+#include "minimamba/core/version.hpp"
+#include "minimamba/core/view.hpp"
+
+#include "minimamba/backend/concept.hpp"
+#include "minimamba/backend/eigen.hpp"
+#include "minimamba/backend/reference.hpp"
+
+#include "minimamba/nn/mamba.hpp"
+
+#include "minimamba/generate/generate.hpp"
+
+#endif

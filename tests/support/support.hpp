@@ -1,0 +1,167 @@
+// What the tests share: the kinds of model they are typed over, random numbers, and comparison in double.
+#ifndef MINIMAMBA_TESTS_SUPPORT_HPP
+#define MINIMAMBA_TESTS_SUPPORT_HPP
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "minimamba/minimamba.hpp"
+
+namespace support {
+
+template <class ScalarType, template <class> class BackendTemplate>
+struct Kind {
+  using Scalar = ScalarType;
+  template <class T>
+  using BackendOf = BackendTemplate<T>;
+  using Backend = BackendTemplate<ScalarType>;
+  using Norm = minimamba::RMSNorm<ScalarType, BackendTemplate>;
+  using Mixer = minimamba::S6<ScalarType, BackendTemplate>;
+  using Block = minimamba::MambaBlock<ScalarType, BackendTemplate>;
+  using Model = minimamba::Mamba<ScalarType, BackendTemplate>;
+  template <class Weight>
+  using ModelOf = minimamba::Mamba<ScalarType, BackendTemplate, Weight>;
+  /// Backends that promise the same bits however a sequence is split; the others promise a tolerance.
+  static constexpr bool exact = !std::is_same_v<Backend, minimamba::EigenBackend<ScalarType>>;
+};
+
+using Kinds = testing::Types<Kind<float, minimamba::ReferenceBackend>, Kind<double, minimamba::ReferenceBackend>,
+                             Kind<float, minimamba::EigenBackend>, Kind<double, minimamba::EigenBackend>>;
+
+struct KindNames {
+  template <class K>
+  static std::string GetName(int) {
+    return std::string(typename K::Backend().name()) + (sizeof(typename K::Scalar) == 4 ? "_float" : "_double");
+  }
+};
+
+/// Rounding error to allow for a sum of `terms` products of numbers near 1: one rounding a term, in the worst case.
+template <class Scalar>
+double tolerance(std::size_t terms) {
+  return static_cast<double>(std::numeric_limits<Scalar>::epsilon()) * static_cast<double>(terms + 8);
+}
+
+using Sizes = std::initializer_list<std::size_t>;
+
+/// A matrix on the host, all that the tests compute with.
+template <class Scalar>
+struct HostMatrix {
+  std::size_t rows, cols;
+  std::vector<Scalar> values;
+
+  HostMatrix(std::size_t r, std::size_t c) : rows(r), cols(c), values(r * c) {}
+  minimamba::View<Scalar> view() { return {values.data(), rows, cols}; }
+  minimamba::View<const Scalar> view() const { return {values.data(), rows, cols}; }
+  Scalar operator()(std::size_t i, std::size_t j) const { return values[i * cols + j]; }
+};
+
+/// Normal numbers, rounded to float so that they are the same in every Scalar.
+template <class Scalar>
+HostMatrix<Scalar> random_matrix(std::size_t rows, std::size_t cols, std::uint64_t seed, double scale = 1) {
+  minimamba::Random random(seed);
+  HostMatrix<Scalar> matrix(rows, cols);
+  for (Scalar& value : matrix.values) value = static_cast<Scalar>(static_cast<float>(scale * random.normal()));
+  return matrix;
+}
+
+inline std::vector<std::int32_t> random_tokens(std::size_t count, std::int64_t vocab_size, std::uint64_t seed = 1) {
+  minimamba::Random random(seed);
+  std::vector<std::int32_t> tokens(count);
+  for (auto& token : tokens) token = static_cast<std::int32_t>(random.uniform(0, static_cast<double>(vocab_size)));
+  return tokens;
+}
+
+template <class Scalar>
+HostMatrix<Scalar> copy_of(minimamba::View<Scalar> view) {
+  HostMatrix<std::remove_const_t<Scalar>> copy(view.rows(), view.cols());
+  for (std::size_t i = 0; i < view.rows(); ++i) std::copy_n(view.row(i).data(), view.cols(), copy.view().row(i).data());
+  return copy;
+}
+template <class Scalar>
+HostMatrix<Scalar> copy_of(minimamba::View<const Scalar> view) {
+  HostMatrix<Scalar> copy(view.rows(), view.cols());
+  for (std::size_t i = 0; i < view.rows(); ++i) std::copy_n(view.row(i).data(), view.cols(), copy.view().row(i).data());
+  return copy;
+}
+
+template <class A, class B>
+double largest_difference(const A& a, const B& b) {
+  double largest = a.rows == b.rows && a.cols == b.cols ? 0 : std::numeric_limits<double>::infinity();
+  for (std::size_t i = 0; i < std::min(a.values.size(), b.values.size()); ++i) {
+    const double difference = std::abs(static_cast<double>(a.values[i]) - static_cast<double>(b.values[i]));
+    largest = std::isnan(difference) ? std::numeric_limits<double>::infinity() : std::max(largest, difference);
+  }
+  return largest;
+}
+
+template <class A>
+double largest_magnitude(const A& a) {
+  double largest = 0;
+  for (const auto value : a.values) largest = std::max(largest, std::abs(static_cast<double>(value)));
+  return largest;
+}
+
+/// Same shape and the same bits.
+template <class Scalar>
+bool identical(const HostMatrix<Scalar>& a, const HostMatrix<Scalar>& b) {
+  return a.rows == b.rows && a.cols == b.cols &&
+         (a.values.empty() || std::memcmp(a.values.data(), b.values.data(), a.values.size() * sizeof(Scalar)) == 0);
+}
+
+/// Expects equality to the bit of exact kinds, and to a part of the largest magnitude of the others.
+template <class K, class Scalar>
+void expect_same(const HostMatrix<Scalar>& a, const HostMatrix<Scalar>& b, const std::string& what) {
+  if constexpr (K::exact) {
+    EXPECT_TRUE(identical(a, b)) << what << " differ by " << largest_difference(a, b);
+  } else {
+    EXPECT_LE(largest_difference(a, b), 100 * tolerance<Scalar>(8) * (1 + largest_magnitude(a))) << what;
+  }
+}
+
+/// The whole value of a cache: the states of all layers and rows.
+template <class Cache>
+auto states(const Cache& cache) {
+  using Scalar = std::remove_const_t<std::remove_pointer_t<decltype(cache.ssm(0, 0).data())>>;
+  std::vector<HostMatrix<Scalar>> all;
+  for (std::size_t layer = 0; layer < static_cast<std::size_t>(cache.config().n_layer); ++layer) {
+    for (std::size_t row = 0; row < cache.batch(); ++row) {
+      all.push_back(copy_of(cache.conv(layer, row)));
+      all.push_back(copy_of(cache.ssm(layer, row)));
+    }
+  }
+  return all;
+}
+
+/// A model whose every tensor differs from its initial value, as training would leave it.
+template <class Model>
+Model trained_looking_model(const minimamba::MambaConfig& config, std::uint64_t seed = 3) {
+  Model model(config);
+  minimamba::for_each_parameter(
+      [&](std::string_view name, auto& parameter) {
+        using Scalar = typename Model::ScalarType;
+        HostMatrix<Scalar> values(parameter.rows(), parameter.cols());
+        parameter.download(model.backend(), 0, values.view());
+        minimamba::Random random(seed, name);
+        const double scale = name.ends_with("embedding.weight") ? 0.7 : 0.2;
+        for (Scalar& value : values.values) value += static_cast<Scalar>(static_cast<float>(scale * random.normal()));
+        parameter.upload(model.backend(), 0, values.view());
+      },
+      model);
+  model.refresh();
+  return model;
+}
+
+inline minimamba::MambaConfig small_config() {
+  return {.d_model = 24, .n_layer = 2, .vocab_size = 50, .d_state = 5, .d_conv = 4, .dt_rank = 3};
+}
+
+}  // namespace support
+
+#endif

@@ -1,0 +1,162 @@
+// generate/: the sampler's filters and the lazy range of tokens.
+#include <map>
+#include <ranges>
+
+#include "support/support.hpp"
+
+namespace {
+
+using namespace minimamba;
+
+std::map<int, int> draw(const GenerateOptions& options, const std::vector<float>& logits, int count = 4000) {
+  Sampler sampler(options, static_cast<std::int64_t>(logits.size()));
+  std::map<int, int> counts;
+  for (int i = 0; i < count; ++i) ++counts[sampler(std::span<const float>(logits))];
+  return counts;
+}
+
+TEST(Sampler, TakesTheLikeliestAtTemperatureZeroAndTheLowestOfEquals) {
+  EXPECT_EQ(draw({}, {1, 3, 2, 3}), (std::map<int, int>{{1, 4000}}));
+  EXPECT_EQ(draw({.temperature = 1, .top_k = 1}, {1, 3, 2, 3}), (std::map<int, int>{{1, 4000}}));
+}
+
+TEST(Sampler, FollowsTheProbabilities) {
+  const auto counts = draw({.temperature = 1}, {std::log(1.F), std::log(2.F), std::log(5.F)}, 40000);
+  EXPECT_NEAR(counts.at(0) / 40000.0, 1 / 8.0, 0.01);
+  EXPECT_NEAR(counts.at(1) / 40000.0, 2 / 8.0, 0.01);
+  EXPECT_NEAR(counts.at(2) / 40000.0, 5 / 8.0, 0.01);
+}
+
+TEST(Sampler, FlattensWithTemperature) {
+  const auto counts = draw({.temperature = 2}, {0, std::log(16.F)}, 40000);  // odds of 1 to 4 instead of 1 to 16
+  EXPECT_NEAR(counts.at(0) / 40000.0, 0.2, 0.01);
+}
+
+TEST(Sampler, KeepsTheTopK) {
+  const auto counts = draw({.temperature = 1, .top_k = 2}, {0, 1, 2, 1.5F});
+  EXPECT_EQ(counts.size(), 2U);
+  EXPECT_TRUE(counts.count(2) == 1 && counts.count(3) == 1);
+}
+
+TEST(Sampler, KeepsTheFewestTokensThatReachTopP) {
+  const std::vector<float> logits{std::log(0.1F), std::log(0.5F), std::log(0.15F), std::log(0.25F)};
+  EXPECT_EQ(draw({.temperature = 1, .top_p = 0.4}, logits).size(), 1U);
+  EXPECT_EQ(draw({.temperature = 1, .top_p = 0.7}, logits).size(), 2U);
+  EXPECT_EQ(draw({.temperature = 1, .top_p = 0.8}, logits).size(), 3U);
+  EXPECT_EQ(draw({.temperature = 1, .top_p = 1}, logits).size(), 4U);
+}
+
+TEST(Sampler, DropsWhatFallsBelowMinP) {
+  const std::vector<float> logits{std::log(0.1F), std::log(0.5F), std::log(0.15F), std::log(0.25F)};
+  EXPECT_EQ(draw({.temperature = 1, .min_p = 0.25}, logits).size(), 3U);
+  EXPECT_EQ(draw({.temperature = 1, .min_p = 1}, logits).size(), 1U);
+}
+
+TEST(Sampler, NeverChoosesPaddingNanOrMinusInfinity) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> logits{0, std::nanf(""), -infinity, 1, 100, 100};
+  for (const double temperature : {0.0, 1.0}) {
+    Sampler sampler({.temperature = temperature}, 4);
+    for (int i = 0; i < 200; ++i) {
+      const int token = sampler(std::span<const float>(logits));
+      EXPECT_TRUE(token == 0 || token == 3);
+    }
+    EXPECT_THROW(sampler(std::span<const float>(logits).subspan(1, 2)), ArgumentError);
+  }
+  EXPECT_EQ(draw({.temperature = 1}, {0, infinity, 3}).size(), 1U);
+}
+
+TEST(Sampler, RepeatsFromItsSeedAndFromItsSavedState) {
+  const std::vector<float> logits(100, 0.F);
+  Sampler a({.temperature = 1, .seed = 5}, 100), b({.temperature = 1, .seed = 5}, 100);
+  for (int i = 0; i < 50; ++i) ASSERT_EQ(a(std::span<const float>(logits)), b(std::span<const float>(logits)));
+  const Random saved = a.random;
+  const auto next = a(std::span<const float>(logits));
+  b.random = saved;
+  EXPECT_EQ(b(std::span<const float>(logits)), next);
+}
+
+TEST(Sampler, RefusesOptionsOutOfRange) {
+  EXPECT_THROW(Sampler({.temperature = -1}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.temperature = std::nan("")}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.top_k = -1}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.top_p = 0}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.top_p = 1.5}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.min_p = 2}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.max_new_tokens = -1}, 4), ArgumentError);
+}
+
+template <class K>
+class Generate : public testing::Test {};
+TYPED_TEST_SUITE(Generate, support::Kinds, support::KindNames);
+
+template <class Model>
+std::vector<std::int32_t> collect(const Model& model, const std::vector<std::int32_t>& prompt,
+                                  GenerateOptions options) {
+  auto cache = model.make_cache();
+  std::vector<std::int32_t> tokens;
+  for (const auto token : generate(model, cache, prompt, options)) tokens.push_back(token);
+  return tokens;
+}
+
+TYPED_TEST(Generate, DoesWhatAHandWrittenLoopDoes) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const std::vector<std::int32_t> prompt{3, 1, 4};
+  auto cache = model.make_cache();
+  std::vector<std::int32_t> expected, next = prompt;
+  Sampler sampler({}, 50);
+  for (int i = 0; i < 12; ++i) {
+    next = {sampler(model.forward_last(next, cache).row(0))};
+    expected.push_back(next.front());
+  }
+  EXPECT_EQ(collect(model, prompt, {.max_new_tokens = 12}), expected);
+  EXPECT_TRUE(collect(model, prompt, {.max_new_tokens = 0}).empty());
+}
+
+TYPED_TEST(Generate, SamplesTheSameTokensFromTheSameSeed) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const GenerateOptions options{.max_new_tokens = 30, .temperature = 1, .seed = 4};
+  const auto tokens = collect(model, {1}, options);
+  EXPECT_EQ(tokens.size(), 30U);
+  EXPECT_EQ(collect(model, {1}, options), tokens);
+  EXPECT_NE(collect(model, {1}, {.max_new_tokens = 30, .temperature = 1, .seed = 5}), tokens);
+  for (const auto token : tokens) EXPECT_LT(token, 50);
+}
+
+TYPED_TEST(Generate, EndsBeforeTheEndOfTextToken) {
+  auto config = support::small_config();
+  const auto free = collect(support::trained_looking_model<typename TypeParam::Model>(config), {7},
+                            {.max_new_tokens = 10, .temperature = 1});
+  config.eos_token_id = free[4];
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(config);
+  const auto expected = std::vector(free.begin(), std::find(free.begin(), free.end(), free[4]));
+  EXPECT_EQ(collect(model, {7}, {.max_new_tokens = 10, .temperature = 1}), expected);
+  EXPECT_EQ(collect(model, {7}, {.max_new_tokens = 10, .temperature = 1, .ignore_eos = true}), free);
+}
+
+TYPED_TEST(Generate, ComputesNothingBeforeItIsAskedAndContinuesFromItsCache) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const std::vector<std::int32_t> prompt{3, 1, 4};
+  const auto whole = collect(model, prompt, {.max_new_tokens = 8});
+  auto cache = model.make_cache();
+  auto first_half = generate(model, cache, prompt, {.max_new_tokens = 4});
+  static_assert(std::input_iterator<decltype(first_half.begin())>);
+  EXPECT_EQ(cache.position(), 0);
+  std::vector<std::int32_t> tokens;
+  for (const auto token : first_half) tokens.push_back(token);
+  EXPECT_EQ(cache.position(), 6);  // the prompt and three of four tokens: the last is not read yet
+  for (const auto token : generate(model, cache, std::vector{tokens.back()}, {.max_new_tokens = 4})) {
+    tokens.push_back(token);
+  }
+  EXPECT_EQ(tokens, whole);
+}
+
+TYPED_TEST(Generate, RefusesAnEmptyPromptAndABatch) {
+  const typename TypeParam::Model model(support::small_config());
+  auto one = model.make_cache(), two = model.make_cache(2);
+  EXPECT_THROW(generate(model, one, {}), ArgumentError);
+  EXPECT_THROW(generate(model, two, std::vector<std::int32_t>{1}), ArgumentError);
+  EXPECT_THROW(collect(model, {99}, {}), ArgumentError);
+}
+
+}  // namespace

@@ -1,0 +1,329 @@
+// Layers alone, the parameter walk, the model and its cache.
+#include <map>
+
+#include "support/support.hpp"
+
+namespace {
+
+using namespace minimamba;
+using support::copy_of;
+using support::HostMatrix;
+using support::random_matrix;
+using support::random_tokens;
+using support::small_config;
+
+template <class K>
+class Layers : public testing::Test {};
+TYPED_TEST_SUITE(Layers, support::Kinds, support::KindNames);
+
+/// The same module in double on the reference backend, with the same parameters.
+template <class Oracle, class Module, class Backend>
+Oracle oracle_of(const Module& module, const Backend& backend, Oracle oracle) {
+  const ReferenceBackend<double> reference;
+  allocate_parameters(oracle, reference);
+  copy_parameters(module, backend, oracle, reference);
+  return oracle;
+}
+
+TYPED_TEST(Layers, RmsNormWorksAlone) {
+  using Scalar = typename TypeParam::Scalar;
+  const typename TypeParam::Backend backend;
+  typename TypeParam::Norm norm(12, 1e-5);
+  allocate_parameters(norm, backend);
+  initialize_parameters(norm, small_config(), backend, 0);
+  const auto x = random_matrix<Scalar>(3, 12, 1);
+  HostMatrix<Scalar> y(3, 12);
+  norm.forward(backend, x.view(), y.view());
+  for (std::size_t i = 0; i < 3; ++i) {
+    double squares = 0;
+    for (std::size_t j = 0; j < 12; ++j) squares += static_cast<double>(y(i, j)) * static_cast<double>(y(i, j));
+    EXPECT_NEAR(squares / 12, 1, 1e-4);
+  }
+}
+
+TYPED_TEST(Layers, S6WorksAloneAndAgreesWithTheReferenceInDouble) {
+  using Scalar = typename TypeParam::Scalar;
+  const typename TypeParam::Backend backend;
+  const ReferenceBackend<double> reference;
+  const MambaConfig config = small_config().resolved();
+  typename TypeParam::Mixer mixer(config);
+  allocate_parameters(mixer, backend);
+  initialize_parameters(mixer, config, backend, 0);
+  mixer.refresh(backend);
+  auto oracle = oracle_of(mixer, backend, S6<double, ReferenceBackend>(config));
+  oracle.refresh(reference);
+
+  const Sequence sequence{2, 7};
+  const auto x = random_matrix<Scalar>(14, 24, 1);
+  const auto x_in_double = random_matrix<double>(14, 24, 1);
+  auto cache = InferenceCache<Scalar, TypeParam::template BackendOf>(config, backend, 2);
+  auto oracle_cache = InferenceCache<double, ReferenceBackend>(config, reference, 2);
+  Workspace<typename TypeParam::Backend> work;
+  Workspace<ReferenceBackend<double>> oracle_work;
+  work.reserve(backend, config, 14);
+  oracle_work.reserve(reference, config, 14);
+  HostMatrix<Scalar> y(14, 24);
+  HostMatrix<double> expected(14, 24);
+  mixer.forward(backend, {.sequence = sequence, .x = x.view(), .state = cache.state(0), .y = y.view()}, work);
+  oracle.forward(reference,
+                 {.sequence = sequence, .x = x_in_double.view(), .state = oracle_cache.state(0), .y = expected.view()},
+                 oracle_work);
+  const double allowed = support::tolerance<Scalar>(48) * support::largest_magnitude(expected);
+  EXPECT_LE(support::largest_difference(y, expected), allowed);
+  EXPECT_LE(support::largest_difference(copy_of(cache.ssm(0, 1)), copy_of(oracle_cache.ssm(0, 1))),
+            support::tolerance<Scalar>(48));
+  EXPECT_LE(support::largest_difference(copy_of(cache.conv(0, 1)), copy_of(oracle_cache.conv(0, 1))),
+            support::tolerance<Scalar>(48) * 4);
+}
+
+TYPED_TEST(Layers, MambaBlockAddsItsMixerToTheStream) {
+  using Scalar = typename TypeParam::Scalar;
+  const typename TypeParam::Backend backend;
+  const MambaConfig config = small_config().resolved();
+  typename TypeParam::Block block(config);
+  allocate_parameters(block, backend);
+  initialize_parameters(block, config, backend, 0);
+  block.mixer.refresh(backend);
+  auto cache = InferenceCache<Scalar, TypeParam::template BackendOf>(config, backend, 1);
+  Workspace<typename TypeParam::Backend> work;
+  work.reserve(backend, config, 5);
+  auto x = random_matrix<Scalar>(5, 24, 1);
+  const auto before = x;
+  block.forward(backend, {.sequence = {1, 5}, .x = x.view(), .state = cache.state(0)}, work);
+
+  cache.reset();
+  HostMatrix<Scalar> normed(5, 24), y(5, 24);
+  block.norm.forward(backend, before.view(), normed.view());
+  block.mixer.forward(backend, {.sequence = {1, 5}, .x = normed.view(), .state = cache.state(0), .y = y.view()}, work);
+  for (std::size_t i = 0; i < x.values.size(); ++i) EXPECT_EQ(x.values[i], before.values[i] + y.values[i]);
+}
+
+TEST(Parameters, AreNamedAndShapedAsInTheCheckpoint) {
+  const auto shapes = [](MambaConfig config) {
+    std::map<std::string, Shape> all;
+    auto model = Mamba<float, ReferenceBackend>::shapes_only(config);
+    for_each_parameter([&](std::string_view name, auto& p) { all[std::string(name)] = p.shape(); }, model);
+    return all;
+  };
+  MambaConfig config{.d_model = 32, .n_layer = 2, .vocab_size = 50, .d_state = 8, .d_conv = 3, .dt_rank = 5};
+  auto all = shapes(config);
+  EXPECT_EQ(all.size(), 2U + 2 * 10);
+  EXPECT_EQ(all.at("embedding.weight"), (Shape{56, 32}));
+  EXPECT_EQ(all.at("norm_f.weight"), (Shape{32}));
+  EXPECT_EQ(all.at("layers.1.norm.weight"), (Shape{32}));
+  EXPECT_EQ(all.at("layers.0.mixer.in_proj.weight"), (Shape{128, 32}));
+  EXPECT_EQ(all.at("layers.0.mixer.conv1d.weight"), (Shape{64, 1, 3}));
+  EXPECT_EQ(all.at("layers.0.mixer.conv1d.bias"), (Shape{64}));
+  EXPECT_EQ(all.at("layers.0.mixer.x_proj.weight"), (Shape{21, 64}));
+  EXPECT_EQ(all.at("layers.0.mixer.dt_proj.weight"), (Shape{64, 5}));
+  EXPECT_EQ(all.at("layers.0.mixer.dt_proj.bias"), (Shape{64}));
+  EXPECT_EQ(all.at("layers.0.mixer.A_log"), (Shape{64, 8}));
+  EXPECT_EQ(all.at("layers.0.mixer.D"), (Shape{64}));
+  EXPECT_EQ(all.at("layers.0.mixer.out_proj.weight"), (Shape{32, 64}));
+  config.bias = true;
+  config.conv_bias = false;
+  config.tie_embeddings = false;
+  all = shapes(config);
+  EXPECT_EQ(all.at("layers.1.mixer.in_proj.bias"), (Shape{128}));
+  EXPECT_EQ(all.at("layers.1.mixer.out_proj.bias"), (Shape{32}));
+  EXPECT_EQ(all.at("lm_head.weight"), (Shape{56, 32}));
+  EXPECT_EQ(all.count("layers.1.mixer.conv1d.bias"), 0U);
+}
+
+TEST(Parameters, AreAsManyAsInThePublishedModels) {
+  const auto count = [](MambaConfig config) { return Mamba<float>::shapes_only(config).parameter_count(); };
+  EXPECT_EQ(count({.d_model = 768, .n_layer = 24, .vocab_size = 50277}), 129135360U);
+  EXPECT_EQ(count({.d_model = 512, .n_layer = 6, .vocab_size = 10000}), 15291904U);
+}
+
+TEST(Parameters, StartFromTheDistributionsOfThePaper) {
+  const MambaConfig config = MambaConfig{.d_model = 64, .n_layer = 4, .vocab_size = 512, .bias = true}.resolved();
+  const Mamba<double, ReferenceBackend> model(config);
+  std::size_t checked = 0;
+  for_each_parameter(
+      [&](std::string_view name, const auto& parameter) {
+        HostMatrix<double> values(parameter.rows(), parameter.cols());
+        parameter.download(model.backend(), 0, values.view());
+        double squares = 0;
+        for (const double value : values.values) squares += value * value;
+        const double deviation = std::sqrt(squares / static_cast<double>(values.values.size()));
+        const auto uniform = [&](double bound) {
+          EXPECT_LE(support::largest_magnitude(values), bound * (1 + 1e-6)) << name;
+          EXPECT_NEAR(deviation / (bound / std::sqrt(3.0)), 1, 0.12) << name;
+        };
+        ++checked;
+        if (name == "embedding.weight") {
+          EXPECT_NEAR(deviation, 0.02, 0.0005);
+        } else if (name.ends_with("in_proj.weight")) {
+          uniform(1 / std::sqrt(64.0));
+        } else if (name.ends_with("x_proj.weight")) {
+          uniform(1 / std::sqrt(128.0));
+        } else if (name.ends_with("out_proj.weight")) {
+          uniform(1 / std::sqrt(128.0) / 2);
+        } else if (name.ends_with("dt_proj.weight")) {
+          uniform(1 / std::sqrt(4.0));
+        } else if (name.ends_with("conv1d.weight") || name.ends_with("conv1d.bias")) {
+          uniform(0.5);
+        } else if (name.ends_with("A_log")) {
+          for (std::size_t n = 0; n < 16; ++n)
+            EXPECT_FLOAT_EQ(static_cast<float>(values(3, n)), std::log(float(n + 1)));
+        } else if (name.ends_with("dt_proj.bias")) {
+          for (const double value : values.values) {
+            const double dt = std::log1p(std::exp(value));
+            EXPECT_TRUE(dt >= 0.00099 && dt <= 0.1001) << dt;
+          }
+        } else if (name.ends_with("norm.weight") || name.ends_with("norm_f.weight") || name.ends_with(".D")) {
+          for (const double value : values.values) EXPECT_EQ(value, 1);
+        } else if (name.ends_with("in_proj.bias") || name.ends_with("out_proj.bias")) {
+          EXPECT_EQ(support::largest_magnitude(values), 0);
+        } else {
+          ADD_FAILURE() << "no expectation for " << name;
+        }
+      },
+      model);
+  EXPECT_EQ(checked, 2U + 4 * 12);
+}
+
+template <class K>
+class Model : public testing::Test {};
+TYPED_TEST_SUITE(Model, support::Kinds, support::KindNames);
+
+// The three tests of the project this library began from.
+TYPED_TEST(Model, Construction) {
+  const typename TypeParam::Model model({.d_model = 64, .n_layer = 2, .vocab_size = 500});
+  EXPECT_EQ(model.layers.size(), 2U);
+  EXPECT_EQ(model.config().padded_vocab_size(), 504);
+}
+TYPED_TEST(Model, OutputShape) {
+  const typename TypeParam::Model model({.d_model = 64, .n_layer = 2, .vocab_size = 500});
+  auto cache = model.make_cache(4);
+  const auto logits = model.forward(random_tokens(4 * 64, 500), cache);
+  EXPECT_EQ(logits.rows(), 4U * 64);
+  EXPECT_EQ(logits.cols(), 504U);
+}
+TYPED_TEST(Model, ZeroLengthInput) {
+  const typename TypeParam::Model model({.d_model = 64, .n_layer = 2, .vocab_size = 500});
+  auto cache = model.make_cache(2);
+  const auto logits = model.forward({}, cache);
+  EXPECT_EQ(logits.rows(), 0U);
+  EXPECT_EQ(logits.cols(), 504U);
+  EXPECT_EQ(model.forward_last({}, cache).rows(), 0U);
+  EXPECT_EQ(cache.position(1), 0);
+}
+
+TYPED_TEST(Model, StartsFromTheSameWeightsForTheSameSeed) {
+  const typename TypeParam::Model a(small_config()), b(small_config());
+  const typename TypeParam::Model c(small_config(), typename TypeParam::Backend(), 1);
+  auto ca = a.make_cache(), cb = b.make_cache(), cc = c.make_cache();
+  const auto tokens = random_tokens(6, 50);
+  const auto la = copy_of(a.forward(tokens, ca));
+  EXPECT_TRUE(identical(la, copy_of(b.forward(tokens, cb))));
+  EXPECT_FALSE(identical(la, copy_of(c.forward(tokens, cc))));
+}
+
+TYPED_TEST(Model, ClonesToAnEqualAndIndependentModel) {
+  auto model = support::trained_looking_model<typename TypeParam::Model>(small_config());
+  const auto clone = model.clone();
+  auto cache = model.make_cache(), clone_cache = clone.make_cache();
+  const auto tokens = random_tokens(6, 50);
+  const auto before = copy_of(model.forward(tokens, cache));
+  EXPECT_TRUE(identical(before, copy_of(clone.forward(tokens, clone_cache))));
+  initialize_parameters(model, model.config(), model.backend(), 99);
+  clone_cache.reset();
+  EXPECT_TRUE(identical(before, copy_of(clone.forward(tokens, clone_cache))));
+}
+
+TYPED_TEST(Model, RefusesBadTokensAndLeavesTheCacheAsItWas) {
+  const typename TypeParam::Model model(small_config());
+  auto cache = model.make_cache(2);
+  model.forward(random_tokens(8, 50), cache);
+  const auto before = support::states(cache);
+  EXPECT_THROW(model.forward(std::vector<std::int32_t>{1, 2, 3}, cache), ArgumentError);
+  EXPECT_THROW(model.forward(std::vector<std::int32_t>{1, -1}, cache), ArgumentError);
+  EXPECT_THROW(model.forward(std::vector<std::int32_t>{50, 1}, cache), ArgumentError);  // V is 56, vocab_size 50
+  EXPECT_THROW(model.forward_last(std::vector<std::int32_t>{0, 1 << 30}, cache), ArgumentError);
+  try {
+    model.forward(std::vector<std::int32_t>{1, 2, 3, 77}, cache);
+    FAIL();
+  } catch (const ArgumentError& error) {
+    EXPECT_STREQ(error.what(), "tokens[3]: expected a token id from 0 to 49, found 77");
+  }
+  const auto after = support::states(cache);
+  for (std::size_t i = 0; i < before.size(); ++i) EXPECT_TRUE(identical(before[i], after[i]));
+  EXPECT_EQ(cache.position(0), 4);
+}
+
+TYPED_TEST(Model, RefusesACacheOfAnotherModel) {
+  const typename TypeParam::Model model(small_config());
+  auto other_config = small_config();
+  other_config.d_state = 6;
+  const typename TypeParam::Model other(other_config);
+  auto cache = other.make_cache();
+  EXPECT_THROW(model.forward(std::vector<std::int32_t>{1}, cache), ArgumentError);
+  EXPECT_THROW(model.make_cache(0), ArgumentError);
+  EXPECT_THROW(model.make_cache(-3), ArgumentError);
+}
+
+TYPED_TEST(Model, RunsWithNarrowWeights) {
+  const auto check = [](auto weight) {
+    using Narrow = typename TypeParam::template ModelOf<decltype(weight)>;
+    const auto wide = support::trained_looking_model<typename TypeParam::Model>(small_config());
+    auto narrow = Narrow::shapes_only(small_config());
+    allocate_parameters(narrow, narrow.backend());
+    copy_parameters(wide, wide.backend(), narrow, narrow.backend());
+    narrow.refresh();
+    auto a = wide.make_cache(), b = narrow.make_cache();
+    const auto tokens = random_tokens(9, 50);
+    const auto expected = copy_of(wide.forward(tokens, a)), found = copy_of(narrow.forward(tokens, b));
+    const double difference = support::largest_difference(expected, found) / support::largest_magnitude(expected);
+    EXPECT_GT(difference, 0);
+    EXPECT_LE(difference, 5e-2);
+  };
+  check(bf16());
+  check(f16());
+}
+
+TEST(InferenceCache, HasTheSizeOfThePublishedModels) {
+  const auto bytes = [](std::int64_t d_model, std::int64_t n_layer) {
+    const MambaConfig config{.d_model = d_model, .n_layer = n_layer, .vocab_size = 50277};
+    return InferenceCache<float>(config, EigenBackend<float>({.threads = 1})).state_bytes();
+  };
+  EXPECT_EQ(bytes(768, 24), 2801664U);
+  EXPECT_EQ(bytes(1024, 48), 7471104U);
+  EXPECT_EQ(bytes(2048, 48), 14942208U);
+}
+
+TYPED_TEST(Model, CacheCanBeClonedResetAndGathered) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(small_config());
+  auto cache = model.make_cache(3);
+  model.forward(random_tokens(3 * 5, 50), cache);
+  auto clone = cache.clone();
+  const auto at_five = support::states(cache);
+  model.forward(random_tokens(3, 50), cache);  // the clone does not follow
+  const auto cloned = support::states(clone);
+  for (std::size_t i = 0; i < at_five.size(); ++i) EXPECT_TRUE(identical(at_five[i], cloned[i]));
+  EXPECT_EQ(clone.position(2), 5);
+  EXPECT_EQ(cache.position(2), 6);
+
+  auto gathered = clone.gather(std::vector<int>{2, 0, 2, 1});
+  ASSERT_EQ(gathered.batch(), 4U);
+  const std::size_t sources[] = {2, 0, 2, 1};
+  for (std::size_t row = 0; row < 4; ++row) {
+    EXPECT_EQ(gathered.position(row), 5);
+    for (std::size_t layer = 0; layer < 2; ++layer) {
+      EXPECT_TRUE(identical(copy_of(gathered.conv(layer, row)), copy_of(clone.conv(layer, sources[row]))));
+      EXPECT_TRUE(identical(copy_of(gathered.ssm(layer, row)), copy_of(clone.ssm(layer, sources[row]))));
+    }
+  }
+  EXPECT_EQ(clone.gather({1}).batch(), 1U);
+  EXPECT_THROW(clone.gather({3}), ArgumentError);
+  EXPECT_THROW(clone.gather(std::vector<int>{-1}), ArgumentError);
+  EXPECT_THROW(clone.gather(std::vector<int>{}), ArgumentError);
+  EXPECT_THROW(clone.conv(0, 3), ArgumentError);
+
+  cache.reset();
+  EXPECT_EQ(cache.position(0), 0);
+  for (const auto& state : support::states(cache)) EXPECT_EQ(support::largest_magnitude(state), 0);
+}
+
+}  // namespace
