@@ -149,7 +149,7 @@ Model trained_looking_model(const minimamba::MambaConfig& config, std::uint64_t 
         HostMatrix<Scalar> values(parameter.rows(), parameter.cols());
         parameter.download(model.backend(), 0, values.view());
         minimamba::Random random(seed, name);
-        const double scale = name.ends_with("embedding.weight") ? 0.7 : 0.2;
+        const double scale = name.ends_with("embedding.weight") ? 0.1 : 0.2;
         for (Scalar& value : values.values) value += static_cast<Scalar>(static_cast<float>(scale * random.normal()));
         parameter.upload(model.backend(), 0, values.view());
       },

@@ -42,10 +42,9 @@ inline std::string last_error() { return errno == 0 ? "an error" : std::strerror
 /// Text from an untrusted file, fit for a message: what is no printable ASCII becomes '?', long text is cut.
 inline std::string printable(std::string_view text, std::size_t longest = 200) {
   std::string result(text.substr(0, longest));
-  std::replace_if(result.begin(), result.end(), [](char x) { return x < ' ' || x > '~'; }, '?');
+  for (char& x : result) x = x < ' ' || x > '~' ? '?' : x;
   return text.size() > longest ? result + "..." : result;
 }
-inline std::string quoted(std::string_view text) { return "\"" + printable(text) + "\""; }
 
 /// Throws FileError unless the path names a regular file (or a link to one).
 inline void require_regular_file(const std::filesystem::path& path) {
@@ -103,6 +102,14 @@ inline bool seek_to(std::FILE* file, std::uint64_t offset) {
 }
 inline bool synchronise(std::FILE* file) { return ::fsync(::fileno(file)) == 0 || errno == EINVAL; }
 
+/// Lets a rename in the folder survive a power cut, where the system knows how.
+inline void synchronise_folder(const std::filesystem::path& folder) {
+  const int descriptor = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) return;
+  ::fsync(descriptor);
+  ::close(descriptor);
+}
+
 #else
 
 class InputFile {
@@ -144,6 +151,7 @@ inline bool seek_to(std::FILE* file, std::uint64_t offset) {
 }
 #endif
 inline bool synchronise(std::FILE*) { return true; }
+inline void synchronise_folder(const std::filesystem::path&) {}
 
 #endif
 
@@ -191,8 +199,8 @@ class ByteSource {
 
   /// The number stored at `offset`, least significant byte first.
   template <class T>
-    requires std::is_arithmetic_v<T>
   T read_value(std::uint64_t offset) const {
+    static_assert(std::is_arithmetic_v<T>);
     static_assert(std::endian::native == std::endian::little, "files are little-endian, and so must the machine be");
     T value{};
     read(offset, std::as_writable_bytes(std::span(&value, 1)));
@@ -270,11 +278,13 @@ class AtomicFile {
     std::filesystem::rename(temporary_, target_, error);
     if (error) throw FileError(target_.string(), "a place to move the new file to", error.message());
     temporary_.clear();
+    detail::synchronise_folder(target_.parent_path());
   }
 
  private:
   void require(bool usable) const {
-    if (!usable) throw FileError(target_.string(), "a file that is being written", "one that has failed or is finished");
+    if (!usable)
+      throw FileError(target_.string(), "a file that is being written", "one that has failed or is finished");
   }
 
   [[noreturn]] void fail(const char* expected) {
@@ -293,8 +303,9 @@ class AtomicFile {
   void open_temporary() {
     Random random(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(this)), target_.string());
     for (int attempt = 0; attempt < 100 && !file_; ++attempt) {
-      std::filesystem::path name = target_;
-      name += "." + std::to_string(random.bits() % 100000000U) + ".tmp";
+      // Not made from the target's name, which may already have the greatest length there is.
+      const std::string number = std::to_string(random.bits() % 100000000U);
+      std::filesystem::path name = target_.parent_path() / (".minimamba-" + number + ".tmp");
       errno = 0;
       file_.reset(detail::open_exclusively(name));  // never another's file
       if (file_) {

@@ -5,15 +5,16 @@
 
 #include <algorithm>
 #include <array>
-#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <optional>
+#include <set>
 #include <span>
 #include <string>
-#include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,20 @@ namespace detail {
 
 inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
 inline constexpr std::size_t most_tensors = 100'000;
+inline constexpr std::size_t most_dimensions = 64;
+inline constexpr std::size_t most_shards = 1024;
+inline constexpr std::size_t most_name_bytes = std::size_t{16} << 20;  // of all names together
+
+/// Bytes of a tensor, or nothing if they cannot be counted. An extent of zero excuses no absurd one beside it, so that
+/// the extents can be multiplied in any order afterwards.
+inline std::optional<std::uint64_t> tensor_bytes(DType dtype, std::span<const std::uint64_t> shape) {
+  std::uint64_t product = bytes_of(dtype);
+  for (const std::uint64_t extent : shape) {
+    if (extent > std::numeric_limits<std::uint64_t>::max() / product) return std::nullopt;
+    product *= std::max<std::uint64_t>(extent, 1);
+  }
+  return std::find(shape.begin(), shape.end(), 0U) == shape.end() ? product : 0;
+}
 
 /// Reads the header's events: {name: {"dtype": text, "shape": [n...], "data_offsets": [begin, end]}, ...}
 class SafetensorsHeader {
@@ -43,34 +58,41 @@ class SafetensorsHeader {
     if (depth_ == 1) {
       name_ = std::move(name);
       metadata_ = name_ == "__metadata__";
+      fields_.clear();
+      if (metadata_ && std::exchange(has_metadata_, true)) refuse("__metadata__ once", "another");
     } else {
       field_ = std::move(name);
+      if (!fields_.insert(field_).second) refuse("every key once", "\"" + printable(field_) + "\" again");
     }
+    name_bytes_ += depth_ == 1 ? name_.size() : metadata_ ? field_.size() : 0;
+    if (fields_.size() > most_tensors) refuse("at most " + std::to_string(most_tensors) + " keys", "more");
+    if (name_bytes_ > most_name_bytes) refuse("names of " + std::to_string(most_name_bytes) + " bytes in all", "more");
   }
 
   void open(bool object) {
     ++depth_;
-    const bool expected =
-        depth_ == 3 ? !object && !metadata_ && (field_ == "shape" || field_ == "data_offsets") : object && depth_ < 3;
-    if (!expected) refuse(object ? "an object" : "an array");
+    const bool list = field_ == "shape" || field_ == "data_offsets";
+    const bool expected = depth_ == 3 ? !object && !metadata_ && list : object && depth_ < 3;
+    if (!expected) refuse_field(object ? "an object" : "an array");
     if (depth_ == 2) {
       dtype_.clear();
       shape_.clear();
       offsets_.clear();
-      has_shape_ = false;
     }
-    if (depth_ == 3 && field_ == "shape") has_shape_ = true;
   }
 
   void value(nlohmann::json&& value) {
     if (depth_ == 2 && metadata_) {
-      if (!value.is_string()) throw FormatError(file_ + ": __metadata__." + field_, "text", value.type_name());
+      if (!value.is_string()) refuse("texts", std::string(value.type_name()) + " for \"" + printable(field_) + "\"");
     } else if (depth_ == 2 && field_ == "dtype" && value.is_string()) {
-      dtype_ = value.get<std::string>();
+      dtype_ = std::move(value.get_ref<std::string&>());
     } else if (depth_ == 3 && value.is_number_unsigned()) {
-      (field_ == "shape" ? shape_ : offsets_).push_back(value.get<std::uint64_t>());
+      const bool is_shape = field_ == "shape";
+      (is_shape ? shape_ : offsets_).push_back(value.get<std::uint64_t>());
+      if (offsets_.size() > 2) refuse("2 data_offsets", "more");
+      if (shape_.size() > most_dimensions) refuse(std::to_string(most_dimensions) + " dimensions at most", "more");
     } else {
-      refuse(value.type_name());
+      refuse_field(value.type_name());
     }
   }
 
@@ -80,37 +102,33 @@ class SafetensorsHeader {
   }
 
  private:
-  [[noreturn]] void refuse(const std::string& found) const {
-    throw FormatError(file_ + ": header, tensor \"" + name_ + "\"",
-                      "an object with \"dtype\", \"shape\" and \"data_offsets\"", field_ + " with " + found);
+  [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
+    throw FormatError(file_ + ": header, \"" + printable(name_) + "\"", expected, found);
+  }
+  [[noreturn]] void refuse_field(const std::string& found) const {
+    refuse("an object with \"dtype\", \"shape\" and \"data_offsets\"", printable(field_) + " with " + found);
   }
 
   void add() {
     const auto type = std::find_if(dtype_names.begin(), dtype_names.end(), [&](auto& t) { return t.name == dtype_; });
-    if (!has_shape_ || offsets_.size() != 2) refuse("something missing");
-    if (type == dtype_names.end()) throw FormatError(file_ + ": " + name_, "a known dtype", "\"" + dtype_ + "\"");
-    if (entries.size() == most_tensors) {
-      throw FormatError(file_, "at most " + std::to_string(most_tensors) + " tensors", "more");
-    }
-    std::uint64_t bytes = type->bytes;
-    for (const std::uint64_t extent : shape_) {
-      if (extent != 0 && bytes > std::numeric_limits<std::uint64_t>::max() / extent) {
-        throw FormatError(file_ + ": " + name_, "a shape of a possible size", shape_text(shape_));
-      }
-      bytes *= extent;
-    }
-    if (offsets_[1] < offsets_[0] || offsets_[1] - offsets_[0] != bytes) {
-      throw FormatError(file_ + ": " + name_,
-                        std::to_string(bytes) + " bytes for " + dtype_ + " of shape " + shape_text(shape_),
-                        "data_offsets " + shape_text(offsets_));
+    if (!fields_.contains("shape") || offsets_.size() != 2) refuse_field("something missing");
+    if (type == dtype_names.end()) refuse("a known dtype", "\"" + printable(dtype_) + "\"");
+    if (entries.size() == most_tensors) refuse("at most " + std::to_string(most_tensors) + " tensors", "more");
+    const std::optional<std::uint64_t> bytes = tensor_bytes(type->dtype, shape_);
+    if (!bytes) refuse("a shape of a possible size", shape_text(shape_));
+    if (offsets_[1] < offsets_[0] || offsets_[1] - offsets_[0] != *bytes) {
+      refuse(std::to_string(*bytes) + " bytes for " + dtype_ + " of shape " + shape_text(shape_),
+             "data_offsets " + shape_text(offsets_));
     }
     entries.push_back({{name_, type->dtype, shape_, 0, 0}, offsets_[0], offsets_[1]});
   }
 
   std::string file_, name_, field_, dtype_;
   std::vector<std::uint64_t> shape_, offsets_;
+  std::set<std::string> fields_;  // seen in the present object
+  std::size_t name_bytes_ = 0;
   int depth_ = 0;
-  bool metadata_ = false, has_shape_ = false;
+  bool metadata_ = false, has_metadata_ = false;
 };
 
 /// The tensors must lie one behind the other and fill the data exactly.
@@ -120,7 +138,7 @@ inline void check_layout(const std::string& file, std::vector<SafetensorsHeader:
   std::uint64_t end = 0;
   for (const auto& entry : entries) {
     if (entry.begin != end) {
-      throw FormatError(file + ": " + entry.tensor.name, "data beginning at offset " + std::to_string(end),
+      throw FormatError(file + ": " + printable(entry.tensor.name), "data beginning at offset " + std::to_string(end),
                         entry.begin < end ? "it overlaps others, at " + std::to_string(entry.begin)
                                           : "a hole before it, up to " + std::to_string(entry.begin));
     }
@@ -133,21 +151,23 @@ inline void check_layout(const std::string& file, std::vector<SafetensorsHeader:
 
 }  // namespace detail
 
-/// Adds the tensors of a safetensors file to a set. Throws FormatError when anything in the file is not as the format
-/// demands, CheckpointError for a name that the set already has.
-inline void read_safetensors(ByteSource source, TensorSet& set) {
+/// Adds the tensors of a safetensors file to a set, and returns the number that the set gives the file. Throws
+/// FormatError when anything in the file is not as the format demands, CheckpointError for a name that the set already
+/// has; the set may then hold some of the tensors.
+inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
   const std::string file = source.name();
-  std::uint64_t length = 0;
-  if (source.size() < sizeof(length)) throw FormatError(file, "a safetensors header", "a file too short for one");
-  source.read(0, std::as_writable_bytes(std::span(&length, 1)));
+  const auto length = source.read_value<std::uint64_t>(0);
+  const std::uint64_t data = sizeof(length) + length;
   if (length > source.size() - sizeof(length) || length > detail::largest_safetensors_header) {
     throw FormatError(
         file, "a header within the file and of at most 100 MB",
         "a header length of " + std::to_string(length) + " in a file of " + std::to_string(source.size()) + " bytes");
   }
-  const std::uint64_t data = sizeof(length) + length;
+  if (length == 0 || source.read_value<char>(sizeof(length)) != '{') {
+    throw FormatError(file, "a header that begins with '{'", "something else");
+  }
   detail::SafetensorsHeader header(file);
-  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * detail::most_tensors, .token = 1U << 16};
+  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * detail::most_tensors, .token = 1U << 20};
   detail::parse_json(source, sizeof(length), data, limits, header);
   detail::check_layout(file, header.entries, source.size() - data);
   const std::size_t index = set.add_source(std::move(source));
@@ -156,91 +176,108 @@ inline void read_safetensors(ByteSource source, TensorSet& set) {
     entry.tensor.source = index;
     set.add(std::move(entry.tensor));
   }
+  return index;
 }
 
 /// The contents of a sharded checkpoint's index: which file holds each tensor. Throws FormatError, also for a file name
 /// that would lead out of the folder.
 inline std::map<std::string, std::string> read_shard_index(const ByteSource& source) {
-  const nlohmann::json index = read_json(source, {.bytes = 100'000'000, .values = 3 * detail::most_tensors});
+  nlohmann::json index = read_json(source, {.values = 2 * detail::most_tensors + 1000});
   const auto map = index.is_object() ? index.find("weight_map") : index.end();
   if (map == index.end() || !map->is_object()) {
     throw FormatError(source.name(), "an object \"weight_map\" of tensor names and files", "none");
   }
   std::map<std::string, std::string> files;
-  for (const auto& [tensor, file] : map->items()) {
-    const std::string name = file.is_string() ? file.get<std::string>() : "";
-    if (name.empty() || name == "." || name == ".." || name.find_first_of(std::string("/\\:\0", 4)) != name.npos) {
-      throw FormatError(source.name() + ": " + tensor, "the plain name of a file in the same folder",
-                        file.is_string() ? "\"" + name + "\"" : file.type_name());
+  while (!map->empty()) {  // entries move over one by one, so that they are never twice in memory
+    const auto entry = map->begin();
+    const std::string name = entry->is_string() ? entry->get<std::string>() : "";
+    const bool control =
+        std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; });
+    if (name.empty() || name == "." || name == ".." || control || name.find_first_of("/\\:") != name.npos) {
+      throw FormatError(source.name() + ": " + detail::printable(entry.key()),
+                        "the plain name of a file in the same folder",
+                        entry->is_string() ? "\"" + detail::printable(name) + "\"" : entry->type_name());
     }
-    files.emplace(tensor, name);
+    files.emplace_hint(files.end(), entry.key(), name);
+    map->erase(entry);
   }
   return files;
 }
 
-/// Adds the tensors of every shard that an index names. Each tensor must be in the shard that the index says, and the
-/// index must name them all.
-inline void read_sharded_safetensors(const std::filesystem::path& index_path, TensorSet& set) {
-  const auto files = read_shard_index(ByteSource::open(index_path));
-  std::map<std::string, bool> opened;
-  for (const auto& [tensor, file] : files) {
-    if (!std::exchange(opened[file], true)) read_safetensors(ByteSource::open(index_path.parent_path() / file), set);
+/// Adds the tensors of every shard that an index names; open(name) gives the ByteSource of a shard. Each tensor must be
+/// in the shard that the index says and in no other, and the index must name them all. Throws FormatError for the index
+/// or a shard, CheckpointError naming a tensor on which they disagree, and what open throws.
+template <class Open>
+void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& set) {
+  const auto files = read_shard_index(index);
+  std::map<std::string, std::size_t> shards;
+  for (const auto& [tensor, file] : files) shards.emplace(file, 0);
+  if (shards.size() > detail::most_shards) {
+    throw FormatError(index.name(), "at most " + std::to_string(detail::most_shards) + " shards",
+                      std::to_string(shards.size()));
   }
+  for (auto& [file, number] : shards) number = read_safetensors(open(file), set);
   for (const auto& [tensor, file] : files) {
     const StoredTensor* stored = set.find(tensor);
-    if (stored == nullptr || std::filesystem::path(set.source_name(*stored)).filename() != file) {
-      throw CheckpointError(index_path.string() + ": " + tensor, "it in " + file,
+    if (stored == nullptr || stored->source != shards[file]) {
+      throw CheckpointError(index.name() + ": " + detail::printable(tensor), "it in " + detail::printable(file),
                             stored == nullptr ? "no such tensor" : "it in " + set.source_name(*stored));
     }
   }
   for (const auto& [name, tensor] : set.tensors()) {
-    if (files.count(name) == 0) {
-      throw CheckpointError(set.source_name(tensor) + ": " + name, "only tensors that the index names", "this one");
+    if (!files.contains(name)) {
+      throw CheckpointError(set.source_name(tensor) + ": " + detail::printable(name),
+                            "only tensors that the index names", "this one");
     }
   }
 }
 
+/// The same for shards that lie beside their index.
+inline void read_sharded_safetensors(const std::filesystem::path& index_path, TensorSet& set) {
+  const auto open = [&](const std::string& file) {
+    return ByteSource::open(index_path.parent_path() / std::filesystem::path(std::u8string(file.begin(), file.end())));
+  };
+  read_sharded_safetensors(ByteSource::open(index_path), open, set);
+}
+
 /// Writes a safetensors file tensor by tensor: all are announced first, then their numbers follow in the same order.
-/// The file appears when commit() is called; see AtomicFile. Throws FileError.
+/// The file appears when commit() is called; see AtomicFile. Every call throws FileError when the disk refuses.
 class SafetensorsWriter {
  public:
-  /// Of each tensor, name, dtype and shape are used.
-  SafetensorsWriter(const std::filesystem::path& path, const std::vector<StoredTensor>& tensors) : file_(path) {
-    std::uint64_t offset = 0;
-    nlohmann::ordered_json header{{"__metadata__", {{"format", "pt"}}}};
-    for (const StoredTensor& tensor : tensors) {
-      const std::uint64_t end = offset + tensor.size() * bytes_of(tensor.dtype);
-      header[tensor.name] = {
-          {"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {offset, end}}};
-      offset = end;
-    }
-    promised_ = offset;
-    std::string text = header.dump();
-    text.append((8 - text.size() % 8) % 8, ' ');
-    const std::uint64_t length = text.size();
+  /// Of each tensor, name, dtype and shape are used. Throws ArgumentError for a name that comes twice or a type that is
+  /// no floating-point type.
+  SafetensorsWriter(const std::filesystem::path& path, std::vector<StoredTensor> tensors)
+      : file_(path), tensors_(std::move(tensors)) {
+    const std::string header = lay_out();
+    const std::uint64_t length = header.size();
+    for (StoredTensor& tensor : tensors_) tensor.begin += sizeof(length) + length;
     file_.write(std::as_bytes(std::span(&length, 1)));
-    file_.write(text);
+    file_.write(header);
   }
 
-  /// Appends numbers, converted to dtype with one rounding.
+  /// Appends numbers to the present tensor, converted to its dtype with one rounding; a full tensor is followed by the
+  /// next. Throws ArgumentError if the tensor was announced with another dtype or fewer numbers.
   template <class Scalar>
   void write(std::span<const Scalar> values, DType dtype) {
-    [[maybe_unused]] const bool known = detail::with_float_type(dtype, [&](auto stored) {
-      using Stored = decltype(stored);
-      std::array<Stored, 4096> piece;
-      for (std::size_t done = 0; done < values.size(); done += piece.size()) {
-        const auto part = values.subspan(done, std::min(piece.size(), values.size() - done));
-        std::transform(part.begin(), part.end(), piece.begin(), [](Scalar x) { return static_cast<Stored>(x); });
-        file_.write(std::as_bytes(std::span(piece).first(part.size())));
-      }
-      written_ += values.size() * sizeof(Stored);
-    });
-    assert(known);
+    if (values.empty()) return;
+    skip_full();
+    const bool fits = current_ < tensors_.size() && tensors_[current_].dtype == dtype &&
+                      values.size() <= tensors_[current_].size() - written_;
+    if (!fits) {
+      throw ArgumentError(subject(), "no more than was announced",
+                          std::to_string(values.size()) + " numbers of " + std::string(name_of(dtype)));
+    }
+    file_.seek(tensors_[current_].begin + written_ * bytes_of(dtype));
+    detail::with_float_type(dtype, [&](auto stored) { write_as<decltype(stored)>(values); });
+    written_ += values.size();
   }
 
-  /// Everything is on the disk, under a temporary name.
+  /// Everything is on the disk, under a temporary name. Throws ArgumentError if numbers are missing.
   void finish() {
-    assert(written_ == promised_);
+    skip_full();
+    if (current_ < tensors_.size()) {
+      throw ArgumentError(subject(), std::to_string(tensors_[current_].size()) + " numbers", std::to_string(written_));
+    }
     file_.finish();
   }
   void commit() {
@@ -249,8 +286,59 @@ class SafetensorsWriter {
   }
 
  private:
+  /// Gives each tensor its place in the data and returns the header. Wider numbers lie before narrower ones, so that
+  /// all are aligned: PyTorch reads no others.
+  std::string lay_out() {
+    nlohmann::ordered_json header{{"__metadata__", {{"format", "pt"}}}};
+    std::uint64_t offset = 0;
+    std::set<std::string> names{"__metadata__"};
+    for (const std::size_t width : {8U, 4U, 2U, 1U}) {
+      for (StoredTensor& tensor : tensors_) {
+        if (bytes_of(tensor.dtype) != width) continue;
+        const bool floating = detail::with_float_type(tensor.dtype, [](auto) {});
+        const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
+        if (!floating || !bytes || !names.insert(tensor.name).second) {
+          throw ArgumentError("safetensors: " + detail::printable(tensor.name),
+                              "a floating-point tensor of a possible size and a name of its own",
+                              std::string(name_of(tensor.dtype)) + " " + detail::shape_text(tensor.shape));
+        }
+        tensor.begin = std::exchange(offset, offset + *bytes);
+        header.emplace(tensor.name, nlohmann::ordered_json{{"dtype", name_of(tensor.dtype)},
+                                                           {"shape", tensor.shape},
+                                                           {"data_offsets", {tensor.begin, offset}}});
+      }
+    }
+    std::string text = header.dump();
+    text.append((8 - text.size() % 8) % 8, ' ');
+    return text;
+  }
+
+  void skip_full() {
+    for (; current_ < tensors_.size() && written_ == tensors_[current_].size(); ++current_) written_ = 0;
+  }
+  std::string subject() const {
+    return file_.target().string() + ": " +
+           (current_ < tensors_.size() ? detail::printable(tensors_[current_].name) : "end");
+  }
+
+  template <class Stored, class Scalar>
+  void write_as(std::span<const Scalar> values) {
+    if constexpr (std::is_same_v<Stored, Scalar>) {
+      file_.write(std::as_bytes(values));
+    } else {
+      std::array<Stored, 4096> piece;
+      for (std::size_t done = 0; done < values.size(); done += piece.size()) {
+        const auto part = values.subspan(done, std::min(piece.size(), values.size() - done));
+        std::transform(part.begin(), part.end(), piece.begin(), [](Scalar x) { return static_cast<Stored>(x); });
+        file_.write(std::as_bytes(std::span(piece).first(part.size())));
+      }
+    }
+  }
+
   AtomicFile file_;
-  std::uint64_t promised_ = 0, written_ = 0;
+  std::vector<StoredTensor> tensors_;
+  std::size_t current_ = 0;
+  std::uint64_t written_ = 0;  // numbers of the present tensor
 };
 
 }  // namespace minimamba

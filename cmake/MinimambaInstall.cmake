@@ -1,0 +1,28 @@
+# Installs the headers, the CMake package, the pkg-config file, and the programs with their data.
+include(CMakePackageConfigHelpers)
+
+set(package_folder "${CMAKE_INSTALL_DATADIR}/cmake/minimamba")
+install(DIRECTORY include/minimamba DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
+install(TARGETS minimamba EXPORT minimambaTargets)
+install(EXPORT minimambaTargets NAMESPACE minimamba:: DESTINATION "${package_folder}")
+if(TARGET minimamba_io)
+  install(TARGETS minimamba_io EXPORT minimambaIoTargets)
+  install(EXPORT minimambaIoTargets NAMESPACE minimamba:: DESTINATION "${package_folder}")
+endif()
+
+configure_package_config_file(cmake/minimambaConfig.cmake.in minimambaConfig.cmake INSTALL_DESTINATION "${package_folder}")
+write_basic_package_version_file(minimambaConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+install(FILES "${PROJECT_BINARY_DIR}/minimambaConfig.cmake" "${PROJECT_BINARY_DIR}/minimambaConfigVersion.cmake"
+              cmake/FindUtf8proc.cmake
+        DESTINATION "${package_folder}")
+
+# The pkg-config file finds its prefix from where it lies, so that the tree can be moved or staged.
+file(RELATIVE_PATH prefix_from_pc "${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
+string(REGEX REPLACE "/$" "" prefix_from_pc "${prefix_from_pc}")
+configure_file(cmake/minimamba.pc.in minimamba.pc @ONLY)
+install(FILES "${PROJECT_BINARY_DIR}/minimamba.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig")
+install(FILES LICENSE README.md DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+if(MINIMAMBA_BUILD_EXAMPLES)
+  install(TARGETS ${minimamba_examples} DESTINATION "${CMAKE_INSTALL_BINDIR}")
+  install(DIRECTORY examples/data/ DESTINATION "${CMAKE_INSTALL_DATADIR}/minimamba" OPTIONAL)
+endif()

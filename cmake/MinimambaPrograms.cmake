@@ -1,0 +1,16 @@
+# minimamba_program(NAME SOURCE...): one of our own programs, with warnings and sanitizers.
+function(minimamba_program name)
+  add_executable(${name} ${ARGN})
+  set_target_properties(${name} PROPERTIES CXX_EXTENSIONS OFF)
+  if(MSVC)
+    target_compile_options(${name} PRIVATE /W4 $<$<BOOL:${MINIMAMBA_WERROR}>:/WX>)
+  else()
+    target_compile_options(${name} PRIVATE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion
+                                           $<$<BOOL:${MINIMAMBA_WERROR}>:-Werror>)
+    if(MINIMAMBA_SANITIZE)
+      target_compile_options(${name} PRIVATE -fsanitize=${MINIMAMBA_SANITIZE} -fno-sanitize-recover=all
+                                             -fno-omit-frame-pointer)
+      target_link_options(${name} PRIVATE -fsanitize=${MINIMAMBA_SANITIZE})
+    endif()
+  endif()
+endfunction()

@@ -1,0 +1,57 @@
+# Uses minimamba from an outside project: cmake -DWAY=... -DSOURCE=... -DWORK=... -DCXX=... -DGENERATOR=... -P consume.cmake
+function(run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    list(JOIN ARGN " " command)
+    message(FATAL_ERROR "${command}\nended with ${result}:\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+# What cannot work is refused in words that help.
+function(refused words)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  string(REGEX REPLACE "[ \n]+" " " output "${output}")
+  string(FIND "${output}" "${words}" position)
+  if(result EQUAL 0 OR position EQUAL -1)
+    list(JOIN ARGN " " command)
+    message(FATAL_ERROR "${command}\nended with ${result}, expected a refusal that says '${words}':\n${output}")
+  endif()
+endfunction()
+
+set(toolchain -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${CXX})
+set(library ${CMAKE_COMMAND} -S ${SOURCE} -B ${WORK}/library ${toolchain} -DCMAKE_INSTALL_PREFIX=${WORK}/built-for
+            -DMINIMAMBA_BUILD_TESTS=OFF -DMINIMAMBA_BUILD_EXAMPLES=OFF -DMINIMAMBA_BUILD_BENCH=OFF)
+set(consumer ${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK}/build ${toolchain} -DWAY=${WAY}
+             -DMINIMAMBA_SOURCE=${SOURCE} -DCMAKE_PREFIX_PATH=${WORK}/prefix)
+
+file(REMOVE_RECURSE ${WORK})
+file(MAKE_DIRECTORY ${WORK})
+if(WAY STREQUAL "find_package" OR WAY STREQUAL "pkg_config")
+  run(${library})
+  run(${CMAKE_COMMAND} --install ${WORK}/library --prefix ${WORK}/prefix)  # another than it was configured for
+endif()
+
+if(WAY STREQUAL "pkg_config")
+  find_program(PKG_CONFIG pkg-config REQUIRED)
+  set(ENV{PKG_CONFIG_PATH} ${WORK}/prefix/share/pkgconfig)
+  run(${PKG_CONFIG} --cflags --libs minimamba)
+  separate_arguments(flags UNIX_COMMAND "${output}")
+  run(${CXX} -std=c++20 ${CMAKE_CURRENT_LIST_DIR}/main.cpp ${flags} -o ${WORK}/program)
+  run(${CMAKE_COMMAND} -E chdir ${WORK} ${WORK}/program)
+  return()
+endif()
+
+run(${consumer})
+run(${CMAKE_COMMAND} --build ${WORK}/build)
+run(${CMAKE_COMMAND} -E chdir ${WORK} ${WORK}/build/program)
+
+if(WAY STREQUAL "find_package")
+  refused("requested version \"99.0\"" ${consumer} -DWANTED_VERSION=99.0)
+  refused("requested version \"0.0.9\"" ${consumer} -DWANTED_VERSION=0.0.9)
+  set(again ${consumer} -UWANTED_VERSION)
+  refused("apt install libeigen3-dev" ${again} -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON)
+  refused("apt install nlohmann-json3-dev" ${again} -UCMAKE_DISABLE_* -DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
+  refused("apt install libutf8proc-dev" ${again} -UCMAKE_DISABLE_* -DCMAKE_DISABLE_FIND_PACKAGE_Utf8proc=ON)
+  refused("apt install libeigen3-dev" ${library} -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON)
+endif()

@@ -1,0 +1,19 @@
+// A program of somebody else's.
+#include <minimamba/minimamba.hpp>
+#ifdef WITH_IO
+#include <minimamba/io.hpp>
+#endif
+
+#include <vector>
+
+int main() {
+  const minimamba::Mamba<float> model({.d_model = 8, .n_layer = 1, .vocab_size = 16});
+  auto cache = model.make_cache();
+  const auto logits = model.forward(std::vector<std::int32_t>{1, 2, 3}, cache);
+#ifdef WITH_IO
+  minimamba::save(model, "saved-by-consumer");
+  const auto loaded = minimamba::load<minimamba::Mamba<float>>("saved-by-consumer");
+  if (loaded.parameter_count() != model.parameter_count()) return 2;
+#endif
+  return logits.rows() == 3 && logits.cols() == 16 ? 0 : 1;
+}

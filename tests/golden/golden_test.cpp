@@ -1,0 +1,198 @@
+// The reference checkpoints: what make_reference.py computed in double with PyTorch, this library computes too.
+#include <cstdlib>
+#include <filesystem>
+
+#include "minimamba/io.hpp"
+#include "support/support.hpp"
+
+namespace {
+
+using namespace minimamba;
+using support::copy_of;
+using support::HostMatrix;
+
+/// The folders with reference checkpoints: the repository's own, and those that the environment names.
+std::vector<std::filesystem::path> checkpoints() {
+  std::vector<std::filesystem::path> found;
+  const auto collect = [&](const std::filesystem::path& folder) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+      if (std::filesystem::exists(entry.path() / "expected.safetensors")) found.push_back(entry.path());
+    }
+  };
+  collect(GOLDEN_FOLDER);
+  if (const char* more = std::getenv("MINIMAMBA_TEST_DATA")) collect(std::filesystem::path(more) / "reference");
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+class Expected {
+ public:
+  explicit Expected(const std::filesystem::path& folder) {
+    read_safetensors(ByteSource::open(folder / "expected.safetensors"), set_);
+  }
+  bool has(const std::string& name) const { return set_.find(name) != nullptr; }
+  std::vector<std::uint64_t> shape(const std::string& name) const { return set_.find(name)->shape; }
+  /// A tensor as a matrix: the last extent is the columns.
+  HostMatrix<double> matrix(const std::string& name) const {
+    const StoredTensor& tensor = *set_.find(name);
+    const std::size_t cols = tensor.shape.empty() ? 1 : static_cast<std::size_t>(tensor.shape.back());
+    HostMatrix<double> values(static_cast<std::size_t>(tensor.size()) / cols, cols);
+    set_.read(tensor, 0, std::span(values.values));
+    return values;
+  }
+  std::vector<std::int32_t> tokens(const std::string& name) const {
+    const StoredTensor& tensor = *set_.find(name);
+    std::vector<std::int64_t> wide(static_cast<std::size_t>(tensor.size()));
+    set_.source(tensor.source).read(tensor.begin, std::as_writable_bytes(std::span(wide)));
+    return {wide.begin(), wide.end()};
+  }
+
+ private:
+  TensorSet set_;
+};
+
+template <class K>
+class Golden : public testing::Test {
+ public:
+  using Scalar = typename K::Scalar;
+  using Model = typename K::Model;
+  static constexpr double allowed = sizeof(Scalar) == 8 ? 1e-12 : 2e-5;
+
+  static void expect_close(const HostMatrix<Scalar>& found, const HostMatrix<double>& expected,
+                           const std::string& what) {
+    EXPECT_LE(support::largest_difference(found, expected), allowed * support::largest_magnitude(expected)) << what;
+  }
+
+  /// A cache that begins where the reference began: at zero, or in its random state.
+  static typename Model::Cache start(const Model& model, const Expected& expected, std::size_t batch) {
+    auto cache = model.make_cache(static_cast<std::int64_t>(batch));
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+      const std::string i = std::to_string(layer);
+      if (!expected.has("state_in.ssm." + i)) continue;
+      const auto conv = expected.matrix("state_in.conv." + i), ssm = expected.matrix("state_in.ssm." + i);
+      const auto state = cache.state(layer);
+      for (std::size_t row = 0; row < ssm.rows; ++row) {
+        for (std::size_t n = 0; n < ssm.cols; ++n) state.ssm(row, n) = static_cast<Scalar>(ssm(row, n));
+        for (std::size_t k = 1; k < conv.cols; ++k) state.conv(row, k - 1) = static_cast<Scalar>(conv(row, k));
+      }
+    }
+    return cache;
+  }
+
+  static void expect_states(const Model& model, const typename Model::Cache& cache, const Expected& expected) {
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+      const auto conv = expected.matrix("conv_state." + std::to_string(layer));
+      const auto ssm = expected.matrix("ssm_state." + std::to_string(layer));
+      const std::size_t channels = ssm.rows / cache.batch();
+      for (std::size_t row = 0; row < cache.batch(); ++row) {
+        expect_close(copy_of(cache.ssm(layer, row)), copy_of(ssm.view().rows_from(row * channels, channels)), "ssm");
+        expect_close(copy_of(cache.conv(layer, row)),
+                     copy_of(conv.view().rows_from(row * channels, channels).columns(1, conv.cols - 1)), "conv");
+      }
+    }
+  }
+};
+TYPED_TEST_SUITE(Golden, support::Kinds, support::KindNames);
+
+TYPED_TEST(Golden, LogitsAndStatesOfWholeSequences) {
+  ASSERT_GE(checkpoints().size(), 6U);
+  for (const auto& folder : checkpoints()) {
+    SCOPED_TRACE(folder);
+    const Expected expected(folder);
+    const auto model = load<typename TypeParam::Model>(folder);
+    const std::size_t batch = expected.shape("input_ids")[0];
+    auto cache = this->start(model, expected, batch);
+    const auto logits = copy_of(model.forward(expected.tokens("input_ids"), cache));
+    this->expect_close(logits, expected.matrix("logits"), "logits");
+    this->expect_states(model, cache, expected);
+  }
+}
+
+TYPED_TEST(Golden, LogitsAndStatesTokenByToken) {
+  for (const auto& folder : checkpoints()) {
+    SCOPED_TRACE(folder);
+    const Expected expected(folder);
+    const auto model = load<typename TypeParam::Model>(folder);
+    const std::size_t batch = expected.shape("input_ids")[0], length = expected.shape("input_ids")[1];
+    auto cache = this->start(model, expected, batch);
+    const auto tokens = expected.tokens("input_ids");
+    const auto logits = expected.matrix("logits");
+    for (std::size_t t = 0; t < length; ++t) {
+      std::vector<std::int32_t> column;
+      for (std::size_t row = 0; row < batch; ++row) column.push_back(tokens[row * length + t]);
+      const auto step = copy_of(model.forward(column, cache));
+      for (std::size_t row = 0; row < batch; ++row) {
+        const auto found = copy_of(step.view().rows_from(row, 1));
+        const auto wanted = copy_of(logits.view().rows_from(row * length + t, 1));
+        ASSERT_LE(support::largest_difference(found, wanted), this->allowed * support::largest_magnitude(logits));
+      }
+    }
+    this->expect_states(model, cache, expected);
+  }
+}
+
+TYPED_TEST(Golden, HiddenStatesAfterEachBlock) {
+  for (const auto& folder : checkpoints()) {
+    SCOPED_TRACE(folder);
+    const Expected expected(folder);
+    const auto model = load<typename TypeParam::Model>(folder);
+    const Sequence sequence{expected.shape("input_ids")[0], expected.shape("input_ids")[1]};
+    auto cache = this->start(model, expected, sequence.batch);
+    Workspace<typename TypeParam::Backend> work;
+    work.reserve(model.backend(), model.config(), sequence.rows());
+    HostMatrix<typename TypeParam::Scalar> x(sequence.rows(), static_cast<std::size_t>(model.config().d_model)),
+        normed = x;
+    model.backend().embed(expected.tokens("input_ids"), model.embedding.weight.packed(), x.view());
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+      model.layers[layer].forward(model.backend(), {.sequence = sequence, .x = x.view(), .state = cache.state(layer)},
+                                  work);
+      this->expect_close(x, expected.matrix("hidden." + std::to_string(layer)), "hidden " + std::to_string(layer));
+    }
+    model.norm_f.forward(model.backend(), x.view(), normed.view());
+    this->expect_close(normed, expected.matrix("hidden.norm_f"), "norm_f");
+  }
+}
+
+TYPED_TEST(Golden, GreedyTokens) {
+  for (const auto& folder : checkpoints()) {
+    SCOPED_TRACE(folder);
+    const Expected expected(folder);
+    const auto model = load<typename TypeParam::Model>(folder);
+    const std::size_t batch = expected.shape("input_ids")[0], count = expected.shape("greedy")[1];
+    auto all = this->start(model, expected, batch);
+    const auto tokens = expected.tokens("input_ids"), greedy = expected.tokens("greedy");
+    const std::size_t length = tokens.size() / batch;
+    for (std::size_t row = 0; row < batch; ++row) {
+      auto cache = all.gather({row});
+      const std::vector<std::int32_t> prompt(tokens.begin() + static_cast<std::ptrdiff_t>(row * length),
+                                             tokens.begin() + static_cast<std::ptrdiff_t>((row + 1) * length));
+      std::vector<std::int32_t> found;
+      const GenerateOptions options{.max_new_tokens = static_cast<std::int64_t>(count), .ignore_eos = true};
+      for (const auto token : generate(model, cache, prompt, options)) found.push_back(token);
+      const std::vector<std::int32_t> wanted(greedy.begin() + static_cast<std::ptrdiff_t>(row * count),
+                                             greedy.begin() + static_cast<std::ptrdiff_t>((row + 1) * count));
+      EXPECT_EQ(found, wanted);
+    }
+  }
+}
+
+TYPED_TEST(Golden, NarrowWeightsStayNear) {
+  const auto check = [&](auto weight, double part) {
+    using Narrow = typename TypeParam::template ModelOf<decltype(weight)>;
+    for (const auto& folder : checkpoints()) {
+      SCOPED_TRACE(folder);
+      const Expected expected(folder);
+      const auto model = load<Narrow>(folder);
+      auto cache = model.make_cache(static_cast<std::int64_t>(expected.shape("input_ids")[0]));
+      if (expected.has("state_in.ssm.0")) continue;
+      const auto logits = copy_of(model.forward(expected.tokens("input_ids"), cache));
+      const auto wanted = expected.matrix("logits");
+      EXPECT_LE(support::largest_difference(logits, wanted), part * support::largest_magnitude(wanted));
+    }
+  };
+  check(bf16(), 5e-2);
+  check(f16(), 1e-2);
+}
+
+}  // namespace
