@@ -74,15 +74,25 @@ class EigenBackend : public detail::HostMemory<Number> {
 
   void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
     assert((p.y.empty() || p.x.data() != p.y.data()) && p.weight.cols() == p.window.cols() + 1);
-    each_strip(p.sequence.batch, p.x.cols(), p.sequence.length * p.weight.cols(),
-               [&](auto lanes, std::size_t row, std::size_t channel) {
-                 if (p.sequence.length != 0) conv1d_strip<lanes.value>(p, row, channel);
-               });
+    share_strips(p.sequence.batch, p.x.cols(), p.sequence.length * p.weight.cols(),
+                 [&](std::size_t begin, std::size_t end) {
+                   each_strip(begin, end, p.x.cols(), [&](auto lanes, std::size_t row, std::size_t channel) {
+                     if (p.sequence.length != 0) conv1d_strip<lanes.value>(p, row, channel);
+                   });
+                 });
   }
 
   void selective_scan(const ScanArguments<Scalar>& p) const {
-    each_strip(p.sequence.batch, p.u.cols(), p.sequence.length * p.a.cols() * 16,
-               [&](auto lanes, std::size_t row, std::size_t channel) { scan_strip<lanes.value>(p, row, channel); });
+    const std::size_t length = p.sequence.length, operations = length * p.a.cols() * 16;
+    // Block by block of tokens: what the strips beside each other read then comes from the cache.
+    share_strips(p.sequence.batch, p.u.cols(), operations, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t start = 0; start < length; start += block_tokens) {
+        const std::size_t count = std::min(block_tokens, length - start);
+        each_strip(begin, end, p.u.cols(), [&](auto lanes, std::size_t row, std::size_t channel) {
+          scan_strip<lanes.value>(p, row, channel, start, count);
+        });
+      }
+    });
   }
 
   void add(View<const Scalar> x, View<Scalar> y) const {
@@ -99,7 +109,7 @@ class EigenBackend : public detail::HostMemory<Number> {
  private:
   static constexpr std::size_t panel = 48;         // outputs a thread takes at a time: a multiple of Eigen's own tile
   static constexpr std::size_t strip = 16;         // channels side by side in conv and scan
-  static constexpr std::size_t strip_tokens = 32;  // tokens whose intermediate values stay in the first cache
+  static constexpr std::size_t block_tokens = 64;  // tokens whose intermediate values stay in the first cache
   static constexpr std::size_t worthwhile = 1U << 15;  // elementary operations for which a second thread pays
 
   static std::size_t grain(std::size_t operations) { return worthwhile / std::max<std::size_t>(operations, 1) + 1; }
@@ -179,20 +189,24 @@ class EigenBackend : public detail::HostMemory<Number> {
     }
   }
 
-  /// Calls body(lanes, row, first channel) for strips that cover the channels of every row; the last few go one by one.
+  /// Divides the strips that cover the channels of every row among the threads.
   template <class Body>
-  void each_strip(std::size_t batch, std::size_t channels, std::size_t operations, Body&& body) const {
+  void share_strips(std::size_t batch, std::size_t channels, std::size_t operations, Body&& body) const {
+    parallel_for(*pool_, batch * ((channels + strip - 1) / strip), grain(strip * operations), body);
+  }
+
+  /// Calls body(lanes, row, first channel) for strips [begin, end); the last few channels of a row go one by one.
+  template <class Body>
+  static void each_strip(std::size_t begin, std::size_t end, std::size_t channels, Body&& body) {
     const std::size_t strips = (channels + strip - 1) / strip;
-    parallel_for(*pool_, batch * strips, grain(strip * operations), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t row = i / strips, channel = i % strips * strip;
-        if (channel + strip <= channels) {
-          body(std::integral_constant<int, static_cast<int>(strip)>(), row, channel);
-        } else {
-          for (std::size_t e = channel; e < channels; ++e) body(std::integral_constant<int, 1>(), row, e);
-        }
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::size_t row = i / strips, channel = i % strips * strip;
+      if (channel + strip <= channels) {
+        body(std::integral_constant<int, static_cast<int>(strip)>(), row, channel);
+      } else {
+        for (std::size_t e = channel; e < channels; ++e) body(std::integral_constant<int, 1>(), row, e);
       }
-    });
+    }
   }
 
   template <int lanes>
@@ -222,34 +236,34 @@ class EigenBackend : public detail::HostMemory<Number> {
     }
   }
 
+  /// Tokens [start, start + count) of one strip of channels, at most block_tokens.
   template <int lanes>
-  static void scan_strip(const ScanArguments<Scalar>& p, std::size_t row, std::size_t channel) {
+  static void scan_strip(const ScanArguments<Scalar>& p, std::size_t row, std::size_t channel, std::size_t start,
+                         std::size_t count) {
     using Strip = Lanes<lanes>;
-    std::array<Strip, strip_tokens> dt, dt_u, y;
-    const std::size_t state = row * p.u.cols() + channel, length = p.sequence.length;
+    std::array<Strip, block_tokens> dt, dt_u, y;
+    const std::size_t state = row * p.u.cols() + channel, first = row * p.sequence.length + start;
     const Strip bias = load<lanes>(&p.delta_bias(0, channel)), d = load<lanes>(&p.d(0, channel));
-    for (std::size_t start = 0; start < length; start += strip_tokens) {
-      const std::size_t first = row * length + start, count = std::min(strip_tokens, length - start);
+    for (std::size_t t = 0; t < count; ++t) {
+      const Strip u = load<lanes>(&p.u(first + t, channel));
+      const Strip raw = load<lanes>(&p.delta(first + t, channel)) + bias;
+      const Strip soft = raw.min(Scalar(20)).exp().log1p();  // on its own: Eigen's select would make it scalar
+      dt[t] = (raw > Scalar(20)).select(raw, soft);
+      dt_u[t] = dt[t] * u;
+      y[t] = d * u;
+    }
+    for (std::size_t n = 0; n < p.a.cols(); ++n) {
+      const Strip a = column<lanes>(p.a, channel, n);
+      Strip h = column<lanes>(p.h, state, n);
       for (std::size_t t = 0; t < count; ++t) {
-        const Strip u = load<lanes>(&p.u(first + t, channel));
-        const Strip raw = load<lanes>(&p.delta(first + t, channel)) + bias;
-        dt[t] = (raw > Scalar(20)).select(raw, raw.min(Scalar(20)).exp().log1p());
-        dt_u[t] = dt[t] * u;
-        y[t] = d * u;
+        h = (dt[t] * a).exp() * h + dt_u[t] * p.b(first + t, n);
+        y[t] += h * p.c(first + t, n);
       }
-      for (std::size_t n = 0; n < p.a.cols(); ++n) {
-        const Strip a = column<lanes>(p.a, channel, n);
-        Strip h = column<lanes>(p.h, state, n);
-        for (std::size_t t = 0; t < count; ++t) {
-          h = (dt[t] * a).exp() * h + dt_u[t] * p.b(first + t, n);
-          y[t] += h * p.c(first + t, n);
-        }
-        column<lanes>(p.h, state, n) = h;
-      }
-      for (std::size_t t = 0; t < count; ++t) {
-        const Strip z = load<lanes>(&p.z(first + t, channel));
-        Eigen::Map<Strip>(&p.y(first + t, channel)) = y[t] * (z / (1 + (-z).exp()));
-      }
+      column<lanes>(p.h, state, n) = h;
+    }
+    for (std::size_t t = 0; t < count; ++t) {
+      const Strip z = load<lanes>(&p.z(first + t, channel));
+      Eigen::Map<Strip>(&p.y(first + t, channel)) = y[t] * (z / (1 + (-z).exp()));
     }
   }
 
