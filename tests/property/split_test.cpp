@@ -1,7 +1,5 @@
 // Splitting changes nothing: however a sequence is cut into calls, whatever runs beside it in the batch or on how many
 // threads, the logits and the state are the same. To the bit on exact backends, to a tolerance on the others.
-#include <thread>
-
 #include "support/support.hpp"
 
 namespace {
@@ -139,29 +137,6 @@ TYPED_TEST(Splitting, ContinuesFromACloneAsFromTheOriginal) {
   const auto a = copy_of(model.forward(std::span(tokens).subspan(20), cache));
   const auto b = copy_of(model.forward(std::span(tokens).subspan(20), clone));
   EXPECT_TRUE(identical(a, b));
-}
-
-template <class K>
-class Threads : public testing::Test {};
-TYPED_TEST_SUITE(Threads, support::Kinds, support::KindNames);
-
-TYPED_TEST(Threads, ShareOneModelEachWithACacheOfItsOwn) {
-  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
-  const auto tokens = random_tokens(60, 50);
-  auto cache = model.make_cache();
-  const auto expected = copy_of(model.forward(tokens, cache));
-  std::vector<HostMatrix<typename TypeParam::Scalar>> results(4, HostMatrix<typename TypeParam::Scalar>(0, 0));
-  std::vector<std::thread> threads;
-  for (auto& result : results) {
-    threads.emplace_back([&] {
-      auto own = model.make_cache();
-      model.forward(std::span(tokens).first(13), own);
-      own.reset();
-      result = copy_of(model.forward(tokens, own));
-    });
-  }
-  for (auto& thread : threads) thread.join();
-  for (const auto& result : results) support::expect_same<TypeParam>(expected, result, "logits of a thread");
 }
 
 }  // namespace

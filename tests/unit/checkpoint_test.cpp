@@ -151,8 +151,10 @@ TEST(Loading, RefusesATruncatedFile) {
                     fs::resize_file(f / "model.safetensors", fs::file_size(f / "model.safetensors") - 1);
                   }),
                   {"model.safetensors", "bytes"});
-  expect_contains(refusal([](const Folder& f) { fs::resize_file(f / "model.safetensors", 5); }), {"model.safetensors", "bytes"});
-  expect_contains(refusal([](const Folder& f) { fs::resize_file(f / "model.safetensors", 0); }), {"model.safetensors", "bytes"});
+  expect_contains(refusal([](const Folder& f) { fs::resize_file(f / "model.safetensors", 5); }),
+                  {"model.safetensors", "bytes"});
+  expect_contains(refusal([](const Folder& f) { fs::resize_file(f / "model.safetensors", 0); }),
+                  {"model.safetensors", "bytes"});
 }
 
 /// Rewrites the weights with one change to the list of tensors or their values.

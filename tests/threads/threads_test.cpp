@@ -1,0 +1,131 @@
+// The thread pool, and models that several threads use at once. Run under ThreadSanitizer as well.
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <thread>
+
+#include "minimamba/core/parallel.hpp"
+#include "support/support.hpp"
+
+namespace {
+
+using namespace minimamba;
+using support::copy_of;
+using support::HostMatrix;
+using support::random_tokens;
+
+TEST(Threads, RunEveryPartOnce) {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    for (int round = 0; round < 500; ++round) {
+      std::vector<std::atomic<int>> calls(static_cast<std::size_t>(threads));
+      pool.run([&](int part, int parts) {
+        EXPECT_EQ(parts, threads);
+        ++calls[static_cast<std::size_t>(part)];
+      });
+      for (const auto& count : calls) ASSERT_EQ(count, 1);
+    }
+  }
+}
+
+TEST(Threads, CoverARangeWithoutOverlap) {
+  ThreadPool pool(3);
+  for (const std::size_t count : {std::size_t{0}, std::size_t{1}, std::size_t{2}, std::size_t{100}}) {
+    std::vector<std::atomic<int>> visits(count);
+    parallel_for(pool, count, 1, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) ++visits[i];
+    });
+    for (const auto& visit : visits) EXPECT_EQ(visit, 1);
+  }
+}
+
+TEST(Threads, WakeAfterTheyHaveSlept) {
+  ThreadPool pool(2);
+  for (int round = 0; round < 5; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::atomic<int> calls{0};
+    pool.run([&](int, int) { ++calls; });
+    EXPECT_EQ(calls, 2);
+  }
+}
+
+TEST(Threads, ThrowWhatAPartThrewAndGoOn) {
+  ThreadPool pool(2);
+  for (int guilty = 0; guilty < 2; ++guilty) {
+    EXPECT_THROW(pool.run([&](int part, int) {
+      if (part == guilty) throw ArgumentError("part", "none", "one");
+    }),
+                 ArgumentError);
+  }
+  std::atomic<int> calls{0};
+  pool.run([&](int, int) { ++calls; });
+  EXPECT_EQ(calls, 2);
+}
+
+TEST(Threads, RunACallerAloneWhenThePoolIsBusy) {
+  ThreadPool pool(2);
+  std::atomic<int> inner{0};
+  pool.run([&](int, int) {
+    pool.run([&](int part, int parts) {
+      EXPECT_EQ(part, 0);
+      EXPECT_EQ(parts, 1);
+      ++inner;
+    });
+  });
+  EXPECT_EQ(inner, 2);
+}
+
+TEST(Threads, ServeManyCallersAtOnce) {
+  ThreadPool pool(2);
+  std::vector<std::thread> callers;
+  std::atomic<std::size_t> total{0};
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 300; ++round) {
+        parallel_for(pool, 64, 1, [&](std::size_t begin, std::size_t end) { total += end - begin; });
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(total, 4U * 300 * 64);
+}
+
+TEST(Threads, TakeTheRoundingModeOfTheirCaller) {
+  ThreadPool pool(2);
+  const int before = std::fegetround();
+  for (const int mode : {FE_UPWARD, FE_DOWNWARD, FE_TONEAREST}) {
+    std::fesetround(mode);
+    std::vector<float> thirds(2);
+    pool.run([&](int part, int) {
+      volatile float one = 1, three = 3;
+      thirds[static_cast<std::size_t>(part)] = one / three;
+    });
+    EXPECT_EQ(thirds[0], thirds[1]);
+  }
+  std::fesetround(before);
+}
+
+template <class K>
+class Sharing : public testing::Test {};
+TYPED_TEST_SUITE(Sharing, support::Kinds, support::KindNames);
+
+TYPED_TEST(Sharing, OneModelServesThreadsEachWithACacheOfItsOwn) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const auto tokens = random_tokens(60, 50);
+  auto cache = model.make_cache();
+  const auto expected = copy_of(model.forward(tokens, cache));
+  std::vector<HostMatrix<typename TypeParam::Scalar>> results(4, HostMatrix<typename TypeParam::Scalar>(0, 0));
+  std::vector<std::thread> threads;
+  for (auto& result : results) {
+    threads.emplace_back([&] {
+      auto own = model.make_cache();
+      model.forward(std::span(tokens).first(13), own);
+      own.reset();
+      result = copy_of(model.forward(tokens, own));
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (const auto& result : results) support::expect_same<TypeParam>(expected, result, "logits of a thread");
+}
+
+}  // namespace
