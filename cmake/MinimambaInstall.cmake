@@ -2,7 +2,8 @@
 include(CMakePackageConfigHelpers)
 
 set(package_folder "${CMAKE_INSTALL_DATADIR}/cmake/minimamba")
-install(DIRECTORY include/minimamba DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
+install(DIRECTORY include/minimamba DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp"
+        PATTERN "*.inl")
 install(TARGETS minimamba EXPORT minimambaTargets)
 install(EXPORT minimambaTargets NAMESPACE minimamba:: DESTINATION "${package_folder}")
 if(TARGET minimamba_io)

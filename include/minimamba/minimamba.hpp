@@ -12,6 +12,7 @@
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/eigen.hpp"
+#include "minimamba/backend/native.hpp"
 #include "minimamba/backend/reference.hpp"
 
 #include "minimamba/nn/mamba.hpp"

@@ -93,7 +93,7 @@ class Golden : public testing::Test {
     }
   }
 };
-TYPED_TEST_SUITE(Golden, support::Kinds, support::KindNames);
+TYPED_TEST_SUITE(Golden, support::KernelKinds, support::KindNames);
 
 TYPED_TEST(Golden, LogitsAndStatesOfWholeSequences) {
   ASSERT_GE(checkpoints().size(), 6U);

@@ -56,7 +56,7 @@ class Splitting : public testing::Test {
     EXPECT_EQ(a.position, b.position);
   }
 };
-TYPED_TEST_SUITE(Splitting, support::Kinds, support::KindNames);
+TYPED_TEST_SUITE(Splitting, support::KernelKinds, support::KindNames);
 
 TYPED_TEST(Splitting, IntoHalvesTokensOrRandomPartsChangesNothing) {
   for (const std::int64_t d_conv : {1, 2, 4, 6}) {

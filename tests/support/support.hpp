@@ -32,8 +32,33 @@ struct Kind {
   static constexpr bool exact = !std::is_same_v<Backend, minimamba::EigenBackend<ScalarType>>;
 };
 
+/// The native backend with the kernels of one instruction set, or of the best where a machine lacks it.
+template <class Scalar, minimamba::InstructionSet set>
+struct NativeWith : minimamba::NativeBackend<Scalar> {
+  explicit NativeWith(minimamba::CpuOptions options = {})
+      : minimamba::NativeBackend<Scalar>(
+            {.threads = options.threads,
+             .instruction_set = minimamba::available(set) ? set : minimamba::InstructionSet::best}) {}
+  const char* name() const { return minimamba::name_of(set).data(); }
+};
+template <class Scalar>
+struct Avx2Backend : NativeWith<Scalar, minimamba::InstructionSet::avx2> {
+  using NativeWith<Scalar, minimamba::InstructionSet::avx2>::NativeWith;
+};
+template <class Scalar>
+struct PortableBackend : NativeWith<Scalar, minimamba::InstructionSet::portable> {
+  using NativeWith<Scalar, minimamba::InstructionSet::portable>::NativeWith;
+};
+
 using Kinds = testing::Types<Kind<float, minimamba::ReferenceBackend>, Kind<double, minimamba::ReferenceBackend>,
-                             Kind<float, minimamba::EigenBackend>, Kind<double, minimamba::EigenBackend>>;
+                             Kind<float, minimamba::EigenBackend>, Kind<double, minimamba::EigenBackend>,
+                             Kind<float, minimamba::NativeBackend>, Kind<double, minimamba::NativeBackend>>;
+
+/// For tests of kernels and of whole models: the native kernels that this machine would not pick by itself, too.
+using KernelKinds = testing::Types<Kind<float, minimamba::ReferenceBackend>, Kind<double, minimamba::ReferenceBackend>,
+                                   Kind<float, minimamba::EigenBackend>, Kind<double, minimamba::EigenBackend>,
+                                   Kind<float, minimamba::NativeBackend>, Kind<double, minimamba::NativeBackend>,
+                                   Kind<float, Avx2Backend>, Kind<float, PortableBackend>>;
 
 struct KindNames {
   template <class K>

@@ -15,7 +15,7 @@ double softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 template <class K>
 class Backend : public testing::Test {};
-TYPED_TEST_SUITE(Backend, support::Kinds, support::KindNames);
+TYPED_TEST_SUITE(Backend, support::KernelKinds, support::KindNames);
 
 TYPED_TEST(Backend, FulfilsTheConcept) {
   static_assert(InferenceBackend<typename TypeParam::Backend>);

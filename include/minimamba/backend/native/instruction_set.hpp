@@ -1,0 +1,62 @@
+// Which vector instructions the native backend uses: found out at run time, so that one program runs everywhere.
+#ifndef MINIMAMBA_BACKEND_NATIVE_INSTRUCTION_SET_HPP
+#define MINIMAMBA_BACKEND_NATIVE_INSTRUCTION_SET_HPP
+
+#include <string_view>
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// Kinds of vector instructions, the plainest first. `best` is the fastest that this machine has.
+enum class InstructionSet { best, portable, neon, avx2, avx512 };
+
+inline std::string_view name_of(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::best:
+      return "best";
+    case InstructionSet::portable:
+      return "portable";
+    case InstructionSet::neon:
+      return "neon";
+    case InstructionSet::avx2:
+      return "avx2";
+    case InstructionSet::avx512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+/// Whether the kernels for these instructions are compiled in, and this machine can run them.
+inline bool available(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::best:
+    case InstructionSet::portable:
+      return true;
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    case InstructionSet::avx2:
+      return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+    case InstructionSet::avx512:
+      return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+             __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+#elif defined(__aarch64__)
+    case InstructionSet::neon:
+      return true;
+#endif
+    default:
+      return false;
+  }
+}
+
+/// The fastest available instructions.
+inline InstructionSet best_instruction_set() {
+  for (const InstructionSet set : {InstructionSet::avx512, InstructionSet::avx2, InstructionSet::neon}) {
+    if (available(set)) return set;
+  }
+  return InstructionSet::portable;
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

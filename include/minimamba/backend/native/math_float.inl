@@ -1,0 +1,62 @@
+// exp, softplus and silu of vectors of floats. Included inside each target region that computes in float.
+
+inline Vector polynomial(Vector, Vector highest) { return highest; }
+/// Horner: ((... highest x + next) x + ...) x + last.
+template <class... Rest>
+inline Vector polynomial(Vector x, Vector highest, float next, Rest... rest) {
+  return polynomial(x, fmadd(highest, x, splat(next)), rest...);
+}
+
+/// e^x = fraction * 2^exponent. Cody and Waite's reduction, and Cephes' polynomial for |r| <= ln(2) / 2.
+struct ExpParts {
+  Vector fraction, exponent;
+};
+inline ExpParts exp_parts(Vector x) {
+  const Vector clamped = min(splat(89.0F), max(splat(-150.0F), x));  // NaN stays: it is the second argument
+  const Vector n = round(clamped * splat(1.44269504F));
+  const Vector r = fnmadd(n, splat(-2.12194440e-4F), fnmadd(n, splat(0.693359375F), clamped));
+  const Vector p = polynomial(r, splat(1.9875691500e-4F), 1.3981999507e-3F, 8.3334519073e-3F, 4.1665795894e-2F,
+                              1.6666665459e-1F, 5.0000001201e-1F);
+  return {fmadd(p, r * r, r) + splat(1.0F), n};
+}
+
+inline Vector exp(Vector x) {
+  const ExpParts parts = exp_parts(x);
+  return scale(parts.fraction, parts.exponent);
+}
+
+/// log(1 + t) for 0 <= t <= 1: twice the area tangent of t / (2 + t).
+inline Vector log1p_of_fraction(Vector t) {
+  const Vector s = t / (splat(2.0F) + t), z = s * s, twice = s + s;
+  const Vector p = polynomial(z, splat(1.0F / 15), 1.0F / 13, 1.0F / 11, 1.0F / 9, 1.0F / 7, 1.0F / 5, 1.0F / 3);
+  return fmadd(twice * z, p, twice);
+}
+
+/// log(1 + e^x): beyond 20 it is x to the last bit of a float.
+inline Vector softplus(Vector x) {
+  const Vector zero = splat(0.0F);
+  return max(zero, x) + log1p_of_fraction(exp(min(zero - x, x)));
+}
+
+/// x / (1 + e^-x). Below zero e^x moves into the numerator, and its power of two is applied last, so that results near
+/// the least normal number keep all their digits.
+inline Vector silu(Vector x) {
+  const Vector zero = splat(0.0F);
+  const ExpParts parts = exp_parts(min(zero - x, x));
+  const Vector one_and_exp = splat(1.0F) + scale(parts.fraction, parts.exponent);
+  // Beyond -200 the result is zero whatever x is; adding 0 x makes it NaN at -infinity, as in the formula.
+  const Vector below = scale(max(splat(-200.0F), x) * parts.fraction / one_and_exp, parts.exponent);
+  return where_greater(zero, x, fmadd(zero, x, below), x / one_and_exp);
+}
+
+/// In the scan, exp(dt A) is 2^(dt A'), where A' is A times log2(e): one multiplication instead of the reduction.
+inline Vector decay_base(Vector a) { return a * splat(1.44269504F); }
+inline Vector decay(Vector x) {
+  constexpr float l = 0.693147181F;  // powers of ln(2) turn the polynomial of e^r into that of 2^r
+  const Vector clamped = max(splat(-160.0F), x);
+  const Vector n = round(clamped), r = clamped - n;
+  const Vector p = polynomial(r, splat(1.9875691500e-4F * l * l * l * l * l * l * l), 1.3981999507e-3F * l * l * l * l * l * l,
+                              8.3334519073e-3F * l * l * l * l * l, 4.1665795894e-2F * l * l * l * l,
+                              1.6666665459e-1F * l * l * l, 5.0000001201e-1F * l * l, l, 1.0F);
+  return scale(p, n);
+}

@@ -1,0 +1,120 @@
+// Compiles the kernel text once for each instruction set. Each region below switches the compiler to one of them, for
+// the functions it includes and nothing else, so no flag is asked of whoever includes this. Inside, g++ is told not to
+// fuse products and sums of its own accord: what is fused is written fmadd, in every copy of a kernel alike.
+#ifndef MINIMAMBA_BACKEND_NATIVE_TARGETS_HPP
+#define MINIMAMBA_BACKEND_NATIVE_TARGETS_HPP
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <immintrin.h>
+#endif
+
+#include "minimamba/backend/native/instruction_set.hpp"
+#include "minimamba/backend/native/tasks.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+#if defined(__clang__)
+#define MINIMAMBA_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define MINIMAMBA_UNROLL _Pragma("GCC unroll 32")
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // false, from inside the compiler's own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#else
+#define MINIMAMBA_UNROLL
+#endif
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace native {
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+namespace portable_float {
+using Scalar = float;
+#include "minimamba/backend/native/vector_portable.inl"
+#include "minimamba/backend/native/math_float.inl"
+#include "minimamba/backend/native/kernels.inl"
+}  // namespace portable_float
+
+namespace portable_double {
+using Scalar = double;
+#include "minimamba/backend/native/vector_portable.inl"
+#include "minimamba/backend/native/math_double.inl"
+#include "minimamba/backend/native/kernels.inl"
+}  // namespace portable_double
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace avx2 {
+#include "minimamba/backend/native/vector_avx2.inl"
+#include "minimamba/backend/native/math_float.inl"
+#include "minimamba/backend/native/kernels.inl"
+}  // namespace avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
+namespace avx512 {
+#include "minimamba/backend/native/vector_avx512.inl"
+#include "minimamba/backend/native/math_float.inl"
+#include "minimamba/backend/native/kernels.inl"
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#pragma GCC diagnostic pop
+#endif
+
+/// The kernels for an available instruction set; those of double are portable on every machine.
+template <class Scalar>
+const Kernels<Scalar>& kernels_for(InstructionSet set);
+
+template <>
+inline const Kernels<double>& kernels_for<double>(InstructionSet) {
+  return portable_double::kernels;
+}
+template <>
+inline const Kernels<float>& kernels_for<float>([[maybe_unused]] InstructionSet set) {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+  if (set == InstructionSet::avx512) return avx512::kernels;
+  if (set == InstructionSet::avx2) return avx2::kernels;
+#endif
+  return portable_float::kernels;
+}
+
+}  // namespace native
+}  // namespace minimamba
+
+#undef MINIMAMBA_UNROLL
+#undef MINIMAMBA_ISA
+#endif
