@@ -59,6 +59,12 @@ inline const StoredTensor* find_parameter(const TensorSet& tensors, std::string_
   return tensors.find("backbone." + name);
 }
 
+/// Told apart by content: a safetensors file begins with a length far below 2^32, so its bytes 4 to 7 are zero, which
+/// no JSON text has anywhere.
+inline bool is_shard_index(const ByteSource& source) {
+  return source.size() >= 8 && source.read_value<std::uint32_t>(4) != 0 && source.read_value<char>(0) == '{';
+}
+
 /// Opens a folder with config.json and model.safetensors or its sharded index, or one of the two weight files itself,
 /// beside which config.json lies.
 inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
@@ -82,11 +88,7 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   checkpoint.config_name = config.name();
   checkpoint.config = read_config(config);
   ByteSource source = ByteSource::open(weights);
-  char first = 0;
-  if (source.size() > 0) source.read(0, std::as_writable_bytes(std::span(&first, 1)));
-  char ninth = 0;  // a safetensors file has eight bytes of length before its brace, and may begin with any byte
-  if (source.size() > 8) source.read(8, std::as_writable_bytes(std::span(&ninth, 1)));
-  if (first == '{' && ninth != '{') {
+  if (is_shard_index(source)) {
     read_sharded_safetensors(weights, checkpoint.tensors);
   } else {
     read_safetensors(std::move(source), checkpoint.tensors);

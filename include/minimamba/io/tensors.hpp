@@ -137,10 +137,14 @@ class TensorSet {
   const std::string& source_name(const StoredTensor& tensor) const { return sources_[tensor.source].name(); }
 
   /// Converts elements [first, first + out.size()) to Scalar. Throws CheckpointError if they are no floating-point
-  /// numbers, FileError or FormatError if they cannot be read.
+  /// numbers, ArgumentError if there are not as many, FileError or FormatError if they cannot be read.
   template <class Scalar>
   void read(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const {
     const ByteSource& source = sources_[tensor.source];
+    if (first > tensor.size() || out.size() > tensor.size() - first) {
+      throw ArgumentError(source.name() + ": " + tensor.name, "at most " + std::to_string(tensor.size()) + " elements",
+                          "elements up to " + std::to_string(first + out.size()));
+    }
     const bool known = detail::with_float_type(tensor.dtype, [&](auto stored) {
       using Stored = decltype(stored);
       const std::uint64_t begin = tensor.begin + first * sizeof(Stored);
