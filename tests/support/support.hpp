@@ -50,6 +50,11 @@ struct PortableBackend : NativeWith<Scalar, minimamba::InstructionSet::portable>
   using NativeWith<Scalar, minimamba::InstructionSet::portable>::NativeWith;
 };
 
+#ifdef MINIMAMBA_TEST_FEW_KINDS  // for sanitizers, which take long to compile: each backend once
+using Kinds = testing::Types<Kind<double, minimamba::ReferenceBackend>, Kind<float, minimamba::EigenBackend>,
+                             Kind<float, minimamba::NativeBackend>>;
+using KernelKinds = Kinds;
+#else
 using Kinds = testing::Types<Kind<float, minimamba::ReferenceBackend>, Kind<double, minimamba::ReferenceBackend>,
                              Kind<float, minimamba::EigenBackend>, Kind<double, minimamba::EigenBackend>,
                              Kind<float, minimamba::NativeBackend>, Kind<double, minimamba::NativeBackend>>;
@@ -59,6 +64,7 @@ using KernelKinds = testing::Types<Kind<float, minimamba::ReferenceBackend>, Kin
                                    Kind<float, minimamba::EigenBackend>, Kind<double, minimamba::EigenBackend>,
                                    Kind<float, minimamba::NativeBackend>, Kind<double, minimamba::NativeBackend>,
                                    Kind<float, Avx2Backend>, Kind<float, PortableBackend>>;
+#endif
 
 struct KindNames {
   template <class K>
