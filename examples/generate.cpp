@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <span>
 #include <string>
 #include <utility>
@@ -67,6 +69,14 @@ std::vector<std::int32_t> encode_bytes(const std::string& text, const minimamba:
   return ids;
 }
 
+/// Shows what was printed. False when nobody reads any more; throws when it cannot be written.
+bool flush() {
+  errno = 0;
+  if (std::fflush(stdout) == 0) return true;
+  if (errno == EPIPE) return false;
+  throw minimamba::FileError("standard output", "room for the text", std::strerror(errno));
+}
+
 template <class Model>
 int run(const Arguments& arguments) {
   using Backend = typename Model::BackendType;
@@ -93,10 +103,11 @@ int run(const Arguments& arguments) {
     } else {
       std::putchar(token);
     }
-    if (std::fflush(stdout) != 0) return 0;  // nobody reads any more
+    if (!flush()) return 0;
     if (stop) break;
   }
   std::printf("\n");
+  if (!flush()) return 0;
   if (arguments.stats) {
     const double rest = seconds_since(start);
     std::fprintf(stderr, "backend %s, %d threads, %zu parameters, %s weights, state of %zu bytes\n",

@@ -151,6 +151,31 @@ TYPED_TEST(Generate, ComputesNothingBeforeItIsAskedAndContinuesFromItsCache) {
   EXPECT_EQ(tokens, whole);
 }
 
+TYPED_TEST(Generate, SaysWhatTheNextPromptMustBeginWith) {
+  auto config = support::small_config();
+  auto model = support::trained_looking_model<typename TypeParam::Model>(config);
+  const auto free = collect(model, {7}, {.max_new_tokens = 6, .temperature = 1});
+  config.eos_token_id = free[3];
+  model = support::trained_looking_model<typename TypeParam::Model>(config);
+  auto cache = model.make_cache();
+  auto tokens = generate(model, cache, std::vector<std::int32_t>{7}, {.max_new_tokens = 6, .temperature = 1});
+  std::int64_t count = 0;
+  for ([[maybe_unused]] const auto token : tokens) ++count;
+  EXPECT_TRUE(tokens.reached_eos());
+  ASSERT_EQ(tokens.unread().size(), 1U);
+  EXPECT_EQ(tokens.unread()[0], free[3]);
+  EXPECT_EQ(cache.position(), 1 + count);
+}
+
+TYPED_TEST(Generate, YieldsNothingOfARefusedPrompt) {
+  const typename TypeParam::Model model(support::small_config());
+  auto cache = model.make_cache();
+  auto tokens = generate(model, cache, std::vector<std::int32_t>{1, 2, 9999}, {});
+  EXPECT_THROW(tokens.begin(), ArgumentError);
+  EXPECT_THROW(tokens.begin(), ArgumentError);
+  EXPECT_EQ(cache.position(), 0);
+}
+
 TYPED_TEST(Generate, RefusesAnEmptyPromptAndABatch) {
   const typename TypeParam::Model model(support::small_config());
   auto one = model.make_cache(), two = model.make_cache(2);

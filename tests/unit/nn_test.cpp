@@ -262,6 +262,11 @@ TYPED_TEST(Model, RefusesACacheOfAnotherModel) {
   EXPECT_THROW(model.forward(std::vector<std::int32_t>{1}, cache), ArgumentError);
   EXPECT_THROW(model.make_cache(0), ArgumentError);
   EXPECT_THROW(model.make_cache(-3), ArgumentError);
+  auto own = model.make_cache();
+  EXPECT_THROW(own.position(1), ArgumentError);
+  EXPECT_THROW(own.conv(2, 0), ArgumentError);
+  const auto moved = std::move(own);
+  EXPECT_THROW(model.forward(std::vector<std::int32_t>{1}, own), ArgumentError);
 }
 
 TYPED_TEST(Model, RunsWithNarrowWeights) {

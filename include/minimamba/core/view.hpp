@@ -48,7 +48,7 @@ class View {
   }
   View columns(std::size_t first, std::size_t count) const {
     assert(first + count <= cols_);
-    return {data_ + first, rows_, count, stride_};
+    return {rows_ == 0 ? data_ : data_ + first, rows_, count, stride_};  // no rows may mean no memory
   }
 
  private:

@@ -59,9 +59,9 @@ class Generation {
   /// Reads the prompt and chooses the first token. Throws ArgumentError for a token id that the model does not have.
   Iterator begin() {
     if (!begun_) {
-      begun_ = true;
       ended_ = options_.max_new_tokens == 0;
       if (!ended_) choose();
+      begun_ = true;
     }
     return Iterator(this);
   }
@@ -70,15 +70,22 @@ class Generation {
   /// Whether the model chose its end-of-text token, which is not part of the range.
   bool reached_eos() const { return eos_; }
 
+  /// What the cache has not read yet, with which the next prompt must begin: the token chosen last, be it the one that
+  /// was yielded last or the end-of-text token.
+  std::span<const std::int32_t> unread() const { return unread_; }
+
  private:
   void advance() {
-    ended_ = ++count_ >= options_.max_new_tokens;
+    ended_ = count_ + 1 >= options_.max_new_tokens;
     if (!ended_) choose();
+    ++count_;
   }
 
   void choose() {
     const auto logits = model_->forward_last(unread_, *cache_);
-    unread_.assign(1, sampler_(logits.row(0)));
+    unread_.clear();  // read now, whatever comes of the choice
+    begun_ = ended_ = true;
+    unread_.push_back(sampler_(logits.row(0)));
     const auto eos = model_->config().eos_token_id;
     eos_ = !options_.ignore_eos && eos && unread_.front() == *eos;
     ended_ = eos_;
@@ -93,9 +100,9 @@ class Generation {
   bool begun_ = false, ended_ = false, eos_ = false;
 };
 
-/// Continues a prompt, which may follow whatever the cache has read before. The token that is yielded last has not been
-/// read by the cache: to go on later, begin the next prompt with it. Throws ArgumentError for an empty prompt, a cache
-/// with more than one row, or an option out of its range.
+/// Continues a prompt, which may follow whatever the cache has read before. The token that is chosen last has not been
+/// read by the cache: to go on later, begin the next prompt with unread(). Throws ArgumentError for an empty prompt, a
+/// cache with more than one row, or an option out of its range.
 template <class Model>
 Generation<Model> generate(const Model& model, typename Model::Cache& cache, std::span<const std::int32_t> prompt,
                            const GenerateOptions& options = {}) {

@@ -128,7 +128,7 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
     const bool tied_head = name == "lm_head.weight" && checkpoint.config.tie_embeddings;
     if (expected.count(name) == 0 && !tied_head) {
-      throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + name,
+      throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),
                             "only tensors of the model that " + checkpoint.config_name + " describes", "this one");
     }
   }

@@ -36,12 +36,11 @@ class ConfigReader {
   }
   std::int64_t size(const char* key, std::int64_t otherwise) const {
     if (!has(key)) return otherwise;
+    constexpr std::uint64_t largest = 1U << 31;  // the product of two cannot overflow
     const nlohmann::json& value = object_.at(key);
-    if (value.is_number_unsigned()) {
-      constexpr std::uint64_t largest = std::numeric_limits<std::int64_t>::max();
-      return static_cast<std::int64_t>(std::min(value.get<std::uint64_t>(), largest));
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > largest) {
+      refuse(key, "a whole number up to " + std::to_string(largest));
     }
-    if (!value.is_number_integer()) refuse(key, "a whole number");
     return value.get<std::int64_t>();
   }
   double number(const char* key, double otherwise) const {
@@ -67,9 +66,9 @@ class ConfigReader {
   }
   /// A token id within the vocabulary; files also have null, -1, or ids of another model's vocabulary, which mean none.
   std::optional<std::int32_t> token(const char* key, std::int64_t vocabulary) const {
-    if (!has(key) || !object_.at(key).is_number_integer()) return {};
-    const std::int64_t id = size(key, -1);
-    return id >= 0 && id < vocabulary ? std::optional(static_cast<std::int32_t>(id)) : std::nullopt;
+    if (!has(key) || !object_.at(key).is_number_unsigned()) return {};
+    const std::uint64_t id = object_.at(key).get<std::uint64_t>();
+    return std::cmp_less(id, vocabulary) ? std::optional(static_cast<std::int32_t>(id)) : std::nullopt;
   }
   const nlohmann::json& at(const char* key) const { return object_.at(key); }
 
@@ -105,8 +104,7 @@ inline MambaConfig read_hugging_face_config(const ConfigReader& reader) {
   const std::int64_t inner = reader.size("intermediate_size", 0);
   const bool whole = config.d_model > 0 && inner > 0 && inner % config.d_model == 0;
   config.expand = reader.size("expand", whole ? inner / config.d_model : config.expand);
-  const bool small = config.expand < (1 << 20) && config.d_model < (std::int64_t{1} << 40);  // else resolved() refuses
-  if (reader.has("intermediate_size") && small && inner != config.d_inner()) {
+  if (reader.has("intermediate_size") && inner != config.d_inner()) {
     reader.refuse("intermediate_size", "expand x hidden_size = " + std::to_string(config.d_inner()));
   }
   config.dt_rank = reader.rank("time_step_rank");

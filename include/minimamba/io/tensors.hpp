@@ -124,7 +124,8 @@ class TensorSet {
     const std::string& file = source_name(tensor);
     const auto [place, added] = tensors_.try_emplace(name, std::move(tensor));
     if (!added)
-      throw CheckpointError(file + ": " + name, "each tensor once", "it also in " + source_name(place->second));
+      throw CheckpointError(file + ": " + detail::printable(name), "each tensor once",
+                            "it also in " + source_name(place->second));
   }
 
   const StoredTensor* find(const std::string& name) const {

@@ -35,8 +35,10 @@ class InferenceCache {
   InferenceCache(InferenceCache&&) noexcept = default;
   InferenceCache& operator=(InferenceCache&&) noexcept = default;
 
-  std::size_t batch() const { return positions_.size(); }                          // B
-  std::int64_t position(std::size_t row = 0) const { return positions_.at(row); }  // tokens that the row has read
+  std::size_t batch() const { return positions_.size(); }  // B
+  std::int64_t position(std::size_t row = 0) const {
+    return positions_[checked_row(row)];
+  }  // tokens that the row has read
   const MambaConfig& config() const { return config_; }
 
   /// The window of one row, [E, K - 1], oldest first, and its state, [E, N].
@@ -47,7 +49,10 @@ class InferenceCache {
 
   /// All rows of a layer at once: [B E, K - 1] and [B E, N].
   LayerState<Scalar> state(std::size_t layer) {
-    Layer& l = layers_.at(layer);
+    if (layer >= layers_.size()) {
+      throw ArgumentError("cache layer", "a layer below " + std::to_string(layers_.size()), std::to_string(layer));
+    }
+    Layer& l = layers_[layer];
     const std::size_t rows = batch() * d_inner();
     return {.conv = View<Scalar>(l.conv.data(), rows, conv_columns()),
             .ssm = View<Scalar>(l.ssm.data(), rows, d_state())};
@@ -118,11 +123,12 @@ class InferenceCache {
   std::size_t d_inner() const { return static_cast<std::size_t>(config_.d_inner()); }
   std::size_t d_state() const { return static_cast<std::size_t>(config_.d_state); }
   std::size_t conv_columns() const { return static_cast<std::size_t>(config_.d_conv - 1); }
+  std::size_t checked_row(std::size_t row) const {
+    if (row < batch()) return row;
+    throw ArgumentError("cache row", "a row below " + std::to_string(batch()), std::to_string(row));
+  }
   View<Scalar> one_row(View<Scalar> all, std::size_t row) const {
-    if (row >= batch()) {
-      throw ArgumentError("cache row", "a row below " + std::to_string(batch()), std::to_string(row));
-    }
-    return all.rows_from(row * d_inner(), d_inner());
+    return all.rows_from(checked_row(row) * d_inner(), d_inner());
   }
   InferenceCache& mutable_self() const { return const_cast<InferenceCache&>(*this); }
 

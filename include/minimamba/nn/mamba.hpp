@@ -124,6 +124,9 @@ class Mamba {
   static std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
   void check(std::span<const std::int32_t> tokens, const Cache& cache) const {
+    if (layers.empty() || cache.batch() == 0) {
+      throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
+    }
     const MambaConfig& other = cache.config();
     const auto shape = [](const MambaConfig& c) {
       return "d_model " + std::to_string(c.d_model) + ", n_layer " + std::to_string(c.n_layer) + ", d_inner " +
