@@ -152,7 +152,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"f32", "bf16", "f16"}))
       ->capture_default_str();
   app.add_option("--backend", arguments.backend, "What computes")
-      ->check(CLI::IsMember({"eigen", "reference"}))
+      ->check(CLI::IsMember({"eigen", "native", "reference"}))
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "0: as many as the process may use")->capture_default_str();
   app.add_flag("--ids", arguments.ids, "Print token ids, not text");
@@ -167,8 +167,9 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
 #endif
   try {
-    return arguments.backend == "eigen" ? run_with<minimamba::EigenBackend>(arguments)
-                                        : run_with<minimamba::ReferenceBackend>(arguments);
+    if (arguments.backend == "reference") return run_with<minimamba::ReferenceBackend>(arguments);
+    if (arguments.backend == "native") return run_with<minimamba::NativeBackend>(arguments);
+    return run_with<minimamba::EigenBackend>(arguments);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "generate: %s\n", error.what());
     return refused;
