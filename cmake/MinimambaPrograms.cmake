@@ -1,6 +1,10 @@
 # minimamba_program(NAME SOURCE...): one of our own programs, with warnings and sanitizers.
 function(minimamba_program name)
   add_executable(${name} ${ARGN})
+  minimamba_checks(${name})
+endfunction()
+
+function(minimamba_checks name)
   set_target_properties(${name} PROPERTIES CXX_EXTENSIONS OFF)
   if(MSVC)
     target_compile_options(${name} PRIVATE /W4 $<$<BOOL:${MINIMAMBA_WERROR}>:/WX>)
