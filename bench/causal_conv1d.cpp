@@ -35,6 +35,7 @@ void add_causal_conv1d() {
 
 int main(int argc, char** argv) {
   return run(argc, argv, [](const Options&) {
+    add_causal_conv1d<minimamba::NativeBackend<float>>();
     add_causal_conv1d<minimamba::EigenBackend<float>>();
     add_causal_conv1d<minimamba::ReferenceBackend<float>>();
   });

@@ -37,7 +37,7 @@ void add_rows(benchmark::State& state, const Backend& backend, std::size_t token
 
 template <class Backend, class W>
 void add_embed() {
-  add_kernel<Backend>("embed", "/" + std::string(minimamba::Format<W>::name), embed<W, Backend>);
+  add_kernel<Backend>("embed", std::string("/").append(minimamba::Format<W>::name), embed<W, Backend>);
 }
 template <class Backend>
 void add_add() {
@@ -48,9 +48,11 @@ void add_add() {
 
 int main(int argc, char** argv) {
   return run(argc, argv, [](const Options&) {
+    add_embed<minimamba::NativeBackend<float>, float>();
     add_embed<minimamba::EigenBackend<float>, float>();
     add_embed<minimamba::EigenBackend<float>, minimamba::bf16>();
     add_embed<minimamba::ReferenceBackend<float>, float>();
+    add_add<minimamba::NativeBackend<float>>();
     add_add<minimamba::EigenBackend<float>>();
     add_add<minimamba::ReferenceBackend<float>>();
   });

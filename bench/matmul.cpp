@@ -42,7 +42,7 @@ template <class Backend, class W>
 void add_matmul(const Options& options) {
   for (const Shape& shape : shapes) {
     if (shape.heavy && !options.full) continue;
-    add_kernel<Backend>("matmul", "/" + std::string(minimamba::Format<W>::name) + "/" + shape.name,
+    add_kernel<Backend>("matmul", std::string("/").append(minimamba::Format<W>::name) + "/" + shape.name,
                         [&shape](benchmark::State& state, const Backend& backend, std::size_t tokens) {
                           matmul<W>(state, backend, tokens, shape);
                         });
@@ -53,6 +53,7 @@ void add_matmul(const Options& options) {
 
 int main(int argc, char** argv) {
   return run(argc, argv, [](const Options& options) {
+    add_matmul<minimamba::NativeBackend<float>, float>(options);
     add_matmul<minimamba::EigenBackend<float>, float>(options);
     add_matmul<minimamba::EigenBackend<float>, minimamba::bf16>(options);
     if (options.full) add_matmul<minimamba::ReferenceBackend<float>, float>(options);

@@ -145,6 +145,7 @@ void add_limits() {
 int main(int argc, char** argv) {
   return run(argc, argv, [](const Options& options) {
     add_limits();
+    add_model<minimamba::Mamba<float, minimamba::NativeBackend>>("native/f32", options);
     add_model<minimamba::Mamba<float, minimamba::EigenBackend>>("eigen/f32", options);
   });
 }

@@ -26,6 +26,7 @@ void add_rms_norm() {
 
 int main(int argc, char** argv) {
   return run(argc, argv, [](const Options&) {
+    add_rms_norm<minimamba::NativeBackend<float>>();
     add_rms_norm<minimamba::EigenBackend<float>>();
     add_rms_norm<minimamba::ReferenceBackend<float>>();
   });

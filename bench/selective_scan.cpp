@@ -48,6 +48,7 @@ void add_selective_scan() {
 
 int main(int argc, char** argv) {
   return run(argc, argv, [](const Options&) {
+    add_selective_scan<minimamba::NativeBackend<float>>();
     add_selective_scan<minimamba::EigenBackend<float>>();
     add_selective_scan<minimamba::ReferenceBackend<float>>();
   });

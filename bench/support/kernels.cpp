@@ -174,7 +174,9 @@ std::string machine_has() {
   std::string names;
 #if X86
   const auto add = [&](bool has, const char* name) {
-    if (has) names += (names.empty() ? "" : " ") + std::string(name);
+    if (!has) return;
+    if (!names.empty()) names += ' ';
+    names += name;
   };
   add(__builtin_cpu_supports("sse4.2"), "sse4.2");
   add(__builtin_cpu_supports("avx2"), "avx2");

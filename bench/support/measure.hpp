@@ -47,7 +47,7 @@ inline void add(const std::string& name, std::function<void(benchmark::State&)> 
   benchmark::RegisterBenchmark(name.c_str(), std::move(body))->UseManualTime()->Unit(benchmark::kMicrosecond);
 }
 inline std::string numbered(std::string_view key, std::size_t value) {
-  return "/" + std::string(key) + ":" + std::to_string(value);
+  return std::string("/").append(key).append(":").append(std::to_string(value));
 }
 
 }  // namespace minimamba_bench
