@@ -4,6 +4,7 @@ using Scalar = float;
 inline constexpr std::size_t lanes = 8;
 inline constexpr std::size_t tile_rows = 6;
 inline constexpr std::size_t tile_registers = 2;
+inline constexpr std::size_t row_registers = 12;
 inline constexpr std::size_t state_group = 8;
 
 struct Vector {
@@ -12,6 +13,16 @@ struct Vector {
 
 inline Vector load(const float* from) { return {_mm256_loadu_ps(from)}; }
 inline void store(float* to, Vector x) { _mm256_storeu_ps(to, x.value); }
+/// The first `count` numbers; the others are zero, or left alone in memory.
+inline __m256i first_lanes(std::size_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vector load_first(const float* from, std::size_t count) {
+  return {_mm256_maskload_ps(from, first_lanes(count))};
+}
+inline void store_first(float* to, Vector x, std::size_t count) {
+  _mm256_maskstore_ps(to, first_lanes(count), x.value);
+}
 inline Vector splat(float x) { return {_mm256_set1_ps(x)}; }
 inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.value, b.value)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.value, b.value)}; }
@@ -31,6 +42,20 @@ inline Vector scale(Vector x, Vector n) {
   const __m256 second = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
   return {_mm256_mul_ps(_mm256_mul_ps(x.value, first), second)};
 }
+/// x * 2^n for whole n from -127, where the result is zero, to 127.
+inline Vector scale_down(Vector x, Vector n) {
+  const __m256i bits = _mm256_castps_si256(_mm256_add_ps(n.value, _mm256_set1_ps(12583039.0F)));  // 3 x 2^22 + 127
+  return {_mm256_mul_ps(x.value, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23)))};
+}
+/// x = whole + fraction, with |fraction| <= 1/2; whole is -127 where x is less.
+struct Split {
+  Vector whole, fraction;
+};
+inline Split split(Vector x) {
+  x = max(splat(-127.0F), x);
+  const Vector whole = round(x);
+  return {whole, x - whole};
+}
 inline Vector where_greater(Vector x, Vector y, Vector a, Vector b) {
   return {_mm256_blendv_ps(b.value, a.value, _mm256_cmp_ps(x.value, y.value, _CMP_GT_OQ))};
 }
@@ -39,6 +64,7 @@ inline float sum(Vector x) {
   const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
+inline void prefetch(const float* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 inline Vector load_column(const float* from, std::size_t stride) {
   return {_mm256_setr_ps(from[0], from[stride], from[2 * stride], from[3 * stride], from[4 * stride], from[5 * stride],
                          from[6 * stride], from[7 * stride])};
@@ -47,4 +73,35 @@ inline void store_column(float* to, std::size_t stride, Vector x) {
   alignas(32) float values[lanes];
   _mm256_store_ps(values, x.value);
   for (std::size_t i = 0; i < lanes; ++i) to[i * stride] = values[i];
+}
+
+/// Row i and column j change places.
+inline void transpose(Vector (&rows)[lanes]) {
+  __m256 t[lanes], q[lanes];
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < lanes; i += 2) {
+    t[i] = _mm256_unpacklo_ps(rows[i].value, rows[i + 1].value);
+    t[i + 1] = _mm256_unpackhi_ps(rows[i].value, rows[i + 1].value);
+  }
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < lanes; i += 4) {
+    q[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    q[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+    q[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    q[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+  MINIMAMBA_UNROLL
+  for (std::size_t j = 0; j < 4; ++j) {
+    rows[j].value = _mm256_permute2f128_ps(q[j], q[4 + j], 0x20);
+    rows[4 + j].value = _mm256_permute2f128_ps(q[j], q[4 + j], 0x31);
+  }
+}
+/// `lanes` rows of `count` numbers without gaps, as columns.
+template <std::size_t count>
+inline void load_interleaved(const Scalar* from, Vector (&columns)[count]) {
+  for (std::size_t j = 0; j < count; ++j) columns[j] = load_column(from + j, count);
+}
+template <std::size_t count>
+inline void store_interleaved(Scalar* to, const Vector (&columns)[count]) {
+  for (std::size_t j = 0; j < count; ++j) store_column(to + j, count, columns[j]);
 }

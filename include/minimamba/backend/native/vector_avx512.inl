@@ -4,7 +4,8 @@ using Scalar = float;
 inline constexpr std::size_t lanes = 16;
 inline constexpr std::size_t tile_rows = 12;      // rows of x in a register tile
 inline constexpr std::size_t tile_registers = 2;  // registers beside each other: outputs
-inline constexpr std::size_t state_group = 16;    // states of a channel that stay in registers
+inline constexpr std::size_t row_registers = 8;   // registers of outputs of a single row
+inline constexpr std::size_t state_group = 16;    // states of a channel that stay in registers, a multiple of lanes
 
 struct Vector {
   __m512 value;
@@ -12,6 +13,13 @@ struct Vector {
 
 inline Vector load(const float* from) { return {_mm512_loadu_ps(from)}; }
 inline void store(float* to, Vector x) { _mm512_storeu_ps(to, x.value); }
+/// The first `count` numbers; the others are zero, or left alone in memory.
+inline Vector load_first(const float* from, std::size_t count) {
+  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << count) - 1), from)};
+}
+inline void store_first(float* to, Vector x, std::size_t count) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1U << count) - 1), x.value);
+}
 inline Vector splat(float x) { return {_mm512_set1_ps(x)}; }
 inline Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.value, b.value)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.value, b.value)}; }
@@ -26,6 +34,16 @@ inline Vector max(Vector a, Vector b) { return {_mm512_max_ps(a.value, b.value)}
 inline Vector round(Vector x) { return {_mm512_roundscale_ps(x.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 /// x * 2^n for a whole n of any size, rounded once.
 inline Vector scale(Vector x, Vector n) { return {_mm512_scalef_ps(x.value, n.value)}; }
+/// The same here; other instruction sets have a quicker way for n from -127, where the result may be zero, to 127.
+inline Vector scale_down(Vector x, Vector n) { return scale(x, n); }
+/// x = whole + fraction, with |fraction| <= 1/2. Where x is -infinity, so is whole.
+struct Split {
+  Vector whole, fraction;
+};
+inline Split split(Vector x) {
+  const Vector fraction{_mm512_reduce_ps(x.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  return {x - fraction, fraction};
+}
 /// a where x > y, b elsewhere.
 inline Vector where_greater(Vector x, Vector y, Vector a, Vector b) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.value, y.value, _CMP_GT_OQ), b.value, a.value)};
@@ -36,6 +54,7 @@ inline float sum(Vector x) {
   const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
+inline void prefetch(const float* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 /// One number of each of sixteen rows that lie `stride` apart.
 inline Vector load_column(const float* from, std::size_t stride) {
   const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -44,4 +63,79 @@ inline Vector load_column(const float* from, std::size_t stride) {
 inline void store_column(float* to, std::size_t stride, Vector x) {
   const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   _mm512_i32scatter_ps(to, _mm512_mullo_epi32(index, _mm512_set1_epi32(static_cast<int>(stride))), x.value, 4);
+}
+
+/// Row i and column j change places.
+inline void transpose(Vector (&rows)[lanes]) {
+  __m512 t[lanes], q[lanes];
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < lanes; i += 2) {
+    t[i] = _mm512_unpacklo_ps(rows[i].value, rows[i + 1].value);
+    t[i + 1] = _mm512_unpackhi_ps(rows[i].value, rows[i + 1].value);
+  }
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < lanes; i += 4) {  // then a quarter of q[4 g + j] is a quarter of column j, 4 + j, ...
+    const __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 1]);
+    const __m512d c = _mm512_castps_pd(t[i + 2]), d = _mm512_castps_pd(t[i + 3]);
+    q[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    q[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    q[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    q[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+  }
+  MINIMAMBA_UNROLL
+  for (std::size_t j = 0; j < 4; ++j) {
+    const __m512 a = _mm512_shuffle_f32x4(q[j], q[4 + j], 0x88), b = _mm512_shuffle_f32x4(q[8 + j], q[12 + j], 0x88);
+    const __m512 c = _mm512_shuffle_f32x4(q[j], q[4 + j], 0xDD), d = _mm512_shuffle_f32x4(q[8 + j], q[12 + j], 0xDD);
+    rows[j].value = _mm512_shuffle_f32x4(a, b, 0x88);
+    rows[4 + j].value = _mm512_shuffle_f32x4(c, d, 0x88);
+    rows[8 + j].value = _mm512_shuffle_f32x4(a, b, 0xDD);
+    rows[12 + j].value = _mm512_shuffle_f32x4(c, d, 0xDD);
+  }
+}
+/// Where the numbers of `count` interleaved columns come from: number p of them is row p / count of column p % count.
+template <std::size_t count>
+struct Interleaved {
+  alignas(64) std::int32_t source[count][lanes] = {};  // [column][row] its number
+  alignas(64) std::int32_t row[count][lanes] = {};     // [register][place] its row
+  __mmask16 column[count][count] = {};                 // [register][column] its places
+  __mmask16 within[count][count] = {};                 // [column][register] the rows that lie in this register
+  constexpr Interleaved() {
+    for (std::size_t p = 0; p < count * lanes; ++p) {
+      const std::size_t i = p / count, j = p % count, r = p / lanes, place = p % lanes;
+      source[j][i] = static_cast<std::int32_t>(place);
+      row[r][place] = static_cast<std::int32_t>(i);
+      column[r][j] = static_cast<__mmask16>(column[r][j] | 1U << place);
+      within[j][r] = static_cast<__mmask16>(within[j][r] | 1U << i);
+    }
+  }
+};
+template <std::size_t count>
+inline constexpr Interleaved<count> interleaved;
+/// Sixteen rows of `count` numbers without gaps, as columns.
+template <std::size_t count>
+inline void load_interleaved(const float* from, Vector (&columns)[count]) {
+  MINIMAMBA_UNROLL
+  for (std::size_t j = 0; j < count; ++j) {
+    const __m512i source = _mm512_load_si512(interleaved<count>.source[j]);
+    __m512 column = _mm512_permutexvar_ps(source, load(from).value);
+    MINIMAMBA_UNROLL
+    for (std::size_t r = 1; r < count; ++r) {
+      column =
+          _mm512_mask_permutexvar_ps(column, interleaved<count>.within[j][r], source, load(from + r * lanes).value);
+    }
+    columns[j] = {column};
+  }
+}
+template <std::size_t count>
+inline void store_interleaved(float* to, const Vector (&columns)[count]) {
+  MINIMAMBA_UNROLL
+  for (std::size_t r = 0; r < count; ++r) {
+    const __m512i row = _mm512_load_si512(interleaved<count>.row[r]);
+    __m512 value = _mm512_permutexvar_ps(row, columns[0].value);
+    MINIMAMBA_UNROLL
+    for (std::size_t j = 1; j < count; ++j) {
+      value = _mm512_mask_permutexvar_ps(value, interleaved<count>.column[r][j], row, columns[j].value);
+    }
+    store(to + r * lanes, {value});
+  }
 }

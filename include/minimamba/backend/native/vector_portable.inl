@@ -1,74 +1,147 @@
-// A few numbers in an array: the twin of the vector types for any compiler and machine, which it leaves to vectorise
-// the loops. Scalar is defined where this is included. Products are rounded before they are added, everywhere alike.
+// The twin of the vector types for any machine: sixteen bytes of numbers, as the compiler's own vector type where it
+// has one and as an array elsewhere. Scalar is defined where this is included. Products are rounded before they are
+// added, everywhere alike. No library function: it would not be inlined into functions of this region.
 
-inline constexpr std::size_t lanes = 4;
+inline constexpr std::size_t lanes = 16 / sizeof(Scalar);
 inline constexpr std::size_t tile_rows = 4;
 inline constexpr std::size_t tile_registers = 2;
+inline constexpr std::size_t row_registers = native::panel / lanes;
 inline constexpr std::size_t state_group = 4;
 
+inline constexpr int fraction_bits = sizeof(Scalar) == 4 ? 23 : 52;  // of a Scalar
+inline constexpr int exponent_bias = sizeof(Scalar) == 4 ? 127 : 1023;
+/// Adding and taking away 1.5 x 2^fraction_bits leaves no bit below the point, and the whole number in the low bits.
+inline constexpr Scalar round_magic = sizeof(Scalar) == 4 ? Scalar(12582912) : Scalar(6755399441055744);
+
+#if defined(__GNUC__) || defined(__clang__)
+using Numbers = Scalar __attribute__((vector_size(16)));
+using Whole = std::conditional_t<sizeof(Scalar) == 4, std::int32_t, std::int64_t> __attribute__((vector_size(16)));
+inline Numbers choose_less(Numbers x, Numbers y, Numbers a, Numbers b) { return x < y ? a : b; }
+#else
+template <class T>
+struct Pack {
+  T numbers[lanes];
+  T& operator[](std::size_t i) { return numbers[i]; }
+  T operator[](std::size_t i) const { return numbers[i]; }
+  friend Pack operator+(Pack a, Pack b) {
+    for (std::size_t i = 0; i < lanes; ++i) a[i] += b[i];
+    return a;
+  }
+  friend Pack operator-(Pack a, Pack b) {
+    for (std::size_t i = 0; i < lanes; ++i) a[i] -= b[i];
+    return a;
+  }
+  friend Pack operator*(Pack a, Pack b) {
+    for (std::size_t i = 0; i < lanes; ++i) a[i] *= b[i];
+    return a;
+  }
+  friend Pack operator/(Pack a, Pack b) {
+    for (std::size_t i = 0; i < lanes; ++i) a[i] /= b[i];
+    return a;
+  }
+  friend Pack operator<<(Pack a, int bits) {
+    for (std::size_t i = 0; i < lanes; ++i) a[i] <<= bits;
+    return a;
+  }
+  friend Pack operator>>(Pack a, int bits) {
+    for (std::size_t i = 0; i < lanes; ++i) a[i] >>= bits;
+    return a;
+  }
+};
+using Numbers = Pack<Scalar>;
+using Whole = Pack<std::conditional_t<sizeof(Scalar) == 4, std::int32_t, std::int64_t>>;
+inline Numbers choose_less(Numbers x, Numbers y, Numbers a, Numbers b) {
+  for (std::size_t i = 0; i < lanes; ++i) b[i] = x[i] < y[i] ? a[i] : b[i];
+  return b;
+}
+#endif
+
 struct Vector {
-  Scalar value[lanes];
+  Numbers value;
 };
 
-template <class F>
-inline Vector each(F f) {
+inline Vector load(const Scalar* from) {
   Vector result;
-  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = f(i);
+  std::memcpy(&result, from, sizeof(result));
   return result;
 }
-
-inline Vector load(const Scalar* from) {
-  return each([&](std::size_t i) { return from[i]; });
+inline void store(Scalar* to, Vector x) { std::memcpy(to, &x, sizeof(x)); }
+/// The first `count` numbers; the others are zero, or left alone in memory.
+inline Vector load_first(const Scalar* from, std::size_t count) {
+  Vector result{};
+  for (std::size_t i = 0; i < count; ++i) result.value[i] = from[i];
+  return result;
 }
-inline void store(Scalar* to, Vector x) {
-  for (std::size_t i = 0; i < lanes; ++i) to[i] = x.value[i];
+inline void store_first(Scalar* to, Vector x, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) to[i] = x.value[i];
 }
 inline Vector splat(Scalar x) {
-  return each([&](std::size_t) { return x; });
+  Vector result;
+  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = x;
+  return result;
 }
-inline Vector operator+(Vector a, Vector b) {
-  return each([&](std::size_t i) { return a.value[i] + b.value[i]; });
-}
-inline Vector operator-(Vector a, Vector b) {
-  return each([&](std::size_t i) { return a.value[i] - b.value[i]; });
-}
-inline Vector operator*(Vector a, Vector b) {
-  return each([&](std::size_t i) { return a.value[i] * b.value[i]; });
-}
-inline Vector operator/(Vector a, Vector b) {
-  return each([&](std::size_t i) { return a.value[i] / b.value[i]; });
-}
+inline Vector operator+(Vector a, Vector b) { return {a.value + b.value}; }
+inline Vector operator-(Vector a, Vector b) { return {a.value - b.value}; }
+inline Vector operator*(Vector a, Vector b) { return {a.value * b.value}; }
+inline Vector operator/(Vector a, Vector b) { return {a.value / b.value}; }
 inline Vector fmadd(Vector a, Vector b, Vector c) { return a * b + c; }
 inline Vector fnmadd(Vector a, Vector b, Vector c) { return c - a * b; }
-inline Vector min(Vector a, Vector b) {
-  return each([&](std::size_t i) { return a.value[i] < b.value[i] ? a.value[i] : b.value[i]; });
+inline Vector min(Vector a, Vector b) { return {choose_less(a.value, b.value, a.value, b.value)}; }
+inline Vector max(Vector a, Vector b) { return {choose_less(b.value, a.value, a.value, b.value)}; }
+inline Vector where_greater(Vector x, Vector y, Vector a, Vector b) {
+  return {choose_less(y.value, x.value, a.value, b.value)};
 }
-inline Vector max(Vector a, Vector b) {
-  return each([&](std::size_t i) { return a.value[i] > b.value[i] ? a.value[i] : b.value[i]; });
-}
-/// Adding and taking away 3 x 2^22 leaves no bit below the point: for |x| < 2^22 in float, and to spare in double.
-inline Vector round(Vector x) {
-  constexpr Scalar magic = sizeof(Scalar) == 4 ? Scalar(12582912) : Scalar(6755399441055744);
-  return each([&](std::size_t i) { return x.value[i] + magic - magic; });
-}
-/// 2^n for whole n from -126 to 127, made of its exponent bits.
-inline Scalar power_of_two(std::int32_t n) { return std::bit_cast<float>((n + 127) << 23); }
+inline Vector round(Vector x) { return x + splat(round_magic) - splat(round_magic); }
+/// The whole number x plus the exponent's bias, and 2 to the power of a number with the bias added.
+inline Whole biased(Vector x) { return __builtin_bit_cast(Whole, x + splat(round_magic + Scalar(exponent_bias))); }
+inline Vector power_of_two(Whole biased) { return {__builtin_bit_cast(Numbers, biased << fraction_bits)}; }
 /// x * 2^n for whole n, in two steps so that neither factor leaves the range of a float: |n| <= 252.
 inline Vector scale(Vector x, Vector n) {
-  return each([&](std::size_t i) {
-    // The whole number is in the low bits of its sum with 3 x 2^22: no cast, which NaN would make undefined.
-    const std::int32_t whole = std::bit_cast<std::int32_t>(static_cast<float>(n.value[i]) + 12582912.0F) - 0x4B400000;
-    const std::int32_t half = whole / 2;
-    return x.value[i] * power_of_two(half) * power_of_two(whole - half);
-  });
+  const Vector half = round(n * splat(Scalar(0.5)));
+  return x * power_of_two(biased(half)) * power_of_two(biased(n - half));
 }
-inline Vector where_greater(Vector x, Vector y, Vector a, Vector b) {
-  return each([&](std::size_t i) { return x.value[i] > y.value[i] ? a.value[i] : b.value[i]; });
+/// x * 2^n for whole n from -127, where the result is zero, to 127.
+inline Vector scale_down(Vector x, Vector n) { return x * power_of_two(biased(n)); }
+/// x = whole + fraction, with |fraction| <= 1/2; whole is -127 where x is less.
+struct Split {
+  Vector whole, fraction;
+};
+inline Split split(Vector x) {
+  x = max(splat(-127), x);
+  const Vector whole = round(x);
+  return {whole, x - whole};
 }
-inline Scalar sum(Vector x) { return (x.value[0] + x.value[2]) + (x.value[1] + x.value[3]); }
+inline Scalar sum(Vector x) {
+  Scalar total = 0;
+  for (std::size_t i = 0; i < lanes; ++i) total += x.value[i];
+  return total;
+}
 inline Vector load_column(const Scalar* from, std::size_t stride) {
-  return each([&](std::size_t i) { return from[i * stride]; });
+  Vector result;
+  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = from[i * stride];
+  return result;
 }
 inline void store_column(Scalar* to, std::size_t stride, Vector x) {
   for (std::size_t i = 0; i < lanes; ++i) to[i * stride] = x.value[i];
+}
+inline void prefetch(const Scalar*) {}
+
+/// Row i and column j change places.
+inline void transpose(Vector (&rows)[lanes]) {
+  for (std::size_t i = 0; i < lanes; ++i) {
+    for (std::size_t j = 0; j < i; ++j) {
+      const Scalar value = rows[i].value[j];
+      rows[i].value[j] = rows[j].value[i];
+      rows[j].value[i] = value;
+    }
+  }
+}
+/// `lanes` rows of `count` numbers without gaps, as columns.
+template <std::size_t count>
+inline void load_interleaved(const Scalar* from, Vector (&columns)[count]) {
+  for (std::size_t j = 0; j < count; ++j) columns[j] = load_column(from + j, count);
+}
+template <std::size_t count>
+inline void store_interleaved(Scalar* to, const Vector (&columns)[count]) {
+  for (std::size_t j = 0; j < count; ++j) store_column(to + j, count, columns[j]);
 }

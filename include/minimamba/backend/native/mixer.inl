@@ -1,0 +1,233 @@
+// The causal convolution and the selective scan: channels lie across a register, `lanes` of them at a time. `count` is
+// how many there are, which may be fewer at the end; what the other lanes compute is never stored.
+
+inline Vector load_channels(const Scalar* from, std::size_t count) {
+  return count == lanes ? load(from) : load_first(from, count);
+}
+inline void store_channels(Scalar* to, Vector x, std::size_t count) {
+  if (count == lanes) {
+    store(to, x);
+  } else {
+    store_first(to, x, count);
+  }
+}
+/// One number of each of `count` rows that lie `stride` apart.
+inline Vector load_column_some(const Scalar* from, std::size_t stride, std::size_t count) {
+  if (count == lanes) return load_column(from, stride);
+  Scalar values[lanes] = {};
+  for (std::size_t i = 0; i < count; ++i) values[i] = from[i * stride];
+  return load(values);
+}
+inline void store_column_some(Scalar* to, std::size_t stride, Vector x, std::size_t count) {
+  if (count == lanes) return store_column(to, stride, x);
+  Scalar values[lanes];
+  store(values, x);
+  for (std::size_t i = 0; i < count; ++i) to[i * stride] = values[i];
+}
+
+// ---- causal convolution --------------------------------------------------------------------------------------------
+
+/// Channels [e, e + count) with any width.
+inline void conv1d_any(const native::Conv1dTask<Scalar>& task, std::size_t e, std::size_t count) {
+  const std::size_t past = task.width - 1;
+  Scalar* window = task.window + e * past;
+  const auto input = [&](std::size_t i) {  // number i of the window followed by x
+    return i < past ? load_column_some(window + i, past, count)
+                    : load_channels(task.x + (i - past) * task.x_stride + e, count);
+  };
+  const Vector bias = task.bias == nullptr ? splat(0) : load_channels(task.bias + e, count);
+  for (std::size_t t = 0; t < task.length; ++t) {
+    Vector sum = bias;
+    for (std::size_t k = 0; k <= past; ++k) {
+      sum = fmadd(load_column_some(task.weight + e * task.width + k, task.width, count), input(t + k), sum);
+    }
+    store_channels(task.y + t * task.y_stride + e, silu(sum), count);
+  }
+  for (std::size_t j = 0; j < past; ++j) store_column_some(window + j, past, input(task.length + j), count);
+}
+
+/// Channels [e, e + lanes): weights and window stay in registers.
+template <std::size_t width>
+inline void conv1d_strip(const native::Conv1dTask<Scalar>& task, std::size_t e) {
+  constexpr std::size_t past = width - 1;
+  Vector weight[width], window[past];
+  load_interleaved(task.weight + e * width, weight);
+  load_interleaved(task.window + e * past, window);
+  const Vector bias = task.bias == nullptr ? splat(0) : load(task.bias + e);
+  for (std::size_t t = 0; t < task.length; ++t) {
+    const Vector x = load(task.x + t * task.x_stride + e);
+    Vector sum = bias;
+    MINIMAMBA_UNROLL
+    for (std::size_t k = 0; k < past; ++k) sum = fmadd(weight[k], window[k], sum);
+    sum = fmadd(weight[past], x, sum);
+    MINIMAMBA_UNROLL
+    for (std::size_t k = 0; k + 1 < past; ++k) window[k] = window[k + 1];
+    window[past - 1] = x;
+    store(task.y + t * task.y_stride + e, silu(sum));
+  }
+  store_interleaved(task.window + e * past, window);
+}
+
+inline void causal_conv1d(const native::Conv1dTask<Scalar>& task) {
+  for (std::size_t e = task.first; e < task.last; e += lanes) {
+    if (task.width == 4 && task.last - e >= lanes) {  // the width of every published Mamba
+      conv1d_strip<4>(task, e);
+    } else {
+      conv1d_any(task, e, task.last - e < lanes ? task.last - e : lanes);
+    }
+  }
+}
+
+// ---- selective scan ------------------------------------------------------------------------------------------------
+// h = exp(dt a) h + (dt u) b,  y = (d u + sum over n of h c) silu(z).  The sum goes over n in order.
+
+inline constexpr std::size_t strip_tokens = 32;
+inline constexpr std::size_t line = 64 / sizeof(Scalar);  // numbers in a line of the cache
+
+/// dt, dt u and y of a strip of tokens and one register of channels.
+struct ScanStrip {
+  Vector dt[strip_tokens], dt_u[strip_tokens], y[strip_tokens];
+};
+
+/// One column for each of `group` states, of the rows of `count` channels.
+template <std::size_t group>
+inline void load_states(const Scalar* from, std::size_t stride, std::size_t count, Vector (&states)[group]) {
+  if constexpr (group % lanes == 0) {
+    for (std::size_t n = 0; n < group; n += lanes) {
+      Vector square[lanes];
+      MINIMAMBA_UNROLL
+      for (std::size_t i = 0; i < lanes; ++i) square[i] = load(from + (i < count ? i : count - 1) * stride + n);
+      transpose(square);
+      MINIMAMBA_UNROLL
+      for (std::size_t j = 0; j < lanes; ++j) states[n + j] = square[j];
+    }
+  } else {
+    for (std::size_t n = 0; n < group; ++n) states[n] = load_column_some(from + n, stride, count);
+  }
+}
+template <std::size_t group>
+inline void store_states(Scalar* to, std::size_t stride, std::size_t count, const Vector (&states)[group]) {
+  if constexpr (group % lanes == 0) {
+    for (std::size_t n = 0; n < group; n += lanes) {
+      Vector square[lanes];
+      MINIMAMBA_UNROLL
+      for (std::size_t j = 0; j < lanes; ++j) square[j] = states[n + j];
+      transpose(square);
+      MINIMAMBA_UNROLL
+      for (std::size_t i = 0; i < lanes; ++i) {
+        if (i < count) store(to + i * stride + n, square[i]);
+      }
+    }
+  } else {
+    for (std::size_t n = 0; n < group; ++n) store_column_some(to + n, stride, states[n], count);
+  }
+}
+
+/// `group` states of the channels over a strip of tokens, kept in registers.
+template <std::size_t group>
+inline void scan_states(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t n, std::size_t start,
+                        std::size_t tokens, std::size_t count, ScanStrip& strip) {
+  Vector h[group], a[group];
+  load_states(task.h + e * task.states + n, task.states, count, h);
+  load_states(task.a + e * task.states + n, task.states, count, a);
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < group; ++i) a[i] = decay_base(a[i]);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const Scalar* b = task.b + (start + t) * task.b_stride + n;
+    const Scalar* c = task.c + (start + t) * task.c_stride + n;
+    const Vector dt = strip.dt[t], dt_u = strip.dt_u[t];
+    Vector y = strip.y[t];
+    const std::size_t next = e + line;  // of the next channels: a column of rows is no stream that is seen coming
+    prefetch(task.u + (start + t) * task.u_stride + next);
+    prefetch(task.delta + (start + t) * task.delta_stride + next);
+    prefetch(task.z + (start + t) * task.z_stride + next);
+    prefetch(task.y + (start + t) * task.y_stride + next);
+    MINIMAMBA_UNROLL
+    for (std::size_t i = 0; i < group; ++i) {
+      h[i] = fmadd(decay(dt, a[i]), h[i], dt_u * splat(b[i]));
+      y = fmadd(h[i], splat(c[i]), y);
+    }
+    strip.y[t] = y;
+  }
+  store_states(task.h + e * task.states + n, task.states, count, h);
+}
+
+/// One token of `lanes` channels and states: states lie across a register here, as they do in memory, and only the sum
+/// over the first `left` of them wants columns. Rows of a and h lie `stride` apart.
+inline Vector scan_square(const Scalar* a, Scalar* h, std::size_t stride, const Scalar* dt, const Scalar* dt_u,
+                          Vector b, const Scalar* c, std::size_t left, Vector y) {
+  Vector square[lanes];
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < lanes; ++i) {
+    const Vector decayed = decay(splat(dt[i]), decay_base(load(a + i * stride)));
+    square[i] = fmadd(decayed, load(h + i * stride), splat(dt_u[i]) * b);
+    store(h + i * stride, square[i]);
+  }
+  transpose(square);
+  if (left == lanes) {
+    MINIMAMBA_UNROLL
+    for (std::size_t j = 0; j < lanes; ++j) y = fmadd(square[j], splat(c[j]), y);
+  } else {
+    for (std::size_t j = 0; j < left; ++j) y = fmadd(square[j], splat(c[j]), y);
+  }
+  return y;
+}
+
+/// The same of `count` channels and any number of states; what does not fill a square goes through a copy that does.
+inline Vector scan_token(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t t, std::size_t count,
+                         const ScanStrip& strip) {
+  Scalar dt[lanes], dt_u[lanes];
+  store(dt, strip.dt[0]);
+  store(dt_u, strip.dt_u[0]);
+  const Scalar *b = task.b + t * task.b_stride, *c = task.c + t * task.c_stride;
+  Vector y = strip.y[0];
+  for (std::size_t n = 0; n < task.states; n += lanes) {
+    const std::size_t left = task.states - n < lanes ? task.states - n : lanes, at = e * task.states + n;
+    if (count == lanes && left == lanes) {
+      y = scan_square(task.a + at, task.h + at, task.states, dt, dt_u, load(b + n), c + n, left, y);
+      continue;
+    }
+    Scalar a[lanes * lanes] = {}, h[lanes * lanes] = {};
+    for (std::size_t i = 0; i < count; ++i) {
+      store(a + i * lanes, load_first(task.a + at + i * task.states, left));
+      store(h + i * lanes, load_first(task.h + at + i * task.states, left));
+    }
+    y = scan_square(a, h, lanes, dt, dt_u, load_first(b + n, left), c + n, left, y);
+    for (std::size_t i = 0; i < count; ++i) store_first(task.h + at + i * task.states, load(h + i * lanes), left);
+  }
+  return y;
+}
+
+inline void scan_strip(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t count, std::size_t start,
+                       std::size_t tokens) {
+  ScanStrip strip;
+  const Vector bias = load_channels(task.delta_bias + e, count), d = load_channels(task.d + e, count);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const Vector u = load_channels(task.u + (start + t) * task.u_stride + e, count);
+    strip.dt[t] = softplus(load_channels(task.delta + (start + t) * task.delta_stride + e, count) + bias);
+    strip.dt_u[t] = strip.dt[t] * u;
+    strip.y[t] = d * u;
+  }
+  if (tokens == 1) {
+    strip.y[0] = scan_token(task, e, start, count, strip);
+  } else {
+    std::size_t n = 0;
+    for (; n + state_group <= task.states; n += state_group) {
+      scan_states<state_group>(task, e, n, start, tokens, count, strip);
+    }
+    for (; n < task.states; ++n) scan_states<1>(task, e, n, start, tokens, count, strip);
+  }
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const Vector z = load_channels(task.z + (start + t) * task.z_stride + e, count);
+    store_channels(task.y + (start + t) * task.y_stride + e, strip.y[t] * silu(z), count);
+  }
+}
+
+inline void selective_scan(const native::ScanTask<Scalar>& task) {
+  for (std::size_t start = 0; start < task.length; start += strip_tokens) {
+    const std::size_t tokens = task.length - start < strip_tokens ? task.length - start : strip_tokens;
+    for (std::size_t e = task.first; e < task.last; e += lanes) {
+      scan_strip(task, e, task.last - e < lanes ? task.last - e : lanes, start, tokens);
+    }
+  }
+}
