@@ -37,14 +37,6 @@ class EigenBackend : public detail::HostMemory<Number> {
   const char* name() const { return "eigen"; }
   int threads() const { return pool_->threads(); }
 
-  template <WeightFormat W>
-  void embed(std::span<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
-    assert(tokens.size() == y.rows() && weight.cols() == y.cols());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens[i])), y.cols(), y.row(i).data());
-    }
-  }
-
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
     const auto w = array(weight.row(0));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <new>
 #include <span>
@@ -74,7 +75,8 @@ class HostMatrix {
 
 namespace detail {
 
-/// The memory half of a backend on this processor; the kernels are added by those who derive from it.
+/// The memory half of a backend on this processor, and embed, which copies rows as download_rows does; the other
+/// kernels are added by those who derive from it.
 template <class Number>
 class HostMemory {
  public:
@@ -114,6 +116,13 @@ class HostMemory {
     assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
     for (std::size_t i = 0; i < host.rows(); ++i) {
       Format<W>::unpack(matrix.row(first + i), host.cols(), host.row(i).data());
+    }
+  }
+  template <WeightFormat W>
+  void embed(std::span<const std::int32_t> tokens, const HostMatrix<W>& weight, View<Scalar> y) const {
+    assert(tokens.size() == y.rows() && weight.cols() == y.cols());
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens[i])), y.cols(), y.row(i).data());
     }
   }
 };

@@ -32,14 +32,6 @@ class ReferenceBackend : public detail::HostMemory<Number> {
   const char* name() const { return "reference"; }
   int threads() const { return 1; }
 
-  template <WeightFormat W>
-  void embed(std::span<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
-    assert(tokens.size() == y.rows() && weight.cols() == y.cols());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens[i])), y.cols(), y.row(i).data());
-    }
-  }
-
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
     for (std::size_t i = 0; i < x.rows(); ++i) rms_norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
