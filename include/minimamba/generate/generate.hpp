@@ -25,13 +25,15 @@ template <class Model>
 class Generation {
  public:
   using Cache = typename Model::Cache;
+  using Scalar = typename Model::ScalarType;
 
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options)
       : model_(&model),
         cache_(&cache),
         unread_(prompt.begin(), prompt.end()),
         options_(options),
-        sampler_(options, model.config().vocab_size) {
+        sampler_(options, model.config().vocab_size),
+        logits_(model.embedding.weight.rows()) {
     if (cache.batch() != 1) throw ArgumentError("cache", "a batch of 1", std::to_string(cache.batch()));
     if (prompt.empty()) throw ArgumentError("prompt", "at least one token", "none");
   }
@@ -85,7 +87,8 @@ class Generation {
     const auto logits = model_->forward_last(unread_, *cache_);
     unread_.clear();  // read now, whatever comes of the choice
     begun_ = ended_ = true;
-    unread_.push_back(sampler_(logits.row(0)));
+    model_->backend().download(logits.data(), logits_);
+    unread_.push_back(sampler_(std::span<const Scalar>(logits_)));
     const auto eos = model_->config().eos_token_id;
     eos_ = !options_.ignore_eos && eos && unread_.front() == *eos;
     ended_ = eos_;
@@ -96,6 +99,7 @@ class Generation {
   std::vector<std::int32_t> unread_;  // the prompt, then the token chosen last
   GenerateOptions options_;
   Sampler sampler_;
+  std::vector<Scalar> logits_;  // on the host, wherever the backend keeps them
   std::int64_t count_ = 0;
   bool begun_ = false, ended_ = false, eos_ = false;
 };
