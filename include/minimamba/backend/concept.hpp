@@ -1,6 +1,8 @@
 // What a backend offers. A backend is a value bound to a Scalar: it allocates memory and runs the kernels below on
 // views. Layers (nn/) never follow a pointer, so a backend may keep its memory on another device. To port minimamba,
-// start from backend/reference.hpp, which is these equations as plain loops, and compare with it.
+// start from backend/reference.hpp, which is these equations as plain loops, and compare with it. A line
+//   static_assert(minimamba::InferenceBackend<MyBackend<float>>);
+// makes the compiler say what is missing yet.
 //
 // Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank, K d_conv, V padded vocabulary, M = B L rows.
 #ifndef MINIMAMBA_BACKEND_CONCEPT_HPP

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/backend/concept.hpp"
 #include "minimamba/nn/inference_cache.hpp"
 #include "minimamba/nn/initialize.hpp"
 #include "minimamba/nn/mamba_block.hpp"

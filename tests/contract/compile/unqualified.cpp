@@ -1,0 +1,45 @@
+// All public headers, and the principal names without their namespaces: none is ambiguous.
+#include ALL_HEADERS
+
+using namespace minimamba;
+using namespace std;
+
+template <class Model>
+void use(const Model& model, const filesystem::path& folder) {
+  save(model, folder);
+  const Model loaded = load<Model>(folder, {.progress = [](double) { return true; }});
+  auto cache = loaded.make_cache(1);
+  auto copy = cache.clone();
+  const vector<int32_t> prompt{1, 2, 3};
+  const View<const float> logits = loaded.forward(prompt, cache);
+  Sampler sampler({.temperature = 1}, model.config().vocab_size);
+  vector<int32_t> tokens{sampler(logits.row(0))};
+  for (const auto token : generate(loaded, copy, prompt)) tokens.push_back(token);
+  for (const auto token : generate(loaded, copy, prompt, {.max_new_tokens = 2})) tokens.push_back(token);
+}
+
+int main() {
+  const MambaConfig config{.d_model = 8, .n_layer = 1, .vocab_size = 16};
+  use(Mamba<float>(config), "folder");
+  use(Mamba<float, NativeBackend>(config, NativeBackend<float>({.threads = 1})), "folder");
+  use(Mamba<float, EigenBackend, bf16>(config), "folder");
+  use(Mamba<float, ReferenceBackend, f16>(config), "folder");
+
+  InferenceCache<float, ReferenceBackend> cache(config, ReferenceBackend<float>());
+  const Linear<float> linear(1, 2, true);
+  const Embedding<float> embedding(1, 2);
+  const Conv1d<float> conv1d(1, 2, true);
+  const RMSNorm<float> norm(1, 1e-5);
+  const S6<float> mixer(config.resolved());
+  const MambaBlock<float> block(config.resolved());
+  const Sequence sequence{.batch = 1, .length = 1};
+  Random random(1);
+  GenerateOptions options{.seed = static_cast<uint64_t>(random.uniform(0, 1))};
+  static_assert(WeightFormat<bf16> && InferenceBackend<NativeBackend<float>>);
+  static_assert(DType::F32 == dtype_of<float>() && Format<f16>::block_size == 1);
+  try {
+    throw ArgumentError("subject", "expected", "found");
+  } catch (const Error& error) {
+    return error.subject().empty() || available(InstructionSet::best) ? 0 : 1;
+  }
+}
