@@ -3,7 +3,6 @@
 #include <cstdlib>
 #include <fstream>
 #include <new>
-#include <thread>
 
 #include "support/support.hpp"
 
@@ -134,7 +133,6 @@ TEST(Allocation, IsCounted) {
   EXPECT_EQ(counted([] { return ::operator new(100); }), 1);
   EXPECT_EQ(counted([] { return ::operator new(100, std::align_val_t(64)); }), 1);
   EXPECT_EQ(counted([] { return ::memalign(64, 100); }), 1);
-  std::thread([&] { EXPECT_EQ(counted([] { return std::malloc(100); }), 1); }).join();
 }
 
 /// Peak resident size in KiB, since the last reset.
