@@ -32,6 +32,13 @@ if(WAY STREQUAL "find_package" OR WAY STREQUAL "pkg_config")
   run(${CMAKE_COMMAND} --install ${WORK}/library --prefix ${WORK}/prefix)  # another than it was configured for
 endif()
 
+if(WAY STREQUAL "plain_line")  # the one of the README: nothing is installed or configured
+  find_path(EIGEN Eigen/Core PATH_SUFFIXES eigen3 REQUIRED)
+  run(${CXX} -std=c++20 -O2 -pthread -I${SOURCE}/include -I${EIGEN} ${SOURCE}/examples/hello.cpp -o ${WORK}/hello)
+  run(${CMAKE_COMMAND} -E chdir ${WORK} ${WORK}/hello)
+  return()
+endif()
+
 if(WAY STREQUAL "pkg_config")
   find_program(PKG_CONFIG pkg-config REQUIRED)
   set(ENV{PKG_CONFIG_PATH} ${WORK}/prefix/share/pkgconfig)
