@@ -22,7 +22,7 @@ namespace {
 constexpr int refused = 1, usage = 2, interrupted = 130;
 
 struct Arguments {
-  std::string model, prompt, prompt_file, prompt_ids, weights = "f32", backend = "eigen";
+  std::string model, prompt, prompt_file, prompt_ids, weights = "f32", backend = "native";
   minimamba::GenerateOptions options;
   int threads = 0;
   bool ids = false, stats = false;
@@ -152,7 +152,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"f32", "bf16", "f16"}))
       ->capture_default_str();
   app.add_option("--backend", arguments.backend, "What computes")
-      ->check(CLI::IsMember({"eigen", "native", "reference"}))
+      ->check(CLI::IsMember({"native", "eigen", "reference"}))
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "0: as many as the process may use")->capture_default_str();
   app.add_flag("--ids", arguments.ids, "Print token ids, not text");
@@ -168,8 +168,8 @@ int main(int argc, char** argv) {
 #endif
   try {
     if (arguments.backend == "reference") return run_with<minimamba::ReferenceBackend>(arguments);
-    if (arguments.backend == "native") return run_with<minimamba::NativeBackend>(arguments);
-    return run_with<minimamba::EigenBackend>(arguments);
+    if (arguments.backend == "eigen") return run_with<minimamba::EigenBackend>(arguments);
+    return run_with<minimamba::NativeBackend>(arguments);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "generate: %s\n", error.what());
     return refused;

@@ -18,7 +18,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 /// A value: move it, clone() it, gather() rows of it. Made by Mamba::make_cache(). One cache serves one thread.
-template <class Scalar = float, template <class> class Backend = EigenBackend>
+template <class Scalar = float, template <class> class Backend = NativeBackend>
 class InferenceCache {
  public:
   static constexpr std::int64_t largest_batch = 1 << 20;

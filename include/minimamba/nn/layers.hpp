@@ -12,10 +12,10 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 template <class Scalar>
-class EigenBackend;
+class NativeBackend;
 
 /// y = x weight^T + bias
-template <class Scalar = float, template <class> class Backend = EigenBackend, class Weight = Scalar>
+template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
 struct Linear {
   WeightMatrix<Backend<Scalar>, Weight> weight;  // [out, in]
   Tensor<Backend<Scalar>> bias;                  // [out], or absent
@@ -39,7 +39,7 @@ struct Linear {
 };
 
 /// Row i of the result is row tokens[i] of the weight.
-template <class Scalar = float, template <class> class Backend = EigenBackend, class Weight = Scalar>
+template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
 struct Embedding {
   WeightMatrix<Backend<Scalar>, Weight> weight;  // [V, D]
 
@@ -53,7 +53,7 @@ struct Embedding {
 };
 
 /// The parameters of the causal depthwise convolution; the kernel is the backend's causal_conv1d.
-template <class Scalar = float, template <class> class Backend = EigenBackend>
+template <class Scalar = float, template <class> class Backend = NativeBackend>
 struct Conv1d {
   Tensor<Backend<Scalar>> weight;  // [E, 1, K], oldest first
   Tensor<Backend<Scalar>> bias;    // [E], or absent
@@ -72,7 +72,7 @@ struct Conv1d {
 };
 
 /// y = x / sqrt(mean(x^2) + epsilon) * weight, the mean over each row (Zhang and Sennrich, arXiv 1910.07467).
-template <class Scalar = float, template <class> class Backend = EigenBackend>
+template <class Scalar = float, template <class> class Backend = NativeBackend>
 struct RMSNorm {
   Tensor<Backend<Scalar>> weight;  // [D]
   double epsilon = 1e-5;

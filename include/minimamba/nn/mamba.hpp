@@ -25,7 +25,7 @@ namespace minimamba::inline MINIMAMBA_ISA {
 ///
 /// A model is constant while it runs: one model serves many threads, each with a cache of its own. Movable; a copy is
 /// explicit, by clone().
-template <class Scalar = float, template <class> class Backend = EigenBackend, class Weight = Scalar>
+template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
 requires InferenceBackend<Backend<Scalar>> && WeightFormat<Weight>
 class Mamba {
  public:

@@ -15,7 +15,7 @@ struct BlockArguments {
   LayerState<Scalar> state;  // read and written
 };
 
-template <class Scalar = float, template <class> class Backend = EigenBackend, class Weight = Scalar>
+template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
 struct MambaBlock {
   RMSNorm<Scalar, Backend> norm;  // [D]
   S6<Scalar, Backend, Weight> mixer;

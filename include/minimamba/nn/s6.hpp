@@ -35,7 +35,7 @@ struct S6Arguments {
   View<Scalar> y;            // [M, D], not x
 };
 
-template <class Scalar = float, template <class> class Backend = EigenBackend, class Weight = Scalar>
+template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
 struct S6 {
   Linear<Scalar, Backend, Weight> in_proj;   // [2E, D], rows 0..E-1 are u, E..2E-1 are z
   Conv1d<Scalar, Backend> conv1d;            // [E, 1, K]
