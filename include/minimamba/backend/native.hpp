@@ -17,6 +17,7 @@
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
+#include "minimamba/backend/native/arena.hpp"
 #include "minimamba/backend/native/targets.hpp"
 #include "minimamba/core/parallel.hpp"
 
@@ -35,24 +36,27 @@ template <class Scalar>
 class PanelMatrix {
  public:
   PanelMatrix() = default;
-  PanelMatrix(std::size_t rows, std::size_t cols)
-      : rows_(rows), cols_(cols), values_((rows + native::panel - 1) / native::panel * native::panel * cols) {}
+  PanelMatrix(std::size_t rows, std::size_t cols, native::Arena& arena)
+      : rows_(rows), cols_(cols), values_(arena.zeros<Scalar>(panels() * native::panel * cols)) {}
+
+  PanelMatrix(PanelMatrix&& other) noexcept = default;
+  PanelMatrix& operator=(PanelMatrix&& other) noexcept = default;
 
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }
-  std::size_t bytes() const { return values_.size() * sizeof(Scalar); }
+  std::size_t bytes() const { return panels() * native::panel * cols_ * sizeof(Scalar); }
   std::size_t panels() const { return (rows_ + native::panel - 1) / native::panel; }
-  const Scalar* data() const { return values_.data(); }
+  const Scalar* data() const { return values_.get(); }
 
   /// Element (i, 0); the next of the row are `panel` apart.
-  Scalar* row(std::size_t i) { return values_.data() + offset(i); }
-  const Scalar* row(std::size_t i) const { return values_.data() + offset(i); }
+  Scalar* row(std::size_t i) { return values_.get() + offset(i); }
+  const Scalar* row(std::size_t i) const { return values_.get() + offset(i); }
 
  private:
   std::size_t offset(std::size_t i) const { return i / native::panel * native::panel * cols_ + i % native::panel; }
 
   std::size_t rows_ = 0, cols_ = 0;
-  HostBuffer<Scalar> values_;
+  std::shared_ptr<Scalar> values_;  // not shared in fact: the pointer keeps the arena's block alive
 };
 
 template <class Number>
@@ -65,7 +69,9 @@ class NativeBackend : public detail::HostMemory<Number> {
 
   /// Throws ArgumentError for a bad number of threads, or instructions that this machine lacks.
   explicit NativeBackend(NativeOptions options = {})
-      : pool_(std::make_shared<ThreadPool>(options.threads)), set_(chosen(options.instruction_set)) {}
+      : pool_(std::make_shared<ThreadPool>(options.threads)),
+        arena_(std::make_shared<native::Arena>()),
+        set_(chosen(options.instruction_set)) {}
 
   const char* name() const { return "native"; }
   int threads() const { return pool_->threads(); }
@@ -74,7 +80,11 @@ class NativeBackend : public detail::HostMemory<Number> {
 
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
-    return Matrix<W>(rows, cols);
+    if constexpr (std::is_same_v<W, Scalar>) {
+      return Matrix<W>(rows, cols, *arena_);
+    } else {
+      return Matrix<W>(rows, cols);
+    }
   }
   using detail::HostMemory<Number>::upload_rows;
   using detail::HostMemory<Number>::download_rows;
@@ -264,6 +274,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   std::shared_ptr<ThreadPool> pool_;
+  std::shared_ptr<native::Arena> arena_;
   InstructionSet set_;
 };
 

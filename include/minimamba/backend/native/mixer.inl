@@ -173,14 +173,10 @@ inline Vector scan_square(const Scalar* a, Scalar* h, std::size_t stride, const 
   return y;
 }
 
-/// The same of `count` channels and any number of states; what does not fill a square goes through a copy that does.
-inline Vector scan_token(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t t, std::size_t count,
-                         const ScanStrip& strip) {
-  Scalar dt[lanes], dt_u[lanes];
-  store(dt, strip.dt[0]);
-  store(dt_u, strip.dt_u[0]);
+/// The same of `count` channels from e and any number of states; what does not fill a square goes through a copy.
+inline Vector scan_channels(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t t, std::size_t count,
+                            const Scalar* dt, const Scalar* dt_u, Vector y) {
   const Scalar *b = task.b + t * task.b_stride, *c = task.c + t * task.c_stride;
-  Vector y = strip.y[0];
   for (std::size_t n = 0; n < task.states; n += lanes) {
     const std::size_t left = task.states - n < lanes ? task.states - n : lanes, at = e * task.states + n;
     if (count == lanes && left == lanes) {
@@ -198,34 +194,69 @@ inline Vector scan_token(const native::ScanTask<Scalar>& task, std::size_t e, st
   return y;
 }
 
+/// What is computed of each token and channel before the states and after them.
+struct ScanInput {
+  Vector dt, dt_u, y;
+};
+inline ScanInput scan_input(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t t, std::size_t count,
+                            Vector bias, Vector d) {
+  const Vector u = load_channels(task.u + t * task.u_stride + e, count);
+  const Vector dt = softplus(load_channels(task.delta + t * task.delta_stride + e, count) + bias);
+  return {dt, dt * u, d * u};
+}
+inline void scan_output(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t t, std::size_t count,
+                        Vector y) {
+  const Vector z = load_channels(task.z + t * task.z_stride + e, count);
+  store_channels(task.y + t * task.y_stride + e, y * silu(z), count);
+}
+
+/// One token: in three passes over some channels at a time, because each has a long chain of operations for few
+/// numbers.
+inline void scan_token(const native::ScanTask<Scalar>& task, std::size_t t) {
+  constexpr std::size_t most = strip_tokens * lanes;
+  Scalar dt[most], dt_u[most], y[most];
+  for (std::size_t first = task.first; first < task.last; first += most) {
+    const std::size_t size = task.last - first < most ? task.last - first : most;
+    const auto each = [size](auto body) {
+      for (std::size_t i = 0; i < size; i += lanes) body(i, size - i < lanes ? size - i : lanes);
+    };
+    each([&](std::size_t i, std::size_t count) {
+      const std::size_t e = first + i;
+      const ScanInput input =
+          scan_input(task, e, t, count, load_channels(task.delta_bias + e, count), load_channels(task.d + e, count));
+      store(dt + i, input.dt), store(dt_u + i, input.dt_u), store(y + i, input.y);
+    });
+    each([&](std::size_t i, std::size_t count) {
+      store(y + i, scan_channels(task, first + i, t, count, dt + i, dt_u + i, load(y + i)));
+    });
+    each([&](std::size_t i, std::size_t count) { scan_output(task, first + i, t, count, load(y + i)); });
+  }
+}
+
+/// A strip of tokens of `count` channels.
 inline void scan_strip(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t count, std::size_t start,
                        std::size_t tokens) {
   ScanStrip strip;
   const Vector bias = load_channels(task.delta_bias + e, count), d = load_channels(task.d + e, count);
   for (std::size_t t = 0; t < tokens; ++t) {
-    const Vector u = load_channels(task.u + (start + t) * task.u_stride + e, count);
-    strip.dt[t] = softplus(load_channels(task.delta + (start + t) * task.delta_stride + e, count) + bias);
-    strip.dt_u[t] = strip.dt[t] * u;
-    strip.y[t] = d * u;
+    const ScanInput input = scan_input(task, e, start + t, count, bias, d);
+    strip.dt[t] = input.dt, strip.dt_u[t] = input.dt_u, strip.y[t] = input.y;
   }
-  if (tokens == 1) {
-    strip.y[0] = scan_token(task, e, start, count, strip);
-  } else {
-    std::size_t n = 0;
-    for (; n + state_group <= task.states; n += state_group) {
-      scan_states<state_group>(task, e, n, start, tokens, count, strip);
-    }
-    for (; n < task.states; ++n) scan_states<1>(task, e, n, start, tokens, count, strip);
+  std::size_t n = 0;
+  for (; n + state_group <= task.states; n += state_group) {
+    scan_states<state_group>(task, e, n, start, tokens, count, strip);
   }
-  for (std::size_t t = 0; t < tokens; ++t) {
-    const Vector z = load_channels(task.z + (start + t) * task.z_stride + e, count);
-    store_channels(task.y + (start + t) * task.y_stride + e, strip.y[t] * silu(z), count);
-  }
+  for (; n < task.states; ++n) scan_states<1>(task, e, n, start, tokens, count, strip);
+  for (std::size_t t = 0; t < tokens; ++t) scan_output(task, e, start + t, count, strip.y[t]);
 }
 
 inline void selective_scan(const native::ScanTask<Scalar>& task) {
   for (std::size_t start = 0; start < task.length; start += strip_tokens) {
     const std::size_t tokens = task.length - start < strip_tokens ? task.length - start : strip_tokens;
+    if (tokens == 1) {
+      scan_token(task, start);
+      continue;
+    }
     for (std::size_t e = task.first; e < task.last; e += lanes) {
       scan_strip(task, e, task.last - e < lanes ? task.last - e : lanes, start, tokens);
     }

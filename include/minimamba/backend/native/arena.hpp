@@ -1,0 +1,76 @@
+// Memory for packed weights. All matrices of a model lie behind each other in few large blocks, in the order in which
+// they were made, which is the order in which a token streams through them; on Linux huge pages are asked for, which
+// spare the processor most of its page walks.
+#ifndef MINIMAMBA_BACKEND_NATIVE_ARENA_HPP
+#define MINIMAMBA_BACKEND_NATIVE_ARENA_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <type_traits>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace native {
+
+/// A block goes when the last matrix in it has gone. Safe to use from several threads.
+class Arena {
+ public:
+  /// `count` zeros, aligned to a cache line. Throws std::bad_alloc.
+  template <class T>
+  std::shared_ptr<T> zeros(std::size_t count) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    if (count > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
+    std::shared_ptr<std::byte> memory = take((count * sizeof(T) + line - 1) / line * line);
+    T* const first = reinterpret_cast<T*>(memory.get());
+    std::uninitialized_value_construct_n(first, count);
+    return std::shared_ptr<T>(std::move(memory), first);
+  }
+
+ private:
+  static constexpr std::size_t line = 64, huge_page = std::size_t{2} << 20, largest = 32 * huge_page;
+
+  std::shared_ptr<std::byte> take(std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    std::shared_ptr<std::byte> block = block_.lock();
+    if (!block || size_ - used_ < bytes) {
+      // Each block as large as all before it together: small models stay small, large ones have few.
+      size_ = std::max(bytes, std::clamp(made_, huge_page, largest));
+      size_ = (size_ + huge_page - 1) / huge_page * huge_page;
+      block = make_block(size_);
+      block_ = block;
+      made_ += size_;
+      used_ = 0;
+    }
+    std::byte* const first = block.get() + used_;
+    used_ += bytes;
+    return std::shared_ptr<std::byte>(std::move(block), first);
+  }
+
+  static std::shared_ptr<std::byte> make_block(std::size_t size) {
+    constexpr std::align_val_t alignment{huge_page};
+    std::shared_ptr<std::byte> block(static_cast<std::byte*>(::operator new(size, alignment)),
+                                     [](std::byte* pointer) { ::operator delete(pointer, alignment); });
+#if defined(__linux__)
+    ::madvise(block.get(), size, MADV_HUGEPAGE);  // a wish: nothing but speed depends on it
+#endif
+    return block;
+  }
+
+  std::mutex mutex_;
+  std::weak_ptr<std::byte> block_;  // the one that is being filled, as long as anything in it is alive
+  std::size_t used_ = 0, size_ = 0, made_ = 0;
+};
+
+}  // namespace native
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif
