@@ -14,6 +14,7 @@
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
+#include "minimamba/core/parallel.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -26,8 +27,8 @@ class ReferenceBackend : public detail::HostMemory<Number> {
   template <WeightFormat W>
   using Matrix = HostMatrix<W>;
 
-  /// The number of threads is accepted, as every backend's, and not used.
-  explicit ReferenceBackend(CpuOptions = {}) {}
+  /// The number of threads is checked, as every backend's, and not used. Throws ArgumentError.
+  explicit ReferenceBackend(CpuOptions options = {}) { detail::check_threads(options.threads); }
 
   const char* name() const { return "reference"; }
   int threads() const { return 1; }

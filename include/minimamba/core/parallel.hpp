@@ -43,6 +43,14 @@ inline int available_threads() {
 
 namespace detail {
 
+inline constexpr int most_threads = 1024;
+
+/// Throws ArgumentError for a negative or absurd number of threads; 0 is as many as the process may use.
+inline void check_threads(int threads) {
+  if (threads >= 0 && threads <= most_threads) return;
+  throw ArgumentError("threads", "a number from 0 (all) to " + std::to_string(most_threads), std::to_string(threads));
+}
+
 /// Rounding direction and the treatment of denormals: part of what a caller's bits depend on, so workers take it over.
 struct FloatingPointMode {
 #if defined(__SSE2__) || defined(_M_X64)
@@ -79,14 +87,11 @@ inline void pause_briefly() {
 /// A fixed number of threads, the caller among them. Not copyable: backends share one through a pointer.
 class ThreadPool {
  public:
-  static constexpr int most_threads = 1024;
+  static constexpr int most_threads = detail::most_threads;
 
   /// 0 threads: as many as the process may use. Throws ArgumentError for a negative or absurd number.
   explicit ThreadPool(int threads = 0) {
-    if (threads < 0 || threads > most_threads) {
-      throw ArgumentError("threads", "a number from 0 (all) to " + std::to_string(most_threads),
-                          std::to_string(threads));
-    }
+    detail::check_threads(threads);
     if (threads == 0) threads = std::min(available_threads(), most_threads);
     workers_.reserve(static_cast<std::size_t>(threads - 1));
     try {
