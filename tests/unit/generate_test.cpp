@@ -86,6 +86,21 @@ TEST(Sampler, RefusesOptionsOutOfRange) {
   EXPECT_THROW(Sampler({.max_new_tokens = -1}, 4), ArgumentError);
 }
 
+TEST(Sampler, TellsWhatItWasGivenAsItWasGiven) {
+  const auto found = [](const GenerateOptions& options) -> std::string {
+    try {
+      Sampler(options, 4);
+    } catch (const ArgumentError& error) {
+      return error.found();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(found({.max_new_tokens = -1}), "-1");
+  EXPECT_EQ(found({.top_k = std::numeric_limits<std::int64_t>::min()}), "-9223372036854775808");
+  EXPECT_EQ(found({.temperature = -1e-9}), "-1e-09");
+  EXPECT_EQ(found({.top_p = 1.5}), "1.5");
+}
+
 template <class K>
 class Generate : public testing::Test {};
 TYPED_TEST_SUITE(Generate, support::Kinds, support::KindNames);

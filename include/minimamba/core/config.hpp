@@ -49,6 +49,12 @@ struct MambaConfig {
 
 namespace detail {
 
+/// The largest sizes. They keep every product of two sizes, and every byte count of one tensor, far inside 64 bits.
+struct LargestSize {
+  static constexpr std::int64_t d_model = 1 << 18, n_layer = 1 << 14, vocab_size = 1 << 28, d_state = 1 << 14,
+                                d_conv = 1 << 10, expand = 1 << 8, dt_rank = 1 << 18;
+};
+
 inline void check_size(const char* name, std::int64_t value, std::int64_t largest) {
   if (value >= 1 && value <= largest) return;
   throw ConfigError(std::string("MambaConfig.") + name, "a size from 1 to " + std::to_string(largest),
@@ -57,7 +63,7 @@ inline void check_size(const char* name, std::int64_t value, std::int64_t larges
 
 inline void check_positive(const char* name, double value) {
   if (value > 0 && std::isfinite(value)) return;
-  throw ConfigError(std::string("MambaConfig.") + name, "a positive number", std::to_string(value));
+  throw ConfigError(std::string("MambaConfig.") + name, "a positive number", number_text(value));
 }
 
 inline void check_token(const char* name, std::optional<std::int32_t> token, std::int64_t padded_vocab_size) {
@@ -69,25 +75,26 @@ inline void check_token(const char* name, std::optional<std::int32_t> token, std
 }  // namespace detail
 
 inline MambaConfig MambaConfig::resolved() const {
-  // The bounds keep every product of two sizes, and every byte count of one tensor, far inside 64 bits.
-  detail::check_size("d_model", d_model, 1 << 18);
-  detail::check_size("n_layer", n_layer, 1 << 14);
-  detail::check_size("pad_vocab_size_multiple", pad_vocab_size_multiple, 1 << 28);
-  detail::check_size("vocab_size", vocab_size, 1 << 28);
-  detail::check_size("padded vocab_size", padded_vocab_size(), 1 << 28);
-  detail::check_size("d_state", d_state, 1 << 14);
-  detail::check_size("d_conv", d_conv, 1 << 10);
-  detail::check_size("expand", expand, 1 << 8);
+  using Largest = detail::LargestSize;
+  detail::check_size("d_model", d_model, Largest::d_model);
+  detail::check_size("n_layer", n_layer, Largest::n_layer);
+  detail::check_size("pad_vocab_size_multiple", pad_vocab_size_multiple, Largest::vocab_size);
+  detail::check_size("vocab_size", vocab_size, Largest::vocab_size);
+  detail::check_size("padded vocab_size", padded_vocab_size(), Largest::vocab_size);
+  detail::check_size("d_state", d_state, Largest::d_state);
+  detail::check_size("d_conv", d_conv, Largest::d_conv);
+  detail::check_size("expand", expand, Largest::expand);
   detail::check_positive("norm_epsilon", norm_epsilon);
   detail::check_positive("dt_min", dt_min);
   detail::check_positive("dt_scale", dt_scale);
   detail::check_positive("dt_init_floor", dt_init_floor);
   if (!(dt_max >= dt_min) || !std::isfinite(dt_max)) {
-    throw ConfigError("MambaConfig.dt_max", "at least dt_min = " + std::to_string(dt_min), std::to_string(dt_max));
+    throw ConfigError("MambaConfig.dt_max", "at least dt_min = " + detail::number_text(dt_min),
+                      detail::number_text(dt_max));
   }
   MambaConfig config = *this;
   if (config.dt_rank == 0) config.dt_rank = (d_model + 15) / 16;
-  detail::check_size("dt_rank", config.dt_rank, 1 << 18);
+  detail::check_size("dt_rank", config.dt_rank, Largest::dt_rank);
   detail::check_token("bos_token_id", bos_token_id, padded_vocab_size());
   detail::check_token("eos_token_id", eos_token_id, padded_vocab_size());
   detail::check_token("pad_token_id", pad_token_id, padded_vocab_size());

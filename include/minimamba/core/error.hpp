@@ -3,6 +3,8 @@
 #ifndef MINIMAMBA_CORE_ERROR_HPP
 #define MINIMAMBA_CORE_ERROR_HPP
 
+#include <cstdint>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -10,6 +12,17 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// A number as people write it: 1e-05, not 0.000010.
+inline std::string number_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.9g", value);
+  return text;
+}
+inline std::string number_text(std::int64_t value) { return std::to_string(value); }
+
+}  // namespace detail
 
 /// The base of every exception of the library. what() reads "subject: expected this, found that".
 class Error : public std::runtime_error {

@@ -60,13 +60,13 @@ class Sampler {
   static bool less_likely(const Candidate& a, const Candidate& b) { return likelier(b, a); }
 
   static const GenerateOptions& checked(const GenerateOptions& options) {
-    const auto require = [](bool good, const char* name, const char* expected, double found) {
-      if (!good) throw ArgumentError(name, expected, std::to_string(found));
+    const auto require = [](bool good, const char* name, const char* expected, auto found) {
+      if (!good) throw ArgumentError(name, expected, detail::number_text(found));
     };
-    require(options.max_new_tokens >= 0, "max_new_tokens", "at least 0", static_cast<double>(options.max_new_tokens));
+    require(options.max_new_tokens >= 0, "max_new_tokens", "at least 0", options.max_new_tokens);
     require(options.temperature >= 0 && std::isfinite(options.temperature), "temperature", "a number from 0 up",
             options.temperature);
-    require(options.top_k >= 0, "top_k", "at least 0", static_cast<double>(options.top_k));
+    require(options.top_k >= 0, "top_k", "at least 0", options.top_k);
     require(options.top_p > 0 && options.top_p <= 1, "top_p", "a probability above 0, at most 1", options.top_p);
     require(options.min_p >= 0 && options.min_p <= 1, "min_p", "a probability from 0 to 1", options.min_p);
     return options;
