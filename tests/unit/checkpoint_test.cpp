@@ -1,48 +1,16 @@
-// io/: saving and loading whole models, and what is refused.
-#include <unistd.h>
-
-#include <csignal>
-#include <filesystem>
-#include <fstream>
-#include <functional>
-
-#include <sys/resource.h>
-
-#include "minimamba/io.hpp"
-#include "support/support.hpp"
+// io/: saving and loading whole models. What is refused is in tests/contract.
+#include "support/files.hpp"
 
 namespace {
 
 using namespace minimamba;
 namespace fs = std::filesystem;
 using support::copy_of;
+using support::Folder;
+using support::Model;
 using support::random_tokens;
-
-/// A folder that is gone when the test ends.
-class Folder {
- public:
-  Folder() : path_(fs::temp_directory_path() / ("minimamba-test-" + std::to_string(::getpid()) + "-" + next())) {
-    fs::create_directories(path_);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  fs::path operator/(const std::string& name) const { return path_ / name; }
-  const fs::path& path() const { return path_; }
-
- private:
-  static std::string next() {
-    static int count = 0;
-    return std::to_string(++count);
-  }
-  fs::path path_;
-};
-
-std::string read_text(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-void write_text(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+using support::read_text;
+using support::write_text;
 
 template <class K>
 class Checkpoint : public testing::Test {};
@@ -82,82 +50,7 @@ TYPED_TEST(Checkpoint, SavesAndLoadsTheSameModel) {
                                                 .eos_token_id = 3});
 }
 
-using Model = Mamba<float, ReferenceBackend>;
-
-/// Loads a saved model after `change` has had its way with the folder.
-std::string refusal(const std::function<void(const Folder&)>& change, MambaConfig config = support::small_config()) {
-  const Folder folder;
-  save(Model(config), folder.path());
-  change(folder);
-  try {
-    load<Model>(folder.path());
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "accepted";
-}
-
-std::function<void(const Folder&)> config_with(const std::string& key, const nlohmann::json& value) {
-  return [=](const Folder& folder) {
-    nlohmann::json config = nlohmann::json::parse(read_text(folder / "config.json"));
-    config[key] = value;
-    write_text(folder / "config.json", config.dump());
-  };
-}
-
-void expect_contains(const std::string& text, const std::vector<std::string>& parts) {
-  for (const auto& part : parts) EXPECT_NE(text.find(part), text.npos) << "\"" << part << "\" is not in: " << text;
-}
-
-TEST(Loading, NamesTheMissingFileOrFolder) {
-  EXPECT_THROW(load<Model>("/no/such/folder"), FileError);
-  expect_contains(refusal([](const Folder& f) { fs::remove(f / "config.json"); }),
-                  {"config.json", "none of that name"});
-  expect_contains(refusal([](const Folder& f) { fs::remove(f / "model.safetensors"); }), {"model.safetensors"});
-}
-
-TEST(Loading, RefusesConfigurationsThatCannotBe) {
-  expect_contains(refusal([](const Folder& f) { write_text(f / "config.json", "{"); }), {"config.json", "JSON"});
-  expect_contains(refusal([](const Folder& f) { write_text(f / "config.json", "[]"); }), {"config.json", "object"});
-  for (const nlohmann::json& bad : {nlohmann::json(-1), nlohmann::json(0), nlohmann::json(std::int64_t{1} << 40),
-                                    nlohmann::json("many"), nlohmann::json(1.5), nlohmann::json()}) {
-    for (const char* key : {"hidden_size", "num_hidden_layers", "vocab_size"}) {
-      EXPECT_NE(refusal(config_with(key, bad)), "accepted") << key << " " << bad;
-    }
-    for (const char* key : {"state_size", "conv_kernel", "expand", "time_step_rank"}) {
-      if (bad.is_null()) continue;  // none: the default
-      EXPECT_NE(refusal(config_with(key, bad)), "accepted") << key << " " << bad;
-    }
-  }
-  expect_contains(refusal(config_with("model_type", "falcon_mamba")), {"model_type", "falcon_mamba", "mamba"});
-  expect_contains(refusal(config_with("model_type", "mamba2")), {"model_type", "mamba2"});
-  expect_contains(refusal(config_with("hidden_act", "gelu")), {"hidden_act", "gelu"});
-  expect_contains(refusal(config_with("intermediate_size", 47)), {"intermediate_size", "48", "47"});
-  expect_contains(refusal(config_with("minimamba_vocab_size", 57)), {"minimamba_vocab_size", "56", "57"});
-}
-
-TEST(Loading, RefusesTensorsThatContradictTheConfiguration) {
-  expect_contains(refusal(config_with("state_size", 6)), {"A_log", "[48, 6]", "[48, 5]", "config.json"});
-  expect_contains(refusal(config_with("num_hidden_layers", 3)), {"layers.2", "none"});
-  expect_contains(refusal(config_with("num_hidden_layers", 1)), {"layers.1"});
-  expect_contains(refusal(config_with("vocab_size", 64)), {"embeddings.weight", "[64, 24]", "[56, 24]"});
-  expect_contains(refusal(config_with("use_bias", true)), {"in_proj.bias", "none"});
-  expect_contains(refusal(config_with("tie_word_embeddings", false)), {"lm_head.weight", "none"});
-  expect_contains(refusal(config_with("use_conv_bias", false)), {"conv1d.bias"});
-}
-
-TEST(Loading, RefusesATruncatedFile) {
-  expect_contains(refusal([](const Folder& f) {
-                    fs::resize_file(f / "model.safetensors", fs::file_size(f / "model.safetensors") - 1);
-                  }),
-                  {"model.safetensors", "bytes"});
-  expect_contains(refusal([](const Folder& f) { fs::resize_file(f / "model.safetensors", 5); }),
-                  {"model.safetensors", "bytes"});
-  expect_contains(refusal([](const Folder& f) { fs::resize_file(f / "model.safetensors", 0); }),
-                  {"model.safetensors", "bytes"});
-}
-
-/// Rewrites the weights with one change to the list of tensors or their values.
+/// Whole files of weights.
 using Tensors = std::map<std::string, std::pair<std::vector<std::uint64_t>, std::vector<float>>>;
 Tensors read_tensors(const fs::path& path) {
   TensorSet set;
@@ -177,35 +70,6 @@ void write_tensors(const fs::path& path, const Tensors& tensors, DType dtype = D
   for (const auto& [name, content] : tensors) writer.write(std::span<const float>(content.second), dtype);
   writer.commit();
 }
-std::function<void(const Folder&)> tensors_with(const std::function<void(Tensors&)>& change) {
-  return [=](const Folder& folder) {
-    Tensors tensors = read_tensors(folder / "model.safetensors");
-    change(tensors);
-    write_tensors(folder / "model.safetensors", tensors);
-  };
-}
-
-TEST(Loading, RefusesMissingMisshapedAndUnknownTensors) {
-  expect_contains(refusal(tensors_with([](Tensors& t) { t.erase("backbone.norm_f.weight"); })),
-                  {"backbone.norm_f.weight", "[24]", "none"});
-  expect_contains(refusal(tensors_with([](Tensors& t) {
-                    t["backbone.norm_f.weight"].first = {1, 24};
-                  })),
-                  {"backbone.norm_f.weight", "[24]", "[1, 24]"});
-  expect_contains(refusal(tensors_with([](Tensors& t) { t["backbone.extra"] = {{1}, {1.F}}; })), {"backbone.extra"});
-}
-
-TEST(Loading, AcceptsATiedHeadOnlyIfItIsTheEmbedding) {
-  const auto with_head = [](float change) {
-    return tensors_with([=](Tensors& t) {
-      t["lm_head.weight"] = t["backbone.embeddings.weight"];
-      t["lm_head.weight"].second[7] += change;
-    });
-  };
-  EXPECT_EQ(refusal(with_head(0)), "accepted");
-  expect_contains(refusal(with_head(1)), {"lm_head.weight", "backbone.embeddings.weight", "element 7"});
-}
-
 TEST(Loading, ReadsEveryFloatingPointTypeAndBothEmbeddingNames) {
   const Folder folder;
   const Model model = support::trained_looking_model<Model>(support::small_config());
@@ -251,25 +115,6 @@ TEST(Loading, ReadsShards) {
     auto own = loaded.make_cache();
     EXPECT_TRUE(identical(copy_of(loaded.forward(tokens, own)), expected));
   }
-  const auto refused = [&](const nlohmann::json& changed) -> std::string {
-    write_text(index_path, changed.dump());
-    try {
-      load<Model>(folder.path());
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "accepted";
-  };
-  auto changed = index;
-  changed["weight_map"]["backbone.norm_f.weight"] = "a.safetensors";
-  expect_contains(refused(changed), {"backbone.norm_f.weight", "a.safetensors"});
-  changed["weight_map"]["backbone.norm_f.weight"] = "../b.safetensors";
-  expect_contains(refused(changed), {"plain name", "../b.safetensors"});
-  changed["weight_map"].erase("backbone.norm_f.weight");
-  expect_contains(refused(changed), {"backbone.norm_f.weight"});
-  parts[0]["backbone.norm_f.weight"] = all.at("backbone.norm_f.weight");
-  write_tensors(folder / "a.safetensors", parts[0]);
-  expect_contains(refused(index), {"backbone.norm_f.weight", "a.safetensors", "b.safetensors"});
 }
 
 TEST(Loading, TellsItsProgressAndCanBeCancelled) {
@@ -281,36 +126,6 @@ TEST(Loading, TellsItsProgressAndCanBeCancelled) {
   EXPECT_TRUE(std::is_sorted(told.begin(), told.end()));
   EXPECT_DOUBLE_EQ(told.back(), 1);
   EXPECT_THROW(load<Model>(folder.path(), {.progress = [](double part) { return part < 0.5; }}), CancelledError);
-}
-
-TEST(Saving, LeavesTheOldFilesWhenTheDiskIsFull) {
-  const Folder folder;
-  save(Model(support::small_config()), folder.path());
-  const auto before = read_text(folder / "model.safetensors"), config = read_text(folder / "config.json");
-  const Model other = support::trained_looking_model<Model>(support::small_config());
-  rlimit old_limit{};
-  getrlimit(RLIMIT_FSIZE, &old_limit);
-  const rlimit small{10000, old_limit.rlim_max};
-  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
-  setrlimit(RLIMIT_FSIZE, &small);
-  EXPECT_THROW(save(other, folder.path()), FileError);
-  setrlimit(RLIMIT_FSIZE, &old_limit);
-  std::signal(SIGXFSZ, old_handler);
-  EXPECT_EQ(read_text(folder / "model.safetensors"), before);
-  EXPECT_EQ(read_text(folder / "config.json"), config);
-  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 2);  // nothing is left lying about
-}
-
-TEST(Saving, RefusesPlacesThatCannotBeWritten) {
-  const Folder folder;
-  const Model model(support::small_config());
-  write_text(folder / "file", "kept");
-  EXPECT_THROW(save(model, folder / "file"), FileError);
-  EXPECT_THROW(save(model, folder / "file" / "below"), FileError);
-  EXPECT_EQ(read_text(folder / "file"), "kept");
-  fs::create_directories(folder / "model" / "config.json");
-  EXPECT_THROW(save(model, folder / "model"), FileError);
-  EXPECT_FALSE(fs::exists(folder / "model" / "model.safetensors"));
 }
 
 }  // namespace

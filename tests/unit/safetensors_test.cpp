@@ -1,15 +1,9 @@
 // safetensors: what is written reads back, in every type; and of what a hostile file may claim, nothing is believed.
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <limits>
 #include <map>
 #include <span>
@@ -17,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/io/safetensors.hpp"
+#include "support/files.hpp"
 
 namespace {
 
@@ -31,15 +25,13 @@ using minimamba::f16;
 using minimamba::FormatError;
 using minimamba::StoredTensor;
 using minimamba::TensorSet;
+using support::Folder;
 
 /// A file of this header and so many bytes of data.
 std::string file_of(const std::string& header, std::size_t data) {
-  const std::uint64_t length = header.size();
-  std::string file(sizeof(length), '\0');
-  std::memcpy(file.data(), &length, sizeof(length));
-  file += header;
-  for (std::size_t i = 0; i < data; ++i) file += static_cast<char>(i % 60);
-  return file;
+  std::string bytes(data, '\0');
+  for (std::size_t i = 0; i < data; ++i) bytes[i] = static_cast<char>(i % 60);
+  return support::safetensors_file(header, bytes);
 }
 
 ByteSource source_of(const std::string& file, const std::string& name = "some.safetensors") {
@@ -68,32 +60,6 @@ void read_all(const ByteSource& source) {
     if (minimamba::detail::with_float_type(tensor.dtype, [](auto) {})) set.read(tensor, 0, std::span(values));
   }
 }
-
-class Folder {
- public:
-  Folder() {
-    const testing::TestInfo& info = *testing::UnitTest::GetInstance()->current_test_info();
-    path = fs::path(testing::TempDir()) / (std::string("minimamba_") + info.test_suite_name() + "_" + info.name());
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  void put(const std::string& name, const std::string& text) const {
-    std::ofstream(path / name, std::ios::binary) << text;
-  }
-  std::string get(const std::string& name) const {
-    std::ifstream stream(path / name, std::ios::binary);
-    return {std::istreambuf_iterator<char>(stream), {}};
-  }
-
-  fs::path path;
-};
 
 TEST(Safetensors, ReadsNamesTypesShapesAndNumbers) {
   const std::string header = R"({"__metadata__":{"format":"pt"},"b":{"shape":[],"data_offsets":[8,12],"dtype":"F32"},)"
@@ -133,7 +99,7 @@ TEST(Safetensors, WritesAndReadsEveryFloatingType) {
   const DType types[] = {DType::F16, DType::F64, DType::BF16, DType::F32};
   std::vector<StoredTensor> tensors;
   for (const DType type : types) tensors.push_back({std::string(name_of(type)), type, {values.size() / 2, 2}});
-  minimamba::SafetensorsWriter writer(folder.path / "file", tensors);
+  minimamba::SafetensorsWriter writer(folder / "file", tensors);
   for (const DType type : types) {
     writer.write(std::span<const double>(values).first(7), type);
     writer.write(std::span<const double>(values).subspan(7), type);
@@ -141,7 +107,7 @@ TEST(Safetensors, WritesAndReadsEveryFloatingType) {
   writer.commit();
 
   TensorSet set;
-  minimamba::read_safetensors(ByteSource::open(folder.path / "file"), set);
+  minimamba::read_safetensors(ByteSource::open(folder / "file"), set);
   std::vector<double> doubles(values.size() - 5);
   std::vector<float> floats(doubles.size());
   const auto expect = [&](DType type, const std::function<double(double)>& rounded) {
@@ -164,7 +130,7 @@ TEST(Safetensors, WritesAndReadsEveryFloatingType) {
 TEST(Safetensors, WritesAlignedFilesInAnyOrderOfTypes) {
   const Folder folder;
   minimamba::SafetensorsWriter writer(
-      folder.path / "file",
+      folder / "file",
       {{"half", DType::BF16, {3}}, {"none", DType::F32, {0}}, {"wide", DType::F64, {1}}, {"single", DType::F32, {3}}});
   const std::vector<float> values{1, 2, 3};
   const std::span<const float> span(values);
@@ -173,7 +139,7 @@ TEST(Safetensors, WritesAlignedFilesInAnyOrderOfTypes) {
   writer.write(span, DType::F32);
   writer.commit();
   TensorSet set;
-  minimamba::read_safetensors(ByteSource::open(folder.path / "file"), set);
+  minimamba::read_safetensors(ByteSource::open(folder / "file"), set);
   for (const char* name : {"half", "wide", "single"}) {
     const StoredTensor& tensor = *set.find(name);
     EXPECT_EQ(tensor.begin % bytes_of(tensor.dtype), 0U) << name;
@@ -181,16 +147,16 @@ TEST(Safetensors, WritesAlignedFilesInAnyOrderOfTypes) {
     set.read(tensor, 0, std::span(read));
     EXPECT_TRUE(std::equal(read.begin(), read.end(), values.begin())) << name;
   }
-  EXPECT_NE(folder.get("file").find(R"({"__metadata__":{"format":"pt"},)"), std::string::npos);
+  EXPECT_NE(support::read_text(folder / "file").find(R"({"__metadata__":{"format":"pt"},)"), std::string::npos);
 }
 
 TEST(Safetensors, RefusesToWriteOtherThanWasAnnounced) {
   const Folder folder;
-  folder.put("file", "old");
+  support::write_text(folder / "file", "old");
   const std::vector<float> values(4);
   const std::span<const float> span(values);
   {
-    minimamba::SafetensorsWriter writer(folder.path / "file", {{"a", DType::F32, {3}}, {"b", DType::F16, {2}}});
+    minimamba::SafetensorsWriter writer(folder / "file", {{"a", DType::F32, {3}}, {"b", DType::F16, {2}}});
     EXPECT_THROW(writer.write(span, DType::F32), minimamba::ArgumentError);
     EXPECT_THROW(writer.write(span.first(1), DType::F16), minimamba::ArgumentError);
     writer.write(span.first(3), DType::F32);
@@ -200,74 +166,15 @@ TEST(Safetensors, RefusesToWriteOtherThanWasAnnounced) {
     writer.write(span.first(1), DType::F16);
     EXPECT_THROW(writer.write(span.first(1), DType::F16), minimamba::ArgumentError);
   }
-  EXPECT_EQ(folder.get("file"), "old");
+  EXPECT_EQ(support::read_text(folder / "file"), "old");
   const std::vector<StoredTensor> impossible[] = {{{"a", DType::F32, {3}}, {"a", DType::F32, {2}}},
                                                   {{"a", DType::I32, {3}}},
                                                   {{"__metadata__", DType::F32, {3}}},
                                                   {{"a", DType::F32, {1ULL << 40, 1ULL << 40}}}};
   for (const auto& tensors : impossible) {
-    EXPECT_THROW(minimamba::SafetensorsWriter(folder.path / "file", tensors), minimamba::ArgumentError);
+    EXPECT_THROW(minimamba::SafetensorsWriter(folder / "file", tensors), minimamba::ArgumentError);
   }
-  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()), 1);
-}
-
-TEST(Safetensors, RefusesALengthThatCannotBe) {
-  EXPECT_EQ(refusal_of(file_of("{}", 0)), "");
-  EXPECT_NE(refusal_of(""), "");
-  EXPECT_NE(refusal_of("1234567"), "");
-  EXPECT_NE(refusal_of(std::string(8, '\0')), "") << "a header of no bytes";
-  for (const std::uint64_t length : {3ULL, 100'000'001ULL, 1ULL << 60, ~0ULL, ~0ULL - 7}) {
-    std::string file = file_of("{}", 0);
-    std::memcpy(file.data(), &length, sizeof(length));
-    EXPECT_NE(refusal_of(file), "") << length;
-  }
-  std::string file(100'000'009, ' ');
-  const std::uint64_t length = 100'000'001;
-  std::memcpy(file.data(), &length, sizeof(length));
-  EXPECT_NE(refusal_of(file).find("100 MB"), std::string::npos);
-}
-
-TEST(Safetensors, RefusesHeadersThatAreNotOfTheFormat) {
-  const std::pair<const char*, std::size_t> cases[] = {
-      {"[]", 0},
-      {"1", 0},
-      {"null", 0},
-      {" {}", 0},
-      {"{} x", 0},
-      {"{", 0},
-      {"{\"a\"}", 0},
-      {"{}", 1},
-      {R"({"a":1})", 0},
-      {R"({"a":[]})", 0},
-      {R"({"a":{}})", 0},
-      {R"({"a":null})", 0},
-      {R"({"a":{"dtype":"F32","shape":[1]}})", 4},
-      {R"({"a":{"dtype":"F32","data_offsets":[0,4]}})", 4},
-      {R"({"a":{"shape":[1],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"f32","shape":[1],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":32,"shape":[1],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":["F32"],"shape":[1],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":1,"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":{},"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":[[1]],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":["1"],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,4]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"more":1}})", 4},
-      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"more":[1]}})", 4},
-      {R"({"a":{"dtype":"F32","shape":[1],"shape":[],"data_offsets":[0,4]}})", 4},
-      {R"({"a":{"dtype":"F64","dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4},
-      {R"({"__metadata__":{"format":1}})", 0},
-      {R"({"__metadata__":{"a":["b"]}})", 0},
-      {R"({"__metadata__":"pt"})", 0},
-      {R"({"__metadata__":{"a":"b","a":"c"}})", 0},
-      {R"({"__metadata__":{},"__metadata__":{}})", 0},
-      {R"({"__metadata__":[]})", 0},
-  };
-  for (const auto& [header, data] : cases) EXPECT_NE(refusal_of(file_of(header, data)), "") << header;
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), fs::directory_iterator()), 1);
 }
 
 /// A tensor "name" of U8 with these offsets.
@@ -312,15 +219,10 @@ TEST(Safetensors, RefusesOffsetsThatContradictTheShape) {
   }
 }
 
-TEST(Safetensors, RefusesATensorThatComesTwice) {
-  EXPECT_NE(refusal_of<Error>(file_of("{" + entry("a", 0, 4, 4) + "," + entry("a", 4, 8, 4) + "}", 8)), "");
-  EXPECT_NE(refusal_of<Error>(file_of("{" + entry("a", 0, 4, 4) + "," + entry("\\u0061", 4, 8, 4) + "}", 8)), "");
-}
-
 TEST(Safetensors, RefusesMoreThanAHeaderMayHold) {
   std::string header = "{";
-  for (int i = 0; i <= 100'000; ++i) header += (i == 0 ? "" : ",") + entry(std::to_string(i), 0, 0, 0);
-  EXPECT_NE(refusal_of(file_of(header + "}", 0)).find("100000"), std::string::npos);
+  for (int i = 0; i <= 20'000; ++i) header += (i == 0 ? "" : ",") + entry(std::to_string(i), 0, 0, 0);
+  EXPECT_NE(refusal_of(file_of(header + "}", 0)).find("20000"), std::string::npos);
   std::string shape = "1";
   for (int i = 0; i < 2'000'000; ++i) shape += ",1";
   EXPECT_NE(refusal_of(file_of(R"({"a":{"dtype":"U8","shape":[)" + shape + R"(],"data_offsets":[0,1]}})", 1)), "");
@@ -381,6 +283,19 @@ TEST(Safetensors, RefusesOrReadsEveryChangeOfAByte) {
   EXPECT_LT(refused, 10'000);
 }
 
+TEST(Safetensors, LeavesTheSetAsItWasAfterARefusal) {
+  const std::string first = file_of("{" + entry("b", 0, 4, 4) + "}", 4);
+  const std::string second = file_of("{" + entry("a", 0, 4, 4) + "," + entry("b", 4, 8, 4) + "}", 8);
+  const std::string index = R"({"weight_map":{"a":"1","b":"1"}})";
+  TensorSet set;
+  minimamba::read_safetensors(source_of(first), set);
+  EXPECT_THROW(minimamba::read_safetensors(source_of(second), set), CheckpointError);
+  const auto open = [&](const std::string&) { return source_of(second); };
+  EXPECT_THROW(minimamba::read_sharded_safetensors(source_of(index), open, set), CheckpointError);
+  EXPECT_EQ(set.tensors().size(), 1U);
+  EXPECT_EQ(set.find("b")->size(), 4U);
+}
+
 /// Reads an index whose shards are in memory, and returns why it was refused, or "".
 template <class E>
 std::string index_refusal(const std::string& index, const std::map<std::string, std::string>& shards) {
@@ -407,14 +322,15 @@ const std::map<std::string, std::string>& two_shards() {
 
 TEST(SafetensorsIndex, JoinsItsShards) {
   const Folder folder;
-  for (const auto& [name, file] : two_shards()) folder.put(name, file);
-  folder.put("index.json", R"({"metadata":{"total_size":12},"weight_map":{"a":"1.safetensors","b":"1.safetensors",)"
-                           R"("c":"2.safetensors"}})");
+  for (const auto& [name, file] : two_shards()) support::write_text(folder / name, file);
+  support::write_text(folder / "index.json",
+                      R"({"metadata":{"total_size":12},"weight_map":{"a":"1.safetensors","b":"1.safetensors",)"
+                      R"("c":"2.safetensors"}})");
   TensorSet set;
-  minimamba::read_sharded_safetensors(folder.path / "index.json", set);
+  minimamba::read_sharded_safetensors(folder / "index.json", set);
   EXPECT_EQ(set.tensors().size(), 3U);
-  EXPECT_EQ(set.source_name(*set.find("b")), (folder.path / "1.safetensors").string());
-  EXPECT_EQ(set.source_name(*set.find("c")), (folder.path / "2.safetensors").string());
+  EXPECT_EQ(set.source_name(*set.find("b")), (folder / "1.safetensors").string());
+  EXPECT_EQ(set.source_name(*set.find("c")), (folder / "2.safetensors").string());
 }
 
 TEST(SafetensorsIndex, RefusesShardsThatDisagreeWithIt) {

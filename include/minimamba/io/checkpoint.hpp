@@ -5,11 +5,12 @@
 #ifndef MINIMAMBA_IO_CHECKPOINT_HPP
 #define MINIMAMBA_IO_CHECKPOINT_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -43,8 +44,11 @@ namespace detail {
 /// A checkpoint with its tensors found but not yet read.
 struct Checkpoint {
   MambaConfig config;
-  std::string config_name;
+  const ConfigKeys* keys = nullptr;
+  std::string config_name, weights_name;
   TensorSet tensors;
+
+  const std::string& file_of(const StoredTensor& tensor) const { return tensors.source_name(tensor); }
 };
 
 /// The stored tensor of a parameter. Both layouts put "backbone." before all names but the head's, and they differ in
@@ -69,7 +73,10 @@ inline bool is_shard_index(const ByteSource& source) {
 /// beside which config.json lies.
 inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   std::error_code error;
-  const auto exists = [&](const std::filesystem::path& file) { return std::filesystem::exists(file, error); };
+  // A link counts, be it broken: opening it says what is wrong with it.
+  const auto exists = [&](const std::filesystem::path& file) {
+    return std::filesystem::exists(std::filesystem::symlink_status(file, error));
+  };
   if (!exists(path)) throw FileError(path.string(), "a model's folder or file", "nothing of that name");
   const bool is_folder = std::filesystem::is_directory(path, error);
   const std::filesystem::path folder = is_folder ? path : path.parent_path();
@@ -83,11 +90,10 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
                       pickle ? "only pytorch_model.bin, which cannot be read yet" : "neither");
     }
   }
-  Checkpoint checkpoint;
-  const ByteSource config = ByteSource::open(folder / "config.json");
-  checkpoint.config_name = config.name();
-  checkpoint.config = read_config(config);
   ByteSource source = ByteSource::open(weights);
+  const ByteSource config = ByteSource::open(folder / "config.json");
+  const ConfigFile settings = read_config_file(config);
+  Checkpoint checkpoint{settings.config, settings.keys, config.name(), source.name(), {}};
   if (is_shard_index(source)) {
     read_sharded_safetensors(weights, checkpoint.tensors);
   } else {
@@ -96,52 +102,89 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   return checkpoint;
 }
 
+/// The settings that decide whether a parameter is there and what shape it has, as in "hidden_size 8, expand 2 in
+/// config.json".
+inline std::string settings_of(const Checkpoint& checkpoint, std::string_view parameter, bool presence, bool shape) {
+  const MambaConfig& config = checkpoint.config;
+  const ConfigKeys& keys = *checkpoint.keys;
+  const auto is = [&](auto... ends) { return (parameter.ends_with(ends) || ...); };
+  const bool in_mixer = parameter.find(".mixer.") != parameter.npos;
+  std::string text;
+  const auto add = [&](bool matters, const char* key, std::int64_t value) {
+    if (matters) text += (text.empty() ? "" : ", ") + std::string(key) + " " + std::to_string(value);
+  };
+  const auto add_flag = [&](bool matters, const char* key, bool value) {
+    if (matters) text += (text.empty() ? "" : ", ") + std::string(key) + (value ? " true" : " false");
+  };
+  add(presence && parameter.find("layers.") != parameter.npos, keys.n_layer, config.n_layer);
+  add_flag(presence && is("lm_head.weight"), keys.tie_embeddings, config.tie_embeddings);
+  add_flag(presence && is("in_proj.bias", "out_proj.bias"), keys.bias, config.bias);
+  add_flag(presence && is("conv1d.bias"), keys.conv_bias, config.conv_bias);
+  add(shape && is("embedding.weight", "lm_head.weight"), keys.vocab_size, config.padded_vocab_size());
+  add(shape, keys.d_model, config.d_model);
+  add(shape && in_mixer, keys.expand, config.expand);
+  add(shape && is("A_log", "x_proj.weight"), keys.d_state, config.d_state);
+  add(shape && is("conv1d.weight"), keys.d_conv, config.d_conv);
+  add(shape && is("x_proj.weight", "dt_proj.weight"), keys.dt_rank, config.dt_rank);
+  return text.empty() ? checkpoint.config_name : text + " in " + checkpoint.config_name;
+}
+
+[[noreturn]] inline void refuse_missing(const Checkpoint& checkpoint, std::string_view parameter, const Shape& shape) {
+  const std::string name = (parameter == "lm_head.weight" ? "" : "backbone.") + std::string(parameter);
+  throw CheckpointError(
+      checkpoint.weights_name + ": " + name,
+      "a tensor of shape " + shape_text(shape) + ", by " + settings_of(checkpoint, parameter, true, true), "none");
+}
+
+/// Throws CheckpointError unless each layer of the configuration has a tensor, before memory is spent on the layers.
+inline void check_layers(const Checkpoint& checkpoint) {
+  for (std::int64_t layer = 0; layer < checkpoint.config.n_layer; ++layer) {
+    const std::string norm = "layers." + std::to_string(layer) + ".norm.weight";
+    if (find_parameter(checkpoint.tensors, norm) != nullptr) continue;
+    refuse_missing(checkpoint, norm, {static_cast<std::size_t>(checkpoint.config.d_model)});
+  }
+}
+
 /// Throws CheckpointError unless the tensors are exactly those of the model, before any memory is spent on them.
 template <class Model>
 void check_tensors(const Checkpoint& checkpoint, Model& model) {
-  std::map<std::string, bool> expected;
+  std::set<std::string> expected;
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {
         const StoredTensor* stored = find_parameter(checkpoint.tensors, name);
-        if (stored == nullptr) {
-          const std::string prefix = name == "lm_head.weight" ? "" : "backbone.";
-          const std::string file = checkpoint.tensors.tensors().empty()
-                                       ? "the weights"
-                                       : checkpoint.tensors.source_name(checkpoint.tensors.tensors().begin()->second);
-          throw CheckpointError(file + ": " + prefix + std::string(name),
-                                "a tensor of shape " + shape_text(parameter.shape()) + ", by " + checkpoint.config_name,
-                                "none");
-        }
+        if (stored == nullptr) refuse_missing(checkpoint, name, parameter.shape());
+        const std::string subject = checkpoint.file_of(*stored) + ": " + stored->name;
         if (!std::equal(stored->shape.begin(), stored->shape.end(), parameter.shape().begin(),
                         parameter.shape().end())) {
-          throw CheckpointError(checkpoint.tensors.source_name(*stored) + ": " + stored->name,
-                                "shape " + shape_text(parameter.shape()) + ", by " + checkpoint.config_name,
-                                "shape " + shape_text(stored->shape));
+          throw CheckpointError(
+              subject, "shape " + shape_text(parameter.shape()) + ", by " + settings_of(checkpoint, name, false, true),
+              "shape " + shape_text(stored->shape));
         }
         if (!with_float_type(stored->dtype, [](auto) {})) {
-          throw CheckpointError(checkpoint.tensors.source_name(*stored) + ": " + stored->name, "floating-point numbers",
-                                std::string(name_of(stored->dtype)));
+          throw CheckpointError(subject, "floating-point numbers", std::string(name_of(stored->dtype)));
         }
-        expected[stored->name] = true;
+        expected.insert(stored->name);
       },
       model);
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
     const bool tied_head = name == "lm_head.weight" && checkpoint.config.tie_embeddings;
-    if (expected.count(name) == 0 && !tied_head) {
-      throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),
-                            "only tensors of the model that " + checkpoint.config_name + " describes", "this one");
-    }
+    if (expected.contains(name) || tied_head) continue;
+    throw CheckpointError(checkpoint.file_of(tensor) + ": " + printable(name),
+                          "only tensors of the model by " + settings_of(checkpoint, name, true, false), "this one");
   }
 }
 
 /// A tied model may store its head as well, but then it must be the embedding.
-inline void check_tied_head(const TensorSet& tensors) {
+inline void check_tied_head(const Checkpoint& checkpoint) {
+  const TensorSet& tensors = checkpoint.tensors;
   const StoredTensor* head = tensors.find("lm_head.weight");
   const StoredTensor* embedding = find_parameter(tensors, "embedding.weight");
   if (head == nullptr) return;
   const auto refuse = [&](const std::string& found) {
-    throw CheckpointError(tensors.source_name(*head) + ": lm_head.weight",
-                          "the same numbers as " + embedding->name + ", to which the configuration ties it", found);
+    throw CheckpointError(
+        tensors.source_name(*head) + ": lm_head.weight",
+        "the same numbers as " + embedding->name + ", by " + settings_of(checkpoint, "lm_head.weight", true, false),
+        found);
   };
   if (head->shape != embedding->shape) refuse("shape " + shape_text(head->shape));
   std::vector<double> a(1U << 14), b(1U << 14);
@@ -179,9 +222,10 @@ inline const char* torch_name(DType dtype) {
 template <class Model>
 Model load(const std::filesystem::path& path, const LoadOptions<Model>& options = {}) {
   const detail::Checkpoint checkpoint = detail::open_checkpoint(path);
+  detail::check_layers(checkpoint);
   Model model = Model::shapes_only(checkpoint.config, options.backend);
   detail::check_tensors(checkpoint, model);
-  if (checkpoint.config.tie_embeddings) detail::check_tied_head(checkpoint.tensors);
+  if (checkpoint.config.tie_embeddings) detail::check_tied_head(checkpoint);
   const double total = static_cast<double>(model.parameter_count());
   double done = 0;
   for_each_parameter(
@@ -204,17 +248,50 @@ Model load(const std::filesystem::path& path, const LoadOptions<Model>& options 
   return model;
 }
 
+namespace detail {
+
+/// Makes a folder and those above it. Unless they are kept, those that were made go away again.
+class MadeFolders {
+ public:
+  explicit MadeFolders(const std::filesystem::path& folder) {
+    std::error_code error, ignored;
+    std::vector<std::filesystem::path> missing;
+    for (auto path = folder; !path.empty() && !std::filesystem::exists(path, ignored); path = path.parent_path()) {
+      missing.push_back(path);
+    }
+    for (; !missing.empty() && !error; missing.pop_back()) {
+      if (std::filesystem::create_directory(missing.back(), error)) made_.push_back(missing.back());
+    }
+    if (std::filesystem::is_directory(folder, ignored)) return;
+    remove();
+    throw FileError(folder.string(), "a folder, or a place for one", error ? error.message() : "something else");
+  }
+  MadeFolders(const MadeFolders&) = delete;
+  MadeFolders& operator=(const MadeFolders&) = delete;
+  ~MadeFolders() { remove(); }
+
+  void keep() { made_.clear(); }
+
+ private:
+  /// The innermost first; a folder in which there is something stays.
+  void remove() noexcept {
+    std::error_code error;
+    for (; !made_.empty(); made_.pop_back()) std::filesystem::remove(made_.back(), error);
+  }
+
+  std::vector<std::filesystem::path> made_;
+};
+
+}  // namespace detail
+
 /// Saves a model as a folder in the Hugging Face layout, which is made if it is not there: model.safetensors, with the
 /// matrices in the model's weight format and everything else in its Scalar, and config.json. Both are complete on the
-/// disk before either gets its name. Throws FileError; what was in the folder is then as before.
+/// disk before either gets its name. Throws FileError, and ArgumentError for a model that was moved from; what was in
+/// the folder is then as before.
 template <class Model>
 void save(const Model& model, const std::filesystem::path& folder) {
   using Scalar = typename Model::ScalarType;
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (!std::filesystem::is_directory(folder, error)) {
-    throw FileError(folder.string(), "a folder, or a place for one", error ? error.message() : "something else");
-  }
+  if (model.layers.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
   constexpr DType matrix_type = dtype_of<typename Model::WeightType>();
   const auto dtype = [](const auto& parameter) {
     constexpr bool dense =
@@ -231,6 +308,7 @@ void save(const Model& model, const std::filesystem::path& folder) {
       },
       model);
 
+  detail::MadeFolders folders(folder);
   SafetensorsWriter weights(folder / "model.safetensors", tensors);
   AtomicFile config(folder / "config.json");
   for_each_parameter(
@@ -246,6 +324,7 @@ void save(const Model& model, const std::filesystem::path& folder) {
   config.finish();
   weights.commit();
   config.commit();
+  folders.keep();
 }
 
 }  // namespace minimamba

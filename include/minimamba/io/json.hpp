@@ -42,7 +42,10 @@ class JsonText {
       throw FormatError(source.name(), "JSON up to byte " + std::to_string(end),
                         "only " + std::to_string(source.size()) + " bytes in all (truncated?)");
     }
-    if (end - begin > limits.bytes) refuse("at most " + std::to_string(limits.bytes) + " bytes of JSON", "more");
+    if (end - begin > limits.bytes) {
+      throw FormatError(source.name(), "at most " + std::to_string(limits.bytes) + " bytes of JSON",
+                        std::to_string(end - begin));
+    }
     load();
   }
   JsonText(const JsonText&) = delete;

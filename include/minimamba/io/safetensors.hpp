@@ -1,5 +1,8 @@
 // The safetensors format: a 64-bit length, a JSON header of that many bytes that says of each tensor its dtype, shape
-// and place, and then the numbers. Nothing in a file is believed before it is checked.
+// and place, and then the numbers. Nothing in a file is believed before it is checked, and no header or index, of
+// whatever size, takes more than some tens of megabytes: a checkpoint has at most 20,000 tensors of at most 8
+// dimensions in at most 1,024 shards; a header has at most 4 MiB of names, 16 MiB of metadata and no text of more than
+// 1 MiB; an index has at most 8 MiB.
 #ifndef MINIMAMBA_IO_SAFETENSORS_HPP
 #define MINIMAMBA_IO_SAFETENSORS_HPP
 
@@ -27,10 +30,13 @@ namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
 inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
-inline constexpr std::size_t most_tensors = 100'000;
-inline constexpr std::size_t most_dimensions = 64;
+inline constexpr std::size_t most_tensors = 20'000;  // of all files together
+inline constexpr std::size_t most_dimensions = 8;
 inline constexpr std::size_t most_shards = 1024;
-inline constexpr std::size_t most_name_bytes = std::size_t{16} << 20;  // of all names together
+inline constexpr std::size_t most_name_bytes = std::size_t{4} << 20;  // of all names in a header
+inline constexpr std::size_t most_metadata_bytes = std::size_t{16} << 20;
+inline constexpr std::uint64_t most_index_bytes = std::uint64_t{8} << 20;
+inline constexpr std::size_t longest_file_name = 255;
 
 /// Bytes of a tensor, or nothing if they cannot be counted. An extent of zero excuses no absurd one beside it, so that
 /// the extents can be multiplied in any order afterwards.
@@ -57,6 +63,7 @@ class SafetensorsHeader {
   void key(std::string& name) {
     if (depth_ == 1) {
       name_ = std::move(name);
+      field_.clear();
       metadata_ = name_ == "__metadata__";
       fields_.clear();
       if (metadata_ && std::exchange(has_metadata_, true)) refuse("__metadata__ once", "another");
@@ -84,6 +91,10 @@ class SafetensorsHeader {
   void value(nlohmann::json&& value) {
     if (depth_ == 2 && metadata_) {
       if (!value.is_string()) refuse("texts", std::string(value.type_name()) + " for \"" + printable(field_) + "\"");
+      metadata_bytes_ += value.get_ref<const std::string&>().size();
+      if (metadata_bytes_ > most_metadata_bytes) {
+        refuse("texts of " + std::to_string(most_metadata_bytes) + " bytes in all", "more");
+      }
     } else if (depth_ == 2 && field_ == "dtype" && value.is_string()) {
       dtype_ = std::move(value.get_ref<std::string&>());
     } else if (depth_ == 3 && value.is_number_unsigned()) {
@@ -106,12 +117,15 @@ class SafetensorsHeader {
     throw FormatError(file_ + ": header, \"" + printable(name_) + "\"", expected, found);
   }
   [[noreturn]] void refuse_field(const std::string& found) const {
-    refuse("an object with \"dtype\", \"shape\" and \"data_offsets\"", printable(field_) + " with " + found);
+    refuse(entry_text, (depth_ < 2 || field_.empty() ? "" : printable(field_) + " with ") + found);
   }
 
   void add() {
     const auto type = std::find_if(dtype_names.begin(), dtype_names.end(), [&](auto& t) { return t.name == dtype_; });
-    if (!fields_.contains("shape") || offsets_.size() != 2) refuse_field("something missing");
+    for (const char* field : {"dtype", "shape", "data_offsets"}) {
+      if (!fields_.contains(field)) refuse(entry_text, "no \"" + std::string(field) + "\"");
+    }
+    if (offsets_.size() != 2) refuse("2 data_offsets", std::to_string(offsets_.size()));
     if (type == dtype_names.end()) refuse("a known dtype", "\"" + printable(dtype_) + "\"");
     if (entries.size() == most_tensors) refuse("at most " + std::to_string(most_tensors) + " tensors", "more");
     const std::optional<std::uint64_t> bytes = tensor_bytes(type->dtype, shape_);
@@ -123,10 +137,12 @@ class SafetensorsHeader {
     entries.push_back({{name_, type->dtype, shape_, 0, 0}, offsets_[0], offsets_[1]});
   }
 
+  static constexpr const char* entry_text = "an object with \"dtype\", \"shape\" and \"data_offsets\"";
+
   std::string file_, name_, field_, dtype_;
   std::vector<std::uint64_t> shape_, offsets_;
   std::set<std::string> fields_;  // seen in the present object
-  std::size_t name_bytes_ = 0;
+  std::size_t name_bytes_ = 0, metadata_bytes_ = 0;
   int depth_ = 0;
   bool metadata_ = false, has_metadata_ = false;
 };
@@ -151,14 +167,14 @@ inline void check_layout(const std::string& file, std::vector<SafetensorsHeader:
 
 }  // namespace detail
 
-/// Adds the tensors of a safetensors file to a set, and returns the number that the set gives the file. Throws
-/// FormatError when anything in the file is not as the format demands, CheckpointError for a name that the set already
-/// has; the set may then hold some of the tensors.
-inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
+namespace detail {
+
+/// read_safetensors; but the set may hold some of the tensors when this throws.
+inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
   const std::string file = source.name();
   const auto length = source.read_value<std::uint64_t>(0);
   const std::uint64_t data = sizeof(length) + length;
-  if (length > source.size() - sizeof(length) || length > detail::largest_safetensors_header) {
+  if (length > source.size() - sizeof(length) || length > largest_safetensors_header) {
     throw FormatError(
         file, "a header within the file and of at most 100 MB",
         "a header length of " + std::to_string(length) + " in a file of " + std::to_string(source.size()) + " bytes");
@@ -166,10 +182,13 @@ inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
   if (length == 0 || source.read_value<char>(sizeof(length)) != '{') {
     throw FormatError(file, "a header that begins with '{'", "something else");
   }
-  detail::SafetensorsHeader header(file);
-  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * detail::most_tensors, .token = 1U << 20};
-  detail::parse_json(source, sizeof(length), data, limits, header);
-  detail::check_layout(file, header.entries, source.size() - data);
+  SafetensorsHeader header(file);
+  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * most_tensors, .token = 1U << 20};
+  parse_json(source, sizeof(length), data, limits, header);
+  if (header.entries.size() > most_tensors - std::min(most_tensors, set.tensors().size())) {
+    throw FormatError(file, "at most " + std::to_string(most_tensors) + " tensors in a checkpoint", "more");
+  }
+  check_layout(file, header.entries, source.size() - data);
   const std::size_t index = set.add_source(std::move(source));
   for (auto& entry : header.entries) {
     entry.tensor.begin = data + entry.begin;
@@ -179,10 +198,23 @@ inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
   return index;
 }
 
+}  // namespace detail
+
+/// Adds the tensors of a safetensors file to a set, and returns the number that the set gives the file. Throws
+/// FormatError when anything in the file is not as the format demands, CheckpointError for a name that the set already
+/// has; the set is then as it was.
+inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
+  TensorSet joined = set;
+  const std::size_t index = detail::add_safetensors(std::move(source), joined);
+  set = std::move(joined);
+  return index;
+}
+
 /// The contents of a sharded checkpoint's index: which file holds each tensor. Throws FormatError, also for a file name
 /// that would lead out of the folder.
 inline std::map<std::string, std::string> read_shard_index(const ByteSource& source) {
-  nlohmann::json index = read_json(source, {.values = 2 * detail::most_tensors + 1000});
+  nlohmann::json index =
+      read_json(source, {.bytes = detail::most_index_bytes, .values = 2 * detail::most_tensors + 1000});
   const auto map = index.is_object() ? index.find("weight_map") : index.end();
   if (map == index.end() || !map->is_object()) {
     throw FormatError(source.name(), "an object \"weight_map\" of tensor names and files", "none");
@@ -192,8 +224,9 @@ inline std::map<std::string, std::string> read_shard_index(const ByteSource& sou
     const auto entry = map->begin();
     const std::string name = entry->is_string() ? entry->get<std::string>() : "";
     const bool control =
-        std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; });
-    if (name.empty() || name == "." || name == ".." || control || name.find_first_of("/\\:") != name.npos) {
+        std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
+    if (name.empty() || name == "." || name == ".." || name.size() > detail::longest_file_name || control ||
+        name.find_first_of("/\\:") != name.npos) {
       throw FormatError(source.name() + ": " + detail::printable(entry.key()),
                         "the plain name of a file in the same folder",
                         entry->is_string() ? "\"" + detail::printable(name) + "\"" : entry->type_name());
@@ -206,7 +239,7 @@ inline std::map<std::string, std::string> read_shard_index(const ByteSource& sou
 
 /// Adds the tensors of every shard that an index names; open(name) gives the ByteSource of a shard. Each tensor must be
 /// in the shard that the index says and in no other, and the index must name them all. Throws FormatError for the index
-/// or a shard, CheckpointError naming a tensor on which they disagree, and what open throws.
+/// or a shard, CheckpointError naming a tensor on which they disagree, and what open throws; the set is then as it was.
 template <class Open>
 void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& set) {
   const auto files = read_shard_index(index);
@@ -216,20 +249,22 @@ void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& s
     throw FormatError(index.name(), "at most " + std::to_string(detail::most_shards) + " shards",
                       std::to_string(shards.size()));
   }
-  for (auto& [file, number] : shards) number = read_safetensors(open(file), set);
+  TensorSet joined = set;
+  for (auto& [file, number] : shards) number = detail::add_safetensors(open(file), joined);
   for (const auto& [tensor, file] : files) {
-    const StoredTensor* stored = set.find(tensor);
+    const StoredTensor* stored = joined.find(tensor);
     if (stored == nullptr || stored->source != shards[file]) {
       throw CheckpointError(index.name() + ": " + detail::printable(tensor), "it in " + detail::printable(file),
-                            stored == nullptr ? "no such tensor" : "it in " + set.source_name(*stored));
+                            stored == nullptr ? "no such tensor" : "it in " + joined.source_name(*stored));
     }
   }
-  for (const auto& [name, tensor] : set.tensors()) {
-    if (!files.contains(name)) {
-      throw CheckpointError(set.source_name(tensor) + ": " + detail::printable(name),
+  for (const auto& [name, tensor] : joined.tensors()) {
+    if (!files.contains(name) && set.find(name) == nullptr) {
+      throw CheckpointError(joined.source_name(tensor) + ": " + detail::printable(name),
                             "only tensors that the index names", "this one");
     }
   }
+  set = std::move(joined);
 }
 
 /// The same for shards that lie beside their index.
