@@ -1,5 +1,5 @@
 // Files that mean harm: every truncation, many flips of bits, and headers that ask for time and memory.
-#include <chrono>
+#include <ctime>
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -125,19 +125,19 @@ TEST_P(HostileFolder, IsRefusedWithinASecondAndFiftyMegabytes) {
   GetParam().make(folder);
   reset_peak_memory();
   const long before = peak_memory();
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // of the processor: other work on the machine must not fail the test
   try {
     load<Model>(folder.path());
     ADD_FAILURE() << "accepted";
   } catch (const Error& error) {
     support::expect_words(error.what(), GetParam().words);
   }
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   const long memory = peak_memory() - before;
-  RecordProperty("milliseconds", static_cast<int>(1000 * seconds.count()));
+  RecordProperty("milliseconds", static_cast<int>(1000 * seconds));
   RecordProperty("kilobytes", static_cast<int>(memory / 1000));
 #ifndef UNDER_A_SANITIZER
-  EXPECT_LT(seconds.count(), 1);
+  EXPECT_LT(seconds, 1);
   EXPECT_LT(memory, 50'000'000);
 #endif
 }

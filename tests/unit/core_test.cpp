@@ -81,6 +81,17 @@ TEST(HalfScalar, OverflowsToInfinity) {
   EXPECT_EQ(f16(-1e-300).bits, 0x8000);
 }
 
+TEST(HalfScalar, WidensInRunsAsOneByOne) {
+  std::vector<f16> halves(65536 + 7);
+  for (std::size_t i = 0; i < halves.size(); ++i) halves[i].bits = static_cast<std::uint16_t>(i);
+  std::vector<float> floats(halves.size());
+  detail::widen(halves.data(), halves.size(), floats.data());
+  for (std::size_t i = 0; i < halves.size(); ++i) {
+    EXPECT_EQ(std::bit_cast<std::uint32_t>(floats[i]), std::bit_cast<std::uint32_t>(static_cast<float>(halves[i])))
+        << i;
+  }
+}
+
 TEST(View, SeesColumnsOfAWiderMatrix) {
   std::vector<int> values(12);
   std::iota(values.begin(), values.end(), 0);

@@ -3,8 +3,11 @@
 #ifndef MINIMAMBA_CORE_SCALAR_HPP
 #define MINIMAMBA_CORE_SCALAR_HPP
 
+#include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "minimamba/core/isa.hpp"
 
@@ -77,6 +80,34 @@ struct f16 {
   std::uint16_t bits = 0;
 };
 
+namespace detail {
+
+/// from_f16_bits without a branch: of both answers a mask keeps one. Alone it is slower; in a loop over a block of
+/// known length every compiler makes vector instructions of it, at -O2 too.
+inline float from_f16_bits_in_vectors(std::uint16_t half) noexcept {
+  const std::uint32_t bits = half, magnitude = bits & 0x7FFFU;
+  const float multiple = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24F;
+  const std::uint32_t all_ones = 0U - ((0x7BFFU - magnitude) >> 31);  // infinities and NaN
+  const std::uint32_t normal = (magnitude << 13) + 0x38000000U + (0x38000000U & all_ones);
+  const std::uint32_t subnormal = 0U - ((magnitude - 0x400U) >> 31);
+  const std::uint32_t value = (std::bit_cast<std::uint32_t>(multiple) & subnormal) | (normal & ~subnormal);
+  return std::bit_cast<float>((bits & 0x8000U) << 16 | value);
+}
+
+/// Converts `count` numbers of f16.
+inline void widen(const f16* from, std::size_t count, float* to) noexcept {
+  constexpr std::size_t block = 16;
+  for (; count >= block; count -= block, from += block, to += block) {
+    std::array<std::uint16_t, block> halves;
+    std::array<float, block> floats;
+    std::memcpy(halves.data(), from, sizeof(halves));
+    for (std::size_t i = 0; i < block; ++i) floats[i] = from_f16_bits_in_vectors(halves[i]);
+    std::memcpy(to, floats.data(), sizeof(floats));
+  }
+  for (std::size_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+}  // namespace detail
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

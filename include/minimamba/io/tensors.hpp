@@ -156,8 +156,12 @@ class TensorSet {
         for (std::size_t done = 0; done < out.size(); done += piece.size()) {
           const auto part = std::span(piece).first(std::min(piece.size(), out.size() - done));
           source.read(begin + done * sizeof(Stored), std::as_writable_bytes(part));
-          std::transform(part.begin(), part.end(), out.begin() + static_cast<std::ptrdiff_t>(done),
-                         [](Stored value) { return static_cast<Scalar>(value); });
+          if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<Scalar, float>) {
+            detail::widen(part.data(), part.size(), out.data() + done);
+          } else {
+            std::transform(part.begin(), part.end(), out.begin() + static_cast<std::ptrdiff_t>(done),
+                           [](Stored value) { return static_cast<Scalar>(value); });
+          }
         }
       }
     });
