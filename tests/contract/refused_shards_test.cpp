@@ -117,7 +117,7 @@ INSTANTIATE_TEST_SUITE_P(
                   write(index_name, "")(f);
                 },
                 is<FormatError>,
-                {index_name, "bytes"}},
+                {index_name, "JSON"}},
         Refusal{"OfBrackets",
                 [](const Folder& f) {
                   sharded()(f);
@@ -148,11 +148,13 @@ TEST(Loading, TakesTheSingleFileWhereThereAreShardsToo) {
   EXPECT_NO_THROW(load<support::Model>(folder.path()));
 }
 
-TEST(Loading, JoinsShards) {
-  const Folder folder;
-  minimamba::save(support::Model(support::tiny_config()), folder.path());
-  sharded()(folder);
-  EXPECT_NO_THROW(load<support::Model>(folder.path()));
+TEST(Loading, JoinsShardsHoweverTheirIndexBegins) {
+  for (const char* beginning : {"", "\n  ", "\xEF\xBB\xBF"}) {
+    const Folder folder;
+    minimamba::save(support::Model(support::tiny_config()), folder.path());
+    sharded([&](std::string& text) { text.insert(0, beginning); })(folder);
+    EXPECT_NO_THROW(load<support::Model>(folder.path())) << beginning;
+  }
 }
 
 }  // namespace

@@ -63,9 +63,10 @@ inline const StoredTensor* find_parameter(const TensorSet& tensors, std::string_
   return tensors.find("backbone." + name);
 }
 
-/// Told apart by content: a safetensors file begins with a length far below 2^32, so its bytes 4 to 7 are zero, which
-/// no JSON text has anywhere.
-inline bool is_shard_index(const ByteSource& source) {
+/// By its name, or told by content: a safetensors file begins with a length far below 2^32, so its bytes 4 to 7 are
+/// zero, which no JSON text has anywhere.
+inline bool is_shard_index(const std::filesystem::path& path, const ByteSource& source) {
+  if (path.extension() == ".json") return true;
   return source.size() >= 8 && source.read_value<std::uint32_t>(4) != 0 && source.read_value<char>(0) == '{';
 }
 
@@ -94,7 +95,7 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   const ByteSource config = ByteSource::open(folder / "config.json");
   const ConfigFile settings = read_config_file(config);
   Checkpoint checkpoint{settings.config, settings.keys, config.name(), source.name(), {}};
-  if (is_shard_index(source)) {
+  if (is_shard_index(weights, source)) {
     read_sharded_safetensors(weights, checkpoint.tensors);
   } else {
     read_safetensors(std::move(source), checkpoint.tensors);

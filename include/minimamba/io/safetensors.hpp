@@ -279,8 +279,8 @@ inline void read_sharded_safetensors(const std::filesystem::path& index_path, Te
 /// The file appears when commit() is called; see AtomicFile. Every call throws FileError when the disk refuses.
 class SafetensorsWriter {
  public:
-  /// Of each tensor, name, dtype and shape are used. Throws ArgumentError for a name that comes twice or a type that is
-  /// no floating-point type.
+  /// Of each tensor, name, dtype and shape are used. Throws ArgumentError for a name that comes twice, a type that is
+  /// no floating-point type, or more than read_safetensors takes.
   SafetensorsWriter(const std::filesystem::path& path, std::vector<StoredTensor> tensors)
       : file_(path), tensors_(std::move(tensors)) {
     const std::string header = lay_out();
@@ -324,6 +324,10 @@ class SafetensorsWriter {
   /// Gives each tensor its place in the data and returns the header. Wider numbers lie before narrower ones, so that
   /// all are aligned: PyTorch reads no others.
   std::string lay_out() {
+    if (tensors_.size() > detail::most_tensors) {  // or it could not be read again
+      throw ArgumentError("safetensors", "at most " + std::to_string(detail::most_tensors) + " tensors",
+                          std::to_string(tensors_.size()));
+    }
     nlohmann::ordered_json header{{"__metadata__", {{"format", "pt"}}}};
     std::uint64_t offset = 0;
     std::set<std::string> names{"__metadata__"};
@@ -332,7 +336,7 @@ class SafetensorsWriter {
         if (bytes_of(tensor.dtype) != width) continue;
         const bool floating = detail::with_float_type(tensor.dtype, [](auto) {});
         const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
-        if (!floating || !bytes || !names.insert(tensor.name).second) {
+        if (!floating || !bytes || tensor.shape.size() > detail::most_dimensions || !names.insert(tensor.name).second) {
           throw ArgumentError("safetensors: " + detail::printable(tensor.name),
                               "a floating-point tensor of a possible size and a name of its own",
                               std::string(name_of(tensor.dtype)) + " " + detail::shape_text(tensor.shape));
