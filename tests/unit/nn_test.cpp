@@ -291,7 +291,7 @@ TYPED_TEST(Model, RunsWithNarrowWeights) {
 TEST(InferenceCache, HasTheSizeOfThePublishedModels) {
   const auto bytes = [](std::int64_t d_model, std::int64_t n_layer) {
     const MambaConfig config{.d_model = d_model, .n_layer = n_layer, .vocab_size = 50277};
-    return InferenceCache<float>(config, EigenBackend<float>({.threads = 1})).state_bytes();
+    return InferenceCache<float>(config, NativeBackend<float>({.threads = 1})).state_bytes();
   };
   EXPECT_EQ(bytes(768, 24), 2801664U);
   EXPECT_EQ(bytes(1024, 48), 7471104U);
