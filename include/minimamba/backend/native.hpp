@@ -1,7 +1,7 @@
 // NativeBackend: the fast backend for this processor. Weights are packed once into panels; kernels are picked at run
-// time for the best vector instructions there are (AVX-512, AVX2 with FMA, or a portable twin), so a program compiled
-// with plain -O2 runs at full speed. On one instruction set the results are the same to the bit however a sequence is
-// split, batched, or divided among threads.
+// time for the best vector instructions there are (AVX-512, AVX2 with FMA, NEON, or a portable twin), so a program
+// compiled with plain -O2 runs at full speed. On one instruction set the results are the same to the bit however a
+// sequence is split, batched, or divided among threads.
 #ifndef MINIMAMBA_BACKEND_NATIVE_HPP
 #define MINIMAMBA_BACKEND_NATIVE_HPP
 

@@ -13,6 +13,8 @@
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "minimamba/backend/native/instruction_set.hpp"
@@ -91,6 +93,15 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+
+// Every AArch64 machine has it: no region is needed.
+namespace neon {
+#include "minimamba/backend/native/vector_neon.inl"
+#include "minimamba/backend/native/math_float.inl"
+#include "minimamba/backend/native/kernels.inl"
+}  // namespace neon
+
 #endif
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -111,6 +122,8 @@ inline const Kernels<float>& kernels_for<float>([[maybe_unused]] InstructionSet 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
   if (set == InstructionSet::avx512) return avx512::kernels;
   if (set == InstructionSet::avx2) return avx2::kernels;
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+  if (set == InstructionSet::neon) return neon::kernels;
 #endif
   return portable_float::kernels;
 }

@@ -1,0 +1,105 @@
+// Four floats in a register of NEON, the Advanced SIMD of every AArch64 machine.
+
+using Scalar = float;
+inline constexpr std::size_t lanes = 4;
+inline constexpr std::size_t tile_rows = 12;  // with two registers of outputs 24 sums, of 32 registers
+inline constexpr std::size_t tile_registers = 2;
+inline constexpr std::size_t row_panels = 2;
+inline constexpr std::size_t row_registers = 8;  // a whole panel: each cache line of weights is read once
+inline constexpr std::size_t state_group = 8;
+inline constexpr bool by_lane = true;
+
+struct Vector {
+  float32x4_t value;
+};
+
+inline Vector load(const float* from) { return {vld1q_f32(from)}; }
+inline void store(float* to, Vector x) { vst1q_f32(to, x.value); }
+inline Vector splat(float x) { return {vdupq_n_f32(x)}; }
+inline Vector operator+(Vector a, Vector b) { return {vaddq_f32(a.value, b.value)}; }
+inline Vector operator-(Vector a, Vector b) { return {vsubq_f32(a.value, b.value)}; }
+inline Vector operator*(Vector a, Vector b) { return {vmulq_f32(a.value, b.value)}; }
+inline Vector operator/(Vector a, Vector b) { return {vdivq_f32(a.value, b.value)}; }
+inline Vector fmadd(Vector a, Vector b, Vector c) { return {vfmaq_f32(c.value, a.value, b.value)}; }
+inline Vector fnmadd(Vector a, Vector b, Vector c) { return {vfmsq_f32(c.value, a.value, b.value)}; }
+/// NaN when either is NaN.
+inline Vector min(Vector a, Vector b) { return {vminq_f32(a.value, b.value)}; }
+inline Vector max(Vector a, Vector b) { return {vmaxq_f32(a.value, b.value)}; }
+inline Vector round(Vector x) { return {vrndnq_f32(x.value)}; }
+/// x * 2^n for whole n, in two steps so that neither factor leaves the range of a float: |n| <= 252.
+inline Vector scale(Vector x, Vector n) {
+  const int32x4_t whole = vcvtq_s32_f32(n.value);
+  const int32x4_t half = vshrq_n_s32(whole, 1), rest = vsubq_s32(whole, half);
+  const int32x4_t bias = vdupq_n_s32(127);
+  const float32x4_t first = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23));
+  const float32x4_t second = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23));
+  return {vmulq_f32(vmulq_f32(x.value, first), second)};
+}
+inline Vector where_greater(Vector x, Vector y, Vector a, Vector b) {
+  return {vbslq_f32(vcgtq_f32(x.value, y.value), a.value, b.value)};
+}
+inline float sum(Vector x) {
+  const float32x2_t pair = vadd_f32(vget_low_f32(x.value), vget_high_f32(x.value));
+  return vget_lane_f32(pair, 0) + vget_lane_f32(pair, 1);
+}
+inline Vector load_column(const float* from, std::size_t stride) {
+  float32x4_t column = vdupq_n_f32(from[0]);
+  column = vld1q_lane_f32(from + stride, column, 1);
+  column = vld1q_lane_f32(from + 2 * stride, column, 2);
+  return {vld1q_lane_f32(from + 3 * stride, column, 3)};
+}
+inline void store_column(float* to, std::size_t stride, Vector x) {
+  vst1q_lane_f32(to, x.value, 0);
+  vst1q_lane_f32(to + stride, x.value, 1);
+  vst1q_lane_f32(to + 2 * stride, x.value, 2);
+  vst1q_lane_f32(to + 3 * stride, x.value, 3);
+}
+
+/// a[lane] * b + c. The lane is part of the instruction: once the loops over a tile are unrolled, one case is left.
+inline Vector fmadd_lane(Vector a, std::size_t lane, Vector b, Vector c) {
+  switch (lane) {
+    case 0:
+      return {vfmaq_laneq_f32(c.value, b.value, a.value, 0)};
+    case 1:
+      return {vfmaq_laneq_f32(c.value, b.value, a.value, 1)};
+    case 2:
+      return {vfmaq_laneq_f32(c.value, b.value, a.value, 2)};
+    default:
+      return {vfmaq_laneq_f32(c.value, b.value, a.value, 3)};
+  }
+}
+
+/// The multiply_tile of kernels.inl, in the same order, for a machine that multiplies by one lane of a register: four
+/// numbers of x are one load and one register. The sums are in an array of their own that nothing points to: g++ takes
+/// the intrinsics to touch memory, and would store every sum in every step.
+template <std::size_t rows, std::size_t width, std::size_t registers>
+inline void multiply_tile_by_lane(const Scalar* x, std::size_t x_step, std::size_t in, const Scalar* weight,
+                                  std::size_t panel_size, Vector (&acc)[rows][width * registers]) {
+  Vector sums[rows][width * registers];
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < rows; ++i) {
+    MINIMAMBA_UNROLL
+    for (std::size_t r = 0; r < width * registers; ++r) sums[i][r] = splat(0);
+  }
+  for (std::size_t k = 0; k < in; ++k) {
+    Vector w[width * registers];
+    MINIMAMBA_UNROLL
+    for (std::size_t r = 0; r < width * registers; ++r) {
+      w[r] = load(weight + r / registers * panel_size + k * native::panel + r % registers * lanes);
+    }
+    MINIMAMBA_UNROLL
+    for (std::size_t i = 0; i < rows; ++i) {
+      const bool whole = i / lanes * lanes + lanes <= rows;
+      const Vector four = whole ? load(x + k * x_step + i / lanes * lanes) : splat(x[k * x_step + i]);
+      MINIMAMBA_UNROLL
+      for (std::size_t r = 0; r < width * registers; ++r) {
+        sums[i][r] = fmadd_lane(four, whole ? i % lanes : 0, w[r], sums[i][r]);
+      }
+    }
+  }
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < rows; ++i) {
+    MINIMAMBA_UNROLL
+    for (std::size_t r = 0; r < width * registers; ++r) acc[i][r] = sums[i][r];
+  }
+}
