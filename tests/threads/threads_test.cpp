@@ -105,6 +105,34 @@ TEST(Threads, TakeTheRoundingModeOfTheirCaller) {
   std::fesetround(before);
 }
 
+#if defined(__SSE2__) || defined(__aarch64__)
+/// Makes results that are denormal zero, or no longer.
+void flush_denormals(bool flush) {
+#if defined(__SSE2__)
+  _mm_setcsr((_mm_getcsr() & ~0x8000U) | (flush ? 0x8000U : 0U));
+#else
+  constexpr std::uint64_t flush_to_zero = 1U << 24;
+  std::uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  asm volatile("msr fpcr, %0" : : "r"(flush ? mode | flush_to_zero : mode & ~flush_to_zero));
+#endif
+}
+
+TEST(Threads, TreatDenormalsAsTheirCallerDoes) {
+  ThreadPool pool(2);
+  for (const bool flush : {true, false, true, false}) {
+    flush_denormals(flush);
+    std::vector<float> halves(2, -1.0F);
+    pool.run([&](int part, int) {
+      volatile float least = std::numeric_limits<float>::min(), two = 2;
+      halves[static_cast<std::size_t>(part)] = least / two;
+    });
+    flush_denormals(false);
+    for (const float half : halves) EXPECT_EQ(half, flush ? 0 : std::numeric_limits<float>::min() / 2);
+  }
+}
+#endif
+
 template <class K>
 class Sharing : public testing::Test {};
 TYPED_TEST_SUITE(Sharing, support::Kinds, support::KindNames);
