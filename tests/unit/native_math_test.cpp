@@ -72,8 +72,34 @@ TEST_P(NativeMath, SiluIsRightTo4Ulp) {
   EXPECT_LE(largest_error(native::kernels_for<float>(GetParam()).silu, exact_silu), 4);
 }
 
+/// What lies at the ends, in every place of a register and in the rest that fills none.
+template <class Kernel, class Exact>
+void check_special_numbers(Kernel kernel, Exact exact) {
+  using Limits = std::numeric_limits<float>;
+  for (const float x : {Limits::infinity(), -Limits::infinity(), Limits::quiet_NaN(), 0.0F, -0.0F, Limits::max(),
+                        Limits::lowest(), Limits::denorm_min(), -Limits::denorm_min()}) {
+    for (std::size_t place = 0; place < 35; ++place) {
+      std::vector<float> values(35, 1.0F), y(35);
+      values[place] = x;
+      kernel(values.data(), y.data(), values.size());
+      for (std::size_t i = 0; i < y.size(); ++i) {
+        EXPECT_LE(error_in_ulp(y[i], exact(static_cast<double>(values[i]))), 4) << "at " << values[i] << ": " << y[i];
+      }
+    }
+  }
+}
+
+TEST_P(NativeMath, InfinitiesAndNaNGoWhereTheFormulasSendThem) {
+  check_special_numbers(native::kernels_for<float>(GetParam()).exp, exact_exp);
+  check_special_numbers(native::kernels_for<float>(GetParam()).softplus, exact_softplus);
+  check_special_numbers(native::kernels_for<float>(GetParam()).silu, exact_silu);
+}
+
 TEST(NativeBackend, PicksInstructionsThatTheMachineHas) {
   EXPECT_TRUE(available(NativeBackend<float>().instruction_set()));
+#if defined(__aarch64__)
+  EXPECT_EQ(NativeBackend<float>().instruction_set(), InstructionSet::neon);
+#endif
   for (const auto set :
        {InstructionSet::portable, InstructionSet::neon, InstructionSet::avx2, InstructionSet::avx512}) {
     if (available(set)) {
