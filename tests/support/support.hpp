@@ -50,10 +50,15 @@ struct PortableBackend : NativeWith<Scalar, minimamba::InstructionSet::portable>
   using NativeWith<Scalar, minimamba::InstructionSet::portable>::NativeWith;
 };
 
-#ifdef MINIMAMBA_TEST_FEW_KINDS  // for sanitizers, which take long to compile: each backend once
+#ifdef MINIMAMBA_TEST_FEW_KINDS  // for sanitizers and emulation, which take long: each backend once
 using Kinds = testing::Types<Kind<double, minimamba::ReferenceBackend>, Kind<float, minimamba::EigenBackend>,
                              Kind<float, minimamba::NativeBackend>>;
+#if defined(__aarch64__)  // where compilers fuse products and sums unless they are told not to
+using KernelKinds = testing::Types<Kind<double, minimamba::ReferenceBackend>, Kind<float, minimamba::EigenBackend>,
+                                   Kind<float, minimamba::NativeBackend>, Kind<float, PortableBackend>>;
+#else
 using KernelKinds = Kinds;
+#endif
 #else
 using Kinds = testing::Types<Kind<float, minimamba::ReferenceBackend>, Kind<double, minimamba::ReferenceBackend>,
                              Kind<float, minimamba::EigenBackend>, Kind<double, minimamba::EigenBackend>,

@@ -1,0 +1,9 @@
+# Libraries that the system has compiled for itself but not for the machine it emulates: GoogleTest comes from its source
+# package, and utf8proc, which no emulated test calls, is an empty target. Eigen and nlohmann-json are headers.
+find_package(Threads REQUIRED)
+find_path(GTEST_SOURCE gtest-all.cc PATHS /usr/src/googletest/googletest/src NO_CMAKE_FIND_ROOT_PATH REQUIRED)
+add_library(emulated_gtest STATIC EXCLUDE_FROM_ALL "${GTEST_SOURCE}/gtest-all.cc" "${GTEST_SOURCE}/gtest_main.cc")
+target_include_directories(emulated_gtest PRIVATE "${GTEST_SOURCE}/.." SYSTEM PUBLIC "${GTEST_SOURCE}/../include")
+target_link_libraries(emulated_gtest PUBLIC Threads::Threads)
+add_library(GTest::gtest_main ALIAS emulated_gtest)
+add_library(utf8proc::utf8proc INTERFACE IMPORTED GLOBAL)
