@@ -10,6 +10,7 @@ static_assert(row_registers % panel_registers == 0 && panel_registers % tile_reg
 template <std::size_t rows, std::size_t registers>
 inline void multiply(const Scalar* x, std::size_t in, const Scalar* weight, std::size_t from,
                      Vector (&acc)[rows][registers]) {
+  if constexpr (by_lane) return multiply_by_lane<rows, registers>(x, in, weight, from, acc);
   MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < rows; ++i) {
     MINIMAMBA_UNROLL

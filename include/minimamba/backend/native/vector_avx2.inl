@@ -6,6 +6,7 @@ inline constexpr std::size_t tile_rows = 6;
 inline constexpr std::size_t tile_registers = 2;
 inline constexpr std::size_t row_registers = 12;
 inline constexpr std::size_t state_group = 8;
+inline constexpr bool by_lane = false;
 
 struct Vector {
   __m256 value;

@@ -4,8 +4,7 @@ using Scalar = float;
 inline constexpr std::size_t lanes = 4;
 inline constexpr std::size_t tile_rows = 12;  // with two registers of outputs 24 sums, of 32 registers
 inline constexpr std::size_t tile_registers = 2;
-inline constexpr std::size_t row_panels = 2;
-inline constexpr std::size_t row_registers = 8;  // a whole panel: each cache line of weights is read once
+inline constexpr std::size_t row_registers = 16;  // two whole panels: each cache line of weights is read once
 inline constexpr std::size_t state_group = 8;
 inline constexpr bool by_lane = true;
 
@@ -15,6 +14,17 @@ struct Vector {
 
 inline Vector load(const float* from) { return {vld1q_f32(from)}; }
 inline void store(float* to, Vector x) { vst1q_f32(to, x.value); }
+/// The first `count` numbers; the others are zero, or left alone in memory.
+inline Vector load_first(const float* from, std::size_t count) {
+  float values[lanes] = {};
+  for (std::size_t i = 0; i < count; ++i) values[i] = from[i];
+  return load(values);
+}
+inline void store_first(float* to, Vector x, std::size_t count) {
+  float values[lanes];
+  store(values, x);
+  for (std::size_t i = 0; i < count; ++i) to[i] = values[i];
+}
 inline Vector splat(float x) { return {vdupq_n_f32(x)}; }
 inline Vector operator+(Vector a, Vector b) { return {vaddq_f32(a.value, b.value)}; }
 inline Vector operator-(Vector a, Vector b) { return {vsubq_f32(a.value, b.value)}; }
@@ -34,6 +44,20 @@ inline Vector scale(Vector x, Vector n) {
   const float32x4_t first = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23));
   const float32x4_t second = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23));
   return {vmulq_f32(vmulq_f32(x.value, first), second)};
+}
+/// x * 2^n for whole n from -127, where the result is zero, to 127.
+inline Vector scale_down(Vector x, Vector n) {
+  const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n.value), vdupq_n_s32(127));
+  return {vmulq_f32(x.value, vreinterpretq_f32_s32(vshlq_n_s32(biased, 23)))};
+}
+/// x = whole + fraction, with |fraction| <= 1/2; whole is -127 where x is less.
+struct Split {
+  Vector whole, fraction;
+};
+inline Split split(Vector x) {
+  x = max(splat(-127.0F), x);
+  const Vector whole = round(x);
+  return {whole, x - whole};
 }
 inline Vector where_greater(Vector x, Vector y, Vector a, Vector b) {
   return {vbslq_f32(vcgtq_f32(x.value, y.value), a.value, b.value)};
@@ -69,30 +93,53 @@ inline Vector fmadd_lane(Vector a, std::size_t lane, Vector b, Vector c) {
   }
 }
 
-/// The multiply_tile of kernels.inl, in the same order, for a machine that multiplies by one lane of a register: four
+inline void prefetch(const float* from) { __builtin_prefetch(from); }
+
+/// Row i and column j change places.
+inline void transpose(Vector (&rows)[lanes]) {
+  const float32x4x2_t a = vtrnq_f32(rows[0].value, rows[1].value), b = vtrnq_f32(rows[2].value, rows[3].value);
+  rows[0].value = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+  rows[1].value = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+  rows[2].value = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+  rows[3].value = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
+/// `lanes` rows of `count` numbers without gaps, as columns.
+template <std::size_t count>
+inline void load_interleaved(const Scalar* from, Vector (&columns)[count]) {
+  for (std::size_t j = 0; j < count; ++j) columns[j] = load_column(from + j, count);
+}
+template <std::size_t count>
+inline void store_interleaved(Scalar* to, const Vector (&columns)[count]) {
+  for (std::size_t j = 0; j < count; ++j) store_column(to + j, count, columns[j]);
+}
+
+/// The multiply of matmul.inl, in the same order, for a machine that multiplies by one lane of a register: four
 /// numbers of x are one load and one register. The sums are in an array of their own that nothing points to: g++ takes
 /// the intrinsics to touch memory, and would store every sum in every step.
-template <std::size_t rows, std::size_t width, std::size_t registers>
-inline void multiply_tile_by_lane(const Scalar* x, std::size_t x_step, std::size_t in, const Scalar* weight,
-                                  std::size_t panel_size, Vector (&acc)[rows][width * registers]) {
-  Vector sums[rows][width * registers];
+template <std::size_t rows, std::size_t registers>
+inline void multiply_by_lane(const Scalar* x, std::size_t in, const Scalar* weight, std::size_t from,
+                             Vector (&acc)[rows][registers]) {
+  constexpr std::size_t panel_registers = native::panel / lanes;
+  const std::size_t panel_size = in * native::panel;
+  Vector sums[rows][registers];
   MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < rows; ++i) {
     MINIMAMBA_UNROLL
-    for (std::size_t r = 0; r < width * registers; ++r) sums[i][r] = splat(0);
+    for (std::size_t r = 0; r < registers; ++r) sums[i][r] = splat(0);
   }
   for (std::size_t k = 0; k < in; ++k) {
-    Vector w[width * registers];
+    Vector w[registers];
     MINIMAMBA_UNROLL
-    for (std::size_t r = 0; r < width * registers; ++r) {
-      w[r] = load(weight + r / registers * panel_size + k * native::panel + r % registers * lanes);
+    for (std::size_t r = 0; r < registers; ++r) {
+      const std::size_t at = from + r;
+      w[r] = load(weight + at / panel_registers * panel_size + k * native::panel + at % panel_registers * lanes);
     }
     MINIMAMBA_UNROLL
     for (std::size_t i = 0; i < rows; ++i) {
       const bool whole = i / lanes * lanes + lanes <= rows;
-      const Vector four = whole ? load(x + k * x_step + i / lanes * lanes) : splat(x[k * x_step + i]);
+      const Vector four = whole ? load(x + k * rows + i / lanes * lanes) : splat(x[k * rows + i]);
       MINIMAMBA_UNROLL
-      for (std::size_t r = 0; r < width * registers; ++r) {
+      for (std::size_t r = 0; r < registers; ++r) {
         sums[i][r] = fmadd_lane(four, whole ? i % lanes : 0, w[r], sums[i][r]);
       }
     }
@@ -100,6 +147,6 @@ inline void multiply_tile_by_lane(const Scalar* x, std::size_t x_step, std::size
   MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < rows; ++i) {
     MINIMAMBA_UNROLL
-    for (std::size_t r = 0; r < width * registers; ++r) acc[i][r] = sums[i][r];
+    for (std::size_t r = 0; r < registers; ++r) acc[i][r] = sums[i][r];
   }
 }

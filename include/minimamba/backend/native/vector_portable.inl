@@ -7,6 +7,7 @@ inline constexpr std::size_t tile_rows = 4;
 inline constexpr std::size_t tile_registers = 2;
 inline constexpr std::size_t row_registers = native::panel / lanes;
 inline constexpr std::size_t state_group = 4;
+inline constexpr bool by_lane = false;
 
 inline constexpr int fraction_bits = sizeof(Scalar) == 4 ? 23 : 52;  // of a Scalar
 inline constexpr int exponent_bias = sizeof(Scalar) == 4 ? 127 : 1023;
