@@ -1,4 +1,4 @@
-# Uses minimamba from an outside project: cmake -DWAY=... -DSOURCE=... -DWORK=... -DCXX=... -DGENERATOR=... -P consume.cmake
+# Uses minimamba from an outside project: cmake -DWAY=... -DSOURCE=... -DWORK=... -DCXX=... -DGENERATOR=... -DEIGEN=... -P consume.cmake
 function(run)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(NOT result EQUAL 0)
@@ -33,7 +33,6 @@ if(WAY STREQUAL "find_package" OR WAY STREQUAL "pkg_config")
 endif()
 
 if(WAY STREQUAL "plain_line")  # the one of the README: nothing is installed or configured
-  find_path(EIGEN Eigen/Core PATH_SUFFIXES eigen3 REQUIRED)
   run(${CXX} -std=c++20 -O2 -pthread -I${SOURCE}/include -I${EIGEN} ${SOURCE}/examples/hello.cpp -o ${WORK}/hello)
   run(${CMAKE_COMMAND} -E chdir ${WORK} ${WORK}/hello)
   return()

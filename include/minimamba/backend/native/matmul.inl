@@ -128,8 +128,8 @@ inline void multiply_rows(const native::MatmulTask<Scalar>& task) {
 /// Outputs from `first`, the beginning of a panel, in at most `registers` registers.
 template <std::size_t registers>
 inline void multiply_outputs(const native::MatmulTask<Scalar>& task, std::size_t first, std::size_t count) {
-  if constexpr (registers > 1) {
-    if (count <= (registers - 1) * lanes) return multiply_outputs<registers - 1>(task, first, count);
+  if constexpr (registers > row_step) {
+    if (count <= (registers - row_step) * lanes) return multiply_outputs<registers - row_step>(task, first, count);
   }
   Vector acc[1][registers];
   multiply<1, registers>(task.x + task.first_row * task.x_stride, task.in, task.weight + first * task.in, 0, acc);

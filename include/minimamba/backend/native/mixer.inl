@@ -176,20 +176,24 @@ inline Vector scan_square(const Scalar* a, Scalar* h, std::size_t stride, const 
 /// The same of `count` channels from e and any number of states; what does not fill a square goes through a copy.
 inline Vector scan_channels(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t t, std::size_t count,
                             const Scalar* dt, const Scalar* dt_u, Vector y) {
-  const Scalar *b = task.b + t * task.b_stride, *c = task.c + t * task.c_stride;
+  Scalar copied_a[lanes * lanes], copied_h[lanes * lanes];
   for (std::size_t n = 0; n < task.states; n += lanes) {
-    const std::size_t left = task.states - n < lanes ? task.states - n : lanes, at = e * task.states + n;
-    if (count == lanes && left == lanes) {
-      y = scan_square(task.a + at, task.h + at, task.states, dt, dt_u, load(b + n), c + n, left, y);
-      continue;
+    const std::size_t left = task.states - n < lanes ? task.states - n : lanes, stride = task.states;
+    const bool whole = count == lanes && left == lanes;
+    const Scalar* const a = task.a + e * stride + n;
+    Scalar* const h = task.h + e * stride + n;
+    if (!whole) {
+      for (std::size_t i = 0; i < lanes; ++i) {
+        const std::size_t row = i < count ? i : count - 1;
+        store(copied_a + i * lanes, load_first(a + row * stride, left));
+        store(copied_h + i * lanes, load_first(h + row * stride, left));
+      }
     }
-    Scalar a[lanes * lanes] = {}, h[lanes * lanes] = {};
-    for (std::size_t i = 0; i < count; ++i) {
-      store(a + i * lanes, load_first(task.a + at + i * task.states, left));
-      store(h + i * lanes, load_first(task.h + at + i * task.states, left));
+    y = scan_square(whole ? a : copied_a, whole ? h : copied_h, whole ? stride : lanes, dt, dt_u,
+                    load_channels(task.b + t * task.b_stride + n, left), task.c + t * task.c_stride + n, left, y);
+    if (!whole) {
+      for (std::size_t i = 0; i < count; ++i) store_first(h + i * stride, load(copied_h + i * lanes), left);
     }
-    y = scan_square(a, h, lanes, dt, dt_u, load_first(b + n, left), c + n, left, y);
-    for (std::size_t i = 0; i < count; ++i) store_first(task.h + at + i * task.states, load(h + i * lanes), left);
   }
   return y;
 }

@@ -127,6 +127,15 @@ inline const Kernels<float>& kernels_for<float>([[maybe_unused]] InstructionSet 
 #endif
   return portable_float::kernels;
 }
+inline const Functions<float>& functions_for([[maybe_unused]] InstructionSet set) {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+  if (set == InstructionSet::avx512) return avx512::functions;
+  if (set == InstructionSet::avx2) return avx2::functions;
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+  if (set == InstructionSet::neon) return neon::functions;
+#endif
+  return portable_float::functions;
+}
 
 }  // namespace native
 }  // namespace minimamba

@@ -5,6 +5,7 @@ inline constexpr std::size_t lanes = 8;
 inline constexpr std::size_t tile_rows = 6;
 inline constexpr std::size_t tile_registers = 2;
 inline constexpr std::size_t row_registers = 12;
+inline constexpr std::size_t row_step = 4;
 inline constexpr std::size_t state_group = 8;
 inline constexpr bool by_lane = false;
 

@@ -4,7 +4,8 @@ using Scalar = float;
 inline constexpr std::size_t lanes = 16;
 inline constexpr std::size_t tile_rows = 12;      // rows of x in a register tile
 inline constexpr std::size_t tile_registers = 2;  // registers beside each other: outputs
-inline constexpr std::size_t row_registers = 8;   // registers of outputs of a single row
+inline constexpr std::size_t row_registers = 8;   // registers of outputs of a single row, at most
+inline constexpr std::size_t row_step = 1;        // fewer by so many have a copy of the code
 inline constexpr std::size_t state_group = 16;    // states of a channel that stay in registers, a multiple of lanes
 inline constexpr bool by_lane = false;            // whether it has a multiply_by_lane
 

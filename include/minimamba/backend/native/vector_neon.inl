@@ -4,6 +4,7 @@ using Scalar = float;
 inline constexpr std::size_t lanes = 4;
 inline constexpr std::size_t tile_rows = 12;  // with two registers of outputs 24 sums, of 32 registers
 inline constexpr std::size_t tile_registers = 2;
+inline constexpr std::size_t row_step = 8;
 inline constexpr std::size_t row_registers = 16;  // two whole panels: each cache line of weights is read once
 inline constexpr std::size_t state_group = 8;
 inline constexpr bool by_lane = true;

@@ -6,6 +6,7 @@ inline constexpr std::size_t lanes = 16 / sizeof(Scalar);
 inline constexpr std::size_t tile_rows = 4;
 inline constexpr std::size_t tile_registers = 2;
 inline constexpr std::size_t row_registers = native::panel / lanes;
+inline constexpr std::size_t row_step = row_registers;
 inline constexpr std::size_t state_group = 4;
 inline constexpr bool by_lane = false;
 
@@ -70,12 +71,10 @@ inline void store(Scalar* to, Vector x) { std::memcpy(to, &x, sizeof(x)); }
 /// The first `count` numbers; the others are zero, or left alone in memory.
 inline Vector load_first(const Scalar* from, std::size_t count) {
   Vector result{};
-  for (std::size_t i = 0; i < count; ++i) result.value[i] = from[i];
+  std::memcpy(&result, from, count * sizeof(Scalar));
   return result;
 }
-inline void store_first(Scalar* to, Vector x, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) to[i] = x.value[i];
-}
+inline void store_first(Scalar* to, Vector x, std::size_t count) { std::memcpy(to, &x, count * sizeof(Scalar)); }
 inline Vector splat(Scalar x) {
   Vector result;
   for (std::size_t i = 0; i < lanes; ++i) result.value[i] = x;
