@@ -99,7 +99,7 @@ class Mamba {
   static void visit(F&& f, First& first, Self&... self) {
     f("embedding", first.embedding, self.embedding...);
     for (std::size_t i = 0; i < first.layers.size(); ++i) {
-      f("layers." + std::to_string(i), first.layers[i], self.layers[i]...);
+      f(detail::joined("layers", std::to_string(i)), first.layers[i], self.layers[i]...);
     }
     f("norm_f", first.norm_f, self.norm_f...);
     f("lm_head", first.lm_head, self.lm_head...);
@@ -128,17 +128,9 @@ class Mamba {
     if (layers.empty() || cache.batch() == 0) {
       throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
     }
-    const MambaConfig& other = cache.config();
-    const auto shape = [](const MambaConfig& c) {
-      return "d_model " + std::to_string(c.d_model) + ", n_layer " + std::to_string(c.n_layer) + ", d_inner " +
-             std::to_string(c.d_inner()) + ", d_state " + std::to_string(c.d_state) + ", d_conv " +
-             std::to_string(c.d_conv) + ", dt_rank " + std::to_string(c.dt_rank) + ", vocabulary " +
-             std::to_string(c.padded_vocab_size());
-    };
-    if (other.d_model != config_.d_model || other.n_layer != config_.n_layer || other.d_inner() != config_.d_inner() ||
-        other.d_state != config_.d_state || other.d_conv != config_.d_conv || other.dt_rank != config_.dt_rank ||
-        other.padded_vocab_size() != config_.padded_vocab_size()) {
-      throw ArgumentError("cache", "one of a model with " + shape(config_), shape(other));
+    if (detail::sizes_of(cache.config()) != detail::sizes_of(config_)) {
+      throw ArgumentError("cache", "one of a model with " + detail::sizes_text(config_),
+                          detail::sizes_text(cache.config()));
     }
     if (tokens.size() % cache.batch() != 0) {
       throw ArgumentError("tokens", "a multiple of the batch, " + std::to_string(cache.batch()),

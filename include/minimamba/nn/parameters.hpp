@@ -100,16 +100,19 @@ concept Parameter = std::derived_from<std::remove_const_t<P>, detail::Extents>;
 
 namespace detail {
 
+inline std::string joined(const std::string& name, std::string_view part) {
+  std::string whole = name;
+  if (!whole.empty()) whole += '.';
+  return whole.append(part);
+}
+
 template <class Body, class First, class... Rest>
 void walk(const std::string& name, Body& body, First& first, Rest&... rest) {
   if constexpr (Parameter<First>) {
     if (first.present()) body(std::string_view(name), first, rest...);
   } else {
-    First::visit(
-        [&](std::string_view part, auto&... parts) {
-          walk(name.empty() ? std::string(part) : name + "." + std::string(part), body, parts...);
-        },
-        first, rest...);
+    First::visit([&](std::string_view part, auto&... parts) { walk(joined(name, part), body, parts...); }, first,
+                 rest...);
   }
 }
 
