@@ -30,12 +30,13 @@ struct Task {
 const Shape shapes[] = {
     {"130m", {.d_model = 768, .n_layer = 24, .vocab_size = 50277}, true},
     {"370m", {.d_model = 1024, .n_layer = 48, .vocab_size = 50277}, true},
+    {"1.4b", {.d_model = 2048, .n_layer = 48, .vocab_size = 50277}, true},
     {"seed", {.d_model = 512, .n_layer = 6, .vocab_size = 10000}},
     {"d64x2", {.d_model = 64, .n_layer = 2, .vocab_size = 256}},
     {"d128x3", {.d_model = 128, .n_layer = 3, .vocab_size = 256}},
 };
 const Task prompt{"prompt", 1, 512}, step{"step", 1, 1}, step_4{"step", 4, 1}, step_16{"step", 16, 1},
-    forward{"forward", 2, 128, true};
+    step_64{"step", 64, 1}, forward{"forward", 2, 128, true};
 
 /// The model that was asked for last: the next one comes when it has gone, so that only one is ever in memory.
 template <class Model>
@@ -112,7 +113,7 @@ void add_model(const std::string& name, const Options& options) {
     for (const int threads : thread_counts()) {
       std::vector<Task> tasks{prompt, step};
       if (std::string_view(shape.name) == "seed") tasks.push_back(forward);
-      if (shape.heavy) tasks.insert(tasks.end(), {step_4, step_16});
+      if (shape.heavy) tasks.insert(tasks.end(), {step_4, step_16, step_64});
       for (const Task& task : tasks) {
         add(std::string(shape.name) + "/" + name + "/" + task.name + numbered("batch", task.batch) +
                 numbered("tokens", task.length) + numbered("threads", static_cast<std::size_t>(threads)),

@@ -90,9 +90,13 @@ class NativeBackend : public detail::HostMemory<Number> {
   using detail::HostMemory<Number>::download_rows;
   void upload_rows(View<const Scalar> host, std::size_t first, PanelMatrix<Scalar>& matrix) const {
     assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    for (std::size_t i = 0; i < host.rows(); ++i) {
-      Scalar* row = matrix.row(first + i);
-      for (std::size_t k = 0; k < host.cols(); ++k) row[k * native::panel] = host(i, k);
+    constexpr std::size_t some = 16;  // columns at a time: what they become stays in the first cache until it is full
+    for (std::size_t begin = 0; begin < host.cols(); begin += some) {
+      const std::size_t end = std::min(begin + some, host.cols());
+      for (std::size_t i = 0; i < host.rows(); ++i) {
+        Scalar* row = matrix.row(first + i);
+        for (std::size_t k = begin; k < end; ++k) row[k * native::panel] = host(i, k);
+      }
     }
   }
   void download_rows(const PanelMatrix<Scalar>& matrix, std::size_t first, View<Scalar> host) const {
