@@ -129,23 +129,27 @@ class NativeBackend : public detail::HostMemory<Number> {
     if (y.empty()) return;
     const native::MatmulTask<Scalar> whole = task_of(x, weight.data(), y);
     const std::size_t per_row = x.cols() * weight.rows(), threads = static_cast<std::size_t>(pool_->threads());
+    const std::size_t room = x.rows() == 1 ? 0 : native::packed_rows(x.cols()) * x.cols();
+    Scalar* const packed = scratch(room * threads);
     if (x.rows() >= 32 * threads) {  // each thread some rows: they pack no row twice
-      parallel_for(*pool_, (x.rows() + 11) / 12, grain(12 * per_row), [&](std::size_t begin, std::size_t end) {
-        native::MatmulTask<Scalar> task = whole;
-        task.first_row = begin * 12;
-        task.last_row = std::min(end * 12, x.rows());
-        task.scratch = scratch(native::packed_rows(task.in) * task.in);
-        kernels().matmul(task);
-      });
+      parallel_for(*pool_, (x.rows() + 11) / 12, grain(12 * per_row),
+                   [&](std::size_t begin, std::size_t end, std::size_t part) {
+                     native::MatmulTask<Scalar> task = whole;
+                     task.first_row = begin * 12;
+                     task.last_row = std::min(end * 12, x.rows());
+                     task.scratch = packed + part * room;
+                     kernels().matmul(task);
+                   });
     } else {  // each thread some panels
       const std::size_t operations = native::panel * x.cols() * x.rows();
-      parallel_for(*pool_, weight.panels(), grain(operations), [&](std::size_t begin, std::size_t end) {
-        native::MatmulTask<Scalar> task = whole;
-        task.first_panel = begin;
-        task.last_panel = end;
-        task.scratch = x.rows() == 1 ? nullptr : scratch(native::packed_rows(task.in) * task.in);
-        kernels().matmul(task);
-      });
+      parallel_for(*pool_, weight.panels(), grain(operations),
+                   [&](std::size_t begin, std::size_t end, std::size_t part) {
+                     native::MatmulTask<Scalar> task = whole;
+                     task.first_panel = begin;
+                     task.last_panel = end;
+                     task.scratch = packed + part * room;
+                     kernels().matmul(task);
+                   });
     }
   }
 
@@ -156,23 +160,27 @@ class NativeBackend : public detail::HostMemory<Number> {
     if (y.empty()) return;
     const std::size_t in = x.cols(), size = in * native::panel;
     const native::MatmulTask<Scalar> whole = task_of(x, nullptr, y);
-    parallel_for(*pool_, whole.last_panel, grain(size * (4 + x.rows())), [&](std::size_t begin, std::size_t end) {
-      Scalar* const room = scratch(native::packed_rows(in) * in + size + in);
-      Scalar *const unpacked = room + native::packed_rows(in) * in, *const row = unpacked + size;
-      for (std::size_t p = begin; p < end; ++p) {
-        std::fill_n(unpacked, size, Scalar(0));
-        for (std::size_t j = p * native::panel; j < std::min((p + 1) * native::panel, weight.rows()); ++j) {
-          Format<W>::unpack(weight.row(j), in, row);
-          for (std::size_t k = 0; k < in; ++k) unpacked[k * native::panel + j % native::panel] = row[k];
-        }
-        native::MatmulTask<Scalar> task = whole;
-        task.weight = unpacked - p * size;
-        task.first_panel = p;
-        task.last_panel = p + 1;
-        task.scratch = room;
-        kernels().matmul(task);
-      }
-    });
+    const std::size_t room_size = native::packed_rows(in) * in + size + in;
+    Scalar* const rooms = scratch(room_size * static_cast<std::size_t>(pool_->threads()));
+    parallel_for(*pool_, whole.last_panel, grain(size * (4 + x.rows())),
+                 [&](std::size_t begin, std::size_t end, std::size_t part) {
+                   Scalar* const room = rooms + part * room_size;
+                   Scalar *const unpacked = room + native::packed_rows(in) * in, *const row = unpacked + size;
+                   for (std::size_t p = begin; p < end; ++p) {
+                     std::fill_n(unpacked, size, Scalar(0));
+                     for (std::size_t j = p * native::panel; j < std::min((p + 1) * native::panel, weight.rows());
+                          ++j) {
+                       Format<W>::unpack(weight.row(j), in, row);
+                       for (std::size_t k = 0; k < in; ++k) unpacked[k * native::panel + j % native::panel] = row[k];
+                     }
+                     native::MatmulTask<Scalar> task = whole;
+                     task.weight = unpacked - p * size;
+                     task.first_panel = p;
+                     task.last_panel = p + 1;
+                     task.scratch = room;
+                     kernels().matmul(task);
+                   }
+                 });
   }
 
   void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
@@ -242,7 +250,8 @@ class NativeBackend : public detail::HostMemory<Number> {
     throw ArgumentError("instruction_set", "one that this machine has", std::string(name_of(set)));
   }
 
-  /// Memory of the calling thread that lasts as long as it does, so that a step allocates nothing.
+  /// Memory of the calling thread, for all parts of its task, that lasts as long as it does: a step allocates nothing,
+  /// whichever threads do the parts.
   static Scalar* scratch(std::size_t size) {
     thread_local HostBuffer<Scalar> buffer;
     if (buffer.size() < size) buffer = HostBuffer<Scalar>(size);

@@ -1,6 +1,8 @@
 // A small pool of threads and parallel_for. Workers spin for some microseconds after a task, because the next one
-// comes soon within a token, and then sleep. A pool that is busy, because another thread uses the same backend, runs
-// its caller alone: results never depend on how the work was divided.
+// comes soon within a token, and then sleep. A part whose worker has not begun by the time the caller is through with
+// its own is done by the caller: on a machine that is busy with other things nobody waits for a thread to be scheduled.
+// A pool that is busy, because another thread uses the same backend, runs its caller alone: results never depend on how
+// the work was divided.
 #ifndef MINIMAMBA_CORE_PARALLEL_HPP
 #define MINIMAMBA_CORE_PARALLEL_HPP
 
@@ -93,6 +95,7 @@ class ThreadPool {
   explicit ThreadPool(int threads = 0) {
     detail::check_threads(threads);
     if (threads == 0) threads = std::min(available_threads(), most_threads);
+    claims_ = std::make_unique<Claim[]>(static_cast<std::size_t>(threads));
     workers_.reserve(static_cast<std::size_t>(threads - 1));
     try {
       for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
@@ -126,9 +129,9 @@ class ThreadPool {
     task_ = [](void* context, int part, int parts) { (*static_cast<Plain*>(context))(part, parts); };
     context_ = const_cast<void*>(static_cast<const void*>(std::addressof(body)));
     mode_ = detail::FloatingPointMode();
-    start();
+    const std::uint64_t generation = start();
     perform(0);
-    finish();
+    finish(generation);
     const std::exception_ptr failure = std::exchange(failure_, nullptr);
     busy_.store(false, std::memory_order_release);
     if (failure) std::rethrow_exception(failure);
@@ -138,15 +141,34 @@ class ThreadPool {
   static constexpr int pauses = 64;    // then yield: with more threads than processors a long spin starves the others
   static constexpr int yields = 2000;  // then sleep
 
-  void start() {
+  struct alignas(64) Claim {
+    std::atomic<std::uint64_t> generation{0};  // the last one in which the part was taken
+  };
+
+  std::uint64_t start() {
     pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1);  // sequentially consistent, as is sleeping_: either side sees the other
-    if (sleeping_.load() == 0) return;
+    // Sequentially consistent, as is sleeping_: either side sees the other.
+    const std::uint64_t generation = generation_.fetch_add(1) + 1;
+    if (sleeping_.load() == 0) return generation;
     { const std::lock_guard lock(mutex_); }
     wake_.notify_all();
+    return generation;
   }
 
-  void finish() {
+  /// Takes a part, if nobody has. A worker that comes late, with the number of a task that is long done, finds it
+  /// taken; one that succeeds keeps the caller, and so the task, until it is through.
+  bool claim(int part, std::uint64_t generation) {
+    std::atomic<std::uint64_t>& last = claims_[static_cast<std::size_t>(part)].generation;
+    std::uint64_t seen = last.load(std::memory_order_relaxed);
+    return seen < generation && last.compare_exchange_strong(seen, generation, std::memory_order_acq_rel);
+  }
+
+  void finish(std::uint64_t generation) {
+    for (int part = 1; part < threads(); ++part) {
+      if (!claim(part, generation)) continue;
+      perform(part);
+      pending_.fetch_sub(1, std::memory_order_release);
+    }
     for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
       if (spin < pauses) {
         detail::pause_briefly();
@@ -169,17 +191,18 @@ class ThreadPool {
     for (std::uint64_t seen = 0;;) {
       seen = await(seen);
       if (stop_) return;
+      if (!claim(index, seen)) continue;
       mode_.apply();
       perform(index);
       pending_.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  /// Returns the generation after `seen`: a worker that serves each generation exactly once can miss none, because the
-  /// caller waits for all of them before it starts the next.
+  /// Waits for another generation than `seen` and returns it.
   std::uint64_t await(std::uint64_t seen) {
     for (int spin = 0; spin < pauses + yields; ++spin) {
-      if (generation_.load(std::memory_order_acquire) != seen) return seen + 1;
+      const std::uint64_t generation = generation_.load(std::memory_order_acquire);
+      if (generation != seen) return generation;
       if (spin < pauses) {
         detail::pause_briefly();
       } else {
@@ -190,9 +213,10 @@ class ThreadPool {
     sleeping_.fetch_add(1);
     wake_.wait(lock, [&] { return generation_.load() != seen; });
     sleeping_.fetch_sub(1);
-    return seen + 1;
+    return generation_.load();
   }
 
+  std::unique_ptr<Claim[]> claims_;  // of each part; the caller's own needs none
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -205,18 +229,26 @@ class ThreadPool {
   std::exception_ptr failure_;
 };
 
-/// Calls body(begin, end) on disjoint ranges that cover [0, count), in parallel when each thread gets `grain` or more.
+/// Calls body(begin, end) on disjoint ranges that cover [0, count), in parallel when each thread gets `grain` or more;
+/// or body(begin, end, part), where no two parts below pool.threads() run at the same time under one number.
 template <class Body>
 void parallel_for(ThreadPool& pool, std::size_t count, std::size_t grain, Body&& body) {
+  const auto call = [&](std::size_t begin, std::size_t end, std::size_t part) {
+    if constexpr (std::is_invocable_v<Body&, std::size_t, std::size_t, std::size_t>) {
+      body(begin, end, part);
+    } else {
+      body(begin, end);
+    }
+  };
   if (count == 0) return;
   if (pool.threads() == 1 || count < 2 * std::max<std::size_t>(grain, 1)) {
-    body(std::size_t{0}, count);
+    call(0, count, 0);
     return;
   }
   pool.run([&](int part, int parts) {
     const std::size_t index = static_cast<std::size_t>(part), total = static_cast<std::size_t>(parts);
     const std::size_t begin = count * index / total, end = count * (index + 1) / total;
-    if (begin < end) body(begin, end);
+    if (begin < end) call(begin, end, index);
   });
 }
 
