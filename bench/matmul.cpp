@@ -32,7 +32,7 @@ void matmul(benchmark::State& state, const Backend& backend, std::size_t tokens,
   if (tokens == 1) {
     limits.push_back(read_limit(static_cast<std::size_t>(work.bytes), backend.threads()));
   } else {
-    limits.push_back(arithmetic_limit(Arithmetic::f32_fma, backend.threads()));
+    limits = product_limits<W>(backend.threads());
     limits.push_back(sgemm_limit(tokens, shape.in, shape.out, backend.threads()));
   }
   measure(state, work, std::move(limits), [&] { backend.matmul(x.view(), weight, y.view()); });
@@ -54,6 +54,10 @@ void add_matmul(const Options& options) {
 int main(int argc, char** argv) {
   return run(argc, argv, [](const Options& options) {
     add_matmul<minimamba::NativeBackend<float>, float>(options);
+    add_matmul<minimamba::NativeBackend<float>, minimamba::bf16>(options);
+    add_matmul<minimamba::NativeBackend<float>, minimamba::f16>(options);
+    add_matmul<minimamba::NativeBackend<float>, minimamba::q8>(options);
+    add_matmul<minimamba::NativeBackend<float>, minimamba::q4>(options);
     add_matmul<minimamba::EigenBackend<float>, float>(options);
     add_matmul<minimamba::EigenBackend<float>, minimamba::bf16>(options);
     if (options.full) add_matmul<minimamba::ReferenceBackend<float>, float>(options);

@@ -54,13 +54,11 @@ const Model& the_model(const Shape& shape, int threads) {
 /// Weights as they are packed: what a step reads.
 template <class Model>
 double packed_bytes(const Model& model) {
-  using W = typename Model::WeightType;
   double bytes = 0;
   minimamba::for_each_parameter(
       [&]<class P>(std::string_view, const P& parameter) {
         if constexpr (requires { parameter.packed(); }) {
-          const std::size_t blocks = parameter.rows() * minimamba::blocks_in<W>(parameter.cols());
-          bytes += static_cast<double>(blocks * sizeof(typename minimamba::Format<W>::Block));
+          bytes += static_cast<double>(parameter.packed().bytes());
         } else {
           bytes += static_cast<double>(parameter.size() * sizeof(typename Model::ScalarType));
         }
@@ -97,7 +95,7 @@ void run_task(benchmark::State& state, const Shape& shape, const Task& task, int
   } else {
     work.operations = operations(model, task);
     const auto d_model = static_cast<std::size_t>(shape.config.d_model);
-    limits.push_back(arithmetic_limit(Arithmetic::f32_fma, threads));
+    limits = product_limits<typename Model::WeightType>(threads);
     limits.push_back(sgemm_limit(512, d_model, 4 * d_model, threads));
   }
   measure(state, work, std::move(limits), [&] {
@@ -147,6 +145,10 @@ int main(int argc, char** argv) {
   return run(argc, argv, [](const Options& options) {
     add_limits();
     add_model<minimamba::Mamba<float, minimamba::NativeBackend>>("native/f32", options);
+    add_model<minimamba::Mamba<float, minimamba::NativeBackend, minimamba::bf16>>("native/bf16", options);
+    add_model<minimamba::Mamba<float, minimamba::NativeBackend, minimamba::f16>>("native/f16", options);
+    add_model<minimamba::Mamba<float, minimamba::NativeBackend, minimamba::q8>>("native/q8", options);
+    add_model<minimamba::Mamba<float, minimamba::NativeBackend, minimamba::q4>>("native/q4", options);
     add_model<minimamba::Mamba<float, minimamba::EigenBackend>>("eigen/f32", options);
   });
 }

@@ -124,6 +124,8 @@ template <template <class> class Backend>
 int run_with(const Arguments& arguments) {
   if (arguments.weights == "bf16") return run<minimamba::Mamba<float, Backend, minimamba::bf16>>(arguments);
   if (arguments.weights == "f16") return run<minimamba::Mamba<float, Backend, minimamba::f16>>(arguments);
+  if (arguments.weights == "q8") return run<minimamba::Mamba<float, Backend, minimamba::q8>>(arguments);
+  if (arguments.weights == "q4") return run<minimamba::Mamba<float, Backend, minimamba::q4>>(arguments);
   return run<minimamba::Mamba<float, Backend>>(arguments);
 }
 
@@ -149,7 +151,7 @@ int main(int argc, char** argv) {
   app.add_option("--seed", options.seed, "Seed of the random choices")->capture_default_str();
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on after the end-of-text token");
   app.add_option("--weights", arguments.weights, "How the matrices are kept in memory")
-      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->check(CLI::IsMember({"f32", "bf16", "f16", "q8", "q4"}))
       ->capture_default_str();
   app.add_option("--backend", arguments.backend, "What computes")
       ->check(CLI::IsMember({"native", "eigen", "reference"}))

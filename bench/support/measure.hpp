@@ -10,8 +10,11 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
+
+#include "minimamba/core/formats.hpp"
 
 #include "limits.hpp"
 
@@ -20,6 +23,20 @@ namespace minimamba_bench {
 struct Options {
   bool full = false;  // --full: also what needs gigabytes or minutes
 };
+
+/// The limits of products with weights in format W, the first that of the instructions made for them.
+template <class W>
+std::vector<Limit> product_limits(int threads) {
+  std::vector<Limit> limits;
+  if (std::is_same_v<W, minimamba::bf16> && available(Arithmetic::bf16_dot)) {
+    limits.push_back(arithmetic_limit(Arithmetic::bf16_dot, threads));
+  }
+  if (minimamba::Format<W>::block_size > 1 && available(Arithmetic::int8_dot)) {
+    limits.push_back(arithmetic_limit(Arithmetic::int8_dot, threads));
+  }
+  limits.push_back(arithmetic_limit(Arithmetic::f32_fma, threads));
+  return limits;
+}
 
 /// The whole of main: reads --full and the flags of Google Benchmark, describes the machine, lets `add` register the
 /// benchmarks and runs them.

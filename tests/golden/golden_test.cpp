@@ -193,6 +193,7 @@ TYPED_TEST(Golden, NarrowWeightsStayNear) {
   };
   check(bf16(), 5e-2);
   check(f16(), 1e-2);
+  check(q8(), 2e-1);
 }
 
 }  // namespace

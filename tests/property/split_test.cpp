@@ -128,6 +128,32 @@ TYPED_TEST(Splitting, AmongThreadsChangesNothing) {
   this->expect_same(this->read(one, tokens, {7}), this->read(three, tokens, {7}), "threads");
 }
 
+TYPED_TEST(Splitting, ChangesNothingWithNarrowWeightsEither) {
+  const auto check = [this](auto weight) {
+    using Narrow = Splitting<support::NarrowKind<TypeParam, decltype(weight)>>;
+    SCOPED_TRACE(Format<decltype(weight)>::name);
+    auto config = this->config();
+    config.d_model = 40;  // a block and a part of one
+    const auto model = support::trained_looking_model<typename Narrow::Model>(config);
+    const auto tokens = random_tokens(100, 50);
+    const auto whole = Narrow::read(model, tokens, {});
+    Narrow::expect_same(whole, Narrow::read(model, tokens, std::vector<std::size_t>(100, 1)), "single tokens");
+    Narrow::expect_same(whole, Narrow::read(model, tokens, {1, 2, 3, 5, 8, 13, 21}), "parts");
+    const auto rows = random_tokens(3 * 60, 50);
+    auto cache = model.make_cache(3);
+    const auto logits = copy_of(model.forward(rows, cache));
+    for (std::size_t row = 0; row < 3; ++row) {
+      const auto own = std::span(rows).subspan(row * 60, 60);
+      support::expect_same<TypeParam>(Narrow::read(model, {own.begin(), own.end()}, {}).logits,
+                                      copy_of(logits.view().rows_from(row * 60, 60)), "rows of a batch");
+    }
+  };
+  check(bf16());
+  check(f16());
+  check(q8());
+  check(q4());
+}
+
 TYPED_TEST(Splitting, ContinuesFromACloneAsFromTheOriginal) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(this->config());
   const auto tokens = random_tokens(40, 50);

@@ -32,6 +32,12 @@ struct Kind {
   static constexpr bool exact = !std::is_same_v<Backend, minimamba::EigenBackend<ScalarType>>;
 };
 
+/// A kind whose model has narrow weights.
+template <class K, class Weight>
+struct NarrowKind : K {
+  using Model = typename K::template ModelOf<Weight>;
+};
+
 /// The native backend with the kernels of one instruction set, or of the best where a machine lacks it.
 template <class Scalar, minimamba::InstructionSet set>
 struct NativeWith : minimamba::NativeBackend<Scalar> {

@@ -18,6 +18,7 @@
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
 #include "minimamba/backend/native/arena.hpp"
+#include "minimamba/backend/native/panels.hpp"
 #include "minimamba/backend/native/targets.hpp"
 #include "minimamba/core/parallel.hpp"
 
@@ -30,42 +31,15 @@ struct NativeOptions {
   InstructionSet instruction_set = InstructionSet::best;  // for tests and comparisons; others are slower
 };
 
-/// Weights in panels of 32 outputs, [ceil(out / 32)][in][32]: one column of a panel is what a step of the product
-/// needs. Missing outputs of the last panel are zero.
-template <class Scalar>
-class PanelMatrix {
- public:
-  PanelMatrix() = default;
-  PanelMatrix(std::size_t rows, std::size_t cols, native::Arena& arena)
-      : rows_(rows), cols_(cols), values_(arena.zeros<Scalar>(panels() * native::panel * cols)) {}
-
-  PanelMatrix(PanelMatrix&& other) noexcept = default;
-  PanelMatrix& operator=(PanelMatrix&& other) noexcept = default;
-
-  std::size_t rows() const { return rows_; }
-  std::size_t cols() const { return cols_; }
-  std::size_t bytes() const { return panels() * native::panel * cols_ * sizeof(Scalar); }
-  std::size_t panels() const { return (rows_ + native::panel - 1) / native::panel; }
-  const Scalar* data() const { return values_.get(); }
-
-  /// Element (i, 0); the next of the row are `panel` apart.
-  Scalar* row(std::size_t i) { return values_.get() + offset(i); }
-  const Scalar* row(std::size_t i) const { return values_.get() + offset(i); }
-
- private:
-  std::size_t offset(std::size_t i) const { return i / native::panel * native::panel * cols_ + i % native::panel; }
-
-  std::size_t rows_ = 0, cols_ = 0;
-  std::shared_ptr<Scalar> values_;  // not shared in fact: the pointer keeps the arena's block alive
-};
-
 template <class Number>
 class NativeBackend : public detail::HostMemory<Number> {
  public:
   using Scalar = Number;
-  /// Weights in the computing type lie in panels; narrow ones stay packed as they are and are unpacked on the way.
+  /// Weights lie in panels, in the computing type or narrow. Narrow weights that compute in double stay in rows.
   template <WeightFormat W>
-  using Matrix = std::conditional_t<std::is_same_v<W, Scalar>, PanelMatrix<Scalar>, HostMatrix<W>>;
+  using Matrix = std::conditional_t<
+      std::is_same_v<W, Scalar>, PanelMatrix<Scalar>,
+      std::conditional_t<std::is_same_v<Scalar, float> && native::has_panels<W>, NarrowPanelMatrix<W>, HostMatrix<W>>>;
 
   /// Throws ArgumentError for a bad number of threads, or instructions that this machine lacks.
   explicit NativeBackend(NativeOptions options = {})
@@ -80,10 +54,10 @@ class NativeBackend : public detail::HostMemory<Number> {
 
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
-    if constexpr (std::is_same_v<W, Scalar>) {
-      return Matrix<W>(rows, cols, *arena_);
-    } else {
+    if constexpr (std::is_same_v<Matrix<W>, HostMatrix<W>>) {
       return Matrix<W>(rows, cols);
+    } else {
+      return Matrix<W>(rows, cols, *arena_);
     }
   }
   using detail::HostMemory<Number>::upload_rows;
@@ -107,6 +81,25 @@ class NativeBackend : public detail::HostMemory<Number> {
     }
   }
 
+  template <class W>
+  void upload_rows(View<const Scalar> host, std::size_t first, NarrowPanelMatrix<W>& matrix) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
+    // By whole panels: rows of different threads share no byte.
+    const std::size_t before = first % native::panel,
+                      panels = (before + host.rows() + native::panel - 1) / native::panel;
+    parallel_for(*pool_, panels, grain(64 * native::panel * host.cols()), [&](std::size_t begin, std::size_t end) {
+      const std::size_t last = std::min(end * native::panel - before, host.rows());
+      for (std::size_t i = begin == 0 ? 0 : begin * native::panel - before; i < last; ++i) {
+        matrix.put_row(first + i, host.row(i).data());
+      }
+    });
+  }
+  template <class W>
+  void download_rows(const NarrowPanelMatrix<W>& matrix, std::size_t first, View<Scalar> host) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
+    for (std::size_t i = 0; i < host.rows(); ++i) matrix.get_row(first + i, host.row(i).data());
+  }
+
   template <class M>
   void embed(std::span<const std::int32_t> tokens, const M& weight, View<Scalar> y) const {
     assert(tokens.size() == y.rows() && weight.cols() == y.cols());
@@ -125,62 +118,37 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   void matmul(View<const Scalar> x, const PanelMatrix<Scalar>& weight, View<Scalar> y) const {
-    assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
-    if (y.empty()) return;
-    const native::MatmulTask<Scalar> whole = task_of(x, weight.data(), y);
-    const std::size_t per_row = x.cols() * weight.rows(), threads = static_cast<std::size_t>(pool_->threads());
     const std::size_t room = x.rows() == 1 ? 0 : native::packed_rows(x.cols()) * x.cols();
-    Scalar* const packed = scratch(room * threads);
-    if (x.rows() >= 32 * threads) {  // each thread some rows: they pack no row twice
-      parallel_for(*pool_, (x.rows() + 11) / 12, grain(12 * per_row),
-                   [&](std::size_t begin, std::size_t end, std::size_t part) {
-                     native::MatmulTask<Scalar> task = whole;
-                     task.first_row = begin * 12;
-                     task.last_row = std::min(end * 12, x.rows());
-                     task.scratch = packed + part * room;
-                     kernels().matmul(task);
-                   });
-    } else {  // each thread some panels
-      const std::size_t operations = native::panel * x.cols() * x.rows();
-      parallel_for(*pool_, weight.panels(), grain(operations),
-                   [&](std::size_t begin, std::size_t end, std::size_t part) {
-                     native::MatmulTask<Scalar> task = whole;
-                     task.first_panel = begin;
-                     task.last_panel = end;
-                     task.scratch = packed + part * room;
-                     kernels().matmul(task);
-                   });
-    }
+    multiply(x, weight.data(), y, room, [&](const native::MatmulTask<Scalar>& task) { kernels().matmul(task); });
+  }
+  template <class W>
+  void matmul(View<const Scalar> x, const NarrowPanelMatrix<W>& weight, View<Scalar> y) const {
+    const native::NarrowMatmul product = native::narrow_matmul_for<W>(set_);
+    multiply(x, nullptr, y, native::narrow_scratch(x.cols()), [&](const native::MatmulTask<Scalar>& task) {
+      product({task, weight.data()});
+    });
   }
 
-  /// Narrow weights: panel by panel unpacked, then as above. In the same order, so with the same bits for any rows.
+  /// Narrow weights that compute in double: panel by panel unpacked, in the same order, so with the same bits for any
+  /// rows.
   template <WeightFormat W>
   void matmul(View<const Scalar> x, const HostMatrix<W>& weight, View<Scalar> y) const {
-    assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
-    if (y.empty()) return;
-    const std::size_t in = x.cols(), size = in * native::panel;
-    const native::MatmulTask<Scalar> whole = task_of(x, nullptr, y);
-    const std::size_t room_size = native::packed_rows(in) * in + size + in;
-    Scalar* const rooms = scratch(room_size * static_cast<std::size_t>(pool_->threads()));
-    parallel_for(*pool_, whole.last_panel, grain(size * (4 + x.rows())),
-                 [&](std::size_t begin, std::size_t end, std::size_t part) {
-                   Scalar* const room = rooms + part * room_size;
-                   Scalar *const unpacked = room + native::packed_rows(in) * in, *const row = unpacked + size;
-                   for (std::size_t p = begin; p < end; ++p) {
-                     std::fill_n(unpacked, size, Scalar(0));
-                     for (std::size_t j = p * native::panel; j < std::min((p + 1) * native::panel, weight.rows());
-                          ++j) {
-                       Format<W>::unpack(weight.row(j), in, row);
-                       for (std::size_t k = 0; k < in; ++k) unpacked[k * native::panel + j % native::panel] = row[k];
-                     }
-                     native::MatmulTask<Scalar> task = whole;
-                     task.weight = unpacked - p * size;
-                     task.first_panel = p;
-                     task.last_panel = p + 1;
-                     task.scratch = room;
-                     kernels().matmul(task);
-                   }
-                 });
+    const std::size_t in = x.cols(), size = in * native::panel, packed = native::packed_rows(in) * in;
+    multiply(x, nullptr, y, packed + size + in, [&](const native::MatmulTask<Scalar>& whole) {
+      Scalar *const unpacked = whole.scratch + packed, *const row = unpacked + size;
+      for (std::size_t p = whole.first_panel; p < whole.last_panel; ++p) {
+        std::fill_n(unpacked, size, Scalar(0));
+        for (std::size_t j = p * native::panel; j < std::min((p + 1) * native::panel, weight.rows()); ++j) {
+          Format<W>::unpack(weight.row(j), in, row);
+          for (std::size_t k = 0; k < in; ++k) unpacked[k * native::panel + j % native::panel] = row[k];
+        }
+        native::MatmulTask<Scalar> task = whole;
+        task.weight = unpacked - p * size;
+        task.first_panel = p;
+        task.last_panel = p + 1;
+        kernels().matmul(task);
+      }
+    });
   }
 
   void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
@@ -258,19 +226,25 @@ class NativeBackend : public detail::HostMemory<Number> {
     return buffer.data();
   }
 
-  native::MatmulTask<Scalar> task_of(View<const Scalar> x, const Scalar* weight, View<Scalar> y) const {
-    return {x.data(),
-            x.stride(),
-            weight,
-            y.data(),
-            y.stride(),
-            x.cols(),
-            y.cols(),
-            0,
-            x.rows(),
-            0,
-            (y.cols() + native::panel - 1) / native::panel,
-            nullptr};
+  /// Calls product(task) on parts that cover y, each with scratch of `room` numbers.
+  template <class Product>
+  void multiply(View<const Scalar> x, const Scalar* weight, View<Scalar> y, std::size_t room, Product&& product) const {
+    assert(x.rows() == y.rows());
+    if (y.empty()) return;
+    constexpr std::size_t tiles = 12;  // rows that are divided between threads together
+    const std::size_t panels = (y.cols() + native::panel - 1) / native::panel;
+    const std::size_t threads = static_cast<std::size_t>(pool_->threads());
+    const bool by_rows = x.rows() >= 32 * threads;  // then no row is packed twice; else each thread has some panels
+    Scalar* const rooms = scratch(room * threads);
+    const std::size_t parts = by_rows ? (x.rows() + tiles - 1) / tiles : panels;
+    const std::size_t operations = x.cols() * (by_rows ? tiles * y.cols() : native::panel * x.rows());
+    parallel_for(*pool_, parts, grain(operations), [&](std::size_t begin, std::size_t end, std::size_t part) {
+      native::MatmulTask<Scalar> task{x.data(), x.stride(), weight,   y.data(), y.stride(), x.cols(),
+                                      y.cols(), 0,          x.rows(), 0,        panels,     rooms + part * room};
+      (by_rows ? task.first_row : task.first_panel) = by_rows ? begin * tiles : begin;
+      (by_rows ? task.last_row : task.last_panel) = by_rows ? std::min(end * tiles, x.rows()) : end;
+      product(task);
+    });
   }
 
   /// Calls body(row, first channel, last channel) on parts that cover the channels of every row.

@@ -18,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/core/scalar.hpp"
+#include "minimamba/core/formats.hpp"
 #include "minimamba/io/file.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -83,9 +83,10 @@ std::string shape_text(const Numbers& shape) {
 inline std::string_view name_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].name; }
 inline std::size_t bytes_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].bytes; }
 
-/// The dtype in which numbers of type T are stored without loss.
+/// The dtype in which numbers of type T are stored without loss. Quantised ones are products of at most 18 bits.
 template <class T>
 constexpr DType dtype_of() {
+  if constexpr (std::is_same_v<T, q8> || std::is_same_v<T, q4>) return DType::F32;
   if constexpr (std::is_same_v<T, double>) return DType::F64;
   if constexpr (std::is_same_v<T, float>) return DType::F32;
   if constexpr (std::is_same_v<T, f16>) return DType::F16;

@@ -48,12 +48,41 @@ inline void store_row(Scalar* y, const Vector (&acc)[registers], std::size_t cou
 
 // ---- many rows -----------------------------------------------------------------------------------------------------
 
-/// Rows of the smallest tile for `count` rows, which are at most tile_rows. Every size is a copy of the code.
-inline constexpr std::size_t tile_for(std::size_t count) {
-  for (std::size_t rows = 1; rows < tile_rows; rows *= 2) {
-    if (count <= rows) return rows;
+template <std::size_t number>
+struct Constant {
+  static constexpr std::size_t value = number;
+};
+/// Calls body(Constant<rows>()) with the rows of the smallest tile for `count` rows, which are at most `most`: every
+/// size is a copy of the code.
+template <std::size_t most, std::size_t rows = 1, class Body>
+inline void with_tile(std::size_t count, Body body) {
+  if constexpr (rows >= most) {
+    body(Constant<most>());
+  } else if (count <= rows) {
+    body(Constant<rows>());
+  } else {
+    with_tile<most, 2 * rows>(count, body);
   }
-  return tile_rows;
+}
+
+/// Rows by blocks that stay in cache, which are packed as tiles of at most `most` rows and then multiplied by one panel
+/// after another.
+///   pack(tile, row, count): rows [row, row + count) become the tile that begins with row `tile` of the block
+///   weight_of(p): the weights of panel p, asked for once a block
+///   multiply(tile, row, count, weight, p): y of that tile and panel
+template <class Pack, class WeightOf, class Multiply>
+inline void tile_by_tile(const native::MatmulTask<Scalar>& task, std::size_t most, Pack pack, WeightOf weight_of,
+                         Multiply multiply) {
+  const std::size_t block = native::packed_rows(task.in);
+  for (std::size_t row = task.first_row; row < task.last_row; row += block) {
+    const std::size_t end = task.last_row - row < block ? task.last_row - row : block;
+    const auto count = [&](std::size_t tile) { return end - tile < most ? end - tile : most; };
+    for (std::size_t tile = 0; tile < end; tile += most) pack(tile, row + tile, count(tile));
+    for (std::size_t p = task.first_panel; p < task.last_panel; ++p) {
+      const auto* const weight = weight_of(p);
+      for (std::size_t tile = 0; tile < end; tile += most) multiply(tile, row + tile, count(tile), weight, p);
+    }
+  }
 }
 
 /// `count` rows as a tile [in][rows]; should the tile have more, the last is repeated.
@@ -74,11 +103,10 @@ inline void pack_tile(const native::MatmulTask<Scalar>& task, std::size_t row, s
   }
 }
 
-/// A packed tile of `count` rows times one panel.
+/// A packed tile of `count` rows times one panel, whose weights are [in][panel].
 template <std::size_t rows>
 inline void multiply_tile(const native::MatmulTask<Scalar>& task, const Scalar* tile, std::size_t row,
-                          std::size_t count, std::size_t panel_index) {
-  const Scalar* weight = task.weight + panel_index * task.in * native::panel;
+                          std::size_t count, const Scalar* weight, std::size_t panel_index) {
   for (std::size_t r = 0; r < panel_registers; r += tile_registers) {
     const std::size_t first = panel_index * native::panel + r * lanes;
     if (first >= task.out) return;
@@ -90,65 +118,53 @@ inline void multiply_tile(const native::MatmulTask<Scalar>& task, const Scalar* 
   }
 }
 
-/// The tile that tile_for chooses.
-template <std::size_t rows = 1>
-inline void multiply_some(const native::MatmulTask<Scalar>& task, const Scalar* tile, std::size_t row,
-                          std::size_t count, std::size_t panel_index) {
-  if constexpr (rows >= tile_rows) {
-    multiply_tile<tile_rows>(task, tile, row, count, panel_index);
-  } else if (count <= rows) {
-    multiply_tile<rows>(task, tile, row, count, panel_index);
-  } else {
-    multiply_some<2 * rows>(task, tile, row, count, panel_index);
-  }
-}
-
-inline void multiply_rows(const native::MatmulTask<Scalar>& task) {
-  const auto each_tile = [](std::size_t count, auto body) {
-    for (std::size_t first = 0; first < count; first += tile_rows) {
-      body(first, count - first < tile_rows ? count - first : tile_rows);
-    }
-  };
-  const std::size_t block = native::packed_rows(task.in);
-  for (std::size_t row = task.first_row; row < task.last_row; row += block) {
-    const std::size_t count = task.last_row - row < block ? task.last_row - row : block;
-    each_tile(count, [&](std::size_t first, std::size_t rows) {
-      pack_tile(task, row + first, rows, tile_for(rows), task.scratch + first * task.in);
-    });
-    for (std::size_t p = task.first_panel; p < task.last_panel; ++p) {
-      each_tile(count, [&](std::size_t first, std::size_t rows) {
-        multiply_some(task, task.scratch + first * task.in, row + first, rows, p);
+/// weight_of(p): the weights of panel p, [in][panel].
+template <class WeightOf>
+inline void multiply_rows(const native::MatmulTask<Scalar>& task, WeightOf weight_of) {
+  tile_by_tile(
+      task, tile_rows,
+      [&](std::size_t tile, std::size_t row, std::size_t count) {
+        with_tile<tile_rows>(
+            count, [&](auto rows) { pack_tile(task, row, count, rows.value, task.scratch + tile * task.in); });
+      },
+      weight_of,
+      [&](std::size_t tile, std::size_t row, std::size_t count, const Scalar* weight, std::size_t p) {
+        with_tile<tile_rows>(count, [&](auto rows) {
+          multiply_tile<rows.value>(task, task.scratch + tile * task.in, row, count, weight, p);
+        });
       });
-    }
-  }
 }
 
 // ---- one row -------------------------------------------------------------------------------------------------------
 
-/// Outputs from `first`, the beginning of a panel, in at most `registers` registers.
-template <std::size_t registers>
-inline void multiply_outputs(const native::MatmulTask<Scalar>& task, std::size_t first, std::size_t count) {
-  if constexpr (registers > row_step) {
-    if (count <= (registers - row_step) * lanes) return multiply_outputs<registers - row_step>(task, first, count);
+/// Outputs from `first`, the beginning of a panel, in at most `registers` registers, or fewer by multiples of `step`.
+template <std::size_t registers, std::size_t step, class Sums>
+inline void multiply_outputs(const native::MatmulTask<Scalar>& task, std::size_t first, std::size_t count, Sums sums) {
+  if constexpr (registers > step) {
+    if (count <= (registers - step) * lanes) return multiply_outputs<registers - step, step>(task, first, count, sums);
   }
   Vector acc[1][registers];
-  multiply<1, registers>(task.x + task.first_row * task.x_stride, task.in, task.weight + first * task.in, 0, acc);
+  sums(first, acc);
   store_row(task.y + task.first_row * task.y_stride + first, acc[0], count);
 }
 
-/// One row: the weights stream through once, from several panels at a time.
-inline void multiply_row(const native::MatmulTask<Scalar>& task) {
-  constexpr std::size_t step = row_registers * lanes;
+/// One row: the weights stream through once, from several panels at a time. sums(first, acc): the outputs from `first`,
+/// the beginning of a panel.
+template <std::size_t registers, std::size_t step, class Sums>
+inline void multiply_row(const native::MatmulTask<Scalar>& task, Sums sums) {
+  constexpr std::size_t most = registers * lanes;
   const std::size_t end = task.last_panel * native::panel < task.out ? task.last_panel * native::panel : task.out;
-  for (std::size_t first = task.first_panel * native::panel; first < end; first += step) {
-    multiply_outputs<row_registers>(task, first, end - first < step ? end - first : step);
+  for (std::size_t first = task.first_panel * native::panel; first < end; first += most) {
+    multiply_outputs<registers, step>(task, first, end - first < most ? end - first : most, sums);
   }
 }
 
 inline void matmul(const native::MatmulTask<Scalar>& task) {
   if (task.last_row - task.first_row == 1) {
-    multiply_row(task);
+    multiply_row<row_registers, row_step>(task, [&](std::size_t first, auto& acc) {
+      multiply(task.x + task.first_row * task.x_stride, task.in, task.weight + first * task.in, 0, acc);
+    });
   } else {
-    multiply_rows(task);
+    multiply_rows(task, [&](std::size_t p) { return task.weight + p * task.in * native::panel; });
   }
 }

@@ -18,6 +18,7 @@
 #endif
 
 #include "minimamba/backend/native/instruction_set.hpp"
+#include "minimamba/backend/native/panels.hpp"
 #include "minimamba/backend/native/tasks.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -47,6 +48,9 @@ using Scalar = float;
 #include "minimamba/backend/native/vector_portable.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
+#include "minimamba/backend/native/narrow_portable.inl"
+#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/blocks.inl"
 }  // namespace portable_float
 
 namespace portable_double {
@@ -59,15 +63,17 @@ using Scalar = double;
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 namespace avx2 {
 #include "minimamba/backend/native/vector_avx2.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
+#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/blocks.inl"
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -86,6 +92,18 @@ namespace avx512 {
 #include "minimamba/backend/native/vector_avx512.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
+#include "minimamba/backend/native/narrow.inl"
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512vnni")
+#endif
+namespace avx512 {
+#include "minimamba/backend/native/vector_avx512vnni.inl"
+#include "minimamba/backend/native/blocks.inl"
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -100,6 +118,8 @@ namespace neon {
 #include "minimamba/backend/native/vector_neon.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
+#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/blocks.inl"
 }  // namespace neon
 
 #endif
@@ -127,6 +147,31 @@ inline const Kernels<float>& kernels_for<float>([[maybe_unused]] InstructionSet 
 #endif
   return portable_float::kernels;
 }
+
+using NarrowMatmul = void (*)(const NarrowTask&);
+/// The product with narrow weights. Those of q8 and q4 have the same bits with AVX2 as with AVX-512, whose kernels want
+/// VNNI too.
+template <class W>
+NarrowMatmul narrow_matmul_for([[maybe_unused]] InstructionSet set) {
+  if constexpr (Format<W>::block_size == 1) {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    if (set == InstructionSet::avx512) return &avx512::matmul_halves<W>;
+    if (set == InstructionSet::avx2) return &avx2::matmul_halves<W>;
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+    if (set == InstructionSet::neon) return &neon::matmul_halves<W>;
+#endif
+    return &portable_float::matmul_halves<W>;
+  } else {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    if (set == InstructionSet::avx512 && __builtin_cpu_supports("avx512vnni") != 0) return &avx512::matmul_blocks<W>;
+    if (set == InstructionSet::avx512 || set == InstructionSet::avx2) return &avx2::matmul_blocks<W>;
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+    if (set == InstructionSet::neon) return &neon::matmul_blocks<W>;
+#endif
+    return &portable_float::matmul_blocks<W>;
+  }
+}
+
 inline const Functions<float>& functions_for([[maybe_unused]] InstructionSet set) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
   if (set == InstructionSet::avx512) return avx512::functions;

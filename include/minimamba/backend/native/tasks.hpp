@@ -4,6 +4,7 @@
 #define MINIMAMBA_BACKEND_NATIVE_TASKS_HPP
 
 #include <cstddef>
+#include <cstdint>
 
 #include "minimamba/core/isa.hpp"
 
@@ -30,6 +31,17 @@ struct MatmulTask {
 inline constexpr std::size_t packed_rows(std::size_t in) {
   const std::size_t rows = 400'000 / 4 / (in == 0 ? 1 : in) / 24 * 24;
   return rows < 24 ? 24 : rows;
+}
+
+/// The same of narrow weights, whose panels are as panels.hpp says.
+struct NarrowTask {
+  MatmulTask<float> product;  // its weight is not used; scratch is room for narrow_scratch(in) floats
+  const std::uint8_t* weight;
+};
+
+/// Floats that a product of narrow weights has room for: packed rows of x, be they floats or quantised, and one panel.
+inline constexpr std::size_t narrow_scratch(std::size_t in) {
+  return (packed_rows(in) + panel) * ((in + panel - 1) / panel * panel);
 }
 
 /// Channels [first, last) of one sequence of the batch; see Conv1dArguments.

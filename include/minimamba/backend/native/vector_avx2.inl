@@ -6,6 +6,11 @@ inline constexpr std::size_t tile_rows = 6;
 inline constexpr std::size_t tile_registers = 2;
 inline constexpr std::size_t row_registers = 12;
 inline constexpr std::size_t row_step = 4;
+inline constexpr std::size_t half_registers = 8;
+inline constexpr std::size_t block_tile_rows = 2;
+inline constexpr std::size_t block_tile_registers = 2;
+inline constexpr std::size_t block_registers = native::panel / lanes;
+inline constexpr std::size_t block_step = 2;
 inline constexpr std::size_t state_group = 8;
 inline constexpr bool by_lane = false;
 
@@ -106,4 +111,63 @@ inline void load_interleaved(const Scalar* from, Vector (&columns)[count]) {
 template <std::size_t count>
 inline void store_interleaved(Scalar* to, const Vector (&columns)[count]) {
   for (std::size_t j = 0; j < count; ++j) store_column(to + j, count, columns[j]);
+}
+
+/// Eight numbers of one column of f16, or of each of two columns of bf16 that lie as pairs.
+inline Vector load_f16(const std::uint8_t* from) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+}
+inline void load_columns(const std::uint8_t* from, Vector (&columns)[1]) { columns[0] = load_f16(from); }
+inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  columns[0] = {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16))};
+  columns[1] = {_mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)))};
+}
+
+/// What was added to each weight, and stays in it. There is one product of bytes, of a number without a sign by one
+/// with a sign, and pairs of them are summed in 16 bits: enough for -127 to 127, whose sign moves over to x, and for 0
+/// to 15.
+template <class W>
+inline constexpr std::int32_t zero_point = std::is_same_v<W, q8> ? 0 : 8;
+
+struct Integers {  // eight of 32 bits
+  __m256i value;
+};
+struct Bytes {  // eight times four
+  __m256i value;
+};
+inline Integers splat_integer(std::int32_t x) { return {_mm256_set1_epi32(x)}; }
+inline Bytes splat_word(std::uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
+inline Vector to_numbers(Integers x) { return {_mm256_cvtepi32_ps(x.value)}; }
+/// Weights of q8, or of q4, where four of k and the four 16 further on come as one.
+inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[1]) {
+  const __m256i biased = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  numbers[0] = {_mm256_xor_si256(biased, _mm256_set1_epi8(-128))};
+}
+inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[2]) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), low = _mm256_set1_epi8(15);
+  numbers[0] = {_mm256_and_si256(pairs, low)};
+  numbers[1] = {_mm256_and_si256(_mm256_srli_epi16(pairs, 4), low)};
+}
+/// sums + the products of the four numbers in each place.
+template <std::size_t parts>
+inline Integers dot(Integers sums, Bytes weights, Bytes x) {
+  __m256i magnitudes = weights.value, signed_x = x.value;
+  if constexpr (parts == 1) {
+    magnitudes = _mm256_abs_epi8(weights.value);
+    signed_x = _mm256_sign_epi8(x.value, weights.value);
+  }
+  const __m256i pairs = _mm256_maddubs_epi16(magnitudes, signed_x);
+  return {_mm256_add_epi32(sums.value, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+inline float max_of(Vector x) {
+  const __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(x.value), _mm256_extractf128_ps(x.value, 1));
+  const __m128 pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
+}
+/// Whole numbers from -128 to 127.
+inline void store_bytes(std::int8_t* to, Vector x) {
+  const __m256i whole = _mm256_cvtps_epi32(x.value);
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(halves, halves));
 }

@@ -6,6 +6,7 @@ inline constexpr std::size_t tile_rows = 12;      // rows of x in a register til
 inline constexpr std::size_t tile_registers = 2;  // registers beside each other: outputs
 inline constexpr std::size_t row_registers = 8;   // registers of outputs of a single row, at most
 inline constexpr std::size_t row_step = 1;        // fewer by so many have a copy of the code
+inline constexpr std::size_t half_registers = 8;  // the same of 16-bit weights; half as many have a copy too
 inline constexpr std::size_t state_group = 16;    // states of a channel that stay in registers, a multiple of lanes
 inline constexpr bool by_lane = false;            // whether it has a multiply_by_lane
 
@@ -55,6 +56,16 @@ inline float sum(Vector x) {
   const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+/// Sixteen numbers of one column of f16, or of each of two columns of bf16 that lie as pairs.
+inline Vector load_f16(const std::uint8_t* from) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+}
+inline void load_columns(const std::uint8_t* from, Vector (&columns)[1]) { columns[0] = load_f16(from); }
+inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
+  const __m512i pairs = _mm512_loadu_si512(from);
+  columns[0] = {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))};
+  columns[1] = {_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)))};
 }
 inline void prefetch(const float* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 /// One number of each of sixteen rows that lie `stride` apart.

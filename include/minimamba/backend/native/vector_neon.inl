@@ -6,6 +6,11 @@ inline constexpr std::size_t tile_rows = 12;  // with two registers of outputs 2
 inline constexpr std::size_t tile_registers = 2;
 inline constexpr std::size_t row_step = 8;
 inline constexpr std::size_t row_registers = 16;  // two whole panels: each cache line of weights is read once
+inline constexpr std::size_t half_registers = 8;
+inline constexpr std::size_t block_tile_rows = 4;
+inline constexpr std::size_t block_tile_registers = 2;
+inline constexpr std::size_t block_registers = 8;
+inline constexpr std::size_t block_step = 8;
 inline constexpr std::size_t state_group = 8;
 inline constexpr bool by_lane = true;
 
@@ -150,4 +155,52 @@ inline void multiply_by_lane(const Scalar* x, std::size_t in, const Scalar* weig
     MINIMAMBA_UNROLL
     for (std::size_t r = 0; r < registers; ++r) acc[i][r] = sums[i][r];
   }
+}
+
+/// Four numbers of one column of f16, or of each of two columns of bf16 that lie as pairs.
+inline Vector load_f16(const std::uint8_t* from) { return {vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from)))}; }
+inline void load_columns(const std::uint8_t* from, Vector (&columns)[1]) { columns[0] = load_f16(from); }
+inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
+  const uint32x4_t pairs = vreinterpretq_u32_u8(vld1q_u8(from));
+  columns[0] = {vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16))};
+  columns[1] = {vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xFFFF0000U)))};
+}
+
+/// What was added to each weight, and stays in it: nothing.
+template <class W>
+inline constexpr std::int32_t zero_point = 0;
+
+struct Integers {  // four of 32 bits
+  int32x4_t value;
+};
+struct Bytes {  // four times four
+  int8x16_t value;
+};
+inline Integers splat_integer(std::int32_t x) { return {vdupq_n_s32(x)}; }
+inline Bytes splat_word(std::uint32_t x) { return {vreinterpretq_s8_u32(vdupq_n_u32(x))}; }
+inline Vector to_numbers(Integers x) { return {vcvtq_f32_s32(x.value)}; }
+/// Weights of q8, or of q4, where four of k and the four 16 further on come as one.
+inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[1]) {
+  numbers[0] = {vreinterpretq_s8_u8(veorq_u8(vld1q_u8(from), vdupq_n_u8(128)))};
+}
+inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[2]) {
+  const uint8x16_t pairs = vld1q_u8(from);
+  const int8x16_t eight = vdupq_n_s8(8);
+  numbers[0] = {vsubq_s8(vreinterpretq_s8_u8(vandq_u8(pairs, vdupq_n_u8(15))), eight)};
+  numbers[1] = {vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(pairs, 4)), eight)};
+}
+/// sums + the products of the four numbers in each place.
+template <std::size_t parts>
+inline Integers dot(Integers sums, Bytes weights, Bytes x) {
+  const int16x8_t low = vmull_s8(vget_low_s8(weights.value), vget_low_s8(x.value));
+  const int16x8_t high = vmull_s8(vget_high_s8(weights.value), vget_high_s8(x.value));
+  return {vaddq_s32(sums.value, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)))};
+}
+inline float max_of(Vector x) { return vmaxvq_f32(x.value); }
+/// Whole numbers from -128 to 127.
+inline void store_bytes(std::int8_t* to, Vector x) {
+  const int16x4_t halves = vmovn_s32(vcvtq_s32_f32(x.value));
+  std::int8_t bytes[8];
+  vst1_s8(bytes, vmovn_s16(vcombine_s16(halves, halves)));
+  for (std::size_t i = 0; i < lanes; ++i) to[i] = bytes[i];
 }

@@ -7,6 +7,11 @@ inline constexpr std::size_t tile_rows = 4;
 inline constexpr std::size_t tile_registers = 2;
 inline constexpr std::size_t row_registers = native::panel / lanes;
 inline constexpr std::size_t row_step = row_registers;
+inline constexpr std::size_t half_registers = native::panel / lanes;
+inline constexpr std::size_t block_tile_rows = 2;
+inline constexpr std::size_t block_tile_registers = 2;
+inline constexpr std::size_t block_registers = native::panel / lanes;
+inline constexpr std::size_t block_step = block_registers;
 inline constexpr std::size_t state_group = 4;
 inline constexpr bool by_lane = false;
 

@@ -1,0 +1,172 @@
+// y = x weight^T where the weights are blocks of 32 whole numbers of k with one scale; panels.hpp says how they lie.
+// Rows of x are quantised on the way, to 8 bits with one scale for each 32 numbers:
+//   y = sum over blocks of  scale_w scale_x (sum over the 32 k of a block of  w x)
+// The inner sums are exact and the outer one goes over the blocks in order: so each output has the same bits in a tile
+// of rows and alone.
+
+inline constexpr std::size_t block = 32;         // numbers of k that share a scale
+inline constexpr std::size_t block_words = 8;    // of four numbers of x
+inline constexpr std::size_t packed_words = 10;  // of each block and row of a tile: its numbers, scale and start
+
+static_assert(block_registers % panel_registers == 0 && panel_registers % block_tile_registers == 0);
+
+/// Rows of x, quantised: a tile of `rows` of them.
+struct QuantizedTile {
+  std::uint32_t* words;  // [blocks][8][rows] four numbers from -127 to 127, beside each other in k
+  Scalar* scales;        // [blocks][rows]
+  std::int32_t* starts;  // [blocks][rows] what takes away the zero points of a block of weights
+};
+inline QuantizedTile quantized_tile(Scalar* room, std::size_t blocks, std::size_t rows) {
+  Scalar* const scales = room + blocks * block_words * rows;
+  return {reinterpret_cast<std::uint32_t*>(room), scales, reinterpret_cast<std::int32_t*>(scales + blocks * rows)};
+}
+
+struct QuantizedBlock {
+  Scalar scale;
+  std::int32_t sum;  // of the whole numbers
+};
+/// x = scale * whole number, for `count` numbers of a block; the others are zero. The number of largest magnitude
+/// becomes 127 or -127. A block with a number that is not finite has the scale NaN.
+inline QuantizedBlock quantize(const Scalar* x, std::size_t count, std::int8_t (&to)[block]) {
+  constexpr std::size_t registers = block / lanes;
+  Vector value[registers], largest = splat(0), poison = splat(0), total = splat(0);
+  MINIMAMBA_UNROLL
+  for (std::size_t r = 0; r < registers; ++r) {
+    const std::size_t at = r * lanes, left = count < at ? 0 : count - at;
+    value[r] = left >= lanes ? load(x + at) : load_first(x + at, left);
+    largest = max(max(value[r], splat(0) - value[r]), largest);
+    poison = fmadd(value[r], splat(0), poison);
+  }
+  const Scalar scale = max_of(largest) / 127, poisoned = sum(poison);
+  const bool finite = poisoned == 0;
+  const Vector inverse = splat(scale > Scalar(1e-36) && finite ? 1 / scale : 0);
+  MINIMAMBA_UNROLL
+  for (std::size_t r = 0; r < registers; ++r) {
+    const Vector whole = finite ? round(value[r] * inverse) : splat(0);
+    total = total + whole;
+    store_bytes(to + r * lanes, whole);
+  }
+  return {scale + poisoned, static_cast<std::int32_t>(sum(total))};
+}
+
+/// `count` rows of x as a tile of `rows`; should it have more, the last is repeated.
+template <class W>
+inline void quantize_tile(const native::MatmulTask<Scalar>& task, std::size_t row, std::size_t count, std::size_t rows,
+                          const QuantizedTile& tile) {
+  for (std::size_t i = 0; i < rows; ++i) {
+    const Scalar* const x = task.x + (row + (i < count ? i : count - 1)) * task.x_stride;
+    std::size_t b = 0;
+    for (std::size_t k = 0; k < task.in; k += block, ++b) {
+      std::int8_t numbers[block];
+      const QuantizedBlock quantized = quantize(x + k, task.in - k < block ? task.in - k : block, numbers);
+      tile.scales[b * rows + i] = quantized.scale;
+      tile.starts[b * rows + i] = -zero_point<W> * quantized.sum;
+      for (std::size_t g = 0; g < block_words; ++g) {
+        std::memcpy(tile.words + (b * block_words + g) * rows + i, numbers + 4 * g, 4);
+      }
+    }
+  }
+}
+
+/// A tile of quantised rows times `registers` registers of outputs, the first of which is register `from` of a panel.
+template <class W, std::size_t rows, std::size_t registers>
+inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const std::uint8_t* weight, std::size_t from,
+                            Vector (&acc)[rows][registers]) {
+  using Layout = native::PanelLayout<W>;
+  constexpr std::size_t parts = native::panel * block / Layout::numbers_bytes;  // numbers in a byte of weights
+  constexpr std::size_t groups = block_words / parts;
+  Vector total[rows][registers];  // not acc itself, which the compiler would store in every turn
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < rows; ++i) {
+    MINIMAMBA_UNROLL
+    for (std::size_t r = 0; r < registers; ++r) total[i][r] = splat(0);
+  }
+  const auto register_of = [&](std::size_t b, std::size_t r) {  // its panel's block b
+    return weight + ((from + r) / panel_registers * blocks + b) * Layout::unit_bytes;
+  };
+  for (std::size_t b = 0; b < blocks; ++b) {
+    Integers sums[rows][registers];
+    MINIMAMBA_UNROLL
+    for (std::size_t i = 0; i < rows; ++i) {
+      MINIMAMBA_UNROLL
+      for (std::size_t r = 0; r < registers; ++r) sums[i][r] = splat_integer(tile.starts[b * rows + i]);
+    }
+    MINIMAMBA_UNROLL
+    for (std::size_t g = 0; g < groups; ++g) {  // unrolled, because g++ would move every sum about in every turn
+      Bytes w[registers][parts];
+      MINIMAMBA_UNROLL
+      for (std::size_t r = 0; r < registers; ++r) {
+        load_numbers(register_of(b, r) + (g * native::panel + (from + r) % panel_registers * lanes) * 4, w[r]);
+      }
+      MINIMAMBA_UNROLL
+      for (std::size_t part = 0; part < parts; ++part) {
+        MINIMAMBA_UNROLL
+        for (std::size_t i = 0; i < rows; ++i) {
+          const Bytes x = splat_word(tile.words[(b * block_words + g + part * groups) * rows + i]);
+          MINIMAMBA_UNROLL
+          for (std::size_t r = 0; r < registers; ++r) sums[i][r] = dot<parts>(sums[i][r], w[r][part], x);
+        }
+      }
+    }
+    MINIMAMBA_UNROLL
+    for (std::size_t r = 0; r < registers; ++r) {
+      const Vector scale =
+          load_f16(register_of(b, r) + Layout::numbers_bytes + (from + r) % panel_registers * lanes * 2);
+      MINIMAMBA_UNROLL
+      for (std::size_t i = 0; i < rows; ++i) {
+        total[i][r] = fmadd(to_numbers(sums[i][r]), scale * splat(tile.scales[b * rows + i]), total[i][r]);
+      }
+    }
+  }
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < rows; ++i) {
+    MINIMAMBA_UNROLL
+    for (std::size_t r = 0; r < registers; ++r) acc[i][r] = total[i][r];
+  }
+}
+
+/// A tile of `count` quantised rows times one panel.
+template <class W, std::size_t rows>
+inline void multiply_block_tile(const native::NarrowTask& task, const QuantizedTile& tile, std::size_t row,
+                                std::size_t count, const std::uint8_t* weight, std::size_t panel_index) {
+  const native::MatmulTask<Scalar>& product = task.product;
+  const std::size_t blocks = (product.in + block - 1) / block;
+  for (std::size_t r = 0; r < panel_registers; r += block_tile_registers) {
+    const std::size_t first = panel_index * native::panel + r * lanes;
+    if (first >= product.out) return;
+    Vector acc[rows][block_tile_registers];
+    multiply_blocks<W>(tile, blocks, weight, r, acc);
+    for (std::size_t i = 0; i < count; ++i) {
+      store_row(product.y + (row + i) * product.y_stride + first, acc[i], product.out - first);
+    }
+  }
+}
+
+template <class W>
+inline void matmul_blocks(const native::NarrowTask& task) {
+  const native::MatmulTask<Scalar>& product = task.product;
+  const std::size_t blocks = (product.in + block - 1) / block, panel_size = native::panel_bytes<W>(product.in);
+  if (product.last_row - product.first_row == 1) {
+    const QuantizedTile tile = quantized_tile(product.scratch, blocks, 1);
+    quantize_tile<W>(product, product.first_row, 1, 1, tile);
+    multiply_row<block_registers, block_step>(product, [&](std::size_t first, auto& acc) {
+      multiply_blocks<W>(tile, blocks, task.weight + first / native::panel * panel_size, 0, acc);
+    });
+    return;
+  }
+  const auto tile_at = [&](std::size_t tile, std::size_t rows) {
+    return quantized_tile(product.scratch + tile * blocks * packed_words, blocks, rows);
+  };
+  tile_by_tile(
+      product, block_tile_rows,
+      [&](std::size_t tile, std::size_t row, std::size_t count) {
+        with_tile<block_tile_rows>(
+            count, [&](auto rows) { quantize_tile<W>(product, row, count, rows.value, tile_at(tile, rows.value)); });
+      },
+      [&](std::size_t p) { return task.weight + p * panel_size; },
+      [&](std::size_t tile, std::size_t row, std::size_t count, const std::uint8_t* weight, std::size_t p) {
+        with_tile<block_tile_rows>(count, [&](auto rows) {
+          multiply_block_tile<W, rows.value>(task, tile_at(tile, rows.value), row, count, weight, p);
+        });
+      });
+}

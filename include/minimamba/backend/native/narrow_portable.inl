@@ -1,0 +1,71 @@
+// What narrow weights ask of the portable vectors of floats.
+
+/// Four numbers of one column of f16, or of each of two columns of bf16 that lie as pairs.
+inline Vector load_f16(const std::uint8_t* from) {
+  std::uint16_t bits[lanes];
+  std::memcpy(bits, from, sizeof(bits));
+  Vector result;
+  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = detail::from_f16_bits_in_vectors(bits[i]);
+  return result;
+}
+inline void load_columns(const std::uint8_t* from, Vector (&columns)[1]) { columns[0] = load_f16(from); }
+inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
+  std::uint32_t pairs[lanes];
+  std::memcpy(pairs, from, sizeof(pairs));
+  for (std::size_t i = 0; i < lanes; ++i) {
+    columns[0].value[i] = std::bit_cast<float>(pairs[i] << 16);
+    columns[1].value[i] = std::bit_cast<float>(pairs[i] & 0xFFFF0000U);
+  }
+}
+
+/// What was added to each weight, and stays in it: nothing.
+template <class W>
+inline constexpr std::int32_t zero_point = 0;
+
+struct Integers {
+  std::int32_t value[lanes];
+};
+struct Bytes {
+  std::int32_t value[lanes][4];
+};
+inline Integers splat_integer(std::int32_t x) { return {{x, x, x, x}}; }
+inline Bytes splat_word(std::uint32_t x) {
+  Bytes result;
+  for (std::size_t i = 0; i < lanes; ++i) {
+    for (unsigned j = 0; j < 4; ++j) result.value[i][j] = static_cast<std::int8_t>(x >> 8 * j & 255U);
+  }
+  return result;
+}
+inline Vector to_numbers(Integers x) {
+  Vector result;
+  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = static_cast<float>(x.value[i]);
+  return result;
+}
+/// Weights of q8, or of q4, where four of k and the four 16 further on come as one.
+inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[1]) {
+  for (std::size_t i = 0; i < lanes * 4; ++i) numbers[0].value[i / 4][i % 4] = from[i] - 128;
+}
+inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[2]) {
+  for (std::size_t i = 0; i < lanes * 4; ++i) {
+    numbers[0].value[i / 4][i % 4] = (from[i] & 15) - 8;
+    numbers[1].value[i / 4][i % 4] = (from[i] >> 4) - 8;
+  }
+}
+/// sums + the products of the four numbers in each place.
+template <std::size_t parts>
+inline Integers dot(Integers sums, const Bytes& weights, const Bytes& x) {
+  for (std::size_t i = 0; i < lanes; ++i) {
+    for (std::size_t j = 0; j < 4; ++j) sums.value[i] += weights.value[i][j] * x.value[i][j];
+  }
+  return sums;
+}
+inline float max_of(Vector x) {
+  float most = x.value[0];
+  for (std::size_t i = 1; i < lanes; ++i) most = most < x.value[i] ? x.value[i] : most;
+  return most;
+}
+/// Whole numbers from -128 to 127.
+inline void store_bytes(std::int8_t* to, Vector x) {
+  const Whole whole = __builtin_bit_cast(Whole, x + splat(round_magic));
+  for (std::size_t i = 0; i < lanes; ++i) to[i] = static_cast<std::int8_t>(whole[i] & 255);
+}

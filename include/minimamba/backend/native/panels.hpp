@@ -1,0 +1,181 @@
+// How the native backend lays weights out: in panels of 32 outputs that stream through a product from end to end. What
+// a panel looks like inside depends on the format:
+//   float, double  [K][32]                 column k of all outputs is what a step of the product needs
+//   f16            [K][32]
+//   bf16           [K/2][32][2]            two columns, so that each is a shift or a mask away from floats
+//   q8             [K/32] of { [8][32][4] whole numbers + 128, four of k beside each other; [32] scales in f16 }
+//   q4             [K/32] of { [4][32][4] pairs of whole numbers + 8, of k in the lower half of a byte and of k + 16 in
+//                              the upper; [32] scales in f16 }
+// The missing outputs of the last panel, and the missing columns of its last pair or block, are zero.
+#ifndef MINIMAMBA_BACKEND_NATIVE_PANELS_HPP
+#define MINIMAMBA_BACKEND_NATIVE_PANELS_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+
+#include "minimamba/backend/native/arena.hpp"
+#include "minimamba/backend/native/tasks.hpp"
+#include "minimamba/core/formats.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace native {
+
+/// Of a panel of narrow weights: `unit` columns (one, a pair, a block) take unit_bytes. put and get: columns [0, cols)
+/// of output j, which is one row of the matrix.
+template <class W>
+struct PanelLayout;
+
+/// Of 16-bit numbers.
+template <class W, std::size_t columns>
+struct HalfLayout {
+  static constexpr std::size_t unit = columns, unit_bytes = unit * panel * sizeof(W);
+
+  static constexpr std::size_t at(std::size_t j, std::size_t k) { return (k / unit * panel + j) * unit + k % unit; }
+
+  template <class Scalar>
+  static void put(const Scalar* row, std::size_t cols, std::size_t j, std::uint8_t* to) {
+    for (std::size_t k = 0; k < cols; ++k) {
+      const W number = static_cast<W>(row[k]);
+      std::memcpy(to + at(j, k) * sizeof(W), &number, sizeof(W));
+    }
+  }
+  template <class Scalar>
+  static void get(const std::uint8_t* from, std::size_t j, std::size_t cols, Scalar* row) {
+    for (std::size_t k = 0; k < cols; ++k) {
+      W number;
+      std::memcpy(&number, from + at(j, k) * sizeof(W), sizeof(W));
+      row[k] = static_cast<Scalar>(number);
+    }
+  }
+};
+template <>
+struct PanelLayout<f16> : HalfLayout<f16, 1> {};
+template <>
+struct PanelLayout<bf16> : HalfLayout<bf16, 2> {};
+
+/// Of blocks: per_byte whole numbers, plus zero_point, in a byte.
+template <class W, std::size_t per_byte, int zero_point>
+struct BlockLayout {
+  using Block = typename Format<W>::Block;
+  static constexpr std::size_t unit = Format<W>::block_size;
+  static constexpr std::size_t numbers_bytes = unit * panel / per_byte, unit_bytes = numbers_bytes + panel * 2;
+
+  static constexpr std::size_t at(std::size_t j, std::size_t i) { return (i / 4 * panel + j) * 4 + i % 4; }
+
+  template <class Scalar>
+  static void put(const Scalar* row, std::size_t cols, std::size_t j, std::uint8_t* to) {
+    for (std::size_t k = 0; k < cols; k += unit, to += unit_bytes) {
+      Block block;
+      Format<W>::pack(row + k, std::min(unit, cols - k), &block);
+      for (std::size_t i = 0; i < unit / per_byte; ++i) {
+        unsigned byte = static_cast<unsigned>(Format<W>::whole(block, i) + zero_point);
+        if constexpr (per_byte == 2) {
+          byte |= static_cast<unsigned>(Format<W>::whole(block, i + unit / 2) + zero_point) << 4;
+        }
+        to[at(j, i)] = static_cast<std::uint8_t>(byte);
+      }
+      std::memcpy(to + numbers_bytes + j * 2, &block.scale, 2);
+    }
+  }
+  template <class Scalar>
+  static void get(const std::uint8_t* from, std::size_t j, std::size_t cols, Scalar* row) {
+    for (std::size_t k = 0; k < cols; ++k) {
+      const std::uint8_t* const block = from + k / unit * unit_bytes;
+      const std::size_t i = k % unit, half = unit / per_byte;
+      const int byte = block[at(j, i % half)];
+      const int whole = per_byte == 1 ? byte : i < half ? byte & 15 : byte >> 4;
+      f16 scale;
+      std::memcpy(&scale, block + numbers_bytes + j * 2, 2);
+      row[k] = static_cast<Scalar>(whole - zero_point) * static_cast<Scalar>(scale) + 0;
+    }
+  }
+};
+template <>
+struct PanelLayout<q8> : BlockLayout<q8, 1, 128> {};
+template <>
+struct PanelLayout<q4> : BlockLayout<q4, 2, 8> {};
+
+/// Whether there is a layout for W, and products with it.
+template <class W>
+inline constexpr bool has_panels =
+    std::is_same_v<W, f16> || std::is_same_v<W, bf16> || std::is_same_v<W, q8> || std::is_same_v<W, q4>;
+
+/// Bytes of a panel of `cols` columns.
+template <class W>
+constexpr std::size_t panel_bytes(std::size_t cols) {
+  return (cols + PanelLayout<W>::unit - 1) / PanelLayout<W>::unit * PanelLayout<W>::unit_bytes;
+}
+
+}  // namespace native
+
+/// Weights in the computing type.
+template <class Scalar>
+class PanelMatrix {
+ public:
+  PanelMatrix() = default;
+  PanelMatrix(std::size_t rows, std::size_t cols, native::Arena& arena)
+      : rows_(rows), cols_(cols), values_(arena.zeros<Scalar>(panels() * native::panel * cols)) {}
+
+  PanelMatrix(PanelMatrix&& other) noexcept = default;
+  PanelMatrix& operator=(PanelMatrix&& other) noexcept = default;
+
+  std::size_t rows() const { return rows_; }
+  std::size_t cols() const { return cols_; }
+  std::size_t bytes() const { return panels() * native::panel * cols_ * sizeof(Scalar); }
+  std::size_t panels() const { return (rows_ + native::panel - 1) / native::panel; }
+  const Scalar* data() const { return values_.get(); }
+
+  /// Element (i, 0); the next of the row are `panel` apart.
+  Scalar* row(std::size_t i) { return values_.get() + offset(i); }
+  const Scalar* row(std::size_t i) const { return values_.get() + offset(i); }
+
+ private:
+  std::size_t offset(std::size_t i) const { return i / native::panel * native::panel * cols_ + i % native::panel; }
+
+  std::size_t rows_ = 0, cols_ = 0;
+  std::shared_ptr<Scalar> values_;  // not shared in fact: the pointer keeps the arena's block alive
+};
+
+/// Narrow weights.
+template <WeightFormat W>
+class NarrowPanelMatrix {
+ public:
+  NarrowPanelMatrix() = default;
+  NarrowPanelMatrix(std::size_t rows, std::size_t cols, native::Arena& arena)
+      : rows_(rows), cols_(cols), values_(arena.zeros<std::uint8_t>(bytes())) {}
+
+  NarrowPanelMatrix(NarrowPanelMatrix&& other) noexcept = default;
+  NarrowPanelMatrix& operator=(NarrowPanelMatrix&& other) noexcept = default;
+
+  std::size_t rows() const { return rows_; }
+  std::size_t cols() const { return cols_; }
+  std::size_t bytes() const { return panels() * native::panel_bytes<W>(cols_); }
+  std::size_t panels() const { return (rows_ + native::panel - 1) / native::panel; }
+  const std::uint8_t* data() const { return values_.get(); }
+
+  template <class Scalar>
+  void put_row(std::size_t i, const Scalar* row) {
+    native::PanelLayout<W>::put(row, cols_, i % native::panel, values_.get() + offset(i));
+  }
+  template <class Scalar>
+  void get_row(std::size_t i, Scalar* row) const {
+    native::PanelLayout<W>::get(values_.get() + offset(i), i % native::panel, cols_, row);
+  }
+
+ private:
+  std::size_t offset(std::size_t i) const { return i / native::panel * native::panel_bytes<W>(cols_); }
+
+  std::size_t rows_ = 0, cols_ = 0;
+  std::shared_ptr<std::uint8_t> values_;
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif
