@@ -29,24 +29,23 @@ struct QuantizedBlock {
 /// becomes 127 or -127. A block with a number that is not finite has the scale NaN.
 inline QuantizedBlock quantize(const Scalar* x, std::size_t count, std::int8_t (&to)[block]) {
   constexpr std::size_t registers = block / lanes;
-  Vector value[registers], largest = splat(0), poison = splat(0), total = splat(0);
+  Vector value[registers], largest = splat(0), total = splat(0);
   MINIMAMBA_UNROLL
   for (std::size_t r = 0; r < registers; ++r) {
     const std::size_t at = r * lanes, left = count < at ? 0 : count - at;
     value[r] = left >= lanes ? load(x + at) : load_first(x + at, left);
     largest = max(max(value[r], splat(0) - value[r]), largest);
-    poison = fmadd(value[r], splat(0), poison);
   }
-  const Scalar scale = max_of(largest) / 127, poisoned = sum(poison);
-  const bool finite = poisoned == 0;
-  const Vector inverse = splat(scale > Scalar(1e-36) && finite ? 1 / scale : 0);
+  const Scalar scale = max_of(largest) / 127;
+  const Vector inverse = splat(scale > Scalar(1e-36) ? 1 / scale : 0);
   MINIMAMBA_UNROLL
   for (std::size_t r = 0; r < registers; ++r) {
-    const Vector whole = finite ? round(value[r] * inverse) : splat(0);
+    const Vector whole = round(value[r] * inverse);
     total = total + whole;
     store_bytes(to + r * lanes, whole);
   }
-  return {scale + poisoned, static_cast<std::int32_t>(sum(total))};
+  const Scalar all = sum(total);  // NaN if any is NaN, and so is infinity times zero
+  return all == all ? QuantizedBlock{scale, static_cast<std::int32_t>(all)} : QuantizedBlock{all, 0};
 }
 
 /// `count` rows of x as a tile of `rows`; should it have more, the last is repeated.
@@ -71,7 +70,7 @@ inline void quantize_tile(const native::MatmulTask<Scalar>& task, std::size_t ro
 /// A tile of quantised rows times `registers` registers of outputs, the first of which is register `from` of a panel.
 template <class W, std::size_t rows, std::size_t registers>
 inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const std::uint8_t* weight, std::size_t from,
-                            Vector (&acc)[rows][registers]) {
+                            [[maybe_unused]] Ahead ahead, Vector (&acc)[rows][registers]) {
   using Layout = native::PanelLayout<W>;
   constexpr std::size_t parts = native::panel * block / Layout::numbers_bytes;  // numbers in a byte of weights
   constexpr std::size_t groups = block_words / parts;
@@ -85,6 +84,7 @@ inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const
     return weight + ((from + r) / panel_registers * blocks + b) * Layout::unit_bytes;
   };
   for (std::size_t b = 0; b < blocks; ++b) {
+    if constexpr (rows > 1) ahead.ask(b);
     Integers sums[rows][registers];
     MINIMAMBA_UNROLL
     for (std::size_t i = 0; i < rows; ++i) {
@@ -125,23 +125,6 @@ inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const
   }
 }
 
-/// A tile of `count` quantised rows times one panel.
-template <class W, std::size_t rows>
-inline void multiply_block_tile(const native::NarrowTask& task, const QuantizedTile& tile, std::size_t row,
-                                std::size_t count, const std::uint8_t* weight, std::size_t panel_index) {
-  const native::MatmulTask<Scalar>& product = task.product;
-  const std::size_t blocks = (product.in + block - 1) / block;
-  for (std::size_t r = 0; r < panel_registers; r += block_tile_registers) {
-    const std::size_t first = panel_index * native::panel + r * lanes;
-    if (first >= product.out) return;
-    Vector acc[rows][block_tile_registers];
-    multiply_blocks<W>(tile, blocks, weight, r, acc);
-    for (std::size_t i = 0; i < count; ++i) {
-      store_row(product.y + (row + i) * product.y_stride + first, acc[i], product.out - first);
-    }
-  }
-}
-
 template <class W>
 inline void matmul_blocks(const native::NarrowTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
@@ -150,7 +133,7 @@ inline void matmul_blocks(const native::NarrowTask& task) {
     const QuantizedTile tile = quantized_tile(product.scratch, blocks, 1);
     quantize_tile<W>(product, product.first_row, 1, 1, tile);
     multiply_row<block_registers, block_step>(product, [&](std::size_t first, auto& acc) {
-      multiply_blocks<W>(tile, blocks, task.weight + first / native::panel * panel_size, 0, acc);
+      multiply_blocks<W>(tile, blocks, task.weight + first / native::panel * panel_size, 0, Ahead(), acc);
     });
     return;
   }
@@ -158,15 +141,18 @@ inline void matmul_blocks(const native::NarrowTask& task) {
     return quantized_tile(product.scratch + tile * blocks * packed_words, blocks, rows);
   };
   tile_by_tile(
-      product, block_tile_rows,
+      product, {block_tile_rows, blocks, task.weight, panel_size},
       [&](std::size_t tile, std::size_t row, std::size_t count) {
         with_tile<block_tile_rows>(
             count, [&](auto rows) { quantize_tile<W>(product, row, count, rows.value, tile_at(tile, rows.value)); });
       },
-      [&](std::size_t p) { return task.weight + p * panel_size; },
-      [&](std::size_t tile, std::size_t row, std::size_t count, const std::uint8_t* weight, std::size_t p) {
+      [&](std::size_t tile, std::size_t row, std::size_t count, std::size_t p, const std::uint8_t* weight,
+          Ahead ahead) {
         with_tile<block_tile_rows>(count, [&](auto rows) {
-          multiply_block_tile<W, rows.value>(task, tile_at(tile, rows.value), row, count, weight, p);
+          const QuantizedTile packed = tile_at(tile, rows.value);
+          store_outputs<rows.value, block_tile_registers>(product, row, count, p, [&](std::size_t r, auto& acc) {
+            multiply_blocks<W>(packed, blocks, weight, r, r == 0 ? ahead : Ahead(), acc);
+          });
         });
       });
 }

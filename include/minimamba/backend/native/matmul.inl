@@ -5,11 +5,31 @@ inline constexpr std::size_t panel_registers = native::panel / lanes;
 static_assert(row_registers % panel_registers == 0 && panel_registers % tile_registers == 0 &&
               state_group % lanes == 0);
 
+inline constexpr std::size_t line_bytes = 64;  // of the cache
+
+/// What a tile asks the memory for while it multiplies, so that all tiles of a block of rows together have brought the
+/// weights of the next panel into the second cache when they are wanted: with each of `steps` steps, `lines` lines.
+struct Ahead {
+  const std::uint8_t* first;
+  std::size_t lines;
+
+  void ask(std::size_t step) const {
+    for (std::size_t i = 0; i < lines; ++i) prefetch_far(first + (step * lines + i) * line_bytes);
+  }
+};
+/// For tile number `tile` of `tiles`; the next panel has `size` bytes.
+inline Ahead ahead_of(const std::uint8_t* next, std::size_t size, std::size_t tile, std::size_t tiles,
+                      std::size_t steps) {
+  const std::size_t lines = (size + tiles * steps * line_bytes - 1) / (tiles * steps * line_bytes);
+  const std::size_t from = tile * steps * lines * line_bytes;
+  return {next + from, from + steps * lines * line_bytes <= size ? lines : 0};
+}
+
 /// `rows` rows of x times `registers` registers of outputs, the first of which is register `from` of a panel.
 ///   x: element k of row i at x[k * rows + i]
 template <std::size_t rows, std::size_t registers>
 inline void multiply(const Scalar* x, std::size_t in, const Scalar* weight, std::size_t from,
-                     Vector (&acc)[rows][registers]) {
+                     [[maybe_unused]] Ahead ahead, Vector (&acc)[rows][registers]) {
   if constexpr (by_lane) return multiply_by_lane<rows, registers>(x, in, weight, from, acc);
   MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < rows; ++i) {
@@ -18,6 +38,7 @@ inline void multiply(const Scalar* x, std::size_t in, const Scalar* weight, std:
   }
   const std::size_t panel_size = in * native::panel;
   for (std::size_t k = 0; k < in; ++k) {
+    if constexpr (rows > 1) ahead.ask(k);
     Vector w[registers];
     MINIMAMBA_UNROLL
     for (std::size_t r = 0; r < registers; ++r) {
@@ -48,6 +69,21 @@ inline void store_row(Scalar* y, const Vector (&acc)[registers], std::size_t cou
 
 // ---- many rows -----------------------------------------------------------------------------------------------------
 
+/// `count` rows of a panel's outputs, some registers at a time. sums(r, acc): the outputs from register r on.
+template <std::size_t rows, std::size_t registers, class Sums>
+inline void store_outputs(const native::MatmulTask<Scalar>& task, std::size_t row, std::size_t count,
+                          std::size_t panel_index, Sums sums) {
+  for (std::size_t r = 0; r < panel_registers; r += registers) {
+    const std::size_t first = panel_index * native::panel + r * lanes;
+    if (first >= task.out) return;
+    Vector acc[rows][registers];
+    sums(r, acc);
+    for (std::size_t i = 0; i < count; ++i) {
+      store_row(task.y + (row + i) * task.y_stride + first, acc[i], task.out - first);
+    }
+  }
+}
+
 template <std::size_t number>
 struct Constant {
   static constexpr std::size_t value = number;
@@ -65,22 +101,31 @@ inline void with_tile(std::size_t count, Body body) {
   }
 }
 
-/// Rows by blocks that stay in cache, which are packed as tiles of at most `most` rows and then multiplied by one panel
-/// after another.
+struct Tiling {
+  std::size_t rows;            // of a tile, at most
+  std::size_t steps;           // of the product of a tile and a panel
+  const std::uint8_t* stored;  // the panels in memory
+  std::size_t panel_size;      // in bytes
+};
+/// Rows by blocks that stay in cache, which are packed as tiles and then multiplied by one panel after another.
 ///   pack(tile, row, count): rows [row, row + count) become the tile that begins with row `tile` of the block
-///   weight_of(p): the weights of panel p, asked for once a block
-///   multiply(tile, row, count, weight, p): y of that tile and panel
-template <class Pack, class WeightOf, class Multiply>
-inline void tile_by_tile(const native::MatmulTask<Scalar>& task, std::size_t most, Pack pack, WeightOf weight_of,
-                         Multiply multiply) {
-  const std::size_t block = native::packed_rows(task.in);
+///   multiply(tile, row, count, p, weight, ahead): y of that tile and panel p, whose weights are stored at `weight`
+template <class Pack, class Multiply>
+inline void tile_by_tile(const native::MatmulTask<Scalar>& task, const Tiling& tiling, Pack pack, Multiply multiply) {
+  // Blocks as large as each other: each reads all weights.
+  const std::size_t rows = task.last_row - task.first_row, at_most = native::packed_rows(task.in), most = tiling.rows;
+  const std::size_t blocks = (rows + at_most - 1) / at_most, block = (rows / blocks + most) / most * most;
   for (std::size_t row = task.first_row; row < task.last_row; row += block) {
-    const std::size_t end = task.last_row - row < block ? task.last_row - row : block;
+    const std::size_t end = task.last_row - row < block ? task.last_row - row : block, tiles = (end + most - 1) / most;
     const auto count = [&](std::size_t tile) { return end - tile < most ? end - tile : most; };
     for (std::size_t tile = 0; tile < end; tile += most) pack(tile, row + tile, count(tile));
     for (std::size_t p = task.first_panel; p < task.last_panel; ++p) {
-      const auto* const weight = weight_of(p);
-      for (std::size_t tile = 0; tile < end; tile += most) multiply(tile, row + tile, count(tile), weight, p);
+      const std::uint8_t* const weight = tiling.stored + p * tiling.panel_size;
+      const std::size_t wanted = p + 1 < task.last_panel ? tiling.panel_size : 0;
+      for (std::size_t tile = 0; tile < end; tile += most) {
+        multiply(tile, row + tile, count(tile), p, weight,
+                 ahead_of(weight + tiling.panel_size, wanted, tile / most, tiles, tiling.steps));
+      }
     }
   }
 }
@@ -103,34 +148,22 @@ inline void pack_tile(const native::MatmulTask<Scalar>& task, std::size_t row, s
   }
 }
 
-/// A packed tile of `count` rows times one panel, whose weights are [in][panel].
-template <std::size_t rows>
-inline void multiply_tile(const native::MatmulTask<Scalar>& task, const Scalar* tile, std::size_t row,
-                          std::size_t count, const Scalar* weight, std::size_t panel_index) {
-  for (std::size_t r = 0; r < panel_registers; r += tile_registers) {
-    const std::size_t first = panel_index * native::panel + r * lanes;
-    if (first >= task.out) return;
-    Vector acc[rows][tile_registers];
-    multiply<rows, tile_registers>(tile, task.in, weight, r, acc);
-    for (std::size_t i = 0; i < count; ++i) {
-      store_row(task.y + (row + i) * task.y_stride + first, acc[i], task.out - first);
-    }
-  }
-}
-
-/// weight_of(p): the weights of panel p, [in][panel].
-template <class WeightOf>
-inline void multiply_rows(const native::MatmulTask<Scalar>& task, WeightOf weight_of) {
+/// Rows of floats. multiply(tile, weight, r, ahead, acc): the sums of a packed tile and the outputs from register r of
+/// the panel at `weight` on.
+template <class Multiply>
+inline void multiply_rows(const native::MatmulTask<Scalar>& task, const Tiling& tiling, Multiply multiply) {
   tile_by_tile(
-      task, tile_rows,
+      task, tiling,
       [&](std::size_t tile, std::size_t row, std::size_t count) {
         with_tile<tile_rows>(
             count, [&](auto rows) { pack_tile(task, row, count, rows.value, task.scratch + tile * task.in); });
       },
-      weight_of,
-      [&](std::size_t tile, std::size_t row, std::size_t count, const Scalar* weight, std::size_t p) {
+      [&](std::size_t tile, std::size_t row, std::size_t count, std::size_t p, const std::uint8_t* weight,
+          Ahead ahead) {
         with_tile<tile_rows>(count, [&](auto rows) {
-          multiply_tile<rows.value>(task, task.scratch + tile * task.in, row, count, weight, p);
+          store_outputs<rows.value, tile_registers>(task, row, count, p, [&](std::size_t r, auto& acc) {
+            multiply(task.scratch + tile * task.in, weight, r, r == 0 ? ahead : Ahead(), acc);
+          });
         });
       });
 }
@@ -162,9 +195,14 @@ inline void multiply_row(const native::MatmulTask<Scalar>& task, Sums sums) {
 inline void matmul(const native::MatmulTask<Scalar>& task) {
   if (task.last_row - task.first_row == 1) {
     multiply_row<row_registers, row_step>(task, [&](std::size_t first, auto& acc) {
-      multiply(task.x + task.first_row * task.x_stride, task.in, task.weight + first * task.in, 0, acc);
+      multiply(task.x + task.first_row * task.x_stride, task.in, task.weight + first * task.in, 0, Ahead(), acc);
     });
   } else {
-    multiply_rows(task, [&](std::size_t p) { return task.weight + p * task.in * native::panel; });
+    const Tiling tiling{tile_rows, task.in, reinterpret_cast<const std::uint8_t*>(task.weight),
+                        task.in * native::panel * sizeof(Scalar)};
+    multiply_rows(task, tiling,
+                  [&](const Scalar* tile, const std::uint8_t* weight, std::size_t r, Ahead ahead, auto& acc) {
+                    multiply(tile, task.in, reinterpret_cast<const Scalar*>(weight), r, ahead, acc);
+                  });
   }
 }

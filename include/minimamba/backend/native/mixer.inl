@@ -82,7 +82,7 @@ inline void causal_conv1d(const native::Conv1dTask<Scalar>& task) {
 // h = exp(dt a) h + (dt u) b,  y = (d u + sum over n of h c) silu(z).  The sum goes over n in order.
 
 inline constexpr std::size_t strip_tokens = 32;
-inline constexpr std::size_t line = 64 / sizeof(Scalar);  // numbers in a line of the cache
+inline constexpr std::size_t line = line_bytes / sizeof(Scalar);  // numbers in a line of the cache
 
 /// dt, dt u and y of a strip of tokens and one register of channels.
 struct ScanStrip {

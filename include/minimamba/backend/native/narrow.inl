@@ -1,13 +1,13 @@
-// y = x weight^T with narrow weights; panels.hpp says how they lie. Numbers of 16 bits become floats on their way into
-// a register, and are summed over k in order as floats are: one row takes them from the panel, many rows from a copy of
-// the panel in floats.
+// y = x weight^T with weights of 16 bits; panels.hpp says how they lie. They become floats on their way into a
+// register, and are summed over k in order as floats are. Many rows share a conversion that is done anew for each tile:
+// a copy of the panel in floats was slower, because it is twice as large as what it saves reading.
 
 static_assert(half_registers % panel_registers == 0);
 
 /// The multiply of matmul.inl, with weights of 16 bits.
 template <class W, std::size_t rows, std::size_t registers>
 inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t* weight, std::size_t from,
-                            Vector (&acc)[rows][registers]) {
+                            [[maybe_unused]] Ahead ahead, Vector (&acc)[rows][registers]) {
   using Layout = native::PanelLayout<W>;
   constexpr std::size_t columns = Layout::unit;
   const std::size_t panel_size = native::panel_bytes<W>(in);
@@ -18,6 +18,7 @@ inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t*
     for (std::size_t r = 0; r < registers; ++r) total[i][r] = splat(0);
   }
   for (std::size_t k = 0; k < in; k += columns, weight += Layout::unit_bytes) {
+    if constexpr (rows > 1) ahead.ask(k / columns);
     Vector w[registers][columns];
     MINIMAMBA_UNROLL
     for (std::size_t r = 0; r < registers; ++r) {
@@ -42,21 +43,6 @@ inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t*
   }
 }
 
-/// A panel as floats, [in][panel].
-template <class W>
-inline void widen_panel(const std::uint8_t* weight, std::size_t in, Scalar* to) {
-  using Layout = native::PanelLayout<W>;
-  constexpr std::size_t columns = Layout::unit;
-  for (std::size_t k = 0; k < in; k += columns, weight += Layout::unit_bytes) {
-    MINIMAMBA_UNROLL
-    for (std::size_t r = 0; r < panel_registers; ++r) {
-      Vector w[columns];
-      load_columns(weight + r * lanes * columns * 2, w);
-      for (std::size_t c = 0; c < columns && k + c < in; ++c) store(to + (k + c) * native::panel + r * lanes, w[c]);
-    }
-  }
-}
-
 template <class W>
 inline void matmul_halves(const native::NarrowTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
@@ -64,13 +50,13 @@ inline void matmul_halves(const native::NarrowTask& task) {
   if (product.last_row - product.first_row == 1) {
     multiply_row<half_registers, half_registers / 2>(product, [&](std::size_t first, auto& acc) {
       multiply_halves<W>(product.x + product.first_row * product.x_stride, in,
-                         task.weight + first / native::panel * panel_size, 0, acc);
+                         task.weight + first / native::panel * panel_size, 0, Ahead(), acc);
     });
   } else {
-    Scalar* const widened = product.scratch + native::packed_rows(in) * in;
-    multiply_rows(product, [&](std::size_t p) {
-      widen_panel<W>(task.weight + p * panel_size, in, widened);
-      return widened;
-    });
+    constexpr std::size_t columns = native::PanelLayout<W>::unit;
+    multiply_rows(product, {tile_rows, (in + columns - 1) / columns, task.weight, panel_size},
+                  [&](const Scalar* tile, const std::uint8_t* weight, std::size_t r, Ahead ahead, auto& acc) {
+                    multiply_halves<W>(tile, in, weight, r, ahead, acc);
+                  });
   }
 }

@@ -27,9 +27,9 @@ struct MatmulTask {
   Scalar* scratch;  // room for packed_rows(in) rows of x
 };
 
-/// Rows of x that are packed at a time: as many as fill about 400 KB, half of a small second-level cache.
+/// Rows of x that are packed at a time, at most: as many as fill about 800 KB, for a second-level cache of a megabyte.
 inline constexpr std::size_t packed_rows(std::size_t in) {
-  const std::size_t rows = 400'000 / 4 / (in == 0 ? 1 : in) / 24 * 24;
+  const std::size_t rows = 800'000 / 4 / (in == 0 ? 1 : in) / 24 * 24;
   return rows < 24 ? 24 : rows;
 }
 
@@ -39,9 +39,9 @@ struct NarrowTask {
   const std::uint8_t* weight;
 };
 
-/// Floats that a product of narrow weights has room for: packed rows of x, be they floats or quantised, and one panel.
+/// Floats that a product of narrow weights has room for: packed rows of x, be they floats or quantised.
 inline constexpr std::size_t narrow_scratch(std::size_t in) {
-  return (packed_rows(in) + panel) * ((in + panel - 1) / panel * panel);
+  return packed_rows(in) * ((in + panel - 1) / panel * panel);
 }
 
 /// Channels [first, last) of one sequence of the batch; see Conv1dArguments.

@@ -130,6 +130,7 @@ inline void store_column(Scalar* to, std::size_t stride, Vector x) {
   for (std::size_t i = 0; i < lanes; ++i) to[i * stride] = x.value[i];
 }
 inline void prefetch(const Scalar*) {}
+inline void prefetch_far(const std::uint8_t*) {}
 
 /// Row i and column j change places.
 inline void transpose(Vector (&rows)[lanes]) {
