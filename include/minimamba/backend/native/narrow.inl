@@ -43,18 +43,33 @@ inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t*
   }
 }
 
+/// A panel of f16 as floats, [in][panel].
+inline void widen_panel(const std::uint8_t* weight, std::size_t in, Scalar* to) {
+  for (std::size_t i = 0; i < in * native::panel; i += lanes) store(to + i, load_f16(weight + 2 * i));
+}
+
 template <class W>
 inline void matmul_halves(const native::NarrowTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
   const std::size_t in = product.in, panel_size = native::panel_bytes<W>(in);
-  if (product.last_row - product.first_row == 1) {
+  const std::size_t rows = product.last_row - product.first_row, columns = native::PanelLayout<W>::unit;
+  const Tiling tiling{tile_rows, (in + columns - 1) / columns, task.weight, panel_size};
+  if (rows == 1) {
     multiply_row<half_registers, half_registers / 2>(product, [&](std::size_t first, auto& acc) {
       multiply_halves<W>(product.x + product.first_row * product.x_stride, in,
                          task.weight + first / native::panel * panel_size, 0, Ahead(), acc);
     });
+  } else if (std::is_same_v<W, f16> && rows > 4 * tile_rows) {
+    Scalar* const widened = product.scratch + native::packed_rows(in) * in;
+    const std::uint8_t* held = nullptr;
+    multiply_rows(product, tiling,
+                  [&](const Scalar* tile, const std::uint8_t* weight, std::size_t r, Ahead ahead, auto& acc) {
+                    if (weight != held) widen_panel(weight, in, widened);
+                    held = weight;
+                    multiply(tile, in, widened, r, ahead, acc);
+                  });
   } else {
-    constexpr std::size_t columns = native::PanelLayout<W>::unit;
-    multiply_rows(product, {tile_rows, (in + columns - 1) / columns, task.weight, panel_size},
+    multiply_rows(product, tiling,
                   [&](const Scalar* tile, const std::uint8_t* weight, std::size_t r, Ahead ahead, auto& acc) {
                     multiply_halves<W>(tile, in, weight, r, ahead, acc);
                   });

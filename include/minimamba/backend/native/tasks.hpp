@@ -39,9 +39,9 @@ struct NarrowTask {
   const std::uint8_t* weight;
 };
 
-/// Floats that a product of narrow weights has room for: packed rows of x, be they floats or quantised.
+/// Floats that a product of narrow weights has room for: packed rows of x, be they floats or quantised, and a panel.
 inline constexpr std::size_t narrow_scratch(std::size_t in) {
-  return packed_rows(in) * ((in + panel - 1) / panel * panel);
+  return (packed_rows(in) + panel) * ((in + panel - 1) / panel * panel);
 }
 
 /// Channels [first, last) of one sequence of the batch; see Conv1dArguments.
