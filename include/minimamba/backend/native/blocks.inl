@@ -96,7 +96,10 @@ inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const
       Bytes w[registers][parts];
       MINIMAMBA_UNROLL
       for (std::size_t r = 0; r < registers; ++r) {
-        load_numbers(register_of(b, r) + (g * native::panel + (from + r) % panel_registers * lanes) * 4, w[r]);
+        const std::uint8_t* const stored =
+            register_of(b, r) + (g * native::panel + (from + r) % panel_registers * lanes) * 4;
+        if constexpr (rows == 1) prefetch(stored + stream_ahead);
+        load_numbers(stored, w[r]);
       }
       MINIMAMBA_UNROLL
       for (std::size_t part = 0; part < parts; ++part) {

@@ -3,6 +3,9 @@
 // a copy of the panel in floats was slower, because it is twice as large as what it saves reading.
 
 static_assert(half_registers % panel_registers == 0);
+/// Bytes ahead of a row's product at which narrow weights are asked for: so many instructions go by for each line of
+/// them that the processor alone does not look far enough.
+inline constexpr std::size_t stream_ahead = 1024;
 
 /// The multiply of matmul.inl, with weights of 16 bits.
 template <class W, std::size_t rows, std::size_t registers>
@@ -23,7 +26,10 @@ inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t*
     MINIMAMBA_UNROLL
     for (std::size_t r = 0; r < registers; ++r) {
       const std::size_t at = from + r;
-      load_columns(weight + at / panel_registers * panel_size + at % panel_registers * lanes * columns * 2, w[r]);
+      const std::uint8_t* const stored =
+          weight + at / panel_registers * panel_size + at % panel_registers * lanes * columns * 2;
+      if constexpr (rows == 1) prefetch(stored + stream_ahead);
+      load_columns(stored, w[r]);
     }
     MINIMAMBA_UNROLL
     for (std::size_t c = 0; c < columns; ++c) {

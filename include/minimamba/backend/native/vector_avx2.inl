@@ -71,9 +71,9 @@ inline float sum(Vector x) {
   const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
-inline void prefetch(const float* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+inline void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
 /// Into the second cache.
-inline void prefetch_far(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1); }
+inline void prefetch_far(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
 inline Vector load_column(const float* from, std::size_t stride) {
   return {_mm256_setr_ps(from[0], from[stride], from[2 * stride], from[3 * stride], from[4 * stride], from[5 * stride],
                          from[6 * stride], from[7 * stride])};

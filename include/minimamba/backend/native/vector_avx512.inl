@@ -67,9 +67,9 @@ inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
   columns[0] = {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))};
   columns[1] = {_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)))};
 }
-inline void prefetch(const float* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+inline void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
 /// Into the second cache.
-inline void prefetch_far(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1); }
+inline void prefetch_far(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
 /// One number of each of sixteen rows that lie `stride` apart.
 inline Vector load_column(const float* from, std::size_t stride) {
   const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

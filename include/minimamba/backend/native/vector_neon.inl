@@ -99,9 +99,9 @@ inline Vector fmadd_lane(Vector a, std::size_t lane, Vector b, Vector c) {
   }
 }
 
-inline void prefetch(const float* from) { __builtin_prefetch(from); }
+inline void prefetch(const void* from) { __builtin_prefetch(from); }
 /// Into the second cache.
-inline void prefetch_far(const std::uint8_t* from) { __builtin_prefetch(from, 0, 2); }
+inline void prefetch_far(const void* from) { __builtin_prefetch(from, 0, 2); }
 
 /// Row i and column j change places.
 inline void transpose(Vector (&rows)[lanes]) {

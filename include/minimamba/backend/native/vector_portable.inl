@@ -129,8 +129,8 @@ inline Vector load_column(const Scalar* from, std::size_t stride) {
 inline void store_column(Scalar* to, std::size_t stride, Vector x) {
   for (std::size_t i = 0; i < lanes; ++i) to[i * stride] = x.value[i];
 }
-inline void prefetch(const Scalar*) {}
-inline void prefetch_far(const std::uint8_t*) {}
+inline void prefetch(const void*) {}
+inline void prefetch_far(const void*) {}
 
 /// Row i and column j change places.
 inline void transpose(Vector (&rows)[lanes]) {
