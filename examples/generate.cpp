@@ -1,39 +1,33 @@
-// Generates a continuation of a prompt with any Mamba checkpoint, token by token as it is made.
-#include <minimamba/io.hpp>
-
+// Generates a continuation of a prompt with any Mamba checkpoint; the text streams as it is made, and can be taken up
+// again later in another process.
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <atomic>
-#include <cerrno>
 #include <charconv>
 #include <chrono>
-#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "program.hpp"
+
 namespace {
 
-constexpr int refused = 1, usage = 2, interrupted = 130;
+using program::stop;
 
 struct Arguments {
-  std::string model, prompt, prompt_file, prompt_ids, weights = "f32", backend = "native";
+  std::string model, tokenizer, prompt, prompt_file, prompt_ids, save_state, load_state;
+  std::string weights = "f32", backend = "native";
+  std::vector<std::string> stops;
   minimamba::GenerateOptions options;
   int threads = 0;
   bool ids = false, stats = false;
 };
-
-std::atomic<bool> stop{false};
-extern "C" void on_interrupt(int) { stop = true; }
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 /// Whole numbers between white space or commas.
 std::vector<std::int32_t> parse_ids(const std::string& text) {
@@ -51,73 +45,156 @@ std::vector<std::int32_t> parse_ids(const std::string& text) {
   return ids;
 }
 
-std::string read_file(const std::string& path) {
-  const auto source = minimamba::ByteSource::open(path);
-  std::string text(static_cast<std::size_t>(source.size()), '\0');
-  source.read(0, std::as_writable_bytes(std::span(text)));
-  return text;
+std::string as_bytes(std::span<const std::int32_t> ids) {
+  return {reinterpret_cast<const char*>(ids.data()), ids.size_bytes()};
 }
-
-/// A byte-level model has a token for each byte; text of any other needs its tokenizer, which is not read yet.
-std::vector<std::int32_t> encode_bytes(const std::string& text, const minimamba::MambaConfig& config) {
-  if (config.vocab_size != 256) {
-    throw minimamba::ArgumentError("--prompt", "a byte-level model (256 tokens), or --prompt-ids",
-                                   "a vocabulary of " + std::to_string(config.vocab_size));
-  }
-  std::vector<std::int32_t> ids;
-  for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+std::vector<std::int32_t> as_ids(const std::string& bytes) {
+  std::vector<std::int32_t> ids(bytes.size() / sizeof(std::int32_t));
+  if (!ids.empty()) std::memcpy(ids.data(), bytes.data(), ids.size() * sizeof(std::int32_t));
   return ids;
 }
 
-/// Shows what was printed. False when nobody reads any more; throws when it cannot be written.
-bool flush() {
-  errno = 0;
-  if (std::fflush(stdout) == 0) return true;
-  if (errno == EPIPE) return false;
-  throw minimamba::FileError("standard output", "room for the text", std::strerror(errno));
+/// Tokens become text, or numbers.
+class Output {
+ public:
+  Output(const std::optional<minimamba::Tokenizer>& tokenizer, const Arguments& arguments) : stops_(arguments.stops) {
+    if (tokenizer && !arguments.ids) decoder_.emplace(*tokenizer);
+  }
+
+  bool is_text() const { return decoder_.has_value(); }
+  bool found_stop() const { return stops_.found(); }
+
+  /// False when nobody reads any more.
+  bool push(std::int32_t token) {
+    if (decoder_) return program::print(stops_.push(decoder_->push(token)));
+    return program::print((std::exchange(first_, false) ? "" : " ") + std::to_string(token));
+  }
+  /// What waits for more is shown as it is, unless it went into a saved state.
+  bool finish(bool saved) {
+    const bool rest = decoder_ && !saved;
+    return program::print((rest ? stops_.push(decoder_->finish()) + stops_.finish() : "") + "\n");
+  }
+
+  void save(minimamba::StateSections& sections) const {
+    if (!decoder_) return;
+    sections["pending"] = decoder_->pending();
+    sections["held"] = stops_.pending();
+  }
+  void restore(minimamba::StateSections& sections) {
+    if (!decoder_) return;
+    decoder_->restore(sections["pending"]);
+    program::print(stops_.push(sections["held"]));
+  }
+
+ private:
+  std::optional<minimamba::StreamingDecoder> decoder_;
+  minimamba::StopStrings stops_;
+  bool first_ = true;
+};
+
+/// The tokens that the prompt adds; text is shown before its continuation.
+std::vector<std::int32_t> read_prompt(const Arguments& arguments, const std::optional<minimamba::Tokenizer>& tokenizer,
+                                      const Output& output) {
+  if (arguments.prompt.empty() && arguments.prompt_file.empty()) return parse_ids(arguments.prompt_ids);
+  if (!tokenizer) {
+    throw minimamba::ArgumentError("--prompt", "a model with a tokenizer, --tokenizer, or --prompt-ids",
+                                   "a vocabulary without one");
+  }
+  const std::string text = arguments.prompt_file.empty() ? arguments.prompt : program::read_file(arguments.prompt_file);
+  if (output.is_text()) program::print(text);
+  return tokenizer->encode(text);
+}
+
+/// Reads all of a long prompt but its end, in pieces, so that Ctrl-C need not wait. What is left is read by generating.
+template <class Model>
+void read_ahead(const Model& model, typename Model::Cache& cache, std::vector<std::int32_t>& prompt) {
+  constexpr std::size_t piece = 512;
+  std::size_t done = 0;
+  while (!stop && prompt.size() - done > piece) {
+    model.forward_last(std::span(prompt).subspan(done, piece), cache);
+    done += piece;
+  }
+  prompt.erase(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+struct Times {
+  double load = 0, prompt = 0, generation = 0;  // seconds
+  std::size_t prompt_tokens = 0, new_tokens = 0;
+};
+
+template <class Model>
+void print_stats(const Model& model, const Arguments& arguments, const Times& times, std::size_t state_bytes) {
+  const auto rate = [](std::size_t tokens, double seconds) {
+    return static_cast<double>(tokens) / std::max(seconds, 1e-9);
+  };
+  std::fprintf(stderr,
+               "backend %s, %d threads, %zu parameters, %s weights, state of %zu bytes, memory %.0f MB at most\n",
+               model.backend().name(), model.backend().threads(), model.parameter_count(), arguments.weights.c_str(),
+               state_bytes, program::peak_megabytes());
+  std::fprintf(stderr, "load %.3f s", times.load);
+  if (times.new_tokens > 0) {
+    std::fprintf(stderr, "; prompt %zu tokens, %.1f tokens/s", times.prompt_tokens,
+                 rate(times.prompt_tokens, times.prompt));
+  }
+  std::fprintf(stderr, "; generated %zu tokens", times.new_tokens);
+  if (times.new_tokens > 1) std::fprintf(stderr, ", %.1f tokens/s", rate(times.new_tokens - 1, times.generation));
+  std::fprintf(stderr, "\n");
 }
 
 template <class Model>
 int run(const Arguments& arguments) {
   using Backend = typename Model::BackendType;
-  const auto load_start = std::chrono::steady_clock::now();
-  const Model model = minimamba::load<Model>(arguments.model, {.backend = Backend({.threads = arguments.threads})});
-  const double load_seconds = seconds_since(load_start);
-
-  std::vector<std::int32_t> prompt = parse_ids(arguments.prompt_ids);
-  if (!arguments.prompt_file.empty()) prompt = encode_bytes(read_file(arguments.prompt_file), model.config());
-  if (!arguments.prompt.empty()) prompt = encode_bytes(arguments.prompt, model.config());
-  if (prompt.empty()) prompt.push_back(model.config().bos_token_id.value_or(0));
-
-  const bool as_ids = arguments.ids || model.config().vocab_size != 256;
-  if (!as_ids) std::fwrite(arguments.prompt.data(), 1, arguments.prompt.size(), stdout);
-  auto cache = model.make_cache();
-  auto tokens = minimamba::generate(model, cache, prompt, arguments.options);
-  std::size_t count = 0;
-  double prompt_seconds = 0;
+  Times times;
   auto start = std::chrono::steady_clock::now();
-  for (const std::int32_t token : tokens) {
-    if (count++ == 0) prompt_seconds = seconds_since(std::exchange(start, std::chrono::steady_clock::now()));
-    if (as_ids) {
-      std::printf(count == 1 ? "%d" : " %d", token);
-    } else {
-      std::putchar(token);
+  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.model);
+  const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
+  const Model model = minimamba::load<Model>(checkpoint, {.backend = Backend({.threads = arguments.threads})});
+  auto cache = model.make_cache();
+  minimamba::StateSections sections;
+  if (!arguments.load_state.empty()) {
+    auto saved = minimamba::load_state(arguments.load_state, model);
+    if (saved.cache.batch() != 1) {
+      throw minimamba::ArgumentError(arguments.load_state, "one row", std::to_string(saved.cache.batch()));
     }
-    if (!flush()) return 0;
-    if (stop) break;
+    cache = std::move(saved.cache);
+    sections = std::move(saved.sections);
   }
-  std::printf("\n");
-  if (!flush()) return 0;
-  if (arguments.stats) {
-    const double rest = seconds_since(start);
-    std::fprintf(stderr, "backend %s, %d threads, %zu parameters, %s weights, state of %zu bytes\n",
-                 model.backend().name(), model.backend().threads(), model.parameter_count(), arguments.weights.c_str(),
-                 cache.state_bytes());
-    std::fprintf(stderr, "load %.3f s; prompt %zu tokens, %.1f tokens/s; generated %zu tokens, %.1f tokens/s\n",
-                 load_seconds, prompt.size(), static_cast<double>(prompt.size()) / std::max(prompt_seconds, 1e-9),
-                 count, count > 1 ? static_cast<double>(count - 1) / std::max(rest, 1e-9) : 0.0);
+  times.load = program::seconds_since(start);
+
+  Output output(tokenizer, arguments);
+  minimamba::GenerateOptions options = arguments.options;
+  if (tokenizer) options.vocabulary = tokenizer->size();
+  minimamba::Sampler sampler(options, model.config().vocab_size);
+  if (sections.contains("sampler")) sampler.restore(sections["sampler"]);
+  output.restore(sections);
+  std::vector<std::int32_t> prompt = as_ids(sections["unread"]);
+  const std::vector<std::int32_t> added = read_prompt(arguments, tokenizer, output);
+  for (const std::int32_t token : added) sampler.accept(token);
+  prompt.insert(prompt.end(), added.begin(), added.end());
+  if (prompt.empty()) prompt.push_back(model.config().bos_token_id.value_or(0));
+  times.prompt_tokens = prompt.size();
+
+  start = std::chrono::steady_clock::now();
+  read_ahead(model, cache, prompt);
+  minimamba::Generation<Model> tokens(model, cache, prompt, options, std::move(sampler));
+  bool read = true;
+  if (!stop) {
+    for (const std::int32_t token : tokens) {
+      const double seconds = program::seconds_since(start);
+      (times.new_tokens++ == 0 ? times.prompt : times.generation) = seconds;
+      if (times.new_tokens == 1) start = std::chrono::steady_clock::now();
+      read = output.push(token);
+      if (!read || stop || output.found_stop()) break;
+    }
   }
-  return stop ? interrupted : 0;
+  if (!arguments.save_state.empty()) {
+    minimamba::StateSections state{{"unread", as_bytes(tokens.unread())}, {"sampler", tokens.sampler().state()}};
+    output.save(state);
+    minimamba::save_state(arguments.save_state, model, cache, state);
+  }
+  if (read) output.finish(!arguments.save_state.empty());
+  if (arguments.stats) print_stats(model, arguments, times, cache.state_bytes());
+  return stop ? program::interrupted : 0;
 }
 
 template <template <class> class Backend>
@@ -129,15 +206,13 @@ int run_with(const Arguments& arguments) {
   return run<minimamba::Mamba<float, Backend>>(arguments);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  Arguments arguments;
+void add_options(CLI::App& app, Arguments& arguments) {
   auto& options = arguments.options;
-  CLI::App app("Generates a continuation of a prompt with a Mamba model.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
-  app.add_option("--model", arguments.model, "Folder, or safetensors file beside its config.json")->required();
-  auto* text = app.add_option("--prompt", arguments.prompt, "Text to continue (byte-level models)");
+  app.add_option("--model", arguments.model,
+                 "Folder or file of a model, of any format (without: the one that comes with this program)");
+  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json or GGUF, in place of the model's own");
+  auto* text = app.add_option("--prompt", arguments.prompt, "Text to continue");
   auto* file = app.add_option("--prompt-file", arguments.prompt_file, "File with the text to continue");
   auto* ids = app.add_option("--prompt-ids", arguments.prompt_ids, "Token ids to continue, as \"1 2 3\"");
   text->excludes(file)->excludes(ids);
@@ -148,7 +223,16 @@ int main(int argc, char** argv) {
   app.add_option("--top-p", options.top_p, "Choose among those with this probability together")->capture_default_str();
   app.add_option("--min-p", options.min_p, "Choose among those this likely beside the likeliest")
       ->capture_default_str();
-  app.add_option("--seed", options.seed, "Seed of the random choices")->capture_default_str();
+  app.add_option("--repetition-penalty", options.repetition_penalty, "Above 1: what was said is less likely")
+      ->capture_default_str();
+  app.add_option("--frequency-penalty", options.frequency_penalty, "Taken from a logit for each time it was said")
+      ->capture_default_str();
+  app.add_option("--presence-penalty", options.presence_penalty, "Taken from a logit once it was said")
+      ->capture_default_str();
+  app.add_option("--stop", arguments.stops, "End before this text; may be given several times")
+      ->allow_extra_args(false);
+  app.add_option("--seed", options.seed, "Seed of the random choices; a loaded state goes on with its own")
+      ->capture_default_str();
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on after the end-of-text token");
   app.add_option("--weights", arguments.weights, "How the matrices are kept in memory")
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8", "q4"}))
@@ -157,23 +241,41 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"native", "eigen", "reference"}))
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "0: as many as the process may use")->capture_default_str();
+  app.add_option("--save-state", arguments.save_state, "Write what the model remembers at the end to this file");
+  app.add_option("--load-state", arguments.load_state, "Go on from a state; a prompt follows what was read before");
   app.add_flag("--ids", arguments.ids, "Print token ids, not text");
   app.add_flag("--stats", arguments.stats, "Print rates and sizes to standard error at the end");
+}
+
+/// Where nothing else is said: what the model that comes with the program is good at.
+void use_shipped_model(const CLI::App& app, Arguments& arguments) {
+  arguments.model = program::shipped_model("shakespeare").string();
+  const bool prompted = !arguments.prompt.empty() || !arguments.prompt_file.empty() || !arguments.prompt_ids.empty() ||
+                        !arguments.load_state.empty();
+  if (!prompted) arguments.prompt = "ROMEO:\n";
+  if (app.count("--temperature") == 0) arguments.options.temperature = 0.8;
+  if (app.count("--max-new-tokens") == 0) arguments.options.max_new_tokens = 500;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  CLI::App app("Generates a continuation of a prompt with a Mamba model.");
+  add_options(app, arguments);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : usage;
+    return app.exit(error) == 0 ? 0 : program::usage;
   }
-  std::signal(SIGINT, on_interrupt);
-#ifdef SIGPIPE
-  std::signal(SIGPIPE, SIG_IGN);
-#endif
+  program::handle_signals();
   try {
+    if (app.count("--model") == 0) use_shipped_model(app, arguments);
     if (arguments.backend == "reference") return run_with<minimamba::ReferenceBackend>(arguments);
     if (arguments.backend == "eigen") return run_with<minimamba::EigenBackend>(arguments);
     return run_with<minimamba::NativeBackend>(arguments);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "generate: %s\n", error.what());
-    return refused;
+    return program::refused;
   }
 }

@@ -4,6 +4,9 @@
 
 #include "minimamba/minimamba.hpp"
 
-#include "minimamba/io/checkpoint.hpp"
+#include "minimamba/io/gguf_writer.hpp"
+#include "minimamba/io/load.hpp"
+#include "minimamba/io/save.hpp"
+#include "minimamba/io/state.hpp"
 
 #endif

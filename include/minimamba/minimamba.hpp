@@ -17,6 +17,8 @@
 
 #include "minimamba/nn/mamba.hpp"
 
+#include "minimamba/generate/batch.hpp"
 #include "minimamba/generate/generate.hpp"
+#include "minimamba/generate/score.hpp"
 
 #endif

@@ -318,13 +318,16 @@ Change without_weights(const std::function<void(const fs::path&)>& make) { retur
 INSTANTIATE_TEST_SUITE_P(
     File, RefusedWeights,
     testing::Values(
-        Refusal{"Absent", without_weights(support::make_nothing), is<FileError>, {weights, index_name, "neither"}},
-        Refusal{"OnlyAPickle",
-                without_weights([](const fs::path& path) {
-                  support::write_text(path.parent_path() / "pytorch_model.bin", "PK");
-                }),
+        Refusal{"Absent",
+                without_weights(support::make_nothing),
                 is<FileError>,
-                {weights, "pytorch_model.bin, which cannot be read yet"}},
+                {weights, "pytorch_model.bin", "none of them"}},
+        Refusal{"OnlyPartOfPytorchs",
+                without_weights([](const fs::path& path) {
+                  support::write_text(path.parent_path() / "pytorch_model.bin", "PK\3\4");
+                }),
+                is<FormatError>,
+                {"pytorch_model.bin", "directory at the end", "truncated"}},
         Refusal{"AFolder", without_weights(support::make_folder), is<FileError>, {weights, "a folder"}},
         Refusal{"AFifo", without_weights(support::make_fifo), is<FileError>, {weights, "special"}},
         Refusal{"ALinkToItself",

@@ -1,56 +1,14 @@
 // The reference checkpoints: what make_reference.py computed in double with PyTorch, this library computes too.
-#include <cstdlib>
-#include <filesystem>
-
-#include "minimamba/io.hpp"
+#include "support/golden.hpp"
 #include "support/support.hpp"
 
 namespace {
 
 using namespace minimamba;
+using support::checkpoints;
 using support::copy_of;
+using support::Expected;
 using support::HostMatrix;
-
-/// The folders with reference checkpoints: the repository's own, and those that the environment names.
-std::vector<std::filesystem::path> checkpoints() {
-  std::vector<std::filesystem::path> found;
-  const auto collect = [&](const std::filesystem::path& folder) {
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-      if (std::filesystem::exists(entry.path() / "expected.safetensors")) found.push_back(entry.path());
-    }
-  };
-  collect(GOLDEN_FOLDER);
-  if (const char* more = std::getenv("MINIMAMBA_TEST_DATA")) collect(std::filesystem::path(more) / "reference");
-  std::sort(found.begin(), found.end());
-  return found;
-}
-
-class Expected {
- public:
-  explicit Expected(const std::filesystem::path& folder) {
-    read_safetensors(ByteSource::open(folder / "expected.safetensors"), set_);
-  }
-  bool has(const std::string& name) const { return set_.find(name) != nullptr; }
-  std::vector<std::uint64_t> shape(const std::string& name) const { return set_.find(name)->shape; }
-  /// A tensor as a matrix: the last extent is the columns.
-  HostMatrix<double> matrix(const std::string& name) const {
-    const StoredTensor& tensor = *set_.find(name);
-    const std::size_t cols = tensor.shape.empty() ? 1 : static_cast<std::size_t>(tensor.shape.back());
-    HostMatrix<double> values(static_cast<std::size_t>(tensor.size()) / cols, cols);
-    set_.read(tensor, 0, std::span(values.values));
-    return values;
-  }
-  std::vector<std::int32_t> tokens(const std::string& name) const {
-    const StoredTensor& tensor = *set_.find(name);
-    std::vector<std::int64_t> wide(static_cast<std::size_t>(tensor.size()));
-    set_.source(tensor.source).read(tensor.begin, std::as_writable_bytes(std::span(wide)));
-    return {wide.begin(), wide.end()};
-  }
-
- private:
-  TensorSet set_;
-};
 
 template <class K>
 class Golden : public testing::Test {
@@ -62,22 +20,6 @@ class Golden : public testing::Test {
   static void expect_close(const HostMatrix<Scalar>& found, const HostMatrix<double>& expected,
                            const std::string& what) {
     EXPECT_LE(support::largest_difference(found, expected), allowed * support::largest_magnitude(expected)) << what;
-  }
-
-  /// A cache that begins where the reference began: at zero, or in its random state.
-  static typename Model::Cache start(const Model& model, const Expected& expected, std::size_t batch) {
-    auto cache = model.make_cache(static_cast<std::int64_t>(batch));
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      const std::string i = std::to_string(layer);
-      if (!expected.has("state_in.ssm." + i)) continue;
-      const auto conv = expected.matrix("state_in.conv." + i), ssm = expected.matrix("state_in.ssm." + i);
-      const auto state = cache.state(layer);
-      for (std::size_t row = 0; row < ssm.rows; ++row) {
-        for (std::size_t n = 0; n < ssm.cols; ++n) state.ssm(row, n) = static_cast<Scalar>(ssm(row, n));
-        for (std::size_t k = 1; k < conv.cols; ++k) state.conv(row, k - 1) = static_cast<Scalar>(conv(row, k));
-      }
-    }
-    return cache;
   }
 
   static void expect_states(const Model& model, const typename Model::Cache& cache, const Expected& expected) {
@@ -102,7 +44,7 @@ TYPED_TEST(Golden, LogitsAndStatesOfWholeSequences) {
     const Expected expected(folder);
     const auto model = load<typename TypeParam::Model>(folder);
     const std::size_t batch = expected.shape("input_ids")[0];
-    auto cache = this->start(model, expected, batch);
+    auto cache = support::start(model, expected, batch);
     const auto logits = copy_of(model.forward(expected.tokens("input_ids"), cache));
     this->expect_close(logits, expected.matrix("logits"), "logits");
     this->expect_states(model, cache, expected);
@@ -115,7 +57,7 @@ TYPED_TEST(Golden, LogitsAndStatesTokenByToken) {
     const Expected expected(folder);
     const auto model = load<typename TypeParam::Model>(folder);
     const std::size_t batch = expected.shape("input_ids")[0], length = expected.shape("input_ids")[1];
-    auto cache = this->start(model, expected, batch);
+    auto cache = support::start(model, expected, batch);
     const auto tokens = expected.tokens("input_ids");
     const auto logits = expected.matrix("logits");
     for (std::size_t t = 0; t < length; ++t) {
@@ -138,7 +80,7 @@ TYPED_TEST(Golden, HiddenStatesAfterEachBlock) {
     const Expected expected(folder);
     const auto model = load<typename TypeParam::Model>(folder);
     const Sequence sequence{expected.shape("input_ids")[0], expected.shape("input_ids")[1]};
-    auto cache = this->start(model, expected, sequence.batch);
+    auto cache = support::start(model, expected, sequence.batch);
     Workspace<typename TypeParam::Backend> work;
     work.reserve(model.backend(), model.config(), sequence.rows());
     HostMatrix<typename TypeParam::Scalar> x(sequence.rows(), static_cast<std::size_t>(model.config().d_model)),
@@ -160,7 +102,7 @@ TYPED_TEST(Golden, GreedyTokens) {
     const Expected expected(folder);
     const auto model = load<typename TypeParam::Model>(folder);
     const std::size_t batch = expected.shape("input_ids")[0], count = expected.shape("greedy")[1];
-    auto all = this->start(model, expected, batch);
+    auto all = support::start(model, expected, batch);
     const auto tokens = expected.tokens("input_ids"), greedy = expected.tokens("greedy");
     const std::size_t length = tokens.size() / batch;
     for (std::size_t row = 0; row < batch; ++row) {

@@ -52,6 +52,45 @@ TYPED_TEST(Checkpoint, SavesAndLoadsTheSameModel) {
                                                 .eos_token_id = 3});
 }
 
+TEST(Saving, InANarrowTypeKeepsWhatIsNoMatrixWide) {
+  const Folder folder;
+  const Model model = support::trained_looking_model<Model>(support::small_config());
+  for (const DType dtype : {DType::F16, DType::BF16, DType::F32, DType::F64}) {
+    save(model, folder / "model", {.matrices = dtype});
+    const auto checkpoint = open_checkpoint(folder / "model");
+    const DType other = dtype == DType::F64 ? DType::F64 : DType::F32;
+    for_each_parameter(
+        [&](std::string_view name, const auto& parameter) {
+          const bool matrix = parameter.shape().size() == 2 && !name.ends_with("A_log");
+          EXPECT_EQ(checkpoint.find(name)->dtype, matrix ? dtype : other) << name;
+        },
+        model);
+    // From the checkpoint to another one, whose numbers are the same.
+    save(checkpoint, folder / "copy", {.matrices = dtype});
+    EXPECT_TRUE(read_text(folder / "copy" / "model.safetensors") == read_text(folder / "model" / "model.safetensors"));
+    EXPECT_TRUE(read_text(folder / "copy" / "config.json") == read_text(folder / "model" / "config.json"));
+  }
+  const auto before = support::contents(folder.path());
+  EXPECT_THROW(save(model, folder / "model", {.matrices = DType::Q8_0}), ArgumentError);
+  EXPECT_THROW(save(model, folder / "model", {.progress = [](double) { return false; }}), CancelledError);
+  EXPECT_THROW(save(open_checkpoint(folder / "model"), folder / "new", {.progress = [](double) { return false; }}),
+               CancelledError);
+  EXPECT_EQ(support::contents(folder.path()), before);
+}
+
+TEST(Saving, PutsOtherFilesBesideTheModel) {
+  const Folder folder;
+  const Model model(support::tiny_config());
+  const std::string text(300'000, 't');
+  const ByteSource source(std::as_bytes(std::span(text)), "text");
+  save(model, folder / "model", {.files = {{"tokenizer.json", source}}});
+  EXPECT_TRUE(read_text(folder / "model" / "tokenizer.json") == text);
+  for (const char* name : {"config.json", "../x", "", "a/b", "model.safetensors"}) {
+    EXPECT_THROW(save(model, folder / "other", {.files = {{name, source}}}), ArgumentError) << name;
+  }
+  EXPECT_FALSE(fs::exists(folder / "other"));
+}
+
 /// Whole files of weights.
 using Tensors = std::map<std::string, std::pair<std::vector<std::uint64_t>, std::vector<float>>>;
 Tensors read_tensors(const fs::path& path) {

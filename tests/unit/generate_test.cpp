@@ -84,6 +84,11 @@ TEST(Sampler, RefusesOptionsOutOfRange) {
   EXPECT_THROW(Sampler({.top_p = 1.5}, 4), ArgumentError);
   EXPECT_THROW(Sampler({.min_p = 2}, 4), ArgumentError);
   EXPECT_THROW(Sampler({.max_new_tokens = -1}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.repetition_penalty = 0}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.frequency_penalty = HUGE_VAL}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.presence_penalty = std::nan("")}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.penalty_window = -1}, 4), ArgumentError);
+  EXPECT_THROW(Sampler({.vocabulary = -1}, 4), ArgumentError);
 }
 
 TEST(Sampler, TellsWhatItWasGivenAsItWasGiven) {
@@ -99,6 +104,68 @@ TEST(Sampler, TellsWhatItWasGivenAsItWasGiven) {
   EXPECT_EQ(found({.top_k = std::numeric_limits<std::int64_t>::min()}), "-9223372036854775808");
   EXPECT_EQ(found({.temperature = -1e-9}), "-1e-09");
   EXPECT_EQ(found({.top_p = 1.5}), "1.5");
+}
+
+/// What a greedy sampler that has accepted these tokens chooses.
+int chosen(const GenerateOptions& options, const std::vector<float>& logits, const std::vector<int>& accepted) {
+  Sampler sampler(options, static_cast<std::int64_t>(logits.size()));
+  for (const int token : accepted) sampler.accept(token);
+  return sampler(std::span<const float>(logits));
+}
+
+TEST(Sampler, DividesPositiveLogitsAndMultipliesNegativeOnesOfRepeatedTokens) {
+  EXPECT_EQ(chosen({.repetition_penalty = 1.6}, {3, 2}, {}), 0);
+  EXPECT_EQ(chosen({.repetition_penalty = 1.6}, {3, 2}, {0}), 1);        // 1.875 against 2
+  EXPECT_EQ(chosen({.repetition_penalty = 1.4}, {3, 2}, {0, 0, 0}), 0);  // 2.14: how often does not matter
+  EXPECT_EQ(chosen({.repetition_penalty = 1.6}, {-2, -3}, {0}), 1);      // -3.2 against -3
+  EXPECT_EQ(chosen({.repetition_penalty = 0.5}, {2, 3}, {0}), 0);        // 4 against 3: below 1 it attracts
+}
+
+TEST(Sampler, TakesFromALogitForEachTimeAndOnceForPresence) {
+  EXPECT_EQ(chosen({.frequency_penalty = 0.4}, {3, 2}, {0, 0}), 0);     // 2.2
+  EXPECT_EQ(chosen({.frequency_penalty = 0.4}, {3, 2}, {0, 0, 0}), 1);  // 1.8
+  EXPECT_EQ(chosen({.presence_penalty = 0.9}, {3, 2}, {0, 0, 0}), 0);   // 2.1
+  EXPECT_EQ(chosen({.presence_penalty = 1.1}, {3, 2}, {0}), 1);         // 1.9
+  EXPECT_EQ(chosen({.repetition_penalty = 1.2, .frequency_penalty = 0.2, .presence_penalty = 0.2}, {3, 2}, {0}), 0);
+  EXPECT_EQ(chosen({.repetition_penalty = 1.2, .frequency_penalty = 0.2, .presence_penalty = 0.4}, {3, 2}, {0}), 1);
+}
+
+TEST(Sampler, ForgetsWhatHasLeftTheWindow) {
+  const GenerateOptions options{.presence_penalty = 5, .penalty_window = 2};
+  EXPECT_EQ(chosen(options, {3, 2, 1}, {0, 1}), 2);
+  EXPECT_EQ(chosen(options, {3, 2, 1}, {0, 1, 2}), 0);
+  EXPECT_EQ(chosen(options, {3, 2, 1}, {0, 1, 0}), 2);
+  EXPECT_EQ(chosen({.presence_penalty = 5, .penalty_window = 0}, {3, 2, 1}, {0}), 0);
+}
+
+TEST(Sampler, PenalisesBeforeItDraws) {
+  Sampler sampler({.temperature = 1, .presence_penalty = 100}, 3);
+  sampler.accept(2);
+  for (int i = 0; i < 100; ++i) EXPECT_NE(sampler(std::span<const float>(std::vector<float>{0, 1, 9})), 2);
+}
+
+TEST(Sampler, ChoosesNoIdBeyondTheTokenizers) {
+  EXPECT_EQ(chosen({.vocabulary = 2}, {1, 2, 9}, {}), 1);
+  EXPECT_EQ(chosen({.vocabulary = 7}, {1, 2, 9}, {}), 2);
+}
+
+TEST(Sampler, GoesOnFromItsStateWithEveryPenalty) {
+  const GenerateOptions options{
+      .temperature = 1, .seed = 9, .repetition_penalty = 1.3, .frequency_penalty = 0.2, .penalty_window = 7};
+  const std::vector<float> logits(50, 1.F);
+  Sampler a(options, 50);
+  for (int i = 0; i < 23; ++i) a.accept(a(std::span<const float>(logits)));
+  Sampler b(options, 50);
+  b.restore(a.state());
+  EXPECT_EQ(a.state(), b.state());
+  for (int i = 0; i < 50; ++i) {
+    const auto token = a(std::span<const float>(logits));
+    ASSERT_EQ(b(std::span<const float>(logits)), token);
+    a.accept(token);
+    b.accept(token);
+  }
+  EXPECT_THROW(b.restore("short"), ArgumentError);
+  EXPECT_THROW(b.restore(a.state() + "x"), ArgumentError);
 }
 
 template <class K>
@@ -197,6 +264,90 @@ TYPED_TEST(Generate, RefusesAnEmptyPromptAndABatch) {
   EXPECT_THROW(generate(model, one, {}), ArgumentError);
   EXPECT_THROW(generate(model, two, std::vector<std::int32_t>{1}), ArgumentError);
   EXPECT_THROW(collect(model, {99}, {}), ArgumentError);
+}
+
+TYPED_TEST(Generate, TellsACallbackUntilItHasEnough) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const std::vector<std::int32_t> prompt{3, 1, 4};
+  const GenerateOptions options{.max_new_tokens = 6, .temperature = 1, .ignore_eos = true};
+  const auto all = collect(model, prompt, options);
+  std::vector<std::int32_t> told;
+  auto cache = model.make_cache();
+  EXPECT_EQ(generate(model, cache, prompt, options, [&](std::int32_t token) { return told.push_back(token), true; }),
+            EndReason::max_new_tokens);
+  EXPECT_EQ(told, all);
+  told.clear();
+  cache.reset();
+  EXPECT_EQ(generate(model, cache, prompt, options,
+                     [&](std::int32_t token) { return told.push_back(token), told.size() < 3; }),
+            EndReason::cancelled);
+  EXPECT_EQ(told, std::vector<std::int32_t>(all.begin(), all.begin() + 3));
+}
+
+TYPED_TEST(Generate, GoesOnFromWhatWasSavedAsIfItHadNotStopped) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const std::vector<std::int32_t> prompt{3, 1, 4};
+  GenerateOptions options{
+      .max_new_tokens = 20, .temperature = 1, .seed = 4, .ignore_eos = true, .repetition_penalty = 1.5};
+  const auto all = collect(model, prompt, options);
+  auto cache = model.make_cache();
+  options.max_new_tokens = 8;
+  auto first = generate(model, cache, prompt, options);
+  std::vector<std::int32_t> tokens;
+  for (const auto token : first) tokens.push_back(token);
+  const std::string saved = first.sampler().state();
+  const std::vector<std::int32_t> unread(first.unread().begin(), first.unread().end());
+  options.max_new_tokens = 12;
+  Sampler sampler(options, model.config().vocab_size);
+  sampler.restore(saved);
+  Generation second(model, cache, unread, options, sampler);
+  for (const auto token : second) tokens.push_back(token);
+  EXPECT_EQ(tokens, all);
+}
+
+TYPED_TEST(Generate, GivesEachRowOfABatchWhatItGetsAlone) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const GenerateOptions options{.max_new_tokens = 12, .temperature = 0.8, .seed = 7, .repetition_penalty = 1.2};
+  for (const bool one_length : {true, false}) {
+    std::vector<std::vector<std::int32_t>> prompts{{3, 1, 4}, {1, 5, 9}, {2, 6, 5}, {3, 5, 8}};
+    if (!one_length) prompts[1] = {7};
+    auto cache = model.make_cache(4);
+    const auto rows =
+        generate_batch(model, cache, prompts, options, [](std::size_t row, std::int32_t) { return row != 2; });
+    for (std::size_t row = 0; row < 4; ++row) {
+      GenerateOptions alone = options;
+      alone.seed += row;
+      auto own = model.make_cache();
+      auto generation = generate(model, own, prompts[row], alone);
+      std::vector<std::int32_t> expected;
+      for (const auto token : generation) expected.push_back(token);
+      if (row == 2) {
+        EXPECT_EQ(rows[row].reason, EndReason::cancelled);
+        EXPECT_EQ(rows[row].tokens.size(), 1U);
+        expected.resize(1);
+      }
+      EXPECT_EQ(rows[row].tokens, expected) << row;
+      EXPECT_EQ(rows[row].unread.size(), 1U);
+      EXPECT_EQ(cache.position(row), static_cast<std::int64_t>(prompts[row].size() + expected.size()) - 1 +
+                                         (rows[row].reason == EndReason::eos ? 1 : 0));
+    }
+    // The state that a row is left with is its own: what follows is what would have followed.
+    auto first_row = cache.gather({0});
+    auto own = model.make_cache();
+    std::vector<std::int32_t> read = prompts[0];
+    read.insert(read.end(), rows[0].tokens.begin(), rows[0].tokens.end() - (rows[0].reason == EndReason::eos ? 0 : 1));
+    model.forward_last(read, own);
+    const auto found = support::states(first_row), expected = support::states(own);
+    for (std::size_t i = 0; i < found.size(); ++i) support::expect_same<TypeParam>(found[i], expected[i], "states");
+  }
+  auto cache = model.make_cache(2);
+  EXPECT_THROW(generate_batch(model, cache, {{1}}), ArgumentError);
+  EXPECT_THROW(generate_batch(model, cache, {{1}, {}}), ArgumentError);
+  EXPECT_THROW(generate_batch(model, cache, {{1}, {1'000'000}}), ArgumentError);
+  EXPECT_EQ(cache.position(0), 0);
+  const auto none = generate_batch(model, cache, {{1}, {2, 3}}, {.max_new_tokens = 0});
+  EXPECT_EQ(none[1].unread, (std::vector<std::int32_t>{2, 3}));
+  EXPECT_EQ(cache.position(1), 0);
 }
 
 }  // namespace

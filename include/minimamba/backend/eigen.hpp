@@ -94,11 +94,7 @@ class EigenBackend : public detail::HostMemory<Number> {
     });
   }
 
-  void negative_exp(View<const Scalar> x, View<Scalar> y) const {
-    for (std::size_t i = 0; i < y.rows(); ++i) array(y.row(i)) = -array(x.row(i)).exp();
-  }
-
- private:
+ protected:                                        // for EigenTraining, whose kernels are made alike
   static constexpr std::size_t panel = 48;         // outputs a thread takes at a time: a multiple of Eigen's own tile
   static constexpr std::size_t strip = 16;         // channels side by side in conv and scan
   static constexpr std::size_t block_tokens = 64;  // tokens whose intermediate values stay in the first cache
@@ -140,6 +136,29 @@ class EigenBackend : public detail::HostMemory<Number> {
                                                          Eigen::OuterStride<>(static_cast<Eigen::Index>(y.stride())));
   }
 
+  /// Divides the strips that cover the channels of every row among the threads.
+  template <class Body>
+  void share_strips(std::size_t batch, std::size_t channels, std::size_t operations, Body&& body) const {
+    parallel_for(*pool_, batch * ((channels + strip - 1) / strip), grain(strip * operations), body);
+  }
+
+  /// Calls body(lanes, row, first channel) for strips [begin, end); the last few channels of a row go one by one.
+  template <class Body>
+  static void each_strip(std::size_t begin, std::size_t end, std::size_t channels, Body&& body) {
+    const std::size_t strips = (channels + strip - 1) / strip;
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::size_t row = i / strips, channel = i % strips * strip;
+      if (channel + strip <= channels) {
+        body(std::integral_constant<int, static_cast<int>(strip)>(), row, channel);
+      } else {
+        for (std::size_t e = channel; e < channels; ++e) body(std::integral_constant<int, 1>(), row, e);
+      }
+    }
+  }
+
+  ThreadPool& pool() const { return *pool_; }
+
+ private:
   /// y = weight[first .., :] x for one row: the weights stream through once, nothing is allocated.
   template <WeightFormat W>
   static void multiply_row(std::span<const Scalar> x, const Matrix<W>& weight, std::size_t first, std::span<Scalar> y) {
@@ -177,26 +196,6 @@ class EigenBackend : public detail::HostMemory<Number> {
           Format<W>::unpack(weight.row(first + j + r), x.cols(), unpacked.data() + r * x.cols());
         }
         matrix(y.columns(j, count)).noalias() = in * matrix(unpacked.data(), count, x.cols(), x.cols()).transpose();
-      }
-    }
-  }
-
-  /// Divides the strips that cover the channels of every row among the threads.
-  template <class Body>
-  void share_strips(std::size_t batch, std::size_t channels, std::size_t operations, Body&& body) const {
-    parallel_for(*pool_, batch * ((channels + strip - 1) / strip), grain(strip * operations), body);
-  }
-
-  /// Calls body(lanes, row, first channel) for strips [begin, end); the last few channels of a row go one by one.
-  template <class Body>
-  static void each_strip(std::size_t begin, std::size_t end, std::size_t channels, Body&& body) {
-    const std::size_t strips = (channels + strip - 1) / strip;
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::size_t row = i / strips, channel = i % strips * strip;
-      if (channel + strip <= channels) {
-        body(std::integral_constant<int, static_cast<int>(strip)>(), row, channel);
-      } else {
-        for (std::size_t e = channel; e < channels; ++e) body(std::integral_constant<int, 1>(), row, e);
       }
     }
   }

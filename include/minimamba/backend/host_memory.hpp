@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -75,8 +76,8 @@ class HostMatrix {
 
 namespace detail {
 
-/// The memory half of a backend on this processor, and embed, which copies rows as download_rows does; the other
-/// kernels are added by those who derive from it.
+/// The memory half of a backend on this processor, embed, which copies rows as download_rows does, and negative_exp;
+/// the other kernels are added by those who derive from it.
 template <class Number>
 class HostMemory {
  public:
@@ -123,6 +124,14 @@ class HostMemory {
     assert(tokens.size() == y.rows() && weight.cols() == y.cols());
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens[i])), y.cols(), y.row(i).data());
+    }
+  }
+
+  /// In double, so that all backends derive the same A.
+  void negative_exp(View<const Scalar> x, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == y.cols());
+    for (std::size_t i = 0; i < y.rows(); ++i) {
+      for (std::size_t j = 0; j < y.cols(); ++j) y(i, j) = static_cast<Scalar>(-std::exp(static_cast<double>(x(i, j))));
     }
   }
 };

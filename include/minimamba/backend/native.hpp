@@ -200,13 +200,7 @@ class NativeBackend : public detail::HostMemory<Number> {
     });
   }
 
-  void negative_exp(View<const Scalar> x, View<Scalar> y) const {
-    for (std::size_t i = 0; i < y.rows(); ++i) {
-      for (std::size_t j = 0; j < y.cols(); ++j) y(i, j) = static_cast<Scalar>(-std::exp(static_cast<double>(x(i, j))));
-    }
-  }
-
- private:
+ protected:                                            // for NativeTraining, which divides its kernels alike
   static constexpr std::size_t strip = 16;             // channels that are never divided between threads
   static constexpr std::size_t worthwhile = 1U << 15;  // elementary operations for which a second thread pays
 
@@ -226,6 +220,22 @@ class NativeBackend : public detail::HostMemory<Number> {
     return buffer.data();
   }
 
+  ThreadPool& pool() const { return *pool_; }
+
+  /// Calls body(row, first channel, last channel) on parts that cover the channels of every row.
+  template <class Body>
+  void each_channels(std::size_t batch, std::size_t channels, std::size_t operations, Body&& body) const {
+    const std::size_t strips = (channels + strip - 1) / strip;
+    parallel_for(*pool_, batch * strips, grain(strip * operations), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end;) {
+        const std::size_t row = i / strips, next = std::min(end, (row + 1) * strips);
+        body(row, i % strips * strip, std::min(channels, (next - row * strips) * strip));
+        i = next;
+      }
+    });
+  }
+
+ private:
   /// Calls product(task) on parts that cover y, each with scratch of `room` numbers.
   template <class Product>
   void multiply(View<const Scalar> x, const Scalar* weight, View<Scalar> y, std::size_t room, Product&& product) const {
@@ -244,19 +254,6 @@ class NativeBackend : public detail::HostMemory<Number> {
       (by_rows ? task.first_row : task.first_panel) = by_rows ? begin * tiles : begin;
       (by_rows ? task.last_row : task.last_panel) = by_rows ? std::min(end * tiles, x.rows()) : end;
       product(task);
-    });
-  }
-
-  /// Calls body(row, first channel, last channel) on parts that cover the channels of every row.
-  template <class Body>
-  void each_channels(std::size_t batch, std::size_t channels, std::size_t operations, Body&& body) const {
-    const std::size_t strips = (channels + strip - 1) / strip;
-    parallel_for(*pool_, batch * strips, grain(strip * operations), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end;) {
-        const std::size_t row = i / strips, next = std::min(end, (row + 1) * strips);
-        body(row, i % strips * strip, std::min(channels, (next - row * strips) * strip));
-        i = next;
-      }
     });
   }
 

@@ -68,12 +68,6 @@ class ReferenceBackend : public detail::HostMemory<Number> {
     }
   }
 
-  void negative_exp(View<const Scalar> x, View<Scalar> y) const {
-    for (std::size_t i = 0; i < y.rows(); ++i) {
-      for (std::size_t j = 0; j < y.cols(); ++j) y(i, j) = -std::exp(x(i, j));
-    }
-  }
-
  private:
   static Scalar silu(Scalar x) { return x / (1 + std::exp(-x)); }
   static Scalar softplus(Scalar x) { return x > 20 ? x : std::log1p(std::exp(x)); }

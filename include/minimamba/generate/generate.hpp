@@ -28,11 +28,18 @@ class Generation {
   using Scalar = typename Model::ScalarType;
 
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options)
+      : Generation(model, cache, prompt, options, Sampler(options, model.config().vocab_size)) {
+    for (const std::int32_t token : prompt) sampler_.accept(token);
+  }
+
+  /// Goes on with a sampler that has accepted the prompt: one that was restored from a saved state, for example.
+  Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options,
+             Sampler sampler)
       : model_(&model),
         cache_(&cache),
         unread_(prompt.begin(), prompt.end()),
         options_(options),
-        sampler_(options, model.config().vocab_size),
+        sampler_(std::move(sampler)),
         logits_(model.embedding.weight.rows()) {
     if (cache.batch() != 1) throw ArgumentError("cache", "a batch of 1", std::to_string(cache.batch()));
     if (prompt.empty()) throw ArgumentError("prompt", "at least one token", "none");
@@ -76,6 +83,9 @@ class Generation {
   /// was yielded last or the end-of-text token.
   std::span<const std::int32_t> unread() const { return unread_; }
 
+  /// What chooses; its state can be saved.
+  const Sampler& sampler() const { return sampler_; }
+
  private:
   void advance() {
     ended_ = count_ + 1 >= options_.max_new_tokens;
@@ -90,6 +100,7 @@ class Generation {
     model_->backend().download(logits.data(), logits_);
     unread_.push_back(sampler_(std::span<const Scalar>(logits_)));
     const auto eos = model_->config().eos_token_id;
+    sampler_.accept(unread_.front());
     eos_ = !options_.ignore_eos && eos && unread_.front() == *eos;
     ended_ = eos_;
   }
@@ -111,6 +122,20 @@ template <class Model>
 Generation<Model> generate(const Model& model, typename Model::Cache& cache, std::span<const std::int32_t> prompt,
                            const GenerateOptions& options = {}) {
   return Generation<Model>(model, cache, prompt, options);
+}
+
+/// Why a generation has ended: it is as long as was asked, the model ended the text, or the caller did.
+enum class EndReason { max_new_tokens, eos, cancelled };
+
+/// The same with a callback: on_token(token) is told each token as it is chosen, and returns whether to go on.
+template <class Model, class OnToken>
+EndReason generate(const Model& model, typename Model::Cache& cache, std::span<const std::int32_t> prompt,
+                   const GenerateOptions& options, OnToken&& on_token) {
+  Generation<Model> generation(model, cache, prompt, options);
+  for (const std::int32_t token : generation) {
+    if (!on_token(token)) return EndReason::cancelled;
+  }
+  return generation.reached_eos() ? EndReason::eos : EndReason::max_new_tokens;
 }
 
 }  // namespace minimamba

@@ -120,6 +120,14 @@ inline MambaConfig read_settings(const ConfigReader& reader, const ConfigKeys& k
   return config;
 }
 
+/// Of several ways to arrive at this number of rows, the usual one.
+inline void pad_vocabulary_to(MambaConfig& config, std::int64_t rows) {
+  for (const std::int64_t multiple : {std::int64_t{8}, std::int64_t{1}, rows}) {
+    config.pad_vocab_size_multiple = multiple;
+    if (config.padded_vocab_size() == rows) break;
+  }
+}
+
 /// Hugging Face: vocab_size is the number of rows; the number of tokens, if less, is minimamba_vocab_size, our own key.
 inline MambaConfig read_hugging_face_config(const ConfigReader& reader) {
   reader.only("hidden_act", "silu");
@@ -129,10 +137,7 @@ inline MambaConfig read_hugging_face_config(const ConfigReader& reader) {
   if (config.vocab_size > rows) {
     reader.refuse("minimamba_vocab_size", "at most vocab_size = " + std::to_string(rows));
   }
-  for (const std::int64_t multiple : {std::int64_t{8}, std::int64_t{1}, rows}) {  // the first that gives as many rows
-    config.pad_vocab_size_multiple = multiple;
-    if (config.padded_vocab_size() == rows) break;
-  }
+  pad_vocabulary_to(config, rows);
   const std::int64_t inner = reader.size("intermediate_size", 0, LargestSize::d_model * LargestSize::expand);
   const bool multiple = inner % config.d_model == 0 && inner / config.d_model <= LargestSize::expand;
   if (inner != 0 && multiple && !reader.has("expand")) config.expand = inner / config.d_model;

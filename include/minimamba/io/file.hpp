@@ -4,6 +4,7 @@
 #define MINIMAMBA_IO_FILE_HPP
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cerrno>
 #include <cstddef>
@@ -44,6 +45,12 @@ inline std::string printable(std::string_view text, std::size_t longest = 200) {
   std::string result(text.substr(0, longest));
   for (char& x : result) x = x < ' ' || x > '~' ? '?' : x;
   return text.size() > longest ? result + "..." : result;
+}
+
+/// Whether there is something of that name. A link counts, be it broken: opening it says what is wrong with it.
+inline bool is_there(const std::filesystem::path& path) {
+  std::error_code error;
+  return std::filesystem::exists(std::filesystem::symlink_status(path, error));
 }
 
 /// Throws FileError unless the path names a regular file (or a link to one).
@@ -213,6 +220,59 @@ class ByteSource {
   std::uint64_t size_ = 0;
   std::string name_;
 };
+
+namespace detail {
+
+/// The bytes [begin, end) of a source one after the other, of which a piece is in memory at a time.
+class SequentialBytes {
+ public:
+  /// Throws FormatError if the source is shorter.
+  SequentialBytes(const ByteSource& source, std::uint64_t begin, std::uint64_t end)
+      : source_(source), next_(begin), end_(end) {
+    if (begin > end || end > source.size()) {
+      throw FormatError(source.name(), "bytes up to " + std::to_string(end),
+                        "only " + std::to_string(source.size()) + " in all (truncated?)");
+    }
+  }
+
+  std::uint64_t position() const { return next_ - filled_ + at_; }
+  std::uint64_t left() const { return end_ - position(); }
+
+  void read(std::span<std::byte> out) {
+    if (out.size() > left()) {
+      throw FormatError(source_.name(), std::to_string(out.size()) + " bytes at offset " + std::to_string(position()),
+                        "only " + std::to_string(left()) + " (truncated?)");
+    }
+    while (!out.empty()) {
+      if (at_ == filled_) load();
+      const std::size_t count = std::min(out.size(), filled_ - at_);
+      std::memcpy(out.data(), piece_.data() + at_, count);
+      at_ += count;
+      out = out.subspan(count);
+    }
+  }
+  template <class T>
+  T value() {
+    T result{};
+    read(std::as_writable_bytes(std::span(&result, 1)));
+    return result;
+  }
+
+ private:
+  void load() {
+    filled_ = static_cast<std::size_t>(std::min<std::uint64_t>(piece_.size(), end_ - next_));
+    source_.read(next_, std::span(piece_).first(filled_));
+    next_ += filled_;
+    at_ = 0;
+  }
+
+  const ByteSource& source_;
+  std::uint64_t next_, end_;  // what is still to be loaded
+  std::size_t at_ = 0, filled_ = 0;
+  std::array<std::byte, std::size_t{1} << 16> piece_;
+};
+
+}  // namespace detail
 
 /// Writes beside the target, under a name of its own, and renames over the target at the end: whoever fails on the way
 /// leaves the old file as it was and no new one. finish() does all that can fail for lack of space; commit() renames.

@@ -11,7 +11,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -30,24 +29,11 @@ namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
 inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
-inline constexpr std::size_t most_tensors = 20'000;  // of all files together
-inline constexpr std::size_t most_dimensions = 8;
 inline constexpr std::size_t most_shards = 1024;
 inline constexpr std::size_t most_name_bytes = std::size_t{4} << 20;  // of all names in a header
 inline constexpr std::size_t most_metadata_bytes = std::size_t{16} << 20;
 inline constexpr std::uint64_t most_index_bytes = std::uint64_t{8} << 20;
 inline constexpr std::size_t longest_file_name = 255;
-
-/// Bytes of a tensor, or nothing if they cannot be counted. An extent of zero excuses no absurd one beside it, so that
-/// the extents can be multiplied in any order afterwards.
-inline std::optional<std::uint64_t> tensor_bytes(DType dtype, std::span<const std::uint64_t> shape) {
-  std::uint64_t product = bytes_of(dtype);
-  for (const std::uint64_t extent : shape) {
-    if (extent > std::numeric_limits<std::uint64_t>::max() / product) return std::nullopt;
-    product *= std::max<std::uint64_t>(extent, 1);
-  }
-  return std::find(shape.begin(), shape.end(), 0U) == shape.end() ? product : 0;
-}
 
 /// Reads the header's events: {name: {"dtype": text, "shape": [n...], "data_offsets": [begin, end]}, ...}
 class SafetensorsHeader {
@@ -121,7 +107,8 @@ class SafetensorsHeader {
   }
 
   void add() {
-    const auto type = std::find_if(dtype_names.begin(), dtype_names.end(), [&](auto& t) { return t.name == dtype_; });
+    const auto type = std::find_if(dtype_names.begin(), dtype_names.end(),
+                                   [&](auto& t) { return t.numbers == 1 && t.name == dtype_; });
     for (const char* field : {"dtype", "shape", "data_offsets"}) {
       if (!fields_.contains(field)) refuse(entry_text, "no \"" + std::string(field) + "\"");
     }
@@ -237,11 +224,12 @@ inline std::map<std::string, std::string> read_shard_index(const ByteSource& sou
   return files;
 }
 
-/// Adds the tensors of every shard that an index names; open(name) gives the ByteSource of a shard. Each tensor must be
-/// in the shard that the index says and in no other, and the index must name them all. Throws FormatError for the index
-/// or a shard, CheckpointError naming a tensor on which they disagree, and what open throws; the set is then as it was.
-template <class Open>
-void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& set) {
+/// Adds the tensors of every shard that an index names; add(name, set) adds those of one shard and returns the number
+/// that the set gives it. Each tensor must be in the shard that the index says and in no other, and the index must name
+/// them all. Throws FormatError for the index, CheckpointError naming a tensor on which they disagree, and what add
+/// throws; the set is then as it was.
+template <class Add>
+void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
   const auto files = read_shard_index(index);
   std::map<std::string, std::size_t> shards;
   for (const auto& [tensor, file] : files) shards.emplace(file, 0);
@@ -250,7 +238,7 @@ void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& s
                       std::to_string(shards.size()));
   }
   TensorSet joined = set;
-  for (auto& [file, number] : shards) number = detail::add_safetensors(open(file), joined);
+  for (auto& [file, number] : shards) number = add(file, joined);
   for (const auto& [tensor, file] : files) {
     const StoredTensor* stored = joined.find(tensor);
     if (stored == nullptr || stored->source != shards[file]) {
@@ -267,12 +255,24 @@ void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& s
   set = std::move(joined);
 }
 
-/// The same for shards that lie beside their index.
-inline void read_sharded_safetensors(const std::filesystem::path& index_path, TensorSet& set) {
-  const auto open = [&](const std::string& file) {
-    return ByteSource::open(index_path.parent_path() / std::filesystem::path(std::u8string(file.begin(), file.end())));
+/// The same for safetensors; open(name) gives the ByteSource of a shard.
+template <class Open>
+void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& set) {
+  const auto add = [&](const std::string& file, TensorSet& joined) {
+    return detail::add_safetensors(open(file), joined);
   };
-  read_sharded_safetensors(ByteSource::open(index_path), open, set);
+  read_shards(index, add, set);
+}
+
+/// The file of a shard that lies beside its index.
+inline ByteSource open_shard(const std::filesystem::path& index, const std::string& file) {
+  return ByteSource::open(index.parent_path() / std::filesystem::path(std::u8string(file.begin(), file.end())));
+}
+
+/// The same for shards that lie beside their index.
+inline void read_sharded_safetensors(const std::filesystem::path& index, TensorSet& set) {
+  const auto open = [&](const std::string& file) { return open_shard(index, file); };
+  read_sharded_safetensors(ByteSource::open(index), open, set);
 }
 
 /// Writes a safetensors file tensor by tensor: all are announced first, then their numbers follow in the same order.

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -13,87 +12,18 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "minimamba/core/formats.hpp"
+#include "minimamba/io/dtype.hpp"
 #include "minimamba/io/file.hpp"
+#include "minimamba/io/ggml_blocks.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-static_assert(std::endian::native == std::endian::little, "checkpoints are little-endian, and read as they are");
-
-/// The type of a stored number.
-enum class DType { F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL };
-
-namespace detail {
-
-struct DTypeName {
-  DType dtype;
-  std::string_view name;
-  std::size_t bytes;
-};
-inline constexpr std::array<DTypeName, 10> dtype_names{{{DType::F64, "F64", 8},
-                                                        {DType::F32, "F32", 4},
-                                                        {DType::F16, "F16", 2},
-                                                        {DType::BF16, "BF16", 2},
-                                                        {DType::I64, "I64", 8},
-                                                        {DType::I32, "I32", 4},
-                                                        {DType::I16, "I16", 2},
-                                                        {DType::I8, "I8", 1},
-                                                        {DType::U8, "U8", 1},
-                                                        {DType::BOOL, "BOOL", 1}}};
-
-/// Calls body(T()) with the C++ type of a floating-point dtype; false for other dtypes.
-template <class Body>
-bool with_float_type(DType dtype, Body&& body) {
-  switch (dtype) {
-    case DType::F64:
-      body(double());
-      return true;
-    case DType::F32:
-      body(float());
-      return true;
-    case DType::F16:
-      body(f16());
-      return true;
-    case DType::BF16:
-      body(bf16());
-      return true;
-    default:
-      return false;
-  }
-}
-
-/// "[64, 1, 4]"
-template <class Numbers>
-std::string shape_text(const Numbers& shape) {
-  std::string text = "[";
-  for (const auto extent : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
-  return text + "]";
-}
-
-}  // namespace detail
-
-/// The name of a type, as safetensors spells it, and the bytes of one number.
-inline std::string_view name_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].name; }
-inline std::size_t bytes_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].bytes; }
-
-/// The dtype in which numbers of type T are stored without loss. Quantised ones are products of at most 18 bits.
-template <class T>
-constexpr DType dtype_of() {
-  if constexpr (std::is_same_v<T, q8> || std::is_same_v<T, q4>) return DType::F32;
-  if constexpr (std::is_same_v<T, double>) return DType::F64;
-  if constexpr (std::is_same_v<T, float>) return DType::F32;
-  if constexpr (std::is_same_v<T, f16>) return DType::F16;
-  if constexpr (std::is_same_v<T, bf16>) return DType::BF16;
-  if constexpr (std::is_same_v<T, std::int64_t>) return DType::I64;
-  if constexpr (std::is_same_v<T, std::int32_t>) return DType::I32;
-}
 
 /// A tensor in a file.
 struct StoredTensor {
@@ -147,6 +77,7 @@ class TensorSet {
       throw ArgumentError(source.name() + ": " + tensor.name, "at most " + std::to_string(tensor.size()) + " elements",
                           "elements up to " + std::to_string(first + out.size()));
     }
+    if (block_size_of(tensor.dtype) > 1) return read_blocks(tensor, first, out);
     const bool known = detail::with_float_type(tensor.dtype, [&](auto stored) {
       using Stored = decltype(stored);
       const std::uint64_t begin = tensor.begin + first * sizeof(Stored);
@@ -173,6 +104,29 @@ class TensorSet {
   }
 
  private:
+  /// Whole blocks are read and unpacked; of the first and the last one, what is wanted.
+  template <class Scalar>
+  void read_blocks(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const {
+    const std::size_t numbers = block_size_of(tensor.dtype), bytes = bytes_of(tensor.dtype);
+    std::array<std::byte, 1U << 14> piece;
+    std::array<Scalar, detail::most_block_numbers> unpacked;
+    const std::size_t at_once = piece.size() / bytes;  // blocks
+    for (std::size_t done = 0; done < out.size();) {
+      const std::uint64_t block = (first + done) / numbers;
+      std::size_t skipped = static_cast<std::size_t>((first + done) % numbers);
+      const std::size_t blocks = std::min(at_once, (skipped + out.size() - done + numbers - 1) / numbers);
+      sources_[tensor.source].read(tensor.begin + block * bytes, std::span(piece).first(blocks * bytes));
+      for (std::size_t i = 0; i < blocks; ++i) {
+        detail::unpack_block(tensor.dtype, piece.data() + i * bytes, unpacked.data());
+        const std::size_t count = std::min(numbers - skipped, out.size() - done);
+        std::copy_n(unpacked.begin() + static_cast<std::ptrdiff_t>(skipped), count,
+                    out.begin() + static_cast<std::ptrdiff_t>(done));
+        done += count;
+        skipped = 0;
+      }
+    }
+  }
+
   std::vector<ByteSource> sources_;
   std::map<std::string, StoredTensor> tensors_;
 };

@@ -92,16 +92,31 @@ class InferenceCache {
     }
     InferenceCache result(config_, backend_, static_cast<std::int64_t>(sources.size()));
     for (std::size_t row = 0; row < sources.size(); ++row) {
-      result.positions_[row] = positions_[sources[row]];
-      for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-        backend_.copy(conv(layer, sources[row]), result.conv(layer, row));
-        backend_.copy(ssm(layer, sources[row]), result.ssm(layer, row));
-      }
+      result.copy_row(row, *this, sources[row]);
     }
     return result;
   }
   InferenceCache gather(std::initializer_list<std::size_t> rows) const {
     return gather<std::initializer_list<std::size_t>>(rows);
+  }
+
+  /// Row `row` becomes what row `source_row` of another cache of the same sizes is. Throws ArgumentError.
+  void copy_row(std::size_t row, const InferenceCache& source, std::size_t source_row) {
+    if (detail::sizes_of(source.config_) != detail::sizes_of(config_)) {
+      throw ArgumentError("cache", "one of a model with " + detail::sizes_text(config_),
+                          detail::sizes_text(source.config_));
+    }
+    positions_[checked_row(row)] = source.position(source_row);
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+      backend_.copy(source.conv(layer, source_row), conv(layer, row));
+      backend_.copy(source.ssm(layer, source_row), ssm(layer, row));
+    }
+  }
+
+  /// For whoever restores a state: the row has read so many tokens. Throws ArgumentError if that is negative.
+  void set_position(std::size_t row, std::int64_t tokens) {
+    if (tokens < 0) throw ArgumentError("position", "at least 0", std::to_string(tokens));
+    positions_[checked_row(row)] = tokens;
   }
 
   /// For whoever runs layers by hand: every row has read `tokens` more.

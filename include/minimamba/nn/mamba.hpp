@@ -85,6 +85,27 @@ class Mamba {
     return run(tokens, cache, false);
   }
 
+  /// Refuses what forward refuses. Throws ArgumentError.
+  void check(std::span<const std::int32_t> tokens, const Cache& cache) const {
+    if (layers.empty() || cache.batch() == 0) {
+      throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
+    }
+    if (detail::sizes_of(cache.config()) != detail::sizes_of(config_)) {
+      throw ArgumentError("cache", "one of a model with " + detail::sizes_text(config_),
+                          detail::sizes_text(cache.config()));
+    }
+    if (tokens.size() % cache.batch() != 0) {
+      throw ArgumentError("tokens", "a multiple of the batch, " + std::to_string(cache.batch()),
+                          std::to_string(tokens.size()));
+    }
+    const auto bad = std::find_if(tokens.begin(), tokens.end(),
+                                  [&](std::int32_t token) { return token < 0 || token >= config_.vocab_size; });
+    if (bad != tokens.end()) {
+      throw ArgumentError("tokens[" + std::to_string(bad - tokens.begin()) + "]",
+                          "a token id from 0 to " + std::to_string(config_.vocab_size - 1), std::to_string(*bad));
+    }
+  }
+
   /// Recomputes what is derived from the parameters; call it after changing them.
   void refresh() {
     for (auto& layer : layers) layer.mixer.refresh(backend_);
@@ -123,26 +144,6 @@ class Mamba {
   }
 
   static std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
-
-  void check(std::span<const std::int32_t> tokens, const Cache& cache) const {
-    if (layers.empty() || cache.batch() == 0) {
-      throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
-    }
-    if (detail::sizes_of(cache.config()) != detail::sizes_of(config_)) {
-      throw ArgumentError("cache", "one of a model with " + detail::sizes_text(config_),
-                          detail::sizes_text(cache.config()));
-    }
-    if (tokens.size() % cache.batch() != 0) {
-      throw ArgumentError("tokens", "a multiple of the batch, " + std::to_string(cache.batch()),
-                          std::to_string(tokens.size()));
-    }
-    const auto bad = std::find_if(tokens.begin(), tokens.end(),
-                                  [&](std::int32_t token) { return token < 0 || token >= config_.vocab_size; });
-    if (bad != tokens.end()) {
-      throw ArgumentError("tokens[" + std::to_string(bad - tokens.begin()) + "]",
-                          "a token id from 0 to " + std::to_string(config_.vocab_size - 1), std::to_string(*bad));
-    }
-  }
 
   View<const Scalar> run(std::span<const std::int32_t> tokens, Cache& cache, bool every_token) const {
     check(tokens, cache);

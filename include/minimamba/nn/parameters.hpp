@@ -80,6 +80,7 @@ class WeightMatrix : public detail::Extents {
   void allocate(const Backend& backend) { matrix_ = backend.template make_matrix<W>(rows(), cols()); }
   bool allocated() const { return matrix_.rows() == rows(); }
 
+  typename Backend::template Matrix<W>& packed() { return matrix_; }
   const typename Backend::template Matrix<W>& packed() const { return matrix_; }
 
   /// Packs rows [first, first + host.rows()) from the host, or unpacks them to it.

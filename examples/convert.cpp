@@ -1,0 +1,256 @@
+// Converts a checkpoint of any format into a folder in the Hugging Face layout or a GGUF file, or says what is in it.
+#include <minimamba/io.hpp>
+#include <minimamba/text.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
+namespace {
+
+namespace fs = std::filesystem;
+using minimamba::DType;
+
+constexpr int refused = 1, usage = 2, interrupted = 130;
+
+const std::map<std::string, DType> types{{"f32", DType::F32},   {"f16", DType::F16},   {"bf16", DType::BF16},
+                                         {"q8_0", DType::Q8_0}, {"q4_0", DType::Q4_0}, {"f64", DType::F64}};
+
+struct Arguments {
+  std::string input, output, type, tokenizer;
+  bool force = false, info = false;
+};
+
+std::atomic<bool> stop{false};
+extern "C" void on_interrupt(int) { stop = true; }
+
+bool is_terminal() {
+#if defined(__unix__) || defined(__APPLE__)
+  return ::isatty(2) != 0;
+#else
+  return false;
+#endif
+}
+
+std::string read_text(const fs::path& path) {
+  const auto source = minimamba::ByteSource::open(path);
+  std::string text(static_cast<std::size_t>(source.size()), '\0');
+  source.read(0, std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+const char* layout_of(const minimamba::Checkpoint& checkpoint) {
+  const bool torch = checkpoint.format == minimamba::CheckpointFormat::torch;
+  if (checkpoint.format == minimamba::CheckpointFormat::gguf) return "GGUF";
+  if (checkpoint.keys == &minimamba::detail::official_keys) {
+    return torch ? "official (state-spaces/mamba), PyTorch" : "official (state-spaces/mamba), safetensors";
+  }
+  return torch ? "Hugging Face, PyTorch" : "Hugging Face, safetensors";
+}
+
+/// Bytes of the convolution windows and states of one sequence, in f32.
+std::uint64_t state_bytes(const minimamba::MambaConfig& config) {
+  return static_cast<std::uint64_t>(config.n_layer * config.d_inner() * (config.d_conv - 1 + config.d_state)) * 4;
+}
+
+void print_settings(const minimamba::MambaConfig& config) {
+  std::printf("d_model %lld, n_layer %lld, d_inner %lld, d_state %lld, d_conv %lld, dt_rank %lld\n",
+              static_cast<long long>(config.d_model), static_cast<long long>(config.n_layer),
+              static_cast<long long>(config.d_inner()), static_cast<long long>(config.d_state),
+              static_cast<long long>(config.d_conv), static_cast<long long>(config.dt_rank));
+  std::printf("vocabulary %lld, rows %lld, %s, norm epsilon %g, bias %s, convolution bias %s\n",
+              static_cast<long long>(config.vocab_size), static_cast<long long>(config.padded_vocab_size()),
+              config.tie_embeddings ? "tied" : "untied", config.norm_epsilon, config.bias ? "yes" : "no",
+              config.conv_bias ? "yes" : "no");
+}
+
+/// Tensors alike in all layers are one line.
+void print_tensors(const minimamba::Checkpoint& checkpoint) {
+  std::map<std::string, std::size_t> counts;
+  std::vector<std::pair<std::string, std::string>> lines;
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
+    std::string pattern = name;
+    for (const char* const layers : {"layers.", "blk."}) {
+      const std::size_t begin = pattern.find(layers), digits = begin + std::string(layers).size();
+      if (begin == pattern.npos) continue;
+      pattern.replace(digits, pattern.find('.', digits) - digits, "*");
+      break;
+    }
+    std::string line = std::string(minimamba::name_of(tensor.dtype));
+    line.resize(std::max<std::size_t>(line.size(), 5), ' ');
+    line += minimamba::detail::shape_text(tensor.shape);
+    if (counts[pattern + line]++ == 0) lines.emplace_back(pattern, line);
+  }
+  for (const auto& [pattern, line] : lines) {
+    std::printf("  %-44s %-24s", minimamba::detail::printable(pattern).c_str(), line.c_str());
+    std::printf(counts[pattern + line] > 1 ? " x %zu\n" : "\n", counts[pattern + line]);
+  }
+}
+
+void print_info(const minimamba::Checkpoint& checkpoint) {
+  std::printf("%s\nlayout %s\n", checkpoint.weights_name.c_str(), layout_of(checkpoint));
+  print_settings(checkpoint.config);
+  const minimamba::detail::CheckpointParameters parameters(checkpoint);
+  std::printf("parameters %zu, state of a sequence %llu bytes\n", parameters.parameter_count(),
+              static_cast<unsigned long long>(state_bytes(checkpoint.config)));
+  print_tensors(checkpoint);
+}
+
+/// The type of most numbers in the matrices, where the output can have it.
+DType own_type(const minimamba::Checkpoint& checkpoint, bool gguf) {
+  const DType type = checkpoint.find("embedding.weight")->dtype;
+  if (type == DType::F16 || type == DType::BF16) return type;
+  return gguf && (type == DType::Q8_0 || type == DType::Q4_0) ? type : DType::F32;
+}
+
+/// The files of a Hugging Face tokenizer that travel with a model.
+constexpr const char* tokenizer_files[] = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt",     "generation_config.json"};
+
+/// tokenizer.json of the input, or of the flag; nothing for models without.
+std::optional<fs::path> tokenizer_path(const Arguments& arguments, const minimamba::Checkpoint& checkpoint) {
+  if (!arguments.tokenizer.empty()) {
+    const fs::path path = arguments.tokenizer;
+    return fs::is_directory(path) ? path / "tokenizer.json" : path;
+  }
+  const fs::path path = checkpoint.folder / "tokenizer.json";
+  return fs::exists(path) ? std::optional(path) : std::nullopt;
+}
+
+/// What the output's metadata says about the text: taken over from GGUF, or made of tokenizer.json.
+minimamba::GgufMetadata carried_metadata(const Arguments& arguments, const minimamba::Checkpoint& checkpoint) {
+  minimamba::GgufMetadata metadata;
+  for (const auto& [key, value] : checkpoint.metadata) {
+    if (key.starts_with("general.") || key.starts_with("tokenizer.")) metadata.emplace(key, value);
+  }
+  const bool has_own = metadata.contains("tokenizer.ggml.model") && arguments.tokenizer.empty();
+  const std::optional<fs::path> path = tokenizer_path(arguments, checkpoint);
+  if (has_own || !path) return metadata;
+  const auto parts = minimamba::read_tokenizer_json(minimamba::ByteSource::open(*path));
+  for (auto& [key, value] : minimamba::gguf_tokenizer(parts, checkpoint.config.padded_vocab_size(), read_text(*path))) {
+    metadata[key] = value;
+  }
+  return metadata;
+}
+
+/// The same as files of a folder; `text` must outlive them.
+std::vector<std::pair<std::string, minimamba::ByteSource>> carried_files(const Arguments& arguments,
+                                                                         const minimamba::Checkpoint& checkpoint,
+                                                                         std::string& text) {
+  std::vector<std::pair<std::string, minimamba::ByteSource>> files;
+  for (const char* const name : tokenizer_files) {
+    if (fs::exists(checkpoint.folder / name) && checkpoint.format != minimamba::CheckpointFormat::gguf) {
+      files.emplace_back(name, minimamba::ByteSource::open(checkpoint.folder / name));
+    }
+  }
+  if (!arguments.tokenizer.empty()) {
+    std::erase_if(files, [](const auto& file) { return file.first == "tokenizer.json"; });
+    files.emplace_back("tokenizer.json", minimamba::ByteSource::open(*tokenizer_path(arguments, checkpoint)));
+  } else if (checkpoint.format == minimamba::CheckpointFormat::gguf) {
+    const auto json = checkpoint.metadata.find(minimamba::detail::hugging_face_tokenizer_key);
+    const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
+    if (json != checkpoint.metadata.end() && std::holds_alternative<std::string>(json->second)) {
+      text = std::get<std::string>(json->second);
+    } else if (model != checkpoint.metadata.end() && model->second == minimamba::GgufValue(std::string("gpt2"))) {
+      const auto parts = minimamba::gguf_tokenizer(checkpoint.metadata, checkpoint.weights_name);
+      if (!minimamba::detail::are_bytes(parts.tokens)) text = minimamba::tokenizer_json(parts);
+    }
+    if (!text.empty()) {
+      files.emplace_back("tokenizer.json",
+                         minimamba::ByteSource(std::as_bytes(std::span(text)), checkpoint.weights_name));
+    }
+  }
+  return files;
+}
+
+/// Refuses what would be lost without --force.
+void check_output(const Arguments& arguments, bool gguf) {
+  const fs::path output = arguments.output;
+  const fs::path kept = gguf ? output : output / "model.safetensors";
+  if (!arguments.force && fs::exists(fs::symlink_status(kept))) {
+    throw minimamba::FileError(kept.string(), "no file yet, or --force to overwrite it", "one");
+  }
+}
+
+int convert(const Arguments& arguments) {
+  const bool gguf = fs::path(arguments.output).extension() == ".gguf";
+  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.input);
+  check_output(arguments, gguf);
+  minimamba::SaveOptions options;
+  options.matrices = arguments.type.empty() ? own_type(checkpoint, gguf) : types.at(arguments.type);
+  const bool live = is_terminal();
+  auto shown = std::chrono::steady_clock::time_point();
+  options.progress = [&](double part) {
+    const auto now = std::chrono::steady_clock::now();
+    if (live && (now - shown > std::chrono::milliseconds(100) || part >= 1)) {
+      std::fprintf(stderr, "\r%3d %% written%s", static_cast<int>(100 * part), part >= 1 ? "\n" : "");
+      shown = now;
+    }
+    return !stop.load();
+  };
+  std::string text;
+  if (gguf) {
+    minimamba::save_gguf(checkpoint, arguments.output, options, carried_metadata(arguments, checkpoint));
+  } else {
+    options.files = carried_files(arguments, checkpoint, text);
+    minimamba::save(checkpoint, arguments.output, options);
+  }
+  std::fprintf(stderr, "%s: matrices in %s\n", arguments.output.c_str(),
+               std::string(minimamba::name_of(*options.matrices)).c_str());
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  CLI::App app("Converts a Mamba checkpoint of any format into a folder in the Hugging Face layout, or into GGUF.");
+  app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
+  app.add_option("input", arguments.input, "Folder, safetensors, pytorch_model.bin, index of shards or GGUF")
+      ->required();
+  auto* output = app.add_option("output", arguments.output, "Folder to make, or a file named *.gguf");
+  std::set<std::string> names;
+  for (const auto& [name, type] : types) names.insert(name);
+  app.add_option("--type", arguments.type,
+                 "How the matrices are stored; without it as in the input where that is possible")
+      ->check(CLI::IsMember(names));
+  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json to carry along, in place of the input's own");
+  app.add_flag("--force", arguments.force, "Overwrite a model that is there");
+  auto* info = app.add_flag("--info", arguments.info, "Only print what is in the input");
+  info->excludes(output);
+  try {
+    app.parse(argc, argv);
+    if (!arguments.info && arguments.output.empty()) throw CLI::RequiredError("output, or --info,");
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : usage;
+  }
+  std::signal(SIGINT, on_interrupt);
+  try {
+    if (!arguments.info) return convert(arguments);
+    print_info(minimamba::open_checkpoint(arguments.input));
+    return 0;
+  } catch (const minimamba::CancelledError&) {
+    std::fprintf(stderr, "\nconvert: interrupted; nothing was changed\n");
+    return interrupted;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "convert: %s\n", error.what());
+    return refused;
+  }
+}

@@ -1,0 +1,128 @@
+// The types in which files store numbers.
+#ifndef MINIMAMBA_IO_DTYPE_HPP
+#define MINIMAMBA_IO_DTYPE_HPP
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "minimamba/core/formats.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+static_assert(std::endian::native == std::endian::little, "checkpoints are little-endian, and read as they are");
+
+/// The type of a stored number; those from Q4_0 on are GGUF's, which store blocks of numbers that share a scale.
+enum class DType { F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
+
+namespace detail {
+
+struct DTypeName {
+  DType dtype;
+  std::string_view name;
+  std::size_t bytes;        // of a block
+  std::size_t numbers = 1;  // in a block
+};
+inline constexpr std::array<DTypeName, 18> dtype_names{{{DType::F64, "F64", 8},
+                                                        {DType::F32, "F32", 4},
+                                                        {DType::F16, "F16", 2},
+                                                        {DType::BF16, "BF16", 2},
+                                                        {DType::I64, "I64", 8},
+                                                        {DType::I32, "I32", 4},
+                                                        {DType::I16, "I16", 2},
+                                                        {DType::I8, "I8", 1},
+                                                        {DType::U8, "U8", 1},
+                                                        {DType::BOOL, "BOOL", 1},
+                                                        {DType::Q4_0, "Q4_0", 18, 32},
+                                                        {DType::Q4_1, "Q4_1", 20, 32},
+                                                        {DType::Q5_0, "Q5_0", 22, 32},
+                                                        {DType::Q5_1, "Q5_1", 24, 32},
+                                                        {DType::Q8_0, "Q8_0", 34, 32},
+                                                        {DType::Q4_K, "Q4_K", 144, 256},
+                                                        {DType::Q5_K, "Q5_K", 176, 256},
+                                                        {DType::Q6_K, "Q6_K", 210, 256}}};
+
+inline constexpr std::size_t most_tensors = 20'000;  // of all files of a checkpoint together
+inline constexpr std::size_t most_dimensions = 8;
+
+/// Calls body(T()) with the C++ type of a floating-point dtype; false for other dtypes.
+template <class Body>
+bool with_float_type(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::F64:
+      body(double());
+      return true;
+    case DType::F32:
+      body(float());
+      return true;
+    case DType::F16:
+      body(f16());
+      return true;
+    case DType::BF16:
+      body(bf16());
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// "[64, 1, 4]"
+template <class Numbers>
+std::string shape_text(const Numbers& shape) {
+  std::string text = "[";
+  for (const auto extent : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
+  return text + "]";
+}
+
+}  // namespace detail
+
+/// The name of a type, as safetensors or GGUF spells it, the numbers in one block of it, and the bytes of a block.
+inline std::string_view name_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].name; }
+inline std::size_t block_size_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].numbers; }
+inline std::size_t bytes_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].bytes; }
+/// Whether it stands for real numbers.
+inline bool is_floating(DType dtype) { return dtype <= DType::BF16 || dtype >= DType::Q4_0; }
+
+namespace detail {
+
+/// Bytes of a tensor, or nothing if they cannot be counted or a row is no whole number of blocks. An extent of zero
+/// excuses no absurd one beside it, so that the extents can be multiplied in any order afterwards.
+inline std::optional<std::uint64_t> tensor_bytes(DType dtype, std::span<const std::uint64_t> shape) {
+  const std::uint64_t numbers = block_size_of(dtype);
+  if (numbers > 1 && (shape.empty() || shape.back() % numbers != 0)) return std::nullopt;
+  std::uint64_t product = bytes_of(dtype);
+  for (const std::uint64_t extent : shape) {
+    if (extent > std::numeric_limits<std::uint64_t>::max() / product) return std::nullopt;
+    product *= std::max<std::uint64_t>(extent, 1);
+  }
+  return std::find(shape.begin(), shape.end(), 0U) == shape.end() ? product / numbers : 0;
+}
+
+}  // namespace detail
+
+/// The dtype in which numbers of type T are stored without loss. Quantised ones are products of at most 18 bits.
+template <class T>
+constexpr DType dtype_of() {
+  if constexpr (std::is_same_v<T, q8> || std::is_same_v<T, q4>) return DType::F32;
+  if constexpr (std::is_same_v<T, double>) return DType::F64;
+  if constexpr (std::is_same_v<T, float>) return DType::F32;
+  if constexpr (std::is_same_v<T, f16>) return DType::F16;
+  if constexpr (std::is_same_v<T, bf16>) return DType::BF16;
+  if constexpr (std::is_same_v<T, std::int64_t>) return DType::I64;
+  if constexpr (std::is_same_v<T, std::int32_t>) return DType::I32;
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,313 @@
+// The GGUF format of llama.cpp, versions 2 and 3: metadata, a table of tensors, and their numbers at aligned offsets.
+// Nothing in a file is believed before it is checked; what is kept of its metadata takes at most 32 MiB.
+#ifndef MINIMAMBA_IO_GGUF_HPP
+#define MINIMAMBA_IO_GGUF_HPP
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "minimamba/io/tensors.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// A value of the metadata: a whole number, another number, a flag, a text, or a list of texts or numbers.
+using GgufValue =
+    std::variant<std::int64_t, std::uint64_t, double, bool, std::string, std::vector<std::string>, std::vector<double>>;
+using GgufMetadata = std::map<std::string, GgufValue>;
+
+namespace detail {
+
+inline constexpr std::uint32_t gguf_magic = 0x46554747;  // "GGUF"
+inline constexpr std::size_t most_gguf_keys = 4096;
+inline constexpr std::size_t longest_gguf_name = 1024;
+inline constexpr std::size_t most_gguf_metadata = std::size_t{32} << 20;  // bytes in memory
+inline constexpr std::uint64_t largest_gguf_alignment = std::uint64_t{1} << 20;
+
+enum class GgufType : std::uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, text, list, u64, i64, f64 };
+
+/// The number by which GGUF calls a type of tensor.
+struct GgmlType {
+  std::uint32_t number;
+  DType dtype;
+};
+inline constexpr std::array<GgmlType, 16> ggml_types{{{0, DType::F32},
+                                                      {1, DType::F16},
+                                                      {2, DType::Q4_0},
+                                                      {3, DType::Q4_1},
+                                                      {6, DType::Q5_0},
+                                                      {7, DType::Q5_1},
+                                                      {8, DType::Q8_0},
+                                                      {12, DType::Q4_K},
+                                                      {13, DType::Q5_K},
+                                                      {14, DType::Q6_K},
+                                                      {24, DType::I8},
+                                                      {25, DType::I16},
+                                                      {26, DType::I32},
+                                                      {27, DType::I64},
+                                                      {28, DType::F64},
+                                                      {30, DType::BF16}}};
+
+/// Reads the header: metadata, then the table of tensors.
+class GgufHeader {
+ public:
+  GgufMetadata metadata;
+  std::vector<StoredTensor> tensors;  // with offsets within the data
+  std::uint64_t data = 0;             // where the data begins
+
+  explicit GgufHeader(const ByteSource& source) : file_(source.name()), bytes_(source, 0, source.size()) {
+    if (bytes_.value<std::uint32_t>() != gguf_magic) refuse("a file that begins with GGUF", "something else");
+    const auto version = bytes_.value<std::uint32_t>();
+    if (version != 2 && version != 3) {
+      refuse("GGUF of version 2 or 3", version == 0x02000000 || version == 0x03000000
+                                           ? "the numbers of a big-endian machine"
+                                           : "version " + std::to_string(version));
+    }
+    const auto tensor_count = bytes_.value<std::uint64_t>(), key_count = bytes_.value<std::uint64_t>();
+    if (tensor_count > most_tensors) refuse_count("tensors", most_tensors, tensor_count);
+    if (key_count > most_gguf_keys) refuse_count("keys of metadata", most_gguf_keys, key_count);
+    for (std::uint64_t i = 0; i < key_count; ++i) read_pair();
+    for (std::uint64_t i = 0; i < tensor_count; ++i) read_tensor();
+    const std::uint64_t alignment = read_alignment();
+    data = (bytes_.position() + alignment - 1) / alignment * alignment;
+    for (const StoredTensor& tensor : tensors) {
+      if (tensor.begin % alignment == 0) continue;
+      refuse_tensor(tensor.name, "an offset that " + std::to_string(alignment) + " divides",
+                    std::to_string(tensor.begin));
+    }
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
+    throw FormatError(file_, expected, found);
+  }
+  [[noreturn]] void refuse_count(const char* what, std::uint64_t most, std::uint64_t found) const {
+    refuse("at most " + std::to_string(most) + " " + what, std::to_string(found));
+  }
+  [[noreturn]] void refuse_key(const std::string& key, const std::string& expected, const std::string& found) const {
+    throw FormatError(file_ + ": " + printable(key), expected, found);
+  }
+  [[noreturn]] void refuse_tensor(const std::string& name, const std::string& expected,
+                                  const std::string& found) const {
+    refuse_key(name, expected, found);
+  }
+
+  /// Counts what is about to be kept, before it is.
+  void keep(const std::string& key, std::uint64_t count, std::uint64_t size_of_each) {
+    if (count > (most_gguf_metadata - kept_) / size_of_each) {
+      refuse_key(key, "metadata of at most " + std::to_string(most_gguf_metadata >> 20) + " MiB", "more");
+    }
+    kept_ += static_cast<std::size_t>(count * size_of_each);
+  }
+
+  std::string read_text(const std::string& key, std::uint64_t longest) {
+    const auto length = bytes_.value<std::uint64_t>();
+    if (length > bytes_.left() || length > longest) {
+      refuse_key(key.empty() ? "a name" : key, "a text within the file and of at most " + std::to_string(longest),
+                 std::to_string(length) + " bytes");
+    }
+    keep(key, length, 1);
+    std::string text(static_cast<std::size_t>(length), '\0');
+    bytes_.read(std::as_writable_bytes(std::span(text)));
+    return text;
+  }
+
+  void read_pair() {
+    std::string key = read_text("", longest_gguf_name);
+    if (metadata.contains(key)) refuse_key(key, "every key once", "it again");
+    const auto type = static_cast<GgufType>(bytes_.value<std::uint32_t>());
+    keep(key, 1, sizeof(GgufValue) + 64);  // with what the map adds to it
+    GgufValue value = type == GgufType::list ? read_list(key) : read_single(key, type);
+    metadata.emplace(std::move(key), std::move(value));
+  }
+
+  GgufValue read_single(const std::string& key, GgufType type) {
+    GgufValue value;
+    if (type == GgufType::text) return read_text(key, most_gguf_metadata);
+    if (type == GgufType::boolean) return bytes_.value<std::uint8_t>() != 0;
+    const bool known = with_number(type, [&](auto number) {
+      if constexpr (std::is_floating_point_v<decltype(number)>) {
+        value = shortest(number);
+      } else if constexpr (std::is_signed_v<decltype(number)>) {
+        value = std::int64_t{number};
+      } else {
+        value = std::uint64_t{number};
+      }
+    });
+    if (!known) refuse_key(key, "a known type", std::to_string(static_cast<std::uint32_t>(type)));
+    return value;
+  }
+
+  GgufValue read_list(const std::string& key) {
+    const auto type = static_cast<GgufType>(bytes_.value<std::uint32_t>());
+    const auto count = bytes_.value<std::uint64_t>();
+    if (type == GgufType::text) {
+      keep(key, count, sizeof(std::string));
+      std::vector<std::string> texts(static_cast<std::size_t>(count));
+      for (std::string& text : texts) text = read_text(key, most_gguf_metadata);
+      return texts;
+    }
+    keep(key, count, sizeof(double));
+    std::vector<double> numbers(static_cast<std::size_t>(count));
+    for (double& number : numbers) {
+      if (!with_number(type, [&](auto x) { number = static_cast<double>(x); })) {
+        refuse_key(key, "a list of texts or numbers", "type " + std::to_string(static_cast<std::uint32_t>(type)));
+      }
+    }
+    return numbers;
+  }
+
+  /// Reads a number of that type and calls body with it; false if the type is no number's.
+  template <class Body>
+  bool with_number(GgufType type, Body&& body) {
+    switch (type) {
+      case GgufType::u8:
+      case GgufType::boolean:
+        return body(bytes_.value<std::uint8_t>()), true;
+      case GgufType::i8:
+        return body(bytes_.value<std::int8_t>()), true;
+      case GgufType::u16:
+        return body(bytes_.value<std::uint16_t>()), true;
+      case GgufType::i16:
+        return body(bytes_.value<std::int16_t>()), true;
+      case GgufType::u32:
+        return body(bytes_.value<std::uint32_t>()), true;
+      case GgufType::i32:
+        return body(bytes_.value<std::int32_t>()), true;
+      case GgufType::f32:
+        return body(bytes_.value<float>()), true;
+      case GgufType::u64:
+        return body(bytes_.value<std::uint64_t>()), true;
+      case GgufType::i64:
+        return body(bytes_.value<std::int64_t>()), true;
+      case GgufType::f64:
+        return body(bytes_.value<double>()), true;
+      default:
+        return false;
+    }
+  }
+
+  /// A float as people wrote it: 1e-5, not 9.99999975e-06, so that a model in double has the same epsilon.
+  static double shortest(double value) { return value; }
+  static double shortest(float value) {
+    double power = 1;
+    for (int digits = 0; digits <= 22; ++digits, power *= 10) {  // powers up to 10^22 are exact
+      const double candidate = std::round(static_cast<double>(value) * power) / power;
+      if (static_cast<float>(candidate) == value) return candidate;
+    }
+    return static_cast<double>(value);
+  }
+
+  std::uint64_t read_alignment() const {
+    const auto place = metadata.find("general.alignment");
+    if (place == metadata.end()) return 32;
+    const auto* value = std::get_if<std::uint64_t>(&place->second);
+    if (value == nullptr || *value == 0 || *value % 8 != 0 || *value > largest_gguf_alignment) {
+      refuse_key(place->first, "a multiple of 8, at most 1 MiB",
+                 value == nullptr ? "another type" : std::to_string(*value));
+    }
+    return *value;
+  }
+
+  void read_tensor() {
+    StoredTensor tensor;
+    tensor.name = read_text("", longest_gguf_name);
+    const auto dimensions = bytes_.value<std::uint32_t>();
+    if (dimensions > most_dimensions) {
+      refuse_tensor(tensor.name, "at most " + std::to_string(most_dimensions) + " dimensions",
+                    std::to_string(dimensions));
+    }
+    tensor.shape.resize(dimensions);
+    for (auto extent = tensor.shape.rbegin(); extent != tensor.shape.rend(); ++extent) {  // stored fastest first
+      *extent = bytes_.value<std::uint64_t>();
+    }
+    const auto number = bytes_.value<std::uint32_t>();
+    const auto type = std::find_if(ggml_types.begin(), ggml_types.end(), [&](auto& t) { return t.number == number; });
+    if (type == ggml_types.end()) {
+      refuse_tensor(tensor.name, "F32, F16, BF16, F64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K",
+                    "ggml's type " + std::to_string(number));
+    }
+    tensor.dtype = type->dtype;
+    tensor.begin = bytes_.value<std::uint64_t>();
+    if (!tensor_bytes(tensor.dtype, tensor.shape)) {
+      refuse_tensor(tensor.name, "a shape that " + std::string(name_of(tensor.dtype)) + " can have",
+                    shape_text(tensor.shape));
+    }
+    tensors.push_back(std::move(tensor));
+  }
+
+  std::string file_;
+  SequentialBytes bytes_;
+  std::size_t kept_ = 0;
+};
+
+/// The files in a folder whose name says GGUF, in the order of their names.
+inline std::vector<std::filesystem::path> gguf_files_in(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> files;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    if (entry->path().extension() == ".gguf") files.push_back(entry->path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+}  // namespace detail
+
+/// Whether a file is GGUF, by its first bytes.
+inline bool is_gguf(const ByteSource& source) {
+  return source.size() >= 4 && source.read_value<std::uint32_t>(0) == detail::gguf_magic;
+}
+
+/// Adds the tensors of a GGUF file to a set, with their shapes slowest dimension first, and returns the metadata.
+/// Throws FormatError when anything in the file is not as the format demands, a list of lists included; CheckpointError
+/// for a name that comes twice. The set is then as it was.
+inline GgufMetadata read_gguf(ByteSource source, TensorSet& set) {
+  detail::GgufHeader header(source);
+  TensorSet joined = set;
+  const std::uint64_t size = source.size();
+  const std::string file = source.name();
+  const std::size_t index = joined.add_source(std::move(source));
+  std::sort(header.tensors.begin(), header.tensors.end(),
+            [](const StoredTensor& a, const StoredTensor& b) { return a.begin < b.begin; });
+  std::uint64_t end = header.data;
+  for (StoredTensor& tensor : header.tensors) {
+    const std::uint64_t bytes = *detail::tensor_bytes(tensor.dtype, tensor.shape);
+    const bool inside =
+        header.data <= size && tensor.begin <= size - header.data && bytes <= size - header.data - tensor.begin;
+    if (!inside || header.data + tensor.begin < end) {
+      throw FormatError(file + ": " + detail::printable(tensor.name),
+                        inside ? "data beginning at byte " + std::to_string(end) + " or later"
+                               : std::to_string(bytes) + " bytes within the file",
+                        inside ? "it overlaps others, at " + std::to_string(header.data + tensor.begin)
+                               : "an offset of " + std::to_string(tensor.begin) + " in a file of " +
+                                     std::to_string(size) + " bytes (truncated?)");
+    }
+    tensor.begin += header.data;
+    tensor.source = index;
+    end = tensor.begin + bytes;
+    joined.add(std::move(tensor));
+  }
+  set = std::move(joined);
+  return std::move(header.metadata);
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,208 @@
+// What GGUF calls the parts of a Mamba model: its settings in the metadata, its tensors, and its kernel's A.
+#ifndef MINIMAMBA_IO_GGUF_CONFIG_HPP
+#define MINIMAMBA_IO_GGUF_CONFIG_HPP
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "minimamba/io/config.hpp"
+#include "minimamba/io/gguf.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// The settings, and where the tensors tell them the tensors, for messages.
+inline constexpr ConfigKeys gguf_keys{"mamba.embedding_length",
+                                      "mamba.block_count",
+                                      "rows of token_embd.weight",
+                                      "mamba.ssm.state_size",
+                                      "mamba.ssm.conv_kernel",
+                                      "mamba.ssm.inner_size",
+                                      "mamba.ssm.time_step_rank",
+                                      "blk.0.ssm_in.bias",
+                                      "blk.0.ssm_conv1d.bias",
+                                      "a model without output.weight",
+                                      "mamba.attention.layer_norm_rms_epsilon"};
+
+/// A part of a layer, as the official checkpoint and as GGUF call it.
+struct GgufName {
+  std::string_view part, stored;
+};
+inline constexpr GgufName gguf_names[] = {{"norm.weight", "attn_norm.weight"},
+                                          {"mixer.in_proj.weight", "ssm_in.weight"},
+                                          {"mixer.in_proj.bias", "ssm_in.bias"},
+                                          {"mixer.conv1d.weight", "ssm_conv1d.weight"},
+                                          {"mixer.conv1d.bias", "ssm_conv1d.bias"},
+                                          {"mixer.x_proj.weight", "ssm_x.weight"},
+                                          {"mixer.dt_proj.weight", "ssm_dt.weight"},
+                                          {"mixer.dt_proj.bias", "ssm_dt.bias"},
+                                          {"mixer.A_log", "ssm_a"},  // which holds A = -exp(A_log)
+                                          {"mixer.D", "ssm_d"},
+                                          {"mixer.out_proj.weight", "ssm_out.weight"},
+                                          {"mixer.out_proj.bias", "ssm_out.bias"}};
+
+/// GGUF's name of a parameter: blk.3.ssm_in.weight for layers.3.mixer.in_proj.weight.
+inline std::string gguf_name(std::string_view parameter) {
+  if (parameter == "embedding.weight") return "token_embd.weight";
+  if (parameter == "norm_f.weight") return "output_norm.weight";
+  if (parameter == "lm_head.weight") return "output.weight";
+  const std::size_t dot = parameter.find('.', sizeof("layers.") - 1);
+  const std::string_view part = parameter.substr(dot + 1);
+  for (const GgufName& name : gguf_names) {
+    if (name.part == part) {
+      return "blk" +
+             std::string(parameter.substr(sizeof("layers") - 1, dot + 1 - (sizeof("layers") - 1))).append(name.stored);
+    }
+  }
+  return std::string(parameter);
+}
+
+/// The A_log of which -exp is `a`. An A that was made from a float A_log, with an exponential rounded correctly, gives
+/// an A_log that makes it again, bit for bit; any other one is met within 4 units in the last place of a float, as long
+/// as it is above -2980.
+template <class Scalar>
+Scalar logarithm_of_a(Scalar a) {
+  const double logarithm = std::log(-static_cast<double>(a));
+  float below = static_cast<float>(logarithm), above = below;
+  const auto makes_it = [&](float x) {
+    return static_cast<double>(static_cast<float>(std::exp(static_cast<double>(x)))) == -static_cast<double>(a);
+  };
+  for (int step = 0; step < 3; ++step) {
+    if (makes_it(below)) return static_cast<Scalar>(below);
+    if (makes_it(above)) return static_cast<Scalar>(above);
+    below = std::nextafter(below, -std::numeric_limits<float>::infinity());
+    above = std::nextafter(above, std::numeric_limits<float>::infinity());
+  }
+  return static_cast<Scalar>(logarithm);
+}
+
+/// The metadata, read with a check of its types.
+class GgufSettings {
+ public:
+  GgufSettings(const GgufMetadata& metadata, std::string file) : metadata_(metadata), file_(std::move(file)) {}
+
+  template <class T>
+  const T* find(const std::string& key) const {
+    const auto place = metadata_.find(key);
+    if (place == metadata_.end()) return nullptr;
+    const T* value = std::get_if<T>(&place->second);
+    if (value == nullptr)
+      refuse(key, "a value of another type", "one of type " + std::to_string(place->second.index()));
+    return value;
+  }
+  [[noreturn]] void refuse(const std::string& key, const std::string& expected, const std::string& found) const {
+    throw ConfigError(file_ + ": " + key, expected, found);
+  }
+
+  /// Whole numbers may be signed or not.
+  std::optional<std::int64_t> whole(const std::string& key) const {
+    const auto place = metadata_.find(key);
+    if (place == metadata_.end()) return std::nullopt;
+    const auto* natural = std::get_if<std::uint64_t>(&place->second);
+    if (natural != nullptr && std::in_range<std::int64_t>(*natural)) return static_cast<std::int64_t>(*natural);
+    const auto* integer = std::get_if<std::int64_t>(&place->second);
+    if (integer == nullptr) refuse(key, "a whole number", "another value");
+    return *integer;
+  }
+  std::int64_t size(const char* key, std::int64_t largest) const {
+    const std::optional<std::int64_t> value = whole(key);
+    if (!value || *value < 1 || *value > largest) {
+      refuse(key, "a whole number from 1 to " + std::to_string(largest), value ? std::to_string(*value) : "none");
+    }
+    return *value;
+  }
+  std::optional<std::int32_t> token(const char* key, std::int64_t vocabulary) const {
+    const std::optional<std::int64_t> id = whole(key);
+    return id && *id >= 0 && *id < vocabulary ? std::optional(static_cast<std::int32_t>(*id)) : std::nullopt;
+  }
+
+ private:
+  const GgufMetadata& metadata_;
+  std::string file_;
+};
+
+/// Tokens at the end of GGUF's list that only fill up the rows of the embedding are no part of the vocabulary.
+inline std::int64_t gguf_vocabulary(const GgufSettings& settings, std::int64_t rows) {
+  if (const auto own = settings.whole("minimamba.vocab_size")) {
+    if (*own < 1 || *own > rows) {
+      settings.refuse("minimamba.vocab_size", "a whole number from 1 to " + std::to_string(rows), std::to_string(*own));
+    }
+    return *own;
+  }
+  const auto* tokens = settings.find<std::vector<std::string>>("tokenizer.ggml.tokens");
+  if (tokens == nullptr || tokens->empty()) return rows;
+  if (tokens->size() > static_cast<std::size_t>(rows)) {
+    settings.refuse("tokenizer.ggml.tokens",
+                    "at most " + std::to_string(rows) + " tokens, the rows of token_embd.weight",
+                    std::to_string(tokens->size()));
+  }
+  std::size_t count = tokens->size();
+  const auto* types = settings.find<std::vector<double>>("tokenizer.ggml.token_type");
+  constexpr double unused = 5;
+  while (types != nullptr && types->size() == tokens->size() && count > 1 && (*types)[count - 1] == unused) --count;
+  return static_cast<std::int64_t>(count);
+}
+
+/// The configuration of a GGUF file with these tensors. Throws ConfigError.
+inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& tensors, const std::string& file) {
+  const GgufSettings settings(metadata, file);
+  const auto* architecture = settings.find<std::string>("general.architecture");
+  if (architecture == nullptr || *architecture != "mamba") {
+    settings.refuse("general.architecture", "mamba, the only kind that is supported",
+                    architecture == nullptr ? "none" : "\"" + printable(*architecture, 100) + "\"");
+  }
+  const auto* extra_norms = settings.find<bool>("mamba.ssm.dt_b_c_rms");
+  if (extra_norms != nullptr && *extra_norms) {
+    settings.refuse("mamba.ssm.dt_b_c_rms", "false, the only kind that is supported", "true (FalconMamba)");
+  }
+  MambaConfig config;
+  config.d_model = settings.size(gguf_keys.d_model, LargestSize::d_model);
+  config.n_layer = settings.size(gguf_keys.n_layer, LargestSize::n_layer);
+  config.d_state = settings.size(gguf_keys.d_state, LargestSize::d_state);
+  config.d_conv = settings.size(gguf_keys.d_conv, LargestSize::d_conv);
+  config.dt_rank = settings.size(gguf_keys.dt_rank, LargestSize::dt_rank);
+  const std::int64_t inner = settings.size(gguf_keys.expand, LargestSize::d_model * LargestSize::expand);
+  config.expand = inner / config.d_model;
+  if (inner % config.d_model != 0 || config.expand > LargestSize::expand) {
+    settings.refuse(gguf_keys.expand, "a multiple of mamba.embedding_length, " + std::to_string(config.d_model),
+                    std::to_string(inner));
+  }
+  const auto* epsilon = settings.find<double>(gguf_keys.norm_epsilon);
+  if (epsilon != nullptr) config.norm_epsilon = *epsilon;
+  const StoredTensor* embedding = tensors.find("token_embd.weight");
+  if (embedding == nullptr || embedding->shape.size() != 2 || embedding->shape[0] < 1 ||
+      std::cmp_greater(embedding->shape[0], LargestSize::vocab_size)) {
+    throw CheckpointError(file + ": token_embd.weight",
+                          "a tensor of shape [vocabulary, " + std::to_string(config.d_model) + "]",
+                          embedding == nullptr ? "none" : "shape " + shape_text(embedding->shape));
+  }
+  const auto rows = static_cast<std::int64_t>(embedding->shape[0]);
+  config.vocab_size = gguf_vocabulary(settings, rows);
+  pad_vocabulary_to(config, rows);
+  config.tie_embeddings = tensors.find("output.weight") == nullptr;
+  config.bias = tensors.find("blk.0.ssm_in.bias") != nullptr;
+  config.conv_bias = tensors.find("blk.0.ssm_conv1d.bias") != nullptr;
+  config.bos_token_id = settings.token("tokenizer.ggml.bos_token_id", config.vocab_size);
+  config.eos_token_id = settings.token("tokenizer.ggml.eos_token_id", config.vocab_size);
+  config.pad_token_id = settings.token("tokenizer.ggml.padding_token_id", config.vocab_size);
+  try {
+    return config.resolved();
+  } catch (const ConfigError& error) {
+    throw ConfigError(file + ": " + error.subject(), error.expected(), error.found());
+  }
+}
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

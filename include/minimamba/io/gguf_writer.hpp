@@ -1,0 +1,285 @@
+// save_gguf: a model, or a checkpoint of any format, as a GGUF file that llama.cpp runs too.
+#ifndef MINIMAMBA_IO_GGUF_WRITER_HPP
+#define MINIMAMBA_IO_GGUF_WRITER_HPP
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "minimamba/io/byte_alphabet.hpp"
+#include "minimamba/io/gguf.hpp"
+#include "minimamba/io/gguf_config.hpp"
+#include "minimamba/io/save.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+inline constexpr std::uint64_t gguf_alignment = 32;
+
+/// The header of a GGUF file as bytes.
+class GgufHeaderWriter {
+ public:
+  GgufHeaderWriter(std::size_t tensors, std::size_t pairs) {
+    append(gguf_magic);
+    append(std::uint32_t{3});
+    append(std::uint64_t{tensors});
+    append(std::uint64_t{pairs});
+  }
+
+  /// Whole numbers take 32 bits where they fit; other numbers are floats, as llama.cpp has them.
+  void pair(const std::string& key, const GgufValue& value) {
+    append(key);
+    std::visit([&](const auto& x) { append_value(x); }, value);
+  }
+  void tensor(const StoredTensor& tensor) {
+    append(tensor.name);
+    append(static_cast<std::uint32_t>(tensor.shape.size()));
+    for (auto extent = tensor.shape.rbegin(); extent != tensor.shape.rend(); ++extent) append(*extent);
+    append(
+        std::find_if(ggml_types.begin(), ggml_types.end(), [&](auto& t) { return t.dtype == tensor.dtype; })->number);
+    append(tensor.begin);
+  }
+  /// With zeros up to where the data begins.
+  std::string finish() && {
+    bytes_.resize((bytes_.size() + gguf_alignment - 1) / gguf_alignment * gguf_alignment, '\0');
+    return std::move(bytes_);
+  }
+
+ private:
+  template <class T>
+  requires std::is_arithmetic_v<T> || std::is_enum_v<T>
+  void append(T value) { bytes_.append(reinterpret_cast<const char*>(&value), sizeof(value)); }
+  void append(const std::string& text) {
+    append(std::uint64_t{text.size()});
+    bytes_ += text;
+  }
+
+  void append_value(bool value) {
+    append(GgufType::boolean);
+    append(static_cast<std::uint8_t>(value));
+  }
+  void append_value(std::uint64_t value) {
+    const bool fits = std::in_range<std::uint32_t>(value);
+    append(fits ? GgufType::u32 : GgufType::u64);
+    fits ? append(static_cast<std::uint32_t>(value)) : append(value);
+  }
+  void append_value(std::int64_t value) {
+    const bool fits = std::in_range<std::int32_t>(value);
+    append(fits ? GgufType::i32 : GgufType::i64);
+    fits ? append(static_cast<std::int32_t>(value)) : append(value);
+  }
+  void append_value(double value) {
+    append(GgufType::f32);
+    append(static_cast<float>(value));
+  }
+  void append_value(const std::string& text) {
+    append(GgufType::text);
+    append(text);
+  }
+  void append_value(const std::vector<std::string>& texts) {
+    append(GgufType::list);
+    append(GgufType::text);
+    append(std::uint64_t{texts.size()});
+    for (const std::string& text : texts) append(text);
+  }
+  void append_value(const std::vector<double>& numbers) {
+    const bool whole = std::all_of(numbers.begin(), numbers.end(), [](double x) {
+      return x == std::trunc(x) && std::abs(x) <= std::numeric_limits<std::int32_t>::max();
+    });
+    append(GgufType::list);
+    append(whole ? GgufType::i32 : GgufType::f32);
+    append(std::uint64_t{numbers.size()});
+    for (const double x : numbers) whole ? append(static_cast<std::int32_t>(x)) : append(static_cast<float>(x));
+  }
+
+  std::string bytes_;
+};
+
+/// llama.cpp's number for a file whose matrices are mostly of this type.
+inline std::uint64_t gguf_file_type(DType matrices) {
+  switch (matrices) {
+    case DType::F16:
+      return 1;
+    case DType::Q4_0:
+      return 2;
+    case DType::Q8_0:
+      return 7;
+    case DType::BF16:
+      return 32;
+    default:
+      return 0;
+  }
+}
+
+template <class Weight>
+constexpr DType gguf_dtype() {
+  if constexpr (std::is_same_v<Weight, q8>) return DType::Q8_0;
+  if constexpr (std::is_same_v<Weight, q4>) return DType::Q4_0;
+  if constexpr (std::is_same_v<Weight, f16>) return DType::F16;
+  if constexpr (std::is_same_v<Weight, bf16>) return DType::BF16;
+  return DType::F32;
+}
+
+/// The tokens of a byte-level model, in GPT-2's alphabet.
+inline void add_byte_tokens(GgufMetadata& metadata) {
+  std::vector<std::string> tokens;
+  for (unsigned byte = 0; byte < 256; ++byte) tokens.push_back(byte_spelling(byte));
+  metadata["tokenizer.ggml.model"] = std::string("gpt2");
+  metadata["tokenizer.ggml.pre"] = std::string("gpt-2");
+  metadata["tokenizer.ggml.tokens"] = std::move(tokens);
+  metadata["tokenizer.ggml.token_type"] = std::vector<double>(256, 1);
+  metadata["tokenizer.ggml.merges"] = std::vector<std::string>();
+}
+
+inline GgufMetadata gguf_metadata(const MambaConfig& config, DType matrices, GgufMetadata metadata) {
+  const auto add = [&](const char* key, std::int64_t value) { metadata[key] = static_cast<std::uint64_t>(value); };
+  metadata["general.architecture"] = std::string("mamba");
+  metadata["general.file_type"] = gguf_file_type(matrices);
+  add("general.quantization_version", 2);
+  add("general.alignment", gguf_alignment);
+  add("mamba.context_length", 1 << 20);  // which no Mamba has; llama.cpp asks for one
+  add("mamba.feed_forward_length", 0);
+  add("mamba.attention.head_count", 0);
+  add("mamba.vocab_size", config.padded_vocab_size());
+  add("minimamba.vocab_size", config.vocab_size);
+  add(gguf_keys.d_model, config.d_model);
+  add(gguf_keys.n_layer, config.n_layer);
+  add(gguf_keys.d_state, config.d_state);
+  add(gguf_keys.d_conv, config.d_conv);
+  add(gguf_keys.expand, config.d_inner());
+  add(gguf_keys.dt_rank, config.dt_rank);
+  metadata["mamba.ssm.dt_b_c_rms"] = false;
+  metadata[gguf_keys.norm_epsilon] = config.norm_epsilon;
+  if (!metadata.contains("tokenizer.ggml.model")) {
+    if (config.padded_vocab_size() == 256) {
+      add_byte_tokens(metadata);
+    } else {
+      metadata["tokenizer.ggml.model"] = std::string("no_vocab");
+    }
+  }
+  const auto token = [&](const char* key, std::optional<std::int32_t> id) {
+    if (id) add(key, *id);
+  };
+  token("tokenizer.ggml.bos_token_id", config.bos_token_id);
+  token("tokenizer.ggml.eos_token_id", config.eos_token_id);
+  token("tokenizer.ggml.padding_token_id", config.pad_token_id);
+  return metadata;
+}
+
+/// Writes rows of numbers in any of the types of the file.
+template <class Scalar>
+void write_gguf_rows(AtomicFile& file, DType dtype, View<Scalar> rows) {
+  const auto write_as = [&]<class W>(W) {
+    std::vector<typename Format<W>::Block> blocks(blocks_in<W>(rows.cols()));
+    for (std::size_t i = 0; i < rows.rows(); ++i) {
+      Format<W>::pack(rows.row(i).data(), rows.cols(), blocks.data());
+      file.write(std::as_bytes(std::span(blocks)));
+    }
+  };
+  switch (dtype) {
+    case DType::Q8_0:
+      return write_as(q8());
+    case DType::Q4_0:
+      return write_as(q4());
+    case DType::F16:
+      return write_as(f16());
+    case DType::BF16:
+      return write_as(bf16());
+    default:
+      return write_as(float());
+  }
+}
+
+/// The tensors with their offsets within the data.
+template <class Parameters>
+std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matrices) {
+  std::vector<StoredTensor> tensors;
+  std::uint64_t offset = 0;
+  parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&&) {
+    StoredTensor tensor{gguf_name(name), DType::F32, {parameter.shape().begin(), parameter.shape().end()}};
+    if (tensor.shape.size() == 3) tensor.shape.erase(tensor.shape.begin() + 1);  // conv1d [E, 1, K]
+    // x_proj is kept in 16 bits where the others have 8, as in SelectionFormat.
+    const bool wider =
+        parameter.cols() % block_size_of(matrices) != 0 || (matrices == DType::Q8_0 && name.ends_with("x_proj.weight"));
+    if (is_matrix) tensor.dtype = wider ? DType::F16 : matrices;
+    tensor.begin = offset;
+    offset += (*tensor_bytes(tensor.dtype, tensor.shape) + gguf_alignment - 1) / gguf_alignment * gguf_alignment;
+    tensors.push_back(std::move(tensor));
+  });
+  return tensors;
+}
+
+template <class Parameters>
+void save_gguf_file(const Parameters& parameters, const std::filesystem::path& path, const SaveOptions& options,
+                    GgufMetadata extra) {
+  const DType matrices = options.matrices.value_or(gguf_dtype<typename Parameters::Weight>());
+  const bool known = matrices == DType::F32 || gguf_file_type(matrices) != 0;
+  if (!known) {
+    throw ArgumentError("matrices", "F32, F16, BF16, Q8_0 or Q4_0 in GGUF", std::string(name_of(matrices)));
+  }
+  const GgufMetadata metadata = gguf_metadata(parameters.config(), matrices, std::move(extra));
+  const std::vector<StoredTensor> tensors = gguf_tensors(parameters, matrices);
+  GgufHeaderWriter writer(tensors.size(), metadata.size());
+  for (const auto& [key, value] : metadata) writer.pair(key, value);
+  for (const StoredTensor& tensor : tensors) writer.tensor(tensor);
+  const std::string header = std::move(writer).finish();
+
+  AtomicFile file(path);
+  file.write(header);
+  SaveProgress progress(options, path.string(), parameters.parameter_count());
+  std::size_t next = 0;
+  std::uint64_t end = 0;
+  parameters.for_each([&](std::string_view name, const Extents& parameter, bool, auto&& pieces) {
+    const StoredTensor& tensor = tensors[next++];
+    constexpr char zeros[gguf_alignment] = {};
+    file.write(std::string_view(zeros, static_cast<std::size_t>(tensor.begin - end)));
+    end = tensor.begin + *tensor_bytes(tensor.dtype, tensor.shape);
+    pieces([&](std::size_t, auto piece) {
+      using Scalar = std::remove_reference_t<decltype(piece(0, 0))>;
+      if (name.ends_with("A_log")) {  // GGUF holds A
+        for (Scalar& x : std::span(piece.data(), piece.rows() * piece.cols()))
+          x = static_cast<Scalar>(-std::exp(static_cast<double>(x)));
+      }
+      write_gguf_rows(file, tensor.dtype, piece);
+    });
+    progress.add(parameter.size());
+  });
+  file.commit();
+}
+
+}  // namespace detail
+
+/// Saves a model as a GGUF file of version 3. The six matrices have the type that the options name, or the one of the
+/// model's weight format; those whose rows are no multiple of 32 numbers are F16 where others are Q8_0 or Q4_0; all
+/// else is F32. `metadata` is added to what describes the model: the tokenizer, for example, whose keys begin with
+/// "tokenizer.". Without one a model with 256 tokens gets the 256 bytes, and others are marked as having none. Throws
+/// FileError, and ArgumentError for a model that was moved from or another type; an old file is then as before.
+template <class Model>
+void save_gguf(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {},
+               const GgufMetadata& metadata = {}) {
+  detail::save_gguf_file(detail::ModelParameters<Model>(model), path, options, metadata);
+}
+
+/// The same from a checkpoint of any format, tensor by tensor.
+inline void save_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options = {},
+                      const GgufMetadata& metadata = {}) {
+  detail::save_gguf_file(detail::CheckpointParameters(checkpoint), path, options, metadata);
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

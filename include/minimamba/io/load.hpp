@@ -1,0 +1,179 @@
+// load: a model from a checkpoint.
+#ifndef MINIMAMBA_IO_LOAD_HPP
+#define MINIMAMBA_IO_LOAD_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "minimamba/io/checkpoint.hpp"
+#include "minimamba/nn/mamba.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+template <class Model>
+struct LoadOptions {
+  typename Model::BackendType backend = typename Model::BackendType();
+  /// Told after each tensor which part of the parameters, from 0 to 1, has been read; returns false to give up, and
+  /// then load throws CancelledError.
+  std::function<bool(double)> progress = {};
+};
+
+/// The caller's callback asked to stop.
+class CancelledError : public Error {
+ public:
+  using Error::Error;
+};
+
+namespace detail {
+
+/// The settings that decide whether a parameter is there and what shape it has, as in "hidden_size 8, expand 2 in
+/// config.json".
+inline std::string settings_of(const Checkpoint& checkpoint, std::string_view parameter, bool presence, bool shape) {
+  const MambaConfig& config = checkpoint.config;
+  const ConfigKeys& keys = *checkpoint.keys;
+  const auto is = [&](auto... ends) { return (parameter.ends_with(ends) || ...); };
+  const bool in_mixer = parameter.find(".mixer.") != parameter.npos;
+  std::string text;
+  const auto add = [&](bool matters, const char* key, std::int64_t value) {
+    if (matters) text += (text.empty() ? "" : ", ") + std::string(key) + " " + std::to_string(value);
+  };
+  const auto add_flag = [&](bool matters, const char* key, bool value) {
+    if (matters) text += (text.empty() ? "" : ", ") + std::string(key) + (value ? " true" : " false");
+  };
+  add(presence && parameter.find("layers.") != parameter.npos, keys.n_layer, config.n_layer);
+  add_flag(presence && is("lm_head.weight"), keys.tie_embeddings, config.tie_embeddings);
+  add_flag(presence && is("in_proj.bias", "out_proj.bias"), keys.bias, config.bias);
+  add_flag(presence && is("conv1d.bias"), keys.conv_bias, config.conv_bias);
+  add(shape && is("embedding.weight", "lm_head.weight"), keys.vocab_size, config.padded_vocab_size());
+  add(shape, keys.d_model, config.d_model);
+  const bool by_inner = checkpoint.format == CheckpointFormat::gguf;
+  add(shape && in_mixer, keys.expand, by_inner ? config.d_inner() : config.expand);
+  add(shape && is("A_log", "x_proj.weight"), keys.d_state, config.d_state);
+  add(shape && is("conv1d.weight"), keys.d_conv, config.d_conv);
+  add(shape && is("x_proj.weight", "dt_proj.weight"), keys.dt_rank, config.dt_rank);
+  return text.empty() ? checkpoint.config_name : text + " in " + checkpoint.config_name;
+}
+
+[[noreturn]] inline void refuse_missing(const Checkpoint& checkpoint, std::string_view parameter, const Shape& shape) {
+  throw CheckpointError(checkpoint.weights_name + ": " + checkpoint.name_of(parameter),
+                        "a tensor of shape " + shape_text(checkpoint.stored_shape(shape)) + ", by " +
+                            settings_of(checkpoint, parameter, true, true),
+                        "none");
+}
+
+/// Throws CheckpointError unless each layer of the configuration has a tensor, before memory is spent on the layers.
+inline void check_layers(const Checkpoint& checkpoint) {
+  for (std::int64_t layer = 0; layer < checkpoint.config.n_layer; ++layer) {
+    const std::string norm = "layers." + std::to_string(layer) + ".norm.weight";
+    if (checkpoint.find(norm) != nullptr) continue;
+    refuse_missing(checkpoint, norm, {static_cast<std::size_t>(checkpoint.config.d_model)});
+  }
+}
+
+/// Throws CheckpointError unless the tensors are exactly those of the model, before any memory is spent on them.
+template <class Model>
+void check_tensors(const Checkpoint& checkpoint, Model& model) {
+  std::set<std::string> expected;
+  for_each_parameter(
+      [&](std::string_view name, auto& parameter) {
+        const StoredTensor* stored = checkpoint.find(name);
+        if (stored == nullptr) refuse_missing(checkpoint, name, parameter.shape());
+        const std::string subject = checkpoint.tensors.source_name(*stored) + ": " + stored->name;
+        const Shape shape = checkpoint.stored_shape(parameter.shape());
+        if (!std::equal(stored->shape.begin(), stored->shape.end(), shape.begin(), shape.end())) {
+          throw CheckpointError(subject,
+                                "shape " + shape_text(shape) + ", by " + settings_of(checkpoint, name, false, true),
+                                "shape " + shape_text(stored->shape));
+        }
+        if (!is_floating(stored->dtype)) {
+          throw CheckpointError(subject, "floating-point numbers", std::string(name_of(stored->dtype)));
+        }
+        expected.insert(stored->name);
+      },
+      model);
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
+    const bool tied_head = name == "lm_head.weight" && checkpoint.config.tie_embeddings;
+    if (expected.contains(name) || tied_head) continue;
+    throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),
+                          "only tensors of the model by " + settings_of(checkpoint, name, true, false), "this one");
+  }
+}
+
+/// A tied model may store its head as well, but then it must be the embedding.
+inline void check_tied_head(const Checkpoint& checkpoint) {
+  const TensorSet& tensors = checkpoint.tensors;
+  const StoredTensor* head = tensors.find("lm_head.weight");
+  const StoredTensor* embedding = checkpoint.find("embedding.weight");
+  if (head == nullptr) return;
+  const auto refuse = [&](const std::string& found) {
+    throw CheckpointError(
+        tensors.source_name(*head) + ": lm_head.weight",
+        "the same numbers as " + embedding->name + ", by " + settings_of(checkpoint, "lm_head.weight", true, false),
+        found);
+  };
+  if (head->shape != embedding->shape) refuse("shape " + shape_text(head->shape));
+  std::vector<double> a(1U << 14), b(1U << 14);
+  for (std::uint64_t first = 0; first < head->size(); first += a.size()) {
+    const std::size_t count = static_cast<std::size_t>(std::min<std::uint64_t>(a.size(), head->size() - first));
+    tensors.read(*head, first, std::span(a).first(count));
+    tensors.read(*embedding, first, std::span(b).first(count));
+    for (std::size_t i = 0; i < count; ++i) {
+      if (a[i] != b[i] && (a[i] == a[i] || b[i] == b[i])) {
+        refuse("another number in element " + std::to_string(first + i));
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+/// The same from a checkpoint that has been opened.
+template <class Model>
+Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {}) {
+  detail::check_layers(checkpoint);
+  Model model = Model::shapes_only(checkpoint.config, options.backend);
+  detail::check_tensors(checkpoint, model);
+  if (checkpoint.config.tie_embeddings) detail::check_tied_head(checkpoint);
+  const double total = static_cast<double>(model.parameter_count());
+  double done = 0;
+  for_each_parameter(
+      [&](std::string_view name, auto& parameter) {
+        using Scalar = typename Model::ScalarType;
+        parameter.allocate(model.backend());
+        detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
+          checkpoint.read(name, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+          parameter.upload(model.backend(), first, piece);
+        });
+        done += static_cast<double>(parameter.size());
+        if (options.progress && !options.progress(done / total)) {
+          throw CancelledError(checkpoint.weights_name, "to be loaded whole", "the request to stop");
+        }
+      },
+      model);
+  model.refresh();
+  return model;
+}
+
+/// Loads a model from a folder or a file of weights (see open_checkpoint), in the official, the Hugging Face or GGUF's
+/// layout, stored in any type that stands for real numbers; what the model stores is up to the model. Tensors stream
+/// one by one into the model's own form; nothing refers to the files afterwards.
+/// Throws FileError, FormatError, ConfigError or CheckpointError, which name the file and the tensor or key.
+template <class Model>
+Model load(const std::filesystem::path& path, const LoadOptions<Model>& options = {}) {
+  return load<Model>(open_checkpoint(path), options);
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,330 @@
+// Reads the pickles in which torch.save writes a state dict. Nothing is ever executed: a pickle is a program that
+// builds values on a stack, and only the instructions and the few names that such a file needs are known; anything else
+// is refused by name. Values are limited in number, so that no pickle takes more than some tens of megabytes.
+#ifndef MINIMAMBA_IO_PICKLE_HPP
+#define MINIMAMBA_IO_PICKLE_HPP
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "minimamba/io/file.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// What a pickle makes. Values refer to each other by their number.
+struct PickleValue {
+  enum class Kind : std::uint8_t { none, boolean, integer, real, text, tuple, list, dict, global, storage, tensor };
+
+  Kind kind = Kind::none;
+  std::int64_t number = 0;             // of an integer or boolean; of a list or dict, which of the growing ones it is
+  std::uint32_t first = 0, count = 0;  // of a text or global, its characters; of the others, the values it is made of
+};
+
+class Pickle {
+ public:
+  using Kind = PickleValue::Kind;
+
+  /// Reads the bytes [begin, end) of a source. Throws FormatError.
+  Pickle(const ByteSource& source, std::uint64_t begin, std::uint64_t end)
+      : file_(source.name()), bytes_(source, begin, end) {
+    while (!done_) step(bytes_.value<std::uint8_t>());
+    if (bytes_.left() > 0) refuse("the end of the pickle", std::to_string(bytes_.left()) + " more bytes");
+  }
+
+  const PickleValue& root() const { return values_[stack_.front()]; }
+  std::string_view text(const PickleValue& value) const {
+    return std::string_view(characters_).substr(value.first, value.count);
+  }
+  /// Of a tuple, storage or tensor its parts; of a dict keys and values in turn.
+  std::span<const std::uint32_t> parts(const PickleValue& value) const {
+    if (value.kind == Kind::list || value.kind == Kind::dict) return growing_[static_cast<std::size_t>(value.number)];
+    return std::span(parts_).subspan(value.first, value.count);
+  }
+  const PickleValue& operator[](std::uint32_t index) const { return values_[index]; }
+
+  static const char* name_of(Kind kind) {
+    constexpr const char* names[] = {"None",   "a bool", "an int",   "a float",   "a str",   "a tuple",
+                                     "a list", "a dict", "a global", "a storage", "a tensor"};
+    return names[static_cast<std::size_t>(kind)];
+  }
+
+ private:
+  static constexpr std::size_t most_values = 700'000, most_characters = std::size_t{8} << 20, most_marks = 1000,
+                               most_containers = 100'000;
+  static constexpr std::string_view globals[] = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",
+                                                 "torch FloatStorage",      "torch HalfStorage",
+                                                 "torch BFloat16Storage",   "torch DoubleStorage",
+                                                 "torch LongStorage"};
+
+  [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
+    throw FormatError(file_, expected, found + " near byte " + std::to_string(bytes_.position()));
+  }
+  void limit(std::size_t count, std::size_t most, const char* what) const {
+    if (count >= most) refuse("a pickle of at most " + std::to_string(most) + " " + what, "more");
+  }
+
+  void push(std::uint32_t index) {
+    limit(stack_.size(), most_values, "values");
+    stack_.push_back(index);
+  }
+  void make(PickleValue value) {
+    limit(values_.size(), most_values, "values");
+    values_.push_back(value);
+    push(static_cast<std::uint32_t>(values_.size() - 1));
+  }
+  void make_number(Kind kind, std::int64_t number) { make({.kind = kind, .number = number}); }
+  void make_growing(Kind kind) {
+    limit(growing_.size(), most_containers, "lists and dicts");
+    growing_.emplace_back();
+    make({.kind = kind, .number = static_cast<std::int64_t>(growing_.size() - 1)});
+  }
+  void make_text(Kind kind, std::uint64_t size) {
+    if (size > bytes_.left() || size > most_characters - characters_.size()) {
+      refuse("texts within the pickle, of at most " + std::to_string(most_characters) + " bytes in all",
+             std::to_string(size) + " bytes");
+    }
+    const std::size_t first = characters_.size();
+    characters_.resize(first + static_cast<std::size_t>(size));
+    bytes_.read(std::as_writable_bytes(std::span(characters_).subspan(first)));
+    make({.kind = kind, .first = static_cast<std::uint32_t>(first), .count = static_cast<std::uint32_t>(size)});
+  }
+  /// Takes the upper `count` values from the stack and makes one of them.
+  void make_of(Kind kind, std::size_t count) {
+    need(count);
+    limit(parts_.size() + count, 4 * most_values, "parts");
+    const auto first = static_cast<std::uint32_t>(parts_.size());
+    parts_.insert(parts_.end(), stack_.end() - static_cast<std::ptrdiff_t>(count), stack_.end());
+    stack_.resize(stack_.size() - count);
+    make({.kind = kind, .first = first, .count = static_cast<std::uint32_t>(count)});
+  }
+
+  /// What lies above the last mark is at hand, and no more.
+  void need(std::size_t count) const {
+    const std::size_t floor = marks_.empty() ? 0 : marks_.back();
+    if (stack_.size() - floor < count) refuse("values for what the pickle does with them", "too few");
+  }
+  std::uint32_t pop() {
+    need(1);
+    const std::uint32_t top = stack_.back();
+    stack_.pop_back();
+    return top;
+  }
+  std::size_t pop_mark() {
+    if (marks_.empty()) refuse("a mark", "none");
+    const std::size_t mark = marks_.back();
+    marks_.pop_back();
+    return stack_.size() - mark;
+  }
+  /// Moves the upper `count` values into the container below them.
+  void grow(Kind kind, std::size_t count) {
+    need(count + 1);
+    const PickleValue& container = values_[stack_[stack_.size() - count - 1]];
+    if (container.kind != kind || (kind == Kind::dict && count % 2 != 0)) {
+      refuse(kind == Kind::dict ? "keys and values for a dict" : "values for a list", name_of(container.kind));
+    }
+    auto& contents = growing_[static_cast<std::size_t>(container.number)];
+    limit(contents.size() + count, 4 * most_values, "parts");
+    contents.insert(contents.end(), stack_.end() - static_cast<std::ptrdiff_t>(count), stack_.end());
+    stack_.resize(stack_.size() - count);
+  }
+
+  void memorise(std::uint64_t index) {
+    need(1);
+    limit(static_cast<std::size_t>(std::min<std::uint64_t>(index, most_values)), most_values, "memories");
+    if (index >= memory_.size()) memory_.resize(static_cast<std::size_t>(index) + 1, nothing);
+    memory_[static_cast<std::size_t>(index)] = stack_.back();
+    ++memorised_;
+  }
+  void recall(std::uint64_t index) {
+    if (index >= memory_.size() || memory_[static_cast<std::size_t>(index)] == nothing) {
+      refuse("a value in memory " + std::to_string(index), "none");
+    }
+    push(memory_[static_cast<std::size_t>(index)]);
+  }
+
+  void make_global(const std::string& name) {
+    if (std::find(std::begin(globals), std::end(globals), name) == std::end(globals)) {
+      std::string dotted = name;
+      std::replace(dotted.begin(), dotted.end(), ' ', '.');
+      refuse("a state dict of tensors, which needs no other name than those of torch's tensors and OrderedDict",
+             "\"" + printable(dotted, 100) + "\"");
+    }
+    const auto first = static_cast<std::uint32_t>(characters_.size());
+    characters_ += name;
+    make({.kind = Kind::global, .first = first, .count = static_cast<std::uint32_t>(name.size())});
+  }
+  std::string read_line() {
+    std::string line;
+    for (char c = bytes_.value<char>(); c != '\n'; c = bytes_.value<char>()) {
+      if (line.size() == 200) refuse("a name of at most 200 characters", "a longer one");
+      line += c;
+    }
+    return line;
+  }
+  /// The name and, below it, the module.
+  void make_global_of_stack() {
+    need(2);
+    const PickleValue name = values_[pop()], module = values_[pop()];
+    if (name.kind != Kind::text || module.kind != Kind::text) refuse("the name of a global", name_of(name.kind));
+    make_global(std::string(text(module)) + " " + std::string(text(name)));
+  }
+
+  /// Calls of the two functions that a state dict needs.
+  void reduce() {
+    need(2);
+    const std::uint32_t arguments_at = pop();
+    const PickleValue function = values_[pop()], arguments = values_[arguments_at];
+    const bool is_global = function.kind == Kind::global && arguments.kind == Kind::tuple;
+    if (is_global && text(function) == globals[0] && arguments.count == 0) return make_growing(Kind::dict);
+    if (is_global && text(function) == globals[1]) {
+      return make({.kind = Kind::tensor, .first = arguments.first, .count = arguments.count});
+    }
+    refuse("a call that makes a tensor or an empty OrderedDict", "another");
+  }
+  /// What torch keeps beside the tensors, such as _metadata, is left out.
+  void build() {
+    need(2);
+    const PickleValue state = values_[pop()], object = values_[stack_.back()];
+    if (object.kind != Kind::dict || state.kind != Kind::dict) refuse("a dict beside a dict", name_of(state.kind));
+  }
+  void make_storage() {
+    need(1);
+    const PickleValue id = values_[pop()];
+    if (id.kind != Kind::tuple) refuse("a storage's tuple", name_of(id.kind));
+    make({.kind = Kind::storage, .first = id.first, .count = id.count});
+  }
+  void make_long() {
+    const auto size = bytes_.value<std::uint8_t>();
+    if (size > 8) refuse("an integer of at most 8 bytes", std::to_string(size));
+    std::array<std::byte, 8> digits{};
+    bytes_.read(std::span(digits).first(size));
+    const bool negative = size > 0 && std::to_integer<unsigned>(digits[size - 1U]) >= 0x80;
+    if (negative) std::fill(digits.begin() + size, digits.end(), std::byte{0xFF});
+    std::int64_t number = 0;
+    std::memcpy(&number, digits.data(), sizeof(number));
+    make_number(Kind::integer, number);
+  }
+
+  /// One instruction; their names are those of Python's pickletools.
+  void step(std::uint8_t code) {
+    switch (code) {
+      case 0x80:  // PROTO
+        if (const auto version = bytes_.value<std::uint8_t>(); version > 5) {
+          refuse("a pickle of protocol 2 to 5", std::to_string(version));
+        }
+        return;
+      case 0x95:  // FRAME
+        bytes_.value<std::uint64_t>();
+        return;
+      case '.':  // STOP
+        if (stack_.size() != 1 || !marks_.empty()) refuse("one value at the end", std::to_string(stack_.size()));
+        done_ = true;
+        return;
+      case '(':  // MARK
+        limit(marks_.size(), most_marks, "marks");
+        return marks_.push_back(stack_.size());
+      case 'c': {  // GLOBAL
+        const std::string module = read_line();
+        return make_global(module + " " + read_line());
+      }
+      case 0x93:  // STACK_GLOBAL
+        return make_global_of_stack();
+      case 'R':  // REDUCE
+        return reduce();
+      case 'b':  // BUILD
+        return build();
+      case 'Q':  // BINPERSID
+        return make_storage();
+      case 'q':  // BINPUT
+        return memorise(bytes_.value<std::uint8_t>());
+      case 'r':  // LONG_BINPUT
+        return memorise(bytes_.value<std::uint32_t>());
+      case 0x94:  // MEMOIZE
+        return memorise(memorised_);
+      case 'h':  // BINGET
+        return recall(bytes_.value<std::uint8_t>());
+      case 'j':  // LONG_BINGET
+        return recall(bytes_.value<std::uint32_t>());
+      default:
+        return step_value(code);
+    }
+  }
+  void step_value(std::uint8_t code) {
+    switch (code) {
+      case 'N':  // NONE
+        return make({});
+      case 0x88:  // NEWTRUE
+      case 0x89:  // NEWFALSE
+        return make_number(Kind::boolean, code == 0x88 ? 1 : 0);
+      case 'J':  // BININT
+        return make_number(Kind::integer, bytes_.value<std::int32_t>());
+      case 'K':  // BININT1
+        return make_number(Kind::integer, bytes_.value<std::uint8_t>());
+      case 'M':  // BININT2
+        return make_number(Kind::integer, bytes_.value<std::uint16_t>());
+      case 0x8A:  // LONG1
+        return make_long();
+      case 'G':  // BINFLOAT, whose value nothing needs
+        bytes_.value<std::uint64_t>();
+        return make({.kind = Kind::real});
+      case 0x8C:  // SHORT_BINUNICODE
+        return make_text(Kind::text, bytes_.value<std::uint8_t>());
+      case 'X':  // BINUNICODE
+        return make_text(Kind::text, bytes_.value<std::uint32_t>());
+      case 0x8D:  // BINUNICODE8
+        return make_text(Kind::text, bytes_.value<std::uint64_t>());
+      case ')':  // EMPTY_TUPLE
+        return make_of(Kind::tuple, 0);
+      case 't':  // TUPLE
+        return make_of(Kind::tuple, pop_mark());
+      case 0x85:  // TUPLE1
+      case 0x86:  // TUPLE2
+      case 0x87:  // TUPLE3
+        return make_of(Kind::tuple, code - 0x84U);
+      case ']':  // EMPTY_LIST
+        return make_growing(Kind::list);
+      case '}':  // EMPTY_DICT
+        return make_growing(Kind::dict);
+      case 'a':  // APPEND
+        return grow(Kind::list, 1);
+      case 'e':  // APPENDS
+        return grow(Kind::list, pop_mark());
+      case 's':  // SETITEM
+        return grow(Kind::dict, 2);
+      case 'u':  // SETITEMS
+        return grow(Kind::dict, pop_mark());
+      default:
+        refuse("an instruction that a state dict needs", "number " + std::to_string(code));
+    }
+  }
+
+  static constexpr std::uint32_t nothing = 0xFFFFFFFF;
+
+  std::string file_;
+  SequentialBytes bytes_;
+  std::vector<PickleValue> values_;
+  std::vector<std::uint32_t> stack_, memory_, parts_;
+  std::vector<std::size_t> marks_;                   // sizes of the stack
+  std::vector<std::vector<std::uint32_t>> growing_;  // contents of lists and dicts
+  std::string characters_;
+  std::uint64_t memorised_ = 0;
+  bool done_ = false;
+};
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,262 @@
+// save: a model, or a checkpoint of any format, as a folder in the Hugging Face layout.
+#ifndef MINIMAMBA_IO_SAVE_HPP
+#define MINIMAMBA_IO_SAVE_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <list>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "minimamba/backend/reference.hpp"
+#include "minimamba/io/load.hpp"
+#include "minimamba/nn/mamba.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+struct SaveOptions {
+  /// How the six matrices are stored: F32, F16, BF16 or F64 in a folder; F32, F16, BF16, Q8_0 or Q4_0 in GGUF. Without
+  /// it, a model's own weight format, or F32 where that has no type in the file.
+  std::optional<DType> matrices = {};
+  /// Files to be put beside the weights in a folder, such as tokenizer.json: name and contents.
+  std::vector<std::pair<std::string, ByteSource>> files = {};
+  /// Told after each tensor which part of the parameters, from 0 to 1, has been written; returns false to give up, and
+  /// then the call throws CancelledError and leaves what was there before.
+  std::function<bool(double)> progress = {};
+};
+
+namespace detail {
+
+/// What is to be saved, tensor by tensor: for_each calls body(name, extents, is one of the six matrices, pieces), and
+/// pieces(f) calls f(first row, View) until all rows are done.
+template <class Model>
+class ModelParameters {
+ public:
+  using Scalar = typename Model::ScalarType;
+  using Weight = typename Model::WeightType;
+
+  explicit ModelParameters(const Model& model) : model_(model) {
+    if (model.layers.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
+  }
+  const MambaConfig& config() const { return model_.config(); }
+  std::size_t parameter_count() const { return model_.parameter_count(); }
+
+  template <class Body>
+  void for_each(Body&& body) const {
+    for_each_parameter(
+        [&](std::string_view name, const auto& parameter) {
+          using Parameter = std::remove_cvref_t<decltype(parameter)>;
+          constexpr bool is_matrix = !std::is_same_v<Parameter, Tensor<typename Model::BackendType>>;
+          body(name, parameter, is_matrix, [&](auto&& piece_body) {
+            in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
+              parameter.download(model_.backend(), first, piece);
+              piece_body(first, piece);
+            });
+          });
+        },
+        model_);
+  }
+
+ private:
+  const Model& model_;
+};
+
+/// The same from a checkpoint, which is read while it is written again. In double, so that no number is rounded twice.
+class CheckpointParameters {
+ public:
+  using Scalar = double;
+  using Weight = float;
+
+  explicit CheckpointParameters(const Checkpoint& checkpoint)
+      : checkpoint_(checkpoint), shapes_((check_layers(checkpoint), Shapes::shapes_only(checkpoint.config))) {
+    check_tensors(checkpoint, shapes_);
+    if (checkpoint.config.tie_embeddings) check_tied_head(checkpoint);
+  }
+  const MambaConfig& config() const { return shapes_.config(); }
+  std::size_t parameter_count() const { return shapes_.parameter_count(); }
+
+  template <class Body>
+  void for_each(Body&& body) const {
+    for_each_parameter(
+        [&](std::string_view name, const auto& parameter) {
+          using Parameter = std::remove_cvref_t<decltype(parameter)>;
+          constexpr bool is_matrix = !std::is_same_v<Parameter, Tensor<ReferenceBackend<float>>>;
+          body(name, parameter, is_matrix, [&](auto&& piece_body) {
+            in_pieces<double>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<double> piece) {
+              checkpoint_.read(name, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+              piece_body(first, piece);
+            });
+          });
+        },
+        shapes_);
+  }
+
+ private:
+  using Shapes = Mamba<float, ReferenceBackend>;  // never allocated
+
+  const Checkpoint& checkpoint_;
+  Shapes shapes_;
+};
+
+/// Counts what is written, and asks whether to go on.
+class SaveProgress {
+ public:
+  SaveProgress(const SaveOptions& options, std::string file, std::size_t total)
+      : options_(options), file_(std::move(file)), total_(static_cast<double>(total)) {}
+  void add(std::size_t numbers) {
+    done_ += static_cast<double>(numbers);
+    if (options_.progress && !options_.progress(done_ / total_)) {
+      throw CancelledError(file_, "to be written whole", "the request to stop");
+    }
+  }
+
+ private:
+  const SaveOptions& options_;
+  std::string file_;
+  double total_ = 0, done_ = 0;
+};
+
+inline const char* torch_name(DType dtype) {
+  switch (dtype) {
+    case DType::F64:
+      return "float64";
+    case DType::F16:
+      return "float16";
+    case DType::BF16:
+      return "bfloat16";
+    default:
+      return "float32";
+  }
+}
+
+/// Makes a folder and those above it. Unless they are kept, those that were made go away again.
+class MadeFolders {
+ public:
+  explicit MadeFolders(const std::filesystem::path& folder) {
+    std::error_code error, ignored;
+    std::vector<std::filesystem::path> missing;
+    for (auto path = folder; !path.empty() && !std::filesystem::exists(path, ignored); path = path.parent_path()) {
+      missing.push_back(path);
+    }
+    for (; !missing.empty() && !error; missing.pop_back()) {
+      if (std::filesystem::create_directory(missing.back(), error)) made_.push_back(missing.back());
+    }
+    if (std::filesystem::is_directory(folder, ignored)) return;
+    remove();
+    throw FileError(folder.string(), "a folder, or a place for one", error ? error.message() : "something else");
+  }
+  MadeFolders(const MadeFolders&) = delete;
+  MadeFolders& operator=(const MadeFolders&) = delete;
+  ~MadeFolders() { remove(); }
+
+  void keep() { made_.clear(); }
+
+ private:
+  /// The innermost first; a folder in which there is something stays.
+  void remove() noexcept {
+    std::error_code error;
+    for (; !made_.empty(); made_.pop_back()) std::filesystem::remove(made_.back(), error);
+  }
+
+  std::vector<std::filesystem::path> made_;
+};
+
+template <class Scalar>
+std::span<const Scalar> as_constants(View<Scalar> piece) {
+  return {piece.data(), piece.rows() * piece.cols()};
+}
+
+inline void copy_to(const ByteSource& source, AtomicFile& file) {
+  std::vector<std::byte> piece(std::size_t{1} << 18);
+  for (std::uint64_t done = 0; done < source.size(); done += piece.size()) {
+    piece.resize(static_cast<std::size_t>(std::min<std::uint64_t>(piece.size(), source.size() - done)));
+    source.read(done, piece);
+    file.write(piece);
+  }
+}
+
+/// The type of the six matrices in a folder, and that of everything else.
+template <class Parameters>
+std::pair<DType, DType> types_in_folder(const SaveOptions& options) {
+  if (!options.matrices) return {dtype_of<typename Parameters::Weight>(), dtype_of<typename Parameters::Scalar>()};
+  if (!with_float_type(*options.matrices, [](auto) {})) {
+    throw ArgumentError("matrices", "F32, F16, BF16 or F64 in a folder", std::string(name_of(*options.matrices)));
+  }
+  return {*options.matrices, *options.matrices == DType::F64 ? DType::F64 : DType::F32};
+}
+
+inline void check_names(const SaveOptions& options) {
+  for (const auto& [name, source] : options.files) {
+    const std::filesystem::path path = name;
+    if (!path.has_filename() || path.has_parent_path() || name == "model.safetensors" || name == "config.json") {
+      throw ArgumentError("files", "plain names other than the model's", "\"" + printable(name) + "\"");
+    }
+  }
+}
+
+template <class Parameters>
+void save_folder(const Parameters& parameters, const std::filesystem::path& folder, const SaveOptions& options) {
+  const std::pair<DType, DType> types = types_in_folder<Parameters>(options);
+  check_names(options);
+  const auto dtype = [&](bool is_matrix) { return is_matrix ? types.first : types.second; };
+  std::vector<StoredTensor> tensors;
+  parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&&) {
+    const std::string stored = name == "embedding.weight" ? "backbone.embeddings.weight"
+                               : name == "lm_head.weight" ? std::string(name)
+                                                          : "backbone." + std::string(name);
+    tensors.push_back({stored, dtype(is_matrix), {parameter.shape().begin(), parameter.shape().end()}});
+  });
+
+  MadeFolders folders(folder);
+  SafetensorsWriter weights(folder / "model.safetensors", tensors);
+  AtomicFile config(folder / "config.json");
+  SaveProgress progress(options, folder.string(), parameters.parameter_count());
+  parameters.for_each([&](std::string_view, const Extents& parameter, bool is_matrix, auto&& pieces) {
+    pieces([&](std::size_t, auto piece) { weights.write(as_constants(piece), dtype(is_matrix)); });
+    progress.add(parameter.size());
+  });
+  config.write(hugging_face_config(parameters.config(), torch_name(types.first)).dump(2) + "\n");
+  std::list<AtomicFile> others;
+  for (const auto& [name, source] : options.files) copy_to(source, others.emplace_back(folder / name));
+  weights.finish();
+  config.finish();
+  for (AtomicFile& file : others) file.finish();
+  weights.commit();
+  for (AtomicFile& file : others) file.commit();
+  config.commit();
+  folders.keep();
+}
+
+}  // namespace detail
+
+/// Saves a model as a folder in the Hugging Face layout, which is made if it is not there: model.safetensors, with the
+/// matrices in the model's weight format and everything else in its Scalar, unless the options say otherwise, and
+/// config.json. All files are complete on the disk before any gets its name. Throws FileError, and ArgumentError for a
+/// model that was moved from or a type that a folder cannot have; what was in the folder is then as before.
+template <class Model>
+void save(const Model& model, const std::filesystem::path& folder, const SaveOptions& options = {}) {
+  detail::save_folder(detail::ModelParameters<Model>(model), folder, options);
+}
+
+/// The same from a checkpoint of any format, tensor by tensor: the model is never in memory as a whole. Matrices are in
+/// F32 unless the options say otherwise.
+inline void save(const Checkpoint& checkpoint, const std::filesystem::path& folder, SaveOptions options = {}) {
+  if (!options.matrices) options.matrices = DType::F32;
+  detail::save_folder(detail::CheckpointParameters(checkpoint), folder, options);
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,263 @@
+// State files: what a model remembers of a text, so that another process goes on from there.
+//
+// All numbers are little-endian:
+//   "MINIMAMBA STATE\n", version u32, bytes of a number u32, fingerprint of the model u64, rows u64
+//   positions i64 of the rows; then row by row and layer by layer the window [E, K - 1] and the state [E, N]
+//   sections u32, each: bytes of its name u32, name, bytes of its contents u64, contents
+//   checksum u64 of everything before it
+#ifndef MINIMAMBA_IO_STATE_HPP
+#define MINIMAMBA_IO_STATE_HPP
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "minimamba/io/file.hpp"
+#include "minimamba/nn/mamba.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// What goes along with the state of a model: the sampler's state, the token that was chosen but not yet read, the
+/// bytes of half a character. Name and contents; what they mean is for the program to know.
+using StateSections = std::map<std::string, std::string>;
+
+/// A state as it was saved.
+template <class Model>
+struct SavedState {
+  typename Model::Cache cache;
+  StateSections sections;
+};
+
+namespace detail {
+
+inline constexpr std::string_view state_magic = "MINIMAMBA STATE\n";
+inline constexpr std::uint32_t state_version = 1;
+inline constexpr std::uint32_t most_state_sections = 64;
+inline constexpr std::uint32_t longest_section_name = 255;
+
+/// FNV-1a of 64 bits: any other byte gives another sum.
+class Checksum {
+ public:
+  void add(std::span<const std::byte> bytes) {
+    for (const std::byte byte : bytes) value_ = (value_ ^ std::to_integer<std::uint64_t>(byte)) * 0x100000001B3U;
+  }
+  template <class T>
+  void add_value(const T& value) {
+    add(std::as_bytes(std::span(&value, 1)));
+  }
+  std::uint64_t value() const { return value_; }
+
+ private:
+  std::uint64_t value_ = 0xCBF29CE484222325U;
+};
+
+/// Tells models apart whose states do not fit: by their sizes, and by the weights of all norms as floats, which every
+/// weight format leaves as they are.
+template <class Model>
+std::uint64_t fingerprint(const Model& model) {
+  Checksum sum;
+  for (const std::int64_t size : sizes_of(model.config())) sum.add_value(size);
+  sum.add_value(model.config().norm_epsilon);
+  const auto add = [&](const auto& norm) {
+    std::vector<typename Model::ScalarType> weight(norm.weight.cols());
+    norm.weight.download(model.backend(), 0, View<typename Model::ScalarType>(weight.data(), 1, weight.size()));
+    for (const auto x : weight) sum.add_value(static_cast<float>(x));
+  };
+  for (const auto& layer : model.layers) add(layer.norm);
+  add(model.norm_f);
+  return sum.value();
+}
+
+/// Writes and sums.
+class StateWriter {
+ public:
+  explicit StateWriter(const std::filesystem::path& path) : file_(path) {}
+
+  void write(std::span<const std::byte> bytes) {
+    sum_.add(bytes);
+    file_.write(bytes);
+  }
+  void write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
+  template <class T>
+  requires std::is_arithmetic_v<T>
+  void value(T value) { write(std::as_bytes(std::span(&value, 1))); }
+  void commit() {
+    const std::uint64_t sum = sum_.value();
+    file_.write(std::as_bytes(std::span(&sum, 1)));
+    file_.commit();
+  }
+
+ private:
+  AtomicFile file_;
+  Checksum sum_;
+};
+
+/// Throws FormatError unless the file ends with the sum of what is before it.
+inline void check_sum(const ByteSource& source) {
+  constexpr std::uint64_t sum_bytes = sizeof(std::uint64_t);
+  std::string magic(state_magic.size(), '\0');
+  if (source.size() >= magic.size()) source.read(0, std::as_writable_bytes(std::span(magic)));
+  if (magic != state_magic) throw FormatError(source.name(), "a state file", "something else");
+  if (source.size() < magic.size() + sum_bytes) throw FormatError(source.name(), "a whole state file", "its beginning");
+  const std::uint64_t end = source.size() - sum_bytes;
+  Checksum sum;
+  std::vector<std::byte> piece(std::size_t{1} << 16);
+  for (std::uint64_t at = 0; at < end; at += piece.size()) {
+    piece.resize(static_cast<std::size_t>(std::min<std::uint64_t>(piece.size(), end - at)));
+    source.read(at, piece);
+    sum.add(piece);
+  }
+  if (source.read_value<std::uint64_t>(end) != sum.value()) {
+    throw FormatError(source.name(), "a file whose checksum is right", "another one (truncated or altered?)");
+  }
+}
+
+inline std::string read_section_text(const ByteSource& source, SequentialBytes& bytes, std::uint64_t size,
+                                     std::uint64_t most) {
+  if (size > bytes.left() || size > most) {
+    throw FormatError(source.name(), "a section within the file", std::to_string(size) + " bytes");
+  }
+  std::string text(static_cast<std::size_t>(size), '\0');
+  bytes.read(std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+inline StateSections read_sections(const ByteSource& source, SequentialBytes& bytes) {
+  StateSections sections;
+  const auto count = bytes.value<std::uint32_t>();
+  if (count > most_state_sections) {
+    throw FormatError(source.name(), "at most " + std::to_string(most_state_sections) + " sections",
+                      std::to_string(count));
+  }
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const auto name_size = bytes.value<std::uint32_t>();
+    std::string name = read_section_text(source, bytes, name_size, longest_section_name);
+    const auto size = bytes.value<std::uint64_t>();
+    std::string contents = read_section_text(source, bytes, size, size);
+    if (!sections.emplace(std::move(name), std::move(contents)).second) {
+      throw FormatError(source.name(), "every section once", "one twice");
+    }
+  }
+  if (bytes.left() != 0) {
+    throw FormatError(source.name(), "the end of the file", std::to_string(bytes.left()) + " more bytes");
+  }
+  return sections;
+}
+
+}  // namespace detail
+
+/// Saves the whole value of a cache, with sections of the caller's. Equal values give equal bytes, whatever the
+/// backend. Throws FileError, and ArgumentError for a cache of another model, more than 64 sections or a name of more
+/// than 255 bytes; an old file is then as before.
+template <class Model>
+void save_state(const std::filesystem::path& path, const Model& model, const typename Model::Cache& cache,
+                const StateSections& sections = {}) {
+  using Scalar = typename Model::ScalarType;
+  if (detail::sizes_of(cache.config()) != detail::sizes_of(model.config())) {
+    throw ArgumentError("cache", "one of a model with " + detail::sizes_text(model.config()),
+                        detail::sizes_text(cache.config()));
+  }
+  const bool names_fit = std::all_of(sections.begin(), sections.end(), [](const auto& section) {
+    return section.first.size() <= detail::longest_section_name;
+  });
+  if (sections.size() > detail::most_state_sections || !names_fit) {
+    throw ArgumentError("sections", "at most 64, with names of at most 255 bytes", "more");
+  }
+  detail::StateWriter writer(path);
+  writer.write(detail::state_magic);
+  writer.value(detail::state_version);
+  writer.value(static_cast<std::uint32_t>(sizeof(Scalar)));
+  writer.value(detail::fingerprint(model));
+  writer.value(std::uint64_t{cache.batch()});
+  for (std::size_t row = 0; row < cache.batch(); ++row) writer.value(cache.position(row));
+  std::vector<Scalar> numbers;
+  const auto write = [&](View<const Scalar> part) {
+    numbers.resize(part.rows() * part.cols());
+    model.backend().download(part.data(), numbers);
+    writer.write(std::as_bytes(std::span(numbers)));
+  };
+  for (std::size_t row = 0; row < cache.batch(); ++row) {
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+      write(cache.conv(layer, row));
+      write(cache.ssm(layer, row));
+    }
+  }
+  writer.value(static_cast<std::uint32_t>(sections.size()));
+  for (const auto& [name, contents] : sections) {
+    writer.value(static_cast<std::uint32_t>(name.size()));
+    writer.write(name);
+    writer.value(std::uint64_t{contents.size()});
+    writer.write(contents);
+  }
+  writer.commit();
+}
+
+/// Reads what save_state has written: a cache that goes on where the saved one stopped, bit for bit with the same
+/// backend and weight format. Other backends and weight formats of the same model read it too; models of another scalar
+/// do not. Throws FileError; FormatError for a file that is no state, truncated or altered in any bit; and
+/// CheckpointError for the state of another model.
+template <class Model>
+SavedState<Model> load_state(const ByteSource& source, const Model& model) {
+  using Scalar = typename Model::ScalarType;
+  detail::check_sum(source);
+  detail::SequentialBytes bytes(source, detail::state_magic.size(), source.size() - sizeof(std::uint64_t));
+  const auto found_version = bytes.value<std::uint32_t>();
+  if (found_version != detail::state_version) {
+    throw FormatError(source.name(), "version " + std::to_string(detail::state_version), std::to_string(found_version));
+  }
+  const auto width = bytes.value<std::uint32_t>();
+  if (width != sizeof(Scalar)) {
+    throw CheckpointError(source.name(), "numbers of " + std::to_string(sizeof(Scalar)) + " bytes",
+                          std::to_string(width));
+  }
+  if (bytes.value<std::uint64_t>() != detail::fingerprint(model)) {
+    throw CheckpointError(source.name(),
+                          "the state of a model with " + detail::sizes_text(model.config()) + " and the same norms",
+                          "that of another");
+  }
+  const auto rows = bytes.value<std::uint64_t>();
+  const std::uint64_t row_bytes = sizeof(std::int64_t) + model.make_cache().state_bytes();
+  if (rows < 1 || rows > static_cast<std::uint64_t>(Model::Cache::largest_batch) || rows > bytes.left() / row_bytes) {
+    throw FormatError(source.name(), "rows within the file", std::to_string(rows));
+  }
+  SavedState<Model> saved{model.make_cache(static_cast<std::int64_t>(rows)), {}};
+  for (std::size_t row = 0; row < rows; ++row) {
+    const auto position = bytes.value<std::int64_t>();
+    if (position < 0) throw FormatError(source.name(), "positions from 0 up", std::to_string(position));
+    saved.cache.set_position(row, position);
+  }
+  std::vector<Scalar> numbers;
+  const auto read = [&](View<Scalar> part) {
+    numbers.resize(part.rows() * part.cols());
+    bytes.read(std::as_writable_bytes(std::span(numbers)));
+    model.backend().upload(numbers, part.data());
+  };
+  for (std::size_t row = 0; row < rows; ++row) {
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+      read(saved.cache.conv(layer, row));
+      read(saved.cache.ssm(layer, row));
+    }
+  }
+  saved.sections = detail::read_sections(source, bytes);
+  return saved;
+}
+template <class Model>
+SavedState<Model> load_state(const std::filesystem::path& path, const Model& model) {
+  return load_state(ByteSource::open(path), model);
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

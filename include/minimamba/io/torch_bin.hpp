@@ -1,0 +1,219 @@
+// Checkpoints of PyTorch (pytorch_model.bin): a zip file of a pickled state dict and the bytes of its tensors, as
+// torch.save writes it since version 1.6.
+#ifndef MINIMAMBA_IO_TORCH_BIN_HPP
+#define MINIMAMBA_IO_TORCH_BIN_HPP
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "minimamba/io/pickle.hpp"
+#include "minimamba/io/tensors.hpp"
+#include "minimamba/io/zip.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// Whether a file is a zip file, by its first bytes.
+inline bool is_zip(const ByteSource& source) {
+  return source.size() >= 4 && source.read_value<std::uint32_t>(0) == 0x04034b50;
+}
+/// Whether it is what torch.save wrote before version 1.6: a pickle that begins with a certain number.
+inline bool is_legacy_torch(const ByteSource& source) {
+  constexpr std::array<std::uint8_t, 14> beginning{0x80, 2,    0x8A, 10,   0x6C, 0xFC, 0x9C,
+                                                   0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19};
+  std::array<std::uint8_t, 14> found{};
+  if (source.size() < found.size()) return false;
+  source.read(0, std::as_writable_bytes(std::span(found)));
+  return std::equal(found.begin() + 2, found.end(), beginning.begin() + 2) && found[0] == beginning[0];
+}
+
+namespace detail {
+
+class TorchBin {
+ public:
+  explicit TorchBin(const ByteSource& source) : source_(source), zip_(source) {
+    for (const auto& [name, entry] : zip_.entries()) {
+      const std::size_t slash = name.find('/');
+      if (slash == name.npos || name.substr(slash) != "/data.pkl") continue;
+      if (!folder_.empty())
+        refuse("one data.pkl", "\"" + printable(folder_ + "data.pkl") + "\" and \"" + printable(name) + "\"");
+      folder_ = name.substr(0, slash + 1);
+    }
+    if (folder_.empty()) refuse("what torch.save wrote: a folder with data.pkl", "none");
+    if (const ZipEntry* order = find("byteorder"); order != nullptr) check_order(*order);
+  }
+
+  std::vector<StoredTensor> tensors() {
+    const ZipEntry entry = *find("data.pkl");
+    if (entry.size > most_pickle_bytes) {
+      refuse("data.pkl of at most " + std::to_string(most_pickle_bytes) + " bytes", std::to_string(entry.size));
+    }
+    const Pickle pickle(source_, entry.begin, entry.begin + entry.size);
+    if (pickle.root().kind != Kind::dict) refuse("a dict of tensors", Pickle::name_of(pickle.root().kind));
+    const auto parts = pickle.parts(pickle.root());
+    if (parts.size() / 2 > most_tensors) refuse("at most " + std::to_string(most_tensors) + " tensors", "more");
+    std::vector<StoredTensor> tensors;
+    for (std::size_t i = 0; i + 1 < parts.size(); i += 2) {
+      const PickleValue &key = pickle[parts[i]], &value = pickle[parts[i + 1]];
+      if (key.kind != Kind::text) refuse("names for keys", Pickle::name_of(key.kind));
+      const std::string name(pickle.text(key));
+      if (value.kind != Kind::tensor) {
+        refuse_tensor(name, "a tensor, as all of a state dict are", Pickle::name_of(value.kind));
+      }
+      tensors.push_back(tensor(pickle, name, value));
+    }
+    return tensors;
+  }
+
+ private:
+  using Kind = PickleValue::Kind;
+  static constexpr std::uint64_t most_pickle_bytes = std::uint64_t{32} << 20;
+
+  [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
+    throw FormatError(source_.name(), expected, found);
+  }
+  [[noreturn]] void refuse_tensor(const std::string& name, const std::string& expected,
+                                  const std::string& found) const {
+    throw FormatError(source_.name() + ": " + printable(name), expected, found);
+  }
+
+  const ZipEntry* find(const std::string& name) const {
+    const auto place = zip_.entries().find(folder_ + name);
+    return place == zip_.entries().end() ? nullptr : &place->second;
+  }
+  void check_order(const ZipEntry& entry) const {
+    std::string order(static_cast<std::size_t>(std::min<std::uint64_t>(entry.size, 16)), '\0');
+    source_.read(entry.begin, std::as_writable_bytes(std::span(order)));
+    if (order != "little") refuse("the byte order \"little\"", "\"" + printable(order) + "\"");
+  }
+
+  static std::optional<DType> dtype_of(std::string_view storage) {
+    constexpr std::pair<std::string_view, DType> types[] = {{"torch FloatStorage", DType::F32},
+                                                            {"torch HalfStorage", DType::F16},
+                                                            {"torch BFloat16Storage", DType::BF16},
+                                                            {"torch DoubleStorage", DType::F64},
+                                                            {"torch LongStorage", DType::I64}};
+    for (const auto& [name, dtype] : types) {
+      if (name == storage) return dtype;
+    }
+    return std::nullopt;
+  }
+
+  /// _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks[, metadata])
+  StoredTensor tensor(const Pickle& pickle, const std::string& name, const PickleValue& value) const {
+    const auto parts = pickle.parts(value);
+    constexpr Kind kinds[] = {Kind::storage, Kind::integer, Kind::tuple, Kind::tuple};
+    bool fits = parts.size() >= 6 && parts.size() <= 7;
+    for (std::size_t i = 0; fits && i < std::size(kinds); ++i) fits = pickle[parts[i]].kind == kinds[i];
+    if (!fits) refuse_tensor(name, "a storage, an offset, a size and a stride", "something else");
+    StoredTensor tensor;
+    tensor.name = name;
+    tensor.shape = extents(pickle, name, pickle[parts[2]]);
+    const auto strides = extents(pickle, name, pickle[parts[3]]);
+    const std::int64_t offset = pickle[parts[1]].number;
+    place(pickle, pickle[parts[0]], offset, tensor);
+    std::uint64_t stride = 1;
+    for (std::size_t i = tensor.shape.size(); i-- > 0; stride *= tensor.shape[i]) {
+      const bool contiguous = strides.size() == tensor.shape.size() && (tensor.shape[i] <= 1 || strides[i] == stride);
+      if (!contiguous && tensor.size() > 0) {
+        refuse_tensor(name, "numbers one behind the other",
+                      "strides " + shape_text(strides) + " for shape " + shape_text(tensor.shape));
+      }
+    }
+    return tensor;
+  }
+
+  std::vector<std::uint64_t> extents(const Pickle& pickle, const std::string& name, const PickleValue& tuple) const {
+    std::vector<std::uint64_t> result;
+    for (const std::uint32_t index : pickle.parts(tuple)) {
+      const PickleValue& extent = pickle[index];
+      if (extent.kind != Kind::integer || extent.number < 0 || result.size() == most_dimensions) {
+        refuse_tensor(name, "at most " + std::to_string(most_dimensions) + " extents of at least 0",
+                      extent.kind == Kind::integer ? std::to_string(extent.number) : Pickle::name_of(extent.kind));
+      }
+      result.push_back(static_cast<std::uint64_t>(extent.number));
+    }
+    return result;
+  }
+
+  /// Finds type and place of a tensor from its storage: ("storage", type, key, device, numbers)
+  void place(const Pickle& pickle, const PickleValue& storage, std::int64_t offset, StoredTensor& tensor) const {
+    const auto parts = pickle.parts(storage);
+    constexpr Kind kinds[] = {Kind::text, Kind::global, Kind::text, Kind::text, Kind::integer};
+    bool fits = parts.size() == std::size(kinds);
+    for (std::size_t i = 0; fits && i < parts.size(); ++i) fits = pickle[parts[i]].kind == kinds[i];
+    const std::optional<DType> dtype = fits ? dtype_of(pickle.text(pickle[parts[1]])) : std::nullopt;
+    if (!dtype || pickle.text(pickle[parts[0]]) != "storage") {
+      refuse_tensor(tensor.name, "a storage with type, key, device and size", "something else");
+    }
+    tensor.dtype = *dtype;
+    const std::string key = "data/" + std::string(pickle.text(pickle[parts[2]]));
+    const ZipEntry* entry = find(key);
+    if (entry == nullptr) refuse_tensor(tensor.name, "its bytes in " + printable(folder_ + key), "no such entry");
+    const std::int64_t numbers = pickle[parts[4]].number;
+    const std::uint64_t width = bytes_of(*dtype);
+    if (numbers < 0 || entry->size % width != 0 || entry->size / width != static_cast<std::uint64_t>(numbers)) {
+      refuse_tensor(tensor.name, std::to_string(numbers) + " numbers of " + std::string(minimamba::name_of(*dtype)),
+                    std::to_string(entry->size) + " bytes in " + printable(folder_ + key));
+    }
+    const std::optional<std::uint64_t> bytes = tensor_bytes(*dtype, tensor.shape);
+    const bool inside =
+        offset >= 0 && offset <= numbers && bytes && *bytes / width <= static_cast<std::uint64_t>(numbers - offset);
+    if (!inside) {
+      refuse_tensor(tensor.name, "numbers within its storage of " + std::to_string(numbers),
+                    "shape " + shape_text(tensor.shape) + " from number " + std::to_string(offset));
+    }
+    tensor.begin = entry->begin + static_cast<std::uint64_t>(offset) * width;
+  }
+
+  const ByteSource& source_;
+  ZipDirectory zip_;
+  std::string folder_;  // "archive/"
+};
+
+/// read_torch_bin; but the set may hold some of the tensors when this throws.
+inline std::size_t add_torch_bin(ByteSource source, TensorSet& set) {
+  if (is_legacy_torch(source)) {
+    throw FormatError(source.name(),
+                      "what torch.save writes since version 1.6 (convert it in Python: torch.save(torch.load(\"" +
+                          printable(source.name()) + "\", map_location=\"cpu\"), \"pytorch_model.bin\"))",
+                      "its older format");
+  }
+  std::vector<StoredTensor> tensors = TorchBin(source).tensors();
+  if (tensors.size() > most_tensors - std::min(most_tensors, set.tensors().size())) {
+    throw FormatError(source.name(), "at most " + std::to_string(most_tensors) + " tensors in a checkpoint", "more");
+  }
+  const std::size_t index = set.add_source(std::move(source));
+  for (StoredTensor& tensor : tensors) {
+    tensor.source = index;
+    set.add(std::move(tensor));
+  }
+  return index;
+}
+
+}  // namespace detail
+
+/// Adds the tensors of a PyTorch checkpoint to a set, and returns the number that the set gives the file. The pickle is
+/// only read: what it would call is refused by name unless a state dict of tensors needs it. Throws FormatError when
+/// anything in the file is not as it should be, CheckpointError for a name that the set already has; the set is then as
+/// it was.
+inline std::size_t read_torch_bin(ByteSource source, TensorSet& set) {
+  TensorSet joined = set;
+  const std::size_t index = detail::add_torch_bin(std::move(source), joined);
+  set = std::move(joined);
+  return index;
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

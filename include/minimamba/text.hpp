@@ -1,0 +1,9 @@
+// Text to token ids and back. Needs nlohmann-json and utf8proc besides what minimamba/minimamba.hpp needs.
+#ifndef MINIMAMBA_TEXT_HPP
+#define MINIMAMBA_TEXT_HPP
+
+#include "minimamba/text/tokenizer.hpp"
+#include "minimamba/text/stop_strings.hpp"
+#include "minimamba/text/tokenizer_json.hpp"
+
+#endif

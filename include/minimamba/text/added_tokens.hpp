@@ -1,0 +1,137 @@
+// Tokens that are found in the text before anything else is done to it, such as <|endoftext|>.
+#ifndef MINIMAMBA_TEXT_ADDED_TOKENS_HPP
+#define MINIMAMBA_TEXT_ADDED_TOKENS_HPP
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "minimamba/text/unicode.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// A token that stands for its own text, with the flags of tokenizer.json.
+struct AddedToken {
+  std::int32_t id = 0;
+  std::string content;
+  bool special = false;      ///< may be treated as plain text by choice
+  bool normalized = false;   ///< looked for after normalisation, not before
+  bool lstrip = false;       ///< takes the white space before it
+  bool rstrip = false;       ///< takes the white space behind it
+  bool single_word = false;  ///< only where no word character touches it
+};
+
+namespace detail {
+
+/// Finds the leftmost, and of those the longest, of a set of tokens: O(text * longest token).
+class AddedTokenFinder {
+ public:
+  void add(const AddedToken& token, std::string_view content) {
+    std::uint32_t node = 0;
+    for (const char x : content) {
+      const auto [child, is_new] = children_.try_emplace(key(node, x), nodes());
+      if (is_new) tokens_.push_back(none);
+      node = child->second;
+    }
+    starts_[static_cast<unsigned char>(content[0])] = true;
+    tokens_[node] = stored_.size();
+    stored_.push_back(token);
+  }
+
+  /// Calls text(string_view) for what lies between tokens and token(id) for each of them, in order.
+  template <class Text, class Token>
+  void split(std::string_view text, bool special_as_text, const Text& on_text, const Token& on_token) const {
+    std::size_t done = 0;
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t size = match(text, at);
+      if (size == 0) {
+        ++at;
+        continue;
+      }
+      const AddedToken& token = stored_[tokens_[found_node(text, at, size)]];
+      std::size_t begin = at, end = at + size;
+      at = end;
+      if ((special_as_text && token.special) || (token.single_word && touches_word(text, begin, end))) continue;
+      if (token.lstrip) begin = std::max(done, begin - space_before(text, begin, done));
+      if (token.rstrip) end += space_after(text, end);
+      if (done < begin) on_text(text.substr(done, begin - done));
+      on_token(token.id);
+      done = end;
+    }
+    if (done < text.size()) on_text(text.substr(done));
+  }
+
+ private:
+  static constexpr std::size_t none = static_cast<std::size_t>(-1);
+  static std::uint64_t key(std::uint32_t node, char x) {
+    return (std::uint64_t{node} << 8) | static_cast<unsigned char>(x);
+  }
+  std::uint32_t nodes() const { return static_cast<std::uint32_t>(tokens_.size()); }
+
+  std::size_t match(std::string_view text, std::size_t at) const {
+    if (!starts_[static_cast<unsigned char>(text[at])]) return 0;
+    std::size_t longest = 0;
+    std::uint32_t node = 0;
+    for (std::size_t i = at; i < text.size(); ++i) {
+      const auto child = children_.find(key(node, text[i]));
+      if (child == children_.end()) break;
+      node = child->second;
+      if (tokens_[node] != none) longest = i + 1 - at;
+    }
+    return longest;
+  }
+  std::uint32_t found_node(std::string_view text, std::size_t at, std::size_t size) const {
+    std::uint32_t node = 0;
+    for (std::size_t i = at; i < at + size; ++i) node = children_.find(key(node, text[i]))->second;
+    return node;
+  }
+
+  /// Bytes of the character before `end`; 0 at the start.
+  static std::size_t size_before(std::string_view text, std::size_t end) {
+    std::size_t size = 0;
+    while (size < end && (static_cast<unsigned char>(text[end - ++size]) & 0xC0U) == 0x80U) {
+    }
+    return size;
+  }
+  static bool touches_word(std::string_view text, std::size_t begin, std::size_t end) {
+    const std::size_t before = size_before(text, begin);
+    return (before > 0 && is_word_character(code_point(text, begin - before).value)) ||
+           (end < text.size() && is_word_character(code_point(text, end).value));
+  }
+  static std::size_t space_before(std::string_view text, std::size_t begin, std::size_t done) {
+    std::size_t at = begin;
+    while (at > done) {
+      const std::size_t size = size_before(text, at);
+      if (!is_white_space(code_point(text, at - size).value)) break;
+      at -= size;
+    }
+    return begin - at;
+  }
+  static std::size_t space_after(std::string_view text, std::size_t end) {
+    std::size_t at = end;
+    while (at < text.size()) {
+      const CodePoint x = code_point(text, at);
+      if (!is_white_space(x.value)) break;
+      at += x.size;
+    }
+    return at - end;
+  }
+
+  std::unordered_map<std::uint64_t, std::uint32_t> children_;
+  std::vector<std::size_t> tokens_{none};  // [node]: the token that ends there
+  std::vector<AddedToken> stored_;
+  std::array<bool, 256> starts_{};
+};
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

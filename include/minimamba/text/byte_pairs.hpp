@@ -1,0 +1,123 @@
+// Byte-pair encoding (Sennrich et al., arXiv 1508.07909) over bytes: of all neighbours the pair of lowest rank merges
+// first, the leftmost of equals, until none is left.
+#ifndef MINIMAMBA_TEXT_BYTE_PAIRS_HPP
+#define MINIMAMBA_TEXT_BYTE_PAIRS_HPP
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <queue>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+class BytePairs {
+ public:
+  std::array<std::int32_t, 256> byte_ids{};  // -1: no such token
+
+  void add(std::int32_t left, std::int32_t right, std::uint32_t rank, std::int32_t merged) {
+    merges_.insert_or_assign(key(left, right), Merge{rank, merged});
+  }
+  void reserve(std::size_t count) { merges_.reserve(count); }
+
+  /// Appends the ids of one piece of text. O(n log n); short pieces are scanned, which is faster.
+  void encode(std::string_view piece, std::vector<std::int32_t>& ids) const {
+    const std::size_t begin = ids.size();
+    for (const char x : piece) ids.push_back(byte_ids[static_cast<unsigned char>(x)]);
+    if (piece.size() <= 32) {
+      scan(ids, begin);
+    } else {
+      queue(ids, begin);
+    }
+  }
+
+ private:
+  struct Merge {
+    std::uint32_t rank;
+    std::int32_t id;
+  };
+  static constexpr Merge none{std::numeric_limits<std::uint32_t>::max(), -1};
+
+  static std::uint64_t key(std::int32_t left, std::int32_t right) {
+    return (static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32) | static_cast<std::uint32_t>(right);
+  }
+  Merge find(std::int32_t left, std::int32_t right) const {
+    const auto found = merges_.find(key(left, right));
+    return found == merges_.end() ? none : found->second;
+  }
+
+  void scan(std::vector<std::int32_t>& ids, std::size_t begin) const {
+    std::array<Merge, 32> pairs{};  // [i]: what symbols i and i + 1 of the piece would become
+    std::size_t count = ids.size() - begin;
+    std::int32_t* const symbols = ids.data() + begin;
+    for (std::size_t i = 0; i + 1 < count; ++i) pairs[i] = find(symbols[i], symbols[i + 1]);
+    while (count > 1) {
+      std::size_t best = 0;
+      for (std::size_t i = 1; i + 1 < count; ++i) best = pairs[i].rank < pairs[best].rank ? i : best;
+      if (pairs[best].id < 0) break;
+      symbols[best] = pairs[best].id;
+      --count;
+      for (std::size_t i = best + 1; i < count; ++i) {
+        symbols[i] = symbols[i + 1];
+        pairs[i - 1] = pairs[i];
+      }
+      if (best > 0) pairs[best - 1] = find(symbols[best - 1], symbols[best]);
+      if (best + 1 < count) pairs[best] = find(symbols[best], symbols[best + 1]);
+    }
+    ids.resize(begin + count);
+  }
+
+  void queue(std::vector<std::int32_t>& ids, std::size_t begin) const {
+    struct Symbol {
+      std::int32_t id;  // -1: merged into its left neighbour
+      std::size_t previous, next;
+    };
+    struct Candidate {
+      std::uint32_t rank;
+      std::size_t at;
+      std::int32_t left, right, merged;
+      bool operator>(const Candidate& other) const { return rank != other.rank ? rank > other.rank : at > other.at; }
+    };
+    const std::size_t count = ids.size() - begin;
+    std::vector<Symbol> symbols(count);
+    std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> candidates;
+    const auto offer = [&](std::size_t at) {
+      const std::size_t next = symbols[at].next;
+      if (next == count) return;
+      const Merge merge = find(symbols[at].id, symbols[next].id);
+      if (merge.id >= 0) candidates.push({merge.rank, at, symbols[at].id, symbols[next].id, merge.id});
+    };
+    for (std::size_t i = 0; i < count; ++i) symbols[i] = {ids[begin + i], i == 0 ? count : i - 1, i + 1};
+    for (std::size_t i = 0; i < count; ++i) offer(i);
+    while (!candidates.empty()) {
+      const Candidate best = candidates.top();
+      candidates.pop();
+      Symbol& left = symbols[best.at];
+      if (left.id != best.left || left.next == count || symbols[left.next].id != best.right) continue;  // out of date
+      symbols[left.next].id = -1;
+      left.id = best.merged;
+      left.next = symbols[left.next].next;
+      if (left.next < count) symbols[left.next].previous = best.at;
+      if (left.previous < count) offer(left.previous);
+      offer(best.at);
+    }
+    ids.resize(begin);
+    for (std::size_t i = 0; i < count; i = symbols[i].next) ids.push_back(symbols[i].id);
+  }
+
+  std::unordered_map<std::uint64_t, Merge> merges_;
+};
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

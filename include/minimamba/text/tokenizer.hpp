@@ -1,0 +1,323 @@
+// Text to token ids and back: byte-level byte-pair encoding as GPT-2 and GPT-NeoX have it, or plain bytes. Gives the
+// ids of the Hugging Face tokenizers library.
+#ifndef MINIMAMBA_TEXT_TOKENIZER_HPP
+#define MINIMAMBA_TEXT_TOKENIZER_HPP
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "minimamba/core/error.hpp"
+#include "minimamba/io/byte_alphabet.hpp"
+#include "minimamba/io/file.hpp"
+#include "minimamba/io/gguf.hpp"
+#include "minimamba/text/added_tokens.hpp"
+#include "minimamba/text/byte_pairs.hpp"
+#include "minimamba/text/unicode.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// The bytes that a token spells in GPT-2's alphabet; none if it has another character.
+inline std::optional<std::string> spelled_bytes(std::string_view token) {
+  static const auto table = [] {
+    std::array<int, 0x144> bytes{};
+    bytes.fill(-1);
+    for (unsigned x = 0; x < 256; ++x) bytes[static_cast<std::size_t>(byte_character(x))] = static_cast<int>(x);
+    return bytes;
+  }();
+  std::string result;
+  for (std::size_t at = 0; at < token.size();) {
+    const CodePoint x = code_point(token, at);
+    if (x.value < 0 || x.value >= 0x144 || table[static_cast<std::size_t>(x.value)] < 0) return std::nullopt;
+    result += static_cast<char>(table[static_cast<std::size_t>(x.value)]);
+    at += x.size;
+  }
+  return result;
+}
+
+struct TextHash {
+  using is_transparent = void;
+  std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+};
+
+}  // namespace detail
+
+/// What a byte-level tokenizer is made of; tokens and merges are spelled in GPT-2's byte alphabet.
+struct TokenizerParts {
+  std::string name = "tokenizer";   ///< the file, for messages
+  std::vector<std::string> tokens;  ///< [id]; empty: no such id, or an added token
+  std::vector<std::string> merges;  ///< "left right", the first merges first
+  std::vector<AddedToken> added;
+  std::vector<std::int32_t> prefix;  ///< ids that EncodeOptions::add_special_tokens puts before the text
+  std::vector<std::int32_t> suffix;  ///< and behind it
+  bool nfc = false;                  ///< normalise text to NFC
+  bool add_prefix_space = false;
+  bool split = true;           ///< GPT-2's split; otherwise text is one piece
+  bool ignore_merges = false;  ///< a piece that is a token becomes it whatever the merges
+};
+
+struct EncodeOptions {
+  bool special_tokens_as_text = false;  ///< <|endoftext|> in the text is then eight letters and some signs
+  bool add_special_tokens = true;       ///< the template of tokenizer.json, if it has one
+};
+
+/// Immutable once made: several threads may use one at once. Sequences of text that are not UTF-8 become U+FFFD, one
+/// for each maximal subpart, except in bytes().
+class Tokenizer {
+ public:
+  /// tokenizer.json, a GGUF file with a tokenizer, or a folder that holds one of them. Throws FileError, or FormatError
+  /// naming what is not supported.
+  static Tokenizer load(const std::filesystem::path& path);
+  /// The same from bytes in memory.
+  static Tokenizer load(const ByteSource& source);
+  /// The same from the metadata of a GGUF file of that name.
+  static Tokenizer load(const GgufMetadata& metadata, const std::string& file);
+
+  /// Every byte is the token of its value: 256 of them, no text refused or replaced.
+  static Tokenizer bytes() {
+    Tokenizer result;
+    for (int x = 0; x < 256; ++x) result.bytes_.emplace_back(1, static_cast<char>(x));
+    result.index();
+    return result;
+  }
+
+  /// Throws FormatError when merges or added tokens contradict the tokens, or a byte of UTF-8 has no token.
+  explicit Tokenizer(const TokenizerParts& parts);
+
+  /// Number of ids: the largest one plus 1.
+  std::int32_t size() const { return static_cast<std::int32_t>(bytes_.size()); }
+
+  std::vector<std::int32_t> encode(std::string_view text, const EncodeOptions& options = {}) const {
+    std::vector<std::int32_t> ids;
+    if (!pairs_) {
+      for (const char x : text) ids.push_back(static_cast<unsigned char>(x));
+      return ids;
+    }
+    if (options.add_special_tokens) ids = prefix_;
+    const std::string valid = detail::well_formed(text);
+    const bool as_text = options.special_tokens_as_text;
+    const auto token = [&](std::int32_t id) { ids.push_back(id); };
+    raw_.split(
+        valid, as_text,
+        [&](std::string_view between) {
+          const std::string normal = nfc_ ? detail::nfc(between) : std::string(between);
+          normalized_.split(
+              normal, as_text, [&](std::string_view plain) { encode_plain(plain, ids); }, token);
+        },
+        token);
+    if (options.add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+    return ids;
+  }
+
+  /// The text of the ids, ill-formed sequences replaced by U+FFFD. Throws ArgumentError for an id outside [0, size()).
+  std::string decode(std::span<const std::int32_t> ids) const {
+    std::string text;
+    for (const std::int32_t id : ids) text += bytes_of(id);
+    return detail::well_formed(text);
+  }
+
+  /// What one id stands for, perhaps a part of a character; empty for an id that no token has.
+  std::string_view bytes_of(std::int32_t id) const {
+    if (id < 0 || id >= size()) {
+      throw ArgumentError("token", "an id from 0 to " + std::to_string(size() - 1), std::to_string(id));
+    }
+    return bytes_[static_cast<std::size_t>(id)];
+  }
+
+  /// The id of the token that stands for exactly these bytes, added tokens first.
+  std::optional<std::int32_t> id_of(std::string_view bytes) const {
+    for (const auto* const map : {&added_, &ids_}) {
+      if (const auto found = map->find(bytes); found != map->end()) return found->second;
+    }
+    return std::nullopt;
+  }
+
+ private:
+  using Ids = std::unordered_map<std::string, std::int32_t, detail::TextHash, std::equal_to<>>;
+
+  Tokenizer() = default;
+
+  void index() {
+    ids_.reserve(bytes_.size());
+    for (std::size_t id = 0; id < bytes_.size(); ++id) {
+      if (!bytes_[id].empty()) ids_.emplace(bytes_[id], static_cast<std::int32_t>(id));
+    }
+  }
+  void read_tokens(const TokenizerParts& parts);
+  void read_merges(const TokenizerParts& parts);
+  void read_added(const TokenizerParts& parts);
+
+  /// Text without added tokens: split, then whole words by table, all others by their merges.
+  void encode_plain(std::string_view text, std::vector<std::int32_t>& ids) const {
+    std::string spaced;
+    if (add_prefix_space_ && text.front() != ' ') {
+      spaced = " " + std::string(text);
+      text = spaced;
+    }
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t end = split_ ? detail::piece_end(text, at) : text.size();
+      const std::string_view piece = text.substr(at, end - at);
+      const auto whole = whole_.find(piece);
+      if (whole != whole_.end()) {
+        ids.push_back(whole->second);
+      } else {
+        pairs_->encode(piece, ids);
+      }
+      at = end;
+    }
+  }
+
+  std::vector<std::string> bytes_;  // [id]
+  Ids ids_, added_;
+  Ids whole_;  // the tokens that a piece of the same bytes becomes: what a cache of words would learn
+  std::optional<detail::BytePairs> pairs_;
+  detail::AddedTokenFinder raw_, normalized_;
+  std::vector<std::int32_t> prefix_, suffix_;
+  bool nfc_ = false, add_prefix_space_ = false, split_ = true;
+};
+
+inline Tokenizer::Tokenizer(const TokenizerParts& parts)
+    : prefix_(parts.prefix),
+      suffix_(parts.suffix),
+      nfc_(parts.nfc),
+      add_prefix_space_(parts.add_prefix_space),
+      split_(parts.split) {
+  read_tokens(parts);
+  read_merges(parts);
+  std::vector<std::int32_t> merged;
+  whole_.reserve(ids_.size());
+  for (const auto& [bytes, id] : ids_) {
+    merged.clear();
+    if (!parts.ignore_merges) pairs_->encode(bytes, merged);
+    if (parts.ignore_merges || (merged.size() == 1 && merged[0] == id)) whole_.emplace(bytes, id);
+  }
+  read_added(parts);
+  for (const auto* const ids : {&prefix_, &suffix_}) {
+    for (const std::int32_t id : *ids) {
+      if (id < 0 || id >= size()) throw FormatError(parts.name, "a template of known ids", std::to_string(id));
+    }
+  }
+}
+
+inline void Tokenizer::read_tokens(const TokenizerParts& parts) {
+  bytes_.resize(parts.tokens.size());
+  for (std::size_t id = 0; id < bytes_.size(); ++id) {
+    if (auto bytes = detail::spelled_bytes(parts.tokens[id])) bytes_[id] = std::move(*bytes);
+  }
+  index();
+  for (std::size_t id = 0; id < bytes_.size(); ++id) {  // not in the alphabet: stands for itself, is never encoded
+    if (bytes_[id].empty()) bytes_[id] = parts.tokens[id];
+  }
+  pairs_.emplace();
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    const auto found = ids_.find(std::string(1, static_cast<char>(byte)));
+    pairs_->byte_ids[byte] = found == ids_.end() ? -1 : found->second;
+    const bool in_utf8 = byte < 0xC0 || (byte > 0xC1 && byte < 0xF5);
+    if (found == ids_.end() && in_utf8) {
+      throw FormatError(parts.name, "a token for each byte of UTF-8", "none for byte " + std::to_string(byte));
+    }
+  }
+}
+
+inline void Tokenizer::read_merges(const TokenizerParts& parts) {
+  pairs_->reserve(parts.merges.size());
+  std::uint32_t rank = 0;
+  for (const std::string& merge : parts.merges) {
+    const auto id = [&](const std::optional<std::string>& bytes) {
+      const auto found = bytes ? ids_.find(*bytes) : ids_.end();
+      if (found == ids_.end()) {
+        throw FormatError(parts.name, "merges of two tokens into a third", "\"" + detail::printable(merge) + "\"");
+      }
+      return found->second;
+    };
+    const std::size_t gap = std::min(merge.find(' '), merge.size());
+    const auto left = detail::spelled_bytes(std::string_view(merge).substr(0, gap));
+    const auto right = detail::spelled_bytes(std::string_view(merge).substr(std::min(gap + 1, merge.size())));
+    const std::int32_t left_id = id(left), right_id = id(right);
+    pairs_->add(left_id, right_id, rank++, id(*left + *right));
+  }
+}
+
+inline void Tokenizer::read_added(const TokenizerParts& parts) {
+  constexpr std::int32_t most = 1 << 20;  // ids, so that one large id asks for no memory
+  for (const AddedToken& token : parts.added) {
+    const auto at = static_cast<std::size_t>(token.id);
+    if (token.id < 0 || token.id >= most || token.content.empty()) {
+      throw FormatError(parts.name, "added tokens with text and an id below " + std::to_string(most),
+                        "\"" + detail::printable(token.content) + "\" with id " + std::to_string(token.id));
+    }
+    if (at < parts.tokens.size() && !parts.tokens[at].empty() && parts.tokens[at] != token.content) {
+      throw FormatError(parts.name, "each id for one token",
+                        "id " + std::to_string(token.id) + " for \"" + detail::printable(parts.tokens[at]) +
+                            "\" and for \"" + detail::printable(token.content) + "\"");
+    }
+    if (at >= bytes_.size()) bytes_.resize(at + 1);
+    bytes_[at] = detail::spelled_bytes(token.content).value_or(token.content);
+    added_.emplace(token.content, token.id);
+    if (token.normalized) {
+      normalized_.add(token, nfc_ ? detail::nfc(detail::well_formed(token.content)) : token.content);
+    } else {
+      raw_.add(token, token.content);
+    }
+  }
+}
+
+/// Ids in, whole characters out: what is not yet a whole character waits for the next id.
+class StreamingDecoder {
+ public:
+  /// The tokenizer must outlive the decoder.
+  explicit StreamingDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+
+  /// The text that this id completes, perhaps none. Throws ArgumentError for an unknown id.
+  std::string push(std::int32_t id) {
+    pending_ += tokenizer_->bytes_of(id);
+    std::size_t at = 0;
+    while (at < pending_.size()) {
+      const detail::CodePoint x = detail::code_point(pending_, at);
+      if (x.truncated) break;
+      at += x.size;
+    }
+    const std::string text = detail::well_formed(std::string_view(pending_).substr(0, at));
+    pending_.erase(0, at);
+    return text;
+  }
+
+  /// At the end: U+FFFD if part of a character was left, else nothing.
+  std::string finish() { return detail::well_formed(std::exchange(pending_, {})); }
+
+  /// The bytes that wait, at most 3; to be saved, and restored in another process.
+  const std::string& pending() const { return pending_; }
+  /// Throws ArgumentError unless they are the beginning of one character.
+  void restore(std::string pending) {
+    if (!pending.empty()) {
+      const detail::CodePoint x = detail::code_point(pending, 0);
+      if (!x.truncated || x.size != pending.size()) {
+        throw ArgumentError("pending bytes", "the beginning of one character of UTF-8",
+                            std::to_string(pending.size()) + " other bytes");
+      }
+    }
+    pending_ = std::move(pending);
+  }
+
+ private:
+  const Tokenizer* tokenizer_;
+  std::string pending_;
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

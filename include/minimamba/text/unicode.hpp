@@ -1,0 +1,163 @@
+// What a tokenizer needs of Unicode: reading UTF-8 that may be ill-formed, normalisation form C, and the three classes
+// of characters (letter, number, white space) by which GPT-2 splits text.
+#ifndef MINIMAMBA_TEXT_UNICODE_HPP
+#define MINIMAMBA_TEXT_UNICODE_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <utf8proc.h>
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// One step through UTF-8: a code point and its bytes, or an ill-formed sequence (its maximal subpart).
+struct CodePoint {
+  std::int32_t value;      // -1: ill-formed
+  std::size_t size;        // bytes, at least 1
+  bool truncated = false;  // ill-formed only because the text ends here
+};
+
+/// Unicode 15, table 3-7: which bytes may follow which. `at` must be within the text.
+inline CodePoint code_point(std::string_view text, std::size_t at) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned>(static_cast<unsigned char>(text[at + i])); };
+  const unsigned first = byte(0);
+  if (first < 0x80) return {static_cast<std::int32_t>(first), 1};
+  if (first < 0xC2 || first > 0xF4) return {-1, 1};
+  const std::size_t length = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+  unsigned low = first == 0xE0 ? 0xA0U : first == 0xF0 ? 0x90U : 0x80U;
+  unsigned high = first == 0xED ? 0x9FU : first == 0xF4 ? 0x8FU : 0xBFU;
+  unsigned value = first & (0x7FU >> length);
+  for (std::size_t i = 1; i < length; ++i) {
+    if (at + i == text.size()) return {-1, i, true};
+    if (byte(i) < low || byte(i) > high) return {-1, i};
+    value = (value << 6) | (byte(i) & 0x3FU);
+    low = 0x80;
+    high = 0xBF;
+  }
+  return {static_cast<std::int32_t>(value), length};
+}
+
+inline constexpr std::string_view replacement_character = "\xEF\xBF\xBD";  // U+FFFD
+
+inline void append_utf8(std::string& text, std::int32_t code_point) {
+  utf8proc_uint8_t bytes[4];
+  const auto size = utf8proc_encode_char(code_point, bytes);
+  text.append(reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(size));
+}
+
+/// The text with U+FFFD in place of each ill-formed sequence (maximal subpart).
+inline std::string well_formed(std::string_view text) {
+  std::string result;
+  result.reserve(text.size());
+  for (std::size_t at = 0; at < text.size();) {
+    const CodePoint x = code_point(text, at);
+    result += x.value < 0 ? replacement_character : text.substr(at, x.size);
+    at += x.size;
+  }
+  return result;
+}
+
+/// Normalisation form C of well-formed UTF-8, in O(n log n) whatever the marks.
+inline std::string nfc(std::string_view text) {
+  // Nothing below U+0300, whose lead byte is 0xCC, composes with what precedes it or is written otherwise.
+  if (std::none_of(text.begin(), text.end(), [](char x) { return static_cast<unsigned char>(x) >= 0xCC; })) {
+    return std::string(text);
+  }
+  std::vector<std::int32_t> points;
+  points.reserve(text.size() / 2);
+  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
+  for (std::size_t at = 0; at < text.size();) {
+    const CodePoint x = code_point(text, at);
+    at += x.size;
+    std::int32_t parts[16];
+    int boundary = 0;
+    const auto count = utf8proc_decompose_char(x.value, parts, 16, options, &boundary);
+    points.insert(points.end(), parts, parts + count);
+  }
+  const auto combining = [](std::int32_t x) { return x < 0x300 ? 0 : utf8proc_get_property(x)->combining_class; };
+  for (auto at = points.begin(); at != points.end();) {
+    const auto begin = std::find_if(at, points.end(), [&](std::int32_t x) { return combining(x) != 0; });
+    at = std::find_if(begin, points.end(), [&](std::int32_t x) { return combining(x) == 0; });
+    std::stable_sort(begin, at, [&](std::int32_t a, std::int32_t b) { return combining(a) < combining(b); });
+  }
+  const auto count = utf8proc_normalize_utf32(points.data(), static_cast<utf8proc_ssize_t>(points.size()),
+                                              static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  std::string result;
+  result.reserve(text.size());
+  for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) append_utf8(result, points[i]);
+  return result;
+}
+
+enum class CharacterClass : std::uint8_t { letter, number, space, other };
+
+inline bool is_white_space(std::int32_t x) {
+  return (x >= 9 && x <= 13) || x == 0x20 || x == 0x85 || x == 0xA0 || x == 0x1680 || (x >= 0x2000 && x <= 0x200A) ||
+         x == 0x2028 || x == 0x2029 || x == 0x202F || x == 0x205F || x == 0x3000;
+}
+
+inline CharacterClass character_class(std::int32_t x) {
+  if (x < 0x80) {
+    if ((x >= 'a' && x <= 'z') || (x >= 'A' && x <= 'Z')) return CharacterClass::letter;
+    if (x >= '0' && x <= '9') return CharacterClass::number;
+    return is_white_space(x) ? CharacterClass::space : CharacterClass::other;
+  }
+  if (is_white_space(x)) return CharacterClass::space;
+  const auto category = utf8proc_category(x);
+  if (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO) return CharacterClass::letter;
+  if (category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO) return CharacterClass::number;
+  return CharacterClass::other;
+}
+
+/// What a regular expression calls \w: letters, marks, numbers and connecting punctuation.
+inline bool is_word_character(std::int32_t x) {
+  const auto category = utf8proc_category(x);
+  return (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NO) || category == UTF8PROC_CATEGORY_PC;
+}
+
+/// The end of the piece of well-formed text that begins at `at`, as GPT-2 splits:
+/// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+inline std::size_t piece_end(std::string_view text, std::size_t at) {
+  if (text[at] == '\'') {
+    for (const std::string_view suffix : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"}) {
+      if (text.substr(at, suffix.size()) == suffix) return at + suffix.size();
+    }
+  }
+  const auto class_at = [&](std::size_t i, std::size_t& next) {
+    const CodePoint x = code_point(text, i);
+    next = i + x.size;
+    return character_class(x.value);
+  };
+  std::size_t end = at, last = at;
+  CharacterClass kind = class_at(at, end);
+  if (text[at] == ' ' && end < text.size()) {
+    std::size_t next = end;
+    const CharacterClass after = class_at(end, next);
+    if (after != CharacterClass::space) {
+      kind = after;
+      end = next;
+    }
+  }
+  const std::size_t first = end;
+  last = at;
+  while (end < text.size()) {
+    std::size_t next = end;
+    if (class_at(end, next) != kind) break;
+    last = end;
+    end = next;
+  }
+  // White space leaves its last character to what follows, unless it is but one.
+  return kind == CharacterClass::space && end < text.size() && end != first ? last : end;
+}
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,334 @@
+// PyTorch files that are refused: one row each, with the words that the message must have; then every truncation and
+// many flips of bits. Zip files and pickles are made here byte by byte.
+#include "support/burden.hpp"
+#include "support/files.hpp"
+
+namespace {
+
+using namespace minimamba;
+using support::Folder;
+using support::Model;
+using support::read_text;
+using support::write_text;
+namespace fs = std::filesystem;
+
+template <class T>
+std::string bytes(T value) {
+  return {reinterpret_cast<const char*>(&value), sizeof(value)};
+}
+
+struct Entry {
+  std::string name, data;
+  std::uint16_t method = 0, flags = 0;
+};
+
+/// A zip file of stored entries, with sizes in the directory only.
+std::string zip(const std::vector<Entry>& entries) {
+  std::string file, directory;
+  for (const Entry& entry : entries) {
+    const auto offset = static_cast<std::uint32_t>(file.size()), size = static_cast<std::uint32_t>(entry.data.size());
+    const auto name_size = static_cast<std::uint16_t>(entry.name.size());
+    file += "PK\3\4" + std::string(22, '\0') + bytes(name_size) + bytes(std::uint16_t{0}) + entry.name + entry.data;
+    directory += "PK\1\2" + std::string(4, '\0') + bytes(entry.flags) + bytes(entry.method) + std::string(8, '\0') +
+                 bytes(size) + bytes(size) + bytes(name_size) + std::string(12, '\0') + bytes(offset) + entry.name;
+  }
+  const auto count = static_cast<std::uint16_t>(entries.size());
+  return file + directory + "PK\5\6" + std::string(4, '\0') + bytes(count) + bytes(count) +
+         bytes(static_cast<std::uint32_t>(directory.size())) + bytes(static_cast<std::uint32_t>(file.size())) +
+         bytes(std::uint16_t{0});
+}
+
+// Pickles.
+std::string text(const std::string& x) { return "X" + bytes(static_cast<std::uint32_t>(x.size())) + x; }
+std::string integer(std::int32_t x) { return "J" + bytes(x); }
+std::string global(const std::string& module, const std::string& name) { return "c" + module + "\n" + name + "\n"; }
+std::string tuple(const std::string& parts) { return "(" + parts + "t"; }
+std::string storage(const std::string& type = "FloatStorage", const std::string& key = "0", std::int32_t size = 4) {
+  return tuple(text("storage") + global("torch", type) + text(key) + text("cpu") + integer(size)) + "Q";
+}
+std::string tensor(const std::string& stored, const std::string& offset, const std::string& size,
+                   const std::string& stride) {
+  return global("torch._utils", "_rebuild_tensor_v2") +
+         tuple(stored + offset + tuple(size) + tuple(stride) + "\x89" + global("collections", "OrderedDict") + ")R") +
+         "R";
+}
+const std::string good = tensor(storage(), integer(0), integer(4), integer(1));
+std::string dict(const std::string& value) { return "\x80\x02}(" + text("x") + value + "u."; }
+const std::string numbers(16, '\1');
+std::string repeated(std::size_t count, const std::string& unit) {
+  std::string all;
+  all.reserve(count * unit.size());
+  for (std::size_t i = 0; i < count; ++i) all += unit;
+  return all;
+}
+std::string pickled(const std::string& pickle) { return zip({{"a/data.pkl", pickle}, {"a/data/0", numbers}}); }
+std::string holding(const std::string& value) { return pickled(dict(value)); }
+
+struct Row {
+  std::string name;
+  std::function<std::string()> file;
+  std::vector<std::string> words;
+  friend std::ostream& operator<<(std::ostream& out, const Row& row) { return out << row.name; }
+};
+
+class RefusedTorchBin : public testing::TestWithParam<Row> {};
+
+TEST_P(RefusedTorchBin, IsNamedWithinASecondAndFiftyMegabytes) {
+  const Folder folder;
+  write_text(folder / "model.bin", GetParam().file());
+  const auto source = ByteSource::open(folder / "model.bin");
+  support::expect_light([&] {
+    TensorSet set;
+    try {
+      read_torch_bin(source, set);
+      ADD_FAILURE() << "accepted";
+    } catch (const Error& error) {
+      std::vector<std::string> words = GetParam().words;
+      words.push_back("model.bin");
+      support::expect_words(error.what(), words);
+    }
+    EXPECT_TRUE(set.tensors().empty());
+  });
+}
+
+TEST(RefusedTorchBin, IsNotTheFileFromWhichTheyAreMade) {
+  for (const std::string& file :
+       {holding(good), zip({{"x/y", ""}, {"a/data.pkl", dict(good)}, {"a/data/0", numbers}})}) {
+    TensorSet set;
+    read_torch_bin(ByteSource(std::as_bytes(std::span(file)), "good"), set);
+    ASSERT_NE(set.find("x"), nullptr);
+    std::vector<float> values(4);
+    set.read(*set.find("x"), 0, std::span(values));
+    EXPECT_EQ(std::memcmp(values.data(), numbers.data(), 16), 0);
+  }
+}
+
+std::function<std::string()> changed(std::size_t from_end, const std::string& with) {
+  return [=] {
+    std::string file = holding(good);
+    return file.replace(file.size() - from_end, with.size(), with);
+  };
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Zip, RefusedTorchBin,
+    testing::Values(
+        Row{"Empty", [] { return std::string(); }, {"directory at the end", "none"}},
+        Row{"WithoutAnEnd", [] { return holding(good).substr(0, 300); }, {"directory at the end", "truncated"}},
+        Row{"Compressed",
+            [] {
+              return zip({{"a/data.pkl", dict(good), 8}, {"a/data/0", numbers}});
+            },
+            {"a/data.pkl", "stored", "compression 8"}},
+        Row{"Encrypted",
+            [] {
+              return zip({{"a/data.pkl", dict(good), 0, 1}, {"a/data/0", numbers}});
+            },
+            {"a/data.pkl", "encrypted"}},
+        Row{"EntryTwice",
+            [] {
+              return zip({{"a/data.pkl", dict(good)}, {"a/data/0", numbers}, {"a/data/0", numbers}});
+            },
+            {"a/data/0", "once"}},
+        Row{"TwoPickles",
+            [] {
+              return zip({{"a/data.pkl", dict(good)}, {"b/data.pkl", dict(good)}});
+            },
+            {"one data.pkl", "b/data.pkl"}},
+        Row{"NoPickle",
+            [] {
+              return zip({{"a/data/0", numbers}});
+            },
+            {"data.pkl", "none"}},
+        Row{"BigEndian",
+            [] {
+              return zip({{"a/data.pkl", dict(good)}, {"a/byteorder", "big"}, {"a/data/0", numbers}});
+            },
+            {"little", "big"}},
+        Row{"DirectoryBeyondTheFile", changed(6, bytes(~0U)), {"directory within the file"}},
+        Row{"DirectoryOfAGigabyte", changed(10, bytes(1U << 30)), {"directory within the file"}},
+        Row{"MoreEntriesThanThereAre", changed(12, bytes(std::uint16_t{9})), {"directory of 9 entries", "no entry 2"}},
+        Row{"EntryBeyondTheFile",
+            [] {
+              std::string file = holding(good);
+              support::replace(file, bytes(16U) + bytes(16U), bytes(1U << 30) + bytes(1U << 30));
+              return file;
+            },
+            {"a/data/0", "before the directory", "1073741824"}},
+        Row{"SizesDiffer",
+            [] {
+              std::string file = holding(good);
+              support::replace(file, bytes(16U) + bytes(16U), bytes(8U) + bytes(16U));
+              return file;
+            },
+            {"a/data/0", "one size", "8 and 16"}},
+        Row{"WideSizesMissing",
+            [] {
+              std::string file = holding(good);
+              support::replace(file, bytes(16U) + bytes(16U), bytes(~0U) + bytes(~0U));
+              return file;
+            },
+            {"a/data/0", "64 bits"}}),
+    [](const auto& row) { return row.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(
+    Pickle, RefusedTorchBin,
+    testing::Values(
+        Row{"CallsTheSystem",
+            [] { return holding(global("posix", "system") + tuple(text("true")) + "R"); },
+            {"\"posix.system\""}},
+        Row{"CallsTheSystemOfProtocolFour",
+            [] { return holding(text("posix") + text("system") + "\x93" + tuple(text("true")) + "R"); },
+            {"\"posix.system\""}},
+        Row{"Evaluates",
+            [] { return holding(global("builtins", "eval") + tuple(text("1")) + "R"); },
+            {"builtins.eval"}},
+        Row{"HasAParameter",
+            [] { return holding(global("torch._utils", "_rebuild_parameter") + tuple(good) + "R"); },
+            {"torch._utils._rebuild_parameter"}},
+        Row{"IsAWholeModel",
+            [] { return pickled("\x80\x02" + global("models", "Mamba") + ")\x81."); },
+            {"models.Mamba"}},
+        Row{"OfOtherWholeNumbers",
+            [] { return holding(tensor(storage("IntStorage"), integer(0), integer(4), integer(1))); },
+            {"torch.IntStorage"}},
+        Row{"CallsAStorage", [] { return holding(global("torch", "FloatStorage") + ")R"); }, {"a call that makes"}},
+        Row{"OfAnUnknownInstruction", [] { return holding("i"); }, {"instruction", "105"}},
+        Row{"OfProtocolNine", [] { return pickled("\x80\x09}."); }, {"protocol", "9"}},
+        Row{"WithoutEnd", [] { return pickled("\x80\x02}"); }, {"truncated"}},
+        Row{"WithMoreBehind", [] { return pickled(dict(good) + "N"); }, {"end of the pickle", "1 more"}},
+        Row{"OfNothing", [] { return pickled("\x80\x02N."); }, {"a dict of tensors", "None"}},
+        Row{"OfNumbers", [] { return holding(integer(7)); }, {"x", "a tensor", "an int"}},
+        Row{"OfADictOfTensors", [] { return holding("}(" + text("y") + good + "u"); }, {"x", "a tensor", "a dict"}},
+        Row{"WithNumbersForNames",
+            [] { return pickled("\x80\x02}(" + integer(1) + good + "u."); },
+            {"names", "an int"}},
+        Row{"TakesFromAnEmptyStack", [] { return pickled("\x80\x02R."); }, {"too few"}},
+        Row{"TakesFromBelowAMark", [] { return pickled("\x80\x02NN(\x86."); }, {"too few"}},
+        Row{"EndsAListWithoutAMark", [] { return pickled("\x80\x02]e."); }, {"a mark"}},
+        Row{"PutsIntoANumber", [] { return pickled("\x80\x02K\1(" + text("x") + good + "u."); }, {"dict", "an int"}},
+        Row{"RecallsNothing", [] { return pickled("\x80\x02h\7."); }, {"memory 7", "none"}},
+        Row{"MemorisesFarAway", [] { return pickled("\x80\x02Nr" + bytes(~0U) + "."); }, {"memories"}},
+        Row{"MemorisesForever", [] { return pickled("\x80\x04N" + repeated(30'000'000, "\x94") + "."); }, {"memories"}},
+        Row{"RecallsForever",
+            [] {
+              return pickled("\x80\x02Nq" + std::string(1, '\0') + repeated(10'000'000, std::string("h\0", 2)) + ".");
+            },
+            {"values"}},
+        Row{"NestsForever", [] { return pickled("\x80\x02)" + repeated(30'000'000, "\x85") + "."); }, {"values"}},
+        Row{"MarksForever", [] { return pickled("\x80\x02" + repeated(30'000'000, "(") + "."); }, {"1000 marks"}},
+        Row{"MakesListsForever", [] { return pickled("\x80\x02" + repeated(30'000'000, "]") + "."); }, {"lists"}},
+        Row{"TextOfAGigabyte", [] { return pickled("\x80\x02X" + bytes(1U << 30)); }, {"texts within", "1073741824"}},
+        Row{"TextOfTwoTo60", [] { return pickled("\x80\x04\x8d" + bytes(1ULL << 60)); }, {"texts within"}},
+        Row{"TextsOf20Megabytes",
+            [] { return pickled("\x80\x02" + repeated(20, text(std::string(1 << 20, 'x')))); },
+            {"texts within"}},
+        Row{"OfFortyMegabytes",
+            [] { return pickled("\x80\x02" + repeated(40'000'000, "N")); },
+            {"data.pkl of at most"}}),
+    [](const auto& row) { return row.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(
+    Tensor, RefusedTorchBin,
+    testing::Values(
+        Row{"WithoutBytes",
+            [] { return holding(tensor(storage("FloatStorage", "1"), integer(0), integer(4), integer(1))); },
+            {"x", "a/data/1", "no such entry"}},
+        Row{"BytesBeyondItsFolder",
+            [] { return holding(tensor(storage("FloatStorage", "../0"), integer(0), integer(4), integer(1))); },
+            {"x", "a/data/../0", "no such entry"}},
+        Row{"StorageOfAnotherSize",
+            [] { return holding(tensor(storage("FloatStorage", "0", 5), integer(0), integer(4), integer(1))); },
+            {"x", "5 numbers of F32", "16 bytes"}},
+        Row{"StorageOfAnotherType",
+            [] { return holding(tensor(storage("HalfStorage"), integer(0), integer(4), integer(1))); },
+            {"x", "4 numbers of F16", "16 bytes"}},
+        Row{"LongerThanItsStorage",
+            [] { return holding(tensor(storage(), integer(0), integer(5), integer(1))); },
+            {"x", "storage of 4", "[5]"}},
+        Row{"BehindItsStorage",
+            [] { return holding(tensor(storage(), integer(1), integer(4), integer(1))); },
+            {"x", "storage of 4", "from number 1"}},
+        Row{"BeforeItsStorage",
+            [] { return holding(tensor(storage(), integer(-1), integer(4), integer(1))); },
+            {"x", "storage of 4", "-1"}},
+        Row{"OfNegativeExtent",
+            [] { return holding(tensor(storage(), integer(0), integer(-4), integer(1))); },
+            {"x", "extents of at least 0", "-4"}},
+        Row{"OfTwoTo60Numbers",
+            [] {
+              const std::string extent = "\x8a\x08" + bytes(1ULL << 60);
+              return holding(tensor(storage(), integer(0), extent, integer(1)));
+            },
+            {"x", "storage of 4", "1152921504606846976"}},
+        Row{"OfTwoTo65Numbers",
+            [] {
+              const std::string extent = "\x8a\x04" + bytes(1U << 30);
+              return holding(
+                  tensor(storage(), integer(0), extent + extent + integer(32), integer(1) + integer(1) + integer(1)));
+            },
+            {"x", "storage of 4"}},
+        Row{"OfAnIntegerOfManyBytes",
+            [] { return holding(tensor(storage(), integer(0), "\x8a\x09" + std::string(9, '\1'), integer(1))); },
+            {"8 bytes", "9"}},
+        Row{"OfNineDimensions",
+            [] { return holding(tensor(storage(), integer(0), repeated(9, integer(1)), repeated(9, integer(1)))); },
+            {"x", "8 extents"}},
+        Row{"Transposed",
+            [] { return holding(tensor(storage(), integer(0), integer(2) + integer(2), integer(1) + integer(2))); },
+            {"x", "one behind the other", "[1, 2]", "[2, 2]"}},
+        Row{"WithoutStrides",
+            [] { return holding(tensor(storage(), integer(0), integer(4), "")); },
+            {"x", "one behind the other", "[]"}},
+        Row{"OfTextForAnExtent",
+            [] { return holding(tensor(storage(), integer(0), text("4"), integer(1))); },
+            {"x", "extents", "a str"}},
+        Row{"OfTextForAnOffset",
+            [] { return holding(tensor(storage(), text("0"), integer(4), integer(1))); },
+            {"x", "an offset"}},
+        Row{"Twice", [] { return pickled("\x80\x02}(" + text("x") + good + text("x") + good + "u."); }, {"x", "once"}}),
+    [](const auto& row) { return row.param.name; });
+
+TEST(HostileTorchBin, EveryTruncationIsRefused) {
+  const std::string whole = holding(good);
+  for (std::size_t size = 0; size < whole.size(); ++size) {
+    TensorSet set;
+    const ByteSource source(std::as_bytes(std::span(whole).first(size)), "cut");
+    EXPECT_THROW(read_torch_bin(source, set), Error) << size << " bytes";
+  }
+}
+
+bool loads(const fs::path& path) {
+  try {
+    const Model model = load<Model>(path);
+    auto cache = model.make_cache();
+    model.forward(std::vector<std::int32_t>{0, 0}, cache);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+TEST(HostileTorchBin, EveryFlipIsRefusedOrHarmless) {
+  const Folder folder;
+  const fs::path path = folder / "pytorch_model.bin", from = fs::path(GOLDEN_FOLDER) / "torch" / "tied";
+  for (const auto& entry : fs::directory_iterator(from)) fs::copy_file(entry.path(), folder / entry.path().filename());
+  const std::string whole = read_text(path);
+  ASSERT_TRUE(loads(path));
+  Random random(1);
+  int loaded = 0;
+  for (int round = 0; round < 10'000; ++round) {
+    std::string changed = whole;
+    for (int flips = round % 3; flips >= 0; --flips) {
+      const std::uint64_t bits = random.bits();
+      char& byte = changed[(bits >> 8) % changed.size()];
+      byte = static_cast<char>(byte ^ (1 << (bits % 8)));
+    }
+    std::fstream(path, std::ios::binary | std::ios::in | std::ios::out) << changed;
+    loaded += loads(path) ? 1 : 0;
+  }
+  EXPECT_GT(loaded, 500);
+  EXPECT_LT(loaded, 9'500);
+}
+
+}  // namespace

@@ -1,0 +1,28 @@
+// Any bytes as a GGUF file: an Error, or settings and a set of tensors of which every number can be read.
+// clang++ -std=c++20 -O1 -g -fsanitize=fuzzer,address,undefined -Iinclude tests/fuzz/gguf_fuzz.cpp
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <span>
+#include <vector>
+
+#include "minimamba/io/gguf_config.hpp"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
+
+int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  try {
+    minimamba::TensorSet set;
+    const auto metadata =
+        minimamba::read_gguf(minimamba::ByteSource(std::as_bytes(std::span(data, size)), "fuzz"), set);
+    for (const auto& [name, tensor] : set.tensors()) {
+      if (tensor.size() > 2 * size) std::abort();  // a tensor with more numbers than the file has half bytes
+      if (!minimamba::is_floating(tensor.dtype)) continue;
+      std::vector<float> values(static_cast<std::size_t>(tensor.size()));
+      set.read(tensor, 0, std::span(values));
+    }
+    minimamba::detail::gguf_config(metadata, set, "fuzz");
+  } catch (const minimamba::Error&) {
+  }
+  return 0;
+}

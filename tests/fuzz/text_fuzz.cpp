@@ -1,0 +1,38 @@
+// Any bytes at all as text, and as ids: encoding then decoding gives well-formed text back, streamed or not.
+#include "minimamba/text.hpp"
+
+namespace mm = minimamba;
+
+namespace {
+
+mm::Tokenizer small_tokenizer() {
+  mm::TokenizerParts parts;
+  for (unsigned x = 0; x < 256; ++x)
+    mm::detail::append_utf8(parts.tokens.emplace_back(), mm::detail::byte_character(x));
+  for (const char* const token : {"ab", "abc", "\u0120a", "aa"}) parts.tokens.emplace_back(token);
+  parts.merges = {"a b", "ab c", "\u0120 a", "a a"};
+  mm::AddedToken token;
+  token.id = 260;
+  token.content = "<a>";
+  parts.added.push_back(token);
+  return mm::Tokenizer(parts);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
+  static const mm::Tokenizer tokenizer = small_tokenizer();
+  const std::string_view text(reinterpret_cast<const char*>(data), size);
+  if (tokenizer.decode(tokenizer.encode(text)) != mm::detail::well_formed(text)) __builtin_trap();
+  const std::string normal = mm::detail::nfc(mm::detail::well_formed(text));
+  if (mm::detail::nfc(normal) != normal) __builtin_trap();
+
+  std::vector<std::int32_t> ids;
+  for (std::size_t i = 0; i + 1 < size; i += 2) ids.push_back((data[i] | (data[i + 1] & 1) << 8) % tokenizer.size());
+  mm::StreamingDecoder decoder(tokenizer);
+  std::string streamed;
+  for (const std::int32_t id : ids) streamed += decoder.push(id);
+  streamed += decoder.finish();
+  if (streamed != tokenizer.decode(ids)) __builtin_trap();
+  return 0;
+}

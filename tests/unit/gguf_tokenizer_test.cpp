@@ -1,0 +1,123 @@
+// text/gguf_tokenizer: a tokenizer through GGUF's metadata and back, and as a tokenizer.json.
+#include <cstdlib>
+#include <fstream>
+
+#include "minimamba/text.hpp"
+#include "support/files.hpp"
+
+namespace {
+
+using namespace minimamba;
+using Ids = std::vector<std::int32_t>;
+using Texts = std::vector<std::string>;
+namespace fs = std::filesystem;
+
+TokenizerParts small_parts() {
+  TokenizerParts parts;
+  parts.tokens.emplace_back();  // an added token is there
+  for (unsigned byte = 0; byte < 256; ++byte) parts.tokens.push_back(detail::byte_spelling(byte));
+  parts.tokens.emplace_back("ab");
+  parts.merges = {"a b"};
+  parts.added.push_back({.id = 0, .content = "<|end|>", .special = true});
+  parts.added.push_back({.id = 258, .content = "  ", .normalized = true});
+  parts.nfc = true;
+  return parts;
+}
+const std::string text = "ab  \u00e9<|end|>";
+
+TEST(GgufTokenizer, IsWrittenAndReadAgain) {
+  const GgufMetadata metadata = gguf_tokenizer(small_parts(), 264);
+  const auto& tokens = std::get<Texts>(metadata.at("tokenizer.ggml.tokens"));
+  const auto& types = std::get<std::vector<double>>(metadata.at("tokenizer.ggml.token_type"));
+  ASSERT_EQ(tokens.size(), 264U);
+  EXPECT_EQ(tokens[0], "<|end|>");
+  EXPECT_EQ(types[0], 3);  // control
+  EXPECT_EQ(types[257], 1);
+  EXPECT_EQ(types[258], 4);  // user-defined
+  EXPECT_EQ(tokens[259], "[PAD259]");
+  EXPECT_EQ(types[263], 5);  // unused
+  EXPECT_EQ(std::get<std::string>(metadata.at("tokenizer.ggml.pre")), "mpt");
+  const Tokenizer tokenizer = Tokenizer::load(metadata, "model.gguf");
+  EXPECT_EQ(tokenizer.encode(text), (Ids{257, 258, 1 + 0xC3, 1 + 0xA9, 0}));
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode(text)), text);
+  EXPECT_EQ(tokenizer.encode("<|end|>", {.special_tokens_as_text = true}).size(), 7U);
+}
+
+TEST(GgufTokenizer, AddsTheTokensThatTheFileAsksFor) {
+  TokenizerParts parts = small_parts();
+  parts.prefix = {0};
+  const GgufMetadata metadata = gguf_tokenizer(parts, 259);
+  EXPECT_EQ(Tokenizer::load(metadata, "f").encode("ab"), (Ids{0, 257}));
+  const std::string json = tokenizer_json(parts);
+  const Tokenizer through_json(read_tokenizer_json(ByteSource(std::as_bytes(std::span(json)), "tokenizer.json")));
+  EXPECT_EQ(through_json.encode("ab"), (Ids{0, 257}));
+  EXPECT_EQ(through_json.encode("ab", {.add_special_tokens = false}), Ids{257});
+}
+
+TEST(GgufTokenizer, BecomesATokenizerJsonThatSaysTheSame) {
+  for (const bool nfc : {false, true}) {
+    TokenizerParts parts = small_parts();
+    parts.nfc = nfc;
+    const std::string json = tokenizer_json(gguf_tokenizer(gguf_tokenizer(parts, 264), "f"));
+    const Tokenizer tokenizer(read_tokenizer_json(ByteSource(std::as_bytes(std::span(json)), "tokenizer.json")));
+    EXPECT_EQ(tokenizer.encode(text), Tokenizer(parts).encode(text));
+    EXPECT_EQ(tokenizer.encode("e\u0301").size(), nfc ? 2U : 3U);
+  }
+}
+
+TEST(GgufTokenizer, PrefersTheTokenizerJsonThatTheFileCarries) {
+  GgufMetadata metadata = gguf_tokenizer(small_parts(), 264, tokenizer_json(small_parts()));
+  metadata["tokenizer.ggml.tokens"] = Texts{"other"};
+  EXPECT_EQ(Tokenizer::load(metadata, "f").encode("ab"), Ids{257});
+}
+
+TEST(GgufTokenizer, OfTheBytesRefusesNoText) {
+  const support::Folder folder;
+  save_gguf(support::Model({.d_model = 4, .n_layer = 1, .vocab_size = 256}), folder / "model.gguf");
+  for (const fs::path& path : {folder.path(), folder / "model.gguf"}) {
+    EXPECT_EQ(Tokenizer::load(path).encode("a\xFF"), (Ids{'a', 0xFF}));
+  }
+}
+
+std::string refusal(const GgufMetadata& metadata) {
+  try {
+    Tokenizer::load(metadata, "model.gguf");
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+TEST(GgufTokenizer, IsRefusedByNameWhenItIsOfAnotherKind) {
+  const GgufMetadata good = gguf_tokenizer(small_parts(), 264);
+  const auto with = [&](const char* key, const GgufValue& value) {
+    GgufMetadata metadata = good;
+    metadata[key] = value;
+    return refusal(metadata);
+  };
+  support::expect_words(refusal({}), {"model.gguf", "tokenizer.ggml.model", "gpt2", "none"});
+  support::expect_words(with("tokenizer.ggml.model", std::string("llama")), {"gpt2", "\"llama\""});
+  support::expect_words(with("tokenizer.ggml.pre", std::string("llama-bpe")), {"tokenizer.ggml.pre", "\"llama-bpe\""});
+  support::expect_words(with("tokenizer.ggml.tokens", std::string("x")), {"tokenizer.ggml.tokens", "another type"});
+  support::expect_words(with("tokenizer.ggml.tokens", Texts{"a", "b"}), {"token_type", "2 numbers", "264"});
+  support::expect_words(with("tokenizer.ggml.merges", Texts{"a zz"}), {"merges", "a zz"});
+  support::expect_words(with("tokenizer.huggingface.json", std::string("[")),
+                        {"model.gguf: tokenizer.huggingface.json"});
+}
+
+TEST(GgufTokenizer, OfGptNeoXGivesTheIdsOfHuggingFace) {
+  const char* const data = std::getenv("MINIMAMBA_TEST_DATA");
+  if (data == nullptr) GTEST_SKIP() << "MINIMAMBA_TEST_DATA names no folder with tokenizer/gpt-neox-tokenizer.json";
+  const fs::path folder = fs::path(data) / "tokenizer";
+  const auto parts = read_tokenizer_json(ByteSource::open(folder / "gpt-neox-tokenizer.json"));
+  const Tokenizer tokenizer = Tokenizer::load(gguf_tokenizer(parts, 50280), "f");
+  std::ifstream lines(folder / "expected.jsonl");
+  int count = 0;
+  for (std::string line; std::getline(lines, line); ++count) {
+    const auto row = nlohmann::json::parse(line);
+    EXPECT_EQ(tokenizer.encode(row["text"].get<std::string>()), row["ids"].get<Ids>()) << row["text"];
+  }
+  EXPECT_GT(count, 50);
+}
+
+}  // namespace

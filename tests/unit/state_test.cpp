@@ -1,0 +1,150 @@
+// io/state: the state of a model in a file.
+#include "support/files.hpp"
+
+namespace {
+
+using namespace minimamba;
+using support::copy_of;
+using support::Folder;
+using support::random_tokens;
+using support::read_text;
+using support::states;
+using support::write_text;
+
+template <class K>
+class State : public testing::Test {};
+TYPED_TEST_SUITE(State, support::Kinds, support::KindNames);
+
+template <class Model>
+void expect_continuation() {
+  const Folder folder;
+  const auto model = support::trained_looking_model<Model>(support::small_config());
+  auto cache = model.make_cache(3);
+  const auto prompt = random_tokens(30, 20), rest = random_tokens(21, 20, 5);
+  model.forward_last(prompt, cache);
+  const StateSections sections{{"unread", "7"}, {"empty", ""}, {"binary", std::string("\0\xFF", 2)}};
+  save_state(folder / "state", model, cache, sections);
+  auto loaded = load_state(folder / "state", model);
+  EXPECT_EQ(loaded.sections, sections);
+  ASSERT_EQ(loaded.cache.batch(), 3U);
+  EXPECT_EQ(loaded.cache.position(2), 10);
+  const auto expected = copy_of(model.forward(rest, cache));
+  EXPECT_TRUE(identical(copy_of(model.forward(rest, loaded.cache)), expected));
+  EXPECT_EQ(loaded.cache.position(2), 17);
+  save_state(folder / "after", model, cache);
+  save_state(folder / "again", model, loaded.cache);
+  EXPECT_TRUE(read_text(folder / "after") == read_text(folder / "again"));
+}
+
+TYPED_TEST(State, GoesOnAsIfItHadNotBeenSaved) {
+  expect_continuation<typename TypeParam::Model>();
+  expect_continuation<typename TypeParam::template ModelOf<bf16>>();
+  expect_continuation<typename TypeParam::template ModelOf<q8>>();
+}
+
+TEST(State, OfOneBackendAndFormatServesTheOthers) {
+  const Folder folder;
+  const auto model = support::trained_looking_model<support::Model>(support::small_config());
+  auto cache = model.make_cache();
+  model.forward_last(random_tokens(10, 20), cache);
+  save_state(folder / "state", model, cache);
+  const auto native = support::trained_looking_model<Mamba<float, NativeBackend, q8>>(support::small_config());
+  const auto loaded = load_state(folder / "state", native);
+  for (std::size_t i = 0; i < states(cache).size(); ++i) {
+    EXPECT_TRUE(identical(states(cache)[i], states(loaded.cache)[i]));
+  }
+}
+
+/// A model and a file with its state, of a few hundred bytes.
+struct Saved {
+  Folder folder;
+  support::Model model{{.d_model = 2, .n_layer = 1, .vocab_size = 3, .d_state = 1, .d_conv = 2, .expand = 1}};
+  std::string file;
+
+  Saved() {
+    auto cache = model.make_cache();
+    model.forward_last(std::vector<std::int32_t>{0, 1, 2}, cache);
+    save_state(folder / "state", model, cache, {{"name", "contents"}});
+    file = read_text(folder / "state");
+  }
+  /// What loading other bytes says.
+  std::string refusal(const std::string& bytes) const {
+    try {
+      load_state(ByteSource(std::as_bytes(std::span(bytes)), "some.state"), model);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "accepted";
+  }
+  /// With a checksum that is right.
+  static std::string summed(std::string bytes) {
+    bytes.resize(bytes.size() - 8);
+    detail::Checksum sum;
+    sum.add(std::as_bytes(std::span(bytes)));
+    const std::uint64_t value = sum.value();
+    return bytes.append(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+  std::string with(std::size_t at, const std::string& bytes) const {
+    std::string changed = file;
+    return summed(changed.replace(at, bytes.size(), bytes));
+  }
+};
+
+TEST(StateFile, CutAnywhereOrAlteredInAnyByteIsRefused) {
+  const Saved saved;
+  EXPECT_EQ(saved.refusal(saved.file), "accepted");
+  for (std::size_t size = 0; size < saved.file.size(); ++size) {
+    EXPECT_NE(saved.refusal(saved.file.substr(0, size)), "accepted") << size;
+  }
+  for (std::size_t i = 0; i < saved.file.size(); ++i) {
+    for (const int bit : {0, 3, 7}) {
+      std::string changed = saved.file;
+      changed[i] = static_cast<char>(changed[i] ^ (1 << bit));
+      EXPECT_NE(saved.refusal(changed), "accepted") << i;
+    }
+  }
+  support::expect_words(saved.refusal(saved.file + "x"), {"some.state", "checksum"});
+  support::expect_words(saved.refusal("something else"), {"some.state", "a state file"});
+}
+
+TEST(StateFile, ThatLiesWithARightChecksumIsRefusedToo) {
+  const Saved saved;
+  const std::string most(8, '\xFF'), zero(8, '\0');
+  support::expect_words(saved.refusal(saved.with(16, "\2")), {"version 1", "2"});
+  support::expect_words(saved.refusal(saved.with(20, "\x8")), {"numbers of 4 bytes", "8"});
+  support::expect_words(saved.refusal(saved.with(24, zero)), {"d_model 2", "another"});
+  support::expect_words(saved.refusal(saved.with(32, most)), {"rows", "18446744073709551615"});
+  support::expect_words(saved.refusal(saved.with(32, zero)), {"rows", "0"});
+  support::expect_words(saved.refusal(saved.with(40, most)), {"positions", "-1"});
+  const std::size_t sections = saved.file.size() - 8 - 8 - 8 - 4 - 4 - 4;
+  support::expect_words(saved.refusal(saved.with(sections, most.substr(4))), {"64 sections", "4294967295"});
+  support::expect_words(saved.refusal(saved.with(sections + 4, most.substr(4))), {"a section within the file"});
+  support::expect_words(saved.refusal(saved.with(sections + 12, most)), {"a section within the file"});
+  support::expect_words(saved.refusal(saved.with(sections + 12, zero)), {"end of the file", "8 more"});
+}
+
+TEST(StateFile, OfAnotherModelIsRefused) {
+  const Saved saved;
+  const ByteSource source(std::as_bytes(std::span(saved.file)), "some.state");
+  MambaConfig config = saved.model.config();
+  support::Model other_norms(config);
+  const std::vector<float> norm{1, 2};
+  other_norms.norm_f.weight.upload(other_norms.backend(), 0, View<const float>(norm.data(), 1, 2));
+  EXPECT_THROW(load_state(source, other_norms), CheckpointError);
+  config.d_state = 2;
+  EXPECT_THROW(load_state(source, support::Model(config)), CheckpointError);
+  EXPECT_THROW(load_state(source, Mamba<double, ReferenceBackend>(saved.model.config())), CheckpointError);
+  auto cache = support::Model(config).make_cache();
+  EXPECT_THROW(save_state(saved.folder / "state", saved.model, cache), ArgumentError);
+  EXPECT_TRUE(read_text(saved.folder / "state") == saved.file);
+}
+
+TEST(StateFile, OnAFullDiskLeavesTheOldOne) {
+  const Saved saved;
+  auto cache = saved.model.make_cache();
+  const support::FullDisk full(50);
+  EXPECT_THROW(save_state(saved.folder / "state", saved.model, cache), FileError);
+  EXPECT_TRUE(read_text(saved.folder / "state") == saved.file);
+}
+
+}  // namespace

@@ -1,0 +1,79 @@
+// io/zip, io/pickle, io/torch_bin: what torch.save writes. What is refused is in tests/contract.
+#include "support/files.hpp"
+
+namespace {
+
+using namespace minimamba;
+using support::copy_of;
+using support::Folder;
+using support::Model;
+using support::random_tokens;
+namespace fs = std::filesystem;
+
+const fs::path data_folder = GOLDEN_FOLDER;
+
+template <class M>
+auto logits_of(const M& model) {
+  auto cache = model.make_cache();
+  return copy_of(model.forward(random_tokens(20, 30), cache));
+}
+
+TEST(TorchBin, GivesTheLogitsOfTheSameCheckpointInSafetensors) {
+  const auto expected = logits_of(load<Model>(data_folder / "odd-hf"));
+  for (const char* const name :
+       {"tied", "recent", "sharded", "tied/pytorch_model.bin", "sharded/pytorch_model.bin.index.json"}) {
+    const fs::path path = data_folder / "torch" / name;
+    EXPECT_TRUE(identical(logits_of(load<Model>(path)), expected)) << name;
+    EXPECT_EQ(open_checkpoint(path).format, CheckpointFormat::torch) << name;
+  }
+}
+
+TEST(TorchBin, IsToldByItsContent) {
+  const Folder folder;
+  fs::copy_file(data_folder / "odd-hf" / "config.json", folder / "config.json");
+  fs::copy_file(data_folder / "torch" / "tied" / "pytorch_model.bin", folder / "model.safetensors");
+  EXPECT_EQ(open_checkpoint(folder.path()).format, CheckpointFormat::torch);
+  fs::copy_file(data_folder / "odd-hf" / "model.safetensors", folder / "weights.bin");
+  EXPECT_EQ(open_checkpoint(folder / "weights.bin").format, CheckpointFormat::safetensors);
+}
+
+TEST(TorchBin, OfEveryTypeAndPartOfAStorageIsRead) {
+  TensorSet set;
+  read_torch_bin(ByteSource::open(data_folder / "torch" / "types.bin"), set);
+  const auto numbers = [&](const char* name) {
+    const StoredTensor& tensor = *set.find(name);
+    std::vector<double> values(tensor.size());
+    set.read(tensor, 0, std::span(values));
+    return values;
+  };
+  std::vector<double> all(24);
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<double>(i) - 5.5;
+  using Shape = std::vector<std::uint64_t>;
+  const std::map<std::string, DType> types{
+      {"f64", DType::F64}, {"f32", DType::F32}, {"f16", DType::F16}, {"bf16", DType::BF16}};
+  for (const auto& [name, dtype] : types) {
+    EXPECT_EQ(set.find(name)->dtype, dtype);
+    EXPECT_EQ(set.find(name)->shape, (Shape{2, 3, 4}));
+    EXPECT_EQ(numbers(name.c_str()), all) << name;
+  }
+  EXPECT_EQ(set.find("i64")->dtype, DType::I64);
+  EXPECT_EQ(set.find("part")->shape, (Shape{3, 4}));
+  EXPECT_EQ(numbers("part"), std::vector<double>(all.begin() + 12, all.end()));
+  EXPECT_EQ(set.find("column")->shape, (Shape{1, 1, 1}));
+  EXPECT_EQ(numbers("column"), std::vector<double>{6.5});
+  EXPECT_EQ(set.find("scalar")->shape, Shape{});
+  EXPECT_EQ(numbers("scalar"), std::vector<double>{2.5});
+  EXPECT_EQ(set.find("empty")->size(), 0U);
+}
+
+TEST(TorchBin, OfTheOldFormatIsRefusedWithTheLineThatConvertsIt) {
+  TensorSet set;
+  try {
+    read_torch_bin(ByteSource::open(data_folder / "torch" / "legacy.bin"), set);
+    ADD_FAILURE() << "accepted";
+  } catch (const FormatError& error) {
+    support::expect_words(error.what(), {"legacy.bin", "1.6", "torch.save(torch.load(", "older format"});
+  }
+}
+
+}  // namespace
