@@ -1,0 +1,198 @@
+// Measures how well a model foretells a text, and what narrower weights cost.
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <numbers>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "program.hpp"
+
+namespace {
+
+using program::stop;
+
+struct Arguments {
+  std::string model, tokenizer, file, backend = "native";
+  std::vector<std::string> weights = {"f32"};
+  double last = 1;
+  int threads = 0;
+};
+
+/// What is scored, and the bytes that it stands for.
+struct Text {
+  std::vector<std::int32_t> tokens;
+  std::size_t scored_bytes = 0;  // without those of the first token
+};
+
+Text read_text(const Arguments& arguments, const minimamba::Tokenizer& tokenizer) {
+  const std::string text = program::read_file(arguments.file);
+  Text read{.tokens = tokenizer.encode(text), .scored_bytes = text.size()};
+  const auto skipped = static_cast<std::ptrdiff_t>(
+      read.tokens.size() - static_cast<std::size_t>(static_cast<double>(read.tokens.size()) * arguments.last));
+  if (skipped > 0) {
+    read.tokens.erase(read.tokens.begin(), read.tokens.begin() + skipped);
+    read.scored_bytes = tokenizer.decode(read.tokens).size();
+  }
+  if (read.tokens.size() < 2) {
+    throw minimamba::ArgumentError(arguments.file, "two tokens or more: the first is not scored",
+                                   std::to_string(read.tokens.size()));
+  }
+  read.scored_bytes -= std::min(read.scored_bytes, tokenizer.decode(std::span(read.tokens).first(1)).size());
+  return read;
+}
+
+/// One line of the table.
+struct Result {
+  minimamba::Score score;
+  double seconds = 0;
+};
+
+/// The line that tells how far it is, for whoever watches.
+void show_progress(const std::string& weights, const minimamba::Score& score, std::size_t tokens, double seconds) {
+  const double rate = static_cast<double>(score.tokens) / std::max(seconds, 1e-9);
+  const auto left = static_cast<long>(static_cast<double>(tokens - score.tokens) / std::max(rate, 1e-9));
+  std::fprintf(stderr, "\r%s: %zu of %zu tokens, %.4f nats per token, %.0f tokens/s, %ld:%02ld left  ", weights.c_str(),
+               score.tokens, tokens, score.nats_per_token(), rate, left / 60, left % 60);
+  std::fflush(stderr);
+}
+
+template <class Model>
+Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const Arguments& arguments,
+               const std::string& weights) {
+  using Backend = typename Model::BackendType;
+  const Model model = minimamba::load<Model>(checkpoint, {.backend = Backend({.threads = arguments.threads})});
+  const std::size_t piece = std::clamp<std::size_t>(
+      std::size_t{8} * 1024 * 1024 / static_cast<std::size_t>(model.config().padded_vocab_size()), 16, 512);
+  minimamba::Scorer scorer(model, piece);
+  const bool watched = program::is_terminal();
+  const auto start = std::chrono::steady_clock::now();
+  double shown = 0, seconds = 0;
+  for (std::span<const std::int32_t> rest = text.tokens; !rest.empty() && !stop;) {
+    const auto some = rest.first(std::min(piece, rest.size()));
+    scorer.read(some);
+    rest = rest.subspan(some.size());
+    seconds = program::seconds_since(start);
+    if (!watched || (seconds - shown < 0.2 && !rest.empty())) continue;
+    show_progress(weights, scorer.score(), text.tokens.size() - 1, seconds);
+    shown = seconds;
+  }
+  if (watched) std::fprintf(stderr, "\r%*s\r", 78, "");
+  return {scorer.score(), seconds};
+}
+
+template <template <class> class Backend>
+Result measure_with(const minimamba::Checkpoint& checkpoint, const Text& text, const Arguments& arguments,
+                    const std::string& weights) {
+  using namespace minimamba;
+  if (weights == "bf16") return measure<Mamba<float, Backend, bf16>>(checkpoint, text, arguments, weights);
+  if (weights == "f16") return measure<Mamba<float, Backend, f16>>(checkpoint, text, arguments, weights);
+  if (weights == "q8") return measure<Mamba<float, Backend, q8>>(checkpoint, text, arguments, weights);
+  if (weights == "q4") return measure<Mamba<float, Backend, q4>>(checkpoint, text, arguments, weights);
+  return measure<Mamba<float, Backend>>(checkpoint, text, arguments, weights);
+}
+
+Result measure_on(const minimamba::Checkpoint& checkpoint, const Text& text, const Arguments& arguments,
+                  const std::string& weights) {
+  if (arguments.backend == "reference") {
+    return measure_with<minimamba::ReferenceBackend>(checkpoint, text, arguments, weights);
+  }
+  if (arguments.backend == "eigen") {
+    return measure_with<minimamba::EigenBackend>(checkpoint, text, arguments, weights);
+  }
+  return measure_with<minimamba::NativeBackend>(checkpoint, text, arguments, weights);
+}
+
+double bits_per_byte(const Result& result, const Text& text) {
+  const double bytes = static_cast<double>(text.scored_bytes) * static_cast<double>(result.score.tokens) /
+                       static_cast<double>(text.tokens.size() - 1);  // a part of them if it was interrupted
+  return result.score.nats / std::numbers::ln2 / std::max(bytes, 1.0);
+}
+
+std::string formatted(const char* format, double number) {
+  char text[64];
+  std::snprintf(text, sizeof text, format, number);
+  return text;
+}
+
+void print_one(const Result& result, const Text& text) {
+  program::print("tokens: " + std::to_string(result.score.tokens) +
+                 "\nnats per token: " + formatted("%.5f", result.score.nats_per_token()) +
+                 "\nbits per byte: " + formatted("%.5f", bits_per_byte(result, text)) +
+                 "\nperplexity: " + formatted("%.4f", result.score.perplexity()) + "\ntokens per second: " +
+                 formatted("%.0f", static_cast<double>(result.score.tokens) / std::max(result.seconds, 1e-9)) + "\n");
+}
+
+void print_row(const std::string& weights, const Result& result, const Result& first, const Text& text) {
+  const double nats = result.score.nats_per_token(), loss = nats / first.score.nats_per_token() - 1;
+  char line[160];
+  std::snprintf(line, sizeof line, "%-7s  %14.5f  %13.5f  %10.4f  %+9.3f %%  %8.0f\n", weights.c_str(), nats,
+                bits_per_byte(result, text), result.score.perplexity(), 100 * loss,
+                static_cast<double>(result.score.tokens) / std::max(result.seconds, 1e-9));
+  program::print(line);
+}
+
+int run(const Arguments& arguments) {
+  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.model);
+  const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
+  if (!tokenizer) {
+    throw minimamba::ArgumentError("--model", "one with a tokenizer, or --tokenizer", "a vocabulary without one");
+  }
+  const Text text = read_text(arguments, *tokenizer);
+  std::vector<Result> results;
+  for (const std::string& weights : arguments.weights) {
+    results.push_back(measure_on(checkpoint, text, arguments, weights));
+    if (results.back().score.tokens == 0) break;  // interrupted before it began
+    if (arguments.weights.size() == 1) {
+      print_one(results.front(), text);
+    } else {
+      if (results.size() == 1) {
+        program::print("weights  nats per token  bits per byte  perplexity  against " + arguments.weights.front() +
+                       "  tokens/s\n");
+      }
+      print_row(weights, results.back(), results.front(), text);
+    }
+    if (stop) break;
+  }
+  return stop ? program::interrupted : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  CLI::App app("Measures how well a Mamba model foretells a text: nats per token and bits per byte.");
+  app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
+  app.add_option("--model", arguments.model, "Folder or file of a model, of any format")->required();
+  app.add_option("--file", arguments.file, "File with the text")->required();
+  app.add_option("--last", arguments.last, "Only this part of the tokens, from the end: 0.1 is what train validates on")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json or GGUF, in place of the model's own");
+  app.add_option("--weights", arguments.weights, "How the matrices are kept in memory; several make a table: f32,q8,q4")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"f32", "bf16", "f16", "q8", "q4"}))
+      ->capture_default_str();
+  app.add_option("--backend", arguments.backend, "What computes")
+      ->check(CLI::IsMember({"native", "eigen", "reference"}))
+      ->capture_default_str();
+  app.add_option("--threads", arguments.threads, "0: as many as the process may use")->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : program::usage;
+  }
+  program::handle_signals();
+  try {
+    return run(arguments);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "perplexity: %s\n", error.what());
+    return program::refused;
+  }
+}

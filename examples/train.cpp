@@ -1,0 +1,288 @@
+// Trains a Mamba model on text files. What comes out is a folder that this library and transformers load.
+#include <minimamba/text.hpp>
+#include <minimamba/train.hpp>
+#include <minimamba/train/checkpoint.hpp>
+#include <minimamba/train/report.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
+namespace {
+
+namespace fs = std::filesystem;
+constexpr int refused = 1, usage = 2, interrupted = 130;
+
+struct Arguments {
+  std::vector<std::string> text;
+  std::string out, tokenizer, init, backend = "native", prompt = "\n";
+  minimamba::MambaConfig config{.d_model = 256, .n_layer = 4};
+  minimamba::TrainerOptions options{.batch = 8, .length = 256, .schedule = {.warmup_steps = 100, .steps = 1000}};
+  std::int64_t save_every = 100, validate_every = 100, sample_every = 500, sample_tokens = 200;
+  std::size_t validation_batches = 16;
+  int threads = 0;
+  bool resume = false, untied = false;
+};
+
+std::atomic<bool> stop{false};
+extern "C" void on_interrupt(int) { stop = true; }
+
+std::string read_file(const fs::path& path) {
+  const auto source = minimamba::ByteSource::open(path);
+  std::string text(static_cast<std::size_t>(source.size()), '\0');
+  source.read(0, std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+void write_file(const fs::path& path, const std::string& text) {
+  minimamba::AtomicFile file(path);
+  file.write(text);
+  file.commit();
+}
+
+bool on_terminal() {
+#if defined(__unix__) || defined(__APPLE__)
+  return ::isatty(1) != 0;
+#else
+  return false;
+#endif
+}
+
+/// The line that tells how far the training is: one that changes in a terminal, now and then one elsewhere.
+class Progress {
+ public:
+  explicit Progress(std::int64_t begin) : first_(begin) {}
+
+  void show(const minimamba::StepRecord& record, const minimamba::TrainerOptions& options, double validation) {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count() - paused_;
+    const double rate = static_cast<double>(record.step - first_) / std::max(seconds, 1e-9);
+    const bool last = record.step == options.schedule.steps;
+    if (!terminal_ && !last && record.step % 10 != 0) return;
+    const auto left = static_cast<long>(static_cast<double>(options.schedule.steps - record.step) / rate);
+    std::printf(
+        "%sstep %lld/%lld  loss %.4f  validation %s  %.0f tokens/s  %ld:%02ld:%02ld left%s", terminal_ ? "\r" : "",
+        static_cast<long long>(record.step), static_cast<long long>(options.schedule.steps), record.loss,
+        std::isnan(validation) ? "-" : minimamba::detail::number_text(std::round(validation * 1e4) / 1e4).c_str(),
+        rate * static_cast<double>(options.batch * options.length * options.accumulate), left / 3600, left / 60 % 60,
+        left % 60, terminal_ && !last ? "  " : "\n");
+    std::fflush(stdout);
+  }
+  void end_line() const {
+    if (terminal_) std::printf("\n");
+  }
+
+  /// Time that is spent on something else than steps.
+  template <class Body>
+  void pause(Body&& body) {
+    const auto begin = std::chrono::steady_clock::now();
+    body();
+    paused_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+
+ private:
+  std::int64_t first_;
+  double paused_ = 0;
+  bool terminal_ = on_terminal();
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+template <class Model>
+class Program {
+ public:
+  explicit Program(const Arguments& arguments)
+      : arguments_(arguments),
+        tokenizer_(arguments.tokenizer.empty() ? minimamba::Tokenizer::bytes()
+                                               : minimamba::Tokenizer::load(fs::path(arguments.tokenizer))),
+        trainer_(make_model(), read_tokens(), arguments.options),
+        checkpoint_(fs::path(arguments.out) / "training.safetensors") {}
+
+  int run() {
+    folders_.emplace(fs::path(arguments_.out));
+    if (arguments_.resume) {
+      resume_training(trainer_, checkpoint_);
+    } else if (fs::exists(checkpoint_)) {
+      throw minimamba::FileError(checkpoint_.string(), "no training yet, or --resume", "one");
+    }
+    std::printf("%zu parameters, %zu tokens to train on, %zu to validate on\n", trainer_.model().parameter_count(),
+                trainer_.split().training.size(), trainer_.split().validation.size());
+    for (const auto& record : trainer_.history()) note(record);
+    Progress progress(trainer_.steps());
+    while (!trainer_.ended() && !stop) {
+      const auto& record = trainer_.step();
+      const std::int64_t step = record.step;
+      const auto due = [&](std::int64_t every) { return every > 0 && (step % every == 0 || trainer_.ended()); };
+      if (due(arguments_.validate_every)) progress.pause([&] { trainer_.validate(arguments_.validation_batches); });
+      note(trainer_.history().back());
+      progress.show(record, trainer_.options(), validation_);
+      if (due(arguments_.save_every)) progress.pause([&] { save_all(); });
+      if (due(arguments_.sample_every)) progress.pause([&] { progress.end_line(), sample(); });
+    }
+    if (stop) {
+      progress.end_line();
+      std::printf("stopped after step %lld; --resume goes on\n", static_cast<long long>(trainer_.steps()));
+    }
+    save_all();
+    return stop ? interrupted : 0;
+  }
+
+ private:
+  using Backend = typename Model::BackendType;
+
+  Model make_model() const {
+    Backend backend({.threads = arguments_.threads});
+    if (!arguments_.init.empty()) {
+      Model model = minimamba::load<Model>(fs::path(arguments_.init), {.backend = backend});
+      if (tokenizer_.size() <= model.config().vocab_size) return model;
+      throw minimamba::ArgumentError("--tokenizer",
+                                     "at most " + std::to_string(model.config().vocab_size) + " tokens, as the model",
+                                     std::to_string(tokenizer_.size()));
+    }
+    minimamba::MambaConfig config = arguments_.config;
+    config.vocab_size = tokenizer_.size();
+    config.tie_embeddings = !arguments_.untied;
+    return Model(config, backend, arguments_.options.seed);
+  }
+
+  std::vector<std::int32_t> read_tokens() const {
+    std::vector<std::int32_t> tokens;
+    for (const std::string& file : arguments_.text) {
+      const auto more = tokenizer_.encode(read_file(file));
+      tokens.insert(tokens.end(), more.begin(), more.end());
+    }
+    return tokens;
+  }
+
+  void note(const minimamba::StepRecord& record) {
+    if (!std::isnan(record.validation_loss)) validation_ = record.validation_loss;
+  }
+
+  /// The training first: should anything fail after it, it can be resumed.
+  void save_all() {
+    const fs::path out(arguments_.out);
+    save_training(trainer_, checkpoint_);
+    minimamba::save(trainer_.model(), out);
+    if (!arguments_.tokenizer.empty()) {
+      const fs::path given(arguments_.tokenizer);
+      write_file(out / "tokenizer.json", read_file(fs::is_directory(given) ? given / "tokenizer.json" : given));
+    }
+    write_file(out / "loss.csv", loss_csv(trainer_.history()));
+    write_file(out / "loss.svg", loss_svg(trainer_.history()));
+    folders_->keep();
+  }
+
+  void sample() const {
+    const auto& model = trainer_.model();
+    auto cache = model.make_cache();
+    const auto prompt = tokenizer_.encode(arguments_.prompt);
+    minimamba::StreamingDecoder decoder(tokenizer_);
+    std::string text;
+    for (const std::int32_t token :
+         minimamba::generate(model, cache, prompt,
+                             {.max_new_tokens = arguments_.sample_tokens, .temperature = 0.8, .ignore_eos = true})) {
+      if (token < tokenizer_.size()) text += decoder.push(token);
+    }
+    std::printf("---\n%s%s\n---\n", arguments_.prompt.c_str(), text.c_str());
+  }
+
+  const Arguments& arguments_;
+  minimamba::Tokenizer tokenizer_;
+  minimamba::Trainer<Model> trainer_;
+  fs::path checkpoint_;
+  std::optional<minimamba::detail::MadeFolders> folders_;
+  double validation_ = std::numeric_limits<double>::quiet_NaN();
+};
+
+void add_model_options(CLI::App& app, Arguments& arguments) {
+  auto& config = arguments.config;
+  app.add_option("--d-model", config.d_model, "Width of the model")->capture_default_str();
+  app.add_option("--n-layer", config.n_layer, "Blocks of the model")->capture_default_str();
+  app.add_option("--d-state", config.d_state, "States of a channel")->capture_default_str();
+  app.add_option("--d-conv", config.d_conv, "Width of the convolution")->capture_default_str();
+  app.add_option("--expand", config.expand, "Inner width, as a multiple of the width")->capture_default_str();
+  app.add_flag("--untied", arguments.untied, "A head of its own, not the embedding's matrix");
+}
+
+void add_training_options(CLI::App& app, Arguments& arguments) {
+  auto& options = arguments.options;
+  const auto add = [&](const char* name, auto& value, const char* what) {
+    app.add_option(name, value, what)->capture_default_str();
+  };
+  add("--steps", options.schedule.steps, "Steps in all");
+  add("--batch", options.batch, "Windows at a time");
+  add("--length", options.length, "Tokens of a window");
+  add("--accumulate", options.accumulate, "Batches that make one step");
+  add("--rate", options.schedule.peak, "Learning rate after the warm-up");
+  add("--least-rate", options.schedule.least, "Learning rate at the end");
+  add("--warmup", options.schedule.warmup_steps, "Steps in which the rate grows");
+  add("--weight-decay", options.adamw.weight_decay, "Weight decay of matrices");
+  add("--beta1", options.adamw.beta1, "Decay of the gradient's mean");
+  add("--beta2", options.adamw.beta2, "Decay of the mean of its square");
+  add("--clip", options.adamw.clip, "Largest norm of the gradient (0: any)");
+  add("--dropout", options.tape.dropout, "Part of each block's output that is left out");
+  app.add_flag("--recompute", options.tape.recompute, "Less memory: compute activations twice");
+  add("--validation-fraction", options.validation_fraction, "Part of the text, its end, that is not learned");
+  add("--validation-batches", arguments.validation_batches, "Batches to validate on, at most");
+  add("--seed", options.seed, "Seed of the weights, the windows and dropout");
+  add("--save-every", arguments.save_every, "Steps between checkpoints");
+  add("--validate-every", arguments.validate_every, "Steps between validations");
+  add("--sample-every", arguments.sample_every, "Steps between samples (0: none)");
+  add("--sample-tokens", arguments.sample_tokens, "Tokens of a sample");
+  add("--sample-prompt", arguments.prompt, "Beginning of a sample");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  CLI::App app("Trains a Mamba model on text.");
+  app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
+  app.add_option("--text", arguments.text, "Text files, read one after the other")->required();
+  app.add_option("--out", arguments.out, "Folder for the model, checkpoints, loss.csv and loss.svg")->required();
+  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json, or its folder (without: bytes)");
+  app.add_option("--init", arguments.init, "Model to start from (without: random weights)");
+  app.add_flag("--resume", arguments.resume, "Go on with the training in --out");
+  add_model_options(app, arguments);
+  add_training_options(app, arguments);
+  app.add_option("--backend", arguments.backend, "What computes")
+      ->check(CLI::IsMember({"native", "eigen", "reference"}))
+      ->capture_default_str();
+  app.add_option("--threads", arguments.threads, "0: as many as the process may use")->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : usage;
+  }
+  std::signal(SIGINT, on_interrupt);
+#ifdef SIGXFSZ
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on the size of files is then an error like a full disk
+#endif
+  try {
+    if (arguments.backend == "reference") {
+      return Program<minimamba::Mamba<float, minimamba::ReferenceTraining>>(arguments).run();
+    }
+    if (arguments.backend == "eigen") {
+      return Program<minimamba::Mamba<float, minimamba::EigenTraining>>(arguments).run();
+    }
+    return Program<minimamba::Mamba<float, minimamba::NativeTraining>>(arguments).run();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "train: %s\n", error.what());
+    return refused;
+  }
+}

@@ -1,0 +1,17 @@
+// Training: the tape that walks a model back, AdamW, the rate over the steps, and a trainer of all three. Programs that
+// only infer need none of it, so minimamba.hpp does not include it. minimamba/train/checkpoint.hpp saves a training.
+#ifndef MINIMAMBA_TRAIN_HPP
+#define MINIMAMBA_TRAIN_HPP
+
+#include "minimamba/minimamba.hpp"
+
+#include "minimamba/train/adamw.hpp"
+#include "minimamba/train/data.hpp"
+#include "minimamba/train/eigen.hpp"
+#include "minimamba/train/native.hpp"
+#include "minimamba/train/reference.hpp"
+#include "minimamba/train/schedule.hpp"
+#include "minimamba/train/tape.hpp"
+#include "minimamba/train/trainer.hpp"
+
+#endif

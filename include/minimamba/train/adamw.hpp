@@ -1,0 +1,123 @@
+// AdamW, with the gradient clipped to a largest norm over all parameters.
+//
+//   minimamba::AdamW<Model> optimizer(model, {.weight_decay = 0.1});
+//   optimizer.step(model, gradients, schedule.rate(i));  // leaves the gradients zero
+#ifndef MINIMAMBA_TRAIN_ADAMW_HPP
+#define MINIMAMBA_TRAIN_ADAMW_HPP
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "minimamba/core/error.hpp"
+#include "minimamba/nn/mamba.hpp"
+#include "minimamba/train/concept.hpp"
+#include "minimamba/train/gradients.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// A loss or a gradient that is no finite number: training has diverged. The subject is the loss, or the parameter.
+class DivergedError : public Error {
+ public:
+  using Error::Error;
+};
+
+struct AdamWOptions {
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
+  double weight_decay = 0.1;  // of matrices and conv1d; never of A_log, D, norms and biases
+  double clip = 1;            // the largest norm of the gradient; 0: any
+};
+
+namespace detail {
+
+/// Weight decay pulls on matrices and on the convolution, but not on A_log.
+inline bool decays(const Extents& parameter) { return parameter.shape().size() > 1 && parameter.role() != Role::a_log; }
+
+}  // namespace detail
+
+/// The moments of a model's gradient; source: Loshchilov and Hutter, arXiv 1711.05101. The equation is at
+/// AdamWArguments.
+template <class Model>
+requires TrainingBackend<typename Model::BackendType>
+class AdamW {
+ public:
+  /// Throws ArgumentError for an option outside its range.
+  explicit AdamW(const Model& model, AdamWOptions options = {})
+      : options_(checked(options)), mean_(zeros_like(model)), variance_(zeros_like(model)) {}
+
+  /// Moves the model against its gradients, which become zero, and recomputes what is derived from its parameters.
+  /// Returns the norm of the gradient before clipping. Throws DivergedError, and changes nothing, if it is not finite.
+  double step(Model& model, Model& gradients, double rate) {
+    const double norm = gradient_norm(gradients);
+    ++steps_;
+    const auto corrected = [&](double beta) { return 1 - std::pow(beta, static_cast<double>(steps_)); };
+    const auto& backend = model.backend();
+    for_each_parameter(
+        [&](std::string_view, auto& weight, auto& gradient, auto& mean, auto& variance) {
+          backend.adamw({.weight = detail::numbers_of(backend, weight),
+                         .gradient = detail::numbers_of(backend, gradient),
+                         .mean = detail::numbers_of(backend, mean),
+                         .variance = detail::numbers_of(backend, variance),
+                         .rate = rate,
+                         .decay = detail::decays(weight) ? options_.weight_decay : 0,
+                         .beta1 = options_.beta1,
+                         .beta2 = options_.beta2,
+                         .epsilon = options_.epsilon,
+                         .mean_correction = corrected(options_.beta1),
+                         .variance_correction = corrected(options_.beta2),
+                         .gradient_scale = options_.clip > 0 && norm > options_.clip ? options_.clip / norm : 1});
+        },
+        model, gradients, mean_, variance_);
+    model.refresh();
+    return norm;
+  }
+
+  /// Steps so far, and the moments of the gradient: what a checkpoint keeps.
+  std::int64_t steps() const { return steps_; }
+  void set_steps(std::int64_t steps) { steps_ = steps; }
+  Model& mean() { return mean_; }
+  Model& variance() { return variance_; }
+  const Model& mean() const { return mean_; }
+  const Model& variance() const { return variance_; }
+
+ private:
+  static AdamWOptions checked(AdamWOptions options) {
+    const auto require = [](bool good, const char* name, const char* expected, double found) {
+      if (!good) throw ArgumentError(name, expected, detail::number_text(found));
+    };
+    require(options.beta1 >= 0 && options.beta1 < 1, "AdamWOptions.beta1", "from 0 to below 1", options.beta1);
+    require(options.beta2 >= 0 && options.beta2 < 1, "AdamWOptions.beta2", "from 0 to below 1", options.beta2);
+    require(options.epsilon > 0, "AdamWOptions.epsilon", "above 0", options.epsilon);
+    require(options.weight_decay >= 0, "AdamWOptions.weight_decay", "at least 0", options.weight_decay);
+    require(options.clip >= 0, "AdamWOptions.clip", "at least 0", options.clip);
+    return options;
+  }
+
+  double gradient_norm(const Model& gradients) const {
+    double total = 0;
+    for_each_parameter(
+        [&](std::string_view name, const auto& gradient) {
+          const auto& backend = gradients.backend();
+          const double sum = backend.sum_of_squares(detail::numbers_of(backend, gradient));
+          if (!std::isfinite(sum)) {
+            throw DivergedError("the gradient of " + std::string(name), "finite numbers",
+                                detail::number_text(sum) + " after " + std::to_string(steps_) + " steps");
+          }
+          total += sum;
+        },
+        gradients);
+    return std::sqrt(total);
+  }
+
+  AdamWOptions options_;
+  Model mean_, variance_;
+  std::int64_t steps_ = 0;
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,192 @@
+// Checkpoints of a training: one safetensors file with all that the next step depends on, written atomically, so that a
+// training which was killed goes on from it to the same bits. Needs minimamba/io.hpp, as nothing else in train/ does.
+#ifndef MINIMAMBA_TRAIN_CHECKPOINT_HPP
+#define MINIMAMBA_TRAIN_CHECKPOINT_HPP
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "minimamba/io.hpp"
+#include "minimamba/train/trainer.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// 53 bits that tell one text from another (FNV-1a), which a double holds.
+inline double fingerprint(std::span<const std::int32_t> tokens) {
+  std::uint64_t value = 0xCBF29CE484222325U;
+  for (const std::int32_t token : tokens) value = (value ^ static_cast<std::uint32_t>(token)) * 0x100000001B3U;
+  return static_cast<double>(value >> 11);
+}
+
+/// Everything but parameters, moments and history that the bits of the next step depend on.
+template <class Model>
+std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
+  const MambaConfig& c = trainer.model().config();
+  const TrainerOptions& o = trainer.options();
+  const auto number = [](auto value) { return static_cast<double>(value); };
+  return {{"d_model", number(c.d_model)},
+          {"n_layer", number(c.n_layer)},
+          {"vocab_size", number(c.vocab_size)},
+          {"d_state", number(c.d_state)},
+          {"d_conv", number(c.d_conv)},
+          {"expand", number(c.expand)},
+          {"dt_rank", number(c.dt_rank)},
+          {"conv_bias", number(c.conv_bias)},
+          {"bias", number(c.bias)},
+          {"tie_embeddings", number(c.tie_embeddings)},
+          {"norm_epsilon", c.norm_epsilon},
+          {"batch", number(o.batch)},
+          {"length", number(o.length)},
+          {"accumulate", number(o.accumulate)},
+          {"validation_fraction", o.validation_fraction},
+          {"seed", number(o.seed)},
+          {"rate", o.schedule.peak},
+          {"least_rate", o.schedule.least},
+          {"warmup_steps", number(o.schedule.warmup_steps)},
+          {"steps", number(o.schedule.steps)},
+          {"beta1", o.adamw.beta1},
+          {"beta2", o.adamw.beta2},
+          {"epsilon", o.adamw.epsilon},
+          {"weight_decay", o.adamw.weight_decay},
+          {"clip", o.adamw.clip},
+          {"dropout", o.tape.dropout},
+          {"text", fingerprint(trainer.tokens())}};
+}
+
+inline constexpr std::size_t record_numbers = 5;
+
+/// Calls body(prefix, module) for the parameters and both moments of a training.
+template <class T, class Body>
+void each_module(T& trainer, Body&& body) {
+  if constexpr (std::is_const_v<T>) {
+    body(std::string("model."), trainer.model());
+    body(std::string("mean."), trainer.optimizer().mean());
+    body(std::string("variance."), trainer.optimizer().variance());
+  } else {
+    body(std::string("model."), trainer.mutable_model());
+    body(std::string("mean."), trainer.optimizer().mean());
+    body(std::string("variance."), trainer.optimizer().variance());
+  }
+}
+
+inline const StoredTensor& require_tensor(const TensorSet& set, const std::string& file, const std::string& name) {
+  const StoredTensor* const tensor = set.find(name);
+  if (tensor == nullptr) throw CheckpointError(file + ": " + name, "a tensor of a training", "none");
+  return *tensor;
+}
+
+/// Throws CheckpointError unless the file is of a training with these settings and these parameters.
+template <class Model>
+void check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
+  for (const auto& [name, wanted] : settings_of(trainer)) {
+    const StoredTensor& tensor = require_tensor(set, file, "setting." + name);
+    double found = 0;
+    set.read(tensor, 0, std::span(&found, 1));
+    if (found == wanted) continue;
+    if (name == "text") throw CheckpointError(file, "a training on the same text", "another text");
+    throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));
+  }
+  each_module(trainer, [&](const std::string& prefix, const Model& module) {
+    for_each_parameter(
+        [&](std::string_view name, const auto& parameter) {
+          const StoredTensor& tensor = require_tensor(set, file, prefix + std::string(name));
+          const bool same =
+              std::equal(tensor.shape.begin(), tensor.shape.end(), parameter.shape().begin(), parameter.shape().end());
+          if (same && tensor.dtype == dtype_of<typename Model::ScalarType>()) return;
+          throw CheckpointError(file + ": " + tensor.name, "shape " + shape_text(parameter.shape()),
+                                std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
+        },
+        module);
+  });
+  const StoredTensor& history = require_tensor(set, file, "history");
+  if (history.dtype == DType::F64 && history.shape.size() == 2 && history.shape[1] == record_numbers) return;
+  throw CheckpointError(file + ": history", "F64 [steps, 5]",
+                        std::string(name_of(history.dtype)) + " " + shape_text(history.shape));
+}
+
+}  // namespace detail
+
+/// Saves a training to a file, which is replaced when the new one is complete on the disk. Throws FileError; the old
+/// file is then as it was.
+template <class Model>
+void save_training(const Trainer<Model>& trainer, const std::filesystem::path& file) {
+  using Scalar = typename Model::ScalarType;
+  const auto settings = detail::settings_of(trainer);
+  std::vector<double> history;
+  for (const StepRecord& r : trainer.history()) {
+    history.insert(history.end(), {static_cast<double>(r.step), r.loss, r.rate, r.gradient_norm, r.validation_loss});
+  }
+  std::vector<StoredTensor> tensors;
+  for (const auto& [name, value] : settings) tensors.push_back({"setting." + name, DType::F64, {1}});
+  tensors.push_back({"history", DType::F64, {trainer.history().size(), detail::record_numbers}});
+  detail::each_module(trainer, [&](const std::string& prefix, const Model& module) {
+    for_each_parameter(
+        [&](std::string_view name, const auto& parameter) {
+          tensors.push_back(
+              {prefix + std::string(name), dtype_of<Scalar>(), {parameter.shape().begin(), parameter.shape().end()}});
+        },
+        module);
+  });
+  SafetensorsWriter writer(file, tensors);
+  for (const auto& [name, value] : settings) writer.write(std::span(&value, 1), DType::F64);
+  writer.write(std::span<const double>(history), DType::F64);
+  detail::each_module(trainer, [&](const std::string&, const Model& module) {
+    for_each_parameter(
+        [&](std::string_view, const auto& parameter) {
+          detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
+            parameter.download(module.backend(), first, piece);
+            writer.write(std::span<const Scalar>(piece.data(), piece.rows() * piece.cols()), dtype_of<Scalar>());
+          });
+        },
+        module);
+  });
+  writer.commit();
+}
+
+/// Puts a training back to where save_training left it. Throws FileError or FormatError if the file cannot be read, and
+/// CheckpointError, which names it, for a setting that differs; the training is then as it was.
+template <class Model>
+void resume_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
+  using Scalar = typename Model::ScalarType;
+  TensorSet set;
+  read_safetensors(ByteSource::open(file), set);
+  detail::check_training(std::as_const(trainer), set, file.string());
+  const StoredTensor& stored = *set.find("history");
+  std::vector<double> numbers(static_cast<std::size_t>(stored.size()));
+  set.read(stored, 0, std::span(numbers));
+  std::vector<StepRecord> history;
+  for (std::size_t i = 0; i < numbers.size(); i += detail::record_numbers) {
+    history.push_back({.step = static_cast<std::int64_t>(history.size()) + 1,
+                       .loss = numbers[i + 1],
+                       .rate = numbers[i + 2],
+                       .gradient_norm = numbers[i + 3],
+                       .validation_loss = numbers[i + 4]});
+  }
+  detail::each_module(trainer, [&](const std::string& prefix, Model& module) {
+    for_each_parameter(
+        [&](std::string_view name, auto& parameter) {
+          const StoredTensor& tensor = *set.find(prefix + std::string(name));
+          detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
+            set.read(tensor, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+            parameter.upload(module.backend(), first, piece);
+          });
+        },
+        module);
+  });
+  trainer.restored(std::move(history));
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

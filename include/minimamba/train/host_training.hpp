@@ -1,0 +1,113 @@
+// The half of training that every backend on this processor may share: plain loops over numbers, and what is made of
+// the kernels of inference. A backend puts its own in place of those that cost it time.
+#ifndef MINIMAMBA_TRAIN_HOST_TRAINING_HPP
+#define MINIMAMBA_TRAIN_HOST_TRAINING_HPP
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "minimamba/backend/host_memory.hpp"
+#include "minimamba/train/concept.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+template <class Inference>
+class HostTraining : public Inference {
+ public:
+  using Scalar = typename Inference::Scalar;
+  using Inference::Inference;
+
+  static View<Scalar> numbers(HostMatrix<Scalar>& matrix) { return {matrix.row(0), 1, matrix.rows() * matrix.cols()}; }
+  static View<const Scalar> numbers(const HostMatrix<Scalar>& matrix) {
+    return {matrix.row(0), 1, matrix.rows() * matrix.cols()};
+  }
+
+  void embed_backward(std::span<const std::int32_t> tokens, View<const Scalar> d_y,
+                      HostMatrix<Scalar>& d_weight) const {
+    assert(tokens.size() == d_y.rows() && d_weight.cols() == d_y.cols());
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      Scalar* const row = d_weight.row(static_cast<std::size_t>(tokens[i]));
+      for (std::size_t k = 0; k < d_y.cols(); ++k) row[k] += d_y(i, k);
+    }
+  }
+
+  void negative_exp_backward(View<const Scalar> y, View<const Scalar> d_y, View<Scalar> d_x) const {
+    for (std::size_t i = 0; i < y.rows(); ++i) {
+      for (std::size_t j = 0; j < y.cols(); ++j) d_x(i, j) += d_y(i, j) * y(i, j);
+    }
+  }
+
+  /// Splitting a sequence changes no bit, so the chunks are scanned one by one, each from what the last one left.
+  void selective_scan_saving(const ScanSavingArguments<Scalar>& p) const {
+    const std::size_t batch = p.scan.sequence.batch, length = p.scan.sequence.length;
+    const std::size_t channels = p.scan.u.cols(), chunks = (length + p.chunk - 1) / p.chunk;
+    for (std::size_t row = 0; row < batch; ++row) {
+      const View<Scalar> h = p.scan.h.rows_from(row * channels, channels);
+      for (std::size_t k = 0; k < chunks; ++k) {
+        const std::size_t first = row * length + k * p.chunk, count = std::min(p.chunk, length - k * p.chunk);
+        this->copy(h, p.saved.rows_from((row * chunks + k) * channels, channels));
+        ScanArguments<Scalar> part = p.scan;
+        part.sequence = {.batch = 1, .length = count};
+        part.u = p.scan.u.rows_from(first, count);
+        part.delta = p.scan.delta.rows_from(first, count);
+        part.b = p.scan.b.rows_from(first, count);
+        part.c = p.scan.c.rows_from(first, count);
+        part.z = p.scan.z.rows_from(first, count);
+        part.h = h;
+        part.y = p.scan.y.rows_from(first, count);
+        this->selective_scan(part);
+      }
+    }
+  }
+
+  void dropout(View<Scalar> x, const Dropout& dropout) const {
+    for (std::size_t i = 0; i < x.rows(); ++i) dropout_row(x, i, dropout);
+  }
+
+  double sum_of_squares(View<const Scalar> x) const {
+    double sum = 0;
+    for (std::size_t i = 0; i < x.rows(); ++i) {
+      for (const Scalar value : x.row(i)) sum += static_cast<double>(value) * static_cast<double>(value);
+    }
+    return sum;
+  }
+
+  void adamw(const AdamWArguments<Scalar>& p) const {
+    for (std::size_t i = 0; i < p.weight.rows(); ++i) {
+      for (std::size_t j = 0; j < p.weight.cols(); ++j) {
+        const double g = p.gradient_scale * static_cast<double>(p.gradient(i, j));
+        const double mean = p.beta1 * static_cast<double>(p.mean(i, j)) + (1 - p.beta1) * g;
+        const double variance = p.beta2 * static_cast<double>(p.variance(i, j)) + (1 - p.beta2) * g * g;
+        const double step = mean / p.mean_correction / (std::sqrt(variance / p.variance_correction) + p.epsilon);
+        const double weight = static_cast<double>(p.weight(i, j));
+        p.weight(i, j) = static_cast<Scalar>(weight - p.rate * (step + p.decay * weight));
+        p.mean(i, j) = static_cast<Scalar>(mean);
+        p.variance(i, j) = static_cast<Scalar>(variance);
+        p.gradient(i, j) = 0;
+      }
+    }
+  }
+
+ protected:
+  static void dropout_row(View<Scalar> x, std::size_t i, const Dropout& dropout) {
+    const Scalar scale = static_cast<Scalar>(1 / (1 - dropout.rate));
+    for (std::size_t j = 0; j < x.cols(); ++j) {
+      const std::uint64_t bits = random_bits(dropout.seed, i * x.cols() + j);
+      const bool kept = static_cast<double>(bits >> 11) * 0x1p-53 >= dropout.rate;
+      x(i, j) = kept ? x(i, j) * scale : Scalar(0);
+    }
+  }
+};
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

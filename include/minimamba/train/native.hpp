@@ -1,0 +1,308 @@
+// NativeTraining: the native backend and the backward of each of its kernels. Gradients and moments lie in panels as
+// the weights do, so optimising is one pass over memory. Work is divided by outputs, never by the terms of a sum, and
+// sums over channels go by groups of a fixed size: so threads change no bit.
+#ifndef MINIMAMBA_TRAIN_NATIVE_HPP
+#define MINIMAMBA_TRAIN_NATIVE_HPP
+
+#include <algorithm>
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "minimamba/backend/native.hpp"
+#include "minimamba/train/concept.hpp"
+#include "minimamba/train/host_training.hpp"
+#include "minimamba/train/native/targets.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+template <class Number>
+class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
+  using Base = detail::HostTraining<NativeBackend<Number>>;
+
+ public:
+  using Scalar = Number;
+  using Base::Base;
+
+  const native::TrainingKernels<Scalar>& training_kernels() const {
+    return native::training_kernels_for<Scalar>(this->instruction_set());
+  }
+
+  static View<Scalar> numbers(PanelMatrix<Scalar>& matrix) {
+    return {matrix.row(0), 1, matrix.bytes() / sizeof(Scalar)};
+  }
+  static View<const Scalar> numbers(const PanelMatrix<Scalar>& matrix) {
+    return {matrix.row(0), 1, matrix.bytes() / sizeof(Scalar)};
+  }
+
+  void matmul_backward_input(View<const Scalar> d_y, const PanelMatrix<Scalar>& weight, View<Scalar> d_x) const {
+    assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
+    const std::size_t tile = training_kernels().tile, panels = ceil(weight.cols(), native::panel);
+    const std::size_t widest = std::min(ceil(d_y.cols(), native::panel) * native::panel, native::block_outputs);
+    const std::size_t room = widest * native::panel, threads = static_cast<std::size_t>(this->threads());
+    each_block(d_y.rows(), [&](std::size_t row, std::size_t rows) {
+      Scalar* const packed = this->scratch(ceil(rows, tile) * tile * widest + room * threads);
+      Scalar* const rooms = packed + ceil(rows, tile) * tile * widest;
+      for (std::size_t first = 0; first < d_y.cols(); first += native::block_outputs) {
+        const std::size_t outputs = std::min(native::block_outputs, d_y.cols() - first);
+        share(ceil(rows, tile), tile * outputs, [&](std::size_t begin, std::size_t end, std::size_t) {
+          training_kernels().pack_rows(
+              {d_y.data() + row * d_y.stride() + first, d_y.stride(), rows, outputs, begin, end, packed});
+        });
+        share(panels, native::panel * rows * outputs, [&](std::size_t begin, std::size_t end, std::size_t part) {
+          training_kernels().input_gradient({packed, weight.row(first), rows, weight.cols(), outputs, begin, end,
+                                             first != 0, d_x.data() + row * d_x.stride(), d_x.stride(),
+                                             rooms + part * room});
+        });
+      }
+    });
+  }
+
+  void matmul_backward_weight(View<const Scalar> d_y, View<const Scalar> x, PanelMatrix<Scalar>& d_weight) const {
+    assert(d_y.rows() == x.rows() && d_y.cols() == d_weight.rows() && x.cols() == d_weight.cols());
+    const std::size_t in = x.cols(), tile = training_kernels().tile, tiles = ceil(in, tile);
+    each_block(d_y.rows(), [&](std::size_t row, std::size_t rows) {
+      const std::size_t room = rows * native::panel, threads = static_cast<std::size_t>(this->threads());
+      Scalar* const packed = this->scratch(tiles * tile * rows + room * threads);
+      Scalar* const rooms = packed + tiles * tile * rows;
+      share(tiles, tile * rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+        training_kernels().pack_columns({x.data() + row * x.stride(), x.stride(), rows, in, begin, end, packed});
+      });
+      share(d_weight.panels() * tiles, tile * native::panel * rows,
+            [&](std::size_t begin, std::size_t end, std::size_t part) {
+              training_kernels().weight_gradient({d_y.data() + row * d_y.stride(), d_y.stride(), rows, in, d_y.cols(),
+                                                  packed, begin, end, d_weight.row(0), rooms + part * room});
+            });
+    });
+  }
+
+  void embed_backward(std::span<const std::int32_t> tokens, View<const Scalar> d_y,
+                      PanelMatrix<Scalar>& d_weight) const {
+    assert(tokens.size() == d_y.rows() && d_weight.cols() == d_y.cols());
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      Scalar* const row = d_weight.row(static_cast<std::size_t>(tokens[i]));
+      for (std::size_t k = 0; k < d_y.cols(); ++k) row[k * native::panel] += d_y(i, k);
+    }
+  }
+
+  void add_backward(View<const Scalar> d_y, View<Scalar> d_x) const {
+    for (std::size_t i = 0; i < d_y.rows(); ++i) this->kernels().add(d_y.row(i).data(), d_x.data(), d_y.cols());
+  }
+
+  void rms_norm_backward(const RmsNormBackwardArguments<Scalar>& p) const {
+    Scalar* const scales = this->scratch(p.x.rows());
+    share(p.x.rows(), 4 * p.x.cols(), [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t i = begin; i < end; ++i) {
+        scales[i] =
+            training_kernels().rms_norm_backward({p.x.row(i).data(), p.weight.data(), p.d_y.row(i).data(),
+                                                  p.d_x.row(i).data(), p.x.cols(), static_cast<Scalar>(p.epsilon)});
+      }
+    });
+    share(ceil(p.x.cols(), this->strip), 2 * this->strip * p.x.rows(),
+          [&](std::size_t begin, std::size_t end, std::size_t) {
+            training_kernels().norm_weight_gradient({p.x.data(), p.d_y.data(), scales, p.x.stride(), p.d_y.stride(),
+                                                     p.x.rows(), begin * this->strip,
+                                                     std::min(end * this->strip, p.x.cols()), p.d_weight.data()});
+          });
+  }
+
+  void causal_conv1d_backward(const Conv1dBackwardArguments<Scalar>& p) const {
+    const std::size_t channels = p.x.cols(), width = p.weight.cols(), room = 4 * width * native::most_lanes;
+    Scalar* const rooms = this->scratch(room * static_cast<std::size_t>(this->threads()));
+    share(ceil(channels, this->strip), this->strip * p.x.rows() * 4 * width,
+          [&](std::size_t begin, std::size_t end, std::size_t part) {
+            training_kernels().causal_conv1d_backward(
+                {p.sequence.batch, p.sequence.length, channels, begin * this->strip,
+                 std::min(end * this->strip, channels), width, p.x.data(), p.weight.data(),
+                 p.bias.empty() ? nullptr : p.bias.data(), p.window.data(), p.d_y.data(), p.x.stride(), p.d_y.stride(),
+                 p.d_x.data(), p.d_x.stride(), p.d_weight.data(), p.d_bias.empty() ? nullptr : p.d_bias.data(),
+                 p.d_window.data(), rooms + part * room});
+          });
+  }
+
+  void selective_scan_saving(const ScanSavingArguments<Scalar>& p) const {
+    const ScanArguments<Scalar>& scan = p.scan;
+    const std::size_t length = scan.sequence.length, channels = scan.u.cols(), states = scan.a.cols();
+    const std::size_t chunks = ceil(length, p.chunk);
+    this->each_channels(scan.sequence.batch, channels, length * states * 4,
+                        [&](std::size_t row, std::size_t first, std::size_t last) {
+                          Scalar* const h = scan.h.data() + row * channels * states;
+                          for (std::size_t k = 0; k < chunks; ++k) {
+                            Scalar* const saved = p.saved.data() + (row * chunks + k) * channels * states;
+                            std::copy(h + first * states, h + last * states, saved + first * states);
+                            const std::size_t begin = row * length + k * p.chunk;
+                            const auto at = [&](const auto& view) { return view.data() + begin * view.stride(); };
+                            this->kernels().selective_scan({std::min(p.chunk, length - k * p.chunk),
+                                                            first,
+                                                            last,
+                                                            states,
+                                                            at(scan.u),
+                                                            at(scan.delta),
+                                                            scan.delta_bias.data(),
+                                                            scan.a.data(),
+                                                            at(scan.b),
+                                                            at(scan.c),
+                                                            scan.d.data(),
+                                                            at(scan.z),
+                                                            scan.u.stride(),
+                                                            scan.delta.stride(),
+                                                            scan.b.stride(),
+                                                            scan.c.stride(),
+                                                            scan.z.stride(),
+                                                            h,
+                                                            at(scan.y),
+                                                            scan.y.stride()});
+                          }
+                        });
+  }
+
+  void selective_scan_backward(const ScanBackwardArguments<Scalar>& p) const {
+    const std::size_t M = p.u.rows(), channels = p.u.cols(), states = p.a.cols();
+    const std::size_t groups = ceil(channels, native::channel_group);
+    const std::size_t room = native::scan_backward_scratch(p.chunk, states);
+    Scalar* const sums = this->scratch(groups * M * 2 * states + room * static_cast<std::size_t>(this->threads()));
+    Scalar* const rooms = sums + groups * M * 2 * states;
+    share(groups, native::channel_group * M * states * 8, [&](std::size_t begin, std::size_t end, std::size_t part) {
+      for (std::size_t group = begin; group < end; ++group) {
+        training_kernels().selective_scan_backward(
+            scan_task(p, group, sums + group * M * 2 * states, rooms + part * room));
+      }
+    });
+    share(M, groups * 2 * states, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t i = begin; i < end; ++i) add_groups(p, sums, groups, i);
+    });
+  }
+
+  double cross_entropy(const CrossEntropyArguments<Scalar>& p) const {
+    assert(p.targets.size() == p.logits.rows() && p.d_logits.rows() == p.logits.rows());
+    std::vector<double> losses(p.logits.rows());
+    share(p.logits.rows(), 16 * p.logits.cols(), [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t i = begin; i < end; ++i) {
+        Scalar* const d_logits = p.d_logits.row(i).data();
+        if (p.targets[i] == ignored_target) {
+          std::fill_n(d_logits, p.d_logits.cols(), Scalar(0));
+        } else {
+          losses[i] =
+              training_kernels().cross_entropy({p.logits.row(i).data(), d_logits, p.logits.cols(),
+                                                static_cast<std::size_t>(p.targets[i]), static_cast<Scalar>(p.scale)});
+        }
+      }
+    });
+    double sum = 0;
+    for (const double loss : losses) sum += loss;
+    return sum;
+  }
+
+  void dropout(View<Scalar> x, const Dropout& dropout) const {
+    share(x.rows(), 4 * x.cols(), [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t i = begin; i < end; ++i) this->dropout_row(x, i, dropout);
+    });
+  }
+
+  double sum_of_squares(View<const Scalar> x) const {
+    constexpr std::size_t at_once = 4096;
+    const std::size_t pieces = ceil(x.cols(), at_once);
+    std::vector<double> sums(x.rows() * pieces);
+    share(sums.size(), at_once, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t i = begin; i < end; ++i) {
+        const std::size_t first = i % pieces * at_once;
+        sums[i] =
+            training_kernels().sum_of_squares(x.row(i / pieces).data() + first, std::min(at_once, x.cols() - first));
+      }
+    });
+    double total = 0;
+    for (const double sum : sums) total += sum;
+    return total;
+  }
+
+  void adamw(const AdamWArguments<Scalar>& p) const {
+    const auto number = [](double value) { return static_cast<Scalar>(value); };
+    for (std::size_t i = 0; i < p.weight.rows(); ++i) {
+      share(p.weight.cols(), 4, [&](std::size_t begin, std::size_t end, std::size_t) {
+        training_kernels().adamw({p.weight.row(i).data() + begin, p.gradient.row(i).data() + begin,
+                                  p.mean.row(i).data() + begin, p.variance.row(i).data() + begin, end - begin,
+                                  number(1 - p.rate * p.decay), number(p.rate / p.mean_correction), number(p.beta1),
+                                  number(p.beta2), number(p.epsilon), number(p.gradient_scale),
+                                  number(1 / p.variance_correction)});
+      });
+    }
+  }
+
+ private:
+  static std::size_t ceil(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit; }
+
+  /// Calls body(begin, end, part) on parts of [0, count), which take `operations` each.
+  template <class Body>
+  void share(std::size_t count, std::size_t operations, Body&& body) const {
+    parallel_for(this->pool(), count, this->grain(operations), body);
+  }
+
+  /// Calls body(first row, rows) for blocks of rows, as large as each other, that never depend on the threads.
+  template <class Body>
+  static void each_block(std::size_t rows, Body&& body) {
+    const std::size_t blocks = ceil(rows, native::block_rows);
+    for (std::size_t i = 0; i < blocks; ++i) {
+      const std::size_t first = rows * i / blocks;
+      body(first, rows * (i + 1) / blocks - first);
+    }
+  }
+
+  static native::ScanBackwardTask<Scalar> scan_task(const ScanBackwardArguments<Scalar>& p, std::size_t group,
+                                                    Scalar* sums, Scalar* room) {
+    return {p.sequence.batch,
+            p.sequence.length,
+            p.chunk,
+            p.u.cols(),
+            p.a.cols(),
+            group,
+            p.u.data(),
+            p.delta.data(),
+            p.delta_bias.data(),
+            p.a.data(),
+            p.b.data(),
+            p.c.data(),
+            p.d.data(),
+            p.z.data(),
+            p.saved.data(),
+            p.d_y.data(),
+            p.u.stride(),
+            p.delta.stride(),
+            p.b.stride(),
+            p.c.stride(),
+            p.z.stride(),
+            p.d_y.stride(),
+            p.d_u.data(),
+            p.d_delta.data(),
+            p.d_z.data(),
+            p.d_u.stride(),
+            p.d_delta.stride(),
+            p.d_z.stride(),
+            p.d_delta_bias.data(),
+            p.d_a.data(),
+            p.d_d.data(),
+            p.d_h.data(),
+            sums,
+            room};
+  }
+
+  /// What all groups of channels add to d_b and d_c of one token, in the order of the groups.
+  void add_groups(const ScanBackwardArguments<Scalar>& p, const Scalar* sums, std::size_t groups, std::size_t i) const {
+    const std::size_t states = p.a.cols(), size = p.u.rows() * 2 * states;
+    const Scalar* const first = sums + i * 2 * states;
+    std::copy_n(first, states, p.d_b.row(i).data());
+    std::copy_n(first + states, states, p.d_c.row(i).data());
+    for (std::size_t group = 1; group < groups; ++group) {
+      this->kernels().add(first + group * size, p.d_b.row(i).data(), states);
+      this->kernels().add(first + group * size + states, p.d_c.row(i).data(), states);
+    }
+  }
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

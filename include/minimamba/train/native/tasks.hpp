@@ -1,0 +1,153 @@
+// What the native kernels of training are called with: see backend/native/tasks.hpp.
+#ifndef MINIMAMBA_TRAIN_NATIVE_TASKS_HPP
+#define MINIMAMBA_TRAIN_NATIVE_TASKS_HPP
+
+#include <cstddef>
+
+#include "minimamba/backend/native/tasks.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace native {
+
+/// Rows of a batch, and outputs of a product, that are taken at a time: what is packed of them stays in the second
+/// cache.
+inline constexpr std::size_t block_rows = 264, block_outputs = 512;
+
+/// Packs columns [begin, end) of the tiles of x, each [rows][tile], as the outputs of dW = dY^T X.
+template <class Scalar>
+struct PackColumnsTask {
+  const Scalar* x;  // [rows, in], rows x_stride apart
+  std::size_t x_stride, rows, in;
+  std::size_t first_tile, last_tile;
+  Scalar* packed;  // [tiles][rows][tile]
+};
+
+/// Tiles [first, last), panel by panel, of dW += dY^T X.
+template <class Scalar>
+struct WeightGradientTask {
+  const Scalar* d_y;  // [rows, out], rows d_y_stride apart
+  std::size_t d_y_stride, rows, in, out;
+  const Scalar* packed;  // see PackColumnsTask
+  std::size_t first, last;
+  Scalar* d_weight;  // [panels][in][panel]
+  Scalar* scratch;   // [rows][panel]
+};
+
+/// Packs tiles [first_tile, last_tile) of some outputs of the rows of dY, as the rows of dX = dY W.
+template <class Scalar>
+struct PackRowsTask {
+  const Scalar* d_y;  // [rows, outputs], rows d_y_stride apart
+  std::size_t d_y_stride, rows, outputs;
+  std::size_t first_tile, last_tile;
+  Scalar* packed;  // [tiles][outputs][tile]
+};
+
+/// Panels [first, last) of `panel` columns of dX = dY W, or dX += dY W, where dY has some outputs from a panel on.
+template <class Scalar>
+struct InputGradientTask {
+  const Scalar* packed;  // see PackRowsTask
+  const Scalar* weight;  // [panels][in][panel], from the first output on
+  std::size_t rows, in, outputs;
+  std::size_t first, last;
+  bool accumulate;
+  Scalar* d_x;  // [rows, in], rows d_x_stride apart
+  std::size_t d_x_stride;
+  Scalar* scratch;  // [outputs rounded up to panels][panel]
+};
+
+/// Channels [first, last) of all sequences; see Conv1dBackwardArguments.
+template <class Scalar>
+struct Conv1dBackwardTask {
+  std::size_t batch, length, channels, first, last, width;
+  const Scalar *x, *weight, *bias, *window, *d_y;  // bias: or null
+  std::size_t x_stride, d_y_stride;
+  Scalar* d_x;
+  std::size_t d_x_stride;
+  Scalar *d_weight, *d_bias, *d_window;  // d_bias: or null
+  Scalar* scratch;                       // 4 * width registers
+};
+
+/// Channels that share sums over channels: each group sums by itself, and then groups are added in order.
+inline constexpr std::size_t channel_group = 64;
+
+/// Group number `group` of the channels of all sequences; see ScanBackwardArguments.
+template <class Scalar>
+struct ScanBackwardTask {
+  std::size_t batch, length, chunk, channels, states, group;
+  const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z, *saved, *d_y;
+  std::size_t u_stride, delta_stride, b_stride, c_stride, z_stride, d_y_stride;
+  Scalar *d_u, *d_delta, *d_z;
+  std::size_t d_u_stride, d_delta_stride, d_z_stride;
+  Scalar *d_delta_bias, *d_a, *d_d, *d_h;
+  Scalar* sums;     // [M, 2 N], overwritten: what the group adds to d_b and d_c
+  Scalar* scratch;  // scan_backward_scratch(chunk, states) numbers
+};
+
+/// Numbers in a register, at most.
+inline constexpr std::size_t most_lanes = 16;
+
+inline constexpr std::size_t scan_backward_scratch(std::size_t chunk, std::size_t states) {
+  return (chunk * (2 * states + 6 + 8) + 4) * most_lanes;
+}
+
+/// One row; see RmsNormBackwardArguments.
+template <class Scalar>
+struct NormBackwardTask {
+  const Scalar *x, *weight, *d_y;
+  Scalar* d_x;
+  std::size_t cols;
+  Scalar epsilon;
+};
+
+/// Columns [first, last) of d_weight += sum over rows of scales[i] dy x.
+template <class Scalar>
+struct NormWeightTask {
+  const Scalar *x, *d_y, *scales;
+  std::size_t x_stride, d_y_stride, rows, first, last;
+  Scalar* d_weight;
+};
+
+/// One row; see CrossEntropyArguments.
+template <class Scalar>
+struct CrossEntropyTask {
+  const Scalar* logits;
+  Scalar* d_logits;  // may be logits
+  std::size_t cols, target;
+  Scalar scale;
+};
+
+/// `count` numbers; see AdamWArguments.
+template <class Scalar>
+struct AdamWTask {
+  Scalar *weight, *gradient, *mean, *variance;
+  std::size_t count;
+  Scalar keep;  // 1 - rate decay
+  Scalar step;  // rate / mean_correction
+  Scalar beta1, beta2, epsilon, gradient_scale;
+  Scalar variance_scale;  // 1 / variance_correction
+};
+
+/// The kernels of training for one instruction set.
+template <class Scalar>
+struct TrainingKernels {
+  std::size_t tile;  // of PackColumnsTask and PackRowsTask
+  void (*pack_columns)(const PackColumnsTask<Scalar>&);
+  void (*weight_gradient)(const WeightGradientTask<Scalar>&);
+  void (*pack_rows)(const PackRowsTask<Scalar>&);
+  void (*input_gradient)(const InputGradientTask<Scalar>&);
+  void (*causal_conv1d_backward)(const Conv1dBackwardTask<Scalar>&);
+  void (*selective_scan_backward)(const ScanBackwardTask<Scalar>&);
+  Scalar (*rms_norm_backward)(const NormBackwardTask<Scalar>&);  // returns 1 / r
+  void (*norm_weight_gradient)(const NormWeightTask<Scalar>&);
+  double (*cross_entropy)(const CrossEntropyTask<Scalar>&);  // returns the loss
+  void (*adamw)(const AdamWTask<Scalar>&);
+  double (*sum_of_squares)(const Scalar* x, std::size_t count);
+};
+
+}  // namespace native
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

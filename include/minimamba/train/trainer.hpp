@@ -1,0 +1,172 @@
+// Trainer: a model, its optimiser, and the tokens it learns from, step by step.
+//
+//   minimamba::Trainer trainer(std::move(model), tokens, {.batch = 8, .length = 256, .schedule = {.steps = 1000}});
+//   while (!trainer.ended()) std::printf("%f\n", trainer.step().loss);
+#ifndef MINIMAMBA_TRAIN_TRAINER_HPP
+#define MINIMAMBA_TRAIN_TRAINER_HPP
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "minimamba/train/adamw.hpp"
+#include "minimamba/train/data.hpp"
+#include "minimamba/train/schedule.hpp"
+#include "minimamba/train/tape.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+struct TrainerOptions {
+  std::size_t batch = 8, length = 256;  // windows at a time, and tokens of a window
+  std::size_t accumulate = 1;           // batches whose gradients make one step
+  double validation_fraction = 0.1;     // the end of the tokens, which is never learned
+  std::uint64_t seed = 0;               // of windows and dropout; below 2^53
+  Schedule schedule = {};
+  AdamWOptions adamw = {};
+  TapeOptions tape = {};
+};
+
+/// What one step came to.
+struct StepRecord {
+  std::int64_t step = 0;  // the first is 1
+  double loss = 0;        // nats a token, before the step
+  double rate = 0, gradient_norm = 0;
+  double validation_loss = std::numeric_limits<double>::quiet_NaN();  // after the step, where it was asked for
+};
+
+/// The same seed gives the same bits on the reference and native backends, whatever the threads.
+template <class Model>
+class Trainer {
+ public:
+  /// Throws ArgumentError for an option outside its range, a token that the model does not have, or too few of them.
+  Trainer(Model model, std::vector<std::int32_t> tokens, TrainerOptions options)
+      : options_(checked(options)),
+        tokens_(std::move(tokens)),
+        split_(split_tokens(tokens_, options.validation_fraction, options.length)),
+        model_(std::move(model)),
+        gradients_(zeros_like(model_)),
+        optimizer_(model_, options.adamw),
+        tape_(model_, options.tape),
+        validation_tape_(model_, {.chunk = options.length, .recompute = true}),
+        cache_(model_.make_cache(static_cast<std::int64_t>(options.batch))) {
+    model_.check(std::span(tokens_).first(tokens_.size() / options.batch * options.batch), cache_);
+    model_.check(std::span(tokens_).last(options.batch), cache_);
+  }
+  Trainer(Trainer&&) = delete;  // the split points into the tokens
+
+  /// Learns from the next windows. Throws DivergedError, with the model as it was, when the loss or a gradient is not
+  /// finite; no further step is possible then.
+  const StepRecord& step() {
+    const Sequence sequence{options_.batch, options_.length};
+    const std::int64_t number = steps();
+    const double scale = 1 / static_cast<double>(sequence.rows() * options_.accumulate);
+    double loss = 0;
+    for (std::size_t i = 0; i < options_.accumulate; ++i) {
+      const std::uint64_t part = static_cast<std::uint64_t>(number) * options_.accumulate + i;
+      const Windows windows = random_windows(split_.training, sequence, options_.seed, part);
+      cache_.reset();
+      tape_.forward(model_, windows.tokens, cache_, detail::random_bits(~options_.seed, part));
+      loss += tape_.backward(model_, windows.targets, gradients_, {.scale = scale}).sum * scale;
+    }
+    if (!std::isfinite(loss)) refuse(loss);
+    const double rate = options_.schedule.rate(number);
+    const double norm = optimizer_.step(model_, gradients_, rate);
+    history_.push_back({.step = number + 1, .loss = loss, .rate = rate, .gradient_norm = norm});
+    return history_.back();
+  }
+
+  bool ended() const { return steps() >= options_.schedule.steps; }
+  std::int64_t steps() const { return optimizer_.steps(); }
+
+  /// The mean loss over the first `batches` batches of windows to validate on, or over all if there are fewer; it is
+  /// noted in the record of the last step. NaN if there is nothing to validate on.
+  double validate(std::size_t batches) {
+    Loss total;
+    for (std::size_t i = 0; i < batches; ++i) {
+      const Windows windows = windows_in_order(split_.validation, {options_.batch, options_.length}, i);
+      if (windows.tokens.empty()) break;
+      auto cache = model_.make_cache(static_cast<std::int64_t>(windows.tokens.size() / options_.length));
+      validation_tape_.forward(model_, windows.tokens, cache);
+      const Loss loss = validation_tape_.loss(model_, windows.targets);
+      total.sum += loss.sum;
+      total.count += loss.count;
+    }
+    const double mean = total.count == 0 ? std::numeric_limits<double>::quiet_NaN() : total.mean();
+    if (!history_.empty()) history_.back().validation_loss = mean;
+    return mean;
+  }
+
+  const Model& model() const { return model_; }
+  const TrainerOptions& options() const { return options_; }
+  std::span<const std::int32_t> tokens() const { return tokens_; }
+  const TokenSplit& split() const { return split_; }
+  const std::vector<StepRecord>& history() const { return history_; }
+
+  /// For checkpoints, which put back all that a step changes; then call restored().
+  Model& mutable_model() { return model_; }
+  AdamW<Model>& optimizer() { return optimizer_; }
+  const AdamW<Model>& optimizer() const { return optimizer_; }
+  void restored(std::vector<StepRecord> history) {
+    history_ = std::move(history);
+    optimizer_.set_steps(static_cast<std::int64_t>(history_.size()));
+    model_.refresh();
+  }
+
+ private:
+  static TrainerOptions checked(TrainerOptions options) {
+    const auto require = [](bool good, const char* name, const char* expected, const std::string& found) {
+      if (!good) throw ArgumentError(name, expected, found);
+    };
+    require(options.batch > 0, "TrainerOptions.batch", "at least 1", "0");
+    require(options.length > 0, "TrainerOptions.length", "at least 1", "0");
+    require(options.accumulate > 0, "TrainerOptions.accumulate", "at least 1", "0");
+    require(options.seed < std::uint64_t{1} << 53, "TrainerOptions.seed", "below 2^53", std::to_string(options.seed));
+    const Schedule& schedule = options.schedule;
+    require(schedule.steps >= 0 && schedule.warmup_steps >= 0, "TrainerOptions.schedule", "no negative steps",
+            std::to_string(std::min(schedule.steps, schedule.warmup_steps)));
+    require(schedule.peak >= 0 && schedule.least >= 0, "TrainerOptions.schedule", "rates of at least 0",
+            detail::number_text(std::min(schedule.peak, schedule.least)));
+    return options;
+  }
+
+  /// Names the first parameter that is not finite, or whose gradient is not.
+  [[noreturn]] void refuse(double loss) const {
+    std::string culprit;
+    const auto find = [&](const Model& module, const std::string& what) {
+      for_each_parameter(
+          [&](std::string_view name, const auto& parameter) {
+            const auto& backend = module.backend();
+            if (!culprit.empty()) return;
+            if (std::isfinite(backend.sum_of_squares(detail::numbers_of(backend, parameter)))) return;
+            culprit = what + std::string(name);
+          },
+          module);
+    };
+    find(model_, "");
+    find(gradients_, "the gradient of ");
+    throw DivergedError(
+        "step " + std::to_string(steps() + 1), "a finite loss",
+        detail::number_text(loss) + (culprit.empty() ? "" : ", and numbers in " + culprit + " that are not finite"));
+  }
+
+  TrainerOptions options_;
+  std::vector<std::int32_t> tokens_;
+  TokenSplit split_;
+  Model model_, gradients_;
+  AdamW<Model> optimizer_;
+  Tape<Model> tape_, validation_tape_;
+  typename Model::Cache cache_;
+  std::vector<StepRecord> history_;
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,185 @@
+// Trainings: they learn, go on from a checkpoint to the same bits, and refuse what cannot be.
+#include "support/files.hpp"
+#include "support/training.hpp"
+
+#include "minimamba/train.hpp"
+#include "minimamba/train/checkpoint.hpp"
+#include "minimamba/train/report.hpp"
+
+namespace {
+
+using namespace minimamba;
+using support::expect_words;
+using support::Folder;
+
+MambaConfig config() { return {.d_model = 24, .n_layer = 2, .vocab_size = 20, .d_state = 4}; }
+
+TrainerOptions options() {
+  return {.batch = 3,
+          .length = 16,
+          .accumulate = 2,
+          .seed = 5,
+          .schedule = {.peak = 1e-2, .least = 1e-3, .warmup_steps = 3, .steps = 12},
+          .tape = {.dropout = 0.1}};
+}
+
+/// Counting over and over: what comes next can be learned.
+std::vector<std::int32_t> tokens() {
+  std::vector<std::int32_t> counted(600);
+  for (std::size_t i = 0; i < counted.size(); ++i) counted[i] = static_cast<std::int32_t>(i % 20);
+  return counted;
+}
+
+template <class K>
+class Trainings : public testing::Test {};
+using Kinds = testing::Types<support::Kind<float, ReferenceTraining>, support::Kind<float, NativeTraining>>;
+TYPED_TEST_SUITE(Trainings, Kinds, support::KindNames);
+
+TYPED_TEST(Trainings, Learn) {
+  using TestModel = typename TypeParam::Model;
+  TrainerOptions learning = options();
+  learning.schedule.steps = 60;
+  learning.tape.dropout = 0;
+  Trainer<TestModel> trainer(TestModel(config()), tokens(), learning);
+  const double before = trainer.validate(100);
+  EXPECT_NEAR(before, std::log(20), 0.3);
+  while (!trainer.ended()) trainer.step();
+  EXPECT_EQ(trainer.history().size(), 60U);
+  EXPECT_LT(trainer.history().back().loss, 0.5 * before);
+  EXPECT_LT(trainer.validate(100), 0.5 * before);
+  EXPECT_EQ(trainer.history().back().validation_loss, trainer.validate(100));
+}
+
+TYPED_TEST(Trainings, GoOnFromACheckpointToTheSameBits) {
+  using TestModel = typename TypeParam::Model;
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  Trainer<TestModel> whole(TestModel(config()), tokens(), options());
+  for (int i = 0; i < 12; ++i) {
+    whole.step();
+    if (i == 4) whole.validate(2);
+    if (i == 4) save_training(whole, file);
+  }
+  // From another model, and after a step of its own: all that matters comes from the file.
+  Trainer<TestModel> resumed(TestModel(config(), typename TypeParam::Backend(), 9), tokens(), options());
+  resumed.step();
+  resume_training(resumed, file);
+  EXPECT_EQ(resumed.steps(), 5);
+  while (!resumed.ended()) resumed.step();
+  support::expect_identical(support::parameters_of(whole.model()), support::parameters_of(resumed.model()));
+  support::expect_identical(support::parameters_of(whole.optimizer().variance()),
+                            support::parameters_of(resumed.optimizer().variance()));
+  EXPECT_EQ(loss_csv(whole.history()), loss_csv(resumed.history()));
+}
+
+TYPED_TEST(Trainings, KeepTheOldCheckpointWhenTheDiskIsFull) {
+  using TestModel = typename TypeParam::Model;
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  Trainer<TestModel> trainer(TestModel(config()), tokens(), options());
+  trainer.step();
+  save_training(trainer, file);
+  const auto before = support::contents(folder.path());
+  trainer.step();
+  {
+    const support::FullDisk full(10'000);
+    EXPECT_THROW(save_training(trainer, file), FileError);
+  }
+  EXPECT_EQ(support::contents(folder.path()), before);
+}
+
+using Native = Mamba<float, NativeTraining>;
+using NativeTrainer = Trainer<Native>;
+
+template <class E, class Body>
+void expect_error(Body&& body, const std::vector<std::string>& words) {
+  try {
+    body();
+    ADD_FAILURE() << "was accepted";
+  } catch (const E& error) {
+    expect_words(error.what(), words);
+  }
+}
+
+TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  NativeTrainer trainer(Native(config()), tokens(), options());
+  trainer.step();
+  save_training(trainer, file);
+  const auto expect_refused = [&](const MambaConfig& model, const std::vector<std::int32_t>& text,
+                                  const TrainerOptions& changed, const std::vector<std::string>& words) {
+    NativeTrainer other(Native(model), text, changed);
+    const auto before = support::parameters_of(other.model());
+    expect_error<CheckpointError>([&] { resume_training(other, file); }, words);
+    support::expect_identical(before, support::parameters_of(other.model()));
+    EXPECT_EQ(other.steps(), 0);
+  };
+  MambaConfig wide = config();
+  wide.d_model = 32;
+  TrainerOptions longer = options(), seeded = options();
+  longer.length = 17;
+  seeded.seed = 6;
+  auto text = tokens();
+  text[7] = 3;
+  expect_refused(wide, tokens(), options(), {"training.safetensors", "d_model 32", "found 24"});
+  expect_refused(config(), tokens(), longer, {"length 17", "found 16"});
+  expect_refused(config(), tokens(), seeded, {"seed 6", "found 5"});
+  expect_refused(config(), text, options(), {"same text"});
+
+  support::write_text(file, "no checkpoint");
+  EXPECT_THROW(resume_training(trainer, file), FormatError);
+  save(trainer.model(), folder / "model");
+  expect_error<CheckpointError>([&] { resume_training(trainer, folder / "model" / "model.safetensors"); },
+                                {"setting.", "none"});
+  EXPECT_THROW(resume_training(trainer, folder / "nothing"), FileError);
+}
+
+TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
+  const auto expect_refused = [](std::vector<std::int32_t> text, const TrainerOptions& refused,
+                                 const std::vector<std::string>& words) {
+    expect_error<ArgumentError>([&] { NativeTrainer(Native(config()), std::move(text), refused); }, words);
+  };
+  expect_refused({}, options(), {"text", "at least 17 tokens", "found 0 of 0"});
+  expect_refused({1}, options(), {"at least 17 tokens", "found 1 of 1"});
+  expect_refused(std::vector<std::int32_t>(40), options(), {"to validate on", "found 4 of 40"});
+  auto unknown = tokens();
+  unknown.back() = 20;
+  expect_refused(unknown, options(), {"token id from 0 to 19", "found 20"});
+  const auto with = [](auto change) {
+    TrainerOptions changed = options();
+    change(changed);
+    return changed;
+  };
+  expect_refused(tokens(), with([](auto& o) { o.batch = 0; }), {"batch"});
+  expect_refused(tokens(), with([](auto& o) { o.length = 0; }), {"length"});
+  expect_refused(tokens(), with([](auto& o) { o.accumulate = 0; }), {"accumulate"});
+  expect_refused(tokens(), with([](auto& o) { o.validation_fraction = 1; }), {"validation fraction"});
+  expect_refused(tokens(), with([](auto& o) { o.schedule.steps = -1; }), {"steps"});
+  expect_refused(tokens(), with([](auto& o) { o.tape.dropout = 1; }), {"dropout"});
+  expect_refused(tokens(), with([](auto& o) { o.adamw.beta1 = 2; }), {"beta1"});
+}
+
+TEST(RefusedTrainings, ThatDivergeNameTheStepAndTheTensor) {
+  NativeTrainer trainer(Native(config()), tokens(), options());
+  trainer.step();
+  trainer.mutable_model().layers[1].mixer.D.view()(0, 2) = std::numeric_limits<float>::infinity();
+  expect_error<DivergedError>([&] { trainer.step(); }, {"step 2", "layers.1.mixer.D", "finite"});
+  EXPECT_EQ(trainer.steps(), 1);
+}
+
+TEST(Reports, ShowEveryStepAndWhatWasValidated) {
+  std::vector<StepRecord> history(1000);
+  for (std::size_t i = 0; i < history.size(); ++i) {
+    history[i] = {.step = static_cast<std::int64_t>(i) + 1, .loss = 5.0 / static_cast<double>(i + 1), .rate = 0.5};
+  }
+  history[1].validation_loss = 2.75;
+  const std::string csv = loss_csv(history), svg = loss_svg(history);
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 1001);
+  EXPECT_NE(csv.find("\n1,5,,0.5,0\n2,2.5,2.75,0.5,0\n"), csv.npos);
+  EXPECT_EQ(svg.find("nan"), svg.npos);
+  EXPECT_EQ(svg.compare(0, 4, "<svg"), 0);
+  EXPECT_EQ(loss_svg({}).find("nan"), std::string::npos);
+}
+
+}  // namespace

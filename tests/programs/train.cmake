@@ -1,0 +1,77 @@
+# What train prints and leaves, and how it ends: cmake -DTRAIN=... -DGENERATE=... -DDATA=... -DWORK=... -P train.cmake
+function(expect status output)
+  execute_process(COMMAND ${TRAIN} ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE errors)
+  if(NOT result STREQUAL "${status}" OR NOT "${printed}${errors}" MATCHES "${output}")
+    message(FATAL_ERROR "train ${ARGN}\nended with ${result} and printed:\n${printed}${errors}\nexpected ${status}: ${output}")
+  endif()
+endfunction()
+function(expect_same file)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/whole/${file} ${WORK}/parts/${file} RESULT_VARIABLE differ)
+  if(differ)
+    message(FATAL_ERROR "${file} of the resumed training differs")
+  endif()
+endfunction()
+
+file(REMOVE_RECURSE ${WORK})
+file(MAKE_DIRECTORY ${WORK})
+string(REPEAT "the quick brown fox jumps over the lazy dog. " 200 text)
+file(WRITE ${WORK}/text.txt "${text}")
+file(WRITE ${WORK}/short.txt "short")
+file(WRITE ${WORK}/empty.txt "")
+set(model --d-model 32 --n-layer 2 --batch 2 --length 32 --validate-every 20 --sample-every 60
+          --sample-tokens 20)
+set(small ${model} --steps 60 --warmup 5 --rate 0.01 --save-every 10 --text ${WORK}/text.txt)
+
+expect(0 "step 60/60  loss [0-9.]+  validation [0-9.]+  [0-9]+ tokens/s.*---" ${small} --out ${WORK}/whole --threads 1)
+foreach(file IN ITEMS model.safetensors config.json training.safetensors loss.csv loss.svg)
+  if(NOT EXISTS ${WORK}/whole/${file})
+    message(FATAL_ERROR "no ${file}")
+  endif()
+endforeach()
+execute_process(COMMAND ${GENERATE} --model ${WORK}/whole --prompt "the quick" --max-new-tokens 8 RESULT_VARIABLE result OUTPUT_QUIET)
+if(result)
+  message(FATAL_ERROR "generate does not read what train wrote")
+endif()
+
+# Killed after its first checkpoint, and resumed with other threads: the same bytes as without.
+string(JOIN "' '" quoted ${small})
+file(WRITE ${WORK}/kill.sh "'${TRAIN}' '${quoted}' --out '${WORK}/parts' --threads 2 > '${WORK}/killed.log' &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! [ -f '${WORK}/parts/training.safetensors' ]; do :; done
+kill -9 $pid 2>/dev/null; wait $pid; exit 0
+")
+execute_process(COMMAND sh ${WORK}/kill.sh OUTPUT_QUIET ERROR_QUIET)
+expect(0 "step 60/60" ${small} --out ${WORK}/parts --resume --threads 2)
+foreach(file IN ITEMS model.safetensors config.json training.safetensors loss.csv loss.svg)
+  expect_same(${file})
+endforeach()
+
+# Interrupted: saved, and said so.
+file(WRITE ${WORK}/interrupt.sh "'${TRAIN}' --d-model 32 --n-layer 2 --steps 1000000 --text '${WORK}/text.txt' \\
+  --out '${WORK}/interrupted' > '${WORK}/interrupted.log' &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! grep -q step '${WORK}/interrupted.log'; do :; done
+kill -INT $pid; wait $pid
+")
+execute_process(COMMAND sh ${WORK}/interrupt.sh RESULT_VARIABLE result TIMEOUT 60)
+file(READ ${WORK}/interrupted.log printed)
+if(NOT result EQUAL 130 OR NOT printed MATCHES "stopped after step" OR NOT EXISTS ${WORK}/interrupted/model.safetensors)
+  message(FATAL_ERROR "interrupted, train ended with ${result} and printed:\n${printed}")
+endif()
+
+set(other ${model} --steps 1)
+expect(0 "tokens to train on" ${other} --text ${WORK}/text.txt --out ${WORK}/tuned --init ${WORK}/whole)
+expect(1 "no training yet, or --resume" ${small} --out ${WORK}/whole)
+expect(1 "rate 0.001, found 0.01" ${other} --text ${WORK}/text.txt --out ${WORK}/whole --resume)
+expect(1 "at least 33 tokens to train on.*found 0 of 0" ${other} --text ${WORK}/empty.txt --out ${WORK}/none)
+expect(1 "at least 33 tokens to train on.*found 5 of 5" ${other} --text ${WORK}/short.txt --out ${WORK}/none)
+expect(1 "no-such-text" ${other} --text ${WORK}/no-such-text --out ${WORK}/none)
+expect(1 "training.safetensors" ${other} --text ${WORK}/text.txt --out ${WORK}/none --resume)
+expect(1 "step [0-9]+: expected a finite loss|the gradient of .*expected finite numbers" ${model} --steps 300 --clip 0
+       --rate 1e30 --warmup 0 --text ${WORK}/text.txt --out ${WORK}/none)
+expect(2 "" --no-such-flag)
+expect(2 "--text" --out ${WORK}/none)
+expect(0 "minimamba [0-9]" --version)
+if(EXISTS ${WORK}/none)
+  message(FATAL_ERROR "a training that was refused left a folder")
+endif()

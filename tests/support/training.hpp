@@ -1,0 +1,63 @@
+// What the tests of training share: the kinds of backend they are typed over, and gradients on the host.
+#ifndef MINIMAMBA_TESTS_TRAINING_HPP
+#define MINIMAMBA_TESTS_TRAINING_HPP
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "minimamba/train/eigen.hpp"
+#include "minimamba/train/native.hpp"
+#include "minimamba/train/reference.hpp"
+#include "minimamba/train/tape.hpp"
+#include "support/support.hpp"
+
+namespace support {
+
+using TrainingKinds =
+    testing::Types<Kind<float, minimamba::ReferenceTraining>, Kind<double, minimamba::ReferenceTraining>,
+                   Kind<float, minimamba::EigenTraining>, Kind<double, minimamba::EigenTraining>,
+                   Kind<float, minimamba::NativeTraining>, Kind<double, minimamba::NativeTraining>>;
+
+template <class Model>
+using Parameters = std::map<std::string, HostMatrix<typename Model::ScalarType>>;
+
+/// Every parameter of a module by its name.
+template <class Model>
+Parameters<Model> parameters_of(const Model& model) {
+  Parameters<Model> found;
+  minimamba::for_each_parameter(
+      [&](std::string_view name, const auto& parameter) {
+        HostMatrix<typename Model::ScalarType> values(parameter.rows(), parameter.cols());
+        parameter.download(model.backend(), 0, values.view());
+        found.emplace(std::string(name), std::move(values));
+      },
+      model);
+  return found;
+}
+
+/// A cache whose every state is a random number.
+template <class Model>
+typename Model::Cache random_states(const Model& model, std::size_t batch, std::uint64_t seed) {
+  using Scalar = typename Model::ScalarType;
+  auto cache = model.make_cache(static_cast<std::int64_t>(batch));
+  minimamba::Random random(seed);
+  for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+    for (const minimamba::View<Scalar> state : {cache.state(layer).conv, cache.state(layer).ssm}) {
+      for (std::size_t i = 0; i < state.rows(); ++i) {
+        for (Scalar& value : state.row(i)) value = static_cast<Scalar>(static_cast<float>(0.3 * random.normal()));
+      }
+    }
+  }
+  return cache;
+}
+
+template <class Parameters>
+void expect_identical(const Parameters& a, const Parameters& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, values] : a) EXPECT_TRUE(identical(values, b.at(name))) << name;
+}
+
+}  // namespace support
+
+#endif

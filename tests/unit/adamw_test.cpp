@@ -1,0 +1,111 @@
+// AdamW against its equation written out, and against what it must refuse.
+#include "support/training.hpp"
+
+#include "minimamba/train/adamw.hpp"
+
+namespace {
+
+using namespace minimamba;
+
+/// Fills a module with normal numbers.
+template <class Model>
+void randomize(Model& module, std::uint64_t seed, double scale) {
+  for_each_parameter(
+      [&](std::string_view, auto& parameter) {
+        const auto values =
+            support::random_matrix<typename Model::ScalarType>(parameter.rows(), parameter.cols(), seed++, scale);
+        parameter.upload(module.backend(), 0, values.view());
+      },
+      module);
+}
+
+template <class K>
+class Optimizer : public testing::Test {};
+TYPED_TEST_SUITE(Optimizer, support::TrainingKinds, support::KindNames);
+
+TYPED_TEST(Optimizer, FollowsTheEquation) {
+  using Model = typename TypeParam::Model;
+  MambaConfig config = support::small_config();
+  config.bias = true;
+  Model model(config);
+  auto gradients = zeros_like(model);
+  const double beta1 = 0.8, beta2 = 0.9, epsilon = 1e-3, decay = 0.3, clip = 2, rate = 0.05;
+  AdamW<Model> optimizer(model,
+                         {.beta1 = beta1, .beta2 = beta2, .epsilon = epsilon, .weight_decay = decay, .clip = clip});
+  auto weights = support::parameters_of(model);
+  std::map<std::string, std::vector<double>> expected, mean, variance;
+  for (const auto& [name, values] : weights) {
+    expected[name].assign(values.values.begin(), values.values.end());
+    mean[name].resize(values.values.size());
+    variance[name].resize(values.values.size());
+  }
+  for (int t = 1; t <= 3; ++t) {
+    randomize(gradients, static_cast<std::uint64_t>(100 * t), 1e-4 * std::pow(1000, t - 1));
+    const auto gradient = support::parameters_of(gradients);
+    double squares = 0;
+    for (const auto& [name, values] : gradient) {
+      for (const auto g : values.values) squares += static_cast<double>(g) * static_cast<double>(g);
+    }
+    const double norm = std::sqrt(squares), scale = norm > clip ? clip / norm : 1;
+    EXPECT_EQ(t > 1, norm > clip);  // the first step is not clipped
+    for (const auto& [name, values] : gradient) {
+      const auto ends_with = [&, n = name](std::string_view end) {
+        return n.size() >= end.size() && n.compare(n.size() - end.size(), end.size(), end) == 0;
+      };
+      const bool spared = ends_with("A_log") || ends_with(".D") || ends_with("bias") || ends_with("norm.weight") ||
+                          ends_with("norm_f.weight");
+      for (std::size_t i = 0; i < values.values.size(); ++i) {
+        const double g = scale * static_cast<double>(values.values[i]);
+        double &m = mean[name][i], &v = variance[name][i], &w = expected[name][i];
+        m = beta1 * m + (1 - beta1) * g;
+        v = beta2 * v + (1 - beta2) * g * g;
+        w -= rate * (spared ? 0 : decay) * w +
+             rate * (m / (1 - std::pow(beta1, t))) / (std::sqrt(v / (1 - std::pow(beta2, t))) + epsilon);
+      }
+    }
+    EXPECT_NEAR(optimizer.step(model, gradients, rate), norm, 1e-5 * norm);
+    EXPECT_EQ(optimizer.steps(), t);
+  }
+  for (const auto& [name, values] : support::parameters_of(model)) {
+    double largest = 0;
+    for (std::size_t i = 0; i < values.values.size(); ++i) {
+      largest = std::max(largest, std::abs(expected[name][i] - static_cast<double>(values.values[i])));
+    }
+    EXPECT_LE(largest, support::tolerance<typename TypeParam::Scalar>(64) * 4) << name;
+  }
+  for (const auto& [name, values] : support::parameters_of(gradients)) {
+    EXPECT_EQ(support::largest_magnitude(values), 0) << name;
+  }
+}
+
+TYPED_TEST(Optimizer, NamesAGradientThatIsNotFiniteAndChangesNothing) {
+  using Model = typename TypeParam::Model;
+  using Scalar = typename TypeParam::Scalar;
+  Model model(support::small_config());
+  auto gradients = zeros_like(model);
+  AdamW<Model> optimizer(model);
+  randomize(gradients, 1, 1);
+  gradients.layers[1].mixer.D.view()(0, 3) = std::numeric_limits<Scalar>::quiet_NaN();
+  const auto before = support::parameters_of(model);
+  try {
+    optimizer.step(model, gradients, 1e-3);
+    FAIL() << "was not refused";
+  } catch (const DivergedError& error) {
+    EXPECT_NE(error.subject().find("layers.1.mixer.D"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(optimizer.steps(), 0);
+  support::expect_identical(before, support::parameters_of(model));
+  support::expect_identical(support::parameters_of(zeros_like(model)), support::parameters_of(optimizer.mean()));
+}
+
+TYPED_TEST(Optimizer, RefusesOptionsOutsideTheirRange) {
+  using Model = typename TypeParam::Model;
+  const Model model(support::small_config());
+  EXPECT_THROW(AdamW<Model>(model, {.beta1 = 1}), ArgumentError);
+  EXPECT_THROW(AdamW<Model>(model, {.beta2 = -0.1}), ArgumentError);
+  EXPECT_THROW(AdamW<Model>(model, {.epsilon = 0}), ArgumentError);
+  EXPECT_THROW(AdamW<Model>(model, {.weight_decay = -1}), ArgumentError);
+  EXPECT_THROW(AdamW<Model>(model, {.clip = std::nan("")}), ArgumentError);
+}
+
+}  // namespace

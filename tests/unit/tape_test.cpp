@@ -1,0 +1,253 @@
+// Whole models walked back: against finite differences, and against themselves where another way must give the same.
+#include "support/training.hpp"
+
+namespace {
+
+using namespace minimamba;
+using support::copy_of;
+using support::HostMatrix;
+using Reference = Mamba<double, ReferenceTraining>;
+
+MambaConfig tiny_config() {
+  return {.d_model = 6, .n_layer = 2, .vocab_size = 10, .d_state = 3, .d_conv = 3, .dt_rank = 2, .bias = true};
+}
+
+/// What a training pass is asked for, and what it gives.
+template <class Model>
+struct Pass {
+  std::vector<std::int32_t> tokens, targets;
+  std::size_t batch = 1;
+  TapeOptions options = {};
+  std::uint64_t seed = 0;
+
+  struct Result {
+    Loss loss;
+    support::Parameters<Model> gradients;
+    std::vector<HostMatrix<typename Model::ScalarType>> states, d_states;
+  };
+  Result run(const Model& model) const {
+    Tape tape(model, options);
+    auto cache = support::random_states(model, batch, 5), d_state = support::random_states(model, batch, 6);
+    auto gradients = zeros_like(model);
+    tape.forward(model, tokens, cache, seed);
+    const Loss loss = tape.backward(model, targets, gradients, {.d_state = &d_state});
+    return {loss, support::parameters_of(gradients), support::states(cache), support::states(d_state)};
+  }
+};
+
+template <class Model>
+Pass<Model> random_pass(const Model& model, std::size_t batch, std::size_t length) {
+  const auto tokens = support::random_tokens(batch * length, model.config().vocab_size);
+  return {.tokens = tokens, .targets = next_token_targets(tokens, batch), .batch = batch};
+}
+
+/// The mean loss plus <d_state, final states>: what backward differentiates.
+double objective(const Reference& model, const Pass<Reference>& pass, Reference::Cache& cache) {
+  Tape tape(model, pass.options);
+  tape.forward(model, pass.tokens, cache, pass.seed);
+  double sum = tape.loss(model, pass.targets).mean();
+  const auto weights = support::states(support::random_states(model, pass.batch, 6)), states = support::states(cache);
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    for (std::size_t j = 0; j < states[i].values.size(); ++j) sum += weights[i].values[j] * states[i].values[j];
+  }
+  return sum;
+}
+
+void expect_near_differences(const HostMatrix<double>& found, const HostMatrix<double>& differences,
+                             const std::string& name) {
+  EXPECT_GT(support::largest_magnitude(differences), 0) << name;
+  EXPECT_LE(support::largest_difference(found, differences), 1e-6 * support::largest_magnitude(differences)) << name;
+}
+
+TEST(WholeModels, HaveTheGradientsOfFiniteDifferences) {
+  constexpr double step = 1e-5;
+  for (const double dropout : {0.0, 0.3}) {
+    for (const bool tied : {true, false}) {
+      MambaConfig config = tiny_config();
+      config.tie_embeddings = tied;
+      auto model = support::trained_looking_model<Reference>(config);
+      Pass<Reference> pass = random_pass(model, 2, 7);
+      pass.options = {.chunk = 3, .dropout = dropout};
+      pass.targets[4] = ignored_target;
+      const auto result = pass.run(model);
+      const auto value = [&] {
+        model.refresh();
+        auto cache = support::random_states(model, pass.batch, 5);
+        return objective(model, pass, cache);
+      };
+      for_each_parameter(
+          [&](std::string_view name, auto& parameter) {
+            HostMatrix<double> values(parameter.rows(), parameter.cols()), differences = values;
+            parameter.download(model.backend(), 0, values.view());
+            for (std::size_t i = 0; i < values.values.size(); ++i) {
+              const double before = values.values[i];
+              const auto at = [&](double x) {
+                values.values[i] = x;
+                parameter.upload(model.backend(), 0, values.view());
+                return value();
+              };
+              differences.values[i] = (at(before + step) - at(before - step)) / (2 * step);
+              at(before);
+            }
+            expect_near_differences(result.gradients.at(std::string(name)), differences, std::string(name));
+          },
+          model);
+    }
+  }
+}
+
+TEST(WholeModels, HaveTheGradientsOfTheirInitialStates) {
+  constexpr double step = 1e-5;
+  const auto model = support::trained_looking_model<Reference>(tiny_config());
+  for (const std::size_t length : support::Sizes{1, 7}) {  // shorter than the window, and longer
+    const Pass<Reference> pass = random_pass(model, 2, length);
+    const auto found = pass.run(model).d_states;
+    std::size_t matrix = 0;
+    for (std::size_t layer = 0; layer < 2; ++layer) {
+      for (std::size_t row = 0; row < 2; ++row) {
+        for (const bool conv : {true, false}) {
+          const HostMatrix<double>& of_state = found[matrix++];
+          HostMatrix<double> differences(of_state.rows, of_state.cols);
+          for (std::size_t i = 0; i < differences.values.size(); ++i) {
+            const auto at = [&](double change) {
+              auto cache = support::random_states(model, 2, 5);
+              const View<double> state = conv ? cache.conv(layer, row) : cache.ssm(layer, row);
+              state(i / state.cols(), i % state.cols()) += change;
+              return objective(model, pass, cache);
+            };
+            differences.values[i] = (at(step) - at(-step)) / (2 * step);
+          }
+          expect_near_differences(of_state, differences, conv ? "conv" : "ssm");
+        }
+      }
+    }
+  }
+}
+
+template <class K>
+class Tapes : public testing::Test {
+ public:
+  using Scalar = typename K::Scalar;
+  using Model = typename K::Model;
+  static constexpr double allowed = 1e3 * std::numeric_limits<Scalar>::epsilon();
+
+  static void expect_near(const support::Parameters<Model>& a, const support::Parameters<Model>& b) {
+    ASSERT_EQ(a.size(), b.size());
+    for (const auto& [name, values] : a) {
+      EXPECT_LE(support::largest_difference(values, b.at(name)), allowed * support::largest_magnitude(values)) << name;
+    }
+  }
+};
+TYPED_TEST_SUITE(Tapes, support::TrainingKinds, support::KindNames);
+
+TYPED_TEST(Tapes, LeaveTheStatesThatInferenceLeaves) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const auto pass = random_pass(model, 2, 75);
+  auto cache = support::random_states(model, 2, 5), same = cache.clone();
+  Tape tape(model);
+  tape.forward(model, pass.tokens, cache);
+  model.forward(pass.tokens, same);
+  EXPECT_EQ(cache.position(), 75);
+  const auto found = support::states(cache), wanted = support::states(same);
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    support::expect_same<TypeParam>(found[i], wanted[i], "state " + std::to_string(i));
+  }
+}
+
+TYPED_TEST(Tapes, GiveTheSameBitsWhenTheyComputeLayersAgain) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  for (const double dropout : {0.0, 0.2}) {
+    auto pass = random_pass(model, 2, 75);
+    pass.options = {.dropout = dropout};
+    const auto kept = pass.run(model);
+    pass.options.recompute = true;
+    const auto again = pass.run(model);
+    EXPECT_EQ(kept.loss.sum, again.loss.sum);
+    support::expect_identical(kept.gradients, again.gradients);
+    for (std::size_t i = 0; i < kept.d_states.size(); ++i) {
+      EXPECT_TRUE(identical(kept.d_states[i], again.d_states[i])) << i;
+    }
+  }
+}
+
+TYPED_TEST(Tapes, AddUpOverPartsOfASequenceAndOfABatch) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const std::size_t length = 40, cut = 13;
+  const auto tokens = support::random_tokens(length, model.config().vocab_size);
+  auto targets = next_token_targets(tokens);
+  const auto part = [](const std::vector<std::int32_t>& all, std::size_t first, std::size_t last) {
+    return std::span(all).subspan(first, last - first);
+  };
+  auto whole = zeros_like(model), parts = zeros_like(model);
+  auto cache = model.make_cache(), again = model.make_cache(), d_state = model.make_cache();
+  Tape tape(model);
+  tape.forward(model, tokens, cache);
+  const double scale = 1.0 / static_cast<double>(length - 1);
+  const Loss loss = tape.backward(model, targets, whole);
+
+  Tape first(model), second(model);
+  first.forward(model, part(tokens, 0, cut), again);
+  second.forward(model, part(tokens, cut, length), again);
+  Loss sum = second.backward(model, part(targets, cut, length), parts, {.scale = scale, .d_state = &d_state});
+  const Loss rest = first.backward(model, part(targets, 0, cut), parts, {.scale = scale, .d_state = &d_state});
+  EXPECT_EQ(sum.count + rest.count, loss.count);
+  EXPECT_NEAR(sum.sum + rest.sum, loss.sum, this->allowed * loss.sum);
+  this->expect_near(support::parameters_of(whole), support::parameters_of(parts));
+
+  // Two copies of the sequence, in one batch or one after the other.
+  auto twice = zeros_like(model), one_by_one = zeros_like(model);
+  std::vector<std::int32_t> both_tokens(tokens), both_targets(targets);
+  both_tokens.insert(both_tokens.end(), tokens.begin(), tokens.end());
+  both_targets.insert(both_targets.end(), targets.begin(), targets.end());
+  auto pair = model.make_cache(2);
+  tape.forward(model, both_tokens, pair);
+  tape.backward(model, both_targets, twice);
+  for (int i = 0; i < 2; ++i) {
+    cache.reset();
+    tape.forward(model, tokens, cache);
+    tape.backward(model, targets, one_by_one, {.scale = scale / 2});
+  }
+  this->expect_near(support::parameters_of(twice), support::parameters_of(one_by_one));
+}
+
+TYPED_TEST(Tapes, LeaveOutWhatDropoutDraws) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  auto pass = random_pass(model, 2, 9);
+  const auto plain = pass.run(model);
+  pass.options.dropout = 0.5;
+  const auto dropped = pass.run(model), same = pass.run(model);
+  pass.seed = 1;
+  const auto other = pass.run(model);
+  EXPECT_EQ(dropped.loss.sum, same.loss.sum);
+  EXPECT_NE(dropped.loss.sum, plain.loss.sum);
+  EXPECT_NE(dropped.loss.sum, other.loss.sum);
+}
+
+TYPED_TEST(Tapes, RefuseWhatTheyCannotRead) {
+  const typename TypeParam::Model model(support::small_config());
+  auto cache = model.make_cache(2), gradients_of_other = model.make_cache(1);
+  auto gradients = zeros_like(model);
+  EXPECT_THROW(Tape(model, {.chunk = 0}), ArgumentError);
+  EXPECT_THROW(Tape(model, {.dropout = 1}), ArgumentError);
+  Tape tape(model);
+  const std::vector<std::int32_t> tokens{1, 2, 3, 4}, none{}, odd{1, 2, 3}, unknown{1, 2, 3, 50}, negative{1, 2, -1, 4};
+  EXPECT_THROW(tape.loss(model, none), ArgumentError);
+  EXPECT_THROW(tape.forward(model, none, cache), ArgumentError);
+  EXPECT_THROW(tape.forward(model, odd, cache), ArgumentError);
+  EXPECT_THROW(tape.forward(model, unknown, cache), ArgumentError);
+  EXPECT_EQ(cache.position(), 0);
+  tape.forward(model, tokens, cache);
+  for (const auto& bad : {none, odd, unknown, negative}) {
+    EXPECT_THROW(tape.loss(model, bad), ArgumentError);
+    EXPECT_THROW(tape.backward(model, bad, gradients), ArgumentError);
+  }
+  EXPECT_THROW(tape.backward(model, tokens, gradients, {.d_state = &gradients_of_other}), ArgumentError);
+  for (const auto& [name, values] : support::parameters_of(gradients)) {
+    EXPECT_EQ(support::largest_magnitude(values), 0) << name;
+  }
+  EXPECT_THROW(next_token_targets(odd, 2), ArgumentError);
+  EXPECT_THROW(next_token_targets(odd, 0), ArgumentError);
+  EXPECT_EQ(next_token_targets(tokens, 2), (std::vector<std::int32_t>{2, ignored_target, 4, ignored_target}));
+}
+
+}  // namespace

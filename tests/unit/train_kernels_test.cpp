@@ -1,0 +1,233 @@
+// The backward of every kernel against central finite differences of its forward, in double.
+#include "support/support.hpp"
+
+#include <functional>
+
+#include "minimamba/train/eigen.hpp"
+#include "minimamba/train/native.hpp"
+#include "minimamba/train/reference.hpp"
+
+namespace {
+
+using namespace minimamba;
+using Matrix = support::HostMatrix<double>;
+using support::random_matrix;
+
+static_assert(TrainingBackend<ReferenceTraining<float>> && TrainingBackend<ReferenceTraining<double>>);
+static_assert(TrainingBackend<NativeTraining<float>> && TrainingBackend<NativeTraining<double>>);
+static_assert(TrainingBackend<EigenTraining<float>> && TrainingBackend<EigenTraining<double>>);
+static_assert(!TrainingBackend<ReferenceBackend<double>> && !TrainingBackend<NativeBackend<float>>);
+
+template <class Backend>
+class TrainingKernels : public testing::Test {};
+using Backends = testing::Types<ReferenceTraining<double>, EigenTraining<double>, NativeTraining<double>>;
+struct BackendNames {
+  template <class Backend>
+  static std::string GetName(int) {
+    return Backend().name();
+  }
+};
+TYPED_TEST_SUITE(TrainingKernels, Backends, BackendNames);
+
+double dot(const Matrix& a, const Matrix& b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.values.size(); ++i) sum += a.values[i] * b.values[i];
+  return sum;
+}
+
+/// Expects `gradient` to be that of loss() by x, but for a millionth of its largest entry.
+void expect_gradient(const char* name, const std::function<double()>& loss, Matrix& x, const Matrix& gradient) {
+  constexpr double step = 1e-5;
+  Matrix found(x.rows, x.cols);
+  for (std::size_t i = 0; i < x.values.size(); ++i) {
+    const double value = x.values[i];
+    x.values[i] = value + step;
+    const double above = loss();
+    x.values[i] = value - step;
+    found.values[i] = (above - loss()) / (2 * step);
+    x.values[i] = value;
+  }
+  EXPECT_GT(support::largest_magnitude(found), 0) << name;
+  EXPECT_LE(support::largest_difference(found, gradient), 1e-6 * support::largest_magnitude(found)) << name;
+}
+
+TYPED_TEST(TrainingKernels, DifferentiateProducts) {
+  const TypeParam backend;
+  Matrix x = random_matrix<double>(4, 5, 1), weight = random_matrix<double>(3, 5, 2);
+  const Matrix d_y = random_matrix<double>(4, 3, 3);
+  auto packed = backend.template make_matrix<double>(3, 5);
+  const auto loss = [&] {
+    Matrix y(4, 3);
+    backend.upload_rows(weight.view(), 0, packed);
+    backend.matmul(x.view(), packed, y.view());
+    return dot(y, d_y);
+  };
+  loss();
+  Matrix d_x(4, 5), d_weight(3, 5);
+  auto gradient = backend.template make_matrix<double>(3, 5);
+  backend.matmul_backward_input(d_y.view(), packed, d_x.view());
+  backend.matmul_backward_weight(d_y.view(), x.view(), gradient);
+  backend.download_rows(gradient, 0, d_weight.view());
+  expect_gradient("x", loss, x, d_x);
+  expect_gradient("weight", loss, weight, d_weight);
+  // Gradients of parameters accumulate.
+  backend.matmul_backward_weight(d_y.view(), x.view(), gradient);
+  Matrix twice(3, 5);
+  backend.download_rows(gradient, 0, twice.view());
+  EXPECT_EQ(twice(2, 4), 2 * d_weight(2, 4));
+}
+
+TYPED_TEST(TrainingKernels, DifferentiateEmbeddingsWhoseTokensRepeat) {
+  const TypeParam backend;
+  const std::vector<std::int32_t> tokens{2, 0, 2};
+  Matrix weight = random_matrix<double>(3, 4, 1), d_weight(3, 4);
+  const Matrix d_y = random_matrix<double>(3, 4, 2);
+  auto packed = backend.template make_matrix<double>(3, 4), gradient = backend.template make_matrix<double>(3, 4);
+  const auto loss = [&] {
+    Matrix y(3, 4);
+    backend.upload_rows(weight.view(), 0, packed);
+    backend.embed(tokens, packed, y.view());
+    return dot(y, d_y);
+  };
+  backend.embed_backward(tokens, d_y.view(), gradient);
+  backend.download_rows(gradient, 0, d_weight.view());
+  expect_gradient("weight", loss, weight, d_weight);
+}
+
+TYPED_TEST(TrainingKernels, DifferentiateBiasesAndNegativeExp) {
+  const TypeParam backend;
+  const Matrix d_y = random_matrix<double>(4, 3, 1);
+  Matrix bias = random_matrix<double>(1, 3, 2), d_bias(1, 3), x = random_matrix<double>(4, 3, 3), d_x(4, 3), y(4, 3);
+  backend.add_backward(d_y.view(), d_bias.view());
+  const auto added = [&] {
+    Matrix sum(4, 3);
+    backend.add(bias.view(), sum.view());
+    return dot(sum, d_y);
+  };
+  expect_gradient("bias", added, bias, d_bias);
+  const auto exponentiated = [&] {
+    backend.negative_exp(x.view(), y.view());
+    return dot(y, d_y);
+  };
+  exponentiated();
+  backend.negative_exp_backward(y.view(), d_y.view(), d_x.view());
+  expect_gradient("x", exponentiated, x, d_x);
+}
+
+TYPED_TEST(TrainingKernels, DifferentiateCrossEntropyAndLeaveIgnoredRowsOut) {
+  const TypeParam backend;
+  const std::vector<std::int32_t> targets{2, ignored_target, 0};
+  Matrix logits = random_matrix<double>(3, 5, 1), d_logits(3, 5), unused(3, 5);
+  for (std::size_t v = 0; v < 5; ++v) logits.values[v] += 800;  // exp alone would overflow
+  const auto loss = [&] { return 0.5 * backend.cross_entropy({logits.view(), targets, 0.5, unused.view()}); };
+  backend.cross_entropy({logits.view(), targets, 0.5, d_logits.view()});
+  expect_gradient("logits", loss, logits, d_logits);
+  for (std::size_t v = 0; v < 5; ++v) EXPECT_EQ(d_logits(1, v), 0);
+  const Matrix even(1, 8);
+  Matrix slope(1, 8);
+  const std::vector<std::int32_t> first{0};
+  EXPECT_NEAR(backend.cross_entropy({even.view(), first, 1, slope.view()}), std::log(8.0), 1e-14);
+}
+
+TYPED_TEST(TrainingKernels, DifferentiateNorms) {
+  const TypeParam backend;
+  Matrix x = random_matrix<double>(3, 7, 1), weight = random_matrix<double>(1, 7, 2), d_x(3, 7), d_weight(1, 7);
+  const Matrix d_y = random_matrix<double>(3, 7, 3);
+  const auto loss = [&] {
+    Matrix y(3, 7);
+    backend.rms_norm(x.view(), weight.view(), 1e-2, y.view());
+    return dot(y, d_y);
+  };
+  backend.rms_norm_backward({.x = x.view(),
+                             .weight = weight.view(),
+                             .epsilon = 1e-2,
+                             .d_y = d_y.view(),
+                             .d_x = d_x.view(),
+                             .d_weight = d_weight.view()});
+  expect_gradient("x", loss, x, d_x);
+  expect_gradient("weight", loss, weight, d_weight);
+}
+
+TYPED_TEST(TrainingKernels, DifferentiateConvolutionsAndTheirWindows) {
+  const TypeParam backend;
+  for (const std::size_t L : support::Sizes{1, 2, 6}) {  // shorter than the window, and longer
+    const std::size_t B = 2, E = 3, K = 4, M = B * L;
+    Matrix x = random_matrix<double>(M, E, 1), weight = random_matrix<double>(E, K, 2);
+    Matrix bias = random_matrix<double>(1, E, 3), window = random_matrix<double>(B * E, K - 1, 4);
+    const Matrix d_y = random_matrix<double>(M, E, 5), d_final = random_matrix<double>(B * E, K - 1, 6);
+    const auto loss = [&] {
+      Matrix y(M, E), slid = window;
+      backend.causal_conv1d({{B, L}, x.view(), weight.view(), bias.view(), slid.view(), y.view()});
+      return dot(y, d_y) + dot(slid, d_final);
+    };
+    Matrix d_x(M, E), d_weight(E, K), d_bias(1, E), d_window = d_final;
+    backend.causal_conv1d_backward({{B, L},
+                                    x.view(),
+                                    weight.view(),
+                                    bias.view(),
+                                    window.view(),
+                                    d_y.view(),
+                                    d_x.view(),
+                                    d_weight.view(),
+                                    d_bias.view(),
+                                    d_window.view()});
+    expect_gradient("x", loss, x, d_x);
+    expect_gradient("weight", loss, weight, d_weight);
+    expect_gradient("bias", loss, bias, d_bias);
+    expect_gradient("window", loss, window, d_window);
+  }
+}
+
+TYPED_TEST(TrainingKernels, DifferentiateScansFromTheStatesBeforeChunks) {
+  const TypeParam backend;
+  const std::size_t B = 2, L = 7, E = 3, N = 4, M = B * L, chunk = 3, chunks = 3;
+  Matrix u = random_matrix<double>(M, E, 1), delta = random_matrix<double>(M, E, 2);
+  Matrix bias = random_matrix<double>(1, E, 3), a = random_matrix<double>(E, N, 4);
+  Matrix b = random_matrix<double>(M, N, 5), c = random_matrix<double>(M, N, 6), d = random_matrix<double>(1, E, 7);
+  Matrix z = random_matrix<double>(M, E, 8), h = random_matrix<double>(B * E, N, 9);
+  for (double& value : a.values) value = -std::abs(value);
+  delta.values[0] = 25;  // where softplus is the identity
+  const Matrix d_y = random_matrix<double>(M, E, 10), d_final = random_matrix<double>(B * E, N, 11);
+  Matrix starts(B * chunks * E, N);
+  const auto loss = [&] {
+    Matrix y(M, E), state = h;
+    for (std::size_t row = 0; row < B; ++row) {
+      const auto of_row = state.view().rows_from(row * E, E);
+      for (std::size_t k = 0; k < chunks; ++k) {
+        const std::size_t first = row * L + k * chunk, length = std::min(chunk, L - k * chunk);
+        const auto part = [&](Matrix& m) { return m.view().rows_from(first, length); };
+        backend.copy(of_row, starts.view().rows_from((row * chunks + k) * E, E));
+        backend.selective_scan({{1, length},
+                                part(u),
+                                part(delta),
+                                bias.view(),
+                                a.view(),
+                                part(b),
+                                part(c),
+                                d.view(),
+                                part(z),
+                                of_row,
+                                part(y)});
+      }
+    }
+    return dot(y, d_y) + dot(state, d_final);
+  };
+  loss();
+  Matrix d_u(M, E), d_delta(M, E), d_b(M, N), d_c(M, N), d_z(M, E), d_bias(1, E), d_a(E, N), d_d(1, E), d_h = d_final;
+  const Matrix saved = starts;
+  backend.selective_scan_backward({{B, L},     chunk,          u.view(),   delta.view(), bias.view(),  a.view(),
+                                   b.view(),   c.view(),       d.view(),   z.view(),     saved.view(), d_y.view(),
+                                   d_u.view(), d_delta.view(), d_b.view(), d_c.view(),   d_z.view(),   d_bias.view(),
+                                   d_a.view(), d_d.view(),     d_h.view()});
+  expect_gradient("u", loss, u, d_u);
+  expect_gradient("delta", loss, delta, d_delta);
+  expect_gradient("delta_bias", loss, bias, d_bias);
+  expect_gradient("a", loss, a, d_a);
+  expect_gradient("b", loss, b, d_b);
+  expect_gradient("c", loss, c, d_c);
+  expect_gradient("d", loss, d, d_d);
+  expect_gradient("z", loss, z, d_z);
+  expect_gradient("h", loss, h, d_h);
+}
+
+}  // namespace
