@@ -1,0 +1,153 @@
+// Induction heads (section 4.1 of the paper): among random tokens, one token is marked by standing behind a special
+// one. When the special token comes again, at the end, the marked one must be said. A model that learns this on 256
+// tokens and still does it after a million of them remembers without a context window.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "synthetic.hpp"
+
+namespace {
+
+using minimamba::Random;
+using synthetic::Examples, synthetic::Model, synthetic::formatted;
+
+constexpr std::int32_t special = 15;  // the others are 0 to 14
+
+std::int32_t ordinary(Random& random) { return static_cast<std::int32_t>(random.uniform(0, special)); }
+
+/// A sequence that is told token by token, so that it may be longer than memory.
+class Sequence {
+ public:
+  /// reach: how far before the end the special token may stand at most.
+  Sequence(std::size_t length, std::size_t reach, Random random) : length_(length), random_(std::move(random)) {
+    const std::size_t places = std::min(reach, length - 2);
+    place_ = length - 2 - places + static_cast<std::size_t>(random_.uniform(0, static_cast<double>(places)));
+    marked_ = ordinary(random_);
+  }
+  std::int32_t marked() const { return marked_; }
+  std::int32_t next() {
+    const std::size_t at = at_++;
+    if (at == place_ || at + 1 == length_) return special;
+    return at == place_ + 1 ? marked_ : ordinary(random_);
+  }
+
+ private:
+  std::size_t length_, at_ = 0, place_;  // place_: from 0 to length - 3
+  Random random_;
+  std::int32_t marked_;
+};
+
+Examples make_examples(std::size_t batch, std::size_t length, std::size_t reach, Random& random) {
+  Examples examples;
+  examples.targets.assign(batch * length, minimamba::ignored_target);
+  for (std::size_t row = 0; row < batch; ++row) {
+    Sequence sequence(length, reach, Random(random.bits()));
+    for (std::size_t t = 0; t < length; ++t) examples.tokens.push_back(sequence.next());
+    examples.targets[(row + 1) * length - 1] = sequence.marked();
+  }
+  return examples;
+}
+
+/// Training begins with special tokens near the end, and from step to step they may be farther from it: what is near is
+/// learned first. After 0.4 of the steps they may stand anywhere.
+std::size_t reach_at(double progress, std::size_t length) {
+  return 16 + static_cast<std::size_t>(std::min(1.0, progress / 0.4) * static_cast<double>(length));
+}
+
+/// The part of `count` sequences whose marked token is the likeliest at the end; all of them are read side by side, a
+/// piece at a time, with the state alone as memory.
+double accuracy(const Model& model, std::size_t length, std::size_t count, std::uint64_t seed,
+                synthetic::LiveLine* line = nullptr) {
+  constexpr std::size_t side_by_side = 64, piece = 64;
+  std::size_t right = 0;
+  for (std::size_t first = 0; first < count && !program::stop; first += side_by_side) {
+    const std::size_t rows = std::min(side_by_side, count - first);
+    std::vector<Sequence> sequences;
+    for (std::size_t i = 0; i < rows; ++i) {
+      sequences.emplace_back(length, length, Random(seed, formatted("%zu of %zu", first + i, length)));
+    }
+    auto cache = model.make_cache(static_cast<std::int64_t>(rows));
+    std::vector<std::int32_t> tokens;
+    for (std::size_t at = 0; at < length && !program::stop; at += piece) {
+      const std::size_t some = std::min(piece, length - at);
+      tokens.clear();
+      for (Sequence& sequence : sequences) {
+        for (std::size_t t = 0; t < some; ++t) tokens.push_back(sequence.next());
+      }
+      const auto logits = model.forward_last(tokens, cache);
+      if (line != nullptr && at / piece % 512 == 0) {
+        line->show(formatted("length %zu: %zu sequences, token %zu", length, first + rows, at), false);
+      }
+      if (at + some < length) continue;
+      for (std::size_t i = 0; i < rows; ++i) {
+        const auto row = logits.row(i);
+        right += std::max_element(row.begin(), row.end()) - row.begin() == sequences[i].marked() ? 1U : 0U;
+      }
+    }
+  }
+  return static_cast<double>(right) / static_cast<double>(count);
+}
+
+struct Test {
+  int least = 6, greatest = 20;  // lengths of 2^6 to 2^20 tokens
+  std::size_t sequences = 1000, long_sequences = 64;
+};
+
+void test(const Model& model, const synthetic::Options& options, const Test& test) {
+  std::vector<std::string> labels;
+  std::vector<double> parts;
+  synthetic::LiveLine line;
+  std::printf("\n%9s  %9s  %8s  %8s\n", "length", "sequences", "right", "seconds");
+  for (int power = test.least; power <= test.greatest; ++power) {
+    const std::size_t length = std::size_t{1} << power, count = power <= 12 ? test.sequences : test.long_sequences;
+    const auto start = std::chrono::steady_clock::now();
+    const double part = accuracy(model, length, count, options.seed ^ 0x7E57, &line);
+    if (program::stop) break;
+    labels.push_back("2^" + std::to_string(power)), parts.push_back(part);
+    line.show(formatted("%9zu  %9zu  %6.1f %%  %8.1f", length, count, 100 * part, program::seconds_since(start)), true);
+  }
+  std::printf("memory %.0f MB at most\n", program::peak_megabytes());
+  synthetic::write_plot(options,
+                        synthetic::plot_svg("Induction heads: part of the sequences that end right", labels, parts,
+                                            "2^" + std::to_string(std::lround(std::log2(options.length)))));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  synthetic::Options options;
+  options.steps = 6000, options.rate = 4e-3, options.least_rate = 1e-3, options.plot = "induction_heads.svg";
+  Test tests;
+  CLI::App app("Trains a Mamba model on the paper's induction heads, and tests it on far longer sequences.");
+  synthetic::add_options(app, options);
+  app.add_option("--length", options.length, "Tokens of a sequence to train on")
+      ->check(CLI::Range(3, 1 << 24))
+      ->capture_default_str();
+  const auto powers = CLI::Range(2, 30);
+  app.add_option("--least", tests.least, "Test from 2 to this power")->check(powers)->capture_default_str();
+  app.add_option("--greatest", tests.greatest, "Test to 2 to this power")->check(powers)->capture_default_str();
+  app.add_option("--sequences", tests.sequences, "Sequences to test, up to 2^12 tokens")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--long-sequences", tests.long_sequences, "Sequences to test of longer ones")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  return synthetic::run("induction_heads", app, argc, argv, [&] {
+    const Model model = synthetic::train(
+        options,
+        [&](Random& random, double progress) {
+          return make_examples(options.batch, options.length, reach_at(progress, options.length), random);
+        },
+        [&](const Model& trained) { return accuracy(trained, options.length, 256, options.seed ^ 0xC4EC); });
+    if (program::stop) return;
+    if (!options.save.empty()) minimamba::save(model, options.save);
+    test(model, options, tests);
+  });
+}

@@ -1,0 +1,182 @@
+// What the paper's synthetic tasks share: training on examples that are made as they are needed, a live line, the plot.
+#ifndef MINIMAMBA_EXAMPLES_SYNTHETIC_HPP
+#define MINIMAMBA_EXAMPLES_SYNTHETIC_HPP
+
+#include <minimamba/train.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <cctype>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "program.hpp"
+
+namespace synthetic {
+
+using Model = minimamba::Mamba<float, minimamba::NativeTraining>;
+
+/// What is read, and what must be said after each of its tokens, or minimamba::ignored_target.
+struct Examples {
+  std::vector<std::int32_t> tokens, targets;  // [B, L]
+};
+
+struct Options {
+  std::int64_t d_model = 64, n_layer = 2, steps = 1000, check_every = 500;
+  std::size_t batch = 8, length = 256;
+  double rate = 1e-3, least_rate = 1e-4;
+  std::uint64_t seed = 0;
+  int threads = 0;
+  std::string plot, save;
+};
+
+inline void add_options(CLI::App& app, Options& options) {
+  app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
+  const auto add = [&](const char* name, auto& value, const char* what) {
+    return app.add_option(name, value, what)->capture_default_str();
+  };
+  const auto one = CLI::Range(1, 1 << 24);
+  add("--d-model", options.d_model, "Width of the model")->check(one);
+  add("--n-layer", options.n_layer, "Blocks of the model")->check(one);
+  add("--steps", options.steps, "Steps of training")->check(CLI::NonNegativeNumber);
+  add("--batch", options.batch, "Sequences of a step")->check(one);
+  add("--rate", options.rate, "Learning rate after the warm-up");
+  add("--least-rate", options.least_rate, "Learning rate at the end");
+  add("--check-every", options.check_every, "Steps between looks at the accuracy")->check(one);
+  add("--seed", options.seed, "Seed of the weights and of all sequences");
+  add("--threads", options.threads, "0: as many as the process may use");
+  add("--plot", options.plot, "File for the plot");
+  add("--save", options.save, "Folder for the trained model");
+}
+
+/// A line that changes in a terminal, and lines now and then elsewhere.
+class LiveLine {
+ public:
+  void show(const std::string& text, bool keep) {
+    if (program::is_terminal()) std::fprintf(stderr, "\r%-78s", text.c_str());
+    if (!keep) return;
+    if (program::is_terminal()) std::fprintf(stderr, "\r%78s\r", "");
+    std::printf("%s\n", text.c_str());
+    std::fflush(stdout);
+  }
+};
+
+inline std::string formatted(const char* format, auto... values) {
+  char text[200];
+  std::snprintf(text, sizeof text, format, values...);
+  return text;
+}
+
+inline std::string clock_text(double seconds) {
+  const auto left = static_cast<long>(seconds);
+  return formatted("%ld:%02ld", left / 60, left % 60);
+}
+
+/// A curve of parts from 0 to 1 over labels, with a dotted line where the model was trained.
+inline std::string plot_svg(const std::string& title, const std::vector<std::string>& labels,
+                            const std::vector<double>& parts, const std::string& trained) {
+  const double left = 60, top = 40, width = 700, height = 260;
+  const auto x = [&](std::size_t i) {
+    return left + width * (static_cast<double>(i) + 0.5) / static_cast<double>(labels.size());
+  };
+  const auto y = [&](double part) { return top + height * (1 - part); };
+  std::string svg =
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 800 360\" font-family=\"sans-serif\" font-size=\"12\">\n"
+      "<rect width=\"800\" height=\"360\" fill=\"white\"/>\n<text x=\"410\" y=\"22\" text-anchor=\"middle\">" +
+      title + "</text>\n";
+  for (int tick = 0; tick <= 4; ++tick) {
+    svg += formatted("<line x1=\"60\" x2=\"760\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/>\n", y(tick / 4.0),
+                     y(tick / 4.0));
+    svg += formatted("<text x=\"52\" y=\"%.1f\" text-anchor=\"end\">%d %%</text>\n", y(tick / 4.0) + 4, 25 * tick);
+  }
+  std::string points;
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    svg += formatted("<text x=\"%.1f\" y=\"320\" text-anchor=\"middle\">", x(i)) + labels[i] + "</text>\n";
+    if (labels[i] == trained) {
+      svg +=
+          formatted("<line x1=\"%.1f\" x2=\"%.1f\" y1=\"40\" y2=\"300\" stroke=\"#d62728\" stroke-dasharray=\"4\"/>\n",
+                    x(i), x(i));
+    }
+    if (i < parts.size()) {
+      points += formatted("%.1f,%.1f ", x(i), y(parts[i]));
+      svg += formatted("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3.5\" fill=\"#1f77b4\"/>\n", x(i), y(parts[i]));
+    }
+  }
+  svg += "<polyline fill=\"none\" stroke=\"#1f77b4\" stroke-width=\"1.5\" points=\"" + points + "\"/>\n";
+  return svg +
+         "<text x=\"410\" y=\"346\" text-anchor=\"middle\">length of the sequence; dotted: trained at</text>\n</svg>\n";
+}
+
+inline void write_plot(const Options& options, const std::string& svg) {
+  if (options.plot.empty()) return;
+  minimamba::AtomicFile file(options.plot);
+  file.write(svg);
+  file.commit();
+}
+
+/// Trains on make(random, progress), progress from 0 to 1: the same options give the same bits. check(model) says how
+/// good it is, from 0 to 1, now and then. Ctrl-C ends it early.
+template <class Make, class Check>
+Model train(const Options& options, Make&& make, Check&& check) {
+  write_plot(options, plot_svg("not there yet", {}, {}, ""));  // what cannot be written is better known now
+  Model model({.d_model = options.d_model, .n_layer = options.n_layer, .vocab_size = 16},
+              minimamba::NativeTraining<float>({.threads = options.threads}), options.seed);
+  std::printf("%zu parameters, batches of %zu sequences of %zu tokens\n", model.parameter_count(), options.batch,
+              options.length);
+  auto gradients = minimamba::zeros_like(model);
+  minimamba::AdamW<Model> optimizer(model, {.beta2 = 0.98, .epsilon = 1e-12, .weight_decay = 0});
+  minimamba::Tape<Model> tape(model);
+  auto cache = model.make_cache(static_cast<std::int64_t>(options.batch));
+  const minimamba::Schedule schedule{
+      .peak = options.rate, .least = options.least_rate, .warmup_steps = options.steps / 50, .steps = options.steps};
+  minimamba::Random random(options.seed, "examples");
+  LiveLine line;
+  double loss = 0, smooth = 0;
+  const auto start = std::chrono::steady_clock::now();
+  for (std::int64_t step = 1; step <= options.steps && !program::stop; ++step) {
+    const Examples examples = make(random, static_cast<double>(step - 1) / static_cast<double>(options.steps));
+    cache.reset();
+    tape.forward(model, examples.tokens, cache);
+    loss = tape.backward(model, examples.targets, gradients).mean();
+    optimizer.step(model, gradients, schedule.rate(step - 1));
+    smooth = step == 1 ? loss : 0.98 * smooth + 0.02 * loss;
+    const bool checked = step % options.check_every == 0 || step == options.steps;
+    const double seconds = program::seconds_since(start), rate = static_cast<double>(step) / std::max(seconds, 1e-9);
+    std::string text = formatted("step %lld/%lld  loss %.5f", static_cast<long long>(step),
+                                 static_cast<long long>(options.steps), smooth);
+    if (checked) text += formatted("  right %.2f %%", 100 * check(model));
+    text += formatted("  %.0f tokens/s  ", rate * static_cast<double>(examples.tokens.size()));
+    line.show(text + clock_text(static_cast<double>(options.steps - step) / rate) + " left", checked);
+  }
+  return model;
+}
+
+/// Runs main's body: what every program here does with flags, signals and errors.
+template <class Body>
+int run(const char* name, CLI::App& app, int argc, char** argv, Body&& body) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : program::usage;
+  }
+  program::handle_signals();
+  try {
+    body();
+    return program::stop ? program::interrupted : 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s: %s\n", name, error.what());
+    return program::refused;
+  }
+}
+
+}  // namespace synthetic
+
+#endif
