@@ -145,6 +145,7 @@ int main(int argc, char** argv) {
         [&](Random& random, double progress) {
           return make_examples(options.batch, options.length, reach_at(progress, options.length), random);
         },
+        [&](double) { return options.length; },
         [&](const Model& trained) { return accuracy(trained, options.length, 256, options.seed ^ 0xC4EC); });
     if (program::stop) return;
     if (!options.save.empty()) minimamba::save(model, options.save);

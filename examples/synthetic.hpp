@@ -122,10 +122,10 @@ inline void write_plot(const Options& options, const std::string& svg) {
   file.commit();
 }
 
-/// Trains on make(random, progress), progress from 0 to 1: the same options give the same bits. check(model) says how
-/// good it is, from 0 to 1, now and then. Ctrl-C ends it early.
-template <class Make, class Check>
-Model train(const Options& options, Make&& make, Check&& check) {
+/// Trains on make(random, progress), sequences of width(progress) tokens, progress from 0 to 1: the same options give
+/// the same bits. check(model) says how good it is, from 0 to 1, now and then. Ctrl-C ends it early.
+template <class Make, class Width, class Check>
+Model train(const Options& options, Make&& make, Width&& width, Check&& check) {
   write_plot(options, plot_svg("not there yet", {}, {}, ""));  // what cannot be written is better known now
   Model model({.d_model = options.d_model, .n_layer = options.n_layer, .vocab_size = 16},
               minimamba::NativeTraining<float>({.threads = options.threads}), options.seed);
@@ -139,22 +139,27 @@ Model train(const Options& options, Make&& make, Check&& check) {
       .peak = options.rate, .least = options.least_rate, .warmup_steps = options.steps / 50, .steps = options.steps};
   minimamba::Random random(options.seed, "examples");
   LiveLine line;
-  double loss = 0, smooth = 0;
+  const auto progress = [&](std::int64_t step) {
+    return static_cast<double>(step - 1) / static_cast<double>(options.steps);
+  };
+  double loss = 0, smooth = 0, done = 0, all = 0;  // done, all: tokens of a row
+  for (std::int64_t step = 1; step <= options.steps; ++step) all += static_cast<double>(width(progress(step)));
   const auto start = std::chrono::steady_clock::now();
   for (std::int64_t step = 1; step <= options.steps && !program::stop; ++step) {
-    const Examples examples = make(random, static_cast<double>(step - 1) / static_cast<double>(options.steps));
+    const Examples examples = make(random, progress(step));
     cache.reset();
     tape.forward(model, examples.tokens, cache);
     loss = tape.backward(model, examples.targets, gradients).mean();
     optimizer.step(model, gradients, schedule.rate(step - 1));
     smooth = step == 1 ? loss : 0.98 * smooth + 0.02 * loss;
     const bool checked = step % options.check_every == 0 || step == options.steps;
-    const double seconds = program::seconds_since(start), rate = static_cast<double>(step) / std::max(seconds, 1e-9);
+    done += static_cast<double>(width(progress(step)));
+    const double rate = done / std::max(program::seconds_since(start), 1e-9);
     std::string text = formatted("step %lld/%lld  loss %.5f", static_cast<long long>(step),
                                  static_cast<long long>(options.steps), smooth);
     if (checked) text += formatted("  right %.2f %%", 100 * check(model));
-    text += formatted("  %.0f tokens/s  ", rate * static_cast<double>(examples.tokens.size()));
-    line.show(text + clock_text(static_cast<double>(options.steps - step) / rate) + " left", checked);
+    text += formatted("  %.0f tokens/s  ", rate * static_cast<double>(options.batch));
+    line.show(text + clock_text((all - done) / rate) + " left", checked);
   }
   return model;
 }
