@@ -127,6 +127,12 @@ TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   expect_refused(config(), tokens(), seeded, {"seed 6", "found 5"});
   expect_refused(config(), text, options(), {"same text"});
 
+  std::string bytes = support::read_text(file);
+  const std::string number = R"("dtype":"F64","shape":[1])", numbers = R"("dtype":"F32","shape":[2])";
+  ASSERT_NE(bytes.find(number), bytes.npos);
+  support::write_text(file, bytes.replace(bytes.find(number), number.size(), numbers));
+  expect_error<CheckpointError>([&] { resume_training(trainer, file); }, {"setting.", "F64 [1]", "found F32 [2]"});
+
   support::write_text(file, "no checkpoint");
   EXPECT_THROW(resume_training(trainer, file), FormatError);
   save(trainer.model(), folder / "model");

@@ -90,6 +90,10 @@ template <class Model>
 void check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
   for (const auto& [name, wanted] : settings_of(trainer)) {
     const StoredTensor& tensor = require_tensor(set, file, "setting." + name);
+    if (tensor.dtype != DType::F64 || tensor.size() != 1) {
+      throw CheckpointError(file + ": " + tensor.name, "F64 [1]",
+                            std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
+    }
     double found = 0;
     set.read(tensor, 0, std::span(&found, 1));
     if (found == wanted) continue;
