@@ -55,7 +55,12 @@ class NarrowWeights : public testing::TestWithParam<InstructionSet> {
     native.download_rows(matrix, 0, stored.view());
     native.matmul(x.view(), matrix, y.view());
     HostMatrix<double> taken = quantized(x);
-    if (Format<W>::block_size == 1) std::copy(x.values.begin(), x.values.end(), taken.values.begin());
+    if (Format<W>::block_size == 1) {
+      const bool pairs = std::is_same_v<W, bf16> && GetParam() == InstructionSet::avx512bf16;
+      std::transform(x.values.begin(), x.values.end(), taken.values.begin(), [&](float number) {
+        return static_cast<double>(pairs ? static_cast<float>(bf16(number)) : number);
+      });
+    }
     for (std::size_t i = 0; i < rows; ++i) {
       for (std::size_t j = 0; j < out; ++j) {
         double sum = 0, magnitude = 0;
@@ -101,7 +106,7 @@ class NarrowWeights : public testing::TestWithParam<InstructionSet> {
 };
 INSTANTIATE_TEST_SUITE_P(Sets, NarrowWeights,
                          testing::Values(InstructionSet::portable, InstructionSet::neon, InstructionSet::avx2,
-                                         InstructionSet::avx512),
+                                         InstructionSet::avx512, InstructionSet::avx512bf16),
                          [](const auto& set) { return std::string(name_of(set.param)); });
 
 TEST_P(NarrowWeights, OfBf16MultiplyAsTheirSum) { check_products<bf16>(); }

@@ -59,7 +59,7 @@ class NativeMath : public testing::TestWithParam<InstructionSet> {
 };
 INSTANTIATE_TEST_SUITE_P(Sets, NativeMath,
                          testing::Values(InstructionSet::portable, InstructionSet::neon, InstructionSet::avx2,
-                                         InstructionSet::avx512),
+                                         InstructionSet::avx512, InstructionSet::avx512bf16),
                          [](const auto& set) { return std::string(name_of(set.param)); });
 
 TEST_P(NativeMath, ExpIsRightTo2Ulp) { EXPECT_LE(largest_error(native::functions_for(GetParam()).exp, exact_exp), 2); }

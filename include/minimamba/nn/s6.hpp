@@ -36,15 +36,15 @@ struct S6Arguments {
 };
 
 /// The format of x_proj, whose outputs steer the state: dt is exponentiated, B and C are multiplied into h. Where the
-/// other matrices have 8 bits it keeps 16, which are 3 % more bytes and take away a third of the error; where they have
-/// 4 it would hardly matter.
+/// other matrices have 8 bits it keeps 16, which are 3 % more bytes and take away up to a third of the error; where
+/// they have 4 it would hardly matter.
 template <class Weight>
 struct SelectionFormat {
   using type = Weight;
 };
 template <>
 struct SelectionFormat<q8> {
-  using type = f16;
+  using type = bf16;
 };
 
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>

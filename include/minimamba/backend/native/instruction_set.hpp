@@ -8,8 +8,9 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Kinds of vector instructions, the plainest first. `best` is the fastest that this machine has.
-enum class InstructionSet { best, portable, neon, avx2, avx512 };
+/// Kinds of vector instructions, the plainest first. `best` is the fastest that this machine has. avx512bf16 is avx512
+/// whose products with bf16 weights multiply pairs of bf16, so they round the activations too.
+enum class InstructionSet { best, portable, neon, avx2, avx512, avx512bf16 };
 
 inline std::string_view name_of(InstructionSet set) {
   switch (set) {
@@ -23,6 +24,8 @@ inline std::string_view name_of(InstructionSet set) {
       return "avx2";
     case InstructionSet::avx512:
       return "avx512";
+    case InstructionSet::avx512bf16:
+      return "avx512bf16";
   }
   return "unknown";
 }
@@ -39,6 +42,8 @@ inline bool available(InstructionSet set) {
     case InstructionSet::avx512:
       return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
              __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+    case InstructionSet::avx512bf16:
+      return available(InstructionSet::avx512) && __builtin_cpu_supports("avx512bf16") != 0;
 #elif defined(__aarch64__) && defined(__ARM_NEON)
     case InstructionSet::neon:
       return true;
@@ -48,8 +53,17 @@ inline bool available(InstructionSet set) {
   }
 }
 
+/// Whether kernels of AVX-512 serve.
+inline bool has_avx512(InstructionSet set) {
+  return set == InstructionSet::avx512 || set == InstructionSet::avx512bf16;
+}
+
 /// The fastest available instructions.
 inline InstructionSet best_instruction_set() {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+  // Intel's processors do pairs of bf16 at half the rate of AMD's: no faster than floats, which round nothing.
+  if (available(InstructionSet::avx512bf16) && __builtin_cpu_is("amd") != 0) return InstructionSet::avx512bf16;
+#endif
   for (const InstructionSet set : {InstructionSet::avx512, InstructionSet::avx2, InstructionSet::neon}) {
     if (available(set)) return set;
   }

@@ -76,6 +76,11 @@ inline void store_outputs(const native::MatmulTask<Scalar>& task, std::size_t ro
   for (std::size_t r = 0; r < panel_registers; r += registers) {
     const std::size_t first = panel_index * native::panel + r * lanes;
     if (first >= task.out) return;
+    for (std::size_t i = 0; i < count; ++i) {  // rows lie in as many pages, and are seldom in a near cache
+      for (std::size_t j = 0; j < registers * lanes; j += line_bytes / sizeof(Scalar)) {
+        prefetch(task.y + (row + i) * task.y_stride + first + j);
+      }
+    }
     Vector acc[rows][registers];
     sums(r, acc);
     for (std::size_t i = 0; i < count; ++i) {

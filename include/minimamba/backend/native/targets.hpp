@@ -107,6 +107,17 @@ namespace avx512 {
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512bf16")
+#endif
+namespace avx512 {
+#include "minimamba/backend/native/vector_avx512bf16.inl"
+#include "minimamba/backend/native/pairs.inl"
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
@@ -140,7 +151,7 @@ inline const Kernels<double>& kernels_for<double>(InstructionSet) {
 template <>
 inline const Kernels<float>& kernels_for<float>([[maybe_unused]] InstructionSet set) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  if (set == InstructionSet::avx512) return avx512::kernels;
+  if (has_avx512(set)) return avx512::kernels;
   if (set == InstructionSet::avx2) return avx2::kernels;
 #elif defined(__aarch64__) && defined(__ARM_NEON)
   if (set == InstructionSet::neon) return neon::kernels;
@@ -155,7 +166,8 @@ template <class W>
 NarrowMatmul narrow_matmul_for([[maybe_unused]] InstructionSet set) {
   if constexpr (Format<W>::block_size == 1) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    if (set == InstructionSet::avx512) return &avx512::matmul_halves<W>;
+    if (std::is_same_v<W, bf16> && set == InstructionSet::avx512bf16) return &avx512::matmul_pairs;
+    if (has_avx512(set)) return &avx512::matmul_halves<W>;
     if (set == InstructionSet::avx2) return &avx2::matmul_halves<W>;
 #elif defined(__aarch64__) && defined(__ARM_NEON)
     if (set == InstructionSet::neon) return &neon::matmul_halves<W>;
@@ -163,8 +175,8 @@ NarrowMatmul narrow_matmul_for([[maybe_unused]] InstructionSet set) {
     return &portable_float::matmul_halves<W>;
   } else {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    if (set == InstructionSet::avx512 && __builtin_cpu_supports("avx512vnni") != 0) return &avx512::matmul_blocks<W>;
-    if (set == InstructionSet::avx512 || set == InstructionSet::avx2) return &avx2::matmul_blocks<W>;
+    if (has_avx512(set) && __builtin_cpu_supports("avx512vnni") != 0) return &avx512::matmul_blocks<W>;
+    if (has_avx512(set) || set == InstructionSet::avx2) return &avx2::matmul_blocks<W>;
 #elif defined(__aarch64__) && defined(__ARM_NEON)
     if (set == InstructionSet::neon) return &neon::matmul_blocks<W>;
 #endif
@@ -174,7 +186,7 @@ NarrowMatmul narrow_matmul_for([[maybe_unused]] InstructionSet set) {
 
 inline const Functions<float>& functions_for([[maybe_unused]] InstructionSet set) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  if (set == InstructionSet::avx512) return avx512::functions;
+  if (has_avx512(set)) return avx512::functions;
   if (set == InstructionSet::avx2) return avx2::functions;
 #elif defined(__aarch64__) && defined(__ARM_NEON)
   if (set == InstructionSet::neon) return neon::functions;

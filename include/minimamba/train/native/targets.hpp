@@ -107,7 +107,7 @@ inline const TrainingKernels<double>& training_kernels_for<double>(InstructionSe
 template <>
 inline const TrainingKernels<float>& training_kernels_for<float>([[maybe_unused]] InstructionSet set) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  if (set == InstructionSet::avx512) return avx512::training_kernels;
+  if (has_avx512(set)) return avx512::training_kernels;
   if (set == InstructionSet::avx2) return avx2::training_kernels;
 #elif defined(__aarch64__) && defined(__ARM_NEON)
   if (set == InstructionSet::neon) return neon::training_kernels;
