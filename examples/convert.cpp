@@ -180,20 +180,31 @@ std::vector<std::pair<std::string, minimamba::ByteSource>> carried_files(const A
   return files;
 }
 
-/// Refuses what would be lost without --force.
-void check_output(const Arguments& arguments, bool gguf) {
+/// Refuses what would be lost without --force: files that would be replaced, and other weights of a folder, which would
+/// lie beside a model that is not theirs.
+void check_output(const Arguments& arguments, bool gguf, const minimamba::SaveOptions& options) {
+  if (arguments.force) return;
   const fs::path output = arguments.output;
-  const fs::path kept = gguf ? output : output / "model.safetensors";
-  if (!arguments.force && fs::exists(fs::symlink_status(kept))) {
-    throw minimamba::FileError(kept.string(), "no file yet, or --force to overwrite it", "one");
+  std::vector<fs::path> kept;
+  if (gguf) kept.push_back(output);
+  for (const char* const name : {"model.safetensors", "config.json", "model.safetensors.index.json",
+                                 "pytorch_model.bin", "pytorch_model.bin.index.json"}) {
+    if (!gguf) kept.push_back(output / name);
+  }
+  for (const auto& [name, source] : options.files) kept.push_back(output / name);
+  for (const fs::path& path : kept) {
+    if (!fs::exists(fs::symlink_status(path))) continue;
+    throw minimamba::FileError(path.string(), "no file yet, or --force to overwrite it", "one");
   }
 }
 
 int convert(const Arguments& arguments) {
   const bool gguf = fs::path(arguments.output).extension() == ".gguf";
   const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.input);
-  check_output(arguments, gguf);
   minimamba::SaveOptions options;
+  std::string text;
+  if (!gguf) options.files = carried_files(arguments, checkpoint, text);
+  check_output(arguments, gguf, options);
   options.matrices = arguments.type.empty() ? own_type(checkpoint, gguf) : types.at(arguments.type);
   const bool live = is_terminal();
   auto shown = std::chrono::steady_clock::time_point();
@@ -205,11 +216,9 @@ int convert(const Arguments& arguments) {
     }
     return !stop.load();
   };
-  std::string text;
   if (gguf) {
     minimamba::save_gguf(checkpoint, arguments.output, options, carried_metadata(arguments, checkpoint));
   } else {
-    options.files = carried_files(arguments, checkpoint, text);
     minimamba::save(checkpoint, arguments.output, options);
   }
   std::fprintf(stderr, "%s: matrices in %s\n", arguments.output.c_str(),
