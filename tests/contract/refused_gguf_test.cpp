@@ -51,6 +51,22 @@ std::string list_of(std::uint32_t type, std::uint64_t count, const std::string& 
 }
 Change list(std::uint32_t type, std::uint64_t count) { return pair(list_of(type, count)); }
 
+/// As much metadata as there may be, in texts of 16 characters and in names. The sizes are multiples of 32, so that
+/// the data stays aligned.
+void fill_metadata(std::string& file) {
+  std::string texts = text("the.list") + bytes(9U) + bytes(8U) + bytes(std::uint64_t{330'000});
+  for (int i = 0; i < 330'000; ++i) texts += text(std::string(16, 'x'));
+  std::string tensors;
+  for (int i = 0; i < 4'000; ++i) {
+    tensors += text(std::to_string(1000 + i) + std::string(996, 'n')) + bytes(1U) + std::string(20, '\0');
+  }
+  file.insert(file.find(text("token_embd.weight")), tensors);
+  std::uint64_t count = 0;
+  std::memcpy(&count, file.data() + 8, sizeof(count));
+  at(8, bytes(count + 4'000))(file);
+  pair(texts)(file);
+}
+
 struct Row {
   std::string name;
   Change change;
@@ -115,6 +131,15 @@ INSTANTIATE_TEST_SUITE_P(
             },
             is<FormatError>,
             {"a.list", "32 MiB"}},
+        Row{"HalfAMillionTextsOfSixteenCharacters",
+            [](std::string& file) {
+              std::string texts;
+              for (int i = 0; i < 500'000; ++i) texts += text(std::string(16, 'x'));
+              pair(list_of(8, 500'000, texts))(file);
+            },
+            is<FormatError>,
+            {"a.list", "32 MiB"}},
+        Row{"AllLimitsAtOnce", fill_metadata, is<CheckpointError>, {"only tensors of the model", "this one"}},
         Row{"AlignmentZero",
             replacing(natural("general.alignment", 32), natural("general.alignment", 0)),
             is<FormatError>,

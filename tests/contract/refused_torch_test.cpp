@@ -64,6 +64,25 @@ std::string repeated(std::size_t count, const std::string& unit) {
 std::string pickled(const std::string& pickle) { return zip({{"a/data.pkl", pickle}, {"a/data/0", numbers}}); }
 std::string holding(const std::string& value) { return pickled(dict(value)); }
 
+/// A name that takes as much room as 20,000 of them may.
+std::string long_name(int number) { return std::to_string(number) + std::string(180, 'n'); }
+
+/// Files that come near every limit at once: as many entries, tensors, values, parts, lists, memories and characters as
+/// there may be. The last tensor has the name of another.
+std::string all_at_once() {
+  std::string pickle = "\x80\x04}(";
+  for (int i = 0; i < 20'000; ++i) pickle += text(long_name(std::min(i, 19'998))) + good;
+  pickle += "u}(" + repeated(36'000, "]Na") + repeated(100'000, "N") + "ub" + repeated(590'000, "\x94") + ".";
+  std::vector<Entry> entries{{"a/data.pkl", pickle}, {"a/data/0", numbers}};
+  for (int i = 0; i < 32'700; ++i) entries.push_back({std::to_string(100'000 + i) + std::string(74, 'e'), ""});
+  return zip(entries);
+}
+std::string one_name_for_all() {
+  std::string pairs;
+  for (int i = 0; i < 19'000; ++i) pairs += std::string("h\1h\2", 4);
+  return pickled("\x80\x02}(" + text(std::string(1'000'000, 'n')) + "q\1" + good + "q\2" + pairs + "u.");
+}
+
 struct Row {
   std::string name;
   std::function<std::string()> file;
@@ -145,6 +164,11 @@ INSTANTIATE_TEST_SUITE_P(
               return zip({{"a/data.pkl", dict(good)}, {"a/byteorder", "big"}, {"a/data/0", numbers}});
             },
             {"little", "big"}},
+        Row{"EntriesWithoutEnd",
+            [] {
+              return zip(std::vector<Entry>(33'000, {"a", ""}));
+            },
+            {"32768 entries", "33000"}},
         Row{"DirectoryBeyondTheFile", changed(6, bytes(~0U)), {"directory within the file"}},
         Row{"DirectoryOfAGigabyte", changed(10, bytes(1U << 30)), {"directory within the file"}},
         Row{"MoreEntriesThanThereAre", changed(12, bytes(std::uint16_t{9})), {"directory of 9 entries", "no entry 2"}},
@@ -209,20 +233,28 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"PutsIntoANumber", [] { return pickled("\x80\x02K\1(" + text("x") + good + "u."); }, {"dict", "an int"}},
         Row{"RecallsNothing", [] { return pickled("\x80\x02h\7."); }, {"memory 7", "none"}},
         Row{"MemorisesFarAway", [] { return pickled("\x80\x02Nr" + bytes(~0U) + "."); }, {"memories"}},
-        Row{"MemorisesForever", [] { return pickled("\x80\x04N" + repeated(30'000'000, "\x94") + "."); }, {"memories"}},
+        Row{"MemorisesForever", [] { return pickled("\x80\x04N" + repeated(8'000'000, "\x94") + "."); }, {"memories"}},
         Row{"RecallsForever",
             [] {
-              return pickled("\x80\x02Nq" + std::string(1, '\0') + repeated(10'000'000, std::string("h\0", 2)) + ".");
+              return pickled("\x80\x02Nq" + std::string(1, '\0') + repeated(4'000'000, std::string("h\0", 2)) + ".");
             },
             {"values"}},
-        Row{"NestsForever", [] { return pickled("\x80\x02)" + repeated(30'000'000, "\x85") + "."); }, {"values"}},
-        Row{"MarksForever", [] { return pickled("\x80\x02" + repeated(30'000'000, "(") + "."); }, {"1000 marks"}},
-        Row{"MakesListsForever", [] { return pickled("\x80\x02" + repeated(30'000'000, "]") + "."); }, {"lists"}},
+        Row{"NestsForever", [] { return pickled("\x80\x02)" + repeated(8'000'000, "\x85") + "."); }, {"parts"}},
+        Row{"MarksForever", [] { return pickled("\x80\x02" + repeated(8'000'000, "(") + "."); }, {"1000 marks"}},
+        Row{"MakesListsForever", [] { return pickled("\x80\x02" + repeated(8'000'000, "]") + "."); }, {"lists"}},
         Row{"TextOfAGigabyte", [] { return pickled("\x80\x02X" + bytes(1U << 30)); }, {"texts within", "1073741824"}},
         Row{"TextOfTwoTo60", [] { return pickled("\x80\x04\x8d" + bytes(1ULL << 60)); }, {"texts within"}},
-        Row{"TextsOf20Megabytes",
-            [] { return pickled("\x80\x02" + repeated(20, text(std::string(1 << 20, 'x')))); },
+        Row{"TextsOf7Megabytes",
+            [] { return pickled("\x80\x02" + repeated(7, text(std::string(1 << 20, 'x')))); },
             {"texts within"}},
+        Row{"RefersToItsListsForever",
+            [] {
+              const std::string list = "](" + repeated(500'000, std::string("h\0", 2)) + "e";
+              return pickled("\x80\x02Nq" + std::string(1, '\0') + repeated(7, list) + ".");
+            },
+            {"parts"}},
+        Row{"OneNameForAllTensors", one_name_for_all, {"names of 4194304 bytes"}},
+        Row{"AllLimitsAtOnce", all_at_once, {"19998nnn", "once"}},
         Row{"OfFortyMegabytes",
             [] { return pickled("\x80\x02" + repeated(40'000'000, "N")); },
             {"data.pkl of at most"}}),

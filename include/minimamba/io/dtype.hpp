@@ -54,6 +54,7 @@ inline constexpr std::array<DTypeName, 18> dtype_names{{{DType::F64, "F64", 8},
 
 inline constexpr std::size_t most_tensors = 20'000;  // of all files of a checkpoint together
 inline constexpr std::size_t most_dimensions = 8;
+inline constexpr std::size_t most_name_bytes = std::size_t{4} << 20;  // of all names in a file
 
 /// Calls body(T()) with the C++ type of a floating-point dtype; false for other dtypes.
 template <class Body>

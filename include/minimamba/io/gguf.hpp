@@ -1,5 +1,6 @@
 // The GGUF format of llama.cpp, versions 2 and 3: metadata, a table of tensors, and their numbers at aligned offsets.
-// Nothing in a file is believed before it is checked; what is kept of its metadata takes at most 32 MiB.
+// Nothing in a file is believed before it is checked; what is kept of its metadata takes at most 32 MiB, the table
+// included.
 #ifndef MINIMAMBA_IO_GGUF_HPP
 #define MINIMAMBA_IO_GGUF_HPP
 
@@ -115,13 +116,15 @@ class GgufHeader {
     kept_ += static_cast<std::size_t>(count * size_of_each);
   }
 
+  /// A longer text than its object holds lies in a block of memory of its own.
   std::string read_text(const std::string& key, std::uint64_t longest) {
     const auto length = bytes_.value<std::uint64_t>();
+    const std::string subject = key.empty() ? "a name" : key;
     if (length > bytes_.left() || length > longest) {
-      refuse_key(key.empty() ? "a name" : key, "a text within the file and of at most " + std::to_string(longest),
+      refuse_key(subject, "a text within the file and of at most " + std::to_string(longest),
                  std::to_string(length) + " bytes");
     }
-    keep(key, length, 1);
+    keep(subject, length < sizeof(std::string) / 2 ? 0 : length + 24, 1);
     std::string text(static_cast<std::size_t>(length), '\0');
     bytes_.read(std::as_writable_bytes(std::span(text)));
     return text;
@@ -131,7 +134,7 @@ class GgufHeader {
     std::string key = read_text("", longest_gguf_name);
     if (metadata.contains(key)) refuse_key(key, "every key once", "it again");
     const auto type = static_cast<GgufType>(bytes_.value<std::uint32_t>());
-    keep(key, 1, sizeof(GgufValue) + 64);  // with what the map adds to it
+    keep(key, 1, sizeof(GgufValue) + sizeof(std::string) + 64);  // with what the map adds to it
     GgufValue value = type == GgufType::list ? read_list(key) : read_single(key, type);
     metadata.emplace(std::move(key), std::move(value));
   }
@@ -227,6 +230,7 @@ class GgufHeader {
   void read_tensor() {
     StoredTensor tensor;
     tensor.name = read_text("", longest_gguf_name);
+    keep(tensor.name, 1, tensor.name.size() + 3 * sizeof(StoredTensor) + 64);  // it is also the key of a map
     const auto dimensions = bytes_.value<std::uint32_t>();
     if (dimensions > most_dimensions) {
       refuse_tensor(tensor.name, "at most " + std::to_string(most_dimensions) + " dimensions",
@@ -283,8 +287,9 @@ inline GgufMetadata read_gguf(ByteSource source, TensorSet& set) {
   const std::uint64_t size = source.size();
   const std::string file = source.name();
   const std::size_t index = joined.add_source(std::move(source));
-  std::sort(header.tensors.begin(), header.tensors.end(),
-            [](const StoredTensor& a, const StoredTensor& b) { return a.begin < b.begin; });
+  std::sort(header.tensors.begin(), header.tensors.end(), [](const StoredTensor& a, const StoredTensor& b) {
+    return std::pair(a.begin, a.size()) < std::pair(b.begin, b.size());
+  });
   std::uint64_t end = header.data;
   for (StoredTensor& tensor : header.tensors) {
     const std::uint64_t bytes = *detail::tensor_bytes(tensor.dtype, tensor.shape);

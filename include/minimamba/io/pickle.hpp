@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <iterator>
 #include <span>
 #include <string>
@@ -28,8 +29,8 @@ struct PickleValue {
   enum class Kind : std::uint8_t { none, boolean, integer, real, text, tuple, list, dict, global, storage, tensor };
 
   Kind kind = Kind::none;
-  std::int64_t number = 0;             // of an integer or boolean; of a list or dict, which of the growing ones it is
-  std::uint32_t first = 0, count = 0;  // of a text or global, its characters; of the others, the values it is made of
+  std::uint32_t count = 0;  // of a text, characters; of a tuple, storage or tensor, the values it is made of
+  std::int64_t number = 0;  // of an integer or boolean; of a list, dict or global, which it is; else where those begin
 };
 
 class Pickle {
@@ -44,13 +45,16 @@ class Pickle {
   }
 
   const PickleValue& root() const { return values_[stack_.front()]; }
+  /// Of a text, or of a global with a space behind its module.
   std::string_view text(const PickleValue& value) const {
-    return std::string_view(characters_).substr(value.first, value.count);
+    const auto first = static_cast<std::size_t>(value.number);
+    return value.kind == Kind::global ? globals[first] : std::string_view(characters_).substr(first, value.count);
   }
   /// Of a tuple, storage or tensor its parts; of a dict keys and values in turn.
   std::span<const std::uint32_t> parts(const PickleValue& value) const {
-    if (value.kind == Kind::list || value.kind == Kind::dict) return growing_[static_cast<std::size_t>(value.number)];
-    return std::span(parts_).subspan(value.first, value.count);
+    const auto first = static_cast<std::size_t>(value.number);
+    if (value.kind == Kind::list || value.kind == Kind::dict) return growing_[first];
+    return std::span(parts_).subspan(first, value.count);
   }
   const PickleValue& operator[](std::uint32_t index) const { return values_[index]; }
 
@@ -61,8 +65,10 @@ class Pickle {
   }
 
  private:
-  static constexpr std::size_t most_values = 700'000, most_characters = std::size_t{8} << 20, most_marks = 1000,
-                               most_containers = 100'000;
+  // A tensor takes some 20 values and 20 parts, and what lies beside it may take as many. Together these are less than
+  // 30 MiB; no tuple, list or dict has parts that are not counted.
+  static constexpr std::size_t most_values = 600'000, most_characters = std::size_t{4} << 20, most_marks = 1000,
+                               most_containers = 60'000;
   static constexpr std::string_view globals[] = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",
                                                  "torch FloatStorage",      "torch HalfStorage",
                                                  "torch BFloat16Storage",   "torch DoubleStorage",
@@ -75,6 +81,11 @@ class Pickle {
     if (count >= most) refuse("a pickle of at most " + std::to_string(most) + " " + what, "more");
   }
 
+  void count_parts(std::size_t count) {
+    limit(counted_parts_ + count, most_values, "parts");
+    counted_parts_ += count;
+  }
+
   void push(std::uint32_t index) {
     limit(stack_.size(), most_values, "values");
     stack_.push_back(index);
@@ -83,6 +94,9 @@ class Pickle {
     limit(values_.size(), most_values, "values");
     values_.push_back(value);
     push(static_cast<std::uint32_t>(values_.size() - 1));
+  }
+  void make_range(Kind kind, std::size_t first, std::size_t count) {
+    make({.kind = kind, .count = static_cast<std::uint32_t>(count), .number = static_cast<std::int64_t>(first)});
   }
   void make_number(Kind kind, std::int64_t number) { make({.kind = kind, .number = number}); }
   void make_growing(Kind kind) {
@@ -98,16 +112,16 @@ class Pickle {
     const std::size_t first = characters_.size();
     characters_.resize(first + static_cast<std::size_t>(size));
     bytes_.read(std::as_writable_bytes(std::span(characters_).subspan(first)));
-    make({.kind = kind, .first = static_cast<std::uint32_t>(first), .count = static_cast<std::uint32_t>(size)});
+    make_range(kind, first, static_cast<std::size_t>(size));
   }
   /// Takes the upper `count` values from the stack and makes one of them.
   void make_of(Kind kind, std::size_t count) {
     need(count);
-    limit(parts_.size() + count, 4 * most_values, "parts");
-    const auto first = static_cast<std::uint32_t>(parts_.size());
+    count_parts(count);
+    const std::size_t first = parts_.size();
     parts_.insert(parts_.end(), stack_.end() - static_cast<std::ptrdiff_t>(count), stack_.end());
     stack_.resize(stack_.size() - count);
-    make({.kind = kind, .first = first, .count = static_cast<std::uint32_t>(count)});
+    make_range(kind, first, count);
   }
 
   /// What lies above the last mark is at hand, and no more.
@@ -135,7 +149,7 @@ class Pickle {
       refuse(kind == Kind::dict ? "keys and values for a dict" : "values for a list", name_of(container.kind));
     }
     auto& contents = growing_[static_cast<std::size_t>(container.number)];
-    limit(contents.size() + count, 4 * most_values, "parts");
+    count_parts(count);
     contents.insert(contents.end(), stack_.end() - static_cast<std::ptrdiff_t>(count), stack_.end());
     stack_.resize(stack_.size() - count);
   }
@@ -155,15 +169,14 @@ class Pickle {
   }
 
   void make_global(const std::string& name) {
-    if (std::find(std::begin(globals), std::end(globals), name) == std::end(globals)) {
+    const auto place = std::find(std::begin(globals), std::end(globals), name);
+    if (place == std::end(globals)) {
       std::string dotted = name;
       std::replace(dotted.begin(), dotted.end(), ' ', '.');
       refuse("a state dict of tensors, which needs no other name than those of torch's tensors and OrderedDict",
              "\"" + printable(dotted, 100) + "\"");
     }
-    const auto first = static_cast<std::uint32_t>(characters_.size());
-    characters_ += name;
-    make({.kind = Kind::global, .first = first, .count = static_cast<std::uint32_t>(name.size())});
+    make_number(Kind::global, place - std::begin(globals));
   }
   std::string read_line() {
     std::string line;
@@ -189,7 +202,7 @@ class Pickle {
     const bool is_global = function.kind == Kind::global && arguments.kind == Kind::tuple;
     if (is_global && text(function) == globals[0] && arguments.count == 0) return make_growing(Kind::dict);
     if (is_global && text(function) == globals[1]) {
-      return make({.kind = Kind::tensor, .first = arguments.first, .count = arguments.count});
+      return make({.kind = Kind::tensor, .count = arguments.count, .number = arguments.number});
     }
     refuse("a call that makes a tensor or an empty OrderedDict", "another");
   }
@@ -203,7 +216,7 @@ class Pickle {
     need(1);
     const PickleValue id = values_[pop()];
     if (id.kind != Kind::tuple) refuse("a storage's tuple", name_of(id.kind));
-    make({.kind = Kind::storage, .first = id.first, .count = id.count});
+    make({.kind = Kind::storage, .count = id.count, .number = id.number});
   }
   void make_long() {
     const auto size = bytes_.value<std::uint8_t>();
@@ -314,12 +327,13 @@ class Pickle {
 
   std::string file_;
   SequentialBytes bytes_;
-  std::vector<PickleValue> values_;
+  std::deque<PickleValue> values_;  // which never lie twice in memory
   std::vector<std::uint32_t> stack_, memory_, parts_;
   std::vector<std::size_t> marks_;                   // sizes of the stack
   std::vector<std::vector<std::uint32_t>> growing_;  // contents of lists and dicts
   std::string characters_;
   std::uint64_t memorised_ = 0;
+  std::size_t counted_parts_ = 0;  // of all values
   bool done_ = false;
 };
 

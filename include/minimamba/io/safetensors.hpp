@@ -30,7 +30,6 @@ namespace detail {
 
 inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
 inline constexpr std::size_t most_shards = 1024;
-inline constexpr std::size_t most_name_bytes = std::size_t{4} << 20;  // of all names in a header
 inline constexpr std::size_t most_metadata_bytes = std::size_t{16} << 20;
 inline constexpr std::uint64_t most_index_bytes = std::uint64_t{8} << 20;
 inline constexpr std::size_t longest_file_name = 255;

@@ -62,9 +62,12 @@ class TorchBin {
     const auto parts = pickle.parts(pickle.root());
     if (parts.size() / 2 > most_tensors) refuse("at most " + std::to_string(most_tensors) + " tensors", "more");
     std::vector<StoredTensor> tensors;
+    std::size_t name_bytes = 0;
     for (std::size_t i = 0; i + 1 < parts.size(); i += 2) {
       const PickleValue &key = pickle[parts[i]], &value = pickle[parts[i + 1]];
       if (key.kind != Kind::text) refuse("names for keys", Pickle::name_of(key.kind));
+      name_bytes += key.count;  // which one text may have for many tensors
+      if (name_bytes > most_name_bytes) refuse("names of " + std::to_string(most_name_bytes) + " bytes in all", "more");
       const std::string name(pickle.text(key));
       if (value.kind != Kind::tensor) {
         refuse_tensor(name, "a tensor, as all of a state dict are", Pickle::name_of(value.kind));
@@ -76,7 +79,7 @@ class TorchBin {
 
  private:
   using Kind = PickleValue::Kind;
-  static constexpr std::uint64_t most_pickle_bytes = std::uint64_t{32} << 20;
+  static constexpr std::uint64_t most_pickle_bytes = std::uint64_t{8} << 20;
 
   [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
     throw FormatError(source_.name(), expected, found);

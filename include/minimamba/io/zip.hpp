@@ -42,7 +42,7 @@ class ZipDirectory {
 
  private:
   static constexpr std::uint64_t end_bytes = 22, longest_comment = 65535, locator_bytes = 20, end64_bytes = 56;
-  static constexpr std::uint64_t most_entries = 65535, most_directory_bytes = std::uint64_t{16} << 20;
+  static constexpr std::uint64_t most_entries = 32768, most_directory_bytes = std::uint64_t{4} << 20;
   static constexpr std::uint32_t local_magic = 0x04034b50, entry_magic = 0x02014b50, end_magic = 0x06054b50,
                                  end64_magic = 0x06064b50, locator_magic = 0x07064b50;
   static constexpr std::uint32_t saturated = 0xFFFFFFFF;
@@ -79,7 +79,7 @@ class ZipDirectory {
     limit_ = size - tail_size + *end;
     read_end64();
     if (offset_ > limit_ || bytes_ > limit_ - offset_ || bytes_ > most_directory_bytes || count_ > most_entries) {
-      refuse("a directory within the file, of at most 65535 entries and 16 MiB",
+      refuse("a directory within the file, of at most 32768 entries and 4 MiB",
              std::to_string(count_) + " entries in " + std::to_string(bytes_) + " bytes at " + std::to_string(offset_));
     }
   }
