@@ -204,6 +204,41 @@ TEST(SavingGguf, CarriesMetadataOfEveryKind) {
   for (const auto& [key, value] : extra) EXPECT_TRUE(read.at(key) == value) << key;
 }
 
+TEST(Gguf, GivesTheModelAnAOfAnyMagnitudeBitForBit) {
+  const Folder folder;
+  const MambaConfig config{.d_model = 32, .n_layer = 2, .vocab_size = 30};
+  Model written(config);
+  Random random(1);
+  const std::size_t count = written.layers[0].mixer.A.size();
+  std::vector<std::vector<float>> all;
+  for (auto& layer : written.layers) {
+    auto& values = all.emplace_back();
+    for (std::size_t i = 0; i < count; ++i) {
+      values.push_back(-static_cast<float>(std::pow(10, random.uniform(-30, 10))));
+    }
+    layer.mixer.A.upload(written.backend(), 0, View<const float>(values.data(), 64, 16));
+  }
+  save_gguf(written, folder / "model.gguf");
+  const auto expect_a = [&](const auto& model) {
+    using Scalar = typename std::decay_t<decltype(model)>::ScalarType;
+    std::vector<Scalar> found(count);
+    for (std::size_t layer = 0; layer < all.size(); ++layer) {
+      model.layers[layer].mixer.A.download(model.backend(), 0, View<Scalar>(found.data(), 64, 16));
+      for (std::size_t i = 0; i < count; ++i) ASSERT_EQ(found[i], static_cast<Scalar>(all[layer][i])) << i;
+    }
+  };
+  const auto model = load<Model>(folder / "model.gguf");
+  expect_a(model);
+  expect_a(model.clone());
+  expect_a(load<Mamba<double>>(folder / "model.gguf"));
+  EXPECT_TRUE(identical(logits_of(model), logits_of(written)));
+  EXPECT_TRUE(identical(logits_of(model.clone()), logits_of(written)));
+  save_gguf(model, folder / "again.gguf");
+  EXPECT_TRUE(read_text(folder / "again.gguf") == read_text(folder / "model.gguf"));
+  save_gguf(open_checkpoint(folder / "model.gguf"), folder / "again.gguf");
+  EXPECT_TRUE(read_text(folder / "again.gguf") == read_text(folder / "model.gguf"));
+}
+
 TEST(LogarithmOfA, MakesTheSameAAgain) {
   Random random(1);
   for (int i = 0; i < 200'000; ++i) {

@@ -3,6 +3,7 @@
 #define MINIMAMBA_IO_CHECKPOINT_HPP
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -59,15 +60,25 @@ struct Checkpoint {
   /// FormatError, or CheckpointError for numbers that it cannot have.
   template <class Scalar>
   void read(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
+    if (format != CheckpointFormat::gguf || !parameter.ends_with("A_log")) {
+      return tensors.read(*find(parameter), first, out);
+    }
+    read_a(parameter, first, out);
+    for (Scalar& a : out) a = detail::logarithm_of_a(a);
+  }
+
+  /// The same of A = -exp(A_log), which GGUF stores in place of A_log, the parameter that is named.
+  template <class Scalar>
+  void read_a(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
     const StoredTensor& stored = *find(parameter);
     tensors.read(stored, first, out);
-    if (format != CheckpointFormat::gguf || !parameter.ends_with("A_log")) return;
-    for (Scalar& a : out) {  // which GGUF stores in place of its logarithm
-      if (a > 0) {
+    for (Scalar& a : out) {
+      if (format != CheckpointFormat::gguf) {
+        a = static_cast<Scalar>(-std::exp(static_cast<double>(a)));
+      } else if (a > 0) {
         throw CheckpointError(tensors.source_name(stored) + ": " + stored.name, "numbers that are at most zero",
                               detail::number_text(static_cast<double>(a)));
       }
-      a = detail::logarithm_of_a(a);
     }
   }
 };

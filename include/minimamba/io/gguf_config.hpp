@@ -67,8 +67,8 @@ inline std::string gguf_name(std::string_view parameter) {
 }
 
 /// The A_log of which -exp is `a`. An A that was made from a float A_log, with an exponential rounded correctly, gives
-/// an A_log that makes it again, bit for bit; any other one is met within 4 units in the last place of a float, as long
-/// as it is above -2980.
+/// an A_log that makes it again, bit for bit. Any other one is met only as well as the logarithm's last place allows,
+/// so load gives the model A itself as well.
 template <class Scalar>
 Scalar logarithm_of_a(Scalar a) {
   const double logarithm = std::log(-static_cast<double>(a));

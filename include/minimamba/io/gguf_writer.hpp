@@ -240,21 +240,19 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   AtomicFile file(path);
   file.write(header);
   SaveProgress progress(options, path.string(), parameters.parameter_count());
-  std::size_t next = 0;
+  std::size_t next = 0, layer = 0;
   std::uint64_t end = 0;
   parameters.for_each([&](std::string_view name, const Extents& parameter, bool, auto&& pieces) {
     const StoredTensor& tensor = tensors[next++];
     constexpr char zeros[gguf_alignment] = {};
     file.write(std::string_view(zeros, static_cast<std::size_t>(tensor.begin - end)));
     end = tensor.begin + *tensor_bytes(tensor.dtype, tensor.shape);
-    pieces([&](std::size_t, auto piece) {
-      using Scalar = std::remove_reference_t<decltype(piece(0, 0))>;
-      if (name.ends_with("A_log")) {  // GGUF holds A
-        for (Scalar& x : std::span(piece.data(), piece.rows() * piece.cols()))
-          x = static_cast<Scalar>(-std::exp(static_cast<double>(x)));
-      }
-      write_gguf_rows(file, tensor.dtype, piece);
-    });
+    const auto write = [&](std::size_t, auto piece) { write_gguf_rows(file, tensor.dtype, piece); };
+    if (name.ends_with("A_log")) {  // GGUF holds A
+      parameters.a_pieces(layer++, write);
+    } else {
+      pieces(write);
+    }
     progress.add(parameter.size());
   });
   file.commit();

@@ -135,6 +135,20 @@ inline void check_tied_head(const Checkpoint& checkpoint) {
   }
 }
 
+/// Of GGUF, A as the file has it: what is made of its logarithm may differ in the last places.
+template <class Model>
+void load_a(const Checkpoint& checkpoint, Model& model) {
+  using Scalar = typename Model::ScalarType;
+  for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+    auto& a = model.layers[layer].mixer.A;
+    const std::string name = "layers." + std::to_string(layer) + ".mixer.A_log";
+    in_pieces<Scalar>(a.rows(), a.cols(), [&](std::size_t first, View<Scalar> piece) {
+      checkpoint.read_a(name, first * a.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+      a.upload(model.backend(), first, piece);
+    });
+  }
+}
+
 }  // namespace detail
 
 /// The same from a checkpoint that has been opened.
@@ -161,6 +175,7 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
       },
       model);
   model.refresh();
+  if (checkpoint.format == CheckpointFormat::gguf) detail::load_a(checkpoint, model);
   return model;
 }
 

@@ -67,6 +67,15 @@ class ModelParameters {
         },
         model_);
   }
+  /// The pieces of a layer's A.
+  template <class Body>
+  void a_pieces(std::size_t layer, Body&& body) const {
+    const auto& a = model_.layers[layer].mixer.A;
+    in_pieces<Scalar>(a.rows(), a.cols(), [&](std::size_t first, View<Scalar> piece) {
+      a.download(model_.backend(), first, piece);
+      body(first, piece);
+    });
+  }
 
  private:
   const Model& model_;
@@ -100,6 +109,15 @@ class CheckpointParameters {
           });
         },
         shapes_);
+  }
+  template <class Body>
+  void a_pieces(std::size_t layer, Body&& body) const {
+    const auto& a_log = shapes_.layers[layer].mixer.A_log;
+    const std::string name = "layers." + std::to_string(layer) + ".mixer.A_log";
+    in_pieces<double>(a_log.rows(), a_log.cols(), [&](std::size_t first, View<double> piece) {
+      checkpoint_.read_a(name, first * a_log.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+      body(first, piece);
+    });
   }
 
  private:

@@ -60,6 +60,9 @@ class Mamba {
     allocate_parameters(copy, copy.backend_);
     copy_parameters(*this, backend_, copy, copy.backend_);
     copy.refresh();
+    for (std::size_t i = 0; i < layers.size(); ++i) {  // A may be more exact than what refresh makes of A_log
+      backend_.copy(std::as_const(layers[i].mixer.A).view(), copy.layers[i].mixer.A.view());
+    }
     return copy;
   }
 
@@ -106,7 +109,8 @@ class Mamba {
     }
   }
 
-  /// Recomputes what is derived from the parameters; call it after changing them.
+  /// Recomputes what is derived from the parameters; call it after changing them. A model from a GGUF file has its A
+  /// from there, which this may change in the last places.
   void refresh() {
     for (auto& layer : layers) layer.mixer.refresh(backend_);
   }

@@ -59,7 +59,7 @@ struct S6 {
   Tensor<Backend<Scalar>> D;                  // [E]
   Linear<Scalar, Backend, Weight> out_proj;   // [D, E]
 
-  Tensor<Backend<Scalar>> A;  // [E, N], derived from A_log by refresh()
+  Tensor<Backend<Scalar>> A;  // [E, N], derived from A_log by refresh(), or what a GGUF file has
 
   S6() = default;
   /// Shapes only: see allocate_parameters and initialize. The configuration is a resolved one.
