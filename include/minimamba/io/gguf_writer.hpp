@@ -203,17 +203,17 @@ void write_gguf_rows(AtomicFile& file, DType dtype, View<Scalar> rows) {
   }
 }
 
-/// The tensors with their offsets within the data.
+/// The tensors with their offsets within the data. With the types that a model has itself, x_proj of a q8 model stays
+/// in 16 bits, as in SelectionFormat, and comes back as it was.
 template <class Parameters>
-std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matrices) {
+std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matrices, bool own_types) {
   std::vector<StoredTensor> tensors;
   std::uint64_t offset = 0;
   parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&&) {
     StoredTensor tensor{gguf_name(name), DType::F32, {parameter.shape().begin(), parameter.shape().end()}};
     if (tensor.shape.size() == 3) tensor.shape.erase(tensor.shape.begin() + 1);  // conv1d [E, 1, K]
-    // x_proj is kept in 16 bits where the others have 8, as in SelectionFormat.
-    const bool wider =
-        parameter.cols() % block_size_of(matrices) != 0 || (matrices == DType::Q8_0 && name.ends_with("x_proj.weight"));
+    const bool wider = parameter.cols() % block_size_of(matrices) != 0 ||
+                       (own_types && matrices == DType::Q8_0 && name.ends_with("x_proj.weight"));
     if (is_matrix) tensor.dtype = wider ? DType::F16 : matrices;
     tensor.begin = offset;
     offset += (*tensor_bytes(tensor.dtype, tensor.shape) + gguf_alignment - 1) / gguf_alignment * gguf_alignment;
@@ -231,7 +231,7 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     throw ArgumentError("matrices", "F32, F16, BF16, Q8_0 or Q4_0 in GGUF", std::string(name_of(matrices)));
   }
   const GgufMetadata metadata = gguf_metadata(parameters.config(), matrices, std::move(extra));
-  const std::vector<StoredTensor> tensors = gguf_tensors(parameters, matrices);
+  const std::vector<StoredTensor> tensors = gguf_tensors(parameters, matrices, !options.matrices);
   GgufHeaderWriter writer(tensors.size(), metadata.size());
   for (const auto& [key, value] : metadata) writer.pair(key, value);
   for (const StoredTensor& tensor : tensors) writer.tensor(tensor);
@@ -261,10 +261,11 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
 }  // namespace detail
 
 /// Saves a model as a GGUF file of version 3. The six matrices have the type that the options name, or the one of the
-/// model's weight format; those whose rows are no multiple of 32 numbers are F16 where others are Q8_0 or Q4_0; all
-/// else is F32. `metadata` is added to what describes the model: the tokenizer, for example, whose keys begin with
-/// "tokenizer.". Without one a model with 256 tokens gets the 256 bytes, and others are marked as having none. Throws
-/// FileError, and ArgumentError for a model that was moved from or another type; an old file is then as before.
+/// model's weight format; those whose rows are no multiple of 32 numbers are F16 where others are Q8_0 or Q4_0, and so
+/// is x_proj of a q8 model, which has it in 16 bits, unless the options name a type; all else is F32. `metadata` is
+/// added to what describes the model: the tokenizer, for example, whose keys begin with "tokenizer.". Without one a
+/// model with 256 tokens gets the 256 bytes, and others are marked as having none. Throws FileError, and ArgumentError
+/// for a model that was moved from or another type; an old file is then as before.
 template <class Model>
 void save_gguf(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {},
                const GgufMetadata& metadata = {}) {
