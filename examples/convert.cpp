@@ -14,6 +14,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -112,11 +113,21 @@ void print_info(const minimamba::Checkpoint& checkpoint) {
   print_tensors(checkpoint);
 }
 
-/// The type of most numbers in the matrices, where the output can have it.
+/// The type that all matrices have, if the output can have it; else F32, or F64 where one has that and the output can.
+/// In GGUF, F16 stands in for rows that are no whole blocks of 32 numbers.
 DType own_type(const minimamba::Checkpoint& checkpoint, bool gguf) {
-  const DType type = checkpoint.find("embedding.weight")->dtype;
-  if (type == DType::F16 || type == DType::BF16) return type;
-  return gguf && (type == DType::Q8_0 || type == DType::Q4_0) ? type : DType::F32;
+  std::set<DType> all, of_ragged_rows;
+  const minimamba::detail::CheckpointParameters parameters(checkpoint);
+  parameters.for_each([&](std::string_view name, const auto& parameter, bool is_matrix, auto&&) {
+    if (is_matrix) (parameter.cols() % 32 == 0 ? all : of_ragged_rows).insert(checkpoint.find(name)->dtype);
+  });
+  const bool blocks = all == std::set{DType::Q8_0} || all == std::set{DType::Q4_0};
+  if (blocks) of_ragged_rows.erase(DType::F16);
+  all.merge(of_ragged_rows);
+  if (!gguf && all.contains(DType::F64)) return DType::F64;
+  const DType type = *all.begin();
+  const bool narrow = type == DType::F16 || type == DType::BF16 || (gguf && blocks);
+  return narrow && all.size() == 1 ? type : DType::F32;
 }
 
 /// The files of a Hugging Face tokenizer that travel with a model.
@@ -237,8 +248,9 @@ int main(int argc, char** argv) {
   auto* output = app.add_option("output", arguments.output, "Folder to make, or a file named *.gguf");
   std::set<std::string> names;
   for (const auto& [name, type] : types) names.insert(name);
-  app.add_option("--type", arguments.type,
-                 "How the matrices are stored; without it as in the input where that is possible")
+  app.add_option(
+         "--type", arguments.type,
+         "How the matrices are stored; without it as in the input where all have one type that is possible, else F32")
       ->check(CLI::IsMember(names));
   app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json to carry along, in place of the input's own");
   app.add_flag("--force", arguments.force, "Overwrite a model that is there");

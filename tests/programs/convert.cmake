@@ -32,6 +32,22 @@ expect(0 "matrices in BF16" ${WORK}/narrow.gguf ${WORK}/narrow)
 expect(0 "in_proj.weight +BF16.*norm.weight +F32" --info ${WORK}/narrow)
 expect(0 "matrices in Q8_0" ${DATA}/tiny-official ${WORK}/q8.gguf --type q8_0)
 expect(0 "matrices in F16" ${WORK}/q8.gguf ${WORK}/wide --type f16)
+expect(0 "matrices in Q8_0" ${WORK}/q8.gguf ${WORK}/q8-again.gguf)
+expect_same(${WORK}/q8.gguf ${WORK}/q8-again.gguf)
+expect(0 "matrices in F32" ${WORK}/q8.gguf ${WORK}/q8-folder)
+expect(0 "matrices in F64" ${DATA}/odd-hf ${WORK}/f64 --type f64)
+expect(0 "matrices in F64" ${WORK}/f64 ${WORK}/f64-again)
+expect(0 "matrices in F32" ${WORK}/f64 ${WORK}/f64.gguf)
+
+# Where matrices have several types, none is narrowed.
+file(COPY ${DATA}/tiny-bf16/config.json DESTINATION ${WORK}/mixed)
+execute_process(COMMAND sed -e "s/\"BF16\"/\"F16\" /" ${DATA}/tiny-bf16/model.safetensors
+                COMMAND_ERROR_IS_FATAL ANY OUTPUT_FILE ${WORK}/mixed/model.safetensors)
+expect(0 "embeddings.weight +F16.*in_proj.weight +BF16" --info ${WORK}/mixed)
+expect(0 "matrices in F32" ${WORK}/mixed ${WORK}/mixed.gguf)
+execute_process(COMMAND sed -e "s/backbone.embeddings/backbone.embeddinks/" ${DATA}/tiny-bf16/model.safetensors
+                COMMAND_ERROR_IS_FATAL ANY OUTPUT_FILE ${WORK}/mixed/model.safetensors)
+expect(1 "backbone.embedding.weight" ${WORK}/mixed ${WORK}/missing)
 
 # A tokenizer goes along.
 file(WRITE ${WORK}/back/tokenizer_config.json "{}")
