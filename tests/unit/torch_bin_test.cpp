@@ -74,6 +74,18 @@ TEST(TorchBin, OfTheOldFormatIsRefusedWithTheLineThatConvertsIt) {
   } catch (const FormatError& error) {
     support::expect_words(error.what(), {"legacy.bin", "1.6", "torch.save(torch.load(", "older format"});
   }
+  // Also where a frame of protocol 4 comes first, and no config.json lies beside it.
+  std::string file = support::read_text(data_folder / "torch" / "legacy.bin");
+  file.insert(2, "\x95" + std::string(8, '\1'));
+  file[1] = 4;
+  const Folder folder;
+  support::write_text(folder / "old.bin", file);
+  try {
+    load<Model>(folder / "old.bin");
+    ADD_FAILURE() << "accepted";
+  } catch (const FormatError& error) {
+    support::expect_words(error.what(), {"old.bin", "1.6", "torch.save(torch.load(", "older format"});
+  }
 }
 
 }  // namespace

@@ -130,6 +130,7 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
     checkpoint.config = detail::gguf_config(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name);
     return checkpoint;
   }
+  if (is_legacy_torch(source)) detail::refuse_legacy_torch(source);  // whether or not it has a configuration
   const ByteSource config = ByteSource::open(checkpoint.folder / "config.json");
   const detail::ConfigFile settings = detail::read_config_file(config);
   checkpoint.config = settings.config;

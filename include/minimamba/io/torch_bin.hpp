@@ -26,17 +26,25 @@ namespace minimamba::inline MINIMAMBA_ISA {
 inline bool is_zip(const ByteSource& source) {
   return source.size() >= 4 && source.read_value<std::uint32_t>(0) == 0x04034b50;
 }
-/// Whether it is what torch.save wrote before version 1.6: a pickle that begins with a certain number.
+/// Whether it is what torch.save wrote before version 1.6: a pickle of a certain number. From protocol 4 on a frame of
+/// 9 bytes stands before that.
 inline bool is_legacy_torch(const ByteSource& source) {
-  constexpr std::array<std::uint8_t, 14> beginning{0x80, 2,    0x8A, 10,   0x6C, 0xFC, 0x9C,
-                                                   0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19};
-  std::array<std::uint8_t, 14> found{};
-  if (source.size() < found.size()) return false;
-  source.read(0, std::as_writable_bytes(std::span(found)));
-  return std::equal(found.begin() + 2, found.end(), beginning.begin() + 2) && found[0] == beginning[0];
+  constexpr std::array<std::uint8_t, 12> number{0x8A, 10, 0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19};
+  if (source.size() < 2 + 9 + number.size() || source.read_value<std::uint8_t>(0) != 0x80) return false;
+  std::array<std::uint8_t, number.size()> found{};
+  const bool framed = source.read_value<std::uint8_t>(2) == 0x95;
+  source.read(framed ? 2 + 9 : 2, std::as_writable_bytes(std::span(found)));
+  return found == number;
 }
 
 namespace detail {
+
+[[noreturn]] inline void refuse_legacy_torch(const ByteSource& source) {
+  throw FormatError(source.name(),
+                    "what torch.save writes since version 1.6 (convert it in Python: torch.save(torch.load(\"" +
+                        printable(source.name()) + "\", map_location=\"cpu\"), \"pytorch_model.bin\"))",
+                    "its older format");
+}
 
 class TorchBin {
  public:
@@ -185,12 +193,7 @@ class TorchBin {
 
 /// read_torch_bin; but the set may hold some of the tensors when this throws.
 inline std::size_t add_torch_bin(ByteSource source, TensorSet& set) {
-  if (is_legacy_torch(source)) {
-    throw FormatError(source.name(),
-                      "what torch.save writes since version 1.6 (convert it in Python: torch.save(torch.load(\"" +
-                          printable(source.name()) + "\", map_location=\"cpu\"), \"pytorch_model.bin\"))",
-                      "its older format");
-  }
+  if (is_legacy_torch(source)) refuse_legacy_torch(source);
   std::vector<StoredTensor> tensors = TorchBin(source).tensors();
   if (tensors.size() > most_tensors - std::min(most_tensors, set.tensors().size())) {
     throw FormatError(source.name(), "at most " + std::to_string(most_tensors) + " tensors in a checkpoint", "more");
