@@ -35,6 +35,32 @@ TEST(TorchBin, IsToldByItsContent) {
   EXPECT_EQ(open_checkpoint(folder.path()).format, CheckpointFormat::torch);
   fs::copy_file(data_folder / "odd-hf" / "model.safetensors", folder / "weights.bin");
   EXPECT_EQ(open_checkpoint(folder / "weights.bin").format, CheckpointFormat::safetensors);
+  for (const char* const name : {"model.safetensors", "weights.bin"}) {
+    const CheckpointFormat format = open_checkpoint(folder / name).format;
+    fs::rename(folder / name, folder / "weights.json");
+    EXPECT_EQ(open_checkpoint(folder / "weights.json").format, format) << name;
+  }
+}
+
+TEST(TorchBin, OfAnotherNameIsFoundWhereItIsTheOnlyFileOfWeights) {
+  const Folder folder;
+  fs::copy_file(data_folder / "odd-hf" / "config.json", folder / "config.json");
+  EXPECT_THROW(open_checkpoint(folder.path()), FileError);
+  for (const char* const name : {"a.pth", "a.pt", "a.bin"}) {
+    fs::copy_file(data_folder / "torch" / "tied" / "pytorch_model.bin", folder / name);
+    EXPECT_EQ(open_checkpoint(folder.path()).weights_name, (folder / name).string());
+    if (std::string(name) != "a.bin") fs::remove(folder / name);
+  }
+  fs::copy_file(data_folder / "odd-hf" / "model.safetensors", folder / "weights.safetensors");
+  EXPECT_EQ(open_checkpoint(folder.path()).format, CheckpointFormat::safetensors);
+  fs::remove(folder / "weights.safetensors");
+  support::write_text(folder / "b.pt", "");
+  try {
+    open_checkpoint(folder.path());
+    ADD_FAILURE() << "accepted";
+  } catch (const FileError& error) {
+    support::expect_words(error.what(), {"pytorch_model.bin", "2 files *.bin"});
+  }
 }
 
 TEST(TorchBin, OfEveryTypeAndPartOfAStorageIsRead) {

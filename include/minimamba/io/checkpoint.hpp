@@ -85,23 +85,36 @@ struct Checkpoint {
 
 namespace detail {
 
-/// The file of weights in a folder: one of the names that they usually have, or the only GGUF file.
+/// The file of weights in a folder: one of the names that they usually have, or else the only file of its kind.
 inline std::filesystem::path weights_in(const std::filesystem::path& folder) {
   for (const char* const name :
        {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}) {
     if (is_there(folder / name)) return folder / name;
   }
-  const std::vector<std::filesystem::path> files = gguf_files_in(folder);
-  if (files.size() == 1) return files.front();
-  throw FileError(folder.string(), "model.safetensors, pytorch_model.bin, either's .index.json, or one file *.gguf",
-                  files.empty() ? "none of them" : std::to_string(files.size()) + " files *.gguf");
+  std::string found = "none of them";
+  const std::vector<std::string> kinds[] = {{".safetensors"}, {".gguf"}, {".bin", ".pt", ".pth"}};
+  for (const auto& extensions : kinds) {
+    const std::vector<std::filesystem::path> files = files_in(folder, extensions);
+    if (files.size() == 1) return files.front();
+    if (files.empty()) continue;
+    found = std::to_string(files.size()) + " files *" + files.front().extension().string();
+    break;
+  }
+  throw FileError(folder.string(),
+                  "model.safetensors, pytorch_model.bin, either's .index.json, or one file *.safetensors, *.gguf, "
+                  "*.bin, *.pt or *.pth",
+                  found);
 }
 
 /// An index of shards is JSON text. A safetensors file begins with a length far below 2^32, so its bytes 4 to 7 are
-/// zero, which no JSON text has anywhere.
+/// zero, which no JSON text has anywhere. What is none of these is judged by its name, for the sake of the message.
 inline bool is_shard_index(const std::filesystem::path& path, const ByteSource& source) {
-  if (path.extension() == ".json") return true;
-  return source.size() >= 8 && source.read_value<std::uint32_t>(4) != 0 && source.read_value<char>(0) == '{';
+  if (is_zip(source) || is_legacy_torch(source)) return false;
+  if (source.size() >= 8 && source.read_value<std::uint32_t>(4) == 0) return false;
+  std::string beginning(static_cast<std::size_t>(std::min<std::uint64_t>(source.size(), 4096)), '\0');
+  source.read(0, std::as_writable_bytes(std::span(beginning)));
+  const std::size_t text = beginning.find_first_not_of(" \t\r\n", beginning.starts_with("\xEF\xBB\xBF") ? 3 : 0);
+  return (text != beginning.npos && beginning[text] == '{') || path.extension() == ".json";
 }
 
 /// Adds the tensors of a file, whichever of the two formats it has, and returns the number that the set gives it.

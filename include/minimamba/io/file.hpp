@@ -53,6 +53,20 @@ inline bool is_there(const std::filesystem::path& path) {
   return std::filesystem::exists(std::filesystem::symlink_status(path, error));
 }
 
+/// The files in a folder whose names end in one of these, in the order of their names.
+inline std::vector<std::filesystem::path> files_in(const std::filesystem::path& folder,
+                                                   const std::vector<std::string>& extensions) {
+  std::vector<std::filesystem::path> files;
+  std::error_code error, ignored;
+  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string extension = entry->path().extension().string();
+    const bool wanted = std::find(extensions.begin(), extensions.end(), extension) != extensions.end();
+    if (wanted && !entry->is_directory(ignored)) files.push_back(entry->path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
 /// Throws FileError unless the path names a regular file (or a link to one).
 inline void require_regular_file(const std::filesystem::path& path) {
   std::error_code error;

@@ -10,12 +10,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <map>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -259,17 +257,6 @@ class GgufHeader {
   SequentialBytes bytes_;
   std::size_t kept_ = 0;
 };
-
-/// The files in a folder whose name says GGUF, in the order of their names.
-inline std::vector<std::filesystem::path> gguf_files_in(const std::filesystem::path& folder) {
-  std::vector<std::filesystem::path> files;
-  std::error_code error;
-  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-    if (entry->path().extension() == ".gguf") files.push_back(entry->path());
-  }
-  std::sort(files.begin(), files.end());
-  return files;
-}
 
 }  // namespace detail
 

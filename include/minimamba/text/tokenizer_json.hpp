@@ -227,7 +227,7 @@ inline Tokenizer Tokenizer::load(const std::filesystem::path& path) {
   if (!std::filesystem::is_directory(path, error)) return load(ByteSource::open(path));
   const std::filesystem::path json = path / "tokenizer.json";
   if (detail::is_there(json)) return load(ByteSource::open(json));
-  const std::vector<std::filesystem::path> files = detail::gguf_files_in(path);
+  const std::vector<std::filesystem::path> files = detail::files_in(path, {".gguf"});
   if (files.size() != 1) {
     throw FileError(path.string(), "tokenizer.json or one file *.gguf",
                     files.empty() ? "neither" : std::to_string(files.size()) + " files *.gguf");
