@@ -230,25 +230,28 @@ inline std::map<std::string, std::string> read_shard_index(const ByteSource& sou
 template <class Add>
 void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
   const auto files = read_shard_index(index);
-  std::map<std::string, std::size_t> shards;
-  for (const auto& [tensor, file] : files) shards.emplace(file, 0);
+  std::map<std::string, std::vector<const std::string*>> shards;  // and the tensors that each should have
+  for (const auto& [tensor, file] : files) shards[file].push_back(&tensor);
   if (shards.size() > detail::most_shards) {
     throw FormatError(index.name(), "at most " + std::to_string(detail::most_shards) + " shards",
                       std::to_string(shards.size()));
   }
   TensorSet joined = set;
-  for (auto& [file, number] : shards) number = add(file, joined);
-  for (const auto& [tensor, file] : files) {
-    const StoredTensor* stored = joined.find(tensor);
-    if (stored == nullptr || stored->source != shards[file]) {
-      throw CheckpointError(index.name() + ": " + detail::printable(tensor), "it in " + detail::printable(file),
+  for (const auto& [file, tensors] : shards) {  // each is checked before the next costs anything
+    const std::size_t before = joined.tensors().size(), number = add(file, joined);
+    for (const std::string* tensor : tensors) {
+      const StoredTensor* stored = joined.find(*tensor);
+      if (stored != nullptr && stored->source == number) continue;
+      throw CheckpointError(index.name() + ": " + detail::printable(*tensor), "it in " + detail::printable(file),
                             stored == nullptr ? "no such tensor" : "it in " + joined.source_name(*stored));
     }
-  }
-  for (const auto& [name, tensor] : joined.tensors()) {
-    if (!files.contains(name) && set.find(name) == nullptr) {
+    if (joined.tensors().size() - before == tensors.size()) continue;
+    for (const auto& [name, tensor] : joined.tensors()) {
+      const auto place = files.find(name);
+      if (tensor.source != number || (place != files.end() && place->second == file)) continue;
       throw CheckpointError(joined.source_name(tensor) + ": " + detail::printable(name),
-                            "only tensors that the index names", "this one");
+                            "only tensors that the index has there",
+                            place == files.end() ? "this one" : "one of " + detail::printable(place->second));
     }
   }
   set = std::move(joined);
