@@ -306,12 +306,25 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"OfNineDimensions",
             [] { return holding(tensor(storage(), integer(0), repeated(9, integer(1)), repeated(9, integer(1)))); },
             {"x", "8 extents"}},
-        Row{"Transposed",
-            [] { return holding(tensor(storage(), integer(0), integer(2) + integer(2), integer(1) + integer(2))); },
-            {"x", "one behind the other", "[1, 2]", "[2, 2]"}},
+        Row{"StridesLeadBehindItsStorage",
+            [] { return holding(tensor(storage(), integer(0), integer(2) + integer(2), integer(1) + integer(3))); },
+            {"x", "storage of 4", "[2, 2]", "[1, 3]"}},
+        Row{"StridesOverflow",
+            [] {
+              const std::string stride = "\x8a\x08" + bytes(1ULL << 62);
+              return holding(tensor(storage(), integer(0), integer(5) + integer(2), stride + integer(1)));
+            },
+            {"x", "storage of 4", "4611686018427387904"}},
+        Row{"ExpandedToTwoTo65Numbers",
+            [] {
+              const std::string extent = "\x8a\x04" + bytes(1U << 30);
+              return holding(
+                  tensor(storage(), integer(0), extent + extent + integer(32), integer(0) + integer(0) + integer(0)));
+            },
+            {"x", "storage of 4"}},
         Row{"WithoutStrides",
             [] { return holding(tensor(storage(), integer(0), integer(4), "")); },
-            {"x", "one behind the other", "[]"}},
+            {"x", "a stride for each extent", "[]"}},
         Row{"OfTextForAnExtent",
             [] { return holding(tensor(storage(), integer(0), text("4"), integer(1))); },
             {"x", "extents", "a str"}},

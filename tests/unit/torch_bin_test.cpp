@@ -92,6 +92,41 @@ TEST(TorchBin, OfEveryTypeAndPartOfAStorageIsRead) {
   EXPECT_EQ(set.find("empty")->size(), 0U);
 }
 
+TEST(Tensors, AreGatheredByTheirStrides) {
+  std::vector<float> numbers(7 * 5 * 300);
+  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<float>(i);
+  const ByteSource source(std::as_bytes(std::span(numbers)), "numbers");
+  using Sizes = std::vector<std::uint64_t>;
+  const std::pair<Sizes, Sizes> layouts[] = {{{300, 35}, {1, 300}},  // transposed
+                                             {{35, 100}, {300, 3}},  // columns
+                                             {{35, 3}, {300, 100}},
+                                             {{5, 7, 300}, {300, 1500, 1}},
+                                             {{300, 5, 7}, {1, 300, 1500}},
+                                             {{7, 300, 5}, {1500, 1, 300}},
+                                             {{50, 300}, {0, 1}},  // expanded
+                                             {{9000}, {0}},
+                                             {{300, 50}, {1, 0}},
+                                             {{2, 1, 1000}, {5000, 17, 5}}};
+  for (const auto& [shape, strides] : layouts) {
+    TensorSet set;
+    set.add({"x", DType::F32, shape, 0, set.add_source(source), strides});
+    const StoredTensor& tensor = *set.find("x");
+    std::vector<double> expected, all(tensor.size());
+    for (std::uint64_t i = 0; i < tensor.size(); ++i) {
+      std::uint64_t rest = i, place = 0;
+      for (std::size_t j = shape.size(); j-- > 0; rest /= shape[j]) place += rest % shape[j] * strides[j];
+      expected.push_back(static_cast<double>(place));
+    }
+    set.read(tensor, 0, std::span(all));
+    EXPECT_EQ(all, expected) << detail::shape_text(shape);
+    for (const std::size_t first : {1U, 33U, 103U}) {
+      std::vector<float> part(std::min<std::size_t>(all.size() - first, 777));
+      set.read(tensor, first, std::span(part));
+      EXPECT_TRUE(std::equal(part.begin(), part.end(), expected.begin() + static_cast<std::ptrdiff_t>(first)));
+    }
+  }
+}
+
 TEST(TorchBin, OfTheOldFormatIsRefusedWithTheLineThatConvertsIt) {
   TensorSet set;
   try {

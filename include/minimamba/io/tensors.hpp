@@ -29,9 +29,10 @@ namespace minimamba::inline MINIMAMBA_ISA {
 struct StoredTensor {
   std::string name;
   DType dtype = DType::F32;
-  std::vector<std::uint64_t> shape = {};  // slowest dimension first
-  std::uint64_t begin = 0;                // offset of its first byte
-  std::size_t source = 0;                 // which of the set's sources holds it
+  std::vector<std::uint64_t> shape = {};    // slowest dimension first
+  std::uint64_t begin = 0;                  // offset of its first byte
+  std::size_t source = 0;                   // which of the set's sources holds it
+  std::vector<std::uint64_t> strides = {};  // how far apart elements are, in elements; none when one follows the other
 
   /// Elements; readers have checked that their bytes are there.
   std::uint64_t size() const {
@@ -78,6 +79,7 @@ class TensorSet {
                           "elements up to " + std::to_string(first + out.size()));
     }
     if (block_size_of(tensor.dtype) > 1) return read_blocks(tensor, first, out);
+    if (!tensor.strides.empty()) return read_strided(tensor, first, out);
     const bool known = detail::with_float_type(tensor.dtype, [&](auto stored) {
       using Stored = decltype(stored);
       const std::uint64_t begin = tensor.begin + first * sizeof(Stored);
@@ -97,13 +99,68 @@ class TensorSet {
         }
       }
     });
-    if (!known) {
-      throw CheckpointError(source.name() + ": " + tensor.name, "floating-point numbers",
-                            std::string(name_of(tensor.dtype)));
-    }
+    if (!known) refuse_type(tensor);
   }
 
  private:
+  [[noreturn]] void refuse_type(const StoredTensor& tensor) const {
+    throw CheckpointError(source_name(tensor) + ": " + tensor.name, "floating-point numbers",
+                          std::string(name_of(tensor.dtype)));
+  }
+
+  /// Of a tensor whose elements do not follow each other. Rows are read one by one, or, when the elements of a row lie
+  /// far apart, as those of a transposed matrix do, columns.
+  template <class Scalar>
+  void read_strided(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const {
+    const std::vector<std::uint64_t>&shape = tensor.shape, &strides = tensor.strides;
+    const std::size_t last = shape.size() - 1;
+    const std::uint64_t cols = shape[last], rows = last > 0 ? shape[last - 1] : 1;
+    const std::uint64_t step = strides[last], row_step = last > 0 ? strides[last - 1] : 0;
+    for (std::size_t done = 0; done < out.size();) {
+      const std::uint64_t col = (first + done) % cols, row = (first + done) / cols, left = out.size() - done;
+      std::uint64_t place = col * step, rest = row;
+      for (std::size_t i = last; i-- > 0; rest /= shape[i]) place += rest % shape[i] * strides[i];
+      const std::uint64_t whole_rows = col == 0 ? std::min(left / cols, rows - row % rows) : 0;
+      if (whole_rows > 1 && step > widest_step && row_step < step) {
+        for (std::uint64_t j = 0; j < cols; ++j) {
+          gather(tensor, {place + j * step, row_step, whole_rows}, out.data() + done + j, cols);
+        }
+        done += static_cast<std::size_t>(whole_rows * cols);
+      } else {
+        const std::uint64_t count = std::min(left, cols - col);
+        gather(tensor, {place, step, count}, out.data() + done, 1);
+        done += static_cast<std::size_t>(count);
+      }
+    }
+  }
+
+  /// Elements of a tensor at equal distances.
+  struct Run {
+    std::uint64_t place, step, count;
+  };
+  static constexpr std::uint64_t widest_step = 16;  // up to which what lies between is read as well
+
+  /// Puts the elements of a run into every out_step-th place of `out`.
+  template <class Scalar>
+  void gather(const StoredTensor& tensor, const Run& run, Scalar* out, std::uint64_t out_step) const {
+    const bool known = detail::with_float_type(tensor.dtype, [&](auto stored) {
+      std::array<decltype(stored), 4096> piece;
+      const std::uint64_t at_once = run.step == 0            ? run.count
+                                    : run.step > widest_step ? 1
+                                                             : (piece.size() - 1) / run.step + 1;
+      for (std::uint64_t done = 0; done < run.count; done += at_once) {
+        const std::uint64_t count = std::min(at_once, run.count - done);
+        const auto part = std::span(piece).first(static_cast<std::size_t>((count - 1) * run.step + 1));
+        sources_[tensor.source].read(tensor.begin + (run.place + done * run.step) * sizeof(stored),
+                                     std::as_writable_bytes(part));
+        for (std::uint64_t i = 0; i < count; ++i) {
+          out[(done + i) * out_step] = static_cast<Scalar>(part[static_cast<std::size_t>(i * run.step)]);
+        }
+      }
+    });
+    if (!known) refuse_type(tensor);
+  }
+
   /// Whole blocks are read and unpacked; of the first and the last one, what is wanted.
   template <class Scalar>
   void read_blocks(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const {

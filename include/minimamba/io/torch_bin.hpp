@@ -129,18 +129,33 @@ class TorchBin {
     StoredTensor tensor;
     tensor.name = name;
     tensor.shape = extents(pickle, name, pickle[parts[2]]);
-    const auto strides = extents(pickle, name, pickle[parts[3]]);
-    const std::int64_t offset = pickle[parts[1]].number;
-    place(pickle, pickle[parts[0]], offset, tensor);
-    std::uint64_t stride = 1;
-    for (std::size_t i = tensor.shape.size(); i-- > 0; stride *= tensor.shape[i]) {
-      const bool contiguous = strides.size() == tensor.shape.size() && (tensor.shape[i] <= 1 || strides[i] == stride);
-      if (!contiguous && tensor.size() > 0) {
-        refuse_tensor(name, "numbers one behind the other",
-                      "strides " + shape_text(strides) + " for shape " + shape_text(tensor.shape));
-      }
+    tensor.strides = extents(pickle, name, pickle[parts[3]]);
+    if (tensor.strides.size() != tensor.shape.size()) {
+      refuse_tensor(name, "a stride for each extent",
+                    "strides " + shape_text(tensor.strides) + " for shape " + shape_text(tensor.shape));
     }
+    place(pickle, pickle[parts[0]], pickle[parts[1]].number, tensor);
+    std::uint64_t stride = 1;
+    bool contiguous = true;
+    for (std::size_t i = tensor.shape.size(); i-- > 0; stride *= tensor.shape[i]) {
+      contiguous = contiguous && (tensor.shape[i] <= 1 || tensor.strides[i] == stride);
+    }
+    if (contiguous || tensor.size() == 0) tensor.strides.clear();
     return tensor;
+  }
+
+  /// Whether all elements of a tensor lie within so many numbers.
+  static bool is_inside(const StoredTensor& tensor, std::uint64_t numbers) {
+    if (!tensor_bytes(tensor.dtype, tensor.shape)) return false;
+    if (tensor.size() == 0) return true;
+    if (numbers == 0) return false;
+    std::uint64_t left = numbers - 1;  // behind the first
+    for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
+      const std::uint64_t steps = tensor.shape[i] - 1, stride = tensor.strides[i];
+      if (stride != 0 && steps > left / stride) return false;
+      left -= steps * stride;
+    }
+    return true;
   }
 
   std::vector<std::uint64_t> extents(const Pickle& pickle, const std::string& name, const PickleValue& tuple) const {
@@ -176,12 +191,12 @@ class TorchBin {
       refuse_tensor(tensor.name, std::to_string(numbers) + " numbers of " + std::string(minimamba::name_of(*dtype)),
                     std::to_string(entry->size) + " bytes in " + printable(folder_ + key));
     }
-    const std::optional<std::uint64_t> bytes = tensor_bytes(*dtype, tensor.shape);
     const bool inside =
-        offset >= 0 && offset <= numbers && bytes && *bytes / width <= static_cast<std::uint64_t>(numbers - offset);
+        offset >= 0 && offset <= numbers && is_inside(tensor, static_cast<std::uint64_t>(numbers - offset));
     if (!inside) {
       refuse_tensor(tensor.name, "numbers within its storage of " + std::to_string(numbers),
-                    "shape " + shape_text(tensor.shape) + " from number " + std::to_string(offset));
+                    "shape " + shape_text(tensor.shape) + " with strides " + shape_text(tensor.strides) +
+                        " from number " + std::to_string(offset));
     }
     tensor.begin = entry->begin + static_cast<std::uint64_t>(offset) * width;
   }
