@@ -77,9 +77,7 @@ class TorchBin {
       name_bytes += key.count;  // which one text may have for many tensors
       if (name_bytes > most_name_bytes) refuse("names of " + std::to_string(most_name_bytes) + " bytes in all", "more");
       const std::string name(pickle.text(key));
-      if (value.kind != Kind::tensor) {
-        refuse_tensor(name, "a tensor, as all of a state dict are", Pickle::name_of(value.kind));
-      }
+      if (value.kind != Kind::tensor) refuse_value(pickle, name, value.kind);
       tensors.push_back(tensor(pickle, name, value));
     }
     return tensors;
@@ -95,6 +93,19 @@ class TorchBin {
   [[noreturn]] void refuse_tensor(const std::string& name, const std::string& expected,
                                   const std::string& found) const {
     throw FormatError(source_.name() + ": " + printable(name), expected, found);
+  }
+
+  /// For a value that is no tensor. Training programs put the state dict into another dict, beside other things.
+  [[noreturn]] void refuse_value(const Pickle& pickle, const std::string& name, Kind kind) const {
+    std::string hint;
+    const auto parts = pickle.parts(pickle.root());
+    for (std::size_t i = 0; i + 1 < parts.size() && hint.empty(); i += 2) {
+      const PickleValue& key = pickle[parts[i]];
+      if (key.kind != Kind::text || pickle[parts[i + 1]].kind != Kind::dict) continue;
+      hint = " (if one lies below, take it out in Python: torch.save(torch.load(\"" + printable(source_.name()) +
+             "\", map_location=\"cpu\")[\"" + printable(pickle.text(key), 100) + "\"], \"pytorch_model.bin\"))";
+    }
+    refuse_tensor(name, "a tensor, as all of a state dict are" + hint, Pickle::name_of(kind));
   }
 
   const ZipEntry* find(const std::string& name) const {
