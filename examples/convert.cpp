@@ -209,8 +209,15 @@ void check_output(const Arguments& arguments, bool gguf, const minimamba::SaveOp
   }
 }
 
+/// Whether the output is a file, by its name in letters of either case.
+bool is_gguf_name(const fs::path& path) {
+  std::string extension = path.extension().string();
+  for (char& c : extension) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return extension == ".gguf";
+}
+
 int convert(const Arguments& arguments) {
-  const bool gguf = fs::path(arguments.output).extension() == ".gguf";
+  const bool gguf = is_gguf_name(arguments.output);
   const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.input);
   minimamba::SaveOptions options;
   std::string text;
@@ -231,6 +238,10 @@ int convert(const Arguments& arguments) {
     minimamba::save_gguf(checkpoint, arguments.output, options, carried_metadata(arguments, checkpoint));
   } else {
     minimamba::save(checkpoint, arguments.output, options);
+  }
+  if (gguf && checkpoint.config.expand != 2) {
+    std::fprintf(stderr, "note: llama.cpp runs models whose d_inner is twice d_model only; this one has %lld times\n",
+                 static_cast<long long>(checkpoint.config.expand));
   }
   std::fprintf(stderr, "%s: matrices in %s\n", arguments.output.c_str(),
                std::string(minimamba::name_of(*options.matrices)).c_str());

@@ -302,6 +302,8 @@ TEST(RefusedSaves, OfGgufLeaveTheOldFile) {
   }
   EXPECT_THROW(save_gguf(model, folder / "model.gguf", {.progress = [](double) { return false; }}), CancelledError);
   EXPECT_THROW(save_gguf(model, folder / "model.gguf" / "below"), FileError);
+  EXPECT_THROW(save_gguf(model, folder / "new/sub/model.gguf", {.progress = [](double) { return false; }}),
+               CancelledError);
   EXPECT_THROW(save_gguf(model, folder.path()), FileError);
   EXPECT_EQ(support::contents(folder.path()), before);
 }

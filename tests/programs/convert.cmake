@@ -49,6 +49,11 @@ execute_process(COMMAND sed -e "s/backbone.embeddings/backbone.embeddinks/" ${DA
                 COMMAND_ERROR_IS_FATAL ANY OUTPUT_FILE ${WORK}/mixed/model.safetensors)
 expect(1 "backbone.embedding.weight" ${WORK}/mixed ${WORK}/missing)
 
+# Folders are made for either kind of output, and letters of either case name one.
+expect(0 "matrices in F32" ${DATA}/tiny-official ${WORK}/new/sub/model.GGUF)
+expect(0 "layout GGUF" --info ${WORK}/new/sub/model.GGUF)
+expect(0 "note: llama.cpp" ${DATA}/odd-official ${WORK}/expand3.gguf)
+
 # A tokenizer goes along.
 file(WRITE ${WORK}/back/tokenizer_config.json "{}")
 expect(0 "" ${WORK}/back ${WORK}/carried)

@@ -237,6 +237,7 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   for (const StoredTensor& tensor : tensors) writer.tensor(tensor);
   const std::string header = std::move(writer).finish();
 
+  MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
   AtomicFile file(path);
   file.write(header);
   SaveProgress progress(options, path.string(), parameters.parameter_count());
@@ -256,16 +257,18 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     progress.add(parameter.size());
   });
   file.commit();
+  folders.keep();
 }
 
 }  // namespace detail
 
-/// Saves a model as a GGUF file of version 3. The six matrices have the type that the options name, or the one of the
-/// model's weight format; those whose rows are no multiple of 32 numbers are F16 where others are Q8_0 or Q4_0, and so
-/// is x_proj of a q8 model, which has it in 16 bits, unless the options name a type; all else is F32. `metadata` is
-/// added to what describes the model: the tokenizer, for example, whose keys begin with "tokenizer.". Without one a
-/// model with 256 tokens gets the 256 bytes, and others are marked as having none. Throws FileError, and ArgumentError
-/// for a model that was moved from or another type; an old file is then as before.
+/// Saves a model as a GGUF file of version 3, in a folder that is made if it is not there. The six matrices have the
+/// type that the options name, or the one of the model's weight format; those whose rows are no multiple of 32 numbers
+/// are F16 where others are Q8_0 or Q4_0, and so is x_proj of a q8 model, which has it in 16 bits, unless the options
+/// name a type; all else is F32. `metadata` is added to what describes the model: the tokenizer, for example, whose
+/// keys begin with "tokenizer.". Without one a model with 256 tokens gets the 256 bytes, and others are marked as
+/// having none. Throws FileError, and ArgumentError for a model that was moved from or another type; an old file is
+/// then as before.
 template <class Model>
 void save_gguf(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {},
                const GgufMetadata& metadata = {}) {
