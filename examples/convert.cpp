@@ -4,9 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include <atomic>
 #include <chrono>
-#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -19,16 +17,17 @@
 #include <variant>
 #include <vector>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#endif
+#include "program.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
 using minimamba::DType;
 
-constexpr int refused = 1, usage = 2, interrupted = 130;
+using program::interrupted;
+using program::refused;
+using program::stop;
+using program::usage;
 
 const std::map<std::string, DType> types{{"f32", DType::F32},   {"f16", DType::F16},   {"bf16", DType::BF16},
                                          {"q8_0", DType::Q8_0}, {"q4_0", DType::Q4_0}, {"f64", DType::F64}};
@@ -37,24 +36,6 @@ struct Arguments {
   std::string input, output, type, tokenizer;
   bool force = false, info = false;
 };
-
-std::atomic<bool> stop{false};
-extern "C" void on_interrupt(int) { stop = true; }
-
-bool is_terminal() {
-#if defined(__unix__) || defined(__APPLE__)
-  return ::isatty(2) != 0;
-#else
-  return false;
-#endif
-}
-
-std::string read_text(const fs::path& path) {
-  const auto source = minimamba::ByteSource::open(path);
-  std::string text(static_cast<std::size_t>(source.size()), '\0');
-  source.read(0, std::as_writable_bytes(std::span(text)));
-  return text;
-}
 
 const char* layout_of(const minimamba::Checkpoint& checkpoint) {
   const bool torch = checkpoint.format == minimamba::CheckpointFormat::torch;
@@ -155,7 +136,8 @@ minimamba::GgufMetadata carried_metadata(const Arguments& arguments, const minim
   const std::optional<fs::path> path = tokenizer_path(arguments, checkpoint);
   if (has_own || !path) return metadata;
   const auto parts = minimamba::read_tokenizer_json(minimamba::ByteSource::open(*path));
-  for (auto& [key, value] : minimamba::gguf_tokenizer(parts, checkpoint.config.padded_vocab_size(), read_text(*path))) {
+  for (auto& [key, value] :
+       minimamba::gguf_tokenizer(parts, checkpoint.config.padded_vocab_size(), program::read_file(*path))) {
     metadata[key] = value;
   }
   return metadata;
@@ -224,7 +206,7 @@ int convert(const Arguments& arguments) {
   if (!gguf) options.files = carried_files(arguments, checkpoint, text);
   check_output(arguments, gguf, options);
   options.matrices = arguments.type.empty() ? own_type(checkpoint, gguf) : types.at(arguments.type);
-  const bool live = is_terminal();
+  const bool live = program::is_terminal();
   auto shown = std::chrono::steady_clock::time_point();
   options.progress = [&](double part) {
     const auto now = std::chrono::steady_clock::now();
@@ -273,7 +255,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : usage;
   }
-  std::signal(SIGINT, on_interrupt);
+  program::handle_signals();
   try {
     if (!arguments.info) return convert(arguments);
     print_info(minimamba::open_checkpoint(arguments.input));

@@ -36,7 +36,8 @@ constexpr int refused = 1, usage = 2, interrupted = 130;
 
 inline std::atomic<bool> stop{false};
 
-/// Ctrl-C sets `stop`; a second one ends the program at once. A reader that goes away is seen as a failed write.
+/// Ctrl-C sets `stop`; a second one ends the program at once. A reader that goes away, and a limit on the size of
+/// files, are seen as a failed write.
 inline void handle_signals() {
   std::signal(SIGINT, [](int) {
     if (stop) std::_Exit(interrupted);
@@ -44,6 +45,9 @@ inline void handle_signals() {
   });
 #ifdef SIGPIPE
   std::signal(SIGPIPE, SIG_IGN);
+#endif
+#ifdef SIGXFSZ
+  std::signal(SIGXFSZ, SIG_IGN);
 #endif
 }
 

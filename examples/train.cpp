@@ -7,10 +7,8 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
-#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -21,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "program.hpp"
+
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
@@ -28,7 +28,11 @@
 namespace {
 
 namespace fs = std::filesystem;
-constexpr int refused = 1, usage = 2, interrupted = 130;
+using program::interrupted;
+using program::read_file;
+using program::refused;
+using program::stop;
+using program::usage;
 
 struct Arguments {
   std::vector<std::string> text;
@@ -40,16 +44,6 @@ struct Arguments {
   int threads = 0;
   bool resume = false, untied = false;
 };
-
-std::atomic<bool> stop{false};
-extern "C" void on_interrupt(int) { stop = true; }
-
-std::string read_file(const fs::path& path) {
-  const auto source = minimamba::ByteSource::open(path);
-  std::string text(static_cast<std::size_t>(source.size()), '\0');
-  source.read(0, std::as_writable_bytes(std::span(text)));
-  return text;
-}
 
 void write_file(const fs::path& path, const std::string& text) {
   minimamba::AtomicFile file(path);
@@ -269,10 +263,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : usage;
   }
-  std::signal(SIGINT, on_interrupt);
-#ifdef SIGXFSZ
-  std::signal(SIGXFSZ, SIG_IGN);  // a limit on the size of files is then an error like a full disk
-#endif
+  program::handle_signals();
   try {
     if (arguments.backend == "reference") {
       return Program<minimamba::Mamba<float, minimamba::ReferenceTraining>>(arguments).run();

@@ -46,3 +46,13 @@ file(WRITE ${WORK}/bad "MINIMAMBA STATE\nshort")
 expect(1 "bad.*expected" --model ${model} --load-state ${WORK}/bad)
 expect(1 "no-such" --model ${model} --load-state ${WORK}/no-such)
 expect(0 "^\n.*generated 0 tokens\n$" --model ${model} --max-new-tokens 0 --stats)
+
+# A limit on the size of files is a refusal too, and leaves nothing behind.
+if(NOT WIN32)
+  set(GENERATE sh -c "ulimit -f 1 && exec \"$0\" \"$@\"" ${GENERATE})
+  expect(1 "limited.*expected" --model ${model} --max-new-tokens 2 --ids --save-state ${WORK}/limited)
+  file(GLOB left ${WORK}/limited* ${WORK}/.minimamba*)
+  if(left)
+    message(FATAL_ERROR "a state that was not saved left ${left}")
+  endif()
+endif()
