@@ -187,8 +187,13 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
 /// one by one into the model's own form; nothing refers to the files afterwards.
 /// Throws FileError, FormatError, ConfigError or CheckpointError, which name the file and the tensor or key.
 template <class Model>
-Model load(const std::filesystem::path& path, const LoadOptions<Model>& options = {}) {
+Model load(const std::filesystem::path& path, const LoadOptions<Model>& options) {
   return load<Model>(open_checkpoint(path), options);
+}
+/// No default argument, so that compilers say no more than which kernel a model's backend lacks.
+template <class Model>
+Model load(const std::filesystem::path& path) {
+  return load<Model>(path, LoadOptions<Model>());
 }
 
 }  // namespace minimamba

@@ -26,13 +26,16 @@ namespace minimamba::inline MINIMAMBA_ISA {
 /// A model is constant while it runs: one model serves many threads, each with a cache of its own. Movable; a copy is
 /// explicit, by clone().
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
-requires InferenceBackend<Backend<Scalar>> && WeightFormat<Weight>
 class Mamba {
  public:
   using ScalarType = Scalar;
   using BackendType = Backend<Scalar>;
   using WeightType = Weight;
   using Cache = InferenceCache<Scalar, Backend>;
+
+  // Not constraints, and here: so that compilers say no more than which kernel a backend lacks.
+  static_assert(InferenceBackend<BackendType>);
+  static_assert(WeightFormat<Weight>);
 
   /// Rows (batch times tokens) that pass through the layers at once: a longer prompt is read in chunks, so that memory
   /// does not grow with its length.

@@ -88,20 +88,26 @@ function(check_macros)
 endfunction()
 
 # A backend that lacks a function is refused in less than 20 lines, which show the call that cannot be made.
+function(expect_named function)
+  try_to(${ARGN})
+  string(REGEX MATCHALL "\n" lines "${complaint}")
+  list(LENGTH lines length)
+  if(result EQUAL 0 OR NOT length LESS 20 OR NOT complaint MATCHES "backend\\.(template )?${function}[(<]")
+    message(SEND_ERROR "${ARGN}\nexpected a refusal in less than 20 lines that shows a call of ${function}, "
+                       "found status ${result} and ${length} lines:\n${complaint}")
+  endif()
+endfunction()
+
 function(check_missing_kernel)
   set(source -fsyntax-only ${here}/missing_kernel.cpp)
   run(${compile} ${warnings} ${source})
+  run(${compile} ${warnings} ${source} -DLOADED)
   file(STRINGS ${here}/missing_kernel.cpp functions REGEX "^#ifndef WITHOUT_")
   foreach(function IN LISTS functions)
     string(REPLACE "#ifndef WITHOUT_" "" function ${function})
-    try_to(${compile} ${source} -DWITHOUT_${function})
-    string(REGEX MATCHALL "\n" lines "${complaint}")
-    list(LENGTH lines length)
-    if(result EQUAL 0 OR NOT length LESS 20 OR NOT complaint MATCHES "backend\\.(template )?${function}[(<]")
-      message(SEND_ERROR "without ${function}, expected a refusal in less than 20 lines that shows its call, "
-                         "found status ${result} and ${length} lines:\n${complaint}")
-    endif()
+    expect_named(${function} ${compile} ${source} -DWITHOUT_${function})
   endforeach()
+  expect_named(matmul ${compile} ${source} -DWITHOUT_matmul -DLOADED)
 endfunction()
 
 # Links the units in the order given, and runs the program; sets ran, and <unit>_lines for each of them.

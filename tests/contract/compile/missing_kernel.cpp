@@ -1,9 +1,12 @@
 // A backend without one of the functions of the concept, in a program that uses it: compiled with -DWITHOUT_<function>,
-// it must be refused in few words that name the function; with none, it must pass.
-#include <vector>
+// it must be refused in few words that name the function; with none, it must pass. With -DLOADED the program loads its
+// model.
+#include <minimamba/minimamba.hpp>
+#ifdef LOADED
+#include <minimamba/io.hpp>
+#endif
 
-#include "minimamba/backend/host_memory.hpp"
-#include "minimamba/nn/mamba.hpp"
+#include <vector>
 
 using namespace minimamba;
 
@@ -75,7 +78,11 @@ struct Port {
 };
 
 int main() {
-  const auto model = Mamba<float, Port>(MambaConfig{.d_model = 64, .n_layer = 2, .vocab_size = 256});
+#ifdef LOADED
+  const auto model = load<Mamba<float, Port>>("model");
+#else
+  const Mamba<float, Port> model(MambaConfig{.d_model = 64, .n_layer = 2, .vocab_size = 256});
+#endif
   auto cache = model.make_cache();
   const auto logits = model.forward(std::vector<std::int32_t>{1, 2, 3}, cache);
   return logits.rows() == 3 ? 0 : 1;
