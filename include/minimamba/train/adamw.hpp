@@ -41,9 +41,10 @@ inline bool decays(const Extents& parameter) { return parameter.shape().size() >
 /// The moments of a model's gradient; source: Loshchilov and Hutter, arXiv 1711.05101. The equation is at
 /// AdamWArguments.
 template <class Model>
-requires TrainingBackend<typename Model::BackendType>
 class AdamW {
  public:
+  using Trained = typename detail::Trainable<Model>::Type;
+
   /// Throws ArgumentError for an option outside its range.
   explicit AdamW(const Model& model, AdamWOptions options = {})
       : options_(checked(options)), mean_(zeros_like(model)), variance_(zeros_like(model)) {}

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include "minimamba/backend/concept.hpp"
 
@@ -201,6 +202,21 @@ concept HasOptimizer = requires(const B& backend, typename B::template Matrix<ty
 template <class B>
 concept TrainingBackend = InferenceBackend<B> && HasMatmulBackward<B> && HasElementwiseBackward<B> &&
     HasRmsNormBackward<B> && HasMixerBackward<B> && HasCrossEntropy<B> && HasOptimizer<B>;
+
+namespace detail {
+
+/// What all that train ask of a model beyond inference: in a class that is made once, and spelled out, so that
+/// compilers say once, and in few words, which kernel its backend lacks. To name its Type makes clang stop there.
+template <class Model>
+struct Trainable {
+  using Type = Model;
+  using Backend = typename Model::BackendType;
+  static_assert(HasMatmulBackward<Backend> && HasElementwiseBackward<Backend> && HasRmsNormBackward<Backend>);
+  static_assert(HasMixerBackward<Backend> && HasCrossEntropy<Backend> && HasOptimizer<Backend>);
+  static_assert(std::is_same_v<typename Model::WeightType, typename Model::ScalarType>);
+};
+
+}  // namespace detail
 
 }  // namespace minimamba
 

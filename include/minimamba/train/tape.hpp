@@ -16,7 +16,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "minimamba/nn/mamba.hpp"
@@ -63,13 +62,12 @@ inline std::vector<std::int32_t> next_token_targets(std::span<const std::int32_t
 
 /// One model, and batches of any size; memory grows to the largest. One tape serves one thread.
 template <class Model>
-requires TrainingBackend<typename Model::BackendType> &&
-    std::is_same_v<typename Model::WeightType, typename Model::ScalarType>
 class Tape {
  public:
   using Scalar = typename Model::ScalarType;
   using Backend = typename Model::BackendType;
   using Cache = typename Model::Cache;
+  using Trained = typename detail::Trainable<Model>::Type;
 
   /// Throws ArgumentError for a chunk of zero or a dropout outside [0, 1).
   explicit Tape(const Model& model, TapeOptions options = {}) : options_(options), backend_(model.backend()) {

@@ -45,6 +45,8 @@ struct StepRecord {
 template <class Model>
 class Trainer {
  public:
+  using Trained = typename detail::Trainable<Model>::Type;
+
   /// Throws ArgumentError for an option outside its range, a token that the model does not have, or too few of them.
   Trainer(Model model, std::vector<std::int32_t> tokens, TrainerOptions options)
       : options_(checked(options)),

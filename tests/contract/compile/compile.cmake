@@ -110,6 +110,21 @@ function(check_missing_kernel)
   expect_named(matmul ${compile} ${source} -DWITHOUT_matmul -DLOADED)
 endfunction()
 
+# The same of training, by each that trains; what it asks for are the calls in its concepts.
+function(check_missing_training_kernel)
+  set(source -fsyntax-only ${here}/missing_training_kernel.cpp)
+  file(STRINGS ${INCLUDE}/minimamba/train/concept.hpp functions REGEX "^ .*backend\\.[a-z0-9_]+\\(.*;$")
+  list(TRANSFORM functions REPLACE ".*backend\\.([a-z0-9_]+).*" "\\1")
+  list(REMOVE_DUPLICATES functions)
+  foreach(by IN ITEMS TRAINER ADAMW TAPE)
+    run(${compile} ${warnings} ${source} -DBY_${by})
+    expect_named(adamw ${compile} ${source} -DBY_${by} -DWITHOUT=adamw)
+  endforeach()
+  foreach(function IN LISTS functions)
+    expect_named(${function} ${compile} ${source} -DWITHOUT=${function})
+  endforeach()
+endfunction()
+
 # Links the units in the order given, and runs the program; sets ran, and <unit>_lines for each of them.
 macro(run_units)
   set(uses "")
