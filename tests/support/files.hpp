@@ -1,4 +1,5 @@
 // What tests of files share: a folder that goes away, whole files as text, a disk that is full, checkpoints to spoil.
+// POSIX only: on Windows the tests that include this are not built.
 #ifndef MINIMAMBA_TESTS_FILES_HPP
 #define MINIMAMBA_TESTS_FILES_HPP
 
