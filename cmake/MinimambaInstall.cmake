@@ -1,4 +1,4 @@
-# Installs the headers, the CMake package, the pkg-config file, and the programs with their data.
+# Installs the headers, the CMake package, the pkg-config files, and the programs with their data.
 include(CMakePackageConfigHelpers)
 
 set(package_folder "${CMAKE_INSTALL_DATADIR}/cmake/minimamba")
@@ -9,6 +9,8 @@ install(EXPORT minimambaTargets NAMESPACE minimamba:: DESTINATION "${package_fol
 if(TARGET minimamba_io)
   install(TARGETS minimamba_io EXPORT minimambaIoTargets)
   install(EXPORT minimambaIoTargets NAMESPACE minimamba:: DESTINATION "${package_folder}")
+  configure_file(cmake/minimamba-io.pc.in minimamba-io.pc @ONLY)
+  install(FILES "${PROJECT_BINARY_DIR}/minimamba-io.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig")
 endif()
 
 configure_package_config_file(cmake/minimambaConfig.cmake.in minimambaConfig.cmake INSTALL_DESTINATION "${package_folder}")

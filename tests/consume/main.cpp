@@ -2,6 +2,7 @@
 #include <minimamba/minimamba.hpp>
 #ifdef WITH_IO
 #include <minimamba/io.hpp>
+#include <minimamba/text.hpp>
 #endif
 
 #include <vector>
@@ -14,6 +15,7 @@ int main() {
   minimamba::save(model, "saved-by-consumer");
   const auto loaded = minimamba::load<minimamba::Mamba<float>>("saved-by-consumer");
   if (loaded.parameter_count() != model.parameter_count()) return 2;
+  if (minimamba::Tokenizer::bytes().encode("text").size() != 4) return 3;
 #endif
   return logits.rows() == 3 && logits.cols() == 16 ? 0 : 1;
 }
