@@ -59,6 +59,16 @@ if(WAY STREQUAL "add_subdirectory" OR WAY STREQUAL "fetch_content")
   refused("apt install nlohmann-json3-dev" ${consumer} -DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON)
   refused("apt install libutf8proc-dev" ${consumer} -UCMAKE_DISABLE_* -DCMAKE_DISABLE_FIND_PACKAGE_Utf8proc=ON)
 endif()
+if(WAY STREQUAL "add_subdirectory")  # what is missing can be fetched: here from folders that stand for the repositories
+  file(MAKE_DIRECTORY ${WORK}/json/single_include)
+  file(WRITE ${WORK}/utf8proc/CMakeLists.txt "add_library(utf8proc INTERFACE)\n")
+  run(${consumer} -DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON -DCMAKE_DISABLE_FIND_PACKAGE_Utf8proc=ON
+      -DMINIMAMBA_FETCH_DEPENDENCIES=ON -DFETCHCONTENT_SOURCE_DIR_MINIMAMBA_NLOHMANN_JSON=${WORK}/json
+      -DFETCHCONTENT_SOURCE_DIR_MINIMAMBA_UTF8PROC=${WORK}/utf8proc)
+  if(NOT output MATCHES "Fetching nlohmann_json .*Fetching Utf8proc ")
+    message(FATAL_ERROR "nothing was fetched:\n${output}")
+  endif()
+endif()
 if(WAY STREQUAL "find_package")
   refused("requested version \"99.0\"" ${consumer} -DWANTED_VERSION=99.0)
   refused("requested version \"0.0.9\"" ${consumer} -DWANTED_VERSION=0.0.9)
