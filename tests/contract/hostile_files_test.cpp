@@ -43,10 +43,22 @@ void overwrite(const fs::path& path, const std::string& text) {
   file << text;
 }
 
+/// Moves the weights into a shard, which an index names.
+void shard(const Folder& folder) {
+  const Checkpoint checkpoint = open_checkpoint(folder.path());
+  std::string map;
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
+    map += (map.empty() ? "\"" : ",\"") + name + "\":\"1.safetensors\"";
+  }
+  fs::rename(folder / "model.safetensors", folder / "1.safetensors");
+  write_text(folder / "model.safetensors.index.json", "{\"weight_map\":{" + map + "}}");
+}
+
 TEST(HostileFiles, EveryTruncationIsRefused) {
-  for (const char* name : {"model.safetensors", "config.json"}) {
+  for (const std::string name : {"model.safetensors", "config.json", "model.safetensors.index.json"}) {
     const Folder folder;
     save(Model(smallest()), folder.path());
+    if (name.ends_with("index.json")) shard(folder);
     const std::string whole = read_text(folder / name);
     ASSERT_LE(whole.size(), 16384U);
     ASSERT_TRUE(loads(folder.path()));
