@@ -100,6 +100,9 @@ TYPED_TEST(Allocation, NoneAfterWarmUp) { expect_no_allocation<typename TypePara
 
 TYPED_TEST(Allocation, NoneAfterWarmUpWithNarrowWeights) {
   expect_no_allocation<typename TypeParam::template ModelOf<bf16>>(TypeParam::exact);
+  expect_no_allocation<typename TypeParam::template ModelOf<f16>>(TypeParam::exact);
+  expect_no_allocation<typename TypeParam::template ModelOf<q8>>(TypeParam::exact);
+  expect_no_allocation<typename TypeParam::template ModelOf<q4>>(TypeParam::exact);
 }
 
 TYPED_TEST(Allocation, NoneFromTokenToTokenOfAGeneration) {
