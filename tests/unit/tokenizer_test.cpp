@@ -154,6 +154,23 @@ TEST(Tokenizer, ReadsTokenizerJsonWithItsTemplate) {
   EXPECT_EQ(tokenizer.encode("abc", {.add_special_tokens = false}), (Ids{' ', 257}));
 }
 
+TEST(Tokenizer, ReadsAModelWithoutATypeAsGpt2sOwnFileHasIt) {
+  nlohmann::json json = small_json();
+  json["model"] = {{"dropout", nullptr},
+                   {"unk_token", ""},
+                   {"continuing_subword_prefix", ""},
+                   {"end_of_word_suffix", ""},
+                   {"fuse_unk", false},
+                   {"vocab", json["model"]["vocab"]},
+                   {"merges", json["model"]["merges"]}};
+  EXPECT_EQ(tokenizer_of(json).encode("abc"), Ids{257});
+  json["model"]["type"] = 1;
+  EXPECT_THROW(tokenizer_of(json), mm::FormatError);
+  json["model"].erase("type");
+  json["model"].erase("merges");  // a WordPiece or WordLevel model of such files
+  EXPECT_THROW(tokenizer_of(json), mm::FormatError);
+}
+
 TEST(Tokenizer, SplitsNothingWithoutARegularExpression) {
   nlohmann::json json = small_json();
   json["pre_tokenizer"]["use_regex"] = false;

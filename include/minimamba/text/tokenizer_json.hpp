@@ -42,7 +42,7 @@ class TokenizerJson {
       refuse("decoder", "ByteLevel", x);
     }
     const nlohmann::json& model = member(root_, "model");
-    if (type(model) != "BPE") refuse("model", "BPE", model);
+    if (!is_bpe(model)) refuse("model", "BPE", model);
     for (const char* const key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       const auto& x = member(model, key);
       if (!x.is_null() && x != "") refuse(std::string("model.") + key, "none", x);
@@ -81,6 +81,11 @@ class TokenizerJson {
     if (x.is_null()) return otherwise;
     if (!x.is_boolean()) refuse(key, "true or false", x);
     return x.get<bool>();
+  }
+  /// Old files, GPT-2's own among them, tell the kind of their model by its members alone.
+  static bool is_bpe(const nlohmann::json& model) {
+    if (!member(model, "type").is_null()) return type(model) == "BPE";
+    return member(model, "vocab").is_object() && member(model, "merges").is_array();
   }
   std::int32_t id(const std::string& key, const nlohmann::json& x) const {
     if (!x.is_number_unsigned() || x.get<std::uint64_t>() >= std::uint64_t{most_ids}) {
