@@ -1,9 +1,13 @@
 // text/stop_strings: where a text ends.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
+#include "minimamba/core/random.hpp"
 #include "minimamba/text.hpp"
 
 namespace {
@@ -25,6 +29,42 @@ TEST(StopStrings, EndTheTextBeforeTheFirstOfThemHoweverItIsCut) {
     EXPECT_EQ(through(stops, "no end\nUser", piece), "no end\nUser");
     EXPECT_EQ(through(StopStrings({"aab"}), "aaaab", piece), "aa");
     EXPECT_EQ(through(StopStrings(), "anything", piece), "anything");
+  }
+}
+
+/// The text before the stop string that ends first; of several that end there, the longest.
+std::string expected(const std::vector<std::string>& stops, const std::string& text) {
+  for (std::size_t end = 1; end <= text.size(); ++end) {
+    std::size_t longest = 0;
+    for (const std::string& stop : stops) {
+      if (text.substr(0, end).ends_with(stop)) longest = std::max(longest, stop.size());
+    }
+    if (longest > 0) return text.substr(0, end - longest);
+  }
+  return text;
+}
+
+TEST(StopStrings, EndTheTextAtThatWhichIsWholeFirstHoweverItIsCut) {
+  minimamba::Random random(1, "stops");
+  const auto word = [&](std::uint64_t longest) {
+    std::string text(1 + random.bits() % longest, ' ');
+    for (char& x : text) x = "ab"[random.bits() % 2];
+    return text;
+  };
+  for (int round = 0; round < 3000; ++round) {
+    std::vector<std::string> stops{"aabb", "ab"};
+    if (round % 3 != 0) stops = {word(5), word(5), word(3)};
+    const std::string text = word(24);
+    StopStrings some(stops);
+    std::string result;
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t size = 1 + random.bits() % 6;
+      result += some.push(text.substr(at, size));
+      at += size;
+    }
+    result += some.finish();
+    ASSERT_EQ(result, expected(stops, text)) << text << ": " << stops[0] << " " << stops[1];
+    EXPECT_EQ(some.found(), result != text);
   }
 }
 

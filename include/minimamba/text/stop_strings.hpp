@@ -16,7 +16,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 /// Text goes in as it is made and comes out as far as it is certain not to belong to a stop string: what may be the
-/// beginning of one waits for what follows it.
+/// beginning of one waits for what follows it. Where stop strings overlap, the one that is whole first ends the text
+/// (of several that end together, the longest), so that it does not matter in which pieces the text comes.
 class StopStrings {
  public:
   StopStrings() = default;  // lets all text through
@@ -31,10 +32,9 @@ class StopStrings {
   std::string push(std::string_view text) {
     if (found_) return {};
     held_ += text;
-    std::size_t end = held_.npos;
-    for (const std::string& stop : stops_) end = std::min(end, held_.find(stop));
-    found_ = end != held_.npos;
-    if (!found_) end = held_.size() - longest_beginning();
+    const std::size_t stop = first_stop();
+    found_ = stop != held_.npos;
+    const std::size_t end = found_ ? stop : held_.size() - longest_beginning();
     std::string result = held_.substr(0, end);
     held_.erase(0, found_ ? held_.npos : end);
     return result;
@@ -49,6 +49,17 @@ class StopStrings {
   const std::string& pending() const { return held_; }
 
  private:
+  /// Where the stop string begins that ends first; npos if none is whole.
+  std::size_t first_stop() const {
+    std::size_t begin = held_.npos, end = held_.npos;
+    for (const std::string& stop : stops_) {
+      const std::size_t at = held_.find(stop);
+      if (at == held_.npos || std::pair(at + stop.size(), at) >= std::pair(end, begin)) continue;
+      begin = at;
+      end = at + stop.size();
+    }
+    return begin;
+  }
   /// Of the ends of the text, the longest with which a stop string begins.
   std::size_t longest_beginning() const {
     std::size_t longest = 0;
