@@ -244,6 +244,13 @@ TEST(Tokenizer, RefusesByNameWhatItDoesNotSupport) {
   EXPECT_NE(describe(R"({"normalizer":{"type":"Lowercase"}})").find("Lowercase"), std::string::npos);
   EXPECT_NE(describe(R"({"pre_tokenizer":{"type":"Metaspace"}})").find("Metaspace"), std::string::npos);
   EXPECT_NE(describe(R"({"pre_tokenizer":{"type":"ByteLevel"})" + tail).find("Unigram"), std::string::npos);
+  for (const char* const key : {"truncation", "padding"}) {
+    nlohmann::json json = small_json();
+    json[key] = nullptr;
+    EXPECT_EQ(describe(json.dump()), "");
+    json[key] = {{"max_length", 8}};
+    EXPECT_NE(describe(json.dump()).find(std::string(key) + " to be null, found an object"), std::string::npos);
+  }
   EXPECT_NE(describe(std::string(std::size_t{16} << 20, '[')).find("deep"), std::string::npos);
   mm::TokenizerParts parts = small_parts();
   parts.merges.push_back("x y");

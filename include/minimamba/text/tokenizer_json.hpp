@@ -35,6 +35,9 @@ class TokenizerJson {
   }
 
   TokenizerParts read() {
+    for (const char* const key : {"truncation", "padding"}) {  // they would give other ids
+      if (const auto& x = member(root_, key); !x.is_null()) refuse(key, "null", x);
+    }
     read_normalizer();
     read_pre_tokenizer();
     read_template();
