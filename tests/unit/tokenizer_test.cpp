@@ -212,6 +212,16 @@ TEST(Tokenizer, ReadsTheSameWrittenAsSequences) {
   EXPECT_THROW(tokenizer_of(json), mm::FormatError);
 }
 
+TEST(Tokenizer, KnowsTheWordCharactersOfHuggingFace) {
+  for (const int x :
+       {0x61, 0x5F, 0x37, 0xE9, 0x301, 0x2160, 0x203F, 0x200C, 0x200D, 0x24B6, 0x24E9, 0x1F130, 0x1F189}) {
+    EXPECT_TRUE(mm::detail::is_word_character(x)) << x;
+  }
+  for (const int x : {0x20, 0x2D, 0xB2, 0xBD, 0x2460, 0x200B, 0x24EA, 0x1F14A, 0x1F16A, 0x1F18A, 0x20AC}) {
+    EXPECT_FALSE(mm::detail::is_word_character(x)) << x;
+  }
+}
+
 TEST(Tokenizer, HonoursWordsAndNormalisationOfAddedTokens) {
   mm::TokenizerParts parts = small_parts();
   parts.added = {added(260, "ba", false), added(261, "e\u0301", false), added(262, "q\u0301", true)};

@@ -115,10 +115,14 @@ inline CharacterClass character_class(std::int32_t x) {
   return CharacterClass::other;
 }
 
-/// What a regular expression calls \w: letters, marks, numbers and connecting punctuation.
+/// What Rust's regular expressions call \w: letters, marks, numbers of kind Nd and Nl, connecting punctuation, the two
+/// joiners and the letters in circles and boxes, which are symbols by their category.
 inline bool is_word_character(std::int32_t x) {
   const auto category = utf8proc_category(x);
-  return (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NO) || category == UTF8PROC_CATEGORY_PC;
+  const auto within = [x](std::int32_t first, std::int32_t last) { return x >= first && x <= last; };
+  return (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NL) || category == UTF8PROC_CATEGORY_PC ||
+         within(0x200C, 0x200D) || within(0x24B6, 0x24E9) || within(0x1F130, 0x1F149) || within(0x1F150, 0x1F169) ||
+         within(0x1F170, 0x1F189);
 }
 
 /// The end of the piece of well-formed text that begins at `at`, as GPT-2 splits:
