@@ -212,6 +212,25 @@ TEST(Tokenizer, ReadsTheSameWrittenAsSequences) {
   EXPECT_THROW(tokenizer_of(json), mm::FormatError);
 }
 
+TEST(Tokenizer, ReadsATemplateAmongByteLevelStepsAndNeedsNoDecoder) {
+  nlohmann::json json = small_json();
+  json.erase("decoder");
+  const nlohmann::json level = {{"type", "ByteLevel"}};
+  const nlohmann::json ending = nlohmann::json::parse(
+      R"({"type":"TemplateProcessing","single":[{"Sequence":{"id":"A"}},{"SpecialToken":{"id":"z"}}],
+          "special_tokens":{"z":{"ids":[122]}}})");
+  json["post_processor"] = {{"type", "Sequence"}, {"processors", {level, ending}}};
+  EXPECT_EQ(tokenizer_of(json).encode("abc"), (Ids{257, 'z'}));
+  EXPECT_EQ(tokenizer_of(json).decode(Ids{257, 258}), "abc a");
+  json["decoder"] = nullptr;
+  json["post_processor"]["processors"] = {level, level};
+  EXPECT_EQ(tokenizer_of(json).encode("abc"), Ids{257});
+  json["post_processor"]["processors"] = {ending, ending};
+  EXPECT_THROW(tokenizer_of(json), mm::FormatError);
+  json["post_processor"]["processors"] = {level, {{"type", "RobertaProcessing"}}};
+  EXPECT_THROW(tokenizer_of(json), mm::FormatError);
+}
+
 TEST(Tokenizer, KnowsTheWordCharactersOfHuggingFace) {
   for (const int x :
        {0x61, 0x5F, 0x37, 0xE9, 0x301, 0x2160, 0x203F, 0x200C, 0x200D, 0x24B6, 0x24E9, 0x1F130, 0x1F189}) {

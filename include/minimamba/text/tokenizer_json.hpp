@@ -41,8 +41,8 @@ class TokenizerJson {
     read_normalizer();
     read_pre_tokenizer();
     read_template();
-    if (const auto& x = single(member(root_, "decoder"), "decoders"); type(x) != "ByteLevel") {
-      refuse("decoder", "ByteLevel", x);
+    if (const auto& x = single(member(root_, "decoder"), "decoders"); !x.is_null() && type(x) != "ByteLevel") {
+      refuse("decoder", "ByteLevel or null", x);
     }
     const nlohmann::json& model = member(root_, "model");
     if (!is_bpe(model)) refuse("model", "BPE", model);
@@ -146,9 +146,14 @@ class TokenizerJson {
     parts_.split = true;
   }
   void read_template() {
-    const nlohmann::json& x = single(member(root_, "post_processor"), "processors");
-    if (x.is_null() || type(x) == "ByteLevel") return;
-    if (type(x) != "TemplateProcessing") refuse("post_processor", "ByteLevel, TemplateProcessing or null", x);
+    const nlohmann::json& processor = member(root_, "post_processor");
+    auto steps = steps_of(processor, "processors");
+    std::erase_if(steps, [](const nlohmann::json* step) { return type(*step) == "ByteLevel"; });  // it adds no ids
+    if (steps.empty() || processor.is_null()) return;
+    const nlohmann::json& x = *steps.front();
+    if (steps.size() > 1 || type(x) != "TemplateProcessing") {
+      refuse("post_processor", "ByteLevel, at most one TemplateProcessing, or null", steps.size() > 1 ? processor : x);
+    }
     bool text = false;
     for (const nlohmann::json& piece : member(x, "single")) {
       if (member(piece, "Sequence").is_object() && !text) {
