@@ -206,12 +206,12 @@ int convert(const Arguments& arguments) {
   if (!gguf) options.files = carried_files(arguments, checkpoint, text);
   check_output(arguments, gguf, options);
   options.matrices = arguments.type.empty() ? own_type(checkpoint, gguf) : types.at(arguments.type);
-  const bool live = program::is_terminal();
+  program::LiveLine line;
   auto shown = std::chrono::steady_clock::time_point();
   options.progress = [&](double part) {
     const auto now = std::chrono::steady_clock::now();
-    if (live && (now - shown > std::chrono::milliseconds(100) || part >= 1)) {
-      std::fprintf(stderr, "\r%3d %% written%s", static_cast<int>(100 * part), part >= 1 ? "\n" : "");
+    if (now - shown > std::chrono::milliseconds(100)) {
+      line.show(std::to_string(static_cast<int>(100 * part)) + " % written");
       shown = now;
     }
     return !stop.load();
@@ -221,6 +221,7 @@ int convert(const Arguments& arguments) {
   } else {
     minimamba::save(checkpoint, arguments.output, options);
   }
+  line.clear();
   if (gguf && checkpoint.config.expand != 2) {
     std::fprintf(stderr, "note: llama.cpp runs models whose d_inner is twice d_model only; this one has %lld times\n",
                  static_cast<long long>(checkpoint.config.expand));
@@ -261,7 +262,7 @@ int main(int argc, char** argv) {
     print_info(minimamba::open_checkpoint(arguments.input));
     return 0;
   } catch (const minimamba::CancelledError&) {
-    std::fprintf(stderr, "\nconvert: interrupted; nothing was changed\n");
+    std::fprintf(stderr, "convert: interrupted; nothing was changed\n");
     return interrupted;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "convert: %s\n", error.what());

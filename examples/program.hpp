@@ -1,25 +1,30 @@
-// What the example programs share: exit codes, Ctrl-C, output that may break, tokenizers.
+// What the example programs share: exit codes, Ctrl-C, output that may break, a line that changes, tokenizers.
 #ifndef MINIMAMBA_EXAMPLES_PROGRAM_HPP
 #define MINIMAMBA_EXAMPLES_PROGRAM_HPP
 
 #include <minimamba/io.hpp>
 #include <minimamba/text.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <sys/ioctl.h>
 #include <unistd.h>
 #endif
 #if defined(__APPLE__)
@@ -55,17 +60,57 @@ inline double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Whether standard error is read by a person now, for whom a line may be written over.
-inline bool is_terminal() {
+/// Whether standard error (2) or output (1) is read by a person now, for whom a line may be written over.
+inline bool is_terminal(int descriptor = 2) {
 #if defined(__unix__) || defined(__APPLE__)
-  return ::isatty(2) != 0;
+  return ::isatty(descriptor) != 0;
 #else
-  return false;
+  return descriptor < 0;
 #endif
 }
 
+/// The width of that terminal.
+inline std::size_t columns() {
+#if defined(__unix__) || defined(__APPLE__)
+  winsize size{};
+  if (::ioctl(2, TIOCGWINSZ, &size) == 0 && size.ws_col > 1) return size.ws_col;
+#endif
+  return 80;
+}
+
+/// A line of a terminal that is written over; nothing elsewhere. It never wraps, for what has wrapped stays.
+class LiveLine {
+ public:
+  LiveLine() = default;
+  LiveLine(const LiveLine&) = delete;
+  LiveLine& operator=(const LiveLine&) = delete;
+  ~LiveLine() { clear(); }
+
+  void show(std::string text) {
+    if (!is_terminal()) return;
+    const std::size_t most = columns() - 1, size = std::min(text.size(), most);
+    text.resize(size);
+    text.resize(std::max(size, std::min(shown_, most)), ' ');  // over what is left of the last one
+    std::fprintf(stderr, "\r%s", text.c_str());
+    std::fflush(stderr);
+    shown_ = size;
+  }
+  void clear() {
+    if (shown_ == 0) return;
+    show("");
+    std::fprintf(stderr, "\r");
+    std::fflush(stderr);
+  }
+
+ private:
+  std::size_t shown_ = 0;
+};
+
+inline bool line_open = false;  // whether print() has left off within a line
+
 /// Writes to standard output and shows it. False when nobody reads any more; throws when it cannot be written.
 inline bool print(std::string_view text) {
+  if (!text.empty()) line_open = text.back() != '\n';
   errno = 0;
   const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
   if (written) return true;
@@ -73,12 +118,66 @@ inline bool print(std::string_view text) {
   throw minimamba::FileError("standard output", "room for the text", std::strerror(errno));
 }
 
+/// Says why the program ends, on a line of its own.
+inline int refuse(const char* name, const std::exception& error) {
+  if (line_open) std::fputc('\n', stdout);
+  std::fflush(stdout);
+  std::fprintf(stderr, "%s: %s\n", name, error.what());
+  return refused;
+}
+
+/// For CLI11, which would take the nearest number that fits: says what is wrong with a seed, if anything is.
+inline std::string check_seed(const std::string& text) {
+  std::uint64_t seed = 0;
+  const char* const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, seed);
+  return error == std::errc() && rest == end ? "" : "expected a whole number from 0 to 2^64 - 1, found " + text;
+}
+
+/// The whole of a file, or of what a pipe still brings.
 inline std::string read_file(const std::filesystem::path& path) {
-  const auto source = minimamba::ByteSource::open(path);
-  std::string text(static_cast<std::size_t>(source.size()), '\0');
-  source.read(0, std::as_writable_bytes(std::span(text)));
+  std::error_code unknown;
+  const auto type = std::filesystem::status(path, unknown).type();
+  std::string text;
+  if (type != std::filesystem::file_type::fifo && type != std::filesystem::file_type::character) {
+    const auto source = minimamba::ByteSource::open(path);
+    text.resize(static_cast<std::size_t>(source.size()));
+    source.read(0, std::as_writable_bytes(std::span(text)));
+    return text;
+  }
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) throw minimamba::FileError(path.string(), "a file that can be read", std::strerror(errno));
+  for (char piece[1 << 16]; stream && !stop;) {
+    stream.read(piece, sizeof(piece));
+    text.append(piece, static_cast<std::size_t>(stream.gcount()));
+  }
+  if (stream.bad()) throw minimamba::FileError(path.string(), "bytes to its end", std::strerror(errno));
   return text;
 }
+
+/// How many tokens to read at a time, so that Ctrl-C is soon seen: more and more while that takes no time. Only where
+/// the bits do not depend on it, which is everywhere but with Eigen: there it is always the same number.
+class Pieces {
+ public:
+  template <class Model>
+  Pieces(const Model& model, std::size_t most)
+      : most_(most),
+        size_(std::string_view(model.backend().name()) == "eigen" ? most : std::min<std::size_t>(most, 16)) {}
+
+  /// The size of the next piece, asked for as soon as the last one was read.
+  std::size_t next() {
+    const auto now = std::chrono::steady_clock::now();
+    if (begun_ && now - start_ < std::chrono::milliseconds(100)) size_ = std::min(2 * size_, most_);
+    begun_ = true;
+    start_ = now;
+    return size_;
+  }
+
+ private:
+  std::size_t most_, size_;
+  bool begun_ = false;
+  std::chrono::steady_clock::time_point start_;
+};
 
 /// The tokenizer that was asked for, or the model's own: in its GGUF file, tokenizer.json beside it, the bytes for a
 /// model with 256 tokens. None for others.

@@ -51,7 +51,7 @@ inline void add_options(CLI::App& app, Options& options) {
   add("--rate", options.rate, "Learning rate after the warm-up");
   add("--least-rate", options.least_rate, "Learning rate at the end");
   add("--check-every", options.check_every, "Steps between looks at the accuracy")->check(one);
-  add("--seed", options.seed, "Seed of the weights and of all sequences");
+  add("--seed", options.seed, "Seed of the weights and of all sequences")->check(program::check_seed);
   add("--threads", options.threads, "0: as many as the process may use");
   add("--plot", options.plot, "File for the plot");
   add("--save", options.save, "Folder for the trained model");
@@ -61,12 +61,14 @@ inline void add_options(CLI::App& app, Options& options) {
 class LiveLine {
  public:
   void show(const std::string& text, bool keep) {
-    if (program::is_terminal()) std::fprintf(stderr, "\r%-78s", text.c_str());
-    if (!keep) return;
-    if (program::is_terminal()) std::fprintf(stderr, "\r%78s\r", "");
+    if (!keep) return line_.show(text);
+    line_.clear();
     std::printf("%s\n", text.c_str());
     std::fflush(stdout);
   }
+
+ private:
+  program::LiveLine line_;
 };
 
 inline std::string formatted(const char* format, auto... values) {

@@ -21,10 +21,6 @@
 
 #include "program.hpp"
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#endif
-
 namespace {
 
 namespace fs = std::filesystem;
@@ -51,14 +47,6 @@ void write_file(const fs::path& path, const std::string& text) {
   file.commit();
 }
 
-bool on_terminal() {
-#if defined(__unix__) || defined(__APPLE__)
-  return ::isatty(1) != 0;
-#else
-  return false;
-#endif
-}
-
 /// The line that tells how far the training is: one that changes in a terminal, now and then one elsewhere.
 class Progress {
  public:
@@ -67,19 +55,23 @@ class Progress {
   void show(const minimamba::StepRecord& record, const minimamba::TrainerOptions& options, double validation) {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count() - paused_;
     const double rate = static_cast<double>(record.step - first_) / std::max(seconds, 1e-9);
-    const bool last = record.step == options.schedule.steps;
-    if (!terminal_ && !last && record.step % 10 != 0) return;
     const auto left = static_cast<long>(static_cast<double>(options.schedule.steps - record.step) / rate);
-    std::printf(
-        "%sstep %lld/%lld  loss %.4f  validation %s  %.0f tokens/s  %ld:%02ld:%02ld left%s", terminal_ ? "\r" : "",
+    char text[200];
+    std::snprintf(
+        text, sizeof(text), "step %lld/%lld  loss %.4f  validation %s  %.0f tokens/s  %ld:%02ld:%02ld left",
         static_cast<long long>(record.step), static_cast<long long>(options.schedule.steps), record.loss,
         std::isnan(validation) ? "-" : minimamba::detail::number_text(std::round(validation * 1e4) / 1e4).c_str(),
         rate * static_cast<double>(options.batch * options.length * options.accumulate), left / 3600, left / 60 % 60,
-        left % 60, terminal_ && !last ? "  " : "\n");
-    std::fflush(stdout);
+        left % 60);
+    last_ = text;
+    line_.show(last_);
+    if (record.step == options.schedule.steps || (!terminal_ && record.step % 10 == 0)) end_line();
   }
-  void end_line() const {
-    if (terminal_) std::printf("\n");
+  /// What was shown last stays, and is followed by other lines.
+  void end_line() {
+    line_.clear();
+    if (!last_.empty()) std::printf("%s\n", std::exchange(last_, {}).c_str());
+    std::fflush(stdout);
   }
 
   /// Time that is spent on something else than steps.
@@ -93,7 +85,9 @@ class Progress {
  private:
   std::int64_t first_;
   double paused_ = 0;
-  bool terminal_ = on_terminal();
+  bool terminal_ = program::is_terminal(1) && program::is_terminal(2);
+  std::string last_;
+  program::LiveLine line_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
@@ -233,7 +227,9 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
   app.add_flag("--recompute", options.tape.recompute, "Less memory: compute activations twice");
   add("--validation-fraction", options.validation_fraction, "Part of the text, its end, that is not learned");
   add("--validation-batches", arguments.validation_batches, "Batches to validate on, at most");
-  add("--seed", options.seed, "Seed of the weights, the windows and dropout");
+  app.add_option("--seed", options.seed, "Seed of the weights, the windows and dropout")
+      ->check(program::check_seed)
+      ->capture_default_str();
   add("--save-every", arguments.save_every, "Steps between checkpoints");
   add("--validate-every", arguments.validate_every, "Steps between validations");
   add("--sample-every", arguments.sample_every, "Steps between samples (0: none)");

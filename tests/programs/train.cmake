@@ -70,6 +70,7 @@ expect(1 "training.safetensors" ${other} --text ${WORK}/text.txt --out ${WORK}/n
 expect(1 "step [0-9]+: expected a finite loss|the gradient of .*expected finite numbers" ${model} --steps 300 --clip 0
        --rate 1e30 --warmup 0 --text ${WORK}/text.txt --out ${WORK}/none)
 expect(2 "" --no-such-flag)
+expect(2 "--seed.*found -1" ${other} --text ${WORK}/text.txt --out ${WORK}/none --seed -1)
 expect(2 "--text" --out ${WORK}/none)
 expect(0 "minimamba [0-9]" --version)
 if(EXISTS ${WORK}/none)
