@@ -33,7 +33,7 @@ struct Text {
 
 Text read_text(const Arguments& arguments, const minimamba::Tokenizer& tokenizer) {
   const std::string text = program::read_file(arguments.file);
-  Text read{.tokens = tokenizer.encode(text), .scored_bytes = text.size()};
+  Text read{.tokens = tokenizer.encode(text, {.add_special_tokens = false}), .scored_bytes = text.size()};
   const auto skipped = static_cast<std::ptrdiff_t>(
       read.tokens.size() - static_cast<std::size_t>(static_cast<double>(read.tokens.size()) * arguments.last));
   if (skipped > 0) {
@@ -55,35 +55,38 @@ struct Result {
 };
 
 /// The line that tells how far it is, for whoever watches.
-void show_progress(const std::string& weights, const minimamba::Score& score, std::size_t tokens, double seconds) {
+void show_progress(program::LiveLine& line, const std::string& weights, const minimamba::Score& score,
+                   std::size_t tokens, double seconds) {
   const double rate = static_cast<double>(score.tokens) / std::max(seconds, 1e-9);
   const auto left = static_cast<long>(static_cast<double>(tokens - score.tokens) / std::max(rate, 1e-9));
-  std::fprintf(stderr, "\r%s: %zu of %zu tokens, %.4f nats per token, %.0f tokens/s, %ld:%02ld left  ", weights.c_str(),
-               score.tokens, tokens, score.nats_per_token(), rate, left / 60, left % 60);
-  std::fflush(stderr);
+  char text[200];
+  std::snprintf(text, sizeof text, "%s: %zu of %zu tokens, %.4f nats per token, %.0f tokens/s, %ld:%02ld left",
+                weights.c_str(), score.tokens, tokens, score.nats_per_token(), rate, left / 60, left % 60);
+  line.show(text);
 }
 
 template <class Model>
 Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const Arguments& arguments,
                const std::string& weights) {
   using Backend = typename Model::BackendType;
-  const Model model = minimamba::load<Model>(checkpoint, {.backend = Backend({.threads = arguments.threads})});
-  const std::size_t piece = std::clamp<std::size_t>(
+  const Model model = minimamba::load<Model>(
+      checkpoint, {.backend = Backend({.threads = arguments.threads}), .progress = [](double) { return !stop; }});
+  const std::size_t most = std::clamp<std::size_t>(
       std::size_t{8} * 1024 * 1024 / static_cast<std::size_t>(model.config().padded_vocab_size()), 16, 512);
-  minimamba::Scorer scorer(model, piece);
-  const bool watched = program::is_terminal();
+  minimamba::Scorer scorer(model, most);
+  program::Pieces pieces(model, most);
+  program::LiveLine line;
   const auto start = std::chrono::steady_clock::now();
   double shown = 0, seconds = 0;
   for (std::span<const std::int32_t> rest = text.tokens; !rest.empty() && !stop;) {
-    const auto some = rest.first(std::min(piece, rest.size()));
+    const auto some = rest.first(std::min(pieces.next(), rest.size()));
     scorer.read(some);
     rest = rest.subspan(some.size());
     seconds = program::seconds_since(start);
-    if (!watched || (seconds - shown < 0.2 && !rest.empty())) continue;
-    show_progress(weights, scorer.score(), text.tokens.size() - 1, seconds);
+    if (seconds - shown < 0.2) continue;
+    show_progress(line, weights, scorer.score(), text.tokens.size() - 1, seconds);
     shown = seconds;
   }
-  if (watched) std::fprintf(stderr, "\r%*s\r", 78, "");
   return {scorer.score(), seconds};
 }
 
@@ -110,9 +113,7 @@ Result measure_on(const minimamba::Checkpoint& checkpoint, const Text& text, con
 }
 
 double bits_per_byte(const Result& result, const Text& text) {
-  const double bytes = static_cast<double>(text.scored_bytes) * static_cast<double>(result.score.tokens) /
-                       static_cast<double>(text.tokens.size() - 1);  // a part of them if it was interrupted
-  return result.score.nats / std::numbers::ln2 / std::max(bytes, 1.0);
+  return result.score.nats / std::numbers::ln2 / std::max(static_cast<double>(text.scored_bytes), 1.0);
 }
 
 std::string formatted(const char* format, double number) {
@@ -121,21 +122,22 @@ std::string formatted(const char* format, double number) {
   return text;
 }
 
-void print_one(const Result& result, const Text& text) {
-  program::print("tokens: " + std::to_string(result.score.tokens) +
-                 "\nnats per token: " + formatted("%.5f", result.score.nats_per_token()) +
-                 "\nbits per byte: " + formatted("%.5f", bits_per_byte(result, text)) +
-                 "\nperplexity: " + formatted("%.4f", result.score.perplexity()) + "\ntokens per second: " +
-                 formatted("%.0f", static_cast<double>(result.score.tokens) / std::max(result.seconds, 1e-9)) + "\n");
+bool print_one(const Result& result, const Text& text) {
+  return program::print("tokens: " + std::to_string(result.score.tokens) +
+                        "\nnats per token: " + formatted("%.5f", result.score.nats_per_token()) +
+                        "\nbits per byte: " + formatted("%.5f", bits_per_byte(result, text)) +
+                        "\nperplexity: " + formatted("%.4f", result.score.perplexity()) + "\ntokens per second: " +
+                        formatted("%.0f", static_cast<double>(result.score.tokens) / std::max(result.seconds, 1e-9)) +
+                        "\n");
 }
 
-void print_row(const std::string& weights, const Result& result, const Result& first, const Text& text) {
+bool print_row(const std::string& weights, const Result& result, const Result& first, const Text& text) {
   const double nats = result.score.nats_per_token(), loss = nats / first.score.nats_per_token() - 1;
   char line[160];
   std::snprintf(line, sizeof line, "%-7s  %14.5f  %13.5f  %10.4f  %+9.3f %%  %8.0f\n", weights.c_str(), nats,
                 bits_per_byte(result, text), result.score.perplexity(), 100 * loss,
                 static_cast<double>(result.score.tokens) / std::max(result.seconds, 1e-9));
-  program::print(line);
+  return program::print(line);
 }
 
 int run(const Arguments& arguments) {
@@ -146,18 +148,21 @@ int run(const Arguments& arguments) {
   }
   const Text text = read_text(arguments, *tokenizer);
   std::vector<Result> results;
+  bool read = true;
+  if (arguments.weights.size() > 1) {
+    read = program::print("weights  nats per token  bits per byte  perplexity  against " + arguments.weights.front() +
+                          "  tokens/s\n");
+  }
   for (const std::string& weights : arguments.weights) {
+    if (!read) break;  // nobody does any more
     results.push_back(measure_on(checkpoint, text, arguments, weights));
-    if (results.back().score.tokens == 0) break;  // interrupted before it began
-    if (arguments.weights.size() == 1) {
-      print_one(results.front(), text);
-    } else {
-      if (results.size() == 1) {
-        program::print("weights  nats per token  bits per byte  perplexity  against " + arguments.weights.front() +
-                       "  tokens/s\n");
-      }
-      print_row(weights, results.back(), results.front(), text);
+    const Result& result = results.back();
+    if (result.score.tokens + 1 < text.tokens.size()) {
+      std::fprintf(stderr, "perplexity: %s: interrupted after %zu of %zu tokens\n", weights.c_str(),
+                   result.score.tokens, text.tokens.size() - 1);
+      break;
     }
+    read = arguments.weights.size() == 1 ? print_one(result, text) : print_row(weights, result, results.front(), text);
     if (stop) break;
   }
   return stop ? program::interrupted : 0;
@@ -191,8 +196,9 @@ int main(int argc, char** argv) {
   program::handle_signals();
   try {
     return run(arguments);
+  } catch (const minimamba::CancelledError&) {
+    return program::interrupted;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "perplexity: %s\n", error.what());
-    return program::refused;
+    return program::refuse("perplexity", error);
   }
 }

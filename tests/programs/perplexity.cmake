@@ -1,4 +1,5 @@
-# What perplexity prints and how it ends: cmake -DPERPLEXITY=... -DDATA=... -DWORK=... -P perplexity.cmake
+# What perplexity prints and how it ends:
+# cmake -DPERPLEXITY=... -DTRAIN=... -DDATA=... -DTOKENIZER=... -DWORK=... -P perplexity.cmake
 function(expect status output)
   execute_process(COMMAND ${PERPLEXITY} ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE errors)
   if(NOT result STREQUAL "${status}" OR NOT "${printed}${errors}" MATCHES "${output}")
@@ -14,11 +15,13 @@ file(WRITE ${WORK}/text.txt "${text}")
 file(WRITE ${WORK}/one.txt "a")
 file(WRITE ${WORK}/empty.txt "")
 set(model ${WORK}/model)
-execute_process(COMMAND ${TRAIN} --d-model 32 --n-layer 2 --batch 2 --length 32 --steps 40 --warmup 5 --rate 0.01
-                        --sample-every 0 --text ${WORK}/text.txt --out ${model} RESULT_VARIABLE result OUTPUT_QUIET)
-if(result)
-  message(FATAL_ERROR "train failed")
-endif()
+foreach(flags IN ITEMS "--steps;40;--out;${model}" "--steps;1;--out;${model}-words;--tokenizer;${TOKENIZER}")
+  execute_process(COMMAND ${TRAIN} --d-model 32 --n-layer 2 --batch 2 --length 32 --warmup 1 --rate 0.01 --sample-every 0
+                          --text ${WORK}/text.txt ${flags} RESULT_VARIABLE result OUTPUT_QUIET)
+  if(result)
+    message(FATAL_ERROR "train failed")
+  endif()
+endforeach()
 
 set(one --model ${model} --file ${WORK}/text.txt)
 expect(0 "^tokens: 1799\nnats per token: [0-9.]+\nbits per byte: [0-9.]+\nperplexity: [0-9.]+\ntokens per second: [0-9]+\n$" ${one})
@@ -44,3 +47,51 @@ expect(2 "" ${one} --weights f99)
 expect(2 "" ${one} --last 2)
 expect(2 "--file" --model ${model})
 expect(0 "minimamba [0-9]" --version)
+
+# A tokenizer's template is no part of the text.
+file(WRITE ${WORK}/two.txt "xy")
+expect(0 "^tokens: 1\n" --model ${model}-words --file ${WORK}/two.txt)
+expect(1 "two tokens or more.*found 1" --model ${model}-words --file ${WORK}/one.txt)
+
+if(NOT CMAKE_HOST_WIN32)
+  # What nobody reads is not measured: this would take a minute.
+  string(REPEAT "f32," 3000 many)
+  execute_process(COMMAND ${PERPLEXITY} ${one} --weights ${many}f32 COMMAND ${CMAKE_COMMAND} -E true
+                  RESULTS_VARIABLE results ERROR_VARIABLE errors TIMEOUT 20)
+  if(NOT "${results} ${errors}" STREQUAL "0;0 ")
+    message(FATAL_ERROR "with a broken pipe, perplexity ended with ${results}: ${errors}")
+  endif()
+
+  # Interrupted: said so, and no part of a loss is given out for all of it.
+  string(REPEAT "${text}" 1000 long)
+  file(WRITE ${WORK}/long.txt "${long}")
+  file(WRITE ${WORK}/interrupt.sh "'${PERPLEXITY}' --model '${model}' --file '${WORK}/long.txt' --backend reference \\
+  --weights f32,q8 > '${WORK}/interrupted.txt' 2> '${WORK}/interrupted.err' &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! grep -q weights '${WORK}/interrupted.txt'; do :; done
+sleep 1; kill -INT $pid; wait $pid
+")
+  execute_process(COMMAND sh ${WORK}/interrupt.sh RESULT_VARIABLE result TIMEOUT 60)
+  file(READ ${WORK}/interrupted.txt printed)
+  file(READ ${WORK}/interrupted.err errors)
+  if(NOT result EQUAL 130 OR NOT printed MATCHES "^weights[^\n]*\n$" OR
+     NOT errors MATCHES "^perplexity: f32: interrupted after [0-9]+ of 1799999 tokens\n$")
+    message(FATAL_ERROR "interrupted, perplexity ended with ${result} and printed:\n${printed}${errors}")
+  endif()
+endif()
+
+# In a terminal, the line that changes is never wider than that.
+find_program(SCRIPT script)
+if(SCRIPT AND CMAKE_HOST_SYSTEM_NAME STREQUAL Linux)
+  string(REPEAT "${text}" 40 long)
+  file(WRITE ${WORK}/long.txt "${long}")
+  file(WRITE ${WORK}/narrow.sh "stty cols 30; '${PERPLEXITY}' --model '${model}' --file '${WORK}/long.txt' --backend reference\n")
+  execute_process(COMMAND ${SCRIPT} -qec "sh '${WORK}/narrow.sh'" /dev/null OUTPUT_VARIABLE printed RESULT_VARIABLE result TIMEOUT 60)
+  string(REGEX MATCHALL "\rf32: [^\r\n]*" lines "${printed}")
+  foreach(line IN LISTS lines ITEMS "${printed}")
+    string(LENGTH "${line}" length)
+    if((length GREATER 30 AND NOT line STREQUAL printed) OR NOT line MATCHES "\rf32: [0-9]+ of 71999 tokens, ")
+      message(FATAL_ERROR "in 30 columns, perplexity wrote:\n${printed}")
+    endif()
+  endforeach()
+endif()
