@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <optional>
 #include <span>
 #include <string>
@@ -54,25 +55,32 @@ std::vector<std::int32_t> as_ids(const std::string& bytes) {
   return ids;
 }
 
-/// Tokens become text, or numbers.
+/// Tokens become text, or numbers. What cannot be printed ends the output, not the program, which has a state to save.
 class Output {
  public:
-  Output(const std::optional<minimamba::Tokenizer>& tokenizer, const Arguments& arguments) : stops_(arguments.stops) {
-    if (tokenizer && !arguments.ids) decoder_.emplace(*tokenizer);
+  Output(const std::optional<minimamba::Tokenizer>& tokenizer, const Arguments& arguments)
+      : stops_(arguments.stops), ids_(arguments.ids || !tokenizer) {
+    if (tokenizer) decoder_.emplace(*tokenizer);
   }
 
-  bool is_text() const { return decoder_.has_value(); }
-  bool found_stop() const { return stops_.found(); }
+  /// Whether more is wanted: somebody reads, and no stop string was found.
+  bool open() const { return open_ && !stops_.found(); }
 
-  /// False when nobody reads any more.
-  bool push(std::int32_t token) {
-    if (decoder_) return program::print(stops_.push(decoder_->push(token)));
-    return program::print((std::exchange(first_, false) ? "" : " ") + std::to_string(token));
+  void push(std::int32_t token) {
+    const std::string text = decoder_ ? stops_.push(decoder_->push(token)) : "";
+    show(ids_ ? (std::exchange(first_, false) ? "" : " ") + std::to_string(token) : text);
   }
-  /// What waits for more is shown as it is, unless it went into a saved state.
-  bool finish(bool saved) {
-    const bool rest = decoder_ && !saved;
-    return program::print((rest ? stops_.push(decoder_->finish()) + stops_.finish() : "") + "\n");
+  void show_prompt(const std::string& text) {
+    if (!ids_) show(text);
+  }
+  /// What waits for more is shown as it is, unless it goes into a saved state.
+  void finish(bool saved) {
+    const bool rest = !ids_ && !saved;
+    show((rest ? stops_.push(decoder_->finish()) + stops_.finish() : "") + "\n");
+  }
+  /// Throws what printing has thrown.
+  void check() const {
+    if (failure_) std::rethrow_exception(failure_);
   }
 
   void save(minimamba::StateSections& sections) const {
@@ -83,36 +91,49 @@ class Output {
   void restore(minimamba::StateSections& sections) {
     if (!decoder_) return;
     decoder_->restore(sections["pending"]);
-    program::print(stops_.push(sections["held"]));
+    show_prompt(stops_.push(sections["held"]));
   }
 
  private:
+  void show(const std::string& text) {
+    try {
+      open_ = open_ && program::print(text);
+    } catch (const minimamba::FileError&) {
+      failure_ = std::current_exception();
+      open_ = false;
+    }
+  }
+
   std::optional<minimamba::StreamingDecoder> decoder_;
   minimamba::StopStrings stops_;
-  bool first_ = true;
+  bool ids_, first_ = true, open_ = true;
+  std::exception_ptr failure_;
 };
 
-/// The tokens that the prompt adds; text is shown before its continuation.
+/// The tokens that the prompt adds; text is shown before its continuation. At the beginning the tokenizer's template
+/// goes with them.
 std::vector<std::int32_t> read_prompt(const Arguments& arguments, const std::optional<minimamba::Tokenizer>& tokenizer,
-                                      const Output& output) {
+                                      bool beginning, Output& output) {
   if (arguments.prompt.empty() && arguments.prompt_file.empty()) return parse_ids(arguments.prompt_ids);
   if (!tokenizer) {
     throw minimamba::ArgumentError("--prompt", "a model with a tokenizer, --tokenizer, or --prompt-ids",
                                    "a vocabulary without one");
   }
   const std::string text = arguments.prompt_file.empty() ? arguments.prompt : program::read_file(arguments.prompt_file);
-  if (output.is_text()) program::print(text);
-  return tokenizer->encode(text);
+  output.show_prompt(text);
+  return tokenizer->encode(text, {.add_special_tokens = beginning});
 }
 
-/// Reads all of a long prompt but its end, in pieces, so that Ctrl-C need not wait. What is left is read by generating.
+/// Reads all of a prompt but its last token, in pieces, so that Ctrl-C need not wait. What is left is read by
+/// generating.
 template <class Model>
 void read_ahead(const Model& model, typename Model::Cache& cache, std::vector<std::int32_t>& prompt) {
-  constexpr std::size_t piece = 512;
+  program::Pieces pieces(model, 512);
   std::size_t done = 0;
-  while (!stop && prompt.size() - done > piece) {
-    model.forward_last(std::span(prompt).subspan(done, piece), cache);
-    done += piece;
+  while (!stop && prompt.size() - done > 1) {
+    const std::size_t some = std::min(pieces.next(), prompt.size() - done - 1);
+    model.forward_last(std::span(prompt).subspan(done, some), cache);
+    done += some;
   }
   prompt.erase(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(done));
 }
@@ -132,7 +153,7 @@ void print_stats(const Model& model, const Arguments& arguments, const Times& ti
                model.backend().name(), model.backend().threads(), model.parameter_count(), arguments.weights.c_str(),
                state_bytes, program::peak_megabytes());
   std::fprintf(stderr, "load %.3f s", times.load);
-  if (times.new_tokens > 0) {
+  if (times.prompt_tokens > 0) {
     std::fprintf(stderr, "; prompt %zu tokens, %.1f tokens/s", times.prompt_tokens,
                  rate(times.prompt_tokens, times.prompt));
   }
@@ -141,59 +162,79 @@ void print_stats(const Model& model, const Arguments& arguments, const Times& ti
   std::fprintf(stderr, "\n");
 }
 
+/// Fills the cache from the state to go on from, if one was named, and gives what lies beside it.
 template <class Model>
-int run(const Arguments& arguments) {
-  using Backend = typename Model::BackendType;
-  Times times;
-  auto start = std::chrono::steady_clock::now();
-  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.model);
-  const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
-  const Model model = minimamba::load<Model>(checkpoint, {.backend = Backend({.threads = arguments.threads})});
-  auto cache = model.make_cache();
-  minimamba::StateSections sections;
-  if (!arguments.load_state.empty()) {
-    auto saved = minimamba::load_state(arguments.load_state, model);
-    if (saved.cache.batch() != 1) {
-      throw minimamba::ArgumentError(arguments.load_state, "one row", std::to_string(saved.cache.batch()));
-    }
-    cache = std::move(saved.cache);
-    sections = std::move(saved.sections);
+minimamba::StateSections load_cache(const Model& model, typename Model::Cache& cache, const Arguments& arguments) {
+  if (arguments.load_state.empty()) return {};
+  auto saved = minimamba::load_state(arguments.load_state, model);
+  if (saved.cache.batch() != 1) {
+    throw minimamba::ArgumentError(arguments.load_state, "one row", std::to_string(saved.cache.batch()));
   }
-  times.load = program::seconds_since(start);
+  cache = std::move(saved.cache);
+  return std::move(saved.sections);
+}
 
-  Output output(tokenizer, arguments);
+template <class Model>
+void continue_text(const Model& model, typename Model::Cache& cache, minimamba::StateSections sections,
+                   const std::optional<minimamba::Tokenizer>& tokenizer, const Arguments& arguments, Output& output,
+                   Times& times) {
   minimamba::GenerateOptions options = arguments.options;
   if (tokenizer) options.vocabulary = tokenizer->size();
   minimamba::Sampler sampler(options, model.config().vocab_size);
   if (sections.contains("sampler")) sampler.restore(sections["sampler"]);
   output.restore(sections);
   std::vector<std::int32_t> prompt = as_ids(sections["unread"]);
-  const std::vector<std::int32_t> added = read_prompt(arguments, tokenizer, output);
+  const bool beginning = prompt.empty() && cache.position(0) == 0;
+  const std::vector<std::int32_t> added = read_prompt(arguments, tokenizer, beginning, output);
   for (const std::int32_t token : added) sampler.accept(token);
   prompt.insert(prompt.end(), added.begin(), added.end());
   if (prompt.empty()) prompt.push_back(model.config().bos_token_id.value_or(0));
-  times.prompt_tokens = prompt.size();
 
-  start = std::chrono::steady_clock::now();
-  read_ahead(model, cache, prompt);
+  auto start = std::chrono::steady_clock::now();
+  times.prompt_tokens = prompt.size();
+  if (output.open()) read_ahead(model, cache, prompt);
+  times.prompt_tokens -= prompt.size();
+  times.prompt = program::seconds_since(start);
   minimamba::Generation<Model> tokens(model, cache, prompt, options, std::move(sampler));
-  bool read = true;
-  if (!stop) {
+  if (!stop && output.open()) {
     for (const std::int32_t token : tokens) {
       const double seconds = program::seconds_since(start);
       (times.new_tokens++ == 0 ? times.prompt : times.generation) = seconds;
-      if (times.new_tokens == 1) start = std::chrono::steady_clock::now();
-      read = output.push(token);
-      if (!read || stop || output.found_stop()) break;
+      if (times.new_tokens == 1) {
+        times.prompt_tokens += prompt.size();
+        start = std::chrono::steady_clock::now();
+      }
+      output.push(token);
+      if (stop || !output.open()) break;
     }
   }
-  if (!arguments.save_state.empty()) {
-    minimamba::StateSections state{{"unread", as_bytes(tokens.unread())}, {"sampler", tokens.sampler().state()}};
-    output.save(state);
-    minimamba::save_state(arguments.save_state, model, cache, state);
+  output.finish(!arguments.save_state.empty());
+  if (arguments.save_state.empty()) return;
+  minimamba::StateSections state{{"unread", as_bytes(tokens.unread())}, {"sampler", tokens.sampler().state()}};
+  output.save(state);
+  minimamba::save_state(arguments.save_state, model, cache, state);
+}
+
+template <class Model>
+int run(const Arguments& arguments) {
+  using Backend = typename Model::BackendType;
+  Times times;
+  const auto start = std::chrono::steady_clock::now();
+  if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // what cannot be saved is said now
+  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.model);
+  const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
+  if (!tokenizer && !arguments.stops.empty()) {
+    throw minimamba::ArgumentError("--stop", "a model with a tokenizer, or --tokenizer", "a vocabulary without one");
   }
-  if (read) output.finish(!arguments.save_state.empty());
+  const Model model = minimamba::load<Model>(
+      checkpoint, {.backend = Backend({.threads = arguments.threads}), .progress = [](double) { return !stop; }});
+  auto cache = model.make_cache();
+  minimamba::StateSections sections = load_cache(model, cache, arguments);
+  times.load = program::seconds_since(start);
+  Output output(tokenizer, arguments);
+  continue_text(model, cache, std::move(sections), tokenizer, arguments, output, times);
   if (arguments.stats) print_stats(model, arguments, times, cache.state_bytes());
+  output.check();
   return stop ? program::interrupted : 0;
 }
 
@@ -232,6 +273,7 @@ void add_options(CLI::App& app, Arguments& arguments) {
   app.add_option("--stop", arguments.stops, "End before this text; may be given several times")
       ->allow_extra_args(false);
   app.add_option("--seed", options.seed, "Seed of the random choices; a loaded state goes on with its own")
+      ->check(program::check_seed)
       ->capture_default_str();
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on after the end-of-text token");
   app.add_option("--weights", arguments.weights, "How the matrices are kept in memory")
@@ -250,9 +292,8 @@ void add_options(CLI::App& app, Arguments& arguments) {
 /// Where nothing else is said: what the model that comes with the program is good at.
 void use_shipped_model(const CLI::App& app, Arguments& arguments) {
   arguments.model = program::shipped_model("shakespeare").string();
-  const bool prompted = !arguments.prompt.empty() || !arguments.prompt_file.empty() || !arguments.prompt_ids.empty() ||
-                        !arguments.load_state.empty();
-  if (!prompted) arguments.prompt = "ROMEO:\n";
+  const bool prompted = app.count("--prompt") + app.count("--prompt-file") + app.count("--prompt-ids") > 0;
+  if (!prompted && arguments.load_state.empty()) arguments.prompt = "ROMEO:\n";
   if (app.count("--temperature") == 0) arguments.options.temperature = 0.8;
   if (app.count("--max-new-tokens") == 0) arguments.options.max_new_tokens = 500;
 }
@@ -274,8 +315,9 @@ int main(int argc, char** argv) {
     if (arguments.backend == "reference") return run_with<minimamba::ReferenceBackend>(arguments);
     if (arguments.backend == "eigen") return run_with<minimamba::EigenBackend>(arguments);
     return run_with<minimamba::NativeBackend>(arguments);
+  } catch (const minimamba::CancelledError&) {
+    return program::interrupted;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "generate: %s\n", error.what());
-    return program::refused;
+    return program::refuse("generate", error);
   }
 }

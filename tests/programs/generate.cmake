@@ -1,4 +1,5 @@
-# What generate prints and how it ends: cmake -DGENERATE=... -DDATA=... -DWORK=... -P generate.cmake
+# What generate prints and how it ends:
+# cmake -DGENERATE=... -DTRAIN=... -DDATA=... -DTOKENIZER=... -DWORK=... -P generate.cmake
 function(expect status output)
   execute_process(COMMAND ${GENERATE} ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE errors)
   if(NOT result STREQUAL "${status}" OR NOT "${printed}${errors}" MATCHES "${output}")
@@ -25,17 +26,18 @@ expect(2 "" --no-such-flag)
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
 function(run output)
-  execute_process(COMMAND ${GENERATE} --model ${model} --ignore-eos --ids ${ARGN} RESULT_VARIABLE result
-                  OUTPUT_VARIABLE printed ERROR_VARIABLE errors OUTPUT_STRIP_TRAILING_WHITESPACE)
+  execute_process(COMMAND ${GENERATE} --model ${model} --ignore-eos ${ARGN} RESULT_VARIABLE result
+                  OUTPUT_VARIABLE printed ERROR_VARIABLE errors)
   if(NOT result EQUAL 0)
     message(FATAL_ERROR "generate ${ARGN}\nended with ${result}: ${errors}")
   endif()
+  string(REGEX REPLACE "\n$" "" printed "${printed}")
   set(${output} "${printed}" PARENT_SCOPE)
 endfunction()
 foreach(flags IN ITEMS "" "--temperature;1;--seed;5;--repetition-penalty;1.2;--presence-penalty;0.3")
-  run(whole --prompt-ids "1 2 3" --max-new-tokens 30 ${flags})
-  run(first --prompt-ids "1 2 3" --max-new-tokens 11 --save-state ${WORK}/state ${flags})
-  run(second --load-state ${WORK}/state --max-new-tokens 19 ${flags})
+  run(whole --ids --prompt-ids "1 2 3" --max-new-tokens 30 ${flags})
+  run(first --ids --prompt-ids "1 2 3" --max-new-tokens 11 --save-state ${WORK}/state ${flags})
+  run(second --ids --load-state ${WORK}/state --max-new-tokens 19 ${flags})
   if(NOT "${first} ${second}" STREQUAL "${whole}")
     message(FATAL_ERROR "a saved state went on as\n${first} ${second}\nand not as\n${whole}")
   endif()
@@ -45,7 +47,87 @@ expect(1 "state of a model" --model ${DATA}/tiny-bf16 --load-state ${WORK}/state
 file(WRITE ${WORK}/bad "MINIMAMBA STATE\nshort")
 expect(1 "bad.*expected" --model ${model} --load-state ${WORK}/bad)
 expect(1 "no-such" --model ${model} --load-state ${WORK}/no-such)
+expect(1 "no-such/state: expected a folder" --model ${DATA}/no-such-model --save-state ${WORK}/no-such/state)
+expect(1 "a regular file, or none, found a folder" --model ${DATA}/no-such-model --save-state ${WORK})
 expect(0 "^\n.*generated 0 tokens\n$" --model ${model} --max-new-tokens 0 --stats)
+expect(0 "prompt 2 tokens, [0-9.]+ tokens/s; generated 0 tokens\n$" --model ${model} --prompt-ids "1 2 3" --max-new-tokens 0 --stats)
+expect(1 "--stop: expected a model with a tokenizer" --model ${model} --stop x)
+expect(0 "^[0-9 ]+\n$" --model ${model} --seed 18446744073709551615 --max-new-tokens 2)
+foreach(seed IN ITEMS -1 18446744073709551616 1.5)
+  expect(2 "--seed.*found ${seed}" --model ${model} --seed ${seed})
+endforeach()
+
+# Text, with a tokenizer whose template begins every text with a token of its own.
+string(REPEAT "the quick brown fox jumps over the lazy dog. " 40 text)
+file(WRITE ${WORK}/text.txt "${text}")
+set(model ${WORK}/words)
+execute_process(COMMAND ${TRAIN} --d-model 32 --n-layer 2 --batch 2 --length 32 --steps 60 --warmup 5 --rate 0.01 --sample-every 0
+                        --tokenizer ${TOKENIZER} --text ${WORK}/text.txt --out ${model} RESULT_VARIABLE result OUTPUT_QUIET)
+if(result)
+  message(FATAL_ERROR "train failed")
+endif()
+function(expect_equal what found expected)
+  if(NOT found STREQUAL expected)
+    message(FATAL_ERROR "${what}:\n${found}\nand not\n${expected}")
+  endif()
+endfunction()
+set(prompt --prompt "the quick")
+run(whole ${prompt} --max-new-tokens 30)
+run(first ${prompt} --max-new-tokens 11 --save-state ${WORK}/state)
+run(second --load-state ${WORK}/state --max-new-tokens 19)
+expect_equal("a text that was saved goes on as" "${first}${second}" "${whole}")
+run(ids ${prompt} --max-new-tokens 30 --ids)
+run(_ ${prompt} --max-new-tokens 0 --save-state ${WORK}/state)
+run(parts --load-state ${WORK}/state --prompt " brown" --max-new-tokens 9 --ids)
+run(once --prompt "the quick brown" --max-new-tokens 9 --ids)
+expect_equal("after a saved state a prompt is read as" "${parts}" "${once}")
+file(WRITE ${WORK}/prompt.txt "the quick")
+run(file --prompt-file ${WORK}/prompt.txt --max-new-tokens 30)
+expect_equal("with --prompt-file" "${file}" "${whole}")
+
+# A stop string ends text and ids alike.
+string(LENGTH "the quick" begin)
+string(SUBSTRING "${whole}" ${begin} -1 made)
+string(SUBSTRING "${made}" 5 2 stop)
+string(FIND "${made}" "${stop}" at)
+math(EXPR at "${begin} + ${at}")
+string(SUBSTRING "${whole}" 0 ${at} expected)
+run(stopped ${prompt} --max-new-tokens 30 --stop "${stop}" --stop "no such text")
+expect_equal("with --stop" "${stopped}" "${expected}")
+run(stopped ${prompt} --max-new-tokens 30 --stop "${stop}" --ids)
+string(FIND "${ids}" "${stopped} " at)
+if(NOT at EQUAL 0)
+  message(FATAL_ERROR "with --stop and --ids:\n${stopped}\nand not the beginning of\n${ids}")
+endif()
+
+# Pipes: a prompt from one, and one that nobody reads. A full disk costs the text, but not the state.
+if(NOT CMAKE_HOST_WIN32)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E cat ${WORK}/prompt.txt
+                  COMMAND ${GENERATE} --model ${model} --ignore-eos --prompt-file /dev/stdin --max-new-tokens 30 OUTPUT_VARIABLE printed)
+  expect_equal("with a prompt from a pipe" "${printed}" "${whole}\n")
+  execute_process(COMMAND ${GENERATE} --model ${model} --ignore-eos ${prompt} --max-new-tokens 100000000
+                  COMMAND ${CMAKE_COMMAND} -E true RESULTS_VARIABLE results ERROR_VARIABLE errors TIMEOUT 60)
+  expect_equal("with a broken pipe" "${results} ${errors}" "0;0 ")
+  file(WRITE ${WORK}/interrupt.sh "'${GENERATE}' --model '${model}' --ignore-eos --prompt 'the quick' --max-new-tokens 100000000 \\
+  --save-state '${WORK}/interrupted' > '${WORK}/interrupted.txt' &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! grep -q '.............' '${WORK}/interrupted.txt'; do :; done
+kill -INT $pid; wait $pid
+")
+  execute_process(COMMAND sh ${WORK}/interrupt.sh RESULT_VARIABLE result TIMEOUT 60)
+  file(READ ${WORK}/interrupted.txt printed)
+  if(NOT result EQUAL 130 OR NOT printed MATCHES "^the quick.*\n$")
+    message(FATAL_ERROR "interrupted, generate ended with ${result} and printed:\n${printed}")
+  endif()
+  expect(0 "\n$" --model ${model} --load-state ${WORK}/interrupted --max-new-tokens 3)
+endif()
+if(EXISTS /dev/full)
+  execute_process(COMMAND ${GENERATE} --model ${model} ${prompt} --save-state ${WORK}/full --max-new-tokens 3
+                  OUTPUT_FILE /dev/full RESULT_VARIABLE result ERROR_VARIABLE errors)
+  if(NOT result EQUAL 1 OR NOT errors MATCHES "^generate: standard output: " OR NOT EXISTS ${WORK}/full)
+    message(FATAL_ERROR "on a full disk, generate ended with ${result}: ${errors}")
+  endif()
+endif()
 
 # A limit on the size of files is a refusal too, and leaves nothing behind.
 if(NOT WIN32)

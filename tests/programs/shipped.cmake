@@ -34,6 +34,10 @@ run(other ${GENERATE} --seed 1 --prompt "JULIET:" --max-new-tokens 20)
 if(NOT other MATCHES "^JULIET:\n")
   message(FATAL_ERROR "generate said:\n${other}")
 endif()
+execute_process(COMMAND ${GENERATE} --prompt "" --max-new-tokens 20 RESULT_VARIABLE result OUTPUT_VARIABLE text)
+if(result OR text MATCHES "^ROMEO:\n")
+  message(FATAL_ERROR "an empty prompt was taken for none:\n${text}")
+endif()
 run(text ${GENERATE} --model ${draft} --prompt "JULIET:" --max-new-tokens 200)
 
 # Installed, it takes the installed model: a broken one is named.
