@@ -1,5 +1,6 @@
 // Trainings: they learn, go on from a checkpoint to the same bits, and refuse what cannot be.
 #include "support/files.hpp"
+#include "support/locale.hpp"
 #include "support/training.hpp"
 
 #include "minimamba/train.hpp"
@@ -186,6 +187,9 @@ TEST(Reports, ShowEveryStepAndWhatWasValidated) {
   EXPECT_EQ(svg.find("nan"), svg.npos);
   EXPECT_EQ(svg.compare(0, 4, "<svg"), 0);
   EXPECT_EQ(loss_svg({}).find("nan"), std::string::npos);
+  const support::CommaLocale comma;
+  EXPECT_EQ(loss_csv(history), csv);
+  EXPECT_EQ(loss_svg(history), svg);
 }
 
 }  // namespace

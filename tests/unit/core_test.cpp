@@ -14,6 +14,8 @@
 #include "minimamba/core/version.hpp"
 #include "minimamba/core/view.hpp"
 
+#include "support/locale.hpp"
+
 namespace {
 
 using namespace minimamba;
@@ -134,6 +136,18 @@ TEST(MambaConfig, RefusesSizesThatNoModelCanHave) {
   refused([](MambaConfig& c) { c.norm_epsilon = std::nan(""); });
   refused([](MambaConfig& c) { c.dt_max = 0; });
   refused([](MambaConfig& c) { c.eos_token_id = 16; });
+}
+
+TEST(Error, WritesNumbersWithAPointInEveryLocale) {
+  const support::CommaLocale comma;
+  EXPECT_EQ(detail::number_text(-1234.5), "-1234.5");
+  EXPECT_EQ(detail::number_text(1e-5), "1e-05");
+  EXPECT_EQ(detail::number_text(0.1), "0.1");
+  EXPECT_EQ(detail::number_text(1234567890.0), "1.23456789e+09");
+  EXPECT_EQ(detail::number_text(std::int64_t{1234567}), "1234567");
+  EXPECT_EQ(detail::number_text(std::numeric_limits<double>::infinity()), "inf");
+  EXPECT_EQ(detail::number_text(std::numeric_limits<double>::quiet_NaN()), "nan");
+  if (!comma.reaches_c()) GTEST_SKIP() << "no locale with a decimal comma here; only C++'s was changed";
 }
 
 TEST(Error, SaysWhatWhatWasExpectedAndWhatWasFound) {

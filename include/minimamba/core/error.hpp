@@ -3,8 +3,8 @@
 #ifndef MINIMAMBA_CORE_ERROR_HPP
 #define MINIMAMBA_CORE_ERROR_HPP
 
+#include <charconv>
 #include <cstdint>
-#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -14,11 +14,10 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// A number as people write it: 1e-05, not 0.000010.
+/// A number as people write it: 1e-05, not 0.000010. The same in every locale.
 inline std::string number_text(double value) {
   char text[32];
-  std::snprintf(text, sizeof(text), "%.9g", value);
-  return text;
+  return {text, std::to_chars(text, text + sizeof(text), value, std::chars_format::general, 9).ptr};
 }
 inline std::string number_text(std::int64_t value) { return std::to_string(value); }
 

@@ -3,9 +3,9 @@
 #define MINIMAMBA_TRAIN_REPORT_HPP
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstddef>
-#include <cstdio>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +30,12 @@ inline std::string loss_csv(std::span<const StepRecord> history) {
 
 namespace detail {
 
+/// With one digit behind the point, whatever the locale.
+inline std::string tenths(double value) {
+  char text[400];  // enough for the largest double
+  return {text, std::to_chars(text, text + sizeof(text), value, std::chars_format::fixed, 1).ptr};
+}
+
 struct PlotPoint {
   double x = 0, y = 0;
 };
@@ -40,10 +46,8 @@ struct PlotFrame {
   double last_step = 1, least = 0, greatest = 1;
 
   std::string at(PlotPoint point) const {
-    char text[64];
-    std::snprintf(text, sizeof(text), "%.1f,%.1f", left + width * point.x / last_step,
-                  top + height * (greatest - point.y) / (greatest - least));
-    return text;
+    return tenths(left + width * point.x / last_step) + "," +
+           tenths(top + height * (greatest - point.y) / (greatest - least));
   }
 };
 
