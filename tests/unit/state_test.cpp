@@ -110,7 +110,7 @@ TEST(StateFile, CutAnywhereOrAlteredInAnyByteIsRefused) {
 TEST(StateFile, ThatLiesWithARightChecksumIsRefusedToo) {
   const Saved saved;
   const std::string most(8, '\xFF'), zero(8, '\0');
-  support::expect_words(saved.refusal(saved.with(16, "\2")), {"version 1", "2"});
+  support::expect_words(saved.refusal(saved.with(16, "\1")), {"version 2", "1"});
   support::expect_words(saved.refusal(saved.with(20, "\x8")), {"numbers of 4 bytes", "8"});
   support::expect_words(saved.refusal(saved.with(24, zero)), {"d_model 2", "another"});
   support::expect_words(saved.refusal(saved.with(32, most)), {"rows", "18446744073709551615"});
@@ -131,6 +131,18 @@ TEST(StateFile, OfAnotherModelIsRefused) {
   const std::vector<float> norm{1, 2};
   other_norms.norm_f.weight.upload(other_norms.backend(), 0, View<const float>(norm.data(), 1, 2));
   EXPECT_THROW(load_state(source, other_norms), CheckpointError);
+  // What is no size tells models apart too.
+  const auto with = [&](auto change) {
+    MambaConfig changed = config;
+    change(changed);
+    return support::Model(changed);
+  };
+  EXPECT_NO_THROW(load_state(source, with([](MambaConfig&) {})));
+  EXPECT_THROW(load_state(source, with([](MambaConfig& c) { c.bias = true; })), CheckpointError);
+  EXPECT_THROW(load_state(source, with([](MambaConfig& c) { c.conv_bias = false; })), CheckpointError);
+  EXPECT_THROW(load_state(source, with([](MambaConfig& c) { c.tie_embeddings = false; })), CheckpointError);
+  EXPECT_THROW(load_state(source, with([](MambaConfig& c) { c.vocab_size = 4; })), CheckpointError);
+  EXPECT_THROW(load_state(source, with([](MambaConfig& c) { c.norm_epsilon = 1e-6; })), CheckpointError);
   config.d_state = 2;
   EXPECT_THROW(load_state(source, support::Model(config)), CheckpointError);
   EXPECT_THROW(load_state(source, Mamba<double, ReferenceBackend>(saved.model.config())), CheckpointError);

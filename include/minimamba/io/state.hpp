@@ -42,7 +42,7 @@ struct SavedState {
 namespace detail {
 
 inline constexpr std::string_view state_magic = "MINIMAMBA STATE\n";
-inline constexpr std::uint32_t state_version = 1;
+inline constexpr std::uint32_t state_version = 2;
 inline constexpr std::uint32_t most_state_sections = 64;
 inline constexpr std::uint32_t longest_section_name = 255;
 
@@ -62,13 +62,16 @@ class Checksum {
   std::uint64_t value_ = 0xCBF29CE484222325U;
 };
 
-/// Tells models apart whose states do not fit: by their sizes, and by the weights of all norms as floats, which every
-/// weight format leaves as they are.
+/// Tells models apart that go on from a state in other ways: by their settings, and by the weights of all norms as
+/// floats, which every weight format leaves as they are.
 template <class Model>
 std::uint64_t fingerprint(const Model& model) {
   Checksum sum;
-  for (const std::int64_t size : sizes_of(model.config())) sum.add_value(size);
-  sum.add_value(model.config().norm_epsilon);
+  const MambaConfig& config = model.config();
+  for (const std::int64_t size : sizes_of(config)) sum.add_value(size);
+  sum.add_value(config.vocab_size);
+  for (const bool flag : {config.bias, config.conv_bias, config.tie_embeddings}) sum.add_value(flag);
+  sum.add_value(config.norm_epsilon);
   const auto add = [&](const auto& norm) {
     std::vector<typename Model::ScalarType> weight(norm.weight.cols());
     norm.weight.download(model.backend(), 0, View<typename Model::ScalarType>(weight.data(), 1, weight.size()));
@@ -222,9 +225,10 @@ SavedState<Model> load_state(const ByteSource& source, const Model& model) {
                           std::to_string(width));
   }
   if (bytes.value<std::uint64_t>() != detail::fingerprint(model)) {
-    throw CheckpointError(source.name(),
-                          "the state of a model with " + detail::sizes_text(model.config()) + " and the same norms",
-                          "that of another");
+    throw CheckpointError(
+        source.name(),
+        "the state of a model with " + detail::sizes_text(model.config()) + " and the same settings and norms",
+        "that of another");
   }
   const auto rows = bytes.value<std::uint64_t>();
   const std::uint64_t row_bytes = sizeof(std::int64_t) + model.make_cache().state_bytes();
