@@ -111,7 +111,7 @@ if(NOT CMAKE_HOST_WIN32)
   file(WRITE ${WORK}/interrupt.sh "'${GENERATE}' --model '${model}' --ignore-eos --prompt 'the quick' --max-new-tokens 100000000 \\
   --save-state '${WORK}/interrupted' > '${WORK}/interrupted.txt' &
 pid=$!
-while kill -0 $pid 2>/dev/null && ! grep -q '.............' '${WORK}/interrupted.txt'; do :; done
+while kill -0 $pid 2>/dev/null && ! [ $(wc -c < '${WORK}/interrupted.txt') -gt 20 ]; do :; done
 kill -INT $pid; wait $pid
 ")
   execute_process(COMMAND sh ${WORK}/interrupt.sh RESULT_VARIABLE result TIMEOUT 60)
