@@ -51,6 +51,17 @@ TYPED_TEST(Trainings, Learn) {
   EXPECT_EQ(trainer.history().back().validation_loss, trainer.validate(100));
 }
 
+TYPED_TEST(Trainings, DrawMoreWindowsThanThereAreTokens) {
+  using TestModel = typename TypeParam::Model;
+  TrainerOptions wide = options();
+  wide.batch = 50;
+  wide.length = 4;
+  wide.validation_fraction = 0;
+  const auto text = tokens();
+  Trainer<TestModel> trainer(TestModel(config()), {text.begin(), text.begin() + 20}, wide);
+  EXPECT_TRUE(std::isfinite(trainer.step().loss));
+}
+
 TYPED_TEST(Trainings, GoOnFromACheckpointToTheSameBits) {
   using TestModel = typename TypeParam::Model;
   const Folder folder;
@@ -152,7 +163,7 @@ TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   expect_refused(std::vector<std::int32_t>(40), options(), {"to validate on", "found 4 of 40"});
   auto unknown = tokens();
   unknown.back() = 20;
-  expect_refused(unknown, options(), {"token id from 0 to 19", "found 20"});
+  expect_refused(unknown, options(), {"tokens[599]", "token id from 0 to 19", "found 20"});
   const auto with = [](auto change) {
     TrainerOptions changed = options();
     change(changed);

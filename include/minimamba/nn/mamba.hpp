@@ -104,6 +104,11 @@ class Mamba {
       throw ArgumentError("tokens", "a multiple of the batch, " + std::to_string(cache.batch()),
                           std::to_string(tokens.size()));
     }
+    check_tokens(tokens);
+  }
+
+  /// Throws ArgumentError for a token id outside [0, vocab_size).
+  void check_tokens(std::span<const std::int32_t> tokens) const {
     const auto bad = std::find_if(tokens.begin(), tokens.end(),
                                   [&](std::int32_t token) { return token < 0 || token >= config_.vocab_size; });
     if (bad != tokens.end()) {

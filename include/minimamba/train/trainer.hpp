@@ -58,8 +58,8 @@ class Trainer {
         tape_(model_, options.tape),
         validation_tape_(model_, {.chunk = options.length, .recompute = true}),
         cache_(model_.make_cache(static_cast<std::int64_t>(options.batch))) {
-    model_.check(std::span(tokens_).first(tokens_.size() / options.batch * options.batch), cache_);
-    model_.check(std::span(tokens_).last(options.batch), cache_);
+    model_.check({}, cache_);
+    model_.check_tokens(tokens_);
   }
   Trainer(Trainer&&) = delete;  // the split points into the tokens
 
