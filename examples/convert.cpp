@@ -157,14 +157,7 @@ std::vector<std::pair<std::string, minimamba::ByteSource>> carried_files(const A
     std::erase_if(files, [](const auto& file) { return file.first == "tokenizer.json"; });
     files.emplace_back("tokenizer.json", minimamba::ByteSource::open(*tokenizer_path(arguments, checkpoint)));
   } else if (checkpoint.format == minimamba::CheckpointFormat::gguf) {
-    const auto json = checkpoint.metadata.find(minimamba::detail::hugging_face_tokenizer_key);
-    const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
-    if (json != checkpoint.metadata.end() && std::holds_alternative<std::string>(json->second)) {
-      text = std::get<std::string>(json->second);
-    } else if (model != checkpoint.metadata.end() && model->second == minimamba::GgufValue(std::string("gpt2"))) {
-      const auto parts = minimamba::gguf_tokenizer(checkpoint.metadata, checkpoint.weights_name);
-      if (!minimamba::detail::are_bytes(parts.tokens)) text = minimamba::tokenizer_json(parts);
-    }
+    text = program::gguf_tokenizer_json(checkpoint);
     if (!text.empty()) {
       files.emplace_back("tokenizer.json",
                          minimamba::ByteSource(std::as_bytes(std::span(text)), checkpoint.weights_name));

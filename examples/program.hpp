@@ -22,6 +22,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <variant>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/ioctl.h>
@@ -195,6 +196,19 @@ inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& pat
   if (!gguf && std::filesystem::exists(json)) return minimamba::Tokenizer::load(json);
   if (checkpoint.config.padded_vocab_size() == 256) return minimamba::Tokenizer::bytes();
   return std::nullopt;
+}
+
+/// The tokenizer in a GGUF file as tokenizer.json: the one that it holds, or one made of its parts. Empty if its tokens
+/// are the bytes, or if it has none.
+inline std::string gguf_tokenizer_json(const minimamba::Checkpoint& checkpoint) {
+  const auto json = checkpoint.metadata.find(minimamba::detail::hugging_face_tokenizer_key);
+  const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
+  if (json != checkpoint.metadata.end() && std::holds_alternative<std::string>(json->second)) {
+    return std::get<std::string>(json->second);
+  }
+  if (model == checkpoint.metadata.end() || model->second != minimamba::GgufValue(std::string("gpt2"))) return "";
+  const auto parts = minimamba::gguf_tokenizer(checkpoint.metadata, checkpoint.weights_name);
+  return minimamba::detail::are_bytes(parts.tokens) ? "" : minimamba::tokenizer_json(parts);
 }
 
 /// Where this program lies; empty where the system does not tell.

@@ -91,14 +91,42 @@ class Progress {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+/// What the text is cut into, and the file that says so to who loads the model: none where tokens are bytes.
+struct Vocabulary {
+  minimamba::Tokenizer tokenizer;
+  std::string json;
+};
+
+/// The tokenizer that was asked for, or that of the model to start from. Throws where there is none.
+Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init) {
+  if (!arguments.tokenizer.empty()) {
+    const fs::path given(arguments.tokenizer), file = fs::is_directory(given) ? given / "tokenizer.json" : given;
+    minimamba::Tokenizer tokenizer(minimamba::read_tokenizer_json(minimamba::ByteSource::open(file)));
+    return {std::move(tokenizer), read_file(file)};
+  }
+  if (!init) return {minimamba::Tokenizer::bytes(), ""};
+  auto own = program::find_tokenizer("", *init);
+  if (!own) {
+    throw minimamba::ArgumentError("--init " + arguments.init, "a model with a tokenizer, or --tokenizer",
+                                   "a vocabulary without one");
+  }
+  if (init->format == minimamba::CheckpointFormat::gguf) return {*std::move(own), program::gguf_tokenizer_json(*init)};
+  const fs::path json = init->folder / "tokenizer.json";
+  return {*std::move(own), fs::exists(json) ? read_file(json) : ""};
+}
+
+std::optional<minimamba::Checkpoint> open_init(const Arguments& arguments) {
+  if (arguments.init.empty()) return std::nullopt;
+  return minimamba::open_checkpoint(fs::path(arguments.init));
+}
+
 template <class Model>
 class Program {
  public:
-  explicit Program(const Arguments& arguments)
+  explicit Program(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init)
       : arguments_(arguments),
-        tokenizer_(arguments.tokenizer.empty() ? minimamba::Tokenizer::bytes()
-                                               : minimamba::Tokenizer::load(fs::path(arguments.tokenizer))),
-        trainer_(make_model(), read_tokens(), arguments.options),
+        vocabulary_(find_vocabulary(arguments, init)),
+        trainer_(make_model(init), read_tokens(), arguments.options),
         checkpoint_(fs::path(arguments.out) / "training.safetensors") {}
 
   int run() {
@@ -133,17 +161,18 @@ class Program {
  private:
   using Backend = typename Model::BackendType;
 
-  Model make_model() const {
+  Model make_model(const std::optional<minimamba::Checkpoint>& init) const {
     Backend backend({.threads = arguments_.threads});
-    if (!arguments_.init.empty()) {
-      Model model = minimamba::load<Model>(fs::path(arguments_.init), {.backend = backend});
-      if (tokenizer_.size() <= model.config().vocab_size) return model;
-      throw minimamba::ArgumentError("--tokenizer",
+    const minimamba::Tokenizer& tokenizer = vocabulary_.tokenizer;
+    if (init) {
+      Model model = minimamba::load<Model>(*init, {.backend = backend});
+      if (tokenizer.size() <= model.config().vocab_size) return model;
+      throw minimamba::ArgumentError("tokenizer",
                                      "at most " + std::to_string(model.config().vocab_size) + " tokens, as the model",
-                                     std::to_string(tokenizer_.size()));
+                                     std::to_string(tokenizer.size()));
     }
     minimamba::MambaConfig config = arguments_.config;
-    config.vocab_size = tokenizer_.size();
+    config.vocab_size = tokenizer.size();
     config.tie_embeddings = !arguments_.untied;
     return Model(config, backend, arguments_.options.seed);
   }
@@ -151,7 +180,7 @@ class Program {
   std::vector<std::int32_t> read_tokens() const {
     std::vector<std::int32_t> tokens;
     for (const std::string& file : arguments_.text) {
-      const auto more = tokenizer_.encode(read_file(file));
+      const auto more = vocabulary_.tokenizer.encode(read_file(file));
       tokens.insert(tokens.end(), more.begin(), more.end());
     }
     return tokens;
@@ -166,10 +195,7 @@ class Program {
     const fs::path out(arguments_.out);
     save_training(trainer_, checkpoint_);
     minimamba::save(trainer_.model(), out);
-    if (!arguments_.tokenizer.empty()) {
-      const fs::path given(arguments_.tokenizer);
-      write_file(out / "tokenizer.json", read_file(fs::is_directory(given) ? given / "tokenizer.json" : given));
-    }
+    if (!vocabulary_.json.empty()) write_file(out / "tokenizer.json", vocabulary_.json);
     write_file(out / "loss.csv", loss_csv(trainer_.history()));
     write_file(out / "loss.svg", loss_svg(trainer_.history()));
     folders_->keep();
@@ -178,19 +204,19 @@ class Program {
   void sample() const {
     const auto& model = trainer_.model();
     auto cache = model.make_cache();
-    const auto prompt = tokenizer_.encode(arguments_.prompt);
-    minimamba::StreamingDecoder decoder(tokenizer_);
+    const auto prompt = vocabulary_.tokenizer.encode(arguments_.prompt);
+    minimamba::StreamingDecoder decoder(vocabulary_.tokenizer);
     std::string text;
     for (const std::int32_t token :
          minimamba::generate(model, cache, prompt,
                              {.max_new_tokens = arguments_.sample_tokens, .temperature = 0.8, .ignore_eos = true})) {
-      if (token < tokenizer_.size()) text += decoder.push(token);
+      if (token < vocabulary_.tokenizer.size()) text += decoder.push(token);
     }
     std::printf("---\n%s%s\n---\n", arguments_.prompt.c_str(), text.c_str());
   }
 
   const Arguments& arguments_;
-  minimamba::Tokenizer tokenizer_;
+  Vocabulary vocabulary_;
   minimamba::Trainer<Model> trainer_;
   fs::path checkpoint_;
   std::optional<minimamba::detail::MadeFolders> folders_;
@@ -245,7 +271,8 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
   app.add_option("--text", arguments.text, "Text files, read one after the other")->required();
   app.add_option("--out", arguments.out, "Folder for the model, checkpoints, loss.csv and loss.svg")->required();
-  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json, or its folder (without: bytes)");
+  app.add_option("--tokenizer", arguments.tokenizer,
+                 "tokenizer.json, or its folder (without: that of --init, or bytes)");
   app.add_option("--init", arguments.init, "Model to start from (without: random weights)");
   app.add_flag("--resume", arguments.resume, "Go on with the training in --out");
   add_model_options(app, arguments);
@@ -261,13 +288,14 @@ int main(int argc, char** argv) {
   }
   program::handle_signals();
   try {
+    const std::optional<minimamba::Checkpoint> init = open_init(arguments);
     if (arguments.backend == "reference") {
-      return Program<minimamba::Mamba<float, minimamba::ReferenceTraining>>(arguments).run();
+      return Program<minimamba::Mamba<float, minimamba::ReferenceTraining>>(arguments, init).run();
     }
     if (arguments.backend == "eigen") {
-      return Program<minimamba::Mamba<float, minimamba::EigenTraining>>(arguments).run();
+      return Program<minimamba::Mamba<float, minimamba::EigenTraining>>(arguments, init).run();
     }
-    return Program<minimamba::Mamba<float, minimamba::NativeTraining>>(arguments).run();
+    return Program<minimamba::Mamba<float, minimamba::NativeTraining>>(arguments, init).run();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "train: %s\n", error.what());
     return refused;
