@@ -174,6 +174,9 @@ TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   expect_refused(tokens(), with([](auto& o) { o.accumulate = 0; }), {"accumulate"});
   expect_refused(tokens(), with([](auto& o) { o.validation_fraction = 1; }), {"validation fraction"});
   expect_refused(tokens(), with([](auto& o) { o.schedule.steps = -1; }), {"steps"});
+  const double infinity = std::numeric_limits<double>::infinity(), nan = std::nan("");
+  expect_refused(tokens(), with([&](auto& o) { o.schedule.peak = infinity; }), {"peak", "found inf"});
+  expect_refused(tokens(), with([&](auto& o) { o.schedule.least = nan; }), {"least", "found nan"});
   expect_refused(tokens(), with([](auto& o) { o.tape.dropout = 1; }), {"dropout"});
   expect_refused(tokens(), with([](auto& o) { o.adamw.beta1 = 2; }), {"beta1"});
 }
@@ -184,6 +187,26 @@ TEST(RefusedTrainings, ThatDivergeNameTheStepAndTheTensor) {
   trainer.mutable_model().layers[1].mixer.D.view()(0, 2) = std::numeric_limits<float>::infinity();
   expect_error<DivergedError>([&] { trainer.step(); }, {"step 2", "layers.1.mixer.D", "finite"});
   EXPECT_EQ(trainer.steps(), 1);
+  expect_error<DivergedError>([&] { trainer.validate(1); }, {"validation after step 1", "layers.1.mixer.D", "finite"});
+}
+
+TEST(RefusedTrainings, ThatDivergeKeepTheLastGoodCheckpoint) {
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  TrainerOptions wild = options();
+  wild.schedule = {.peak = 1e30, .least = 1e30, .steps = 6};
+  NativeTrainer trainer(Native(config()), tokens(), wild);
+  save_training(trainer, file);
+  const auto before = support::contents(folder.path());
+  trainer.step();  // its own loss is that of the weights before it
+  expect_error<DivergedError>([&] { save_training(trainer, file); }, {"after step 1", "finite loss"});
+  EXPECT_EQ(support::contents(folder.path()), before);
+
+  NativeTrainer spoiled(Native(config()), tokens(), options());
+  spoiled.step();
+  spoiled.mutable_model().norm_f.weight.view()(0, 2) = std::numeric_limits<float>::quiet_NaN();
+  expect_error<DivergedError>([&] { save_training(spoiled, file); }, {"after step 1", "norm_f.weight"});
+  EXPECT_EQ(support::contents(folder.path()), before);
 }
 
 TEST(Reports, ShowEveryStepAndWhatWasValidated) {

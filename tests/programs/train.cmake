@@ -101,6 +101,11 @@ list(GET gguf 0 gguf)
 file(COPY ${gguf} DESTINATION ${WORK}/gguf)
 expect(1 "gguf: expected" ${letters} --out ${WORK}/none --tokenizer ${gguf})
 expect(1 "gguf/tokenizer.json: expected a file" ${letters} --out ${WORK}/none --tokenizer ${WORK}/gguf)
+
+# A step that went astray replaces no checkpoint, and a last one leaves no model.
+set(astray ${model} --clip 0 --warmup 0 --save-every 1 --text ${WORK}/text.txt)
+expect(1 "after step 1: expected a finite loss" ${astray} --steps 6 --rate 1e30 --out ${WORK}/none)
+expect(1 "peak.*found inf" ${astray} --steps 1 --rate inf --out ${WORK}/none)
 expect(2 "" --no-such-flag)
 expect(2 "--seed.*found -1" ${other} --text ${WORK}/text.txt --out ${WORK}/none --seed -1)
 expect(2 "--text" --out ${WORK}/none)

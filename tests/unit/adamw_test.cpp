@@ -106,6 +106,10 @@ TYPED_TEST(Optimizer, RefusesOptionsOutsideTheirRange) {
   EXPECT_THROW(AdamW<Model>(model, {.epsilon = 0}), ArgumentError);
   EXPECT_THROW(AdamW<Model>(model, {.weight_decay = -1}), ArgumentError);
   EXPECT_THROW(AdamW<Model>(model, {.clip = std::nan("")}), ArgumentError);
+  const double infinity = std::numeric_limits<double>::infinity();
+  EXPECT_THROW(AdamW<Model>(model, {.epsilon = infinity}), ArgumentError);
+  EXPECT_THROW(AdamW<Model>(model, {.weight_decay = infinity}), ArgumentError);
+  EXPECT_THROW(AdamW<Model>(model, {.clip = infinity}), ArgumentError);
 }
 
 }  // namespace

@@ -50,8 +50,10 @@ class AdamW {
       : options_(checked(options)), mean_(zeros_like(model)), variance_(zeros_like(model)) {}
 
   /// Moves the model against its gradients, which become zero, and recomputes what is derived from its parameters.
-  /// Returns the norm of the gradient before clipping. Throws DivergedError, and changes nothing, if it is not finite.
+  /// Returns the norm of the gradient before clipping. Throws DivergedError if it is not finite, ArgumentError if the
+  /// rate is not; nothing has changed then.
   double step(Model& model, Model& gradients, double rate) {
+    if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", detail::number_text(rate));
     const double norm = gradient_norm(gradients);
     ++steps_;
     const auto corrected = [&](double beta) { return 1 - std::pow(beta, static_cast<double>(steps_)); };
@@ -91,9 +93,13 @@ class AdamW {
     };
     require(options.beta1 >= 0 && options.beta1 < 1, "AdamWOptions.beta1", "from 0 to below 1", options.beta1);
     require(options.beta2 >= 0 && options.beta2 < 1, "AdamWOptions.beta2", "from 0 to below 1", options.beta2);
-    require(options.epsilon > 0, "AdamWOptions.epsilon", "above 0", options.epsilon);
-    require(options.weight_decay >= 0, "AdamWOptions.weight_decay", "at least 0", options.weight_decay);
-    require(options.clip >= 0, "AdamWOptions.clip", "at least 0", options.clip);
+    const auto finite = [](double value) { return std::isfinite(value); };
+    require(options.epsilon > 0 && finite(options.epsilon), "AdamWOptions.epsilon", "a finite number above 0",
+            options.epsilon);
+    require(options.weight_decay >= 0 && finite(options.weight_decay), "AdamWOptions.weight_decay",
+            "a finite number of at least 0", options.weight_decay);
+    require(options.clip >= 0 && finite(options.clip), "AdamWOptions.clip", "a finite number of at least 0",
+            options.clip);
     return options;
   }
 

@@ -120,11 +120,12 @@ void check_training(const Trainer<Model>& trainer, const TensorSet& set, const s
 
 }  // namespace detail
 
-/// Saves a training to a file, which is replaced when the new one is complete on the disk. Throws FileError; the old
-/// file is then as it was.
+/// Saves a training to a file, which is replaced when the new one is complete on the disk. Throws FileError, and
+/// DivergedError for a training that would not go on (see Trainer::require_finite); the old file is then as it was.
 template <class Model>
-void save_training(const Trainer<Model>& trainer, const std::filesystem::path& file) {
+void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   using Scalar = typename Model::ScalarType;
+  trainer.require_finite();
   const auto settings = detail::settings_of(trainer);
   std::vector<double> history;
   for (const StepRecord& r : trainer.history()) {
@@ -133,7 +134,7 @@ void save_training(const Trainer<Model>& trainer, const std::filesystem::path& f
   std::vector<StoredTensor> tensors;
   for (const auto& [name, value] : settings) tensors.push_back({"setting." + name, DType::F64, {1}});
   tensors.push_back({"history", DType::F64, {trainer.history().size(), detail::record_numbers}});
-  detail::each_module(trainer, [&](const std::string& prefix, const Model& module) {
+  detail::each_module(std::as_const(trainer), [&](const std::string& prefix, const Model& module) {
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
           tensors.push_back(
@@ -144,7 +145,7 @@ void save_training(const Trainer<Model>& trainer, const std::filesystem::path& f
   SafetensorsWriter writer(file, tensors);
   for (const auto& [name, value] : settings) writer.write(std::span(&value, 1), DType::F64);
   writer.write(std::span<const double>(history), DType::F64);
-  detail::each_module(trainer, [&](const std::string&, const Model& module) {
+  detail::each_module(std::as_const(trainer), [&](const std::string&, const Model& module) {
     for_each_parameter(
         [&](std::string_view, const auto& parameter) {
           detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {

@@ -66,29 +66,38 @@ class Trainer {
   /// Learns from the next windows. Throws DivergedError, with the model as it was, when the loss or a gradient is not
   /// finite; no further step is possible then.
   const StepRecord& step() {
-    const Sequence sequence{options_.batch, options_.length};
     const std::int64_t number = steps();
-    const double scale = 1 / static_cast<double>(sequence.rows() * options_.accumulate);
+    const double scale = 1 / static_cast<double>(options_.batch * options_.length * options_.accumulate);
     double loss = 0;
     for (std::size_t i = 0; i < options_.accumulate; ++i) {
       const std::uint64_t part = static_cast<std::uint64_t>(number) * options_.accumulate + i;
-      const Windows windows = random_windows(split_.training, sequence, options_.seed, part);
-      cache_.reset();
-      tape_.forward(model_, windows.tokens, cache_, detail::random_bits(~options_.seed, part));
+      const Windows windows = read_windows(part);
       loss += tape_.backward(model_, windows.targets, gradients_, {.scale = scale}).sum * scale;
     }
-    if (!std::isfinite(loss)) refuse(loss);
+    if (!std::isfinite(loss)) refuse("step " + std::to_string(number + 1), loss);
     const double rate = options_.schedule.rate(number);
     const double norm = optimizer_.step(model_, gradients_, rate);
     history_.push_back({.step = number + 1, .loss = loss, .rate = rate, .gradient_norm = norm});
     return history_.back();
   }
 
+  /// Throws DivergedError, which names the step and the tensor, unless all parameters are finite and so is the loss of
+  /// the first windows that the next step would learn from. save_training asks this first: a step that went astray is
+  /// otherwise seen only by the next one, and its model would replace the last good one.
+  void require_finite() {
+    const Windows windows = read_windows(static_cast<std::uint64_t>(steps()) * options_.accumulate);
+    const double loss = tape_.loss(model_, windows.targets).mean();
+    if (!std::isfinite(loss) || !not_finite(model_).empty()) {
+      refuse("the model after step " + std::to_string(steps()), loss);
+    }
+  }
+
   bool ended() const { return steps() >= options_.schedule.steps; }
   std::int64_t steps() const { return optimizer_.steps(); }
 
   /// The mean loss over the first `batches` batches of windows to validate on, or over all if there are fewer; it is
-  /// noted in the record of the last step. NaN if there is nothing to validate on.
+  /// noted in the record of the last step. NaN if there is nothing to validate on. Throws DivergedError if it is not
+  /// finite.
   double validate(std::size_t batches) {
     Loss total;
     for (std::size_t i = 0; i < batches; ++i) {
@@ -101,6 +110,7 @@ class Trainer {
       total.count += loss.count;
     }
     const double mean = total.count == 0 ? std::numeric_limits<double>::quiet_NaN() : total.mean();
+    if (total.count > 0 && !std::isfinite(mean)) refuse("the validation after step " + std::to_string(steps()), mean);
     if (!history_.empty()) history_.back().validation_loss = mean;
     return mean;
   }
@@ -123,7 +133,7 @@ class Trainer {
 
  private:
   static TrainerOptions checked(TrainerOptions options) {
-    const auto require = [](bool good, const char* name, const char* expected, const std::string& found) {
+    const auto require = [](bool good, const std::string& name, const char* expected, const std::string& found) {
       if (!good) throw ArgumentError(name, expected, found);
     };
     require(options.batch > 0, "TrainerOptions.batch", "at least 1", "0");
@@ -131,30 +141,43 @@ class Trainer {
     require(options.accumulate > 0, "TrainerOptions.accumulate", "at least 1", "0");
     require(options.seed < std::uint64_t{1} << 53, "TrainerOptions.seed", "below 2^53", std::to_string(options.seed));
     const Schedule& schedule = options.schedule;
-    require(schedule.steps >= 0 && schedule.warmup_steps >= 0, "TrainerOptions.schedule", "no negative steps",
-            std::to_string(std::min(schedule.steps, schedule.warmup_steps)));
-    require(schedule.peak >= 0 && schedule.least >= 0, "TrainerOptions.schedule", "rates of at least 0",
-            detail::number_text(std::min(schedule.peak, schedule.least)));
+    for (const auto& [name, steps] : {std::pair("steps", schedule.steps), {"warmup_steps", schedule.warmup_steps}}) {
+      require(steps >= 0, std::string("TrainerOptions.schedule.") + name, "at least 0", std::to_string(steps));
+    }
+    for (const auto& [name, rate] : {std::pair("peak", schedule.peak), {"least", schedule.least}}) {
+      require(rate >= 0 && std::isfinite(rate), std::string("TrainerOptions.schedule.") + name,
+              "a finite rate of at least 0", detail::number_text(rate));
+    }
     return options;
   }
 
-  /// Names the first parameter that is not finite, or whose gradient is not.
-  [[noreturn]] void refuse(double loss) const {
+  /// The windows of a batch that is learned, which the tape has then read.
+  Windows read_windows(std::uint64_t batch) {
+    Windows windows = random_windows(split_.training, {options_.batch, options_.length}, options_.seed, batch);
+    cache_.reset();
+    tape_.forward(model_, windows.tokens, cache_, detail::random_bits(~options_.seed, batch));
+    return windows;
+  }
+
+  /// The name of the first parameter that is not finite; empty if there is none.
+  static std::string not_finite(const Model& module) {
     std::string culprit;
-    const auto find = [&](const Model& module, const std::string& what) {
-      for_each_parameter(
-          [&](std::string_view name, const auto& parameter) {
-            const auto& backend = module.backend();
-            if (!culprit.empty()) return;
-            if (std::isfinite(backend.sum_of_squares(detail::numbers_of(backend, parameter)))) return;
-            culprit = what + std::string(name);
-          },
-          module);
-    };
-    find(model_, "");
-    find(gradients_, "the gradient of ");
+    for_each_parameter(
+        [&](std::string_view name, const auto& parameter) {
+          const auto& backend = module.backend();
+          if (!culprit.empty()) return;
+          if (!std::isfinite(backend.sum_of_squares(detail::numbers_of(backend, parameter)))) culprit = name;
+        },
+        module);
+    return culprit;
+  }
+
+  /// Names the first parameter that is not finite, or whose gradient is not.
+  [[noreturn]] void refuse(const std::string& subject, double loss) const {
+    std::string culprit = not_finite(model_);
+    if (culprit.empty() && !not_finite(gradients_).empty()) culprit = "the gradient of " + not_finite(gradients_);
     throw DivergedError(
-        "step " + std::to_string(steps() + 1), "a finite loss",
+        subject, "a finite loss",
         detail::number_text(loss) + (culprit.empty() ? "" : ", and numbers in " + culprit + " that are not finite"));
   }
 
