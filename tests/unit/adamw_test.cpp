@@ -112,4 +112,25 @@ TYPED_TEST(Optimizer, RefusesOptionsOutsideTheirRange) {
   EXPECT_THROW(AdamW<Model>(model, {.clip = infinity}), ArgumentError);
 }
 
+TYPED_TEST(Optimizer, RefusesOtherShapesAndRatesAndChangesNothing) {
+  using Model = typename TypeParam::Model;
+  Model model(support::small_config());
+  auto gradients = zeros_like(model);
+  AdamW<Model> optimizer(model);
+  randomize(gradients, 1, 1);
+  const auto before = support::parameters_of(model);
+  EXPECT_THROW(optimizer.step(model, gradients, std::numeric_limits<double>::infinity()), ArgumentError);
+  MambaConfig deep = support::small_config(), biased = deep, untied = deep;
+  deep.n_layer += 1;
+  biased.bias = !biased.bias;
+  untied.tie_embeddings = !untied.tie_embeddings;
+  for (const MambaConfig& config : {deep, biased, untied}) {
+    Model other(config);
+    EXPECT_THROW(optimizer.step(model, other, 1e-3), ArgumentError);
+    EXPECT_THROW(optimizer.step(other, gradients, 1e-3), ArgumentError);
+  }
+  EXPECT_EQ(optimizer.steps(), 0);
+  support::expect_identical(before, support::parameters_of(model));
+}
+
 }  // namespace

@@ -250,4 +250,31 @@ TYPED_TEST(Tapes, RefuseWhatTheyCannotRead) {
   EXPECT_EQ(next_token_targets(tokens, 2), (std::vector<std::int32_t>{2, ignored_target, 4, ignored_target}));
 }
 
+TEST(TapesOfOneModel, RefuseModelsAndGradientsOfOtherShapes) {
+  const Reference model(tiny_config());
+  const auto tokens = support::random_tokens(6, model.config().vocab_size);
+  const auto targets = next_token_targets(tokens);
+  Tape tape(model);
+  auto cache = model.make_cache();
+  tape.forward(model, tokens, cache);
+  MambaConfig shallow = tiny_config(), plain = tiny_config(), untied = tiny_config(), wide = tiny_config();
+  shallow.n_layer = 1;
+  plain.bias = false;
+  untied.tie_embeddings = false;
+  wide.d_state = 4;
+  auto gradients = zeros_like(model);
+  for (const MambaConfig& config : {shallow, plain, untied, wide}) {
+    const Reference other(config);
+    auto others = zeros_like(other);
+    EXPECT_THROW(tape.backward(model, targets, others), ArgumentError);
+    EXPECT_THROW(tape.backward(other, targets, gradients), ArgumentError);
+    EXPECT_THROW(tape.loss(other, targets), ArgumentError);
+  }
+  const Reference taken = std::move(gradients);
+  EXPECT_THROW(tape.backward(model, targets, gradients), ArgumentError);
+  for (const auto& [name, values] : support::parameters_of(taken)) {
+    EXPECT_EQ(support::largest_magnitude(values), 0) << name;
+  }
+}
+
 }  // namespace

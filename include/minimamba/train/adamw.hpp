@@ -51,9 +51,11 @@ class AdamW {
 
   /// Moves the model against its gradients, which become zero, and recomputes what is derived from its parameters.
   /// Returns the norm of the gradient before clipping. Throws DivergedError if it is not finite, ArgumentError if the
-  /// rate is not; nothing has changed then.
+  /// rate is not, or for a model or gradients of another shape; nothing has changed then.
   double step(Model& model, Model& gradients, double rate) {
     if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", detail::number_text(rate));
+    detail::require_shapes(mean_.config(), model, "model");
+    detail::require_shapes(mean_.config(), gradients, "gradients");
     const double norm = gradient_norm(gradients);
     ++steps_;
     const auto corrected = [&](double beta) { return 1 - std::pow(beta, static_cast<double>(steps_)); };

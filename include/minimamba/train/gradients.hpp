@@ -2,6 +2,11 @@
 #ifndef MINIMAMBA_TRAIN_GRADIENTS_HPP
 #define MINIMAMBA_TRAIN_GRADIENTS_HPP
 
+#include <array>
+#include <string>
+
+#include "minimamba/core/config.hpp"
+#include "minimamba/core/error.hpp"
 #include "minimamba/nn/parameters.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -26,6 +31,22 @@ auto numbers_of(const Backend& backend, P& parameter) {
   } else {
     return parameter.view();
   }
+}
+
+/// Throws ArgumentError unless a module has the parameters that a configuration asks for.
+template <class Model>
+void require_shapes(const MambaConfig& config, const Model& module, const char* argument) {
+  if (module.layers.empty()) throw ArgumentError(argument, "one that holds something", "one that was moved from");
+  const MambaConfig& found = module.config();
+  const auto parts = [](const MambaConfig& c) { return std::array{c.bias, c.conv_bias, c.tie_embeddings}; };
+  if (sizes_of(found) == sizes_of(config) && parts(found) == parts(config)) return;
+  const auto text = [&](const MambaConfig& c) {
+    const char* const names[] = {"bias", "conv_bias", "tie_embeddings"};
+    std::string result = sizes_text(c);
+    for (std::size_t i = 0; i < 3; ++i) result += std::string(parts(c)[i] ? ", " : ", no ") + names[i];
+    return result;
+  };
+  throw ArgumentError(argument, "one with " + text(config), text(found));
 }
 
 }  // namespace detail

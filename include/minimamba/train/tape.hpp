@@ -97,17 +97,21 @@ class Tape {
     }
     model.norm_f.forward(backend_, input(model.layers.size()), head_input());
     cache.advance(sequence_.sequence.length);
+    config_ = model.config();
   }
 
   /// The loss of what forward read: targets[i] is the token after tokens[i], or ignored_target. Throws ArgumentError
-  /// for another number of targets, one that is no token, or if there was no forward.
+  /// for another number of targets, one that is no token, a model of another shape, or if there was no forward.
   Loss loss(const Model& model, std::span<const std::int32_t> targets) { return head(model, targets, 0, nullptr); }
 
   /// The same, and adds the derivative of scale * sum + <d_state, final states> by each parameter to `gradients`, a
   /// module such as zeros_like(model) makes. The model must be as it was in forward, which may be walked back once.
+  /// Throws ArgumentError for what loss refuses, and for gradients or states of another shape; nothing has changed
+  /// then.
   Loss backward(const Model& model, std::span<const std::int32_t> targets, Model& gradients,
                 BackwardOptions<Cache> options = {}) {
     const std::size_t count = check_targets(model, targets);
+    detail::require_shapes(config_, gradients, "gradients");
     if (options.d_state != nullptr) check_state(model, *options.d_state);
     const double scale = options.scale.value_or(1 / static_cast<double>(std::max<std::size_t>(count, 1)));
     const Loss loss = head(model, targets, scale, &gradients);
@@ -233,6 +237,7 @@ class Tape {
 
   std::size_t check_targets(const Model& model, std::span<const std::int32_t> targets) const {
     if (tokens_.empty()) throw ArgumentError("Tape", "one that has read tokens", "one that has not");
+    detail::require_shapes(config_, model, "model");
     if (targets.size() != tokens_.size()) {
       throw ArgumentError("targets", "as many as tokens, " + std::to_string(tokens_.size()),
                           std::to_string(targets.size()));
@@ -278,6 +283,7 @@ class Tape {
   Backend backend_;
   TrainingSequence sequence_;
   std::uint64_t seed_ = 0;
+  MambaConfig config_;                      // of the model that read the tokens
   std::vector<std::int32_t> tokens_;        // [M]
   std::vector<LayerInput> inputs_;          // of each layer, and of the last norm
   std::vector<LayerTape<Backend>> layers_;  // of each layer, or one for all
