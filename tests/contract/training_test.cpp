@@ -153,6 +153,26 @@ TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   EXPECT_THROW(resume_training(trainer, folder / "nothing"), FileError);
 }
 
+TEST(RefusedTrainings, OfOtherKernelsAreNamed) {
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  const auto with = [](InstructionSet set) {
+    return Native(config(), NativeTraining<float>({.threads = 1, .instruction_set = set}));
+  };
+  NativeTrainer trainer(with(InstructionSet::portable), tokens(), options());
+  save_training(trainer, file);
+  NativeTrainer again(with(InstructionSet::portable), tokens(), options());
+  resume_training(again, file);
+  using Reference = Mamba<float, ReferenceTraining>;
+  Trainer<Reference> reference(Reference(config()), tokens(), options());
+  expect_error<CheckpointError>([&] { resume_training(reference, file); },
+                                {"training.safetensors", "backend reference", "found native portable"});
+  NativeTrainer best(with(InstructionSet::best), tokens(), options());
+  const InstructionSet set = best.model().backend().instruction_set();
+  if (set == InstructionSet::portable) return;
+  expect_error<CheckpointError>([&] { resume_training(best, file); }, {"backend native ", "found native portable"});
+}
+
 TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   const auto expect_refused = [](std::vector<std::int32_t> text, const TrainerOptions& refused,
                                  const std::vector<std::string>& words) {

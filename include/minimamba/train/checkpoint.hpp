@@ -10,6 +10,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -28,7 +29,18 @@ inline double fingerprint(std::span<const std::int32_t> tokens) {
   return static_cast<double>(value >> 11);
 }
 
-/// Everything but parameters, moments and history that the bits of the next step depend on.
+/// What computes: others round otherwise.
+template <class Backend>
+std::string kernels_text(const Backend& backend) {
+  std::string text = backend.name();
+  if constexpr (requires { backend.training_set(); }) text.append(" ").append(name_of(backend.training_set()));
+  return text;
+}
+
+inline constexpr std::string_view kernels_key = "backend ";
+
+/// Everything but parameters, moments and history that the bits of the next step depend on. What is no number is in the
+/// name of a setting.
 template <class Model>
 std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
   const MambaConfig& c = trainer.model().config();
@@ -60,7 +72,8 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
           {"weight_decay", o.adamw.weight_decay},
           {"clip", o.adamw.clip},
           {"dropout", o.tape.dropout},
-          {"text", fingerprint(trainer.tokens())}};
+          {"text", fingerprint(trainer.tokens())},
+          {std::string(kernels_key) + kernels_text(trainer.model().backend()), 1}};
 }
 
 inline constexpr std::size_t record_numbers = 5;
@@ -85,9 +98,20 @@ inline const StoredTensor& require_tensor(const TensorSet& set, const std::strin
   return *tensor;
 }
 
+/// Throws CheckpointError for a training that something else has computed.
+template <class Model>
+void check_kernels(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
+  const std::string key = "setting." + std::string(kernels_key), wanted = kernels_text(trainer.model().backend());
+  const auto found = set.tensors().lower_bound(key);
+  const bool any = found != set.tensors().end() && found->first.starts_with(key);
+  if (!any || found->first.substr(key.size()) == wanted) return;
+  throw CheckpointError(file, key.substr(key.find('.') + 1) + wanted, printable(found->first.substr(key.size())));
+}
+
 /// Throws CheckpointError unless the file is of a training with these settings and these parameters.
 template <class Model>
 void check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
+  check_kernels(trainer, set, file);
   for (const auto& [name, wanted] : settings_of(trainer)) {
     const StoredTensor& tensor = require_tensor(set, file, "setting." + name);
     if (tensor.dtype != DType::F64 || tensor.size() != 1) {

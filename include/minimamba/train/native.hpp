@@ -32,6 +32,15 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     return native::training_kernels_for<Scalar>(this->instruction_set());
   }
 
+  /// The least instruction set with the same kernels: what their bits depend on.
+  InstructionSet training_set() const {
+    for (const InstructionSet set :
+         {InstructionSet::portable, InstructionSet::neon, InstructionSet::avx2, InstructionSet::avx512}) {
+      if (&native::training_kernels_for<Scalar>(set) == &training_kernels()) return set;
+    }
+    return this->instruction_set();
+  }
+
   static View<Scalar> numbers(PanelMatrix<Scalar>& matrix) {
     return {matrix.row(0), 1, matrix.bytes() / sizeof(Scalar)};
   }
