@@ -127,7 +127,10 @@ class Program {
       : arguments_(arguments),
         vocabulary_(find_vocabulary(arguments, init)),
         trainer_(make_model(init), read_tokens(), arguments.options),
-        checkpoint_(fs::path(arguments.out) / "training.safetensors") {}
+        checkpoint_(fs::path(arguments.out) / "training.safetensors"),
+        prompt_(vocabulary_.tokenizer.encode(arguments.prompt)) {
+    if (prompt_.empty()) prompt_.push_back(trainer_.model().config().bos_token_id.value_or(0));
+  }
 
   int run() {
     folders_.emplace(fs::path(arguments_.out));
@@ -204,11 +207,10 @@ class Program {
   void sample() const {
     const auto& model = trainer_.model();
     auto cache = model.make_cache();
-    const auto prompt = vocabulary_.tokenizer.encode(arguments_.prompt);
     minimamba::StreamingDecoder decoder(vocabulary_.tokenizer);
     std::string text;
     for (const std::int32_t token :
-         minimamba::generate(model, cache, prompt,
+         minimamba::generate(model, cache, prompt_,
                              {.max_new_tokens = arguments_.sample_tokens, .temperature = 0.8, .ignore_eos = true})) {
       if (token < vocabulary_.tokenizer.size()) text += decoder.push(token);
     }
@@ -219,6 +221,7 @@ class Program {
   Vocabulary vocabulary_;
   minimamba::Trainer<Model> trainer_;
   fs::path checkpoint_;
+  std::vector<std::int32_t> prompt_;  // of samples
   std::optional<minimamba::detail::MadeFolders> folders_;
   double validation_ = std::numeric_limits<double>::quiet_NaN();
 };
@@ -236,7 +239,7 @@ void add_model_options(CLI::App& app, Arguments& arguments) {
 void add_training_options(CLI::App& app, Arguments& arguments) {
   auto& options = arguments.options;
   const auto add = [&](const char* name, auto& value, const char* what) {
-    app.add_option(name, value, what)->capture_default_str();
+    return app.add_option(name, value, what)->capture_default_str();
   };
   add("--steps", options.schedule.steps, "Steps in all");
   add("--batch", options.batch, "Windows at a time");
@@ -259,8 +262,8 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
   add("--save-every", arguments.save_every, "Steps between checkpoints");
   add("--validate-every", arguments.validate_every, "Steps between validations");
   add("--sample-every", arguments.sample_every, "Steps between samples (0: none)");
-  add("--sample-tokens", arguments.sample_tokens, "Tokens of a sample");
-  add("--sample-prompt", arguments.prompt, "Beginning of a sample");
+  add("--sample-tokens", arguments.sample_tokens, "Tokens of a sample")->check(CLI::NonNegativeNumber);
+  add("--sample-prompt", arguments.prompt, "Beginning of a sample (empty: a new line)");
 }
 
 }  // namespace
@@ -286,6 +289,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : usage;
   }
+  if (arguments.prompt.empty()) arguments.prompt = "\n";
   program::handle_signals();
   try {
     const std::optional<minimamba::Checkpoint> init = open_init(arguments);
