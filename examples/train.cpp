@@ -143,15 +143,14 @@ class Program {
                 trainer_.split().training.size(), trainer_.split().validation.size());
     for (const auto& record : trainer_.history()) note(record);
     Progress progress(trainer_.steps());
+    if (trainer_.steps() > 0) progress.pause([&] { validate_if_due(); });  // a training that ended while it validated
     while (!trainer_.ended() && !stop) {
       const auto& record = trainer_.step();
-      const std::int64_t step = record.step;
-      const auto due = [&](std::int64_t every) { return every > 0 && (step % every == 0 || trainer_.ended()); };
-      if (due(arguments_.validate_every)) progress.pause([&] { trainer_.validate(arguments_.validation_batches); });
-      note(trainer_.history().back());
+      progress.pause([&] { validate_if_due(); });
+      note(record);
       progress.show(record, trainer_.options(), validation_);
       if (due(arguments_.save_every)) progress.pause([&] { save_all(); });
-      if (due(arguments_.sample_every)) progress.pause([&] { progress.end_line(), sample(); });
+      if (due(arguments_.sample_every) && !stop) progress.pause([&] { progress.end_line(), sample(); });
     }
     if (stop) {
       progress.end_line();
@@ -189,6 +188,13 @@ class Program {
     return tokens;
   }
 
+  bool due(std::int64_t every) const { return every > 0 && (trainer_.steps() % every == 0 || trainer_.ended()); }
+
+  void validate_if_due() {
+    if (!due(arguments_.validate_every) || !std::isnan(trainer_.history().back().validation_loss)) return;
+    trainer_.validate(arguments_.validation_batches, [] { return stop.load(); });
+  }
+
   void note(const minimamba::StepRecord& record) {
     if (!std::isnan(record.validation_loss)) validation_ = record.validation_loss;
   }
@@ -212,6 +218,7 @@ class Program {
     for (const std::int32_t token :
          minimamba::generate(model, cache, prompt_,
                              {.max_new_tokens = arguments_.sample_tokens, .temperature = 0.8, .ignore_eos = true})) {
+      if (stop) break;
       if (token < vocabulary_.tokenizer.size()) text += decoder.push(token);
     }
     std::printf("---\n%s%s\n---\n", arguments_.prompt.c_str(), text.c_str());

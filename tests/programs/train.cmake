@@ -17,6 +17,8 @@ file(MAKE_DIRECTORY ${WORK})
 string(REPEAT "the quick brown fox jumps over the lazy dog. " 200 text)
 file(WRITE ${WORK}/text.txt "${text}")
 file(WRITE ${WORK}/short.txt "short")
+string(REPEAT "${text}" 500 long)
+file(WRITE ${WORK}/long.txt "${long}")
 file(WRITE ${WORK}/empty.txt "")
 set(model --d-model 32 --n-layer 2 --batch 2 --length 32 --validate-every 20 --sample-every 60
           --sample-tokens 20)
@@ -57,6 +59,30 @@ execute_process(COMMAND sh ${WORK}/interrupt.sh RESULT_VARIABLE result TIMEOUT 6
 file(READ ${WORK}/interrupted.log printed)
 if(NOT result EQUAL 130 OR NOT printed MATCHES "stopped after step" OR NOT EXISTS ${WORK}/interrupted/model.safetensors)
   message(FATAL_ERROR "interrupted, train ended with ${result} and printed:\n${printed}")
+endif()
+
+# Ctrl-C is heard while it validates and while it samples; what was not validated then is when the training goes on.
+foreach(slow IN ITEMS "--validate-every 0 --sample-every 1 --sample-tokens 100000000"
+                      "--validate-every 1 --validation-batches 1000000 --validation-fraction 0.5 --sample-every 0")
+  file(WRITE ${WORK}/interrupt.sh "'${TRAIN}' --d-model 32 --n-layer 2 --steps 2 --batch 1 --length 8 --text '${WORK}/long.txt' \\
+  --out '${WORK}/slow' ${slow} --save-every 0 > '${WORK}/interrupted.log' &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! grep -q tokens '${WORK}/interrupted.log'; do :; done
+sleep 1; kill -INT $pid; wait $pid; result=$?
+grep -a -q 'stopped after step 1;' '${WORK}/interrupted.log' || exit 1
+exit $result
+")
+  file(REMOVE_RECURSE ${WORK}/slow)
+  execute_process(COMMAND sh ${WORK}/interrupt.sh RESULT_VARIABLE result TIMEOUT 60)
+  if(NOT result EQUAL 130)
+    message(FATAL_ERROR "interrupted, train ${slow} ended with ${result}: see ${WORK}/interrupted.log")
+  endif()
+endforeach()
+expect(0 "step 2/2" --d-model 32 --n-layer 2 --steps 2 --batch 1 --length 8 --text ${WORK}/long.txt --out ${WORK}/slow
+       --validate-every 1 --validation-batches 1 --validation-fraction 0.5 --sample-every 0 --resume)
+file(STRINGS ${WORK}/slow/loss.csv lines)
+if(NOT lines MATCHES ";1,[0-9.]+,[0-9.]+,.*;2,[0-9.]+,[0-9.]+,")
+  message(FATAL_ERROR "a step was not validated:\n${lines}")
 endif()
 
 set(other ${model} --steps 1)

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <span>
 #include <string>
@@ -97,10 +98,11 @@ class Trainer {
 
   /// The mean loss over the first `batches` batches of windows to validate on, or over all if there are fewer; it is
   /// noted in the record of the last step. NaN if there is nothing to validate on. Throws DivergedError if it is not
-  /// finite.
-  double validate(std::size_t batches) {
+  /// finite. Where stop is given and says true before a batch, NaN is returned and nothing noted.
+  double validate(std::size_t batches, const std::function<bool()>& stop = {}) {
     Loss total;
     for (std::size_t i = 0; i < batches; ++i) {
+      if (stop && stop()) return std::numeric_limits<double>::quiet_NaN();
       const Windows windows = windows_in_order(split_.validation, {options_.batch, options_.length}, i);
       if (windows.tokens.empty()) break;
       auto cache = model_.make_cache(static_cast<std::int64_t>(windows.tokens.size() / options_.length));
