@@ -136,6 +136,7 @@ class Program {
     folders_.emplace(fs::path(arguments_.out));
     if (arguments_.resume) {
       resume_training(trainer_, checkpoint_);
+      minimamba::AtomicFile::remove_strays(arguments_.out);
     } else if (fs::exists(checkpoint_)) {
       throw minimamba::FileError(checkpoint_.string(), "no training yet, or --resume", "one");
     }

@@ -43,10 +43,16 @@ while kill -0 $pid 2>/dev/null && ! [ -f '${WORK}/parts/training.safetensors' ];
 kill -9 $pid 2>/dev/null; wait $pid; exit 0
 ")
 execute_process(COMMAND sh ${WORK}/kill.sh OUTPUT_QUIET ERROR_QUIET)
+file(WRITE ${WORK}/parts/.minimamba-1234.tmp "what it may have left")
 expect(0 "step 60/60" ${small} --out ${WORK}/parts --resume --threads 2)
 foreach(file IN ITEMS model.safetensors config.json training.safetensors loss.csv loss.svg)
   expect_same(${file})
 endforeach()
+
+file(GLOB left ${WORK}/parts/.minimamba-*)
+if(left)
+  message(FATAL_ERROR "resuming left ${left}")
+endif()
 
 # Interrupted: saved, and said so.
 file(WRITE ${WORK}/interrupt.sh "'${TRAIN}' --d-model 32 --n-layer 2 --steps 1000000 --text '${WORK}/text.txt' \\

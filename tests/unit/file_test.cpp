@@ -267,4 +267,23 @@ TEST_F(AtomicFileTest, StaysRefusedAfterAnError) {
 }
 #endif
 
+TEST_F(FileTest, RemovesWhatKilledProgramsHaveLeftAndNothingElse) {
+  for (const char* name : {".minimamba-1.tmp", ".minimamba-12345678.tmp"}) put(folder / name, "left");
+  const std::vector<std::string> others{".minimamba-.tmp",  ".minimamba-123456789.tmp", ".minimamba-1a.tmp",
+                                        "minimamba-1.tmp",  ".minimamba-1.tmp2",        "x.minimamba-1.tmp",
+                                        "model.safetensors"};
+  for (const std::string& name : others) put(folder / name, "other");
+  fs::create_directory(folder / ".minimamba-2.tmp");
+  AtomicFile::remove_strays(folder);
+  EXPECT_EQ(entries(), others.size() + 1);
+  for (const std::string& name : others) EXPECT_EQ(get(folder / name), "other") << name;
+  {
+    AtomicFile file(folder / "new");
+    EXPECT_EQ(entries(), others.size() + 2);
+    AtomicFile::remove_strays(folder);  // so they are named
+    EXPECT_EQ(entries(), others.size() + 1);
+  }
+  AtomicFile::remove_strays(folder / "none");
+}
+
 }  // namespace

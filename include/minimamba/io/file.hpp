@@ -318,6 +318,19 @@ class AtomicFile {
 
   const std::filesystem::path& target() const { return target_; }
 
+  /// Removes what programs that were killed have left in a folder: regular files of the names that are made here. Only
+  /// for a folder in which nobody else is writing.
+  static void remove_strays(const std::filesystem::path& folder) {
+    std::error_code error;
+    for (std::filesystem::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
+      std::error_code ignored;
+      if (!is_temporary(at->path().filename().string()) || !at->is_regular_file(ignored) || at->is_symlink(ignored)) {
+        continue;
+      }
+      std::filesystem::remove(at->path(), ignored);
+    }
+  }
+
   /// Writes at the current position and moves on; buffered, so that small pieces cost little.
   void write(std::span<const std::byte> bytes) {
     require(file_ != nullptr);
@@ -374,12 +387,23 @@ class AtomicFile {
     temporary_.clear();
   }
 
+  static constexpr std::string_view before_number = ".minimamba-", after_number = ".tmp";
+
+  static bool is_temporary(std::string_view name) {
+    if (!name.starts_with(before_number) || !name.ends_with(after_number)) return false;
+    name.remove_prefix(before_number.size());
+    if (name.size() <= after_number.size()) return false;
+    name.remove_suffix(after_number.size());
+    return name.size() <= 8 && name.find_first_not_of("0123456789") == name.npos;
+  }
+
   void open_temporary() {
     Random random(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(this)), target_.string());
     for (int attempt = 0; attempt < 100 && !file_; ++attempt) {
       // Not made from the target's name, which may already have the greatest length there is.
       const std::string number = std::to_string(random.bits() % 100000000U);
-      std::filesystem::path name = target_.parent_path() / (".minimamba-" + number + ".tmp");
+      std::filesystem::path name =
+          target_.parent_path() / std::string(before_number).append(number).append(after_number);
       errno = 0;
       file_.reset(detail::open_exclusively(name));  // never another's file
       if (file_) {
