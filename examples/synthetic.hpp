@@ -124,11 +124,22 @@ inline void write_plot(const Options& options, const std::string& svg) {
   file.commit();
 }
 
+/// Throws for a plot or a model that could not be written in the end: that is better known before the training. What is
+/// there stays as it is.
+inline void check_outputs(const Options& options) {
+  if (!options.plot.empty()) minimamba::AtomicFile(options.plot);
+  if (options.save.empty()) return;
+  const minimamba::detail::MadeFolders folders(options.save);
+  for (const char* const name : {"model.safetensors", "config.json"}) {
+    minimamba::AtomicFile(std::filesystem::path(options.save) / name);
+  }
+}
+
 /// Trains on make(random, progress), sequences of width(progress) tokens, progress from 0 to 1: the same options give
 /// the same bits. check(model) says how good it is, from 0 to 1, now and then. Ctrl-C ends it early.
 template <class Make, class Width, class Check>
 Model train(const Options& options, Make&& make, Width&& width, Check&& check) {
-  write_plot(options, plot_svg("not there yet", {}, {}, ""));  // what cannot be written is better known now
+  check_outputs(options);
   Model model({.d_model = options.d_model, .n_layer = options.n_layer, .vocab_size = 16},
               minimamba::NativeTraining<float>({.threads = options.threads}), options.seed);
   std::printf("%zu parameters, batches of %zu sequences of %zu tokens\n", model.parameter_count(), options.batch,
