@@ -139,6 +139,10 @@ int main(int argc, char** argv) {
   app.add_option("--long-sequences", tests.long_sequences, "Sequences to test of longer ones")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.callback([&] {
+    if (tests.least <= tests.greatest) return;
+    throw CLI::ValidationError("--least", "above --greatest, " + std::to_string(tests.greatest));
+  });
   return synthetic::run("induction_heads", app, argc, argv, [&] {
     const Model model = synthetic::train(
         options,

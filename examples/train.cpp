@@ -16,6 +16,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -47,6 +48,13 @@ void write_file(const fs::path& path, const std::string& text) {
   file.commit();
 }
 
+/// Standard output that cannot be written is an error; that nobody reads it is none, for the model is what counts.
+void say(const char* format, auto... values) {
+  char text[400];
+  std::snprintf(text, sizeof text, format, values...);
+  program::print(text);
+}
+
 /// The line that tells how far the training is: one that changes in a terminal, now and then one elsewhere.
 class Progress {
  public:
@@ -70,8 +78,7 @@ class Progress {
   /// What was shown last stays, and is followed by other lines.
   void end_line() {
     line_.clear();
-    if (!last_.empty()) std::printf("%s\n", std::exchange(last_, {}).c_str());
-    std::fflush(stdout);
+    if (!last_.empty()) program::print(std::exchange(last_, {}) + "\n");
   }
 
   /// Time that is spent on something else than steps.
@@ -137,11 +144,11 @@ class Program {
     if (arguments_.resume) {
       resume_training(trainer_, checkpoint_);
       minimamba::AtomicFile::remove_strays(arguments_.out);
-    } else if (fs::exists(checkpoint_)) {
+    } else if (minimamba::detail::is_there(checkpoint_)) {
       throw minimamba::FileError(checkpoint_.string(), "no training yet, or --resume", "one");
     }
-    std::printf("%zu parameters, %zu tokens to train on, %zu to validate on\n", trainer_.model().parameter_count(),
-                trainer_.split().training.size(), trainer_.split().validation.size());
+    say("%zu parameters, %zu tokens to train on, %zu to validate on\n", trainer_.model().parameter_count(),
+        trainer_.split().training.size(), trainer_.split().validation.size());
     for (const auto& record : trainer_.history()) note(record);
     Progress progress(trainer_.steps());
     if (trainer_.steps() > 0) progress.pause([&] { validate_if_due(); });  // a training that ended while it validated
@@ -155,7 +162,7 @@ class Program {
     }
     if (stop) {
       progress.end_line();
-      std::printf("stopped after step %lld; --resume goes on\n", static_cast<long long>(trainer_.steps()));
+      say("stopped after step %lld; --resume goes on\n", static_cast<long long>(trainer_.steps()));
     }
     save_all();
     return stop ? interrupted : 0;
@@ -222,7 +229,7 @@ class Program {
       if (stop) break;
       if (token < vocabulary_.tokenizer.size()) text += decoder.push(token);
     }
-    std::printf("---\n%s%s\n---\n", arguments_.prompt.c_str(), text.c_str());
+    program::print("---\n" + arguments_.prompt + text + "\n---\n");
   }
 
   const Arguments& arguments_;
@@ -236,18 +243,24 @@ class Program {
 
 void add_model_options(CLI::App& app, Arguments& arguments) {
   auto& config = arguments.config;
-  app.add_option("--d-model", config.d_model, "Width of the model")->capture_default_str();
-  app.add_option("--n-layer", config.n_layer, "Blocks of the model")->capture_default_str();
-  app.add_option("--d-state", config.d_state, "States of a channel")->capture_default_str();
-  app.add_option("--d-conv", config.d_conv, "Width of the convolution")->capture_default_str();
-  app.add_option("--expand", config.expand, "Inner width, as a multiple of the width")->capture_default_str();
-  app.add_flag("--untied", arguments.untied, "A head of its own, not the embedding's matrix");
+  CLI::Option* const init = app.add_option("--init", arguments.init, "Model to start from (without: random weights)");
+  const auto add = [&](const char* name, std::int64_t& value, const char* what) {
+    app.add_option(name, value, what)->capture_default_str()->excludes(init);
+  };
+  add("--d-model", config.d_model, "Width of the model");
+  add("--n-layer", config.n_layer, "Blocks of the model");
+  add("--d-state", config.d_state, "States of a channel");
+  add("--d-conv", config.d_conv, "Width of the convolution");
+  add("--expand", config.expand, "Inner width, as a multiple of the width");
+  app.add_flag("--untied", arguments.untied, "A head of its own, not the embedding's matrix")->excludes(init);
 }
 
 void add_training_options(CLI::App& app, Arguments& arguments) {
   auto& options = arguments.options;
   const auto add = [&](const char* name, auto& value, const char* what) {
-    return app.add_option(name, value, what)->capture_default_str();
+    CLI::Option* const option = app.add_option(name, value, what)->capture_default_str();
+    // What is never negative would otherwise take -1 for the greatest number.
+    return std::is_unsigned_v<std::remove_cvref_t<decltype(value)>> ? option->check(CLI::NonNegativeNumber) : option;
   };
   add("--steps", options.schedule.steps, "Steps in all");
   add("--batch", options.batch, "Windows at a time");
@@ -284,7 +297,6 @@ int main(int argc, char** argv) {
   app.add_option("--out", arguments.out, "Folder for the model, checkpoints, loss.csv and loss.svg")->required();
   app.add_option("--tokenizer", arguments.tokenizer,
                  "tokenizer.json, or its folder (without: that of --init, or bytes)");
-  app.add_option("--init", arguments.init, "Model to start from (without: random weights)");
   app.add_flag("--resume", arguments.resume, "Go on with the training in --out");
   add_model_options(app, arguments);
   add_training_options(app, arguments);

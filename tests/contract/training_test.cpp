@@ -173,13 +173,23 @@ TEST(RefusedTrainings, OfOtherKernelsAreNamed) {
   expect_error<CheckpointError>([&] { resume_training(best, file); }, {"backend native ", "found native portable"});
 }
 
+TEST(RefusedTrainings, OfAnotherScalarAreNamed) {
+  const Folder folder;
+  using Double = Mamba<double, ReferenceTraining>;
+  using Single = Mamba<float, ReferenceTraining>;
+  Trainer<Double> trainer(Double(config()), tokens(), options());
+  save_training(trainer, folder / "t");
+  Trainer<Single> other(Single(config()), tokens(), options());
+  expect_error<CheckpointError>([&] { resume_training(other, folder / "t"); }, {"expected F32 [", "found F64 ["});
+}
+
 TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   const auto expect_refused = [](std::vector<std::int32_t> text, const TrainerOptions& refused,
                                  const std::vector<std::string>& words) {
     expect_error<ArgumentError>([&] { NativeTrainer(Native(config()), std::move(text), refused); }, words);
   };
-  expect_refused({}, options(), {"text", "at least 17 tokens", "found 0 of 0"});
-  expect_refused({1}, options(), {"at least 17 tokens", "found 1 of 1"});
+  expect_refused({}, options(), {"text", "more than 16 tokens", "found 0 of 0"});
+  expect_refused({1}, options(), {"more than 16 tokens", "found 1 of 1"});
   expect_refused(std::vector<std::int32_t>(40), options(), {"to validate on", "found 4 of 40"});
   auto unknown = tokens();
   unknown.back() = 20;
@@ -193,6 +203,8 @@ TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   expect_refused(tokens(), with([](auto& o) { o.length = 0; }), {"length"});
   expect_refused(tokens(), with([](auto& o) { o.accumulate = 0; }), {"accumulate"});
   expect_refused(tokens(), with([](auto& o) { o.validation_fraction = 1; }), {"validation fraction"});
+  const auto most = std::numeric_limits<std::size_t>::max();
+  expect_refused(tokens(), with([&](auto& o) { o.length = most; }), {"more than " + std::to_string(most)});
   expect_refused(tokens(), with([](auto& o) { o.schedule.steps = -1; }), {"steps"});
   const double infinity = std::numeric_limits<double>::infinity(), nan = std::nan("");
   expect_refused(tokens(), with([&](auto& o) { o.schedule.peak = infinity; }), {"peak", "found inf"});

@@ -33,6 +33,7 @@ foreach(plot IN ITEMS a c)
 endforeach()
 expect(0 "^[0-9]+ [0-9]+\n$" ${GENERATE} --model a --prompt-ids "1 15 3" --max-new-tokens 2)
 
+expect(2 "--least.*above --greatest, 5" ${INDUCTION} --least 8 --greatest 5)
 foreach(program IN ITEMS ${INDUCTION} ${COPYING})
   expect(0 "minimamba [0-9]" ${program} --version)
   expect(0 "--steps" ${program} --help)

@@ -130,8 +130,10 @@ void check_training(const Trainer<Model>& trainer, const TensorSet& set, const s
           const StoredTensor& tensor = require_tensor(set, file, prefix + std::string(name));
           const bool same =
               std::equal(tensor.shape.begin(), tensor.shape.end(), parameter.shape().begin(), parameter.shape().end());
-          if (same && tensor.dtype == dtype_of<typename Model::ScalarType>()) return;
-          throw CheckpointError(file + ": " + tensor.name, "shape " + shape_text(parameter.shape()),
+          const DType dtype = dtype_of<typename Model::ScalarType>();
+          if (same && tensor.dtype == dtype) return;
+          throw CheckpointError(file + ": " + tensor.name,
+                                std::string(name_of(dtype)) + " " + shape_text(parameter.shape()),
                                 std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
         },
         module);

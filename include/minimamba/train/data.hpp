@@ -31,8 +31,7 @@ inline TokenSplit split_tokens(std::span<const std::int32_t> tokens, double vali
   const std::size_t validation = static_cast<std::size_t>(size * validation_fraction);
   const auto require = [&](std::size_t found, const char* part) {
     if (found > length) return;
-    throw ArgumentError("text",
-                        "at least " + std::to_string(length + 1) + " tokens " + part + ", a window and one more",
+    throw ArgumentError("text", "more than " + std::to_string(length) + " tokens " + part + ", a window and one more",
                         std::to_string(found) + " of " + std::to_string(tokens.size()));
   };
   require(tokens.size() - validation, "to train on");
