@@ -70,7 +70,7 @@ inline void quantize_tile(const native::MatmulTask<Scalar>& task, std::size_t ro
 /// A tile of quantised rows times `registers` registers of outputs, the first of which is register `from` of a panel.
 template <class W, std::size_t rows, std::size_t registers>
 inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const std::uint8_t* weight, std::size_t from,
-                            [[maybe_unused]] Ahead ahead, Vector (&acc)[rows][registers]) {
+                            [[maybe_unused]] Ahead wanted, Vector (&acc)[rows][registers]) {
   using Layout = native::PanelLayout<W>;
   constexpr std::size_t parts = native::panel * block / Layout::numbers_bytes;  // numbers in a byte of weights
   constexpr std::size_t groups = block_words / parts;
@@ -84,7 +84,9 @@ inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const
     return weight + ((from + r) / panel_registers * blocks + b) * Layout::unit_bytes;
   };
   for (std::size_t b = 0; b < blocks; ++b) {
-    if constexpr (rows > 1) ahead.ask(b);
+    if constexpr (rows > 1) wanted.ask(b);
+    const std::size_t ahead =
+        ahead_in_stream(b * Layout::unit_bytes, blocks * Layout::unit_bytes, registers / panel_registers);
     Integers sums[rows][registers];
     MINIMAMBA_UNROLL
     for (std::size_t i = 0; i < rows; ++i) {
@@ -98,7 +100,7 @@ inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const
       for (std::size_t r = 0; r < registers; ++r) {
         const std::uint8_t* const stored =
             register_of(b, r) + (g * native::panel + (from + r) % panel_registers * lanes) * 4;
-        if constexpr (rows == 1) prefetch(stored + stream_ahead);
+        if constexpr (rows == 1) prefetch(stored + ahead);
         load_numbers(stored, w[r]);
       }
       MINIMAMBA_UNROLL

@@ -5,12 +5,17 @@
 static_assert(half_registers % panel_registers == 0);
 /// Bytes ahead of a row's product at which narrow weights are asked for: so many instructions go by for each line of
 /// them that the processor alone does not look far enough.
-inline constexpr std::size_t stream_ahead = 1024;
+inline constexpr std::size_t stream_ahead = 2048;
+/// The same from byte `at` of each of `panels` panels that are read side by side: near their end it leads to those that
+/// are read next.
+inline std::size_t ahead_in_stream(std::size_t at, std::size_t panel_size, std::size_t panels) {
+  return stream_ahead + (at + stream_ahead < panel_size ? 0 : (panels - 1) * panel_size);
+}
 
 /// The multiply of matmul.inl, with weights of 16 bits.
 template <class W, std::size_t rows, std::size_t registers>
 inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t* weight, std::size_t from,
-                            [[maybe_unused]] Ahead ahead, Vector (&acc)[rows][registers]) {
+                            [[maybe_unused]] Ahead wanted, Vector (&acc)[rows][registers]) {
   using Layout = native::PanelLayout<W>;
   constexpr std::size_t columns = Layout::unit;
   const std::size_t panel_size = native::panel_bytes<W>(in);
@@ -21,14 +26,16 @@ inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t*
     for (std::size_t r = 0; r < registers; ++r) total[i][r] = splat(0);
   }
   for (std::size_t k = 0; k < in; k += columns, weight += Layout::unit_bytes) {
-    if constexpr (rows > 1) ahead.ask(k / columns);
+    if constexpr (rows > 1) wanted.ask(k / columns);
+    const std::size_t ahead =
+        ahead_in_stream(k / columns * Layout::unit_bytes, panel_size, registers / panel_registers);
     Vector w[registers][columns];
     MINIMAMBA_UNROLL
     for (std::size_t r = 0; r < registers; ++r) {
       const std::size_t at = from + r;
       const std::uint8_t* const stored =
           weight + at / panel_registers * panel_size + at % panel_registers * lanes * columns * 2;
-      if constexpr (rows == 1) prefetch(stored + stream_ahead);
+      if constexpr (rows == 1) prefetch(stored + ahead);
       load_columns(stored, w[r]);
     }
     MINIMAMBA_UNROLL

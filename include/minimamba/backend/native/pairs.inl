@@ -26,7 +26,7 @@ inline void pack_pairs(const native::MatmulTask<Scalar>& task, std::size_t row, 
 /// The multiply of matmul.inl, of pairs.
 template <std::size_t rows, std::size_t registers>
 inline void multiply_pairs(const Scalar* x, std::size_t pairs, const std::uint8_t* weight, std::size_t from,
-                           [[maybe_unused]] Ahead ahead, Vector (&acc)[rows][registers]) {
+                           [[maybe_unused]] Ahead wanted, Vector (&acc)[rows][registers]) {
   const std::size_t panel_size = pairs * native::PanelLayout<bf16>::unit_bytes;
   Vector total[rows][registers];
   MINIMAMBA_UNROLL
@@ -35,13 +35,15 @@ inline void multiply_pairs(const Scalar* x, std::size_t pairs, const std::uint8_
     for (std::size_t r = 0; r < registers; ++r) total[i][r] = splat(0);
   }
   for (std::size_t k = 0; k < pairs; ++k, weight += native::PanelLayout<bf16>::unit_bytes) {
-    if constexpr (rows > 1) ahead.ask(k);
+    if constexpr (rows > 1) wanted.ask(k);
+    const std::size_t ahead =
+        ahead_in_stream(k * native::PanelLayout<bf16>::unit_bytes, panel_size, registers / panel_registers);
     Pairs w[registers];
     MINIMAMBA_UNROLL
     for (std::size_t r = 0; r < registers; ++r) {
       const std::size_t at = from + r;
       const std::uint8_t* const stored = weight + at / panel_registers * panel_size + at % panel_registers * lanes * 4;
-      if constexpr (rows == 1) prefetch(stored + stream_ahead);
+      if constexpr (rows == 1) prefetch(stored + ahead);
       w[r] = load_pairs(stored);
     }
     MINIMAMBA_UNROLL
