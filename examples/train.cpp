@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <exception>
 #include <filesystem>
 #include <limits>
 #include <optional>
@@ -143,33 +144,46 @@ class Program {
     folders_.emplace(fs::path(arguments_.out));
     if (arguments_.resume) {
       resume_training(trainer_, checkpoint_);
-      minimamba::AtomicFile::remove_strays(arguments_.out);
     } else if (minimamba::detail::is_there(checkpoint_)) {
       throw minimamba::FileError(checkpoint_.string(), "no training yet, or --resume", "one");
     }
+    minimamba::AtomicFile::remove_strays(arguments_.out);
     say("%zu parameters, %zu tokens to train on, %zu to validate on\n", trainer_.model().parameter_count(),
         trainer_.split().training.size(), trainer_.split().validation.size());
     for (const auto& record : trainer_.history()) note(record);
     Progress progress(trainer_.steps());
     if (trainer_.steps() > 0) progress.pause([&] { validate_if_due(); });  // a training that ended while it validated
-    while (!trainer_.ended() && !stop) {
-      const auto& record = trainer_.step();
+    std::exception_ptr unsaid;
+    while (!trainer_.ended() && !stop && !unsaid) {
+      trainer_.step();
       progress.pause([&] { validate_if_due(); });
-      note(record);
-      progress.show(record, trainer_.options(), validation_);
+      unsaid = tell_step(progress);
       if (due(arguments_.save_every)) progress.pause([&] { save_all(); });
-      if (due(arguments_.sample_every) && !stop) progress.pause([&] { progress.end_line(), sample(); });
     }
+    save_all();  // what was learned is kept, whatever cannot be said
+    if (unsaid) std::rethrow_exception(unsaid);
     if (stop) {
       progress.end_line();
       say("stopped after step %lld; --resume goes on\n", static_cast<long long>(trainer_.steps()));
     }
-    save_all();
     return stop ? interrupted : 0;
   }
 
  private:
   using Backend = typename Model::BackendType;
+
+  /// Returns what standard output refused, if it did.
+  std::exception_ptr tell_step(Progress& progress) {
+    try {
+      const auto& record = trainer_.history().back();
+      note(record);
+      progress.show(record, trainer_.options(), validation_);
+      if (due(arguments_.sample_every) && !stop) progress.pause([&] { progress.end_line(), sample(); });
+    } catch (const minimamba::FileError&) {
+      return std::current_exception();
+    }
+    return nullptr;
+  }
 
   Model make_model(const std::optional<minimamba::Checkpoint>& init) const {
     Backend backend({.threads = arguments_.threads});

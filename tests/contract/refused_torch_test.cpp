@@ -327,6 +327,12 @@ INSTANTIATE_TEST_SUITE_P(
                   tensor(storage(), integer(0), extent + extent + integer(32), integer(0) + integer(0) + integer(0)));
             },
             {"x", "storage of 4"}},
+        Row{"ExpandedToMoreThan16MiB",
+            [] {
+              const std::string extent = "\x8a\x04" + bytes(1U << 23);
+              return holding(tensor(storage(), integer(0), extent, integer(0)));
+            },
+            {"x", "16 MiB", "[8388608]"}},
         Row{"WithoutStrides",
             [] { return holding(tensor(storage(), integer(0), integer(4), "")); },
             {"x", "a stride for each extent", "[]"}},

@@ -87,8 +87,13 @@ TEST(Gguf, IsToldByItsContentAndFoundInAFolder) {
   fs::copy_file(data_folder / "gguf" / "tied.gguf", folder / "weights");
   EXPECT_EQ(open_checkpoint(folder / "weights").config.d_model, 18);
   EXPECT_THROW(open_checkpoint(folder.path()), FileError);
-  fs::rename(folder / "weights", folder / "ggml-model-f32.gguf");
+  fs::rename(folder / "weights", folder / "M.GGUF");
   EXPECT_EQ(open_checkpoint(folder.path()).config.d_model, 18);
+  fs::rename(folder / "M.GGUF", folder / "ggml-model-f32.gguf");
+  support::write_text(folder / "training.safetensors", "of a training");
+  support::write_text(folder / "other.safetensors", "of something else");
+  EXPECT_EQ(open_checkpoint(folder.path()).config.d_model, 18);
+  fs::remove(folder / "other.safetensors");
   fs::copy_file(data_folder / "gguf" / "untied.gguf", folder / "other.gguf");
   try {
     open_checkpoint(folder.path());
@@ -142,6 +147,20 @@ TYPED_TEST(SavedGguf, IsLoadedAsTheSameModelInEveryWeightFormat) {
     const auto loaded = load<typename TypeParam::Model>(folder / "model.gguf");
     EXPECT_LT(support::largest_difference(logits_of(model), logits_of(loaded)), 1e-4);
   }
+}
+
+TEST(SavingGguf, KeepsTheWholeRangeOfWhatAQ8ModelHasInBf16) {
+  using Quantised = Mamba<float, NativeBackend, q8>;
+  const Folder folder;
+  Quantised model({.d_model = 32, .n_layer = 1, .vocab_size = 8});
+  auto& weight = model.layers[0].mixer.x_proj.weight;
+  support::HostMatrix<float> numbers(weight.rows(), weight.cols()), found(weight.rows(), weight.cols());
+  for (std::size_t i = 0; i < numbers.values.size(); ++i) numbers.values[i] = i % 2 == 0 ? 0x1p100F : 0x1.8p-100F;
+  weight.upload(model.backend(), 0, numbers.view());
+  save_gguf(model, folder / "model.gguf");
+  const auto loaded = load<Quantised>(folder / "model.gguf");
+  loaded.layers[0].mixer.x_proj.weight.download(loaded.backend(), 0, found.view());
+  EXPECT_EQ(found.values, numbers.values);
 }
 
 TEST(SavingGguf, StoresInEachTypeWhatThatTypeCanHold) {

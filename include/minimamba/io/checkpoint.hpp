@@ -92,13 +92,13 @@ inline std::filesystem::path weights_in(const std::filesystem::path& folder) {
     if (is_there(folder / name)) return folder / name;
   }
   std::string found = "none of them";
-  const std::vector<std::string> kinds[] = {{".safetensors"}, {".gguf"}, {".bin", ".pt", ".pth"}};
+  const std::vector<std::string> kinds[] = {{".gguf", ".GGUF"}, {".safetensors"}, {".bin", ".pt", ".pth"}};
   for (const auto& extensions : kinds) {
-    const std::vector<std::filesystem::path> files = files_in(folder, extensions);
+    std::vector<std::filesystem::path> files = files_in(folder, extensions);
+    std::erase_if(files, [](const auto& file) { return file.filename() == "training.safetensors"; });  // of `train`
     if (files.size() == 1) return files.front();
-    if (files.empty()) continue;
+    if (files.empty() || found != "none of them") continue;
     found = std::to_string(files.size()) + " files *" + files.front().extension().string();
-    break;
   }
   throw FileError(folder.string(),
                   "model.safetensors, pytorch_model.bin, either's .index.json, or one file *.safetensors, *.gguf, "

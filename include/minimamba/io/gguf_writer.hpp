@@ -204,7 +204,7 @@ void write_gguf_rows(AtomicFile& file, DType dtype, View<Scalar> rows) {
 }
 
 /// The tensors with their offsets within the data. With the types that a model has itself, x_proj of a q8 model stays
-/// in 16 bits, as in SelectionFormat, and comes back as it was.
+/// in bf16, as in SelectionFormat, and comes back as it was.
 template <class Parameters>
 std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matrices, bool own_types) {
   std::vector<StoredTensor> tensors;
@@ -212,9 +212,9 @@ std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matri
   parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&&) {
     StoredTensor tensor{gguf_name(name), DType::F32, {parameter.shape().begin(), parameter.shape().end()}};
     if (tensor.shape.size() == 3) tensor.shape.erase(tensor.shape.begin() + 1);  // conv1d [E, 1, K]
-    const bool wider = parameter.cols() % block_size_of(matrices) != 0 ||
-                       (own_types && matrices == DType::Q8_0 && name.ends_with("x_proj.weight"));
-    if (is_matrix) tensor.dtype = wider ? DType::F16 : matrices;
+    const bool wider = parameter.cols() % block_size_of(matrices) != 0;
+    const bool selection = own_types && matrices == DType::Q8_0 && name.ends_with("x_proj.weight");
+    if (is_matrix) tensor.dtype = selection ? DType::BF16 : wider ? DType::F16 : matrices;
     tensor.begin = offset;
     offset += (*tensor_bytes(tensor.dtype, tensor.shape) + gguf_alignment - 1) / gguf_alignment * gguf_alignment;
     tensors.push_back(std::move(tensor));
@@ -264,8 +264,8 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
 
 /// Saves a model as a GGUF file of version 3, in a folder that is made if it is not there. The six matrices have the
 /// type that the options name, or the one of the model's weight format; those whose rows are no multiple of 32 numbers
-/// are F16 where others are Q8_0 or Q4_0, and so is x_proj of a q8 model, which has it in 16 bits, unless the options
-/// name a type; all else is F32. `metadata` is added to what describes the model: the tokenizer, for example, whose
+/// are F16 where others are Q8_0 or Q4_0, and x_proj of a q8 model, which has it so, is BF16, unless the options name a
+/// type; all else is F32. `metadata` is added to what describes the model: the tokenizer, for example, whose
 /// keys begin with "tokenizer.". Without one a model with 256 tokens gets the 256 bytes, and others are marked as
 /// having none. Throws FileError, and ArgumentError for a model that was moved from or another type; an old file is
 /// then as before.

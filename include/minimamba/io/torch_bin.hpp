@@ -131,7 +131,7 @@ class TorchBin {
   }
 
   /// _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks[, metadata])
-  StoredTensor tensor(const Pickle& pickle, const std::string& name, const PickleValue& value) const {
+  StoredTensor tensor(const Pickle& pickle, const std::string& name, const PickleValue& value) {
     const auto parts = pickle.parts(value);
     constexpr Kind kinds[] = {Kind::storage, Kind::integer, Kind::tuple, Kind::tuple};
     bool fits = parts.size() >= 6 && parts.size() <= 7;
@@ -183,7 +183,7 @@ class TorchBin {
   }
 
   /// Finds type and place of a tensor from its storage: ("storage", type, key, device, numbers)
-  void place(const Pickle& pickle, const PickleValue& storage, std::int64_t offset, StoredTensor& tensor) const {
+  void place(const Pickle& pickle, const PickleValue& storage, std::int64_t offset, StoredTensor& tensor) {
     const auto parts = pickle.parts(storage);
     constexpr Kind kinds[] = {Kind::text, Kind::global, Kind::text, Kind::text, Kind::integer};
     bool fits = parts.size() == std::size(kinds);
@@ -204,6 +204,14 @@ class TorchBin {
     }
     const bool inside =
         offset >= 0 && offset <= numbers && is_inside(tensor, static_cast<std::uint64_t>(numbers - offset));
+    if (inside && tensor.size() > static_cast<std::uint64_t>(numbers)) {  // a few numbers stand for many
+      const std::uint64_t most = most_expanded - expanded_;
+      if (tensor.size() > most / width) {
+        refuse_tensor(tensor.name, "tensors that repeat their numbers to at most 16 MiB in all",
+                      "shape " + shape_text(tensor.shape) + " of " + std::to_string(numbers) + " numbers");
+      }
+      expanded_ += tensor.size() * width;
+    }
     if (!inside) {
       refuse_tensor(tensor.name, "numbers within its storage of " + std::to_string(numbers),
                     "shape " + shape_text(tensor.shape) + " with strides " + shape_text(tensor.strides) +
@@ -212,9 +220,13 @@ class TorchBin {
     tensor.begin = entry->begin + static_cast<std::uint64_t>(offset) * width;
   }
 
+  /// Bytes that tensors may have beyond what lies in the file, by strides of zero.
+  static constexpr std::uint64_t most_expanded = std::uint64_t{16} << 20;
+
   const ByteSource& source_;
   ZipDirectory zip_;
   std::string folder_;  // "archive/"
+  std::uint64_t expanded_ = 0;
 };
 
 /// read_torch_bin; but the set may hold some of the tensors when this throws.

@@ -9,7 +9,8 @@ inline constexpr std::size_t stream_ahead = 2048;
 /// The same from byte `at` of each of `panels` panels that are read side by side: near their end it leads to those that
 /// are read next.
 inline std::size_t ahead_in_stream(std::size_t at, std::size_t panel_size, std::size_t panels) {
-  return stream_ahead + (at + stream_ahead < panel_size ? 0 : (panels - 1) * panel_size);
+  const bool within = panels < 2 || at + stream_ahead < panel_size;
+  return stream_ahead + (within ? 0 : (panels - 1) * panel_size);
 }
 
 /// The multiply of matmul.inl, with weights of 16 bits.
