@@ -118,13 +118,13 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   void matmul(View<const Scalar> x, const PanelMatrix<Scalar>& weight, View<Scalar> y) const {
-    const std::size_t room = x.rows() == 1 ? 0 : native::packed_rows(x.cols()) * x.cols();
-    multiply(x, weight.data(), y, room, [&](const native::MatmulTask<Scalar>& task) { kernels().matmul(task); });
+    const std::size_t size = native::matmul_scratch(x.rows(), x.cols());
+    multiply(x, weight.data(), y, size, [&](const native::MatmulTask<Scalar>& task) { kernels().matmul(task); });
   }
   template <class W>
   void matmul(View<const Scalar> x, const NarrowPanelMatrix<W>& weight, View<Scalar> y) const {
     const native::NarrowMatmul product = native::narrow_matmul_for<W>(set_);
-    multiply(x, nullptr, y, native::narrow_scratch(x.cols()), [&](const native::MatmulTask<Scalar>& task) {
+    multiply(x, nullptr, y, native::narrow_scratch(x.rows(), x.cols()), [&](const native::MatmulTask<Scalar>& task) {
       product({task, weight.data()});
     });
   }
@@ -133,7 +133,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   /// rows.
   template <WeightFormat W>
   void matmul(View<const Scalar> x, const HostMatrix<W>& weight, View<Scalar> y) const {
-    const std::size_t in = x.cols(), size = in * native::panel, packed = native::packed_rows(in) * in;
+    const std::size_t in = x.cols(), size = in * native::panel, packed = native::matmul_scratch(x.rows(), in);
     multiply(x, nullptr, y, packed + size + in, [&](const native::MatmulTask<Scalar>& whole) {
       Scalar *const unpacked = whole.scratch + packed, *const row = unpacked + size;
       for (std::size_t p = whole.first_panel; p < whole.last_panel; ++p) {
@@ -142,10 +142,13 @@ class NativeBackend : public detail::HostMemory<Number> {
           Format<W>::unpack(weight.row(j), in, row);
           for (std::size_t k = 0; k < in; ++k) unpacked[k * native::panel + j % native::panel] = row[k];
         }
-        native::MatmulTask<Scalar> task = whole;
-        task.weight = unpacked - p * size;
-        task.first_panel = p;
-        task.last_panel = p + 1;
+        native::MatmulTask<Scalar> task = whole;  // of this panel alone
+        task.weight = unpacked;
+        task.y = whole.y + p * native::panel;
+        task.out = std::min(native::panel, whole.out - p * native::panel);
+        task.first_panel = 0;
+        task.last_panel = 1;
+        task.scratch_size = packed;
         kernels().matmul(task);
       }
     });
@@ -236,24 +239,21 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
  private:
-  /// Calls product(task) on parts that cover y, each with scratch of `room` numbers.
+  /// Calls product(task) on parts that cover y, each with `size` numbers of scratch.
   template <class Product>
-  void multiply(View<const Scalar> x, const Scalar* weight, View<Scalar> y, std::size_t room, Product&& product) const {
+  void multiply(View<const Scalar> x, const Scalar* weight, View<Scalar> y, std::size_t size, Product&& product) const {
     assert(x.rows() == y.rows());
     if (y.empty()) return;
-    constexpr std::size_t tiles = 12;  // rows that are divided between threads together
-    const std::size_t panels = (y.cols() + native::panel - 1) / native::panel;
     const std::size_t threads = static_cast<std::size_t>(pool_->threads());
-    const bool by_rows = x.rows() >= 32 * threads;  // then no row is packed twice; else each thread has some panels
-    Scalar* const rooms = scratch(room * threads);
-    const std::size_t parts = by_rows ? (x.rows() + tiles - 1) / tiles : panels;
-    const std::size_t operations = x.cols() * (by_rows ? tiles * y.cols() : native::panel * x.rows());
-    parallel_for(*pool_, parts, grain(operations), [&](std::size_t begin, std::size_t end, std::size_t part) {
-      native::MatmulTask<Scalar> task{x.data(), x.stride(), weight,   y.data(), y.stride(), x.cols(),
-                                      y.cols(), 0,          x.rows(), 0,        panels,     rooms + part * room};
-      (by_rows ? task.first_row : task.first_panel) = by_rows ? begin * tiles : begin;
-      (by_rows ? task.last_row : task.last_panel) = by_rows ? std::min(end * tiles, x.rows()) : end;
-      product(task);
+    const native::Division division =
+        native::division(x.rows(), native::round_up(y.cols(), native::panel) / native::panel, threads);
+    Scalar* const all = scratch(size * threads);
+    const std::size_t operations = x.cols() * division.unit * (division.by_rows ? y.cols() : native::panel * x.rows());
+    parallel_for(*pool_, division.count, grain(operations), [&](std::size_t begin, std::size_t end, std::size_t index) {
+      const native::Part part = division.part(begin, end);
+      product(native::MatmulTask<Scalar>{x.data(), x.stride(), weight, y.data(), y.stride(), x.cols(), y.cols(),
+                                         part.first_row, part.last_row, part.first_panel, part.last_panel,
+                                         all + index * size, size});
     });
   }
 

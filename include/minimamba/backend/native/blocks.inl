@@ -8,7 +8,8 @@ inline constexpr std::size_t block = 32;         // numbers of k that share a sc
 inline constexpr std::size_t block_words = 8;    // of four numbers of x
 inline constexpr std::size_t packed_words = 10;  // of each block and row of a tile: its numbers, scale and start
 
-static_assert(block_registers % panel_registers == 0 && panel_registers % block_tile_registers == 0);
+static_assert(block_registers % panel_registers == 0 && panel_registers % block_tile_registers == 0 &&
+              native::row_unit % block_tile_rows == 0);
 
 /// Rows of x, quantised: a tile of `rows` of them.
 struct QuantizedTile {
@@ -135,6 +136,7 @@ inline void matmul_blocks(const native::NarrowTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
   const std::size_t blocks = (product.in + block - 1) / block, panel_size = native::panel_bytes<W>(product.in);
   if (product.last_row - product.first_row == 1) {
+    assert(blocks * packed_words <= product.scratch_size);
     const QuantizedTile tile = quantized_tile(product.scratch, blocks, 1);
     quantize_tile<W>(product, product.first_row, 1, 1, tile);
     multiply_row<block_registers, block_step>(product, [&](std::size_t first, auto& acc) {
@@ -146,7 +148,7 @@ inline void matmul_blocks(const native::NarrowTask& task) {
     return quantized_tile(product.scratch + tile * blocks * packed_words, blocks, rows);
   };
   tile_by_tile(
-      product, {block_tile_rows, blocks, task.weight, panel_size},
+      product, {block_tile_rows, blocks * packed_words, blocks, task.weight, panel_size},
       [&](std::size_t tile, std::size_t row, std::size_t count) {
         with_tile<block_tile_rows>(
             count, [&](auto rows) { quantize_tile<W>(product, row, count, rows.value, tile_at(tile, rows.value)); });

@@ -3,7 +3,7 @@
 
 inline constexpr std::size_t panel_registers = native::panel / lanes;
 static_assert(row_registers % panel_registers == 0 && panel_registers % tile_registers == 0 &&
-              state_group % lanes == 0);
+              state_group % lanes == 0 && native::row_unit % tile_rows == 0);
 
 inline constexpr std::size_t line_bytes = 64;  // of the cache
 
@@ -108,6 +108,7 @@ inline void with_tile(std::size_t count, Body body) {
 
 struct Tiling {
   std::size_t rows;            // of a tile, at most
+  std::size_t row_size;        // numbers of scratch for each row of a tile
   std::size_t steps;           // of the product of a tile and a panel
   const std::uint8_t* stored;  // the panels in memory
   std::size_t panel_size;      // in bytes
@@ -117,9 +118,8 @@ struct Tiling {
 ///   multiply(tile, row, count, p, weight, ahead): y of that tile and panel p, whose weights are stored at `weight`
 template <class Pack, class Multiply>
 inline void tile_by_tile(const native::MatmulTask<Scalar>& task, const Tiling& tiling, Pack pack, Multiply multiply) {
-  // Blocks as large as each other: each reads all weights.
-  const std::size_t rows = task.last_row - task.first_row, at_most = native::packed_rows(task.in), most = tiling.rows;
-  const std::size_t blocks = (rows + at_most - 1) / at_most, block = (rows / blocks + most) / most * most;
+  const std::size_t most = tiling.rows, block = native::row_block(task.last_row - task.first_row, task.in);
+  assert(block % most == 0 && block * tiling.row_size <= task.scratch_size);
   for (std::size_t row = task.first_row; row < task.last_row; row += block) {
     const std::size_t end = task.last_row - row < block ? task.last_row - row : block, tiles = (end + most - 1) / most;
     const auto count = [&](std::size_t tile) { return end - tile < most ? end - tile : most; };
@@ -203,7 +203,7 @@ inline void matmul(const native::MatmulTask<Scalar>& task) {
       multiply(task.x + task.first_row * task.x_stride, task.in, task.weight + first * task.in, 0, Ahead(), acc);
     });
   } else {
-    const Tiling tiling{tile_rows, task.in, reinterpret_cast<const std::uint8_t*>(task.weight),
+    const Tiling tiling{tile_rows, task.in, task.in, reinterpret_cast<const std::uint8_t*>(task.weight),
                         task.in * native::panel * sizeof(Scalar)};
     multiply_rows(task, tiling,
                   [&](const Scalar* tile, const std::uint8_t* weight, std::size_t r, Ahead ahead, auto& acc) {

@@ -67,14 +67,15 @@ inline void matmul_halves(const native::NarrowTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
   const std::size_t in = product.in, panel_size = native::panel_bytes<W>(in);
   const std::size_t rows = product.last_row - product.first_row, columns = native::PanelLayout<W>::unit;
-  const Tiling tiling{tile_rows, (in + columns - 1) / columns, task.weight, panel_size};
+  const Tiling tiling{tile_rows, in, (in + columns - 1) / columns, task.weight, panel_size};
   if (rows == 1) {
     multiply_row<half_registers, half_registers / 2>(product, [&](std::size_t first, auto& acc) {
       multiply_halves<W>(product.x + product.first_row * product.x_stride, in,
                          task.weight + first / native::panel * panel_size, 0, Ahead(), acc);
     });
   } else if (std::is_same_v<W, f16> && rows > 4 * tile_rows) {
-    Scalar* const widened = product.scratch + native::packed_rows(in) * in;
+    Scalar* const widened = product.scratch + native::matmul_scratch(rows, in);  // behind the packed rows
+    assert(native::matmul_scratch(rows, in) + in * native::panel <= product.scratch_size);
     const std::uint8_t* held = nullptr;
     multiply_rows(product, tiling,
                   [&](const Scalar* tile, const std::uint8_t* weight, std::size_t r, Ahead ahead, auto& acc) {

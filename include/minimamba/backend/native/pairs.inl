@@ -66,6 +66,7 @@ inline void matmul_pairs(const native::NarrowTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
   const std::size_t pairs = (product.in + 1) / 2, panel_size = native::panel_bytes<bf16>(product.in);
   if (product.last_row - product.first_row == 1) {
+    assert(pairs <= product.scratch_size);
     pack_pairs(product, product.first_row, 1, 1, product.scratch);
     multiply_row<half_registers, half_registers / 2>(product, [&](std::size_t first, auto& acc) {
       multiply_pairs(product.scratch, pairs, task.weight + first / native::panel * panel_size, 0, Ahead(), acc);
@@ -73,7 +74,7 @@ inline void matmul_pairs(const native::NarrowTask& task) {
     return;
   }
   tile_by_tile(
-      product, {tile_rows, pairs, task.weight, panel_size},
+      product, {tile_rows, pairs, pairs, task.weight, panel_size},
       [&](std::size_t tile, std::size_t row, std::size_t count) {
         with_tile<tile_rows>(
             count, [&](auto rows) { pack_pairs(product, row, count, rows.value, product.scratch + tile * pairs); });

@@ -5,6 +5,7 @@
 #define MINIMAMBA_BACKEND_NATIVE_TARGETS_HPP
 
 #include <bit>
+#include <cassert>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

@@ -24,24 +24,68 @@ struct MatmulTask {
   std::size_t y_stride;
   std::size_t in, out;
   std::size_t first_row, last_row, first_panel, last_panel;
-  Scalar* scratch;  // room for packed_rows(in) rows of x
+  Scalar* scratch;           // of this task alone
+  std::size_t scratch_size;  // at least matmul_scratch, or narrow_scratch, of the rows and of in
 };
 
-/// Rows of x that are packed at a time, at most: as many as fill about 800 KB, for a second-level cache of a megabyte.
-inline constexpr std::size_t packed_rows(std::size_t in) {
-  const std::size_t rows = 800'000 / 4 / (in == 0 ? 1 : in) / 24 * 24;
-  return rows < 24 ? 24 : rows;
+/// Every tile of rows divides so many: blocks of rows are whole numbers of them.
+inline constexpr std::size_t row_unit = 24;
+
+inline constexpr std::size_t round_up(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit * unit; }
+
+/// Rows of x that are packed at a time, at most, of a product of `rows` rows: those that fill about 800 KB, for a
+/// second-level cache of a megabyte. It never falls when `rows` grows: what is enough for a product is enough for each
+/// part of it.
+inline constexpr std::size_t most_packed_rows(std::size_t rows, std::size_t in) {
+  const std::size_t most = 800'000 / 4 / (in == 0 ? 1 : in) / row_unit * row_unit;
+  const std::size_t wanted = round_up(rows, row_unit);
+  return wanted < most ? wanted : most < row_unit ? row_unit : most;
+}
+/// Rows of each block but the last, which has what is left. Blocks are as large as each other, to row_unit, because
+/// each reads all weights.
+inline constexpr std::size_t row_block(std::size_t rows, std::size_t in) {
+  const std::size_t most = most_packed_rows(rows, in), blocks = (rows + most - 1) / most;
+  return blocks == 0 ? 0 : round_up((rows + blocks - 1) / blocks, row_unit);
+}
+
+/// Numbers of scratch for a product of `rows` rows: a packed block of them. A single row is not packed.
+inline constexpr std::size_t matmul_scratch(std::size_t rows, std::size_t in) {
+  return rows < 2 ? 0 : most_packed_rows(rows, in) * in;
+}
+
+/// Rows and panels that one thread computes.
+struct Part {
+  std::size_t first_row, last_row, first_panel, last_panel;
+};
+/// How a product is divided between threads, into `count` units: by rows, some at a time, where there are enough, and
+/// then no row is packed twice; else by panels.
+struct Division {
+  std::size_t rows, panels;
+  bool by_rows;
+  std::size_t unit;   // rows, or panels
+  std::size_t count;  // of units
+
+  /// Units [begin, end).
+  constexpr Part part(std::size_t begin, std::size_t end) const {
+    if (!by_rows) return {0, rows, begin, end};
+    return {begin * unit, end * unit < rows ? end * unit : rows, 0, panels};
+  }
+};
+inline constexpr Division division(std::size_t rows, std::size_t panels, std::size_t threads) {
+  constexpr std::size_t rows_together = 12;
+  if (rows < 32 * threads) return {rows, panels, false, 1, panels};
+  return {rows, panels, true, rows_together, (rows + rows_together - 1) / rows_together};
 }
 
 /// The same of narrow weights, whose panels are as panels.hpp says.
 struct NarrowTask {
-  MatmulTask<float> product;  // its weight is not used; scratch is room for narrow_scratch(in) floats
+  MatmulTask<float> product;  // its weight is not used
   const std::uint8_t* weight;
 };
 
-/// Floats that a product of narrow weights has room for: packed rows of x, be they floats or quantised, and a panel.
-inline constexpr std::size_t narrow_scratch(std::size_t in) {
-  return (packed_rows(in) + panel) * ((in + panel - 1) / panel * panel);
+/// Floats of scratch for a product with narrow weights: packed rows of x, be they floats or quantised, and a panel.
+inline constexpr std::size_t narrow_scratch(std::size_t rows, std::size_t in) {
+  return (most_packed_rows(rows, in) + panel) * round_up(in, panel);
 }
 
 /// Channels [first, last) of one sequence of the batch; see Conv1dArguments.
