@@ -42,11 +42,12 @@ class Arena {
     std::shared_ptr<std::byte> block = block_.lock();
     if (!block || size_ - used_ < bytes) {
       // Each block as large as all before it together: small models stay small, large ones have few.
-      size_ = std::max(bytes, std::clamp(made_, huge_page, largest));
-      size_ = (size_ + huge_page - 1) / huge_page * huge_page;
-      block = make_block(size_);
-      block_ = block;
-      made_ += size_;
+      const std::size_t wanted = std::max(bytes, std::clamp(made_, huge_page, largest));
+      const std::size_t size = (wanted + huge_page - 1) / huge_page * huge_page;
+      block = make_block(size);
+      block_ = block;  // from here on nothing fails: else the old block would pass for one of the new size
+      size_ = size;
+      made_ += size;
       used_ = 0;
     }
     std::byte* const first = block.get() + used_;
