@@ -80,7 +80,9 @@ class Products : public testing::TestWithParam<InstructionSet> {
   static void check(std::size_t rows, std::size_t in, std::size_t out = 33) {
     SCOPED_TRACE(std::string(Format<W>::name) + ", " + std::to_string(rows) + " rows of " + std::to_string(in));
     const NativeBackend<Scalar> backend({.threads = 1, .instruction_set = GetParam()});
-    const auto x = random_matrix<Scalar>(rows, in, 1), values = random_matrix<Scalar>(out, in, 2);
+    auto x = random_matrix<Scalar>(rows, in, 1);
+    const auto values = random_matrix<Scalar>(out, in, 2);
+    if (std::is_same_v<W, bf16>) round_activations<W>(x.values.data(), rows * in, x.values.data());
     auto weight = backend.template make_matrix<W>(out, in);
     backend.upload_rows(values.view(), 0, weight);
     HostMatrix<Scalar> y(rows, out), row(1, out);

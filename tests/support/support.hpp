@@ -44,7 +44,8 @@ struct NativeWith : minimamba::NativeBackend<Scalar> {
   explicit NativeWith(minimamba::CpuOptions options = {})
       : minimamba::NativeBackend<Scalar>(
             {.threads = options.threads,
-             .instruction_set = minimamba::available(set) ? set : minimamba::InstructionSet::best}) {}
+             .instruction_set = minimamba::available(set) ? set : minimamba::InstructionSet::best,
+             .activations = options.activations}) {}
   const char* name() const { return minimamba::name_of(set).data(); }
 };
 template <class Scalar>

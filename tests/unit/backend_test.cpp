@@ -45,9 +45,9 @@ TYPED_TEST(Backend, CopiesToAndFromItsMemory) {
 }
 
 template <class K, class Weight>
-void check_products() {
+void check_products(Activations activations) {
   using Scalar = typename K::Scalar;
-  const typename K::Backend backend({.threads = 2});
+  const typename K::Backend backend({.threads = 2, .activations = activations});
   constexpr std::size_t block = Format<Weight>::block_size;
   for (const std::size_t rows : support::Sizes{1, 2, 3, 17}) {
     for (const auto& [in, out] : {std::pair<std::size_t, std::size_t>{1, 1}, {5, 3}, {33, 97}, {300, 130}, {700, 64}}) {
@@ -60,17 +60,13 @@ void check_products() {
       HostMatrix<Scalar> stored(out, in), y(rows, out), embedded(2, in);
       backend.download_rows(matrix, 0, stored.view());
       backend.matmul(x, matrix, y.view());
-      // Where x is quantised or rounded too, narrow_test.cpp tells what is summed.
-      bool quantizes_x = false;
-      if constexpr (std::is_base_of_v<NativeBackend<float>, typename K::Backend>) {
-        const bool pairs = std::is_same_v<Weight, bf16> && backend.instruction_set() == InstructionSet::avx512bf16;
-        quantizes_x = block > 1 || pairs;
-      }
-      for (std::size_t i = 0; i < rows && !quantizes_x; ++i) {
+      for (std::size_t i = 0; i < rows; ++i) {
+        std::vector<double> taken(x.row(i).begin(), x.row(i).end());
+        if (activations == Activations::rounded) round_activations<Weight>(taken.data(), in, taken.data());
         for (std::size_t j = 0; j < out; ++j) {
           double sum = 0, magnitude = 0;
           for (std::size_t k = 0; k < in; ++k) {
-            const double term = static_cast<double>(x(i, k)) * static_cast<double>(stored(j, k));
+            const double term = taken[k] * static_cast<double>(stored(j, k));
             sum += term;
             magnitude += std::abs(term);
           }
@@ -94,12 +90,30 @@ void check_products() {
   }
 }
 
-TYPED_TEST(Backend, MultipliesAndEmbedsPlainWeights) { check_products<TypeParam, typename TypeParam::Scalar>(); }
-TYPED_TEST(Backend, MultipliesAndEmbedsBf16Weights) { check_products<TypeParam, bf16>(); }
-TYPED_TEST(Backend, MultipliesAndEmbedsF16Weights) { check_products<TypeParam, f16>(); }
-TYPED_TEST(Backend, MultipliesAndEmbedsQ8Weights) { check_products<TypeParam, q8>(); }
-TYPED_TEST(Backend, MultipliesAndEmbedsQ4Weights) { check_products<TypeParam, q4>(); }
-TYPED_TEST(Backend, MultipliesAndEmbedsF32Weights) { check_products<TypeParam, float>(); }
+TYPED_TEST(Backend, MultipliesAndEmbedsPlainWeights) {
+  check_products<TypeParam, typename TypeParam::Scalar>(Activations::rounded);
+  check_products<TypeParam, typename TypeParam::Scalar>(Activations::exact);
+}
+TYPED_TEST(Backend, MultipliesAndEmbedsBf16Weights) {
+  check_products<TypeParam, bf16>(Activations::rounded);
+  check_products<TypeParam, bf16>(Activations::exact);
+}
+TYPED_TEST(Backend, MultipliesAndEmbedsF16Weights) {
+  check_products<TypeParam, f16>(Activations::rounded);
+  check_products<TypeParam, f16>(Activations::exact);
+}
+TYPED_TEST(Backend, MultipliesAndEmbedsQ8Weights) {
+  check_products<TypeParam, q8>(Activations::rounded);
+  check_products<TypeParam, q8>(Activations::exact);
+}
+TYPED_TEST(Backend, MultipliesAndEmbedsQ4Weights) {
+  check_products<TypeParam, q4>(Activations::rounded);
+  check_products<TypeParam, q4>(Activations::exact);
+}
+TYPED_TEST(Backend, MultipliesAndEmbedsF32Weights) {
+  check_products<TypeParam, float>(Activations::rounded);
+  check_products<TypeParam, float>(Activations::exact);
+}
 
 TYPED_TEST(Backend, NormsRowsToUnitMeanSquare) {
   using Scalar = typename TypeParam::Scalar;

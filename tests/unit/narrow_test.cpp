@@ -32,8 +32,8 @@ class NarrowWeights : public testing::TestWithParam<InstructionSet> {
   void SetUp() override {
     if (!available(GetParam())) GTEST_SKIP() << "this machine has no " << name_of(GetParam());
   }
-  static NativeBackend<float> backend(int threads = 2) {
-    return NativeBackend<float>({.threads = threads, .instruction_set = GetParam()});
+  static NativeBackend<float> backend(int threads = 2, Activations activations = Activations::rounded) {
+    return NativeBackend<float>({.threads = threads, .instruction_set = GetParam(), .activations = activations});
   }
 
   template <class W>
@@ -46,19 +46,19 @@ class NarrowWeights : public testing::TestWithParam<InstructionSet> {
   }
 
   template <class W>
-  static void check_product(std::size_t rows, std::size_t in, std::size_t out) {
+  static void check_product(std::size_t rows, std::size_t in, std::size_t out, Activations activations) {
     SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(in) + " x " + std::to_string(out));
     const auto x = random_matrix<float>(rows, in, 1), weight = random_matrix<float>(out, in, 2);
-    const auto native = backend();
+    const auto native = backend(2, activations);
     const auto matrix = packed<W>(native, weight);
     HostMatrix<float> stored(out, in), y(rows, out);
     native.download_rows(matrix, 0, stored.view());
     native.matmul(x.view(), matrix, y.view());
     HostMatrix<double> taken = quantized(x);
-    if (Format<W>::block_size == 1) {
-      const bool pairs = std::is_same_v<W, bf16> && GetParam() == InstructionSet::avx512bf16;
+    if (Format<W>::block_size == 1 || activations == Activations::exact) {
+      const bool rounds = std::is_same_v<W, bf16> && activations == Activations::rounded;
       std::transform(x.values.begin(), x.values.end(), taken.values.begin(), [&](float number) {
-        return static_cast<double>(pairs ? static_cast<float>(bf16(number)) : number);
+        return static_cast<double>(rounds ? static_cast<float>(bf16(number)) : number);
       });
     }
     for (std::size_t i = 0; i < rows; ++i) {
@@ -77,20 +77,22 @@ class NarrowWeights : public testing::TestWithParam<InstructionSet> {
   template <class W>
   static void check_products() {
     for (const std::size_t rows : support::Sizes{1, 2, 4, 5, 12, 13, 31}) {
-      check_product<W>(rows, 1, 1);
-      check_product<W>(rows, 5, 33);
-      check_product<W>(rows, 48, 130);
-      check_product<W>(rows, 100, 31);
-      check_product<W>(rows, 768, 300);
+      for (const Activations activations : {Activations::rounded, Activations::exact}) {
+        check_product<W>(rows, 1, 1, activations);
+        check_product<W>(rows, 5, 33, activations);
+        check_product<W>(rows, 48, 130, activations);
+        check_product<W>(rows, 100, 31, activations);
+        check_product<W>(rows, 768, 300, activations);
+      }
     }
   }
 
   template <class W>
-  static void check_bits() {
+  static void check_bits(Activations activations = Activations::rounded) {
     for (const std::size_t in : support::Sizes{1, 7, 32, 63, 200}) {
       const std::size_t out = 170, all = 90;
       const auto x = random_matrix<float>(all, in, 3), weight = random_matrix<float>(out, in, 4);
-      const auto one = backend(1), five = backend(5);
+      const auto one = backend(1, activations), five = backend(5, activations);
       const auto matrix = packed<W>(one, weight);
       HostMatrix<float> whole(all, out);
       one.matmul(x.view(), matrix, whole.view());
@@ -119,6 +121,9 @@ TEST_P(NarrowWeights, GiveARowTheSameBitsWhateverIsBesideIt) {
   check_bits<f16>();
   check_bits<q8>();
   check_bits<q4>();
+  check_bits<bf16>(Activations::exact);
+  check_bits<q8>(Activations::exact);
+  check_bits<q4>(Activations::exact);
 }
 
 TEST_P(NarrowWeights, ComeBackAsTheirFormatRoundsThem) {

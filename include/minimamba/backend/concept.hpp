@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <span>
 
+#include "minimamba/core/activations.hpp"
 #include "minimamba/core/formats.hpp"
 #include "minimamba/core/view.hpp"
 
@@ -96,6 +97,9 @@ concept HasRmsNorm = requires(const B& backend, View<const typename B::Scalar> x
 };
 
 /// matmul: y = x weight^T                                            x [M, in], weight [out, in], y [M, out]
+/// With weights of bf16, q8 and q4 it takes round_activations(x) in place of x, unless an option of the backend says
+/// otherwise. A backend may have reserve_matmul(rows, weight), after which products of so many rows or fewer allocate
+/// nothing; one whose kernels allocate all the same says so by `static constexpr bool kernels_allocate = true`.
 template <class B>
 concept HasMatmul = requires(const B& backend, View<const typename B::Scalar> x,
                              const typename B::template Matrix<typename B::Scalar>& weight,
@@ -138,7 +142,8 @@ concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMatrix<B> && H
 
 /// Options of the backends on the processor.
 struct CpuOptions {
-  int threads = 0;  // 0: as many as the process may use
+  int threads = 0;                                 // 0: as many as the process may use
+  Activations activations = Activations::rounded;  // of products with bf16, q8 and q4 weights
 };
 
 }  // namespace minimamba

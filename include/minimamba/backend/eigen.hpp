@@ -32,7 +32,11 @@ class EigenBackend : public detail::HostMemory<Number> {
   template <WeightFormat W>
   using Matrix = HostMatrix<W>;
 
-  explicit EigenBackend(CpuOptions options = {}) : pool_(std::make_shared<ThreadPool>(options.threads)) {}
+  /// Eigen's products of several rows allocate, and so may fail.
+  static constexpr bool kernels_allocate = true;
+
+  explicit EigenBackend(CpuOptions options = {})
+      : pool_(std::make_shared<ThreadPool>(options.threads)), activations_(options.activations) {}
 
   const char* name() const { return "eigen"; }
   int threads() const { return pool_->threads(); }
@@ -50,9 +54,15 @@ class EigenBackend : public detail::HostMemory<Number> {
   }
 
   template <WeightFormat W>
+  void reserve_matmul(std::size_t rows, const Matrix<W>& weight) const {
+    if (rounds_activations<W>) detail::thread_scratch<Scalar>(rows * weight.cols());
+  }
+
+  template <WeightFormat W>
   void matmul(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
     if (y.empty()) return;
+    if (rounds_activations<W> && activations_ == Activations::rounded) x = rounded<W>(x);
     const std::size_t panels = (y.cols() + panel - 1) / panel;
     parallel_for(*pool_, panels, grain(panel * x.cols() * x.rows()), [&](std::size_t begin, std::size_t end) {
       const std::size_t first = begin * panel, last = std::min(end * panel, y.cols());
@@ -159,6 +169,18 @@ class EigenBackend : public detail::HostMemory<Number> {
   ThreadPool& pool() const { return *pool_; }
 
  private:
+  /// round_activations of each row, in memory of this thread.
+  template <WeightFormat W>
+  View<const Scalar> rounded(View<const Scalar> x) const {
+    const View<Scalar> result(detail::thread_scratch<Scalar>(x.rows() * x.cols()), x.rows(), x.cols());
+    parallel_for(*pool_, x.rows(), grain(8 * x.cols()), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        round_activations<W>(x.row(i).data(), x.cols(), result.row(i).data());
+      }
+    });
+    return result;
+  }
+
   /// y = weight[first .., :] x for one row: the weights stream through once, nothing is allocated.
   template <WeightFormat W>
   static void multiply_row(std::span<const Scalar> x, const Matrix<W>& weight, std::size_t first, std::span<Scalar> y) {
@@ -259,6 +281,7 @@ class EigenBackend : public detail::HostMemory<Number> {
   }
 
   std::shared_ptr<ThreadPool> pool_;
+  Activations activations_;
 };
 
 }  // namespace minimamba

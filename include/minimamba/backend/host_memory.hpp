@@ -9,9 +9,14 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <utility>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 #include "minimamba/core/formats.hpp"
 #include "minimamba/core/view.hpp"
@@ -75,6 +80,69 @@ class HostMatrix {
 };
 
 namespace detail {
+
+#if defined(__unix__) || defined(__APPLE__)
+
+/// Memory that goes with its thread. Not a thread_local with a destructor: where glibc has no memory to note such a
+/// destructor down, it ends the process.
+class ThreadMemory {
+ public:
+  /// At least `size` bytes, aligned to a cache line; what was in them is gone where they grow. Throws std::bad_alloc.
+  static void* at_least(std::size_t size) {
+    if (memory.size < size) grow(size);
+    return memory.data;
+  }
+
+ private:
+  struct Memory {
+    void* data;
+    std::size_t size;
+  };
+  static constexpr std::align_val_t alignment{64};
+  static inline thread_local constinit Memory memory{nullptr, 0};
+
+  static void grow(std::size_t size) {
+    static const std::optional<pthread_key_t> key = make_key();
+    void* const larger = ::operator new(size, alignment);
+    if (!key || ::pthread_setspecific(*key, larger) != 0) {
+      ::operator delete(larger, alignment);
+      throw std::bad_alloc();
+    }
+    ::operator delete(std::exchange(memory, Memory{larger, size}).data, alignment);
+  }
+  static std::optional<pthread_key_t> make_key() {
+    pthread_key_t key{};
+    if (::pthread_key_create(&key, &release) != 0) return std::nullopt;
+    return key;
+  }
+  /// At the end of a thread; should it compute once more, it begins anew.
+  static void release(void* data) {
+    memory = {nullptr, 0};
+    ::operator delete(data, alignment);
+  }
+};
+
+#else
+
+class ThreadMemory {
+ public:
+  static void* at_least(std::size_t size) {
+    thread_local HostBuffer<std::byte> memory;
+    if (memory.size() < size) memory = HostBuffer<std::byte>(size);
+    return memory.data();
+  }
+};
+
+#endif
+
+/// Scratch of the calling thread, for one kernel at a time: a step allocates nothing, because it lasts as long as the
+/// thread does. Not set to anything. Throws std::bad_alloc.
+template <class T>
+T* thread_scratch(std::size_t size) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
+  return static_cast<T*>(ThreadMemory::at_least(size * sizeof(T)));
+}
 
 /// The memory half of a backend on this processor, embed, which copies rows as download_rows does, and negative_exp;
 /// the other kernels are added by those who derive from it.

@@ -29,6 +29,7 @@ namespace minimamba::inline MINIMAMBA_ISA {
 struct NativeOptions {
   int threads = 0;                                        // 0: as many as the process may use
   InstructionSet instruction_set = InstructionSet::best;  // for tests and comparisons; others are slower
+  Activations activations = Activations::rounded;         // of products with bf16, q8 and q4 weights
 };
 
 template <class Number>
@@ -45,11 +46,13 @@ class NativeBackend : public detail::HostMemory<Number> {
   explicit NativeBackend(NativeOptions options = {})
       : pool_(std::make_shared<ThreadPool>(options.threads)),
         arena_(std::make_shared<native::Arena>()),
-        set_(chosen(options.instruction_set)) {}
+        set_(chosen(options.instruction_set)),
+        activations_(options.activations) {}
 
   const char* name() const { return "native"; }
   int threads() const { return pool_->threads(); }
   InstructionSet instruction_set() const { return set_; }
+  Activations activations() const { return activations_; }
   const native::Kernels<Scalar>& kernels() const { return native::kernels_for<Scalar>(set_); }
 
   template <WeightFormat W>
@@ -118,40 +121,33 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   void matmul(View<const Scalar> x, const PanelMatrix<Scalar>& weight, View<Scalar> y) const {
-    const std::size_t size = native::matmul_scratch(x.rows(), x.cols());
-    multiply(x, weight.data(), y, size, [&](const native::MatmulTask<Scalar>& task) { kernels().matmul(task); });
+    multiply({x, weight.data(), y}, scratch_of(x.rows(), weight),
+             [&](const native::MatmulTask<Scalar>& task) { kernels().matmul(task); });
   }
   template <class W>
   void matmul(View<const Scalar> x, const NarrowPanelMatrix<W>& weight, View<Scalar> y) const {
-    const native::NarrowMatmul product = native::narrow_matmul_for<W>(set_);
-    multiply(x, nullptr, y, native::narrow_scratch(x.rows(), x.cols()), [&](const native::MatmulTask<Scalar>& task) {
-      product({task, weight.data()});
-    });
+    const auto sizes = scratch_of(x.rows(), weight);
+    if (unpacks<W>()) {
+      return multiply_unpacked(x, weight.rows(), y, sizes, [&](std::size_t j, Scalar* row) { weight.get_row(j, row); });
+    }
+    const native::NarrowMatmul product = native::narrow_matmul_for<W>(has_pairs() ? set_ : without_pairs(set_));
+    if (sizes.rounded > 0) x = rounded<W>(x, sizes);
+    multiply({x, nullptr, y}, sizes, [&](const native::MatmulTask<Scalar>& task) { product({task, weight.data()}); });
   }
-
-  /// Narrow weights that compute in double: panel by panel unpacked, in the same order, so with the same bits for any
-  /// rows.
+  /// Narrow weights that compute in double.
   template <WeightFormat W>
   void matmul(View<const Scalar> x, const HostMatrix<W>& weight, View<Scalar> y) const {
-    const std::size_t in = x.cols(), size = in * native::panel, packed = native::matmul_scratch(x.rows(), in);
-    multiply(x, nullptr, y, packed + size + in, [&](const native::MatmulTask<Scalar>& whole) {
-      Scalar *const unpacked = whole.scratch + packed, *const row = unpacked + size;
-      for (std::size_t p = whole.first_panel; p < whole.last_panel; ++p) {
-        std::fill_n(unpacked, size, Scalar(0));
-        for (std::size_t j = p * native::panel; j < std::min((p + 1) * native::panel, weight.rows()); ++j) {
-          Format<W>::unpack(weight.row(j), in, row);
-          for (std::size_t k = 0; k < in; ++k) unpacked[k * native::panel + j % native::panel] = row[k];
-        }
-        native::MatmulTask<Scalar> task = whole;  // of this panel alone
-        task.weight = unpacked;
-        task.y = whole.y + p * native::panel;
-        task.out = std::min(native::panel, whole.out - p * native::panel);
-        task.first_panel = 0;
-        task.last_panel = 1;
-        task.scratch_size = packed;
-        kernels().matmul(task);
-      }
-    });
+    const auto sizes = scratch_of(x.rows(), weight);
+    if (sizes.rounded > 0) x = rounded<W>(x, sizes);
+    multiply_unpacked(x, weight.rows(), y, sizes,
+                      [&](std::size_t j, Scalar* row) { Format<W>::unpack(weight.row(j), weight.cols(), row); });
+  }
+
+  /// Makes room for products of up to `rows` rows, which allocate nothing in this thread then. Throws std::bad_alloc.
+  template <class M>
+  void reserve_matmul(std::size_t rows, const M& weight) const {
+    const auto sizes = scratch_of(rows, weight);
+    scratch(sizes.rounded + sizes.each * static_cast<std::size_t>(threads()));
   }
 
   void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
@@ -215,13 +211,8 @@ class NativeBackend : public detail::HostMemory<Number> {
     throw ArgumentError("instruction_set", "one that this machine has", std::string(name_of(set)));
   }
 
-  /// Memory of the calling thread, for all parts of its task, that lasts as long as it does: a step allocates nothing,
-  /// whichever threads do the parts.
-  static Scalar* scratch(std::size_t size) {
-    thread_local HostBuffer<Scalar> buffer;
-    if (buffer.size() < size) buffer = HostBuffer<Scalar>(size);
-    return buffer.data();
-  }
+  /// Memory of the calling thread, for all parts of its task, whichever threads do them.
+  static Scalar* scratch(std::size_t size) { return detail::thread_scratch<Scalar>(size); }
 
   ThreadPool& pool() const { return *pool_; }
 
@@ -239,27 +230,106 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
  private:
-  /// Calls product(task) on parts that cover y, each with `size` numbers of scratch.
+  /// Numbers of scratch of a product: the rounded activations, for all threads, and what each thread needs.
+  struct ScratchSizes {
+    std::size_t rounded, each;
+  };
+  static ScratchSizes scratch_of(std::size_t rows, const PanelMatrix<Scalar>& weight) {
+    return {0, native::matmul_scratch(rows, weight.cols())};
+  }
+  template <class W>
+  ScratchSizes scratch_of(std::size_t rows, const NarrowPanelMatrix<W>& weight) const {
+    const std::size_t in = weight.cols();
+    if (unpacks<W>()) return {0, native::matmul_scratch(rows, in) + (native::panel + 1) * in};
+    // Kernels of pairs and of blocks round on their way.
+    const bool apart = std::is_same_v<W, bf16> && activations_ == Activations::rounded && !has_pairs();
+    return {apart ? rows * in : 0, native::narrow_scratch(rows, in)};
+  }
+  template <WeightFormat W>
+  ScratchSizes scratch_of(std::size_t rows, const HostMatrix<W>& weight) const {
+    const std::size_t in = weight.cols();
+    const bool apart = rounds_activations<W> && activations_ == Activations::rounded;
+    return {apart ? rows * in : 0, native::matmul_scratch(rows, in) + (native::panel + 1) * in};
+  }
+
+  /// Whether weights are unpacked to floats, because their own kernels round the activations.
+  template <class W>
+  bool unpacks() const {
+    return Format<W>::block_size > 1 && activations_ == Activations::exact;
+  }
+  bool has_pairs() const { return set_ == InstructionSet::avx512bf16 && activations_ == Activations::rounded; }
+  static InstructionSet without_pairs(InstructionSet set) { return has_avx512(set) ? InstructionSet::avx512 : set; }
+
+  /// round_activations of each row, in this thread's scratch.
+  template <class W>
+  View<const Scalar> rounded(View<const Scalar> x, const ScratchSizes& sizes) const {
+    const View<Scalar> result(scratch(sizes.rounded + sizes.each * static_cast<std::size_t>(threads())), x.rows(),
+                              x.cols());
+    parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        round_activations<W>(x.row(i).data(), x.cols(), result.row(i).data());
+      }
+    });
+    return result;
+  }
+
+  struct Operands {
+    View<const Scalar> x;
+    const Scalar* weight;  // as MatmulTask has it, or null
+    View<Scalar> y;
+  };
+  /// Calls product(task) on parts that cover y.
   template <class Product>
-  void multiply(View<const Scalar> x, const Scalar* weight, View<Scalar> y, std::size_t size, Product&& product) const {
+  void multiply(const Operands& p, const ScratchSizes& sizes, Product&& product) const {
+    const auto& [x, weight, y] = p;
     assert(x.rows() == y.rows());
     if (y.empty()) return;
     const std::size_t threads = static_cast<std::size_t>(pool_->threads());
     const native::Division division =
         native::division(x.rows(), native::round_up(y.cols(), native::panel) / native::panel, threads);
-    Scalar* const all = scratch(size * threads);
+    Scalar* const own = scratch(sizes.rounded + sizes.each * threads) + sizes.rounded;
     const std::size_t operations = x.cols() * division.unit * (division.by_rows ? y.cols() : native::panel * x.rows());
-    parallel_for(*pool_, division.count, grain(operations), [&](std::size_t begin, std::size_t end, std::size_t index) {
-      const native::Part part = division.part(begin, end);
-      product(native::MatmulTask<Scalar>{x.data(), x.stride(), weight, y.data(), y.stride(), x.cols(), y.cols(),
-                                         part.first_row, part.last_row, part.first_panel, part.last_panel,
-                                         all + index * size, size});
+    parallel_for(*pool_, division.count, grain(operations),
+                 [&, data = x.data(), x_stride = x.stride(), in = x.cols(), w = weight, to = y](
+                     std::size_t begin, std::size_t end, std::size_t index) {
+                   const native::Part part = division.part(begin, end);
+                   product(native::MatmulTask<Scalar>{data, x_stride, w, to.data(), to.stride(), in, to.cols(),
+                                                      part.first_row, part.last_row, part.first_panel, part.last_panel,
+                                                      own + index * sizes.each, sizes.each});
+                 });
+  }
+
+  /// Panel by panel unpacked, in the same order for any rows, so with the same bits. unpack(j, row): row j of the
+  /// weights, of which there are `out`.
+  template <class Unpack>
+  void multiply_unpacked(View<const Scalar> x, std::size_t out, View<Scalar> y, const ScratchSizes& sizes,
+                         Unpack&& unpack) const {
+    const std::size_t in = x.cols(), size = in * native::panel, packed = native::matmul_scratch(x.rows(), in);
+    multiply({x, nullptr, y}, sizes, [&](const native::MatmulTask<Scalar>& whole) {
+      Scalar *const unpacked = whole.scratch + packed, *const row = unpacked + size;
+      for (std::size_t p = whole.first_panel; p < whole.last_panel; ++p) {
+        const std::size_t first = p * native::panel, count = std::min(native::panel, out - first);
+        std::fill_n(unpacked, size, Scalar(0));
+        for (std::size_t j = 0; j < count; ++j) {
+          unpack(first + j, row);
+          for (std::size_t k = 0; k < in; ++k) unpacked[k * native::panel + j] = row[k];
+        }
+        native::MatmulTask<Scalar> task = whole;  // of this panel alone
+        task.weight = unpacked;
+        task.y = whole.y + first;
+        task.out = count;
+        task.first_panel = 0;
+        task.last_panel = 1;
+        task.scratch_size = packed;
+        kernels().matmul(task);
+      }
     });
   }
 
   std::shared_ptr<ThreadPool> pool_;
   std::shared_ptr<native::Arena> arena_;
   InstructionSet set_;
+  Activations activations_;
 };
 
 }  // namespace minimamba

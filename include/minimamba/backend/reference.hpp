@@ -28,7 +28,9 @@ class ReferenceBackend : public detail::HostMemory<Number> {
   using Matrix = HostMatrix<W>;
 
   /// The number of threads is checked, as every backend's, and not used. Throws ArgumentError.
-  explicit ReferenceBackend(CpuOptions options = {}) { detail::check_threads(options.threads); }
+  explicit ReferenceBackend(CpuOptions options = {}) : activations_(options.activations) {
+    detail::check_threads(options.threads);
+  }
 
   const char* name() const { return "reference"; }
   int threads() const { return 1; }
@@ -41,7 +43,19 @@ class ReferenceBackend : public detail::HostMemory<Number> {
   template <WeightFormat W>
   void matmul(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
-    for (std::size_t i = 0; i < x.rows(); ++i) matmul_row(x.row(i), weight, y.row(i));
+    for (std::size_t i = 0; i < x.rows(); ++i) {
+      if (!rounds_activations<W> || activations_ == Activations::exact) {
+        matmul_row(x.row(i), weight, y.row(i));
+      } else {
+        double* const rounded = detail::thread_scratch<double>(x.cols());
+        round_activations<W>(x.row(i).data(), x.cols(), rounded);
+        matmul_row(std::span<const double>(rounded, x.cols()), weight, y.row(i));
+      }
+    }
+  }
+  template <WeightFormat W>
+  void reserve_matmul(std::size_t, const Matrix<W>& weight) const {
+    if (rounds_activations<W>) detail::thread_scratch<double>(weight.cols());
   }
 
   void causal_conv1d(const Conv1dArguments<Scalar>& arguments) const {
@@ -81,8 +95,8 @@ class ReferenceBackend : public detail::HostMemory<Number> {
       y[j] = static_cast<Scalar>(static_cast<double>(x[j]) * scale) * weight[j];
   }
 
-  template <WeightFormat W>
-  [[gnu::noinline]] static void matmul_row(std::span<const Scalar> x, const Matrix<W>& weight, std::span<Scalar> y) {
+  template <WeightFormat W, class X>
+  [[gnu::noinline]] static void matmul_row(std::span<const X> x, const Matrix<W>& weight, std::span<Scalar> y) {
     for (std::size_t j = 0; j < y.size(); ++j) {
       const auto* row = weight.row(j);
       double sum = 0;
@@ -134,6 +148,8 @@ class ReferenceBackend : public detail::HostMemory<Number> {
       p.y(i, e) = static_cast<Scalar>(sum) * silu(p.z(i, e));
     }
   }
+
+  Activations activations_;
 };
 
 }  // namespace minimamba

@@ -9,7 +9,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 /// Kinds of vector instructions, the plainest first. `best` is the fastest that this machine has. avx512bf16 is avx512
-/// whose products with bf16 weights multiply pairs of bf16, so they round the activations too.
+/// whose products with bf16 weights multiply pairs of bf16.
 enum class InstructionSet { best, portable, neon, avx2, avx512, avx512bf16 };
 
 inline std::string_view name_of(InstructionSet set) {
@@ -61,7 +61,7 @@ inline bool has_avx512(InstructionSet set) {
 /// The fastest available instructions.
 inline InstructionSet best_instruction_set() {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  // Intel's processors do pairs of bf16 at half the rate of AMD's: no faster than floats, which round nothing.
+  // Intel's processors do pairs of bf16 at half the rate of AMD's: no faster than floats.
   if (available(InstructionSet::avx512bf16) && __builtin_cpu_is("amd") != 0) return InstructionSet::avx512bf16;
 #endif
   for (const InstructionSet set : {InstructionSet::avx512, InstructionSet::avx2, InstructionSet::neon}) {
