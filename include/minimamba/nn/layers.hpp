@@ -14,6 +14,22 @@ namespace minimamba::inline MINIMAMBA_ISA {
 template <class Scalar>
 class NativeBackend;
 
+namespace detail {
+
+/// Makes room for products, where a backend has a use for it.
+template <class Backend, class Matrix>
+void reserve_matmul(const Backend& backend, std::size_t rows, const Matrix& weight) {
+  if constexpr (requires { backend.reserve_matmul(rows, weight); }) backend.reserve_matmul(rows, weight);
+}
+/// Whether kernels of a backend may run out of memory all the same.
+template <class Backend>
+constexpr bool kernels_allocate() {
+  if constexpr (requires { Backend::kernels_allocate; }) return Backend::kernels_allocate;
+  return false;
+}
+
+}  // namespace detail
+
 /// y = x weight^T + bias
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
 struct Linear {
@@ -29,6 +45,11 @@ struct Linear {
   void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
     backend.matmul(x, weight.packed(), y);
     if (bias.present()) backend.add(bias.view(), y);
+  }
+
+  /// After it, forward of up to `rows` rows allocates nothing in this thread, where the backend can promise that.
+  void reserve(const Backend<Scalar>& backend, std::size_t rows) const {
+    detail::reserve_matmul(backend, rows, weight.packed());
   }
 
   template <class F, class... Self>

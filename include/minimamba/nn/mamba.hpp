@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -167,6 +168,10 @@ class Mamba {
     const std::size_t answers = every_token ? batch * length : batch;
     work.reserve(backend_, config_, batch * chunk);
     work.logits.reserve(backend_, answers, vocabulary);
+    // All memory is there before the first layer changes its state: whoever runs out of it keeps a whole cache.
+    layers.front().mixer.reserve(backend_, batch * chunk);  // the others have the same shapes
+    detail::reserve_matmul(backend_, batch * chunk, head_weight());
+    StateKeeper keeper(cache, detail::kernels_allocate<Backend<Scalar>>() && batch * length > 1);
     const View<Scalar> logits = work.logits(answers);
     for (std::size_t start = 0; start < length; start += chunk) {
       const Sequence sequence{.batch = batch, .length = std::min(chunk, length - start)};
@@ -178,8 +183,27 @@ class Mamba {
       }
     }
     cache.advance(length);
+    keeper.release();
     return logits;
   }
+
+  /// Puts the states of a cache back when a kernel throws.
+  class StateKeeper {
+   public:
+    StateKeeper(Cache& cache, bool keeps) : cache_(cache) {
+      if (keeps) before_.emplace(cache.clone());
+    }
+    StateKeeper(const StateKeeper&) = delete;
+    StateKeeper& operator=(const StateKeeper&) = delete;
+    ~StateKeeper() {
+      for (std::size_t row = 0; before_ && row < cache_.batch(); ++row) cache_.copy_row(row, *before_, row);
+    }
+    void release() { before_.reset(); }
+
+   private:
+    Cache& cache_;
+    std::optional<Cache> before_;
+  };
 
   /// Tokens [start, start + length) of every sequence through the blocks; the residual stream is left in work.x.
   void read_chunk(std::span<const std::int32_t> tokens, std::size_t start, Sequence sequence, Cache& cache) const {
@@ -218,8 +242,9 @@ class Mamba {
     head(normed, logits);
   }
 
-  void head(View<const Scalar> x, View<Scalar> logits) const {
-    backend_.matmul(x, config_.tie_embeddings ? embedding.weight.packed() : lm_head.weight.packed(), logits);
+  void head(View<const Scalar> x, View<Scalar> logits) const { backend_.matmul(x, head_weight(), logits); }
+  const auto& head_weight() const {
+    return config_.tie_embeddings ? embedding.weight.packed() : lm_head.weight.packed();
   }
 
   MambaConfig config_;

@@ -76,6 +76,14 @@ struct S6 {
     backend.negative_exp(std::as_const(A_log).view(), A.view());
   }
 
+  /// After it, forward of up to `rows` rows allocates nothing in this thread, where the backend can promise that.
+  void reserve(const Backend<Scalar>& backend, std::size_t rows) const {
+    in_proj.reserve(backend, rows);
+    x_proj.reserve(backend, rows);
+    dt_proj.reserve(backend, rows);
+    out_proj.reserve(backend, rows);
+  }
+
   void forward(const Backend<Scalar>& backend, const S6Arguments<Scalar>& p, Workspace<Backend<Scalar>>& work) const {
     const std::size_t M = p.sequence.rows(), E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
     const View<Scalar> uz = work.uz(M), u = work.u(M), dt_b_c = work.dt_b_c(M), delta = work.delta(M), y = work.y(M);
