@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "minimamba/minimamba.hpp"
@@ -111,6 +112,29 @@ HostMatrix<Scalar> random_matrix(std::size_t rows, std::size_t cols, std::uint64
   HostMatrix<Scalar> matrix(rows, cols);
   for (Scalar& value : matrix.values) value = static_cast<Scalar>(static_cast<float>(scale * random.normal()));
   return matrix;
+}
+
+/// Rows of `cols` finite numbers, most of which have squares that are no Scalar, and what they are called.
+template <class Scalar>
+std::vector<std::pair<std::string, HostMatrix<Scalar>>> extreme_rows(std::size_t cols) {
+  using Limits = std::numeric_limits<Scalar>;
+  std::vector<std::pair<std::string, HostMatrix<Scalar>>> rows;
+  const std::vector<Scalar> huge = {Scalar(0.9) * std::sqrt(Limits::max()), Scalar(1e6) * std::sqrt(Limits::max()),
+                                    Scalar(0.999) * Limits::max()};
+  for (const Scalar size : huge) {
+    const std::string name = std::to_string(std::log10(size));
+    auto all = random_matrix<Scalar>(1, cols, 5), mixed = all, one = all;
+    for (Scalar& value : all.values) value = std::clamp(value, Scalar(-1), Scalar(1)) * size;
+    for (std::size_t j = 0; j < cols; j += 3) mixed.values[j] = all.values[j];
+    one.values[cols / 2] = size;
+    rows.emplace_back("all of 10^" + name, all);
+    rows.emplace_back("every third of 10^" + name, mixed);
+    rows.emplace_back("one of 10^" + name, one);
+  }
+  auto tiny = random_matrix<Scalar>(1, cols, 5);
+  for (Scalar& value : tiny.values) value *= 4 * Limits::denorm_min();
+  rows.emplace_back("denormal", tiny);
+  return rows;
 }
 
 inline std::vector<std::int32_t> random_tokens(std::size_t count, std::int64_t vocab_size, std::uint64_t seed = 1) {
