@@ -31,6 +31,16 @@ struct Kind {
   using ModelOf = minimamba::Mamba<ScalarType, BackendTemplate, Weight>;
   /// Backends that promise the same bits however a sequence is split; the others promise a tolerance.
   static constexpr bool exact = !std::is_base_of_v<minimamba::EigenBackend<ScalarType>, Backend>;
+
+  /// Whether this machine can run it.
+  static bool available() {
+    if constexpr (requires { Backend::needed; }) return minimamba::available(Backend::needed);
+    return true;
+  }
+  static std::string name() {
+    if constexpr (requires { Backend::needed; }) return std::string(minimamba::name_of(Backend::needed));
+    return Backend().name();
+  }
 };
 
 /// A kind whose model has narrow weights.
@@ -39,14 +49,12 @@ struct NarrowKind : K {
   using Model = typename K::template ModelOf<Weight>;
 };
 
-/// The native backend with the kernels of one instruction set, or of the best where a machine lacks it.
+/// The native backend with the kernels of one instruction set. Throws ArgumentError where this machine lacks it.
 template <class Scalar, minimamba::InstructionSet set>
 struct NativeWith : minimamba::NativeBackend<Scalar> {
   explicit NativeWith(minimamba::CpuOptions options = {})
-      : minimamba::NativeBackend<Scalar>(
-            {.threads = options.threads,
-             .instruction_set = minimamba::available(set) ? set : minimamba::InstructionSet::best}) {}
-  const char* name() const { return minimamba::name_of(set).data(); }
+      : minimamba::NativeBackend<Scalar>({.threads = options.threads, .instruction_set = set}) {}
+  static constexpr minimamba::InstructionSet needed = set;
 };
 template <class Scalar>
 struct Avx2Backend : NativeWith<Scalar, minimamba::InstructionSet::avx2> {
@@ -55,6 +63,15 @@ struct Avx2Backend : NativeWith<Scalar, minimamba::InstructionSet::avx2> {
 template <class Scalar>
 struct PortableBackend : NativeWith<Scalar, minimamba::InstructionSet::portable> {
   using NativeWith<Scalar, minimamba::InstructionSet::portable>::NativeWith;
+};
+
+/// The fixture of tests that are typed over KernelKinds: skips those of instructions that this machine lacks.
+template <class K>
+class KernelTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!K::available()) GTEST_SKIP() << "this machine has no " << K::name();
+  }
 };
 
 #ifdef MINIMAMBA_TEST_FEW_KINDS  // for a second compiler, and for sanitizers and emulation, which take long
@@ -81,7 +98,7 @@ using KernelKinds = testing::Types<Kind<float, minimamba::ReferenceBackend>, Kin
 struct KindNames {
   template <class K>
   static std::string GetName(int) {
-    return std::string(typename K::Backend().name()) + (sizeof(typename K::Scalar) == 4 ? "_float" : "_double");
+    return std::string(K::name()) + (sizeof(typename K::Scalar) == 4 ? "_float" : "_double");
   }
 };
 

@@ -14,7 +14,7 @@ double silu(double x) { return x / (1 + std::exp(-x)); }
 double softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 template <class K>
-class Backend : public testing::Test {};
+class Backend : public support::KernelTest<K> {};
 TYPED_TEST_SUITE(Backend, support::KernelKinds, support::KindNames);
 
 TYPED_TEST(Backend, FulfilsTheConcept) {
