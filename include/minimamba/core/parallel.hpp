@@ -22,28 +22,17 @@
 #include <utility>
 #include <vector>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if defined(__SSE2__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/core/fork.hpp"
+#include "minimamba/core/processors.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-/// How many processors this process may use (its affinity on Linux), at least 1.
-inline int available_threads() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
 
 namespace detail {
 
