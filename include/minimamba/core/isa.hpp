@@ -4,7 +4,8 @@
 #ifndef MINIMAMBA_CORE_ISA_HPP
 #define MINIMAMBA_CORE_ISA_HPP
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0) || defined(_M_FP_FAST)
-#error "minimamba cannot be compiled with -ffast-math, -Ofast, -ffinite-math-only or /fp:fast: results would depend on \
+#error \
+    "minimamba cannot be compiled with -ffast-math, -Ofast, -ffinite-math-only or /fp:fast: results would depend on \
 how a sequence is split, and infinities and NaN would pass unseen. It needs no flag to be fast."
 #endif
 #endif
