@@ -12,7 +12,7 @@ using support::Expected;
 using support::HostMatrix;
 
 template <class K>
-class Golden : public testing::Test {
+class Golden : public support::KernelTest<K> {
  public:
   using Scalar = typename K::Scalar;
   using Model = typename K::Model;

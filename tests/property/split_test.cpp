@@ -12,7 +12,7 @@ using support::random_tokens;
 constexpr std::int64_t length = 300;  // more than one chunk
 
 template <class K>
-class Splitting : public testing::Test {
+class Splitting : public support::KernelTest<K> {
  public:
   using Model = typename K::Model;
   using Scalar = typename K::Scalar;

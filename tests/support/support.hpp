@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "minimamba/minimamba.hpp"
@@ -30,6 +31,16 @@ struct Kind {
   using ModelOf = minimamba::Mamba<ScalarType, BackendTemplate, Weight>;
   /// Backends that promise the same bits however a sequence is split; the others promise a tolerance.
   static constexpr bool exact = !std::is_base_of_v<minimamba::EigenBackend<ScalarType>, Backend>;
+
+  /// Whether this machine can run it.
+  static bool available() {
+    if constexpr (requires { Backend::needed; }) return minimamba::available(Backend::needed);
+    return true;
+  }
+  static std::string name() {
+    if constexpr (requires { Backend::needed; }) return std::string(minimamba::name_of(Backend::needed));
+    return Backend().name();
+  }
 };
 
 /// A kind whose model has narrow weights.
@@ -38,15 +49,13 @@ struct NarrowKind : K {
   using Model = typename K::template ModelOf<Weight>;
 };
 
-/// The native backend with the kernels of one instruction set, or of the best where a machine lacks it.
+/// The native backend with the kernels of one instruction set. Throws ArgumentError where this machine lacks it.
 template <class Scalar, minimamba::InstructionSet set>
 struct NativeWith : minimamba::NativeBackend<Scalar> {
   explicit NativeWith(minimamba::CpuOptions options = {})
       : minimamba::NativeBackend<Scalar>(
-            {.threads = options.threads,
-             .instruction_set = minimamba::available(set) ? set : minimamba::InstructionSet::best,
-             .activations = options.activations}) {}
-  const char* name() const { return minimamba::name_of(set).data(); }
+            {.threads = options.threads, .instruction_set = set, .activations = options.activations}) {}
+  static constexpr minimamba::InstructionSet needed = set;
 };
 template <class Scalar>
 struct Avx2Backend : NativeWith<Scalar, minimamba::InstructionSet::avx2> {
@@ -55,6 +64,15 @@ struct Avx2Backend : NativeWith<Scalar, minimamba::InstructionSet::avx2> {
 template <class Scalar>
 struct PortableBackend : NativeWith<Scalar, minimamba::InstructionSet::portable> {
   using NativeWith<Scalar, minimamba::InstructionSet::portable>::NativeWith;
+};
+
+/// The fixture of tests that are typed over KernelKinds: skips those of instructions that this machine lacks.
+template <class K>
+class KernelTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!K::available()) GTEST_SKIP() << "this machine has no " << K::name();
+  }
 };
 
 #ifdef MINIMAMBA_TEST_FEW_KINDS  // for a second compiler, and for sanitizers and emulation, which take long
@@ -81,7 +99,7 @@ using KernelKinds = testing::Types<Kind<float, minimamba::ReferenceBackend>, Kin
 struct KindNames {
   template <class K>
   static std::string GetName(int) {
-    return std::string(typename K::Backend().name()) + (sizeof(typename K::Scalar) == 4 ? "_float" : "_double");
+    return std::string(K::name()) + (sizeof(typename K::Scalar) == 4 ? "_float" : "_double");
   }
 };
 
@@ -112,6 +130,29 @@ HostMatrix<Scalar> random_matrix(std::size_t rows, std::size_t cols, std::uint64
   HostMatrix<Scalar> matrix(rows, cols);
   for (Scalar& value : matrix.values) value = static_cast<Scalar>(static_cast<float>(scale * random.normal()));
   return matrix;
+}
+
+/// Rows of `cols` finite numbers, most of which have squares that are no Scalar, and what they are called.
+template <class Scalar>
+std::vector<std::pair<std::string, HostMatrix<Scalar>>> extreme_rows(std::size_t cols) {
+  using Limits = std::numeric_limits<Scalar>;
+  std::vector<std::pair<std::string, HostMatrix<Scalar>>> rows;
+  const std::vector<Scalar> huge = {Scalar(0.9) * std::sqrt(Limits::max()), Scalar(1e6) * std::sqrt(Limits::max()),
+                                    Scalar(0.999) * Limits::max()};
+  for (const Scalar size : huge) {
+    const std::string name = std::to_string(std::log10(size));
+    auto all = random_matrix<Scalar>(1, cols, 5), mixed = all, one = all;
+    for (Scalar& value : all.values) value = std::clamp(value, Scalar(-1), Scalar(1)) * size;
+    for (std::size_t j = 0; j < cols; j += 3) mixed.values[j] = all.values[j];
+    one.values[cols / 2] = size;
+    rows.emplace_back("all of 10^" + name, all);
+    rows.emplace_back("every third of 10^" + name, mixed);
+    rows.emplace_back("one of 10^" + name, one);
+  }
+  auto tiny = random_matrix<Scalar>(1, cols, 5);
+  for (Scalar& value : tiny.values) value *= 4 * Limits::denorm_min();
+  rows.emplace_back("denormal", tiny);
+  return rows;
 }
 
 inline std::vector<std::int32_t> random_tokens(std::size_t count, std::int64_t vocab_size, std::uint64_t seed = 1) {

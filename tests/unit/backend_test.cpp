@@ -14,7 +14,7 @@ double silu(double x) { return x / (1 + std::exp(-x)); }
 double softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 template <class K>
-class Backend : public testing::Test {};
+class Backend : public support::KernelTest<K> {};
 TYPED_TEST_SUITE(Backend, support::KernelKinds, support::KindNames);
 
 TYPED_TEST(Backend, FulfilsTheConcept) {
@@ -129,6 +129,48 @@ TYPED_TEST(Backend, NormsRowsToUnitMeanSquare) {
       for (std::size_t j = 0; j < cols; ++j) {
         const double expected = static_cast<double>(x(i, j)) * scale * static_cast<double>(weight(0, j));
         EXPECT_NEAR(static_cast<double>(y(i, j)), expected, std::abs(expected) * tolerance<Scalar>(4));
+      }
+    }
+  }
+}
+
+TYPED_TEST(Backend, NormsRowsWhoseSquaresOverflow) {
+  using Scalar = typename TypeParam::Scalar;
+  const typename TypeParam::Backend backend({.threads = 2});
+  const auto weight = random_matrix<Scalar>(1, 768, 4);
+  for (const auto& [what, x] : support::extreme_rows<Scalar>(768)) {
+    HostMatrix<Scalar> y(1, 768);
+    backend.rms_norm(x.view(), weight.view(), 1e-3, y.view());
+    long double squares = 0;
+    for (const Scalar value : x.values) squares += static_cast<long double>(value) * static_cast<long double>(value);
+    const long double scale = 1 / std::sqrt(squares / 768 + 1e-3L);
+    for (std::size_t j = 0; j < 768; ++j) {
+      const long double expected = static_cast<long double>(x(0, j)) * scale * static_cast<long double>(weight(0, j));
+      const long double allowed = std::abs(expected) * static_cast<long double>(tolerance<Scalar>(768)) +
+                                  10 * static_cast<long double>(std::numeric_limits<Scalar>::denorm_min());
+      ASSERT_LE(std::abs(static_cast<long double>(y(0, j)) - expected), allowed) << what << ", number " << j;
+    }
+  }
+}
+
+TYPED_TEST(Backend, NormsRowsThatAreNotFiniteAsTheEquationDoes) {
+  using Scalar = typename TypeParam::Scalar;
+  const typename TypeParam::Backend backend;
+  const auto weight = random_matrix<Scalar>(1, 100, 4);
+  for (const Scalar bad : {std::numeric_limits<Scalar>::infinity(), -std::numeric_limits<Scalar>::infinity(),
+                           std::numeric_limits<Scalar>::quiet_NaN()}) {
+    for (const std::size_t place : support::Sizes{0, 50, 99}) {
+      auto x = random_matrix<Scalar>(1, 100, 3);
+      x.values[(place + 1) % 100] = std::numeric_limits<Scalar>::max();
+      x.values[place] = bad;
+      HostMatrix<Scalar> y(1, 100);
+      backend.rms_norm(x.view(), weight.view(), 1e-3, y.view());
+      for (std::size_t j = 0; j < 100; ++j) {
+        if (j == place || std::isnan(bad)) {
+          EXPECT_TRUE(std::isnan(y(0, j)));
+        } else {
+          EXPECT_EQ(y(0, j), 0);
+        }
       }
     }
   }

@@ -148,6 +148,68 @@ TYPED_TEST(TrainingKernels, DifferentiateNorms) {
   expect_gradient("weight", loss, weight, d_weight);
 }
 
+template <class Backend>
+class TrainingKernelsOfAnyScalar : public testing::Test {};
+using ScalarBackends = testing::Types<ReferenceTraining<float>, ReferenceTraining<double>, EigenTraining<float>,
+                                      EigenTraining<double>, NativeTraining<float>, NativeTraining<double>>;
+TYPED_TEST_SUITE(TrainingKernelsOfAnyScalar, ScalarBackends);
+
+/// Against the equation in long double: a row of ordinary numbers, an extreme one, and another ordinary one.
+template <class Backend>
+void expect_norm_gradients(const Backend& backend, const std::string& what,
+                           const support::HostMatrix<typename Backend::Scalar>& extreme, double size) {
+  using Scalar = typename Backend::Scalar;
+  constexpr std::size_t cols = 100;
+  auto x = random_matrix<Scalar>(3, cols, 1);
+  std::copy_n(extreme.values.data(), cols, x.values.data() + cols);
+  const auto weight = random_matrix<Scalar>(1, cols, 2), d_y = random_matrix<Scalar>(3, cols, 3, size);
+  support::HostMatrix<Scalar> d_x(3, cols), d_weight(1, cols);
+  backend.rms_norm_backward({x.view(), weight.view(), 1e-2, d_y.view(), d_x.view(), d_weight.view()});
+  const long double epsilon = support::tolerance<Scalar>(cols), least = 10 * std::numeric_limits<Scalar>::denorm_min();
+  std::vector<long double> wanted(cols), magnitude(cols);
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto at = [&](const auto& m, std::size_t j) { return static_cast<long double>(m(m.rows == 1 ? 0 : i, j)); };
+    long double squares = 0, dot = 0, magnitudes = 0;
+    for (std::size_t j = 0; j < cols; ++j) {
+      squares += at(x, j) * at(x, j);
+      dot += at(d_y, j) * at(weight, j) * at(x, j);
+      magnitudes += std::abs(at(d_y, j) * at(weight, j) * at(x, j));
+    }
+    const long double mean = squares / cols + 1e-2L, r = std::sqrt(mean);
+    for (std::size_t j = 0; j < cols; ++j) {
+      const long double d = at(d_y, j) * at(weight, j), expected = (d - at(x, j) * (dot / cols / mean)) / r;
+      const long double terms = (std::abs(d) + std::abs(at(x, j)) * (magnitudes / cols / mean)) / r;
+      ASSERT_LE(std::abs(at(d_x, j) - expected), epsilon * terms + least) << what << ", d_x " << i << ", " << j;
+      wanted[j] += at(d_y, j) * at(x, j) / r;
+      magnitude[j] += std::abs(at(d_y, j) * at(x, j) / r);
+    }
+  }
+  for (std::size_t j = 0; j < cols; ++j) {
+    ASSERT_LE(std::abs(static_cast<long double>(d_weight(0, j)) - wanted[j]), epsilon * magnitude[j] + least)
+        << what << ", d_weight " << j;
+  }
+}
+
+TYPED_TEST(TrainingKernelsOfAnyScalar, DifferentiateNormsOfRowsWhoseSquaresOverflow) {
+  using Scalar = typename TypeParam::Scalar;
+  const TypeParam backend({.threads = 2});
+  for (const auto& [what, x] : support::extreme_rows<Scalar>(100)) {
+    expect_norm_gradients(backend, what, x, 1);
+    if (sizeof(Scalar) == 4) expect_norm_gradients(backend, what + ", gradients of 10^20", x, 1e20);
+  }
+}
+
+TYPED_TEST(TrainingKernelsOfAnyScalar, SumSquaresThatAreNoFloats) {
+  using Scalar = typename TypeParam::Scalar;
+  const TypeParam backend({.threads = 2});
+  auto x = random_matrix<Scalar>(3, 5000, 1);
+  x.values[4999] = Scalar(1e20);
+  x.values[5000] = Scalar(-3e38);
+  EXPECT_NEAR(backend.sum_of_squares(x.view()) / 9e76, 1, 1e-6);
+  x.values[1] = std::numeric_limits<Scalar>::infinity();
+  EXPECT_EQ(backend.sum_of_squares(x.view()), std::numeric_limits<double>::infinity());
+}
+
 TYPED_TEST(TrainingKernels, DifferentiateConvolutionsAndTheirWindows) {
   const TypeParam backend;
   for (const std::size_t L : support::Sizes{1, 2, 6}) {  // shorter than the window, and longer

@@ -19,6 +19,7 @@
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
+#include "minimamba/backend/rms_norm.hpp"
 #include "minimamba/core/parallel.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -48,6 +49,10 @@ class EigenBackend : public detail::HostMemory<Number> {
       for (std::size_t i = begin; i < end; ++i) {
         const auto in = array(x.row(i));
         const Scalar mean = in.square().sum() / static_cast<Scalar>(x.cols());
+        if (!std::isfinite(mean)) {
+          detail::rms_norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
+          continue;
+        }
         array(y.row(i)) = in * (1 / std::sqrt(mean + static_cast<Scalar>(epsilon))) * w;
       }
     });

@@ -20,6 +20,7 @@
 #include "minimamba/backend/native/arena.hpp"
 #include "minimamba/backend/native/panels.hpp"
 #include "minimamba/backend/native/targets.hpp"
+#include "minimamba/backend/rms_norm.hpp"
 #include "minimamba/core/parallel.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -115,7 +116,9 @@ class NativeBackend : public detail::HostMemory<Number> {
     assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
     parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
-        kernels().rms_norm({x.row(i).data(), weight.data(), y.row(i).data(), x.cols(), static_cast<Scalar>(epsilon)});
+        const bool done = kernels().rms_norm(
+            {x.row(i).data(), weight.data(), y.row(i).data(), x.cols(), static_cast<Scalar>(epsilon)});
+        if (!done) detail::rms_norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
       }
     });
   }

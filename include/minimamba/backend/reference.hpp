@@ -14,6 +14,7 @@
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
+#include "minimamba/backend/rms_norm.hpp"
 #include "minimamba/core/parallel.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -37,7 +38,7 @@ class ReferenceBackend : public detail::HostMemory<Number> {
 
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
-    for (std::size_t i = 0; i < x.rows(); ++i) rms_norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
+    for (std::size_t i = 0; i < x.rows(); ++i) detail::rms_norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
   }
 
   template <WeightFormat W>
@@ -85,15 +86,6 @@ class ReferenceBackend : public detail::HostMemory<Number> {
  private:
   static Scalar silu(Scalar x) { return x / (1 + std::exp(-x)); }
   static Scalar softplus(Scalar x) { return x > 20 ? x : std::log1p(std::exp(x)); }
-
-  [[gnu::noinline]] static void rms_norm_row(std::span<const Scalar> x, std::span<const Scalar> weight, double epsilon,
-                                             std::span<Scalar> y) {
-    double squares = 0;
-    for (const Scalar value : x) squares += static_cast<double>(value) * static_cast<double>(value);
-    const double scale = 1 / std::sqrt(squares / static_cast<double>(x.size()) + epsilon);
-    for (std::size_t j = 0; j < x.size(); ++j)
-      y[j] = static_cast<Scalar>(static_cast<double>(x[j]) * scale) * weight[j];
-  }
 
   template <WeightFormat W, class X>
   [[gnu::noinline]] static void matmul_row(std::span<const X> x, const Matrix<W>& weight, std::span<Scalar> y) {

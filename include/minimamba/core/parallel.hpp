@@ -15,33 +15,24 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if defined(__SSE2__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
 
 #include "minimamba/core/error.hpp"
+#include "minimamba/core/fork.hpp"
+#include "minimamba/core/processors.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-/// How many processors this process may use (its affinity on Linux), at least 1.
-inline int available_threads() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
 
 namespace detail {
 
@@ -84,57 +75,46 @@ inline void pause_briefly() {
 #endif
 }
 
-}  // namespace detail
-
-/// A fixed number of threads, the caller among them. Not copyable: backends share one through a pointer.
-class ThreadPool {
+/// The threads of one process, and what they share with a caller.
+class Workers {
  public:
-  static constexpr int most_threads = detail::most_threads;
-
-  /// 0 threads: as many as the process may use. Throws ArgumentError for a negative or absurd number.
-  explicit ThreadPool(int threads = 0) {
-    detail::check_threads(threads);
-    if (threads == 0) threads = std::min(available_threads(), most_threads);
-    claims_ = std::make_unique<Claim[]>(static_cast<std::size_t>(threads));
-    workers_.reserve(static_cast<std::size_t>(threads - 1));
+  /// As many threads as the system grants, the caller among them.
+  explicit Workers(int threads) : claims_(std::make_unique<Claim[]>(static_cast<std::size_t>(threads))) {
+    threads_.reserve(static_cast<std::size_t>(threads - 1));
     try {
-      for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
+      for (int index = 1; index < threads; ++index) threads_.emplace_back([this, index] { work(index); });
     } catch (const std::exception&) {
       // The system grants no more threads: go on with those there are.
     }
   }
-  ThreadPool(const ThreadPool&) = delete;
-  ThreadPool& operator=(const ThreadPool&) = delete;
-  ~ThreadPool() {
+  Workers(const Workers&) = delete;
+  Workers& operator=(const Workers&) = delete;
+  ~Workers() {
     {
       const std::lock_guard lock(mutex_);
       stop_ = true;
       generation_.fetch_add(1);
     }
     wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
+    for (std::thread& thread : threads_) thread.join();
   }
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int count() const { return static_cast<int>(threads_.size()) + 1; }
 
-  /// Calls body(part, parts) once for each part in [0, parts), where parts is threads(), or 1 when the pool is busy.
-  /// What a part throws is thrown to the caller, after all parts have ended.
+  /// Calls body(part, parts) for each of count() parts, or returns false: there are no threads, or they are busy.
   template <class Body>
-  void run(Body&& body) {
-    if (workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
-      body(0, 1);
-      return;
-    }
-    using Plain = std::remove_reference_t<Body>;
-    task_ = [](void* context, int part, int parts) { (*static_cast<Plain*>(context))(part, parts); };
+  bool run(Body& body) {
+    if (threads_.empty() || busy_.exchange(true, std::memory_order_acquire)) return false;
+    task_ = [](void* context, int part, int parts) { (*static_cast<Body*>(context))(part, parts); };
     context_ = const_cast<void*>(static_cast<const void*>(std::addressof(body)));
-    mode_ = detail::FloatingPointMode();
+    mode_ = FloatingPointMode();
     const std::uint64_t generation = start();
     perform(0);
     finish(generation);
     const std::exception_ptr failure = std::exchange(failure_, nullptr);
     busy_.store(false, std::memory_order_release);
     if (failure) std::rethrow_exception(failure);
+    return true;
   }
 
  private:
@@ -146,7 +126,7 @@ class ThreadPool {
   };
 
   std::uint64_t start() {
-    pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    pending_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
     // Sequentially consistent, as is sleeping_: either side sees the other.
     const std::uint64_t generation = generation_.fetch_add(1) + 1;
     if (sleeping_.load() == 0) return generation;
@@ -164,14 +144,14 @@ class ThreadPool {
   }
 
   void finish(std::uint64_t generation) {
-    for (int part = 1; part < threads(); ++part) {
+    for (int part = 1; part < count(); ++part) {
       if (!claim(part, generation)) continue;
       perform(part);
       pending_.fetch_sub(1, std::memory_order_release);
     }
     for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
       if (spin < pauses) {
-        detail::pause_briefly();
+        pause_briefly();
       } else {
         std::this_thread::yield();
       }
@@ -180,7 +160,7 @@ class ThreadPool {
 
   void perform(int part) noexcept {
     try {
-      task_(context_, part, threads());
+      task_(context_, part, count());
     } catch (...) {
       const std::lock_guard lock(mutex_);
       if (!failure_) failure_ = std::current_exception();
@@ -204,7 +184,7 @@ class ThreadPool {
       const std::uint64_t generation = generation_.load(std::memory_order_acquire);
       if (generation != seen) return generation;
       if (spin < pauses) {
-        detail::pause_briefly();
+        pause_briefly();
       } else {
         std::this_thread::yield();
       }
@@ -217,7 +197,7 @@ class ThreadPool {
   }
 
   std::unique_ptr<Claim[]> claims_;  // of each part; the caller's own needs none
-  std::vector<std::thread> workers_;
+  std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<std::uint64_t> generation_{0};
@@ -225,8 +205,50 @@ class ThreadPool {
   std::atomic<bool> busy_{false}, stop_{false};
   void (*task_)(void*, int, int) = nullptr;
   void* context_ = nullptr;
-  detail::FloatingPointMode mode_;
+  FloatingPointMode mode_;
   std::exception_ptr failure_;
+};
+
+}  // namespace detail
+
+/// A fixed number of threads, the caller among them. Not copyable: backends share one through a pointer. The child of a
+/// fork() has threads of its own, made when it first runs something; those of its parent do not exist in it.
+class ThreadPool {
+ public:
+  static constexpr int most_threads = detail::most_threads;
+
+  /// 0 threads: as many as the process may use. Throws ArgumentError for a negative or absurd number.
+  explicit ThreadPool(int threads = 0) : workers_(wanted(threads)), threads_(workers_.get(0).count()) {}
+
+  /// The most parts of a task.
+  int threads() const { return threads_; }
+
+  /// Calls body(part, parts) once for each part in [0, parts), where parts is threads(), or 1 when the pool is busy. A
+  /// child to which the system grants fewer threads than its parent has fewer parts. What a part throws is thrown to
+  /// the caller, after all parts have ended.
+  template <class Body>
+  void run(Body&& body) {
+    detail::Workers* const workers = own_workers();
+    if (workers == nullptr || !workers->run(body)) body(0, 1);
+  }
+
+ private:
+  static int wanted(int threads) {
+    detail::check_threads(threads);
+    return threads == 0 ? std::min(available_threads(), most_threads) : threads;
+  }
+
+  /// Null in a child that has no memory for them.
+  detail::Workers* own_workers() noexcept {
+    try {
+      return &workers_.get(threads_);
+    } catch (const std::bad_alloc&) {
+      return nullptr;
+    }
+  }
+
+  detail::PerProcess<detail::Workers> workers_;
+  int threads_;
 };
 
 /// Calls body(begin, end) on disjoint ranges that cover [0, count), in parallel when each thread gets `grain` or more;

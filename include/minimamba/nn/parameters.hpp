@@ -121,7 +121,8 @@ void walk(const std::string& name, Body& body, First& first, Rest&... rest) {
 /// matrix is never needed. The view's memory is reused.
 template <class Scalar, class Body>
 void in_pieces(std::size_t rows, std::size_t cols, Body&& body) {
-  const std::size_t at_once = std::clamp<std::size_t>((std::size_t{1} << 16) / std::max<std::size_t>(cols, 1), 1, rows);
+  const std::size_t at_once = std::clamp<std::size_t>((std::size_t{1} << 16) / std::max<std::size_t>(cols, 1), 1,
+                                                      std::max<std::size_t>(rows, 1));
   std::vector<Scalar> values(at_once * cols);
   for (std::size_t first = 0; first < rows; first += at_once) {
     body(first, View<Scalar>(values.data(), std::min(at_once, rows - first), cols));

@@ -11,6 +11,7 @@
 #include <span>
 
 #include "minimamba/backend/host_memory.hpp"
+#include "minimamba/backend/rms_norm.hpp"
 #include "minimamba/train/concept.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -96,6 +97,26 @@ class HostTraining : public Inference {
   }
 
  protected:
+  /// The backward of row i, for numbers of any size: overwrites its d_x, and adds to d_weight.
+  static void rms_norm_backward_row(const RmsNormBackwardArguments<Scalar>& p, std::size_t i,
+                                    std::span<double> d_weight) {
+    const auto wide = [](Scalar value) { return static_cast<double>(value); };
+    const double half = norm_scale(p.x.row(i)), whole = half * half, cols = static_cast<double>(p.x.cols());
+    double squares = 0, dot = 0;
+    for (std::size_t j = 0; j < p.x.cols(); ++j) {
+      const double x = wide(p.x(i, j)) * whole;
+      squares += x * x;
+      dot += wide(p.d_y(i, j)) * wide(p.weight(0, j)) * x;
+    }
+    const double mean = squares / cols + p.epsilon * whole * whole, scale = 1 / std::sqrt(mean);
+    const double along = dot / cols / mean, rest = scale * half;
+    for (std::size_t j = 0; j < p.x.cols(); ++j) {
+      const double d_y = wide(p.d_y(i, j)), x = wide(p.x(i, j)) * half;
+      d_weight[j] += d_y * x * rest;
+      p.d_x(i, j) = static_cast<Scalar>((d_y * wide(p.weight(0, j)) - x * half * along) * scale * whole);
+    }
+  }
+
   static void dropout_row(View<Scalar> x, std::size_t i, const Dropout& dropout) {
     const Scalar scale = static_cast<Scalar>(1 / (1 - dropout.rate));
     for (std::size_t j = 0; j < x.cols(); ++j) {

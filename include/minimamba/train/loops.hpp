@@ -58,19 +58,7 @@ class LoopTraining : public HostTraining<Inference> {
   void rms_norm_backward(const RmsNormBackwardArguments<Scalar>& p) const {
     const std::size_t cols = p.x.cols();
     std::vector<double> d_weight(cols);
-    for (std::size_t i = 0; i < p.x.rows(); ++i) {
-      double squares = 0, dot = 0;
-      for (std::size_t j = 0; j < cols; ++j) {
-        squares += wide(p.x(i, j)) * wide(p.x(i, j));
-        dot += wide(p.d_y(i, j)) * wide(p.weight(0, j)) * wide(p.x(i, j));
-      }
-      const double mean = squares / static_cast<double>(cols) + p.epsilon, scale = 1 / std::sqrt(mean);
-      const double along = dot / static_cast<double>(cols) / mean;
-      for (std::size_t j = 0; j < cols; ++j) {
-        d_weight[j] += wide(p.d_y(i, j)) * wide(p.x(i, j)) * scale;
-        p.d_x(i, j) = static_cast<Scalar>((wide(p.d_y(i, j)) * wide(p.weight(0, j)) - wide(p.x(i, j)) * along) * scale);
-      }
-    }
+    for (std::size_t i = 0; i < p.x.rows(); ++i) this->rms_norm_backward_row(p, i, d_weight);
     for (std::size_t j = 0; j < cols; ++j) p.d_weight(0, j) += static_cast<Scalar>(d_weight[j]);
   }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -117,6 +118,13 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
                                                      p.x.rows(), begin * this->strip,
                                                      std::min(end * this->strip, p.x.cols()), p.d_weight.data()});
           });
+    std::vector<double> d_weight;  // of rows whose sums are not finite, if there are any
+    for (std::size_t i = 0; i < p.x.rows(); ++i) {
+      if (scales[i] != 0) continue;
+      d_weight.resize(p.x.cols());
+      this->rms_norm_backward_row(p, i, d_weight);
+    }
+    for (std::size_t j = 0; j < d_weight.size(); ++j) p.d_weight(0, j) += static_cast<Scalar>(d_weight[j]);
   }
 
   void causal_conv1d_backward(const Conv1dBackwardArguments<Scalar>& p) const {
@@ -219,8 +227,9 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     share(sums.size(), at_once, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
         const std::size_t first = i % pieces * at_once;
-        sums[i] =
-            training_kernels().sum_of_squares(x.row(i / pieces).data() + first, std::min(at_once, x.cols() - first));
+        const View<const Scalar> piece(x.row(i / pieces).data() + first, 1, std::min(at_once, x.cols() - first));
+        sums[i] = training_kernels().sum_of_squares(piece.data(), piece.cols());
+        if (!std::isfinite(sums[i])) sums[i] = Base::sum_of_squares(piece);  // in double, which holds more
       }
     });
     double total = 0;

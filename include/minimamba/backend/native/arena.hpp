@@ -15,6 +15,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "minimamba/core/fork.hpp"
+
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
@@ -37,21 +39,28 @@ class Arena {
  private:
   static constexpr std::size_t line = 64, huge_page = std::size_t{2} << 20, largest = 32 * huge_page;
 
+  struct Filling {
+    std::mutex mutex;
+    std::weak_ptr<std::byte> block;  // the one that is being filled, as long as anything in it is alive
+    std::size_t used = 0, size = 0, made = 0;
+  };
+
   std::shared_ptr<std::byte> take(std::size_t bytes) {
-    const std::lock_guard lock(mutex_);
-    std::shared_ptr<std::byte> block = block_.lock();
-    if (!block || size_ - used_ < bytes) {
+    Filling& own = filling_.get();
+    const std::lock_guard lock(own.mutex);
+    std::shared_ptr<std::byte> block = own.block.lock();
+    if (!block || own.size - own.used < bytes) {
       // Each block as large as all before it together: small models stay small, large ones have few.
-      const std::size_t wanted = std::max(bytes, std::clamp(made_, huge_page, largest));
+      const std::size_t wanted = std::max(bytes, std::clamp(own.made, huge_page, largest));
       const std::size_t size = (wanted + huge_page - 1) / huge_page * huge_page;
       block = make_block(size);
-      block_ = block;  // from here on nothing fails: else the old block would pass for one of the new size
-      size_ = size;
-      made_ += size;
-      used_ = 0;
+      own.block = block;  // from here on nothing fails: else the old block would pass for one of the new size
+      own.size = size;
+      own.made += size;
+      own.used = 0;
     }
-    std::byte* const first = block.get() + used_;
-    used_ += bytes;
+    std::byte* const first = block.get() + own.used;
+    own.used += bytes;
     return std::shared_ptr<std::byte>(std::move(block), first);
   }
 
@@ -65,9 +74,7 @@ class Arena {
     return block;
   }
 
-  std::mutex mutex_;
-  std::weak_ptr<std::byte> block_;  // the one that is being filled, as long as anything in it is alive
-  std::size_t used_ = 0, size_ = 0, made_ = 0;
+  detail::PerProcess<Filling> filling_;
 };
 
 }  // namespace native

@@ -4,6 +4,10 @@
 
 #include <string_view>
 
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <cpuid.h>
+#endif
+
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
@@ -30,6 +34,18 @@ inline std::string_view name_of(InstructionSet set) {
   return "unknown";
 }
 
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+namespace detail {
+
+/// Whether the processor converts 16-bit floats: __builtin_cpu_supports("f16c") is an error on clang 14.
+inline bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx >> 29 & 1U) != 0;
+}
+
+}  // namespace detail
+#endif
+
 /// Whether the kernels for these instructions are compiled in, and this machine can run them.
 inline bool available(InstructionSet set) {
   switch (set) {
@@ -38,10 +54,11 @@ inline bool available(InstructionSet set) {
       return true;
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
     case InstructionSet::avx2:
-      return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+      return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && detail::has_f16c();
     case InstructionSet::avx512:
-      return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-             __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+      return available(InstructionSet::avx2) && __builtin_cpu_supports("avx512f") != 0 &&
+             __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
+             __builtin_cpu_supports("avx512vl") != 0;
     case InstructionSet::avx512bf16:
       return available(InstructionSet::avx512) && __builtin_cpu_supports("avx512bf16") != 0;
 #elif defined(__aarch64__) && defined(__ARM_NEON)

@@ -13,7 +13,10 @@ inline void each_register(std::size_t size, Body body) {
   if (j < size) body(j, size - j);
 }
 
-inline void rms_norm(const native::NormTask<Scalar>& task) {
+/// Without a call: no function of a library is inlined into functions of every region.
+inline bool is_finite(Scalar x) { return x - x == 0; }
+
+inline bool rms_norm(const native::NormTask<Scalar>& task) {
   Vector squares[4] = {splat(0), splat(0), splat(0), splat(0)};
   std::size_t j = 0;
   for (; j + 4 * lanes <= task.cols; j += 4 * lanes) {
@@ -28,11 +31,13 @@ inline void rms_norm(const native::NormTask<Scalar>& task) {
     squares[0] = fmadd(x, x, squares[0]);
   });
   const Scalar total = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  if (!is_finite(total)) return false;
   const Vector factor = splat(1 / std::sqrt(total / static_cast<Scalar>(task.cols) + task.epsilon));
   each_register(task.cols, [&](std::size_t first, std::size_t count) {
     const Vector y = load_channels(task.x + first, count) * factor * load_channels(task.weight + first, count);
     store_channels(task.y + first, y, count);
   });
+  return true;
 }
 
 inline void add(const Scalar* x, Scalar* y, std::size_t size) {

@@ -127,7 +127,7 @@ struct Kernels {
   void (*matmul)(const MatmulTask<Scalar>&);
   void (*causal_conv1d)(const Conv1dTask<Scalar>&);
   void (*selective_scan)(const ScanTask<Scalar>&);
-  void (*rms_norm)(const NormTask<Scalar>&);
+  bool (*rms_norm)(const NormTask<Scalar>&);  // false, and nothing done, where the sum of squares is not finite
   void (*add)(const Scalar* x, Scalar* y, std::size_t count);
 };
 

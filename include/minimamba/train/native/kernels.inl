@@ -11,9 +11,11 @@ inline Scalar rms_norm_backward(const native::NormBackwardTask<Scalar>& task) {
     squares = fmadd(x, x, squares);
     dots = fmadd(load_channels(task.d_y + j, count) * load_channels(task.weight + j, count), x, dots);
   });
-  const Scalar cols = static_cast<Scalar>(task.cols), mean = sum(squares) / cols + task.epsilon;
+  const Scalar square = sum(squares), dot = sum(dots);
+  if (!is_finite(square) || !is_finite(dot)) return 0;
+  const Scalar cols = static_cast<Scalar>(task.cols), mean = square / cols + task.epsilon;
   const Scalar scale = 1 / std::sqrt(mean);
-  const Vector factor = splat(scale), along = splat(sum(dots) / cols / mean);
+  const Vector factor = splat(scale), along = splat(dot / cols / mean);
   each_register(task.cols, [&](std::size_t j, std::size_t count) {
     const Vector d = load_channels(task.d_y + j, count) * load_channels(task.weight + j, count);
     store_channels(task.d_x + j, fnmadd(load_channels(task.x + j, count), along, d) * factor, count);
@@ -26,6 +28,7 @@ inline void norm_weight_gradient(const native::NormWeightTask<Scalar>& task) {
     const std::size_t j = task.first + from;
     Vector total = splat(0);
     for (std::size_t i = 0; i < task.rows; ++i) {
+      if (task.scales[i] == 0) continue;
       const Vector x = load_channels(task.x + i * task.x_stride + j, count);
       total = fmadd(load_channels(task.d_y + i * task.d_y_stride + j, count) * x, splat(task.scales[i]), total);
     }

@@ -101,7 +101,7 @@ struct NormBackwardTask {
   Scalar epsilon;
 };
 
-/// Columns [first, last) of d_weight += sum over rows of scales[i] dy x.
+/// Columns [first, last) of d_weight += sum over rows of scales[i] dy x, but for rows whose scale is 0.
 template <class Scalar>
 struct NormWeightTask {
   const Scalar *x, *d_y, *scales;
@@ -139,7 +139,7 @@ struct TrainingKernels {
   void (*input_gradient)(const InputGradientTask<Scalar>&);
   void (*causal_conv1d_backward)(const Conv1dBackwardTask<Scalar>&);
   void (*selective_scan_backward)(const ScanBackwardTask<Scalar>&);
-  Scalar (*rms_norm_backward)(const NormBackwardTask<Scalar>&);  // returns 1 / r
+  Scalar (*rms_norm_backward)(const NormBackwardTask<Scalar>&);  // 1 / r; 0, and nothing done, if a sum is not finite
   void (*norm_weight_gradient)(const NormWeightTask<Scalar>&);
   double (*cross_entropy)(const CrossEntropyTask<Scalar>&);  // returns the loss
   void (*adamw)(const AdamWTask<Scalar>&);

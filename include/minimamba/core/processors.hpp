@@ -1,0 +1,115 @@
+// How many processors this process may use: what its affinity and, in containers, its share of their time allow.
+#ifndef MINIMAMBA_CORE_PROCESSORS_HPP
+#define MINIMAMBA_CORE_PROCESSORS_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+inline constexpr int no_quota = 1 << 20;  // processors
+
+/// The first 64 KiB of a file; empty if it cannot be read.
+inline std::string start_of_file(const std::string& path) {
+  std::string text(std::size_t{1} << 16, '\0');
+  std::FILE* const file = std::fopen(path.c_str(), "rb");
+  if (file == nullptr) return {};
+  text.resize(std::fread(text.data(), 1, text.size(), file));
+  std::fclose(file);
+  return text;
+}
+
+/// "quota period" in microseconds, as processors, rounded up. Whatever is no pair of numbers above zero, "max 100000"
+/// and "-1 100000" among it, is no quota.
+inline int processors_of_quota(const std::string& text) {
+  char* end = nullptr;
+  const long long quota = std::strtoll(text.c_str(), &end, 10), period = std::strtoll(end, nullptr, 10);
+  if (quota <= 0 || period <= 0) return no_quota;
+  return static_cast<int>(std::min<long long>((quota - 1) / period + 1, no_quota));
+}
+
+/// The smallest quota of a group, "/a/b", and of those above it up to the root of `mount`. `first` and `second`, which
+/// may be empty, name the files of quota and period. In a container the group may lie outside of what is mounted: then
+/// the root counts.
+inline int smallest_quota(const std::string& mount, std::string group, const char* first, const char* second) {
+  for (int smallest = no_quota;;) {
+    while (!group.empty() && group.back() == '/') group.pop_back();
+    const std::string folder = mount + group + '/';
+    std::string text = start_of_file(folder + first);
+    if (*second != '\0') text += ' ' + start_of_file(folder + second);
+    smallest = std::min(smallest, processors_of_quota(text));
+    if (group.empty()) return smallest;
+    group.erase(std::min(group.rfind('/'), group.size()));
+  }
+}
+
+/// Whether `name` is one of the names in "cpu,cpuacct".
+inline bool holds_name(std::string_view controllers, std::string_view name) {
+  for (;;) {
+    const std::size_t comma = controllers.find(',');
+    if (controllers.substr(0, comma) == name) return true;
+    if (comma == std::string_view::npos) return false;
+    controllers.remove_prefix(comma + 1);
+  }
+}
+
+/// How many processors the quotas of control groups, of either version, let a process use: `groups` is its list of
+/// them, lines of "number:controllers:/path", and `mount` where they are mounted. no_quota if there is none.
+inline int processors_of_groups(const std::string& groups, const std::string& mount) {
+  int smallest = no_quota;
+  const std::string text = start_of_file(groups);
+  for (std::string_view rest = text; !rest.empty();) {
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+    const std::size_t colon = line.find(':'), second = line.find(':', std::min(colon, line.size() - 1) + 1);
+    if (second == std::string_view::npos) continue;
+    const std::string_view controllers = line.substr(colon + 1, second - colon - 1);
+    const std::string group(line.substr(second + 1));
+    if (controllers.empty()) {
+      smallest = std::min(smallest, smallest_quota(mount, group, "cpu.max", ""));
+    } else if (holds_name(controllers, "cpu")) {
+      for (const char* const folder : {"/cpu", "/cpu,cpuacct"}) {
+        smallest = std::min(smallest, smallest_quota(mount + folder, group, "cpu.cfs_quota_us", "cpu.cfs_period_us"));
+      }
+    }
+  }
+  return smallest;
+}
+
+}  // namespace detail
+
+/// How many processors this process may use, at least 1: on Linux no more than its affinity has, and no more than the
+/// quotas of its control groups (those of a container, say) amount to, rounded up. Read anew at each call.
+inline int available_threads() {
+#if defined(__linux__)
+  int quota = detail::no_quota;
+  try {
+    quota = detail::processors_of_groups("/proc/self/cgroup", "/sys/fs/cgroup");
+  } catch (const std::exception&) {
+    // No memory to read it with: as if there were none.
+  }
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, std::min(CPU_COUNT(&set), quota));
+  return std::max(1, std::min(static_cast<int>(std::thread::hardware_concurrency()), quota));
+#else
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+#endif
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif
