@@ -186,13 +186,14 @@ TEST(RefusedTrainings, OfAnotherChunkAreNamed) {
   save_training(trainer, file);
   NativeTrainer other(Native(config()), tokens(), with(5));
   expect_error<CheckpointError>([&] { resume_training(other, file); }, {"chunk 5", "found 16"});
-  for (const std::size_t chunk : {16, 1000}) {  // any chunk that holds the 16 tokens of a window is the same
+  for (const std::size_t chunk :
+       support::Sizes{16, 1000}) {  // any chunk that holds the 16 tokens of a window is the same
     NativeTrainer same(Native(config()), tokens(), with(chunk));
     resume_training(same, file);
     EXPECT_EQ(same.steps(), 1);
   }
   std::string bytes = support::read_text(file);
-  const std::string name = "setting.chunk", another = "setting.nothi";
+  const std::string name = "setting.scan_chunk", another = "setting.something_";
   ASSERT_NE(bytes.find(name), bytes.npos);
   support::write_text(file, bytes.replace(bytes.find(name), name.size(), another));
   expect_error<CheckpointError>([&] { resume_training(other, file); }, {"chunk 5", "found 16"});

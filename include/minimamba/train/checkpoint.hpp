@@ -40,8 +40,9 @@ std::string kernels_text(const Backend& backend) {
 
 inline constexpr std::string_view kernels_key = "backend ";
 
-/// Tokens between the states that the scan keeps. Checkpoints that do not have it were written with 32.
-inline constexpr const char* chunk_key = "chunk";
+/// Tokens between the states that the scan keeps. Checkpoints that do not have it were written with 32. Its name comes
+/// behind "length", which bounds it, so that a file of another length is refused for that.
+inline constexpr const char* chunk_key = "scan_chunk";
 
 /// Everything but parameters, moments and history that the bits of the next step depend on. What is no number is in the
 /// name of a setting.
