@@ -173,6 +173,35 @@ TEST(RefusedTrainings, OfOtherKernelsAreNamed) {
   expect_error<CheckpointError>([&] { resume_training(best, file); }, {"backend native ", "found native portable"});
 }
 
+TEST(RefusedTrainings, OfAnotherChunkAreNamed) {
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  const auto with = [](std::size_t chunk) {
+    TrainerOptions changed = options();
+    changed.tape.chunk = chunk;
+    return changed;
+  };
+  NativeTrainer trainer(Native(config()), tokens(), options());
+  trainer.step();
+  save_training(trainer, file);
+  NativeTrainer other(Native(config()), tokens(), with(5));
+  expect_error<CheckpointError>([&] { resume_training(other, file); }, {"chunk 5", "found 16"});
+  for (const std::size_t chunk :
+       support::Sizes{16, 1000}) {  // any chunk that holds the 16 tokens of a window is the same
+    NativeTrainer same(Native(config()), tokens(), with(chunk));
+    resume_training(same, file);
+    EXPECT_EQ(same.steps(), 1);
+  }
+  std::string bytes = support::read_text(file);
+  const std::string name = "setting.scan_chunk", another = "setting.something_";
+  ASSERT_NE(bytes.find(name), bytes.npos);
+  support::write_text(file, bytes.replace(bytes.find(name), name.size(), another));
+  expect_error<CheckpointError>([&] { resume_training(other, file); }, {"chunk 5", "found 16"});
+  NativeTrainer as_before(Native(config()), tokens(), options());  // of a file from before the setting: 32 tokens
+  resume_training(as_before, file);
+  EXPECT_EQ(as_before.steps(), 1);
+}
+
 TEST(RefusedTrainings, OfAnotherScalarAreNamed) {
   const Folder folder;
   using Double = Mamba<double, ReferenceTraining>;

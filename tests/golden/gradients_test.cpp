@@ -20,7 +20,7 @@ class GoldenGradients : public testing::Test {
     EXPECT_LE(support::largest_difference(found, expected), allowed * support::largest_magnitude(expected)) << what;
   }
 
-  static void expect_gradients(const Model& gradients, const support::Expected& expected) {
+  static void expect_gradients(const Gradients<Model>& gradients, const support::Expected& expected) {
     for (const auto& [name, found] : support::parameters_of(gradients)) {
       std::string stored = "grad." + (name == "lm_head.weight" ? name : "backbone." + name);
       if (!expected.has(stored)) stored = "grad.backbone.embeddings.weight";

@@ -3,7 +3,7 @@
 // below; MINIMAMBA_TEST_EVERY_SHAPE=1 in the environment takes all (every_shape.sh).
 #include <cstdlib>
 
-#include "support/burden.hpp"
+#include "support/sanitizer.hpp"
 #include "support/support.hpp"
 
 namespace {

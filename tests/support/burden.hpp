@@ -14,19 +14,9 @@
 
 #include <gtest/gtest.h>
 
-namespace support {
+#include "support/sanitizer.hpp"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool under_a_sanitizer = true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-inline constexpr bool under_a_sanitizer = true;
-#else
-inline constexpr bool under_a_sanitizer = false;
-#endif
-#else
-inline constexpr bool under_a_sanitizer = false;
-#endif
+namespace support {
 
 /// Greatest resident memory since the last reset, in bytes; -1 where the system does not tell.
 inline long peak_memory() {

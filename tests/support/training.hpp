@@ -14,10 +14,15 @@
 
 namespace support {
 
+#ifdef MINIMAMBA_TEST_FEW_KINDS
+using TrainingKinds = testing::Types<Kind<double, minimamba::ReferenceTraining>, Kind<float, minimamba::EigenTraining>,
+                                     Kind<float, minimamba::NativeTraining>>;
+#else
 using TrainingKinds =
     testing::Types<Kind<float, minimamba::ReferenceTraining>, Kind<double, minimamba::ReferenceTraining>,
                    Kind<float, minimamba::EigenTraining>, Kind<double, minimamba::EigenTraining>,
                    Kind<float, minimamba::NativeTraining>, Kind<double, minimamba::NativeTraining>>;
+#endif
 
 template <class Model>
 using Parameters = std::map<std::string, HostMatrix<typename Model::ScalarType>>;

@@ -67,6 +67,9 @@ class FileTest : public testing::Test {
 using ByteSourceTest = FileTest;
 using AtomicFileTest = FileTest;
 
+static_assert(std::is_constructible_v<ByteSource, const std::vector<std::byte>&, std::string>);
+static_assert(!std::is_constructible_v<ByteSource, std::vector<std::byte>, std::string>);  // it would outlive its bytes
+
 TEST_F(ByteSourceTest, ReadsAnyRangeOfAFileAndOfMemory) {
   const std::string text = "0123456789";
   put(folder / "file", text);

@@ -249,6 +249,47 @@ TYPED_TEST(Generate, SaysWhatTheNextPromptMustBeginWith) {
   EXPECT_EQ(cache.position(), 1 + count);
 }
 
+TYPED_TEST(Generate, GoesOnWhereItIsMovedTo) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const std::vector<std::int32_t> prompt{3, 1, 4};
+  auto cache = model.make_cache(), other_cache = model.make_cache();
+  auto first = generate(model, cache, prompt, {.max_new_tokens = 8, .temperature = 1});
+  auto token = first.begin();
+  std::vector<std::int32_t> tokens{*token};
+  auto second = generate(model, other_cache, prompt, {.max_new_tokens = 2});
+  second = std::move(first);
+  first = generate(model, other_cache, prompt, {.max_new_tokens = 2});  // in its place, and nothing to it
+  for (++token; token != second.end(); ++token) tokens.push_back(*token);
+  EXPECT_EQ(tokens, collect(model, prompt, {.max_new_tokens = 8, .temperature = 1}));
+}
+
+template <class Model>
+constexpr bool generates = requires(Model&& model, InferenceCache<float>& cache, std::vector<std::int32_t> prompt,
+                                    std::vector<std::vector<std::int32_t>> prompts, GenerateOptions options) {
+  generate(std::forward<Model>(model), cache, prompt);
+  generate(std::forward<Model>(model), cache, prompt, options);
+};
+template <class Model>
+constexpr bool generates_batches = requires(Model&& model, InferenceCache<float>& cache, GenerateOptions options,
+                                            std::vector<std::vector<std::int32_t>> prompts) {
+  generate_batch(std::forward<Model>(model), cache, prompts);
+  generate_batch(std::forward<Model>(model), cache, prompts, options);
+};
+template <class Model>
+constexpr bool generates_batches_and_tells = requires(Model&& model, InferenceCache<float>& cache,
+                                                      std::vector<std::vector<std::int32_t>> prompts,
+                                                      bool (*on_token)(std::size_t, std::int32_t)) {
+  generate_batch(std::forward<Model>(model), cache, prompts, GenerateOptions{}, on_token);
+};
+static_assert(generates<Mamba<float>&> && generates<const Mamba<float>&>);
+static_assert(!generates<Mamba<float>> && !generates<const Mamba<float>>);
+static_assert(generates_batches<Mamba<float>&> && !generates_batches<Mamba<float>>);
+static_assert(generates_batches_and_tells<Mamba<float>&> && !generates_batches_and_tells<Mamba<float>>);
+static_assert(!std::is_copy_constructible_v<Generation<Mamba<float>>>);
+static_assert(std::is_nothrow_move_constructible_v<Generation<Mamba<float>>>);
+static_assert(std::is_nothrow_move_assignable_v<Generation<Mamba<float>>>);
+static_assert(std::ranges::input_range<Generation<Mamba<float>>>);
+
 TYPED_TEST(Generate, YieldsNothingOfARefusedPrompt) {
   const typename TypeParam::Model model(support::small_config());
   auto cache = model.make_cache();

@@ -76,6 +76,55 @@ TYPED_TEST(Layers, S6WorksAloneAndAgreesWithTheReferenceInDouble) {
             support::tolerance<Scalar>(48) * 4);
 }
 
+TYPED_TEST(Layers, S6RefusesAnAThatIsMissingOrOlderThanItsLogarithm) {
+  using Scalar = typename TypeParam::Scalar;
+  const typename TypeParam::Backend backend;
+  const MambaConfig config = small_config().resolved();
+  typename TypeParam::Mixer mixer(config);
+  allocate_parameters(mixer, backend);
+  initialize_parameters(mixer, config, backend, 0);
+  auto cache = InferenceCache<Scalar, TypeParam::template BackendOf>(config, backend, 1);
+  Workspace<typename TypeParam::Backend> work;
+  work.reserve(backend, config, 5);
+  const auto x = random_matrix<Scalar>(5, 24, 1);
+  HostMatrix<Scalar> y(5, 24);
+  const auto forward = [&] {
+    mixer.forward(backend, {.sequence = {1, 5}, .x = x.view(), .state = cache.state(0), .y = y.view()}, work);
+  };
+  EXPECT_THROW(forward(), ArgumentError);
+  mixer.refresh(backend);
+  forward();
+  const auto moved = std::move(mixer);
+  EXPECT_THROW(forward(), ArgumentError);
+  mixer = typename TypeParam::Mixer(config);
+  allocate_parameters(mixer, backend);
+  copy_parameters(moved, backend, mixer, backend);
+  EXPECT_THROW(forward(), ArgumentError);
+  mixer.refresh(backend);
+  forward();
+  const HostMatrix<Scalar> zeros(1, mixer.A_log.cols());
+  mixer.A_log.upload(backend, 2, zeros.view());
+  EXPECT_THROW(forward(), ArgumentError);
+  mixer.refresh(backend);
+  forward();
+}
+
+TYPED_TEST(Layers, OfAModelWithAStaleAAreRefusedBeforeAnyStateChanges) {
+  typename TypeParam::Model model(small_config());
+  auto cache = model.make_cache();
+  const auto tokens = random_tokens(3, 50);
+  const HostMatrix<typename TypeParam::Scalar> zeros(1, model.layers[1].mixer.A_log.cols());
+  model.layers[1].mixer.A_log.upload(model.backend(), 0, zeros.view());
+  EXPECT_THROW(model.forward(tokens, cache), ArgumentError);
+  EXPECT_THROW(model.forward_last(tokens, cache), ArgumentError);
+  EXPECT_EQ(support::largest_magnitude(copy_of(cache.ssm(0, 0))), 0);
+  model.refresh();
+  model.forward(tokens, cache);
+  const auto copy = model.clone();
+  auto again = copy.make_cache();
+  copy.forward(tokens, again);
+}
+
 TYPED_TEST(Layers, MambaBlockAddsItsMixerToTheStream) {
   using Scalar = typename TypeParam::Scalar;
   const typename TypeParam::Backend backend;

@@ -60,6 +60,10 @@ TYPED_TEST(ScorerOf, SaysTheSameHoweverTheTextIsSplit) {
   }
 }
 
+static_assert(std::is_constructible_v<Scorer<Mamba<float>>, const Mamba<float>&>);
+static_assert(!std::is_constructible_v<Scorer<Mamba<float>>, Mamba<float>>);  // it would outlive its model
+static_assert(!std::is_constructible_v<Scorer<Mamba<float>>, Mamba<float>, std::size_t>);
+
 TEST(Scorer, RefusesStrangersAndGoesOn) {
   const auto model = support::trained_looking_model<Mamba<float>>(support::small_config());
   Scorer scorer(model);

@@ -124,6 +124,14 @@ TEST(WholeModels, HaveTheGradientsOfTheirInitialStates) {
   }
 }
 
+template <class M, class G>
+constexpr bool walks_back = requires(Tape<Reference>& tape, const M& model, G& gradients) {
+  tape.backward(model, std::vector<std::int32_t>(), gradients);
+};
+static_assert(walks_back<Reference, Gradients<Reference>>);
+static_assert(!walks_back<Gradients<Reference>, Reference> &&
+              !walks_back<Reference, Reference>);  // swapped, or twice one
+
 template <class K>
 class Tapes : public testing::Test {
  public:
@@ -208,6 +216,44 @@ TYPED_TEST(Tapes, AddUpOverPartsOfASequenceAndOfABatch) {
     tape.backward(model, targets, one_by_one, {.scale = scale / 2});
   }
   this->expect_near(support::parameters_of(twice), support::parameters_of(one_by_one));
+}
+
+TYPED_TEST(Tapes, TakeChunksLongerThanTheirSequencesForWhole) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  auto pass = random_pass(model, 2, 9);
+  pass.options.chunk = 9;
+  const auto whole = pass.run(model);
+  constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
+  for (const std::size_t chunk : {std::size_t{1'000'000}, most / 4, most - 1, most}) {
+    pass.options.chunk = chunk;
+    const auto same = pass.run(model);
+    EXPECT_EQ(same.loss.sum, whole.loss.sum) << chunk;
+    support::expect_identical(same.gradients, whole.gradients);
+  }
+}
+
+TYPED_TEST(Tapes, RefuseAModelWhoseAIsStaleAndChangeNothing) {
+  auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const auto pass = random_pass(model, 2, 9);
+  auto cache = model.make_cache(2);
+  auto gradients = zeros_like(model);
+  Tape tape(model);
+  EXPECT_THROW(tape.forward(gradients, pass.tokens, cache), ArgumentError);  // a model without A
+  tape.forward(model, pass.tokens, cache);
+  const HostMatrix<typename TypeParam::Scalar> zeros(1, model.layers[0].mixer.A_log.cols());
+  model.layers[0].mixer.A_log.upload(model.backend(), 0, zeros.view());
+  EXPECT_THROW(tape.backward(model, pass.targets, gradients), ArgumentError);
+  EXPECT_THROW(tape.forward(model, pass.tokens, cache), ArgumentError);
+  EXPECT_EQ(cache.position(), 9);
+  for (const auto& [name, values] : support::parameters_of(gradients)) {
+    EXPECT_EQ(support::largest_magnitude(values), 0) << name;
+  }
+  model.refresh();
+  tape.backward(model, pass.targets, gradients);
+  gradients.set_zero();
+  for (const auto& [name, values] : support::parameters_of(gradients)) {
+    EXPECT_EQ(support::largest_magnitude(values), 0) << name;
+  }
 }
 
 TYPED_TEST(Tapes, LeaveOutWhatDropoutDraws) {

@@ -102,6 +102,9 @@ TEST(Tokenizer, FindsTheLongestAddedTokenAndHonoursItsFlags) {
   EXPECT_THROW(tokenizer.decode(Ids{263}), mm::ArgumentError);
 }
 
+static_assert(std::is_constructible_v<mm::StreamingDecoder, const mm::Tokenizer&>);
+static_assert(!std::is_constructible_v<mm::StreamingDecoder, mm::Tokenizer>);  // it would outlive its tokenizer
+
 TEST(Tokenizer, StreamsWholeCharactersOnly) {
   const mm::Tokenizer tokenizer = mm::Tokenizer::bytes();
   const std::string text = "a\u00E9\u4E2D\U0001F600z";

@@ -173,6 +173,12 @@ std::vector<BatchRow> generate_batch(const Model& model, typename Model::Cache& 
                                      const GenerateOptions& options = {}) {
   return generate_batch(model, cache, prompts, options, [](std::size_t, std::int32_t) { return true; });
 }
+template <class Model>
+void generate_batch(const Model&&, typename Model::Cache&, const std::vector<std::vector<std::int32_t>>&,
+                    const GenerateOptions& = {}) = delete;  // as generate()
+template <class Model, class OnToken>
+void generate_batch(const Model&&, typename Model::Cache&, const std::vector<std::vector<std::int32_t>>&,
+                    const GenerateOptions&, OnToken&&) = delete;
 
 }  // namespace minimamba
 

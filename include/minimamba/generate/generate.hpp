@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -20,30 +21,37 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 /// What generate() returns: an input range. Nothing is computed before begin(), which reads the prompt; each increment
-/// reads one token and chooses the next. Refers to the model and the cache, which must outlive it.
+/// reads one token and chooses the next. Refers to the model and the cache, which must outlive it. Movable, also while
+/// it is iterated; one that was moved from can only be assigned to.
 template <class Model>
 class Generation {
+  struct State;
+
  public:
   using Cache = typename Model::Cache;
   using Scalar = typename Model::ScalarType;
 
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options)
       : Generation(model, cache, prompt, options, Sampler(options, model.config().vocab_size)) {
-    for (const std::int32_t token : prompt) sampler_.accept(token);
+    for (const std::int32_t token : prompt) state_->sampler.accept(token);
   }
 
   /// Goes on with a sampler that has accepted the prompt: one that was restored from a saved state, for example.
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options,
              Sampler sampler)
-      : model_(&model),
-        cache_(&cache),
-        unread_(prompt.begin(), prompt.end()),
-        options_(options),
-        sampler_(std::move(sampler)),
-        logits_(model.embedding.weight.rows()) {
+      : state_(new State{.model = model,
+                         .cache = cache,
+                         .unread = {prompt.begin(), prompt.end()},
+                         .options = options,
+                         .sampler = std::move(sampler),
+                         .logits = std::vector<Scalar>(model.embedding.weight.rows())}) {
     if (cache.batch() != 1) throw ArgumentError("cache", "a batch of 1", std::to_string(cache.batch()));
     if (prompt.empty()) throw ArgumentError("prompt", "at least one token", "none");
   }
+
+  // The model must outlive it.
+  Generation(const Model&&, Cache&, std::span<const std::int32_t>, const GenerateOptions&) = delete;
+  Generation(const Model&&, Cache&, std::span<const std::int32_t>, const GenerateOptions&, Sampler) = delete;
 
   class Iterator {
    public:
@@ -52,67 +60,76 @@ class Generation {
     using iterator_concept = std::input_iterator_tag;
 
     Iterator() = default;
-    explicit Iterator(Generation* generation) : generation_(generation) {}
-    std::int32_t operator*() const { return generation_->unread_.front(); }
+    std::int32_t operator*() const { return state_->unread.front(); }
     Iterator& operator++() {
-      generation_->advance();
+      state_->advance();
       return *this;
     }
     void operator++(int) { ++*this; }
-    bool operator==(std::default_sentinel_t) const { return generation_->ended_; }
+    bool operator==(std::default_sentinel_t) const { return state_->ended; }
 
    private:
-    Generation* generation_ = nullptr;
+    friend Generation;
+    explicit Iterator(State* state) : state_(state) {}
+    State* state_ = nullptr;
   };
 
   /// Reads the prompt and chooses the first token. Throws ArgumentError for a token id that the model does not have.
   Iterator begin() {
-    if (!begun_) {
-      ended_ = options_.max_new_tokens == 0;
-      if (!ended_) choose();
-      begun_ = true;
-    }
-    return Iterator(this);
+    state_->begin();
+    return Iterator(state_.get());
   }
   std::default_sentinel_t end() const { return {}; }
 
   /// Whether the model chose its end-of-text token, which is not part of the range.
-  bool reached_eos() const { return eos_; }
+  bool reached_eos() const { return state_->eos; }
 
   /// What the cache has not read yet, with which the next prompt must begin: the token chosen last, be it the one that
   /// was yielded last or the end-of-text token.
-  std::span<const std::int32_t> unread() const { return unread_; }
+  std::span<const std::int32_t> unread() const { return state_->unread; }
 
   /// What chooses; its state can be saved.
-  const Sampler& sampler() const { return sampler_; }
+  const Sampler& sampler() const { return state_->sampler; }
 
  private:
-  void advance() {
-    ended_ = count_ + 1 >= options_.max_new_tokens;
-    if (!ended_) choose();
-    ++count_;
-  }
+  /// In one place, to which iterators point wherever the range is moved.
+  struct State {
+    const Model& model;
+    Cache& cache;
+    std::vector<std::int32_t> unread;  // the prompt, then the token chosen last
+    GenerateOptions options;
+    Sampler sampler;
+    std::vector<Scalar> logits;  // on the host, wherever the backend keeps them
+    std::int64_t count = 0;
+    bool begun = false, ended = false, eos = false;
 
-  void choose() {
-    const auto logits = model_->forward_last(unread_, *cache_);
-    unread_.clear();  // read now, whatever comes of the choice
-    begun_ = ended_ = true;
-    model_->backend().download(logits.data(), logits_);
-    unread_.push_back(sampler_(std::span<const Scalar>(logits_)));
-    const auto eos = model_->config().eos_token_id;
-    sampler_.accept(unread_.front());
-    eos_ = !options_.ignore_eos && eos && unread_.front() == *eos;
-    ended_ = eos_;
-  }
+    void begin() {
+      if (begun) return;
+      ended = options.max_new_tokens == 0;
+      if (!ended) choose();
+      begun = true;
+    }
 
-  const Model* model_;
-  Cache* cache_;
-  std::vector<std::int32_t> unread_;  // the prompt, then the token chosen last
-  GenerateOptions options_;
-  Sampler sampler_;
-  std::vector<Scalar> logits_;  // on the host, wherever the backend keeps them
-  std::int64_t count_ = 0;
-  bool begun_ = false, ended_ = false, eos_ = false;
+    void advance() {
+      ended = count + 1 >= options.max_new_tokens;
+      if (!ended) choose();
+      ++count;
+    }
+
+    void choose() {
+      const auto last = model.forward_last(unread, cache);
+      unread.clear();  // read now, whatever comes of the choice
+      begun = ended = true;
+      model.backend().download(last.data(), logits);
+      unread.push_back(sampler(std::span<const Scalar>(logits)));
+      const auto end = model.config().eos_token_id;
+      sampler.accept(unread.front());
+      eos = !options.ignore_eos && end && unread.front() == *end;
+      ended = eos;
+    }
+  };
+
+  std::unique_ptr<State> state_;
 };
 
 /// Continues a prompt, which may follow whatever the cache has read before. The token that is chosen last has not been
@@ -123,6 +140,9 @@ Generation<Model> generate(const Model& model, typename Model::Cache& cache, std
                            const GenerateOptions& options = {}) {
   return Generation<Model>(model, cache, prompt, options);
 }
+template <class Model>
+void generate(const Model&&, typename Model::Cache&, std::span<const std::int32_t>,
+              const GenerateOptions& = {}) = delete;  // the model must outlive the range
 
 /// Why a generation has ended: it is as long as was asked, the model ended the text, or the caller did.
 enum class EndReason { max_new_tokens, eos, cancelled };

@@ -51,6 +51,7 @@ class Scorer {
   /// chunk: tokens whose logits are kept at a time.
   explicit Scorer(const Model& model, std::size_t chunk = 256)
       : model_(model), chunk_(std::max<std::size_t>(chunk, 1)), cache_(model.make_cache()) {}
+  explicit Scorer(const Model&&, std::size_t = 256) = delete;  // the model must outlive it
 
   /// Throws ArgumentError for a token that the model does not have; nothing of this call is read then.
   void read(std::span<const std::int32_t> tokens) {

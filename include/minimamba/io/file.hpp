@@ -197,6 +197,8 @@ class ByteSource {
   }
   ByteSource(std::span<const std::byte> bytes, std::string name)
       : bytes_(bytes), size_(bytes.size()), name_(std::move(name)) {}
+  template <class Byte>
+  ByteSource(const std::vector<Byte>&&, std::string) = delete;  // the bytes must outlive it
 
   std::uint64_t size() const { return size_; }
   const std::string& name() const { return name_; }
@@ -362,11 +364,12 @@ class AtomicFile {
   /// Gives the file its name, in place of the old one.
   void commit() {
     finish();
+    const std::filesystem::path folder = target_.parent_path();  // what can fail comes before the rename
     std::error_code error;
     std::filesystem::rename(temporary_, target_, error);
     if (error) throw FileError(target_.string(), "a place to move the new file to", error.message());
     temporary_.clear();
-    detail::synchronise_folder(target_.parent_path());
+    detail::synchronise_folder(folder);
   }
 
  private:

@@ -80,8 +80,8 @@ class Mamba {
   /// Reads L = tokens.size() / B more tokens of each of the cache's B sequences (row-major: sequence by sequence) and
   /// returns the logits after each of them, [B L, V]. L may be any number: a prompt, a chunk, one token, none.
   /// Splitting a sequence among calls changes nothing. The view is valid until the next call with this cache. Throws
-  /// ArgumentError for a token id outside [0, vocab_size), a number of tokens that B does not divide, or a cache of a
-  /// model of another shape; the cache is then as it was.
+  /// ArgumentError for a token id outside [0, vocab_size), a number of tokens that B does not divide, a cache of a
+  /// model of another shape, or a model without refresh() since A_log was uploaded; the cache is then as it was.
   View<const Scalar> forward(std::span<const std::int32_t> tokens, Cache& cache) const {
     return run(tokens, cache, true);
   }
@@ -106,6 +106,7 @@ class Mamba {
                           std::to_string(tokens.size()));
     }
     check_tokens(tokens);
+    for (const auto& layer : layers) layer.mixer.check_derived();
   }
 
   /// Throws ArgumentError for a token id outside [0, vocab_size).
@@ -122,6 +123,11 @@ class Mamba {
   /// from there, which this may change in the last places.
   void refresh() {
     for (auto& layer : layers) layer.mixer.refresh(backend_);
+  }
+
+  /// Makes room for what refresh() computes, which then allocates nothing.
+  void reserve_derived() {
+    for (auto& layer : layers) layer.mixer.reserve_derived(backend_);
   }
 
   Embedding<Scalar, Backend, Weight> embedding;             // [V, D]

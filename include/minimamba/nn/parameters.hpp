@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -52,8 +53,15 @@ class Tensor : public detail::Extents {
   using Scalar = typename Backend::Scalar;
   using Extents::Extents;
 
-  void allocate(const Backend& backend) { buffer_ = backend.template allocate<Scalar>(size()); }
+  void allocate(const Backend& backend) {
+    buffer_ = backend.template allocate<Scalar>(size());
+    ++version_;
+  }
   bool allocated() const { return buffer_.size() == size(); }
+
+  /// Counts allocate() and upload(): what is derived from the numbers is of one version. It does not see what is
+  /// written through view().
+  std::uint64_t version() const { return version_; }
 
   View<Scalar> view() { return {buffer_.data(), rows(), cols()}; }
   View<const Scalar> view() const { return {buffer_.data(), rows(), cols()}; }
@@ -61,6 +69,7 @@ class Tensor : public detail::Extents {
   /// Copies rows [first, first + host.rows()) from or to the host.
   void upload(const Backend& backend, std::size_t first, View<const Scalar> host) {
     backend.upload({host.data(), host.rows() * host.cols()}, buffer_.data() + first * cols());
+    ++version_;
   }
   void download(const Backend& backend, std::size_t first, View<Scalar> host) const {
     backend.download(buffer_.data() + first * cols(), {host.data(), host.rows() * host.cols()});
@@ -68,6 +77,7 @@ class Tensor : public detail::Extents {
 
  private:
   typename Backend::template Buffer<Scalar> buffer_;
+  std::uint64_t version_ = 0;
 };
 
 /// One of the matrices that carry the weight format W: in_proj, x_proj, dt_proj, out_proj, embedding, lm_head.

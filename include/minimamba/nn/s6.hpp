@@ -11,6 +11,7 @@
 #define MINIMAMBA_NN_S6_HPP
 
 #include <cstddef>
+#include <cstdint>
 
 #include "minimamba/core/config.hpp"
 #include "minimamba/nn/layers.hpp"
@@ -69,11 +70,9 @@ struct S6 {
 
   /// Recomputes what is derived; call it when A_log has changed.
   void refresh(const Backend<Scalar>& backend) {
-    if (!A.present() || !A.allocated()) {
-      A = {A_log.shape(), A_log.role()};
-      A.allocate(backend);
-    }
+    reserve_derived(backend);
     backend.negative_exp(std::as_const(A_log).view(), A.view());
+    derived_from_ = A_log.version();
   }
 
   /// After it, forward of up to `rows` rows allocates nothing in this thread, where the backend can promise that.
@@ -84,7 +83,24 @@ struct S6 {
     out_proj.reserve(backend, rows);
   }
 
+  /// Makes room for what refresh() computes, which then allocates nothing.
+  void reserve_derived(const Backend<Scalar>& backend) {
+    if (A.present() && A.allocated()) return;
+    A = {A_log.shape(), A_log.role()};
+    A.allocate(backend);
+  }
+
+  /// Throws ArgumentError unless refresh() was called, and since the last upload to A_log. What was written to A_log
+  /// through its view() cannot be seen.
+  void check_derived() const {
+    if (!A.present() || !A.allocated()) throw ArgumentError("S6::A", "refresh() before the first forward", "no A");
+    if (derived_from_ == A_log.version()) return;
+    throw ArgumentError("S6::A", "refresh() after changing A_log", "an A that is older than A_log");
+  }
+
+  /// Throws ArgumentError for an A that is not there or older than A_log: see check_derived.
   void forward(const Backend<Scalar>& backend, const S6Arguments<Scalar>& p, Workspace<Backend<Scalar>>& work) const {
+    check_derived();
     const std::size_t M = p.sequence.rows(), E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
     const View<Scalar> uz = work.uz(M), u = work.u(M), dt_b_c = work.dt_b_c(M), delta = work.delta(M), y = work.y(M);
     in_proj.forward(backend, p.x, uz);
@@ -122,6 +138,8 @@ struct S6 {
   }
 
  private:
+  std::uint64_t derived_from_ = 0;  // A_log.version() of the last refresh()
+
   S6(std::size_t d_model, std::size_t d_inner, std::size_t d_state, std::size_t dt_rank, const MambaConfig& config)
       : in_proj(d_model, 2 * d_inner, config.bias),
         conv1d(d_inner, static_cast<std::size_t>(config.d_conv), config.conv_bias),

@@ -280,6 +280,7 @@ class StreamingDecoder {
  public:
   /// The tokenizer must outlive the decoder.
   explicit StreamingDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+  explicit StreamingDecoder(const Tokenizer&&) = delete;
 
   /// The text that this id completes, perhaps none. Throws ArgumentError for an unknown id.
   std::string push(std::int32_t id) {

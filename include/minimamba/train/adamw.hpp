@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/nn/mamba.hpp"
@@ -51,44 +53,57 @@ class AdamW {
 
   /// Moves the model against its gradients, which become zero, and recomputes what is derived from its parameters.
   /// Returns the norm of the gradient before clipping. Throws DivergedError if it is not finite, ArgumentError if the
-  /// rate is not, or for a model or gradients of another shape; nothing has changed then.
-  double step(Model& model, Model& gradients, double rate) {
+  /// rate is not, or for a model or gradients of another shape, and std::bad_alloc; nothing has changed then.
+  double step(Model& model, Gradients<Model>& gradients, double rate) {
     if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", detail::number_text(rate));
     detail::require_shapes(mean_.config(), model, "model");
     detail::require_shapes(mean_.config(), gradients, "gradients");
     const double norm = gradient_norm(gradients);
-    ++steps_;
-    const auto corrected = [&](double beta) { return 1 - std::pow(beta, static_cast<double>(steps_)); };
-    const auto& backend = model.backend();
-    for_each_parameter(
-        [&](std::string_view, auto& weight, auto& gradient, auto& mean, auto& variance) {
-          backend.adamw({.weight = detail::numbers_of(backend, weight),
-                         .gradient = detail::numbers_of(backend, gradient),
-                         .mean = detail::numbers_of(backend, mean),
-                         .variance = detail::numbers_of(backend, variance),
-                         .rate = rate,
-                         .decay = detail::decays(weight) ? options_.weight_decay : 0,
-                         .beta1 = options_.beta1,
-                         .beta2 = options_.beta2,
-                         .epsilon = options_.epsilon,
-                         .mean_correction = corrected(options_.beta1),
-                         .variance_correction = corrected(options_.beta2),
-                         .gradient_scale = options_.clip > 0 && norm > options_.clip ? options_.clip / norm : 1});
-        },
-        model, gradients, mean_, variance_);
+    const auto kernels = kernels_of_step(model, gradients, rate, norm);
+    model.reserve_derived();
+    for (const auto& kernel : kernels) model.backend().adamw(kernel);  // from here on nothing is allocated
     model.refresh();
+    ++steps_;
     return norm;
   }
 
   /// Steps so far, and the moments of the gradient: what a checkpoint keeps.
   std::int64_t steps() const { return steps_; }
-  void set_steps(std::int64_t steps) { steps_ = steps; }
-  Model& mean() { return mean_; }
-  Model& variance() { return variance_; }
-  const Model& mean() const { return mean_; }
-  const Model& variance() const { return variance_; }
+  const Gradients<Model>& mean() const { return mean_; }
+  const Gradients<Model>& variance() const { return variance_; }
+  void restore(Gradients<Model> mean, Gradients<Model> variance, std::int64_t steps) noexcept {
+    mean_ = std::move(mean);
+    variance_ = std::move(variance);
+    steps_ = steps;
+  }
 
  private:
+  using KernelArguments = AdamWArguments<typename Model::ScalarType>;
+
+  /// What the kernel is called with for each parameter: to walk over them allocates their names.
+  std::vector<KernelArguments> kernels_of_step(Model& model, Gradients<Model>& gradients, double rate, double norm) {
+    const auto corrected = [&](double beta) { return 1 - std::pow(beta, static_cast<double>(steps_ + 1)); };
+    const auto& backend = model.backend();
+    std::vector<KernelArguments> kernels;
+    for_each_parameter(
+        [&](std::string_view, auto& weight, auto& gradient, auto& mean, auto& variance) {
+          kernels.push_back({.weight = detail::numbers_of(backend, weight),
+                             .gradient = detail::numbers_of(backend, gradient),
+                             .mean = detail::numbers_of(backend, mean),
+                             .variance = detail::numbers_of(backend, variance),
+                             .rate = rate,
+                             .decay = detail::decays(weight) ? options_.weight_decay : 0,
+                             .beta1 = options_.beta1,
+                             .beta2 = options_.beta2,
+                             .epsilon = options_.epsilon,
+                             .mean_correction = corrected(options_.beta1),
+                             .variance_correction = corrected(options_.beta2),
+                             .gradient_scale = options_.clip > 0 && norm > options_.clip ? options_.clip / norm : 1});
+        },
+        model, gradients, mean_, variance_);
+    return kernels;
+  }
+
   static AdamWOptions checked(AdamWOptions options) {
     const auto require = [](bool good, const char* name, const char* expected, double found) {
       if (!good) throw ArgumentError(name, expected, detail::number_text(found));
@@ -105,7 +120,7 @@ class AdamW {
     return options;
   }
 
-  double gradient_norm(const Model& gradients) const {
+  double gradient_norm(const Gradients<Model>& gradients) const {
     double total = 0;
     for_each_parameter(
         [&](std::string_view name, const auto& gradient) {
@@ -122,7 +137,7 @@ class AdamW {
   }
 
   AdamWOptions options_;
-  Model mean_, variance_;
+  Gradients<Model> mean_, variance_;
   std::int64_t steps_ = 0;
 };
 

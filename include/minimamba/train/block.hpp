@@ -46,8 +46,8 @@ struct TrainingSequence {
   Sequence sequence;  // B, L
   std::size_t chunk = 0;
 
-  std::size_t rows() const { return sequence.rows(); }                          // M
-  std::size_t chunks() const { return (sequence.length + chunk - 1) / chunk; }  // of one sequence
+  std::size_t rows() const { return sequence.rows(); }                              // M
+  std::size_t chunks() const { return detail::chunks_of(sequence.length, chunk); }  // of one sequence
 };
 
 template <class Scalar>
@@ -57,10 +57,11 @@ struct MixerForwardArguments {
   View<Scalar> y;            // [M, D]
 };
 
-/// S6 of tape.activations.normed.
+/// S6 of tape.activations.normed. Throws ArgumentError as S6::forward does, and so does mixer_backward.
 template <class Scalar, template <class> class Backend>
 void mixer_forward(const S6<Scalar, Backend>& mixer, const Backend<Scalar>& backend,
                    const MixerForwardArguments<Scalar>& p, LayerTape<Backend<Scalar>>& tape) {
+  mixer.check_derived();
   const std::size_t M = p.tokens.rows(), E = mixer.D.cols(), N = mixer.A_log.cols(), R = mixer.dt_proj.weight.cols();
   auto& kept = tape.activations;
   const View<Scalar> uz = kept.uz(M), u = kept.u(M), dt_b_c = kept.dt_b_c(M), delta = kept.delta(M), y = kept.y(M);
@@ -120,6 +121,7 @@ struct MixerBackwardArguments {
 template <class Scalar, template <class> class Backend>
 void mixer_backward(const S6<Scalar, Backend>& mixer, S6<Scalar, Backend>& gradient, const Backend<Scalar>& backend,
                     const MixerBackwardArguments<Scalar, Backend<Scalar>>& p) {
+  mixer.check_derived();
   const std::size_t M = p.tokens.rows(), E = mixer.D.cols(), N = mixer.A_log.cols(), R = mixer.dt_proj.weight.cols();
   auto& kept = p.tape.activations;
   auto& d = p.d_activations;

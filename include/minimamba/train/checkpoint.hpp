@@ -3,6 +3,7 @@
 #ifndef MINIMAMBA_TRAIN_CHECKPOINT_HPP
 #define MINIMAMBA_TRAIN_CHECKPOINT_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -39,6 +40,10 @@ std::string kernels_text(const Backend& backend) {
 
 inline constexpr std::string_view kernels_key = "backend ";
 
+/// Tokens between the states that the scan keeps. Checkpoints that do not have it were written with 32. Its name comes
+/// behind "length", which bounds it, so that a file of another length is refused for that.
+inline constexpr const char* chunk_key = "scan_chunk";
+
 /// Everything but parameters, moments and history that the bits of the next step depend on. What is no number is in the
 /// name of a setting.
 template <class Model>
@@ -72,6 +77,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
           {"weight_decay", o.adamw.weight_decay},
           {"clip", o.adamw.clip},
           {"dropout", o.tape.dropout},
+          {chunk_key, number(std::min(o.tape.chunk, o.length))},
           {"text", fingerprint(trainer.tokens())},
           {std::string(kernels_key) + kernels_text(trainer.model().backend()), 1}};
 }
@@ -79,17 +85,11 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
 inline constexpr std::size_t record_numbers = 5;
 
 /// Calls body(prefix, module) for the parameters and both moments of a training.
-template <class T, class Body>
-void each_module(T& trainer, Body&& body) {
-  if constexpr (std::is_const_v<T>) {
-    body(std::string("model."), trainer.model());
-    body(std::string("mean."), trainer.optimizer().mean());
-    body(std::string("variance."), trainer.optimizer().variance());
-  } else {
-    body(std::string("model."), trainer.mutable_model());
-    body(std::string("mean."), trainer.optimizer().mean());
-    body(std::string("variance."), trainer.optimizer().variance());
-  }
+template <class Model, class Body>
+void each_module(const Trainer<Model>& trainer, Body&& body) {
+  body(std::string("model."), trainer.model());
+  body(std::string("mean."), trainer.optimizer().mean());
+  body(std::string("variance."), trainer.optimizer().variance());
 }
 
 inline const StoredTensor& require_tensor(const TensorSet& set, const std::string& file, const std::string& name) {
@@ -112,7 +112,13 @@ void check_kernels(const Trainer<Model>& trainer, const TensorSet& set, const st
 template <class Model>
 void check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
   check_kernels(trainer, set, file);
-  for (const auto& [name, wanted] : settings_of(trainer)) {
+  const auto wanted_settings = settings_of(trainer);
+  for (const auto& [name, wanted] : wanted_settings) {
+    if (name == chunk_key && set.find("setting." + name) == nullptr) {
+      const double found = std::min(32.0, wanted_settings.at("length"));
+      if (found != wanted) throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));
+      continue;
+    }
     const StoredTensor& tensor = require_tensor(set, file, "setting." + name);
     if (tensor.dtype != DType::F64 || tensor.size() != 1) {
       throw CheckpointError(file + ": " + tensor.name, "F64 [1]",
@@ -160,7 +166,7 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   std::vector<StoredTensor> tensors;
   for (const auto& [name, value] : settings) tensors.push_back({"setting." + name, DType::F64, {1}});
   tensors.push_back({"history", DType::F64, {trainer.history().size(), detail::record_numbers}});
-  detail::each_module(std::as_const(trainer), [&](const std::string& prefix, const Model& module) {
+  detail::each_module(trainer, [&](const std::string& prefix, const Model& module) {
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
           tensors.push_back(
@@ -171,7 +177,7 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   SafetensorsWriter writer(file, tensors);
   for (const auto& [name, value] : settings) writer.write(std::span(&value, 1), DType::F64);
   writer.write(std::span<const double>(history), DType::F64);
-  detail::each_module(std::as_const(trainer), [&](const std::string&, const Model& module) {
+  detail::each_module(trainer, [&](const std::string&, const Model& module) {
     for_each_parameter(
         [&](std::string_view, const auto& parameter) {
           detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
@@ -184,37 +190,59 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   writer.commit();
 }
 
-/// Puts a training back to where save_training left it. Throws FileError or FormatError if the file cannot be read, and
-/// CheckpointError, which names it, for a setting that differs; the training is then as it was.
-template <class Model>
-void resume_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
-  using Scalar = typename Model::ScalarType;
-  TensorSet set;
-  read_safetensors(ByteSource::open(file), set);
-  detail::check_training(std::as_const(trainer), set, file.string());
+namespace detail {
+
+/// The parameters of a checkpoint that check_training has seen.
+template <class Module>
+void read_module(const TensorSet& set, const std::string& prefix, Module& module) {
+  using Scalar = typename Module::ScalarType;
+  for_each_parameter(
+      [&](std::string_view name, auto& parameter) {
+        const StoredTensor& tensor = *set.find(prefix + std::string(name));
+        in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
+          set.read(tensor, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+          parameter.upload(module.backend(), first, piece);
+        });
+      },
+      module);
+}
+
+inline std::vector<StepRecord> read_history(const TensorSet& set) {
   const StoredTensor& stored = *set.find("history");
   std::vector<double> numbers(static_cast<std::size_t>(stored.size()));
   set.read(stored, 0, std::span(numbers));
   std::vector<StepRecord> history;
-  for (std::size_t i = 0; i < numbers.size(); i += detail::record_numbers) {
+  for (std::size_t i = 0; i < numbers.size(); i += record_numbers) {
     history.push_back({.step = static_cast<std::int64_t>(history.size()) + 1,
                        .loss = numbers[i + 1],
                        .rate = numbers[i + 2],
                        .gradient_norm = numbers[i + 3],
                        .validation_loss = numbers[i + 4]});
   }
-  detail::each_module(trainer, [&](const std::string& prefix, Model& module) {
-    for_each_parameter(
-        [&](std::string_view name, auto& parameter) {
-          const StoredTensor& tensor = *set.find(prefix + std::string(name));
-          detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
-            set.read(tensor, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
-            parameter.upload(module.backend(), first, piece);
-          });
-        },
-        module);
-  });
-  trainer.restored(std::move(history));
+  return history;
+}
+
+}  // namespace detail
+
+/// Puts a training back to where save_training left it. Needs memory for a second model and its moments while it reads.
+/// Throws FileError or FormatError if the file cannot be read, CheckpointError, which names it, for a setting that
+/// differs, and std::bad_alloc; the training is then as it was.
+template <class Model>
+void resume_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
+  TensorSet set;
+  read_safetensors(ByteSource::open(file), set);
+  detail::check_training(trainer, set, file.string());
+  const Model& like = trainer.model();
+  TrainingState<Model> state{.model = Model::shapes_only(like.config(), like.backend()),
+                             .mean = zeros_like(like),
+                             .variance = zeros_like(like),
+                             .history = detail::read_history(set)};
+  allocate_parameters(state.model, state.model.backend());
+  detail::read_module(set, "model.", state.model);
+  detail::read_module(set, "mean.", state.mean);
+  detail::read_module(set, "variance.", state.variance);
+  state.model.refresh();
+  trainer.restore(std::move(state));
 }
 
 }  // namespace minimamba

@@ -38,11 +38,24 @@ struct Conv1dBackwardArguments {
   View<Scalar> d_window;      // [B E, K - 1], of the final window; then of the initial one
 };
 
+namespace detail {
+
+/// Tokens between saved states, of which more than a sequence has come to the same.
+inline std::size_t tokens_of_chunk(std::size_t chunk, std::size_t length) {
+  return chunk < length || length == 0 ? chunk : length;
+}
+/// Chunks of a sequence: ceil(length / chunk), for any chunk but zero.
+inline std::size_t chunks_of(std::size_t length, std::size_t chunk) {
+  return length / chunk + (length % chunk == 0 ? 0 : 1);
+}
+
+}  // namespace detail
+
 /// selective_scan_saving: the selective scan, which also keeps the state before each chunk of tokens.
 template <class Scalar>
 struct ScanSavingArguments {
   ScanArguments<Scalar> scan;
-  std::size_t chunk = 0;  // tokens between saved states
+  std::size_t chunk = 0;  // tokens between saved states, at least 1; any more than L are the same as L
   View<Scalar> saved;     // [B ceil(L / chunk) E, N], sequence by sequence
 };
 
@@ -59,7 +72,7 @@ struct ScanSavingArguments {
 template <class Scalar>
 struct ScanBackwardArguments {
   Sequence sequence;              // B, L
-  std::size_t chunk = 0;          // tokens between saved states
+  std::size_t chunk = 0;          // tokens between saved states, as in the forward call
   View<const Scalar> u;           // [M, E]
   View<const Scalar> delta;       // [M, E]
   View<const Scalar> delta_bias;  // [1, E]

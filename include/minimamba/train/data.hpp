@@ -38,6 +38,9 @@ inline TokenSplit split_tokens(std::span<const std::int32_t> tokens, double vali
   if (validation_fraction > 0) require(validation, "to validate on");
   return {tokens.first(tokens.size() - validation), tokens.last(validation)};
 }
+template <class Token>
+TokenSplit split_tokens(const std::vector<Token>&&, double,
+                        std::size_t) = delete;  // the parts lie in the tokens
 
 /// Windows of a batch, and the token after each of theirs.
 struct Windows {
@@ -56,9 +59,14 @@ inline void add_window(std::span<const std::int32_t> tokens, std::size_t start, 
 }  // namespace detail
 
 /// Windows at random places. Which ones depends on the seed and the number of the batch alone, so that a training that
-/// is resumed draws what it would have drawn.
+/// is resumed draws what it would have drawn. Throws ArgumentError for fewer tokens than a window and the one that
+/// follows it.
 inline Windows random_windows(std::span<const std::int32_t> tokens, Sequence sequence, std::uint64_t seed,
                               std::uint64_t number) {
+  if (tokens.size() <= sequence.length) {
+    throw ArgumentError("tokens", "more than " + std::to_string(sequence.length) + ", a window and one more",
+                        std::to_string(tokens.size()));
+  }
   Windows windows;
   for (std::size_t row = 0; row < sequence.batch; ++row) {
     const std::uint64_t bits = detail::random_bits(seed, number * sequence.batch + row);
@@ -71,9 +79,12 @@ inline Windows random_windows(std::span<const std::int32_t> tokens, Sequence seq
 /// Batch number `number` of windows that lie behind each other; empty when fewer tokens than a whole window are left.
 inline Windows windows_in_order(std::span<const std::int32_t> tokens, Sequence sequence, std::size_t number) {
   Windows windows;
+  if (tokens.empty() || sequence.length == 0 || sequence.batch == 0) return windows;
+  const std::size_t whole = (tokens.size() - 1) / sequence.length;  // windows with a token behind them
+  if (number > whole / sequence.batch) return windows;
   for (std::size_t row = 0; row < sequence.batch; ++row) {
-    const std::size_t start = (number * sequence.batch + row) * sequence.length;
-    if (start + sequence.length < tokens.size()) detail::add_window(tokens, start, sequence.length, windows);
+    const std::size_t window = number * sequence.batch + row;
+    if (window < whole) detail::add_window(tokens, window * sequence.length, sequence.length, windows);
   }
   return windows;
 }

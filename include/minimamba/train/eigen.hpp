@@ -126,7 +126,7 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
   /// Channels [e, e + lanes) of all sequences, chunk by chunk from the end.
   template <std::size_t lanes>
   static void scan_strip(const ScanBackwardArguments<Scalar>& p, std::size_t e, View<Scalar> sums) {
-    const std::size_t length = p.sequence.length, chunks = (length + p.chunk - 1) / p.chunk;
+    const std::size_t length = p.sequence.length, chunks = detail::chunks_of(length, p.chunk);
     Chunk<lanes> work(std::min(p.chunk, length));
     for (std::size_t row = 0; row < p.sequence.batch; ++row) {
       for (std::size_t k = chunks; k-- > 0;) {

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <string>
+#include <string_view>
 
 #include "minimamba/core/config.hpp"
 #include "minimamba/core/error.hpp"
@@ -12,14 +13,6 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-/// A module for the gradients, or moments, of a model: of the same shape, all zero.
-template <class Model>
-Model zeros_like(const Model& model) {
-  Model zeros = Model::shapes_only(model.config(), model.backend());
-  allocate_parameters(zeros, zeros.backend());
-  return zeros;
-}
 
 namespace detail {
 
@@ -32,6 +25,35 @@ auto numbers_of(const Backend& backend, P& parameter) {
     return parameter.view();
   }
 }
+
+}  // namespace detail
+
+/// The gradients, or moments, of a model: a module of its shape, all zero at first, which for_each_parameter walks
+/// beside it. A type of its own, so that a model and its gradients cannot be taken for each other.
+template <class Model>
+class Gradients : public Model {
+ public:
+  explicit Gradients(const Model& model) : Model(Model::shapes_only(model.config(), model.backend())) {
+    allocate_parameters(*this, this->backend());
+  }
+
+  /// Forgets what was added, as after a backward that threw.
+  void set_zero() {
+    const auto& backend = this->backend();
+    for_each_parameter(
+        [&](std::string_view, auto& parameter) {
+          backend.fill(detail::numbers_of(backend, parameter), typename Model::ScalarType(0));
+        },
+        *this);
+  }
+};
+
+template <class Model>
+Gradients<Model> zeros_like(const Model& model) {
+  return Gradients<Model>(model);
+}
+
+namespace detail {
 
 /// Throws ArgumentError unless a module has the parameters that a configuration asks for.
 template <class Model>

@@ -48,7 +48,7 @@ class HostTraining : public Inference {
   /// Splitting a sequence changes no bit, so the chunks are scanned one by one, each from what the last one left.
   void selective_scan_saving(const ScanSavingArguments<Scalar>& p) const {
     const std::size_t batch = p.scan.sequence.batch, length = p.scan.sequence.length;
-    const std::size_t channels = p.scan.u.cols(), chunks = (length + p.chunk - 1) / p.chunk;
+    const std::size_t channels = p.scan.u.cols(), chunks = chunks_of(length, p.chunk);
     for (std::size_t row = 0; row < batch; ++row) {
       const View<Scalar> h = p.scan.h.rows_from(row * channels, channels);
       for (std::size_t k = 0; k < chunks; ++k) {

@@ -137,11 +137,11 @@ class LoopTraining : public HostTraining<Inference> {
   /// One channel of one sequence, chunk by chunk from the end.
   static void scan_channel(const ScanBackwardArguments<Scalar>& p, std::size_t row, std::size_t e) {
     const std::size_t length = p.sequence.length, channels = p.u.cols(), states = p.a.cols();
-    const std::size_t chunks = (length + p.chunk - 1) / p.chunk;
-    std::vector<double> h((p.chunk + 1) * states);  // before each token of the chunk, and after the last
-    for (std::size_t chunk = chunks; chunk-- > 0;) {
-      const std::size_t begin = chunk * p.chunk, end = std::min(length, begin + p.chunk);
-      const auto start = p.saved.row((row * chunks + chunk) * channels + e);
+    const std::size_t chunk = tokens_of_chunk(p.chunk, length), chunks = chunks_of(length, chunk);
+    std::vector<double> h((chunk + 1) * states);  // before each token of the chunk, and after the last
+    for (std::size_t k = chunks; k-- > 0;) {
+      const std::size_t begin = k * chunk, end = std::min(length, begin + chunk);
+      const auto start = p.saved.row((row * chunks + k) * channels + e);
       for (std::size_t n = 0; n < states; ++n) h[n] = wide(start[n]);
       for (std::size_t t = begin; t < end; ++t) {
         const std::size_t i = row * length + t;

@@ -144,7 +144,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
   void selective_scan_saving(const ScanSavingArguments<Scalar>& p) const {
     const ScanArguments<Scalar>& scan = p.scan;
     const std::size_t length = scan.sequence.length, channels = scan.u.cols(), states = scan.a.cols();
-    const std::size_t chunks = ceil(length, p.chunk);
+    const std::size_t chunks = detail::chunks_of(length, p.chunk);
     this->each_channels(scan.sequence.batch, channels, length * states * 4,
                         [&](std::size_t row, std::size_t first, std::size_t last) {
                           Scalar* const h = scan.h.data() + row * channels * states;
@@ -180,7 +180,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
   void selective_scan_backward(const ScanBackwardArguments<Scalar>& p) const {
     const std::size_t M = p.u.rows(), channels = p.u.cols(), states = p.a.cols();
     const std::size_t groups = ceil(channels, native::channel_group);
-    const std::size_t room = native::scan_backward_scratch(p.chunk, states);
+    const std::size_t room = native::scan_backward_scratch(detail::tokens_of_chunk(p.chunk, p.sequence.length), states);
     Scalar* const sums = this->scratch(groups * M * 2 * states + room * static_cast<std::size_t>(this->threads()));
     Scalar* const rooms = sums + groups * M * 2 * states;
     share(groups, native::channel_group * M * states * 8, [&](std::size_t begin, std::size_t end, std::size_t part) {
@@ -273,7 +273,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
                                                     Scalar* sums, Scalar* room) {
     return {p.sequence.batch,
             p.sequence.length,
-            p.chunk,
+            detail::tokens_of_chunk(p.chunk, p.sequence.length),
             p.u.cols(),
             p.a.cols(),
             group,

@@ -27,7 +27,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 struct TapeOptions {
-  std::size_t chunk = 32;  // tokens between the states that the scan keeps
+  std::size_t chunk = 32;  // tokens between the states that the scan keeps; at most all of a sequence
   bool recompute = false;  // keep only the input of each layer, and compute its activations again on the way back
   double dropout = 0;      // probability that an output of a mixer is left out of the residual stream
 };
@@ -79,36 +79,43 @@ class Tape {
   }
 
   /// Reads tokens [B, L] as Model::forward does and keeps what backward needs. The seed picks what dropout leaves out;
-  /// give each pass another. Throws ArgumentError for what Model::forward refuses, and for no tokens.
+  /// give each pass another. Throws ArgumentError for what Model::forward refuses, and for no tokens; nothing has
+  /// changed then. After another exception, as std::bad_alloc, the cache is as it was, and the tape has nothing to walk
+  /// back.
   void forward(const Model& model, std::span<const std::int32_t> tokens, Cache& cache, std::uint64_t seed = 0) {
     model.check(tokens, cache);
     if (tokens.empty()) throw ArgumentError("tokens", "at least one of each sequence", "none");
+    complete_ = false;
     reserve(model, {.batch = cache.batch(), .length = tokens.size() / cache.batch()});
     tokens_.assign(tokens.begin(), tokens.end());
-    seed_ = seed;
-    backend_.embed(tokens_, model.embedding.weight.packed(), input(0));
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      const LayerState<Scalar> state = cache.state(layer);
-      backend_.copy(state.conv, initial_state(layer).conv);
-      backend_.copy(state.ssm, initial_state(layer).ssm);
-      run_layer(model, layer, state);
-      backend_.copy(input(layer), input(layer + 1));
-      backend_.add(d_out(), input(layer + 1));
-    }
-    model.norm_f.forward(backend_, input(model.layers.size()), head_input());
-    cache.advance(sequence_.sequence.length);
     config_ = model.config();
+    seed_ = seed;
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+      copy_state(cache.state(layer), initial_state(layer));
+    }
+    try {
+      run_layers(model, cache);
+    } catch (...) {
+      for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+        copy_state(initial_state(layer), cache.state(layer));
+      }
+      throw;
+    }
+    cache.advance(sequence_.sequence.length);
+    complete_ = true;
   }
 
   /// The loss of what forward read: targets[i] is the token after tokens[i], or ignored_target. Throws ArgumentError
-  /// for another number of targets, one that is no token, a model of another shape, or if there was no forward.
+  /// for another number of targets, one that is no token, a model of another shape, or if there was no forward or the
+  /// last one threw.
   Loss loss(const Model& model, std::span<const std::int32_t> targets) { return head(model, targets, 0, nullptr); }
 
   /// The same, and adds the derivative of scale * sum + <d_state, final states> by each parameter to `gradients`, a
   /// module such as zeros_like(model) makes. The model must be as it was in forward, which may be walked back once.
   /// Throws ArgumentError for what loss refuses, and for gradients or states of another shape; nothing has changed
-  /// then.
-  Loss backward(const Model& model, std::span<const std::int32_t> targets, Model& gradients,
+  /// then. After another exception, as std::bad_alloc, a part is added to the gradients, and d_state is between the
+  /// two: begin again from set_zero().
+  Loss backward(const Model& model, std::span<const std::int32_t> targets, Gradients<Model>& gradients,
                 BackwardOptions<Cache> options = {}) {
     const std::size_t count = check_targets(model, targets);
     detail::require_shapes(config_, gradients, "gradients");
@@ -142,14 +149,18 @@ class Tape {
     const MambaConfig& config = model.config();
     const auto size = [](std::int64_t value) { return static_cast<std::size_t>(value); };
     const std::size_t n_layer = model.layers.size(), E = size(config.d_inner()), D = size(config.d_model);
-    sequence_ = {.sequence = sequence, .chunk = options_.chunk};
+    sequence_ = {.sequence = sequence, .chunk = std::min(options_.chunk, sequence.length)};
     const std::size_t channels = sequence.batch * E, saved = channels * sequence_.chunks();
     inputs_.resize(n_layer + 1);
-    for (LayerInput& input : inputs_) {
-      input.x.reserve(backend_, rows(), D);
+    const auto reserve_states = [&](LayerInput& input) {
       input.conv.reserve(backend_, channels, size(config.d_conv - 1));
       input.ssm.reserve(backend_, channels, size(config.d_state));
+    };
+    for (LayerInput& input : inputs_) {
+      input.x.reserve(backend_, rows(), D);
+      reserve_states(input);
     }
+    if (options_.recompute) reserve_states(again_);
     layers_.resize(options_.recompute ? 1 : n_layer);
     for (auto& layer : layers_) {
       layer.activations.reserve(backend_, config, rows());
@@ -185,6 +196,21 @@ class Tape {
     return {.rate = options_.dropout, .seed = detail::random_bits(seed_, layer)};
   }
 
+  void copy_state(LayerState<Scalar> from, LayerState<Scalar> to) {
+    backend_.copy(from.conv, to.conv);
+    backend_.copy(from.ssm, to.ssm);
+  }
+
+  void run_layers(const Model& model, Cache& cache) {
+    backend_.embed(tokens_, model.embedding.weight.packed(), input(0));
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+      run_layer(model, layer, cache.state(layer));
+      backend_.copy(input(layer), input(layer + 1));
+      backend_.add(d_out(), input(layer + 1));
+    }
+    model.norm_f.forward(backend_, input(model.layers.size()), head_input());
+  }
+
   /// The mixer's output for input(layer), in d_out().
   void run_layer(const Model& model, std::size_t layer, LayerState<Scalar> state) {
     const auto& block = model.layers[layer];
@@ -194,7 +220,7 @@ class Tape {
   }
 
   /// d_x, of the residual stream after the layer, becomes that before it.
-  void backward_layer(const Model& model, std::size_t layer, Model& gradients, LayerState<Scalar> d_state) {
+  void backward_layer(const Model& model, std::size_t layer, Gradients<Model>& gradients, LayerState<Scalar> d_state) {
     const auto& block = model.layers[layer];
     auto& gradient = gradients.layers[layer];
     if (options_.recompute) run_again(model, layer);
@@ -218,14 +244,8 @@ class Tape {
   }
 
   void run_again(const Model& model, std::size_t layer) {
-    LayerInput& spare = again_;
-    const LayerState<Scalar> initial = initial_state(layer);
-    spare.conv.reserve(backend_, initial.conv.rows(), initial.conv.cols());
-    spare.ssm.reserve(backend_, initial.ssm.rows(), initial.ssm.cols());
-    const LayerState<Scalar> state = state_of(spare);
-    backend_.copy(initial.conv, state.conv);
-    backend_.copy(initial.ssm, state.ssm);
-    run_layer(model, layer, state);
+    copy_state(initial_state(layer), state_of(again_));
+    run_layer(model, layer, state_of(again_));
   }
 
   void check_state(const Model& model, const Cache& d_state) const {
@@ -236,8 +256,9 @@ class Tape {
   }
 
   std::size_t check_targets(const Model& model, std::span<const std::int32_t> targets) const {
-    if (tokens_.empty()) throw ArgumentError("Tape", "one that has read tokens", "one that has not");
+    if (!complete_) throw ArgumentError("Tape", "one that has read tokens", "one that has not");
     detail::require_shapes(config_, model, "model");
+    for (const auto& layer : model.layers) layer.mixer.check_derived();
     if (targets.size() != tokens_.size()) {
       throw ArgumentError("targets", "as many as tokens, " + std::to_string(tokens_.size()),
                           std::to_string(targets.size()));
@@ -261,7 +282,7 @@ class Tape {
   }
 
   /// Some rows at a time, whose logits become their own gradients: those of all rows are never there together.
-  Loss head(const Model& model, std::span<const std::int32_t> targets, double scale, Model* gradients) {
+  Loss head(const Model& model, std::span<const std::int32_t> targets, double scale, Gradients<Model>* gradients) {
     Loss loss{.sum = 0, .count = check_targets(model, targets)};
     const bool tied = model.config().tie_embeddings;
     const auto& weight = tied ? model.embedding.weight : model.lm_head.weight;
@@ -283,6 +304,7 @@ class Tape {
   Backend backend_;
   TrainingSequence sequence_;
   std::uint64_t seed_ = 0;
+  bool complete_ = false;                   // whether forward came to its end
   MambaConfig config_;                      // of the model that read the tokens
   std::vector<std::int32_t> tokens_;        // [M]
   std::vector<LayerInput> inputs_;          // of each layer, and of the last norm

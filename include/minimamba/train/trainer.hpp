@@ -42,6 +42,14 @@ struct StepRecord {
   double validation_loss = std::numeric_limits<double>::quiet_NaN();  // after the step, where it was asked for
 };
 
+/// All that a step changes: what a checkpoint keeps.
+template <class Model>
+struct TrainingState {
+  Model model;
+  Gradients<Model> mean, variance;  // the moments of the optimiser
+  std::vector<StepRecord> history;  // of all steps
+};
+
 /// The same seed gives the same bits on the reference and native backends, whatever the threads.
 template <class Model>
 class Trainer {
@@ -65,9 +73,12 @@ class Trainer {
   Trainer(Trainer&&) = delete;  // the split points into the tokens
 
   /// Learns from the next windows. Throws DivergedError, with the model as it was, when the loss or a gradient is not
-  /// finite; no further step is possible then.
-  const StepRecord& step() {
+  /// finite; no further step is possible then. After any other exception, as std::bad_alloc, the training is as it was,
+  /// and the same step may be taken again, to the same bits.
+  StepRecord step() {
     const std::int64_t number = steps();
+    if (gradients_begun_) gradients_.set_zero();  // of a step that threw
+    gradients_begun_ = true;
     const double scale = 1 / static_cast<double>(options_.batch * options_.length * options_.accumulate);
     double loss = 0;
     for (std::size_t i = 0; i < options_.accumulate; ++i) {
@@ -77,8 +88,14 @@ class Trainer {
     }
     if (!std::isfinite(loss)) refuse("step " + std::to_string(number + 1), loss);
     const double rate = options_.schedule.rate(number);
-    const double norm = optimizer_.step(model_, gradients_, rate);
-    history_.push_back({.step = number + 1, .loss = loss, .rate = rate, .gradient_norm = norm});
+    history_.push_back({.step = number + 1, .loss = loss, .rate = rate});  // before what cannot be taken back
+    try {
+      history_.back().gradient_norm = optimizer_.step(model_, gradients_, rate);
+    } catch (...) {
+      history_.pop_back();
+      throw;
+    }
+    gradients_begun_ = false;
     return history_.back();
   }
 
@@ -123,14 +140,15 @@ class Trainer {
   const TokenSplit& split() const { return split_; }
   const std::vector<StepRecord>& history() const { return history_; }
 
-  /// For checkpoints, which put back all that a step changes; then call restored().
+  /// To change parameters by hand, between steps; then call refresh() on it.
   Model& mutable_model() { return model_; }
-  AdamW<Model>& optimizer() { return optimizer_; }
   const AdamW<Model>& optimizer() const { return optimizer_; }
-  void restored(std::vector<StepRecord> history) {
-    history_ = std::move(history);
-    optimizer_.set_steps(static_cast<std::int64_t>(history_.size()));
-    model_.refresh();
+
+  /// Goes on from a state of modules of this model's configuration, whose model is refreshed: for checkpoints.
+  void restore(TrainingState<Model> state) noexcept {
+    model_ = std::move(state.model);
+    history_ = std::move(state.history);
+    optimizer_.restore(std::move(state.mean), std::move(state.variance), static_cast<std::int64_t>(history_.size()));
   }
 
  private:
@@ -186,7 +204,9 @@ class Trainer {
   TrainerOptions options_;
   std::vector<std::int32_t> tokens_;
   TokenSplit split_;
-  Model model_, gradients_;
+  Model model_;
+  Gradients<Model> gradients_;
+  bool gradients_begun_ = false;  // by a step that has not ended
   AdamW<Model> optimizer_;
   Tape<Model> tape_, validation_tape_;
   typename Model::Cache cache_;

@@ -1,0 +1,67 @@
+// train/data: splits and windows of any size, and those that cannot be.
+#include <limits>
+
+#include <gtest/gtest.h>
+
+#include "minimamba/train/data.hpp"
+
+namespace {
+
+using namespace minimamba;
+using Tokens = std::vector<std::int32_t>;
+
+Tokens counted(std::size_t count) {
+  Tokens tokens(count);
+  for (std::size_t i = 0; i < count; ++i) tokens[i] = static_cast<std::int32_t>(i);
+  return tokens;
+}
+
+TEST(Windows, AtRandomPlacesNeedOneTokenMoreThanTheirLength) {
+  for (const std::size_t length : {std::size_t{1}, std::size_t{8}}) {
+    for (std::size_t size = 0; size <= length; ++size) {
+      EXPECT_THROW(random_windows(counted(size), {2, length}, 0, 0), ArgumentError) << size << " of " << length;
+    }
+    const Windows only = random_windows(counted(length + 1), {2, length}, 0, 5);
+    EXPECT_EQ(only.tokens.size(), 2 * length);
+    EXPECT_EQ(only.tokens.front(), 0);
+    EXPECT_EQ(only.targets.back(), static_cast<std::int32_t>(length));
+  }
+  EXPECT_THROW(random_windows(Tokens(), {1, 0}, 0, 0), ArgumentError);
+  EXPECT_THROW(random_windows(counted(9), {1, std::numeric_limits<std::size_t>::max()}, 0, 0), ArgumentError);
+}
+
+TEST(Windows, InOrderEndWithTheTokens) {
+  const Tokens tokens = counted(11);
+  EXPECT_EQ(windows_in_order(tokens, {2, 5}, 0).tokens, counted(10));
+  EXPECT_TRUE(windows_in_order(tokens, {2, 5}, 1).tokens.empty());
+  EXPECT_EQ(windows_in_order(tokens, {3, 5}, 0).tokens, counted(10));
+  EXPECT_EQ(windows_in_order(std::span(tokens).first(10), {2, 5}, 0).tokens, counted(5));  // the last has no target
+  constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
+  for (const std::size_t number : {most, most / 2, most / 5 + 1, most / 10 + 1}) {
+    EXPECT_TRUE(windows_in_order(tokens, {2, 5}, number).tokens.empty()) << number;
+  }
+  EXPECT_TRUE(windows_in_order(tokens, {2, most}, 1).tokens.empty());
+  EXPECT_TRUE(windows_in_order(tokens, {2, 0}, 0).tokens.empty());
+  EXPECT_TRUE(windows_in_order(tokens, {0, 5}, 0).tokens.empty());
+  EXPECT_TRUE(windows_in_order(Tokens(), {1, 1}, 0).tokens.empty());
+}
+
+template <class T>
+constexpr bool splits = requires(T&& tokens) {
+  split_tokens(std::forward<T>(tokens), 0.1, 5);
+};
+static_assert(splits<Tokens&> && splits<const Tokens&> && splits<std::span<const std::int32_t>>);
+static_assert(!splits<Tokens>);  // the parts would outlive their tokens
+
+TEST(Splits, AreTheBeginningAndTheEnd) {
+  const Tokens tokens = counted(20);
+  const TokenSplit split = split_tokens(tokens, 0.25, 4);
+  EXPECT_EQ(split.training.data(), tokens.data());
+  EXPECT_EQ(split.validation.data(), tokens.data() + 15);
+  EXPECT_EQ(split.validation.size(), 5U);
+  EXPECT_THROW(split_tokens(tokens, 0.25, 5), ArgumentError);
+  EXPECT_THROW(split_tokens(tokens, 0, 20), ArgumentError);
+  EXPECT_EQ(split_tokens(tokens, 0, 19).training.size(), 20U);
+}
+
+}  // namespace
