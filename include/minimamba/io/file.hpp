@@ -48,6 +48,14 @@ inline std::string printable(std::string_view text, std::size_t longest = 200) {
   return text.size() > longest ? result + "..." : result;
 }
 
+/// Whether an untrusted text is the name of a file, and leads to no other folder on any system.
+inline bool is_plain_name(std::string_view name) {
+  constexpr std::size_t longest = 255;
+  const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; };
+  return !name.empty() && name != "." && name != ".." && name.size() <= longest &&
+         std::none_of(name.begin(), name.end(), control) && name.find_first_of("/\\:") == name.npos;
+}
+
 /// Whether there is something of that name. A link counts, be it broken: opening it says what is wrong with it.
 inline bool is_there(const std::filesystem::path& path) {
   std::error_code error;

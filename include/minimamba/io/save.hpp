@@ -244,7 +244,7 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
     pieces([&](std::size_t, auto piece) { weights.write(as_constants(piece), dtype(is_matrix)); });
     progress.add(parameter.size());
   });
-  config.write(hugging_face_config(parameters.config(), torch_name(types.first)).dump(2) + "\n");
+  config.write(hugging_face_config(parameters.config(), torch_name(types.first)));
   std::list<AtomicFile> others;
   for (const auto& [name, source] : options.files) copy_to(source, others.emplace_back(folder / name));
   weights.finish();
