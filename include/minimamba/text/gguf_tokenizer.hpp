@@ -116,11 +116,12 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
     tokens[id] = "[PAD" + std::to_string(id) + "]";
     types[id] = Type::unused;
   }
-  GgufMetadata metadata{{"tokenizer.ggml.model", std::string("gpt2")},
-                        {"tokenizer.ggml.pre", std::string(parts.nfc ? "mpt" : "gpt-2")},
-                        {"tokenizer.ggml.tokens", std::move(tokens)},
-                        {"tokenizer.ggml.token_type", std::move(types)},
-                        {"tokenizer.ggml.merges", parts.merges}};
+  GgufMetadata metadata;
+  metadata["tokenizer.ggml.model"] = std::string("gpt2");
+  metadata["tokenizer.ggml.pre"] = std::string(parts.nfc ? "mpt" : "gpt-2");
+  metadata["tokenizer.ggml.tokens"] = std::move(tokens);
+  metadata["tokenizer.ggml.token_type"] = std::move(types);
+  metadata["tokenizer.ggml.merges"] = parts.merges;
   const auto add = [&](const char* flag, const char* key, const std::vector<std::int32_t>& ids) {
     metadata[flag] = !ids.empty();
     if (!ids.empty()) metadata[key] = static_cast<std::uint64_t>(ids.front());
