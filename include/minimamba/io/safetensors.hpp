@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/io/atomic_file.hpp"
 #include "minimamba/io/json.hpp"
 #include "minimamba/io/tensors.hpp"
 
@@ -263,7 +264,7 @@ void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& s
 
 /// The file of a shard that lies beside its index.
 inline ByteSource open_shard(const std::filesystem::path& index, const std::string& file) {
-  return ByteSource::open(index.parent_path() / std::filesystem::path(std::u8string(file.begin(), file.end())));
+  return ByteSource::open(index.parent_path() / detail::path_of(file));
 }
 
 /// The same for shards that lie beside their index.
@@ -316,6 +317,8 @@ class SafetensorsWriter {
     finish();
     file_.commit();
   }
+  /// What is written to, for commit_together.
+  AtomicFile& file() { return file_; }
 
  private:
   /// Gives each tensor its place in the data and returns the header. Wider numbers lie before narrower ones, so that
