@@ -8,6 +8,7 @@
 #include "minimamba/text.hpp"
 #include "support/faults.hpp"
 #include "support/files.hpp"
+#include "support/measured.hpp"
 
 namespace {
 
@@ -21,6 +22,7 @@ using support::Outcome;
 namespace fs = std::filesystem;
 
 const fs::path data_folder = GOLDEN_FOLDER;
+constexpr long step = support::under_a_sanitizer ? 7 : 1;  // from one failing allocation to the next
 
 MambaConfig other_config() {
   MambaConfig config = support::tiny_config();
@@ -80,7 +82,8 @@ TEST_P(Loading, LeavesTheOldModelWhenMemoryRunsOut) {
                                         [&](bool threw) {
                                           EXPECT_TRUE(identical(logits_of(model), threw ? old_logits : new_logits));
                                           model = before.clone();
-                                        });
+                                        },
+                                        step);
 }
 
 TEST_P(Loading, SaysWhichFileCannotBeRead) {
@@ -176,7 +179,8 @@ TEST_P(SavingFiles, LeavesTheOldOnesWhenMemoryRunsOut) {
                                         [&](bool threw) {
                                           EXPECT_EQ(names_and_bytes(folder.path()), threw ? before : after);
                                           if (!threw) put_old_files();
-                                        });
+                                        },
+                                        step);
 }
 
 TEST_P(SavingFiles, MakesNoFolderWhenMemoryRunsOut) {
