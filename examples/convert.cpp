@@ -123,7 +123,7 @@ std::optional<fs::path> tokenizer_path(const Arguments& arguments, const minimam
     return fs::is_directory(path) ? path / "tokenizer.json" : path;
   }
   const fs::path path = checkpoint.folder / "tokenizer.json";
-  return fs::exists(path) ? std::optional(path) : std::nullopt;
+  return minimamba::detail::is_there(path) ? std::optional(path) : std::nullopt;
 }
 
 /// What the output's metadata says about the text: taken over from GGUF, or made of tokenizer.json.
@@ -149,7 +149,8 @@ std::vector<std::pair<std::string, minimamba::ByteSource>> carried_files(const A
                                                                          std::string& text) {
   std::vector<std::pair<std::string, minimamba::ByteSource>> files;
   for (const char* const name : tokenizer_files) {
-    if (fs::exists(checkpoint.folder / name) && checkpoint.format != minimamba::CheckpointFormat::gguf) {
+    if (minimamba::detail::is_there(checkpoint.folder / name) &&
+        checkpoint.format != minimamba::CheckpointFormat::gguf) {
       files.emplace_back(name, minimamba::ByteSource::open(checkpoint.folder / name));
     }
   }
@@ -179,7 +180,7 @@ void check_output(const Arguments& arguments, bool gguf, const minimamba::SaveOp
   }
   for (const auto& [name, source] : options.files) kept.push_back(output / name);
   for (const fs::path& path : kept) {
-    if (!fs::exists(fs::symlink_status(path))) continue;
+    if (!minimamba::detail::is_there(path)) continue;
     throw minimamba::FileError(path.string(), "no file yet, or --force to overwrite it", "one");
   }
 }

@@ -193,7 +193,7 @@ inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& pat
   }
   const std::filesystem::path json = checkpoint.folder / "tokenizer.json";
   const bool gguf = checkpoint.format == minimamba::CheckpointFormat::gguf;
-  if (!gguf && std::filesystem::exists(json)) return minimamba::Tokenizer::load(json);
+  if (!gguf && minimamba::detail::is_there(json)) return minimamba::Tokenizer::load(json);
   if (checkpoint.config.padded_vocab_size() == 256) return minimamba::Tokenizer::bytes();
   return std::nullopt;
 }

@@ -120,7 +120,7 @@ Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minim
   }
   if (init->format == minimamba::CheckpointFormat::gguf) return {*std::move(own), program::gguf_tokenizer_json(*init)};
   const fs::path json = init->folder / "tokenizer.json";
-  return {*std::move(own), fs::exists(json) ? read_file(json) : ""};
+  return {*std::move(own), minimamba::detail::is_there(json) ? read_file(json) : ""};
 }
 
 std::optional<minimamba::Checkpoint> open_init(const Arguments& arguments) {

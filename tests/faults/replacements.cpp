@@ -1,5 +1,14 @@
 // The program's own malloc family, in front of the C library's; where a sanitizer stands there already, operator new.
+// And four calls of the system.
+#if defined(__linux__)
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#endif
+
 #include <cerrno>
+#include <csignal>
 #include <cstdlib>
 #include <new>
 
@@ -20,8 +29,62 @@ bool fails() noexcept {
   return false;
 }
 
+std::atomic<long> calls_until_fault{-1};
+std::atomic<int> faulty_kinds{0};
+std::atomic<Outcome> outcome{Outcome::fails};
+
 }  // namespace
+
+FaultyCall::FaultyCall(Kind kind, long index, Outcome what) {
+  faulty_kinds = kind;
+  outcome = what;
+  calls_until_fault = index;
+}
+FaultyCall::~FaultyCall() { calls_until_fault = -1; }
+bool FaultyCall::happened() const { return calls_until_fault < 0; }
+
+#if defined(__linux__)
+
+namespace {
+
+/// Whether this call is the faulty one. It does not return if the program is to be killed.
+bool is_faulty(FaultyCall::Kind kind) noexcept {
+  if (calls_until_fault < 0 || (faulty_kinds & kind) == 0 || calls_until_fault-- != 0) return false;
+  if (outcome == Outcome::killed) ::kill(::getpid(), SIGKILL);
+  errno = EIO;
+  return true;
+}
+
+}  // namespace
+
+#endif
 }  // namespace support
+
+#if defined(__linux__)
+
+extern "C" {
+ssize_t pread(int file, void* out, std::size_t size, off_t offset) {
+  const bool faulty = support::is_faulty(support::FaultyCall::pread);
+  if (faulty && support::outcome != support::Outcome::half) {
+    return support::outcome == support::Outcome::end ? (errno = 0) : -1;
+  }
+  const iovec part{out, faulty && size > 1 ? size / 2 : size};
+  return ::preadv(file, &part, 1, offset);
+}
+int rename(const char* from, const char* to) noexcept {
+  return support::is_faulty(support::FaultyCall::rename) ? -1 : ::renameat(AT_FDCWD, from, AT_FDCWD, to);
+}
+int remove(const char* path) noexcept {
+  if (support::is_faulty(support::FaultyCall::remove)) return -1;
+  const int result = ::unlink(path);
+  return result != 0 && errno == EISDIR ? ::rmdir(path) : result;
+}
+int fsync(int file) {
+  return support::is_faulty(support::FaultyCall::fsync) ? -1 : static_cast<int>(::syscall(SYS_fsync, file));
+}
+}
+
+#endif
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
@@ -75,6 +138,12 @@ void* operator new(std::size_t size, std::align_val_t alignment) {
 }
 void* operator new[](std::size_t size, std::align_val_t alignment) {
   return allocate(size, static_cast<std::size_t>(alignment));
+}
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return support::fails() ? nullptr : std::malloc(size == 0 ? 1 : size);
+}
+void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
+  return support::fails() ? nullptr : std::malloc(size == 0 ? 1 : size);
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete[](void* memory) noexcept { std::free(memory); }

@@ -2,19 +2,18 @@
 #ifndef MINIMAMBA_TESTS_BURDEN_HPP
 #define MINIMAMBA_TESTS_BURDEN_HPP
 
-#include <ctime>
+#include <cstdlib>  // says __GLIBC__
 
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
 
-#include <cstdlib>
 #include <fstream>
 #include <string>
 
 #include <gtest/gtest.h>
 
-#include "support/sanitizer.hpp"
+#include "support/measured.hpp"
 
 namespace support {
 
@@ -33,21 +32,18 @@ inline void reset_peak_memory() {
   std::ofstream("/proc/self/clear_refs") << 5;
 }
 
-/// Expects that action() takes less than a second of the processor's time (other work on the machine must not fail the
-/// test) and less than 50 MB beyond what the process had.
+/// Expects that action() takes less than a second, where that is measured, and less than 50 MB beyond what the process
+/// had.
 template <class Action>
 void expect_light(Action&& action) {
   reset_peak_memory();
   const long before = peak_memory();
-  const std::clock_t start = std::clock();
-  action();
-  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  expect_seconds(1, action);
   const long memory = peak_memory() - before;
-  testing::Test::RecordProperty("milliseconds", static_cast<int>(1000 * seconds));
   testing::Test::RecordProperty("kilobytes", static_cast<int>(memory / 1000));
-  if (under_a_sanitizer) return;
-  EXPECT_LT(seconds, 1);
-  EXPECT_LT(memory, 50'000'000);
+  if (!under_a_sanitizer) {
+    EXPECT_LT(memory, 50'000'000);
+  }
 }
 
 }  // namespace support

@@ -1,5 +1,6 @@
-// Allocations that fail on purpose. Only for tests of the program faults_tests, whose replacements.cpp stands before
-// the C library's malloc, or, where a sanitizer does, before operator new alone.
+// Allocations and calls of the system that fail on purpose. Only for tests of the program faults_tests, whose
+// replacements.cpp stands before the C library's malloc, or, where a sanitizer does, before operator new alone; and
+// before its pread, rename, remove and fsync.
 #ifndef MINIMAMBA_TESTS_FAULTS_HPP
 #define MINIMAMBA_TESTS_FAULTS_HPP
 
@@ -26,6 +27,24 @@ class FailingAllocation {
 
   /// Whether there were so many.
   bool happened() const { return allocations_until_failure < 0; }
+};
+
+/// What becomes of a call of the system: it fails with EIO, does half of what it was asked for, finds the end of the
+/// file, or does not come about, for the program is killed.
+enum class Outcome { fails, half, end, killed };
+
+/// While it lives, call number `index` (from 0) of the kind has this outcome, and no other call. Where the system's
+/// calls are not replaced, happened() stays false.
+class FaultyCall {
+ public:
+  enum Kind { pread = 1, rename = 2, remove = 4, fsync = 8, any = 15 };
+
+  FaultyCall(Kind kind, long index, Outcome outcome);
+  FaultyCall(const FaultyCall&) = delete;
+  FaultyCall& operator=(const FaultyCall&) = delete;
+  ~FaultyCall();
+
+  bool happened() const;
 };
 
 /// Calls action() with its first allocation failing, then its second, and so on by `step`, until nothing is left to

@@ -1,6 +1,7 @@
 // ByteSource and AtomicFile: what they read and write, and above all what they refuse and leave alone.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstddef>
 #include <filesystem>
@@ -11,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/io/file.hpp"
+#include "minimamba/io/atomic_file.hpp"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/resource.h>
@@ -280,11 +281,22 @@ TEST_F(FileTest, RemovesWhatKilledProgramsHaveLeftAndNothingElse) {
   AtomicFile::remove_strays(folder);
   EXPECT_EQ(entries(), others.size() + 1);
   for (const std::string& name : others) EXPECT_EQ(get(folder / name), "other") << name;
-  {
+  for (const bool finished : {false, true}) {
     AtomicFile file(folder / "new");
+    if (finished) file.finish();
+    AtomicFile::remove_strays(folder);  // its writer lives
     EXPECT_EQ(entries(), others.size() + 2);
-    AtomicFile::remove_strays(folder);  // so they are named
-    EXPECT_EQ(entries(), others.size() + 1);
+    fs::path temporary;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      const bool other = std::find(others.begin(), others.end(), entry.path().filename().string()) != others.end();
+      if (!other && entry.is_regular_file()) temporary = entry.path();
+    }
+    fs::copy_file(temporary, folder / ".minimamba-7.tmp");  // of the same kind of name, and nobody writes it
+    AtomicFile::remove_strays(folder);
+    EXPECT_EQ(entries(), others.size() + 2);
+    file.commit();
+    EXPECT_EQ(get(folder / "new"), "");
+    fs::remove(folder / "new");
   }
   AtomicFile::remove_strays(folder / "none");
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "minimamba/core/config.hpp"
@@ -37,15 +38,15 @@ struct ConfigFile {
 /// The object of the file, whose keys are read with a check of their types. A key that is null counts as absent.
 class ConfigReader {
  public:
-  ConfigReader(const nlohmann::json& object, std::string file) : object_(object), file_(std::move(file)) {
-    if (!object.is_object()) throw ConfigError(file_, "a JSON object", object.type_name());
-    if (has("ssm_cfg") && !find("ssm_cfg")->is_object()) refuse("ssm_cfg", "a JSON object");
+  ConfigReader(const Json& object, std::string file) : object_(object), file_(std::move(file)) {
+    if (object.object() == nullptr) throw ConfigError(file_, "a JSON object", object.type_name());
+    if (has("ssm_cfg") && find("ssm_cfg")->object() == nullptr) refuse("ssm_cfg", "a JSON object");
   }
 
-  bool has(const std::string& key) const { return find(key) != nullptr; }
+  bool has(std::string_view key) const { return find(key) != nullptr; }
   [[noreturn]] void refuse(const std::string& key, const std::string& expected) const {
-    const nlohmann::json* value = find(key);
-    throw ConfigError(file_ + ": " + key, expected, value == nullptr ? "none" : printable(value->dump(), 100));
+    const Json* value = find(key);
+    throw ConfigError(file_ + ": " + key, expected, value == nullptr ? "none" : printable(to_text(*value), 100));
   }
 
   std::int64_t required_size(const char* key, std::int64_t largest) const {
@@ -53,50 +54,51 @@ class ConfigReader {
     return size(key, 0, largest);
   }
   std::int64_t size(const char* key, std::int64_t otherwise, std::int64_t largest) const {
-    const nlohmann::json* value = find(key);
-    if (value == nullptr) return otherwise;
-    const bool whole = value->is_number_unsigned();
-    if (!whole || value->get<std::uint64_t>() == 0 || std::cmp_greater(value->get<std::uint64_t>(), largest)) {
+    if (!has(key)) return otherwise;
+    const std::uint64_t* whole = find(key)->whole();
+    if (whole == nullptr || *whole == 0 || std::cmp_greater(*whole, largest)) {
       refuse(key, "a whole number from 1 to " + std::to_string(largest));
     }
-    return value->get<std::int64_t>();
+    return static_cast<std::int64_t>(*whole);
   }
   double positive(const char* key, double otherwise) const {
-    const nlohmann::json* value = find(key);
-    if (value == nullptr) return otherwise;
-    if (!value->is_number() || !(value->get<double>() > 0)) refuse(key, "a positive number");
-    return value->get<double>();
+    if (!has(key)) return otherwise;
+    const std::optional<double> number = find(key)->number();
+    if (!number || !(*number > 0)) refuse(key, "a positive number");
+    return *number;
   }
   bool flag(const char* key, bool otherwise) const {
     if (!has(key)) return otherwise;
-    if (!find(key)->is_boolean()) refuse(key, "true or false");
-    return find(key)->get<bool>();
+    const bool* flag = find(key)->flag();
+    if (flag == nullptr) refuse(key, "true or false");
+    return *flag;
   }
   /// A time-step rank: a number, or "auto" (0).
   std::int64_t rank(const char* key) const {
-    return has(key) && *find(key) == "auto" ? 0 : size(key, 0, LargestSize::dt_rank);
+    return has(key) && find(key)->is("auto") ? 0 : size(key, 0, LargestSize::dt_rank);
   }
-  /// Refuses every value but the one that Mamba has.
-  void only(const char* key, const nlohmann::json& supported) const {
-    if (has(key) && *find(key) != supported) refuse(key, supported.dump() + ", the only kind that is supported");
+  /// Refuses every value but the one that Mamba has, which is given as it stands in JSON.
+  void only(const char* key, const std::string& supported) const {
+    if (!has(key)) return;
+    const bool zero = supported == "0" && find(key)->number() == 0.0;  // however it is written
+    if (!zero && to_text(*find(key)) != supported) refuse(key, supported + ", the only kind that is supported");
   }
   /// A token id within the vocabulary; files also have null, -1, or ids of another model's vocabulary, which mean none.
   std::optional<std::int32_t> token(const char* key, std::int64_t vocabulary) const {
-    if (!has(key) || !find(key)->is_number_unsigned()) return {};
-    const std::uint64_t id = find(key)->get<std::uint64_t>();
-    return std::cmp_less(id, vocabulary) ? std::optional(static_cast<std::int32_t>(id)) : std::nullopt;
+    const std::uint64_t* id = has(key) ? find(key)->whole() : nullptr;
+    return id != nullptr && std::cmp_less(*id, vocabulary) ? std::optional(static_cast<std::int32_t>(*id))
+                                                           : std::nullopt;
   }
 
  private:
-  const nlohmann::json* find(const std::string& key) const {
+  const Json* find(std::string_view key) const {
     const std::size_t dot = key.find('.');
-    const nlohmann::json* object = dot == key.npos ? &object_ : find(key.substr(0, dot));
-    if (object == nullptr) return nullptr;
-    const auto place = object->find(dot == key.npos ? key : key.substr(dot + 1));
-    return place == object->end() || place->is_null() ? nullptr : &*place;
+    const Json* object = dot == key.npos ? &object_ : find(key.substr(0, dot));
+    const Json* value = object == nullptr ? nullptr : object->find(dot == key.npos ? key : key.substr(dot + 1));
+    return value == nullptr || value->is_null() ? nullptr : value;
   }
 
-  const nlohmann::json& object_;
+  const Json& object_;
   std::string file_;
 };
 
@@ -130,7 +132,7 @@ inline void pad_vocabulary_to(MambaConfig& config, std::int64_t rows) {
 
 /// Hugging Face: vocab_size is the number of rows; the number of tokens, if less, is minimamba_vocab_size, our own key.
 inline MambaConfig read_hugging_face_config(const ConfigReader& reader) {
-  reader.only("hidden_act", "silu");
+  reader.only("hidden_act", R"("silu")");
   MambaConfig config = read_settings(reader, hugging_face_keys, true);
   const std::int64_t rows = config.vocab_size;
   config.vocab_size = reader.size("minimamba_vocab_size", rows, LargestSize::vocab_size);
@@ -148,10 +150,10 @@ inline MambaConfig read_hugging_face_config(const ConfigReader& reader) {
 }
 
 inline MambaConfig read_official_config(const ConfigReader& reader) {
-  reader.only("rms_norm", true);
-  reader.only("d_intermediate", 0);
-  reader.only("attn_layer_idx", nlohmann::json::array());
-  reader.only("ssm_cfg.layer", "Mamba1");
+  reader.only("rms_norm", "true");
+  reader.only("d_intermediate", "0");
+  reader.only("attn_layer_idx", "[]");
+  reader.only("ssm_cfg.layer", R"("Mamba1")");
   MambaConfig config = read_settings(reader, official_keys, false);
   config.pad_vocab_size_multiple =
       reader.size("pad_vocab_size_multiple", config.pad_vocab_size_multiple, LargestSize::vocab_size);
@@ -159,9 +161,9 @@ inline MambaConfig read_official_config(const ConfigReader& reader) {
 }
 
 inline ConfigFile read_config_file(const ByteSource& source) {
-  const nlohmann::json json = read_json(source, {.bytes = 1U << 20, .depth = 8, .values = 100000});
+  const Json json = read_json(source, {.bytes = 1U << 20, .depth = 8, .values = 100000});
   const ConfigReader reader(json, source.name());
-  reader.only("model_type", "mamba");
+  reader.only("model_type", R"("mamba")");
   const bool hugging_face = reader.has(hugging_face_keys.d_model);
   if (!hugging_face && !reader.has(official_keys.d_model)) {
     reader.refuse(hugging_face_keys.d_model, "a whole number (d_model in the official layout)");
@@ -181,30 +183,33 @@ inline ConfigFile read_config_file(const ByteSource& source) {
 /// models of another kind.
 inline MambaConfig read_config(const ByteSource& source) { return detail::read_config_file(source).config; }
 
-/// config.json in the Hugging Face layout. `dtype` is the stored type as PyTorch calls it.
-inline nlohmann::ordered_json hugging_face_config(const MambaConfig& config, const std::string& dtype) {
-  const auto token = [](std::optional<std::int32_t> id) { return id ? nlohmann::ordered_json(*id) : nullptr; };
-  return {{"architectures", {"MambaForCausalLM"}},
-          {"model_type", "mamba"},
-          {"hidden_size", config.d_model},
-          {"num_hidden_layers", config.n_layer},
-          {"vocab_size", config.padded_vocab_size()},
-          {"minimamba_vocab_size", config.vocab_size},
-          {"state_size", config.d_state},
-          {"conv_kernel", config.d_conv},
-          {"expand", config.expand},
-          {"intermediate_size", config.d_inner()},
-          {"time_step_rank", config.dt_rank},
-          {"use_bias", config.bias},
-          {"use_conv_bias", config.conv_bias},
-          {"hidden_act", "silu"},
-          {"layer_norm_epsilon", config.norm_epsilon},
-          {"residual_in_fp32", true},
-          {"tie_word_embeddings", config.tie_embeddings},
-          {"bos_token_id", token(config.bos_token_id)},
-          {"eos_token_id", token(config.eos_token_id)},
-          {"pad_token_id", token(config.pad_token_id)},
-          {"torch_dtype", dtype}};
+/// The text of config.json in the Hugging Face layout. `dtype` is the stored type as PyTorch calls it.
+inline std::string hugging_face_config(const MambaConfig& config, const std::string& dtype) {
+  JsonWriter json(2);
+  json.open('{');
+  json.key("architectures").open('[').value("MambaForCausalLM").close(']');
+  json.key("model_type").value("mamba");
+  json.key("hidden_size").value(config.d_model);
+  json.key("num_hidden_layers").value(config.n_layer);
+  json.key("vocab_size").value(config.padded_vocab_size());
+  json.key("minimamba_vocab_size").value(config.vocab_size);
+  json.key("state_size").value(config.d_state);
+  json.key("conv_kernel").value(config.d_conv);
+  json.key("expand").value(config.expand);
+  json.key("intermediate_size").value(config.d_inner());
+  json.key("time_step_rank").value(config.dt_rank);
+  json.key("use_bias").value(config.bias);
+  json.key("use_conv_bias").value(config.conv_bias);
+  json.key("hidden_act").value("silu");
+  json.key("layer_norm_epsilon").value(config.norm_epsilon);
+  json.key("residual_in_fp32").value(true);
+  json.key("tie_word_embeddings").value(config.tie_embeddings);
+  json.key("bos_token_id").value(config.bos_token_id);
+  json.key("eos_token_id").value(config.eos_token_id);
+  json.key("pad_token_id").value(config.pad_token_id);
+  json.key("torch_dtype").value(dtype);
+  json.close('}');
+  return json.text() + "\n";
 }
 
 }  // namespace minimamba

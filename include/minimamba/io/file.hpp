@@ -1,5 +1,5 @@
-// Files: ByteSource reads untrusted bytes at any offset, from a file or from memory; AtomicFile writes a file that
-// appears under its name only when it is complete.
+// Reading files: ByteSource reads untrusted bytes at any offset, from a file or from memory. Where a save into a folder
+// was cut short after it was complete on the disk, what is read is what it saved: see atomic_file.hpp.
 #ifndef MINIMAMBA_IO_FILE_HPP
 #define MINIMAMBA_IO_FILE_HPP
 
@@ -9,10 +9,11 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <new>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,6 +23,7 @@
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -31,7 +33,6 @@
 #endif
 
 #include "minimamba/core/error.hpp"
-#include "minimamba/core/random.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -48,22 +49,55 @@ inline std::string printable(std::string_view text, std::size_t longest = 200) {
   return text.size() > longest ? result + "..." : result;
 }
 
-/// Whether there is something of that name. A link counts, be it broken: opening it says what is wrong with it.
-inline bool is_there(const std::filesystem::path& path) {
+/// Whether an untrusted text is the name of a file, and leads to no other folder on any system.
+inline bool is_plain_name(std::string_view name) {
+  constexpr std::size_t longest = 255;
+  const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; };
+  return !name.empty() && name != "." && name != ".." && name.size() <= longest &&
+         std::none_of(name.begin(), name.end(), control) && name.find_first_of("/\\:") == name.npos;
+}
+
+/// Whether there is something of exactly that name; a link counts, be it broken.
+inline bool has_entry(const std::filesystem::path& path) {
   std::error_code error;
   return std::filesystem::exists(std::filesystem::symlink_status(path, error));
 }
 
+/// Everything in a folder, in no order; nothing if it cannot be read.
+#if defined(__unix__) || defined(__APPLE__)
+inline std::vector<std::filesystem::path> entries_of(const std::filesystem::path& folder) {
+  const auto close = [](DIR* directory) { ::closedir(directory); };
+  // The C library's: libstdc++'s directory_iterator ends the program when memory runs out.
+  const std::unique_ptr<DIR, decltype(close)> directory(::opendir(folder.empty() ? "." : folder.c_str()), close);
+  if (!directory && errno == ENOMEM) throw std::bad_alloc();
+  std::vector<std::filesystem::path> entries;
+  for (const dirent* entry = nullptr; directory && (entry = ::readdir(directory.get())) != nullptr;) {
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != "..") entries.push_back(folder / name);
+  }
+  return entries;
+}
+#else
+inline std::vector<std::filesystem::path> entries_of(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> entries;
+  std::error_code error;
+  for (std::filesystem::directory_iterator at(folder.empty() ? "." : folder, error), end; !error && at != end;
+       at.increment(error)) {
+    entries.push_back(folder / at->path().filename());
+  }
+  return entries;
+}
+#endif
+
 /// The files in a folder whose names end in one of these, in the order of their names.
 inline std::vector<std::filesystem::path> files_in(const std::filesystem::path& folder,
                                                    const std::vector<std::string>& extensions) {
-  std::vector<std::filesystem::path> files;
-  std::error_code error, ignored;
-  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-    const std::string extension = entry->path().extension().string();
-    const bool wanted = std::find(extensions.begin(), extensions.end(), extension) != extensions.end();
-    if (wanted && !entry->is_directory(ignored)) files.push_back(entry->path());
-  }
+  std::vector<std::filesystem::path> files = entries_of(folder);
+  std::erase_if(files, [&](const std::filesystem::path& path) {
+    std::error_code ignored;
+    const bool wanted = std::find(extensions.begin(), extensions.end(), path.extension().string()) != extensions.end();
+    return !wanted || std::filesystem::is_directory(path, ignored);
+  });
   std::sort(files.begin(), files.end());
   return files;
 }
@@ -118,20 +152,6 @@ class InputFile {
   std::uint64_t size_ = 0;
 };
 
-inline std::FILE* open_exclusively(const std::filesystem::path& path) { return std::fopen(path.c_str(), "wbx"); }
-inline bool seek_to(std::FILE* file, std::uint64_t offset) {
-  return ::fseeko(file, static_cast<off_t>(offset), SEEK_SET) == 0;
-}
-inline bool synchronise(std::FILE* file) { return ::fsync(::fileno(file)) == 0 || errno == EINVAL; }
-
-/// Lets a rename in the folder survive a power cut, where the system knows how.
-inline void synchronise_folder(const std::filesystem::path& folder) {
-  const int descriptor = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) return;
-  ::fsync(descriptor);
-  ::close(descriptor);
-}
-
 #else
 
 class InputFile {
@@ -159,28 +179,102 @@ class InputFile {
   std::uint64_t size_ = 0;
 };
 
-#if defined(_WIN32)
-inline std::FILE* open_exclusively(const std::filesystem::path& path) { return ::_wfopen(path.c_str(), L"wbx"); }
-inline bool seek_to(std::FILE* file, std::uint64_t offset) {
-  return ::_fseeki64(file, static_cast<long long>(offset), SEEK_SET) == 0;
-}
-#else
-inline std::FILE* open_exclusively(const std::filesystem::path& path) {
-  return std::fopen(path.string().c_str(), "wbx");
-}
-inline bool seek_to(std::FILE* file, std::uint64_t offset) {
-  return std::fseek(file, static_cast<long>(offset), SEEK_SET) == 0;
-}
-#endif
-inline bool synchronise(std::FILE*) { return true; }
-inline void synchronise_folder(const std::filesystem::path&) {}
-
 #endif
 
-struct CloseFile {
-  void operator()(std::FILE* file) const { std::fclose(file); }
+/// Names of files that are being written, and the list of those that are complete and about to get their names.
+inline constexpr std::string_view temporary_begin = ".minimamba-", temporary_end = ".tmp";
+inline constexpr const char* journal_name = ".minimamba-commit";
+inline constexpr std::string_view journal_title = "minimamba commit 1\n";  // then lines: temporary name, tab, name
+inline constexpr std::uint64_t most_journal_bytes = std::uint64_t{1} << 20;
+inline constexpr std::size_t most_journal_files = 1024;
+
+inline bool is_temporary(std::string_view name) {
+  if (!name.starts_with(temporary_begin) || !name.ends_with(temporary_end)) return false;
+  if (name.size() <= temporary_begin.size() + temporary_end.size()) return false;
+  name.remove_prefix(temporary_begin.size());
+  name.remove_suffix(temporary_end.size());
+  return name.size() <= 8 && name.find_first_not_of("0123456789") == name.npos;
+}
+/// Whether a file of a save may have this name.
+inline bool is_file_name(std::string_view name) {
+  return is_plain_name(name) && !is_temporary(name) && name != journal_name;
+}
+/// The path of a name whose bytes are UTF-8, or whatever the system has.
+inline std::filesystem::path path_of(std::string_view name) { return std::u8string(name.begin(), name.end()); }
+
+/// A file that is complete, under a temporary name.
+struct PendingFile {
+  std::filesystem::path temporary, target;
 };
 
+/// The journal of a folder as text; "" if there is none.
+inline std::string read_journal(const std::filesystem::path& path) {
+  if (!has_entry(path)) return "";
+  try {
+    const InputFile file(path);
+    if (file.size() > most_journal_bytes) throw FormatError(path.string(), "a short list of files", "a large file");
+    std::string text(static_cast<std::size_t>(file.size()), '\0');
+    for (std::size_t done = 0; done < text.size();) {
+      const std::size_t count = file.read_some(done, std::as_writable_bytes(std::span(text).subspan(done)));
+      if (count == 0) throw FileError(path.string(), std::to_string(text.size()) + " bytes", last_error());
+      done += count;
+    }
+    if (!text.empty()) return text;
+  } catch (const FileError&) {
+    if (has_entry(path)) throw;
+    return "";  // the save has just ended
+  }
+  throw FormatError(path.string(), "a list of files", "an empty file");
+}
+
+/// What a save into the folder that was cut short has still to rename. Throws FormatError unless all names are plain,
+/// and the temporary ones of a form that we give them: the list is as little to be trusted as any file.
+inline std::vector<PendingFile> pending_files(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / journal_name;
+  const std::string text = read_journal(path);
+  if (text.empty()) return {};
+  const auto require = [&](bool fits) {
+    if (!fits) throw FormatError(path.string(), "a list of temporary files and their names", "something else");
+  };
+  require(text.starts_with(journal_title) && text.ends_with('\n'));
+  std::vector<PendingFile> pending;
+  std::set<std::string_view> seen;
+  for (std::size_t begin = journal_title.size(); begin < text.size();) {
+    const std::string_view line = std::string_view(text).substr(begin, text.find('\n', begin) - begin);
+    const std::size_t tab = std::min(line.find('\t'), line.size());
+    const std::string_view temporary = line.substr(0, tab), name = line.substr(std::min(tab + 1, line.size()));
+    require(is_temporary(temporary) && is_file_name(name));
+    require(seen.insert(temporary).second && seen.insert(name).second && seen.size() <= 2 * most_journal_files);
+    std::error_code error;
+    PendingFile file{folder / path_of(temporary), folder / path_of(name)};
+    const auto status = std::filesystem::symlink_status(file.temporary, error);
+    if (std::filesystem::is_regular_file(status)) pending.push_back(std::move(file));
+    begin += line.size() + 1;
+  }
+  return pending;
+}
+
+/// Where the contents of a file are: under its name, or, where a save was cut short, still under a temporary one.
+inline std::filesystem::path place_of(const std::filesystem::path& path) {
+  if (!path.has_filename()) return path;
+  for (PendingFile& file : pending_files(path.parent_path())) {
+    if (file.target.filename() == path.filename()) return std::move(file.temporary);
+  }
+  return path;
+}
+
+/// Whether there is something of that name. A link counts, be it broken: opening it says what is wrong with it.
+inline bool is_there(const std::filesystem::path& path) { return has_entry(path) || place_of(path) != path; }
+
+inline std::shared_ptr<const InputFile> open_file(const std::filesystem::path& path) {
+  const std::filesystem::path place = place_of(path);
+  try {
+    return std::make_shared<const InputFile>(place);
+  } catch (const FileError&) {
+    if (place == path || has_entry(place)) throw;
+    return std::make_shared<const InputFile>(path);  // it has just got its name
+  }
+}
 }  // namespace detail
 
 /// Bytes with a name, read at any offset, by several threads at once. A file stays open and is read piece by piece, so
@@ -188,10 +282,11 @@ struct CloseFile {
 /// cheap and share the file.
 class ByteSource {
  public:
-  /// Throws FileError if the path is missing, is no regular file, or cannot be read.
+  /// Throws FileError if the path is missing, is no regular file, or cannot be read; FormatError if the list of files
+  /// that an interrupted save has left beside it is none of ours.
   static ByteSource open(const std::filesystem::path& path) {
     ByteSource source({}, path.string());
-    source.file_ = std::make_shared<const detail::InputFile>(path);
+    source.file_ = detail::open_file(path);
     source.size_ = source.file_->size();
     return source;
   }
@@ -290,140 +385,6 @@ class SequentialBytes {
 };
 
 }  // namespace detail
-
-/// Writes beside the target, under a name of its own, and renames over the target at the end: whoever fails on the way
-/// leaves the old file as it was and no new one. finish() does all that can fail for lack of space; commit() renames.
-/// So several files change together: write all, finish() all, then commit() one after the other.
-/// A target that is a link to a file is replaced, not followed. Every error is a FileError that names the target; after
-/// one the file can only be destroyed. (Under RLIMIT_FSIZE the process must ignore SIGXFSZ to see an error at all.)
-class AtomicFile {
- public:
-  /// Throws if the target exists and is no regular file, or if its folder cannot be written.
-  explicit AtomicFile(std::filesystem::path target) : target_(std::move(target)) {
-    std::error_code error;
-    const auto status = std::filesystem::status(target_, error);
-    const bool exists = std::filesystem::exists(status);
-    if (exists && !std::filesystem::is_regular_file(status)) {
-      throw FileError(target_.string(), "a regular file, or none",
-                      std::filesystem::is_directory(status) ? "a folder" : "a special file");
-    }
-    if (!target_.has_filename()) throw FileError(target_.string(), "the name of a file", "none");
-    open_temporary();
-    if (exists) std::filesystem::permissions(temporary_, status.permissions(), error);  // as the old file, if we may
-  }
-  AtomicFile(AtomicFile&& other) noexcept
-      : target_(std::move(other.target_)),
-        temporary_(std::exchange(other.temporary_, {})),
-        file_(std::move(other.file_)),
-        position_(other.position_) {}
-  AtomicFile& operator=(AtomicFile&&) = delete;
-  ~AtomicFile() { discard(); }
-
-  const std::filesystem::path& target() const { return target_; }
-
-  /// Removes what programs that were killed have left in a folder: regular files of the names that are made here. Only
-  /// for a folder in which nobody else is writing.
-  static void remove_strays(const std::filesystem::path& folder) {
-    std::error_code error;
-    for (std::filesystem::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
-      std::error_code ignored;
-      if (!is_temporary(at->path().filename().string()) || !at->is_regular_file(ignored) || at->is_symlink(ignored)) {
-        continue;
-      }
-      std::filesystem::remove(at->path(), ignored);
-    }
-  }
-
-  /// Writes at the current position and moves on; buffered, so that small pieces cost little.
-  void write(std::span<const std::byte> bytes) {
-    require(file_ != nullptr);
-    errno = 0;
-    if (std::fwrite(bytes.data(), 1, bytes.size(), file_.get()) != bytes.size()) fail("room for its bytes");
-    position_ += bytes.size();
-  }
-  void write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
-
-  /// Continues at `offset` from the start. What is skipped and never written reads as zeros.
-  void seek(std::uint64_t offset) {
-    require(file_ != nullptr);
-    errno = 0;
-    if (offset != position_ && !detail::seek_to(file_.get(), offset)) fail("room for its bytes");
-    position_ = offset;
-  }
-
-  /// Brings everything to the disk and closes. Once is enough; commit() does it otherwise.
-  void finish() {
-    require(!temporary_.empty());
-    if (!file_) return;
-    errno = 0;
-    if (std::fflush(file_.get()) != 0) fail("room for its bytes");
-    if (!detail::synchronise(file_.get())) fail("bytes that reach the disk");
-    if (std::fclose(file_.release()) != 0) fail("room for its bytes");
-  }
-
-  /// Gives the file its name, in place of the old one.
-  void commit() {
-    finish();
-    const std::filesystem::path folder = target_.parent_path();  // what can fail comes before the rename
-    std::error_code error;
-    std::filesystem::rename(temporary_, target_, error);
-    if (error) throw FileError(target_.string(), "a place to move the new file to", error.message());
-    temporary_.clear();
-    detail::synchronise_folder(folder);
-  }
-
- private:
-  void require(bool usable) const {
-    if (!usable)
-      throw FileError(target_.string(), "a file that is being written", "one that has failed or is finished");
-  }
-
-  [[noreturn]] void fail(const char* expected) {
-    const std::string found = detail::last_error();
-    discard();
-    throw FileError(target_.string(), expected, found);
-  }
-
-  void discard() noexcept {
-    file_.reset();
-    std::error_code error;
-    if (!temporary_.empty()) std::filesystem::remove(temporary_, error);
-    temporary_.clear();
-  }
-
-  static constexpr std::string_view before_number = ".minimamba-", after_number = ".tmp";
-
-  static bool is_temporary(std::string_view name) {
-    if (!name.starts_with(before_number) || !name.ends_with(after_number)) return false;
-    name.remove_prefix(before_number.size());
-    if (name.size() <= after_number.size()) return false;
-    name.remove_suffix(after_number.size());
-    return name.size() <= 8 && name.find_first_not_of("0123456789") == name.npos;
-  }
-
-  void open_temporary() {
-    Random random(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(this)), target_.string());
-    for (int attempt = 0; attempt < 100 && !file_; ++attempt) {
-      // Not made from the target's name, which may already have the greatest length there is.
-      const std::string number = std::to_string(random.bits() % 100000000U);
-      std::filesystem::path name =
-          target_.parent_path() / std::string(before_number).append(number).append(after_number);
-      errno = 0;
-      file_.reset(detail::open_exclusively(name));  // never another's file
-      if (file_) {
-        temporary_ = std::move(name);
-      } else if (errno != EEXIST) {
-        break;
-      }
-    }
-    if (!file_) fail("a folder that can be written");
-    std::setvbuf(file_.get(), nullptr, _IOFBF, std::size_t{1} << 18);
-  }
-
-  std::filesystem::path target_, temporary_;
-  std::unique_ptr<std::FILE, detail::CloseFile> file_;
-  std::uint64_t position_ = 0;
-};
 
 }  // namespace minimamba
 

@@ -26,8 +26,21 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 /// A value of the metadata: a whole number, another number, a flag, a text, or a list of texts or numbers.
-using GgufValue =
-    std::variant<std::int64_t, std::uint64_t, double, bool, std::string, std::vector<std::string>, std::vector<double>>;
+class GgufValue : public std::variant<std::int64_t, std::uint64_t, double, bool, std::string, std::vector<std::string>,
+                                      std::vector<double>> {
+ public:
+  using variant::variant;
+  using variant::operator=;
+  GgufValue() = default;
+  GgufValue(GgufValue&&) noexcept = default;
+  GgufValue& operator=(GgufValue&&) noexcept = default;
+  /// A variant's own copies crash with libstdc++ 12 when memory runs out in the midst.
+  GgufValue(const GgufValue& other) : variant() {
+    std::visit([&](auto copy) { emplace<decltype(copy)>(std::move(copy)); }, static_cast<const variant&>(other));
+  }
+  GgufValue& operator=(const GgufValue& other) { return *this = GgufValue(other); }
+  ~GgufValue() = default;
+};
 using GgufMetadata = std::map<std::string, GgufValue>;
 
 namespace detail {

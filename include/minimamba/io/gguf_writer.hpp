@@ -238,6 +238,7 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   const std::string header = std::move(writer).finish();
 
   MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
+  AtomicFile::remove_strays(path.parent_path());
   AtomicFile file(path);
   file.write(header);
   SaveProgress progress(options, path.string(), parameters.parameter_count());

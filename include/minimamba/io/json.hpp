@@ -1,5 +1,5 @@
 // Untrusted JSON: read in pieces of 64 KiB through nlohmann's event (SAX) interface, within limits on its size, depth,
-// number of values and longest token, so that hostile text costs neither time nor memory. read_json makes a tree of a
+// number of values and longest token, so that hostile text costs neither time nor memory. read_json makes a Json of a
 // small file such as config.json; detail::parse_json hands the events of a large one to a handler as they come.
 #ifndef MINIMAMBA_IO_JSON_HPP
 #define MINIMAMBA_IO_JSON_HPP
@@ -18,6 +18,7 @@
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/io/file.hpp"
+#include "minimamba/io/json_value.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -125,12 +126,12 @@ class JsonEvents {
   JsonEvents(JsonText& text, const JsonLimits& limits, Handler& handler)
       : text_(text), limits_(limits), handler_(handler) {}
 
-  bool null() { return value(nullptr); }
-  bool boolean(bool x) { return value(x); }
-  bool number_integer(std::int64_t x) { return value(x); }
-  bool number_unsigned(std::uint64_t x) { return value(x); }
-  bool number_float(double x, const std::string&) { return value(x); }
-  bool string(std::string& x) { return value(std::move(x)); }
+  bool null() { return value(Json()); }
+  bool boolean(bool x) { return value(Json(x)); }
+  bool number_integer(std::int64_t x) { return value(Json(x)); }
+  bool number_unsigned(std::uint64_t x) { return value(Json(x)); }
+  bool number_float(double x, const std::string&) { return value(Json(x)); }
+  bool string(std::string& x) { return value(Json(std::move(x))); }
   bool binary(nlohmann::json::binary_t&) { return false; }
   bool start_object(std::size_t) { return open(true); }
   bool end_object() { return close(); }
@@ -153,7 +154,7 @@ class JsonEvents {
     text_.end_token();
     if (++values_ > limits_.values) text_.refuse("at most " + std::to_string(limits_.values) + " JSON values", "more");
   }
-  bool value(nlohmann::json x) {
+  bool value(Json x) {
     count();
     handler_.value(std::move(x));
     return true;
@@ -191,36 +192,36 @@ void parse_json(const ByteSource& source, std::uint64_t begin, std::uint64_t end
 /// Builds the tree that read_json returns.
 class JsonTree {
  public:
-  nlohmann::json root;
+  Json root;
 
   explicit JsonTree(std::string file) : file_(std::move(file)) {}
 
-  void open(bool object) { open_.push_back(place(object ? nlohmann::json::object() : nlohmann::json::array())); }
+  void open(bool object) { open_.push_back(place(object ? Json(Json::Object()) : Json(Json::Array()))); }
   void close() { open_.pop_back(); }
   void key(std::string& name) {
-    if (open_.back()->contains(name))
+    if (open_.back()->find(name) != nullptr)
       throw FormatError(file_, "every key of an object once", "\"" + printable(name) + "\" again");
     key_ = std::move(name);
   }
-  void value(nlohmann::json&& x) { place(std::move(x)); }
+  void value(Json&& x) { place(std::move(x)); }
 
  private:
   /// Pointers to the open containers stay valid, since none but the innermost grows.
-  nlohmann::json* place(nlohmann::json&& x) {
+  Json* place(Json&& x) {
     if (open_.empty()) return &(root = std::move(x));
-    if (open_.back()->is_array()) return &open_.back()->emplace_back(std::move(x));
-    return &((*open_.back())[key_] = std::move(x));
+    if (Json::Array* const array = open_.back()->array()) return &array->emplace_back(std::move(x));
+    return &((*open_.back()->object())[key_] = std::move(x));
   }
 
   std::string file_, key_;
-  std::vector<nlohmann::json*> open_;
+  std::vector<Json*> open_;
 };
 
 }  // namespace detail
 
 /// Reads a whole source as one JSON value with nothing behind it. Throws FormatError if it is none, exceeds the limits,
 /// or repeats a key.
-inline nlohmann::json read_json(const ByteSource& source, const JsonLimits& limits = {}) {
+inline Json read_json(const ByteSource& source, const JsonLimits& limits = {}) {
   detail::JsonTree tree(source.name());
   detail::parse_json(source, 0, source.size(), limits, tree);
   return std::move(tree.root);

@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/io/atomic_file.hpp"
 #include "minimamba/io/json.hpp"
 #include "minimamba/io/tensors.hpp"
 
@@ -32,7 +33,6 @@ inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
 inline constexpr std::size_t most_shards = 1024;
 inline constexpr std::size_t most_metadata_bytes = std::size_t{16} << 20;
 inline constexpr std::uint64_t most_index_bytes = std::uint64_t{8} << 20;
-inline constexpr std::size_t longest_file_name = 255;
 
 /// Reads the header's events: {name: {"dtype": text, "shape": [n...], "data_offsets": [begin, end]}, ...}
 class SafetensorsHeader {
@@ -73,18 +73,19 @@ class SafetensorsHeader {
     }
   }
 
-  void value(nlohmann::json&& value) {
+  void value(Json&& value) {
     if (depth_ == 2 && metadata_) {
-      if (!value.is_string()) refuse("texts", std::string(value.type_name()) + " for \"" + printable(field_) + "\"");
-      metadata_bytes_ += value.get_ref<const std::string&>().size();
+      const std::string* text = value.text();
+      if (text == nullptr) refuse("texts", std::string(value.type_name()) + " for \"" + printable(field_) + "\"");
+      metadata_bytes_ += text->size();
       if (metadata_bytes_ > most_metadata_bytes) {
         refuse("texts of " + std::to_string(most_metadata_bytes) + " bytes in all", "more");
       }
-    } else if (depth_ == 2 && field_ == "dtype" && value.is_string()) {
-      dtype_ = std::move(value.get_ref<std::string&>());
-    } else if (depth_ == 3 && value.is_number_unsigned()) {
+    } else if (depth_ == 2 && field_ == "dtype" && value.text() != nullptr) {
+      dtype_ = std::move(*value.text());
+    } else if (depth_ == 3 && value.whole() != nullptr) {
       const bool is_shape = field_ == "shape";
-      (is_shape ? shape_ : offsets_).push_back(value.get<std::uint64_t>());
+      (is_shape ? shape_ : offsets_).push_back(*value.whole());
       if (offsets_.size() > 2) refuse("2 data_offsets", "more");
       if (shape_.size() > most_dimensions) refuse(std::to_string(most_dimensions) + " dimensions at most", "more");
     } else {
@@ -199,26 +200,21 @@ inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
 /// The contents of a sharded checkpoint's index: which file holds each tensor. Throws FormatError, also for a file name
 /// that would lead out of the folder.
 inline std::map<std::string, std::string> read_shard_index(const ByteSource& source) {
-  nlohmann::json index =
-      read_json(source, {.bytes = detail::most_index_bytes, .values = 2 * detail::most_tensors + 1000});
-  const auto map = index.is_object() ? index.find("weight_map") : index.end();
-  if (map == index.end() || !map->is_object()) {
+  Json index = read_json(source, {.bytes = detail::most_index_bytes, .values = 2 * detail::most_tensors + 1000});
+  Json* const map = index.object() == nullptr ? nullptr : &(*index.object())["weight_map"];
+  if (map == nullptr || map->object() == nullptr) {
     throw FormatError(source.name(), "an object \"weight_map\" of tensor names and files", "none");
   }
   std::map<std::string, std::string> files;
-  while (!map->empty()) {  // entries move over one by one, so that they are never twice in memory
-    const auto entry = map->begin();
-    const std::string name = entry->is_string() ? entry->get<std::string>() : "";
-    const bool control =
-        std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
-    if (name.empty() || name == "." || name == ".." || name.size() > detail::longest_file_name || control ||
-        name.find_first_of("/\\:") != name.npos) {
+  while (!map->object()->empty()) {  // entries move over one by one, so that they are never twice in memory
+    auto entry = map->object()->extract(map->object()->begin());
+    std::string* const file = entry.mapped().text();
+    if (file == nullptr || !detail::is_plain_name(*file)) {
       throw FormatError(source.name() + ": " + detail::printable(entry.key()),
                         "the plain name of a file in the same folder",
-                        entry->is_string() ? "\"" + detail::printable(name) + "\"" : entry->type_name());
+                        file == nullptr ? entry.mapped().type_name() : "\"" + detail::printable(*file) + "\"");
     }
-    files.emplace_hint(files.end(), entry.key(), name);
-    map->erase(entry);
+    files.emplace_hint(files.end(), std::move(entry.key()), std::move(*file));
   }
   return files;
 }
@@ -268,7 +264,7 @@ void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& s
 
 /// The file of a shard that lies beside its index.
 inline ByteSource open_shard(const std::filesystem::path& index, const std::string& file) {
-  return ByteSource::open(index.parent_path() / std::filesystem::path(std::u8string(file.begin(), file.end())));
+  return ByteSource::open(index.parent_path() / detail::path_of(file));
 }
 
 /// The same for shards that lie beside their index.
@@ -321,6 +317,8 @@ class SafetensorsWriter {
     finish();
     file_.commit();
   }
+  /// What is written to, for commit_together.
+  AtomicFile& file() { return file_; }
 
  private:
   /// Gives each tensor its place in the data and returns the header. Wider numbers lie before narrower ones, so that
@@ -330,7 +328,8 @@ class SafetensorsWriter {
       throw ArgumentError("safetensors", "at most " + std::to_string(detail::most_tensors) + " tensors",
                           std::to_string(tensors_.size()));
     }
-    nlohmann::ordered_json header{{"__metadata__", {{"format", "pt"}}}};
+    JsonWriter header;
+    header.open('{').key("__metadata__").open('{').key("format").value("pt").close('}');
     std::uint64_t offset = 0;
     std::set<std::string> names{"__metadata__"};
     for (const std::size_t width : {8U, 4U, 2U, 1U}) {
@@ -344,12 +343,11 @@ class SafetensorsWriter {
                               std::string(name_of(tensor.dtype)) + " " + detail::shape_text(tensor.shape));
         }
         tensor.begin = std::exchange(offset, offset + *bytes);
-        header.emplace(tensor.name, nlohmann::ordered_json{{"dtype", name_of(tensor.dtype)},
-                                                           {"shape", tensor.shape},
-                                                           {"data_offsets", {tensor.begin, offset}}});
+        header.key(tensor.name).open('{').key("dtype").value(name_of(tensor.dtype)).key("shape").value(tensor.shape);
+        header.key("data_offsets").open('[').value(tensor.begin).value(offset).close(']').close('}');
       }
     }
-    std::string text = header.dump();
+    std::string text = header.close('}').text();
     text.append((8 - text.size() % 8) % 8, ' ');
     return text;
   }

@@ -9,6 +9,7 @@
 #include <functional>
 #include <list>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -167,8 +168,9 @@ class MadeFolders {
     for (auto path = folder; !path.empty() && !std::filesystem::exists(path, ignored); path = path.parent_path()) {
       missing.push_back(path);
     }
+    made_.reserve(missing.size());  // so that none that is made can be forgotten
     for (; !missing.empty() && !error; missing.pop_back()) {
-      if (std::filesystem::create_directory(missing.back(), error)) made_.push_back(missing.back());
+      if (std::filesystem::create_directory(missing.back(), error)) made_.push_back(std::move(missing.back()));
     }
     if (std::filesystem::is_directory(folder, ignored)) return;
     remove();
@@ -215,11 +217,10 @@ std::pair<DType, DType> types_in_folder(const SaveOptions& options) {
 }
 
 inline void check_names(const SaveOptions& options) {
+  std::set<std::string> names{"model.safetensors", "config.json"};
   for (const auto& [name, source] : options.files) {
-    const std::filesystem::path path = name;
-    if (!path.has_filename() || path.has_parent_path() || name == "model.safetensors" || name == "config.json") {
-      throw ArgumentError("files", "plain names other than the model's", "\"" + printable(name) + "\"");
-    }
+    if (is_file_name(name) && names.insert(name).second) continue;
+    throw ArgumentError("files", "plain names other than the model's, each once", "\"" + printable(name) + "\"");
   }
 }
 
@@ -237,6 +238,7 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   });
 
   MadeFolders folders(folder);
+  tidy_folder(folder);
   SafetensorsWriter weights(folder / "model.safetensors", tensors);
   AtomicFile config(folder / "config.json");
   SaveProgress progress(options, folder.string(), parameters.parameter_count());
@@ -244,15 +246,14 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
     pieces([&](std::size_t, auto piece) { weights.write(as_constants(piece), dtype(is_matrix)); });
     progress.add(parameter.size());
   });
-  config.write(hugging_face_config(parameters.config(), torch_name(types.first)).dump(2) + "\n");
+  config.write(hugging_face_config(parameters.config(), torch_name(types.first)));
   std::list<AtomicFile> others;
-  for (const auto& [name, source] : options.files) copy_to(source, others.emplace_back(folder / name));
+  for (const auto& [name, source] : options.files) copy_to(source, others.emplace_back(folder / path_of(name)));
   weights.finish();
-  config.finish();
-  for (AtomicFile& file : others) file.finish();
-  weights.commit();
-  for (AtomicFile& file : others) file.commit();
-  config.commit();
+  std::vector<AtomicFile*> files{&weights.file()};
+  for (AtomicFile& file : others) files.push_back(&file);
+  files.push_back(&config);
+  commit_together(files);
   folders.keep();
 }
 
@@ -260,8 +261,11 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
 
 /// Saves a model as a folder in the Hugging Face layout, which is made if it is not there: model.safetensors, with the
 /// matrices in the model's weight format and everything else in its Scalar, unless the options say otherwise, and
-/// config.json. All files are complete on the disk before any gets its name. Throws FileError, and ArgumentError for a
-/// model that was moved from or a type that a folder cannot have; what was in the folder is then as before.
+/// config.json. Whenever the program is killed or the power fails, load finds the whole old model or the whole new one:
+/// all files are complete on the disk before any gets its name, and they get their names together (see commit_together,
+/// also for the one case in which an error leaves the new model). What killed programs have left in the folder goes
+/// away first. Throws FileError, and ArgumentError for a model that was moved from, a type that a folder cannot have or
+/// files that cannot go along; what was in the folder is then as before.
 template <class Model>
 void save(const Model& model, const std::filesystem::path& folder, const SaveOptions& options = {}) {
   detail::save_folder(detail::ModelParameters<Model>(model), folder, options);

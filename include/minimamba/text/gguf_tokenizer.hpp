@@ -2,17 +2,19 @@
 #ifndef MINIMAMBA_TEXT_GGUF_TOKENIZER_HPP
 #define MINIMAMBA_TEXT_GGUF_TOKENIZER_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
-#include <nlohmann/json.hpp>
-
 #include "minimamba/io/gguf_config.hpp"
+#include "minimamba/io/json_value.hpp"
 #include "minimamba/text/tokenizer.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -114,11 +116,12 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
     tokens[id] = "[PAD" + std::to_string(id) + "]";
     types[id] = Type::unused;
   }
-  GgufMetadata metadata{{"tokenizer.ggml.model", std::string("gpt2")},
-                        {"tokenizer.ggml.pre", std::string(parts.nfc ? "mpt" : "gpt-2")},
-                        {"tokenizer.ggml.tokens", std::move(tokens)},
-                        {"tokenizer.ggml.token_type", std::move(types)},
-                        {"tokenizer.ggml.merges", parts.merges}};
+  GgufMetadata metadata;
+  metadata["tokenizer.ggml.model"] = std::string("gpt2");
+  metadata["tokenizer.ggml.pre"] = std::string(parts.nfc ? "mpt" : "gpt-2");
+  metadata["tokenizer.ggml.tokens"] = std::move(tokens);
+  metadata["tokenizer.ggml.token_type"] = std::move(types);
+  metadata["tokenizer.ggml.merges"] = parts.merges;
   const auto add = [&](const char* flag, const char* key, const std::vector<std::int32_t>& ids) {
     metadata[flag] = !ids.empty();
     if (!ids.empty()) metadata[key] = static_cast<std::uint64_t>(ids.front());
@@ -129,69 +132,101 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
   return metadata;
 }
 
-/// The text of a tokenizer.json.
-inline std::string tokenizer_json(const TokenizerParts& parts) {
-  using Json = nlohmann::ordered_json;
-  Json vocabulary = Json::object(), added = Json::array(), single = Json::array(), special = Json::object();
+namespace detail {
+
+/// {"type": "ByteLevel", ...}, which is pre-tokenizer, decoder and, where no tokens are added, post-processor.
+inline void write_byte_level(JsonWriter& json, const TokenizerParts& parts) {
+  json.open('{').key("type").value("ByteLevel").key("add_prefix_space").value(parts.add_prefix_space);
+  json.key("trim_offsets").value(true).key("use_regex").value(parts.split).close('}');
+}
+
+inline void write_added_tokens(JsonWriter& json, const TokenizerParts& parts) {
+  json.open('[');
+  for (const AddedToken& token : parts.added) {
+    json.open('{').key("id").value(token.id).key("content").value(token.content);
+    json.key("single_word").value(token.single_word).key("lstrip").value(token.lstrip);
+    json.key("rstrip").value(token.rstrip).key("normalized").value(token.normalized);
+    json.key("special").value(token.special).close('}');
+  }
+  json.close(']');
+}
+
+/// The text between the tokens that go before and after it; of a pair, only that there is a second text.
+inline void write_template(JsonWriter& json, const TokenizerParts& parts) {
   std::vector<std::string> spelling = parts.tokens;
   for (const AddedToken& token : parts.added) {
-    added.push_back({{"id", token.id},
-                     {"content", token.content},
-                     {"single_word", token.single_word},
-                     {"lstrip", token.lstrip},
-                     {"rstrip", token.rstrip},
-                     {"normalized", token.normalized},
-                     {"special", token.special}});
     const auto id = static_cast<std::size_t>(token.id);
     if (id >= spelling.size()) spelling.resize(id + 1);
     spelling[id] = token.content;
   }
-  for (std::size_t id = 0; id < parts.tokens.size(); ++id) {
-    if (!parts.tokens[id].empty()) vocabulary[parts.tokens[id]] = id;
-  }
+  std::vector<std::pair<const std::string*, std::int32_t>> special;  // each once
+  const auto piece = [&](const char* kind, std::string_view name, int type) {
+    json.open('{').key(kind).open('{').key("id").value(name).key("type_id").value(type).close('}').close('}');
+  };
   const auto around = [&](const std::vector<std::int32_t>& ids) {
     for (const std::int32_t id : ids) {
       const std::string& name = spelling.at(static_cast<std::size_t>(id));
-      single.push_back({{"SpecialToken", {{"id", name}, {"type_id", 0}}}});
-      special[name] = {{"id", name}, {"ids", {id}}, {"tokens", {name}}};
+      piece("SpecialToken", name, 0);
+      const auto same = std::find_if(special.begin(), special.end(), [&](auto& other) { return *other.first == name; });
+      if (same == special.end()) special.emplace_back(&name, id);
     }
   };
-  around(parts.prefix);
-  single.push_back({{"Sequence", {{"id", "A"}, {"type_id", 0}}}});
-  around(parts.suffix);
-  const Json byte_level{{"type", "ByteLevel"},
-                        {"add_prefix_space", parts.add_prefix_space},
-                        {"trim_offsets", true},
-                        {"use_regex", parts.split}};
-  Json pair = single;
-  for (Json piece : single) {
-    if (piece.contains("Sequence")) piece["Sequence"] = {{"id", "B"}, {"type_id", 1}};
-    if (piece.contains("Sequence")) pair.push_back(piece);
+  const auto single = [&] {
+    around(parts.prefix);
+    piece("Sequence", "A", 0);
+    around(parts.suffix);
+  };
+  json.open('{').key("type").value("TemplateProcessing").key("single").open('[');
+  single();
+  json.close(']').key("pair").open('[');
+  single();
+  piece("Sequence", "B", 1);
+  json.close(']').key("special_tokens").open('{');
+  for (const auto& [name, id] : special) {
+    json.key(*name).open('{').key("id").value(*name).key("ids").open('[').value(id).close(']');
+    json.key("tokens").open('[').value(*name).close(']').close('}');
   }
-  const Json processor =
-      special.empty()
-          ? byte_level
-          : Json{{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", special}};
-  return Json{{"version", "1.0"},
-              {"truncation", nullptr},
-              {"padding", nullptr},
-              {"added_tokens", added},
-              {"normalizer", parts.nfc ? Json{{"type", "NFC"}} : Json(nullptr)},
-              {"pre_tokenizer", byte_level},
-              {"post_processor", processor},
-              {"decoder", byte_level},
-              {"model",
-               {{"type", "BPE"},
-                {"dropout", nullptr},
-                {"unk_token", nullptr},
-                {"continuing_subword_prefix", nullptr},
-                {"end_of_word_suffix", nullptr},
-                {"fuse_unk", false},
-                {"byte_fallback", false},
-                {"ignore_merges", parts.ignore_merges},
-                {"vocab", vocabulary},
-                {"merges", parts.merges}}}}
-      .dump(1);
+  json.close('}').close('}');
+}
+
+inline void write_byte_pairs(JsonWriter& json, const TokenizerParts& parts) {
+  json.open('{').key("type").value("BPE");
+  for (const char* const key : {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"}) {
+    json.key(key).value(nullptr);
+  }
+  json.key("fuse_unk").value(false).key("byte_fallback").value(false);
+  json.key("ignore_merges").value(parts.ignore_merges).key("vocab").open('{');
+  std::unordered_map<std::string_view, std::size_t> ids;  // the last of each token, should it have several
+  for (std::size_t id = 0; id < parts.tokens.size(); ++id) ids[parts.tokens[id]] = id;
+  for (std::size_t id = 0; id < parts.tokens.size(); ++id) {
+    if (!parts.tokens[id].empty() && ids[parts.tokens[id]] == id) json.key(parts.tokens[id]).value(id);
+  }
+  json.close('}').key("merges").value(parts.merges).close('}');
+}
+
+}  // namespace detail
+
+/// The text of a tokenizer.json. Throws ArgumentError for tokens that are no UTF-8.
+inline std::string tokenizer_json(const TokenizerParts& parts) {
+  JsonWriter json(1);
+  json.open('{').key("version").value("1.0").key("truncation").value(nullptr).key("padding").value(nullptr);
+  detail::write_added_tokens(json.key("added_tokens"), parts);
+  json.key("normalizer");
+  if (parts.nfc) {
+    json.open('{').key("type").value("NFC").close('}');
+  } else {
+    json.value(nullptr);
+  }
+  detail::write_byte_level(json.key("pre_tokenizer"), parts);
+  json.key("post_processor");
+  if (parts.prefix.empty() && parts.suffix.empty()) {
+    detail::write_byte_level(json, parts);
+  } else {
+    detail::write_template(json, parts);
+  }
+  detail::write_byte_level(json.key("decoder"), parts);
+  detail::write_byte_pairs(json.key("model"), parts);
+  return json.close('}').text();
 }
 
 }  // namespace minimamba

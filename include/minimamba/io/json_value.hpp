@@ -1,0 +1,247 @@
+// JSON in memory: Json, a value that was read, and JsonWriter, which writes text as it goes. Unlike nlohmann's, a Json
+// goes away and is compared without allocating, so that no lack of memory can strike where nobody may throw.
+#ifndef MINIMAMBA_IO_JSON_VALUE_HPP
+#define MINIMAMBA_IO_JSON_VALUE_HPP
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "minimamba/core/error.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// A JSON value; an object has its members in the order of their names. What is asked for in vain is a null pointer, so
+/// that the kind and the value are asked for at once: if (const bool* flag = json.flag()) ...
+class Json {
+ public:
+  using Array = std::vector<Json>;
+  using Object = std::map<std::string, Json, std::less<>>;
+
+  Json() = default;  // null
+  explicit Json(std::same_as<bool> auto x) : value_(x) {}
+  explicit Json(std::int64_t x) : value_(x) {}
+  explicit Json(std::uint64_t x) : value_(x) {}
+  explicit Json(double x) : value_(x) {}
+  explicit Json(std::string x) : value_(std::make_unique<std::string>(std::move(x))) {}
+  explicit Json(Array x) : value_(std::make_unique<Array>(std::move(x))) {}
+  explicit Json(Object x) : value_(std::make_unique<Object>(std::move(x))) {}
+
+  bool is_null() const { return std::holds_alternative<Null>(value_); }
+  const bool* flag() const { return std::get_if<bool>(&value_); }
+  /// A whole number that is not negative.
+  const std::uint64_t* whole() const { return std::get_if<std::uint64_t>(&value_); }
+  const std::string* text() const { return boxed<std::string>(); }
+  const Array* array() const { return boxed<Array>(); }
+  const Object* object() const { return boxed<Object>(); }
+  std::string* text() { return const_cast<std::string*>(std::as_const(*this).text()); }
+  Array* array() { return const_cast<Array*>(std::as_const(*this).array()); }
+  Object* object() { return const_cast<Object*>(std::as_const(*this).object()); }
+  /// Any number, as the nearest double.
+  std::optional<double> number() const {
+    if (const auto* x = std::get_if<std::int64_t>(&value_)) return static_cast<double>(*x);
+    if (const auto* x = std::get_if<std::uint64_t>(&value_)) return static_cast<double>(*x);
+    if (const auto* x = std::get_if<double>(&value_)) return *x;
+    return std::nullopt;
+  }
+  /// Whether it is this text.
+  bool is(std::string_view x) const { return text() != nullptr && *text() == x; }
+
+  /// The member of that name of an object.
+  const Json* find(std::string_view name) const {
+    const Object* const members = object();
+    const auto place = members == nullptr ? Object::const_iterator() : members->find(name);
+    return members == nullptr || place == members->end() ? nullptr : &place->second;
+  }
+
+  /// What JSON calls values of this kind.
+  const char* type_name() const {
+    constexpr const char* names[] = {"null", "boolean", "number", "number", "number", "string", "array", "object"};
+    return names[value_.index()];
+  }
+
+ private:
+  using Null = std::monostate;
+
+  template <class T>
+  const T* boxed() const {
+    const auto* const box = std::get_if<std::unique_ptr<T>>(&value_);
+    return box == nullptr ? nullptr : box->get();
+  }
+
+  // Large kinds are boxed: most values of a large text are numbers, and take 16 bytes. A negative number is an int64_t.
+  std::variant<Null, bool, std::int64_t, std::uint64_t, double, std::unique_ptr<std::string>, std::unique_ptr<Array>,
+               std::unique_ptr<Object>>
+      value_;
+  friend class JsonWriter;
+};
+
+namespace detail {
+
+/// How many bytes the character at the beginning of a text has in UTF-8; 0 if that is none.
+inline std::size_t utf8_length(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
+  const unsigned first = byte(0);
+  const std::size_t length = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+  for (std::size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xC0U) != 0x80) return 0;
+  }
+  const unsigned second = byte(1);
+  const bool beyond = first > 0xF4 || (first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) ||
+                      (first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F);
+  return length > 1 && beyond ? 0 : length;
+}
+
+}  // namespace detail
+
+/// Writes JSON: JsonWriter json; json.open('{').key("a").value(1).key("b").open('[').close(']').close('}'); json.text()
+/// is {"a":1,"b":[]}. With an indentation, every member has a line of its own.
+class JsonWriter {
+ public:
+  explicit JsonWriter(std::optional<std::size_t> indentation = {}) : indentation_(indentation) {}
+
+  const std::string& text() const { return text_; }
+
+  JsonWriter& open(char bracket) {
+    separate();
+    text_ += bracket;
+    ++depth_;
+    first_ = true;
+    return *this;
+  }
+  JsonWriter& close(char bracket) {
+    --depth_;
+    if (!std::exchange(first_, false)) new_line();
+    text_ += bracket;
+    return *this;
+  }
+  JsonWriter& key(std::string_view name) {
+    value(name);
+    text_ += indentation_ ? ": " : ":";
+    after_key_ = true;
+    return *this;
+  }
+
+  JsonWriter& value(std::nullptr_t) { return word("null"); }
+  JsonWriter& value(std::same_as<bool> auto x) { return word(x ? "true" : "false"); }
+  JsonWriter& value(std::integral auto x) requires(!std::same_as<decltype(x), bool>) { return word(std::to_string(x)); }
+  /// Throws ArgumentError for text that is no UTF-8, which JSON cannot hold.
+  JsonWriter& value(std::string_view x) {
+    separate();
+    quote(x);
+    return *this;
+  }
+  JsonWriter& value(const char* x) { return value(std::string_view(x)); }
+  JsonWriter& value(double x) { return word(std::isfinite(x) ? number(x) : "null"); }
+  template <class T>
+  JsonWriter& value(const std::vector<T>& list) {
+    open('[');
+    for (const T& x : list) value(x);
+    return close(']');
+  }
+  template <class T>
+  JsonWriter& value(const std::optional<T>& x) {
+    return x ? value(*x) : value(nullptr);
+  }
+  JsonWriter& value(const Json& x) {
+    if (const Json::Object* const object = x.object()) {
+      open('{');
+      for (const auto& [name, member] : *object) key(name).value(member);
+      return close('}');
+    }
+    if (const Json::Array* const array = x.array()) return value(*array);
+    if (const std::string* const text = x.text()) return value(*text);
+    if (const bool* const flag = x.flag()) return value(*flag);
+    if (const std::uint64_t* const whole = x.whole()) return value(*whole);
+    if (const auto* const negative = std::get_if<std::int64_t>(&x.value_)) return value(*negative);
+    return x.is_null() ? value(nullptr) : value(*x.number());
+  }
+
+ private:
+  /// What stands between the value before and the next.
+  void separate() {
+    if (std::exchange(after_key_, false)) return;
+    if (!std::exchange(first_, false)) text_ += ',';
+    if (depth_ > 0) new_line();
+  }
+  void new_line() {
+    if (!indentation_) return;
+    text_ += '\n';
+    text_.append(depth_ * *indentation_, ' ');
+  }
+  JsonWriter& word(std::string_view x) {
+    separate();
+    text_ += x;
+    return *this;
+  }
+
+  void quote(std::string_view x) {
+    constexpr std::string_view escaped = "\"\\\b\f\n\r\t", letters = "\"\\bfnrt";
+    constexpr const char* hexadecimal = "0123456789abcdef";
+    text_ += '"';
+    while (!x.empty()) {
+      const std::size_t length = detail::utf8_length(x), letter = escaped.find(x.front());
+      if (length == 0) throw ArgumentError("JSON", "text in UTF-8", "bytes that are none");
+      if (letter != escaped.npos) {
+        (text_ += '\\') += letters[letter];
+      } else if (static_cast<unsigned char>(x.front()) < 0x20) {
+        ((text_ += "\\u00") += hexadecimal[x.front() / 16]) += hexadecimal[x.front() % 16];
+      } else {
+        text_ += x.substr(0, length);
+      }
+      x.remove_prefix(length);
+    }
+    text_ += '"';
+  }
+
+  /// The shortest digits that give the number back, as Python writes them: 1e-05, 0.001, 1000.0, 1e+16.
+  static std::string number(double x) {
+    char buffer[32];
+    char* const end = std::to_chars(buffer, buffer + sizeof(buffer), x, std::chars_format::scientific).ptr;
+    const std::string text(buffer, end);  // -d.ddde+xx
+    const std::size_t e = text.find('e'), begin = text.front() == '-' ? 1 : 0;
+    int exponent = 0;
+    std::from_chars(text.data() + e + (text[e + 1] == '+' ? 2 : 1), text.data() + text.size(), exponent);
+    std::string digits = text.substr(begin, 1) + text.substr(std::min(begin + 2, e), e - std::min(begin + 2, e));
+    const int count = static_cast<int>(digits.size());
+    if (exponent < -4 || exponent >= 15) return text;
+    if (exponent < 0) {
+      digits.insert(0, "0." + std::string(static_cast<std::size_t>(-exponent - 1), '0'));
+    } else if (exponent + 1 < count) {
+      digits.insert(static_cast<std::size_t>(exponent) + 1, ".");
+    } else {
+      digits.append(static_cast<std::size_t>(exponent + 1 - count), '0').append(".0");
+    }
+    return (begin == 1 ? "-" : "") + digits;
+  }
+
+  std::string text_;
+  std::optional<std::size_t> indentation_;
+  std::size_t depth_ = 0;
+  bool first_ = true, after_key_ = false;
+};
+
+/// A value as text on one line.
+inline std::string to_text(const Json& json) {
+  JsonWriter writer;
+  writer.value(json);
+  return writer.text();
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif
