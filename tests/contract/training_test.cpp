@@ -196,10 +196,8 @@ TEST(RefusedTrainings, OfAnotherChunkAreNamed) {
   const std::string name = "setting.scan_chunk", another = "setting.something_";
   ASSERT_NE(bytes.find(name), bytes.npos);
   support::write_text(file, bytes.replace(bytes.find(name), name.size(), another));
-  expect_error<CheckpointError>([&] { resume_training(other, file); }, {"chunk 5", "found 16"});
-  NativeTrainer as_before(Native(config()), tokens(), options());  // of a file from before the setting: 32 tokens
-  resume_training(as_before, file);
-  EXPECT_EQ(as_before.steps(), 1);
+  resume_training(other, file);  // of a file from before the setting, which does not tell
+  EXPECT_EQ(other.steps(), 1);
 }
 
 TEST(RefusedTrainings, OfAnotherScalarAreNamed) {

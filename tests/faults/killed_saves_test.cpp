@@ -1,9 +1,12 @@
 // A program that is killed while it saves: what is loaded afterwards is the whole old model or the whole new one, and
 // the next save leaves nothing behind. And the list of files that makes it so, .minimamba-commit, when others wrote it.
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <functional>
+#include <list>
 #include <set>
 #include <string>
 #include <vector>
@@ -206,31 +209,32 @@ const std::string title = "minimamba commit 1\n";
 
 TEST(AListOfFilesToRename, IsRefusedUnlessItIsOneOfOurs) {
   std::string many = title;
-  for (int i = 0; i < 2000; ++i) many += ".minimamba-" + std::to_string(i) + ".tmp\tf" + std::to_string(i) + "\n";
+  for (int i = 0; i < 2000; ++i) many += ".minimamba-" + std::to_string(i) + ".tmp\tnone\tf" + std::to_string(i) + "\n";
   const std::string lists[] = {"",
                                "x",
                                "minimamba commit 2\n",
                                title.substr(0, title.size() - 1),
-                               title + ".minimamba-1.tmp\tconfig.json",
+                               title + ".minimamba-1.tmp\tnone\tconfig.json",
                                title + ".minimamba-1.tmp\n",
-                               title + ".minimamba-1.tmp\t\n",
+                               title + ".minimamba-1.tmp\tnone\t\n",
                                title + "\n",
-                               title + "\tconfig.json\n",
-                               title + "config.json\tmodel.safetensors\n",
-                               title + "/etc/passwd\tconfig.json\n",
-                               title + "../.minimamba-1.tmp\tconfig.json\n",
-                               title + ".minimamba-1.tmp\t../config.json\n",
-                               title + ".minimamba-1.tmp\t..\n",
-                               title + ".minimamba-1.tmp\ta/b\n",
-                               title + ".minimamba-1.tmp\ta\\b\n",
-                               title + ".minimamba-1.tmp\tC:b\n",
-                               title + ".minimamba-1.tmp\ta\tb\n",
-                               title + ".minimamba-1.tmp\t" + std::string(1, '\0') + "\n",
-                               title + ".minimamba-1.tmp\t" + std::string(256, 'n') + "\n",
-                               title + ".minimamba-1.tmp\t.minimamba-2.tmp\n",
-                               title + ".minimamba-1.tmp\t.minimamba-commit\n",
-                               title + ".minimamba-1.tmp\ta\n.minimamba-1.tmp\tb\n",
-                               title + ".minimamba-1.tmp\ta\n.minimamba-2.tmp\ta\n",
+                               title + "\tnone\tconfig.json\n",
+                               title + ".minimamba-1.tmp\tconfig.json\n",
+                               title + "config.json\tnone\tmodel.safetensors\n",
+                               title + "/etc/passwd\tnone\tconfig.json\n",
+                               title + "../.minimamba-1.tmp\tnone\tconfig.json\n",
+                               title + ".minimamba-1.tmp\tnone\t../config.json\n",
+                               title + ".minimamba-1.tmp\tnone\t..\n",
+                               title + ".minimamba-1.tmp\tnone\ta/b\n",
+                               title + ".minimamba-1.tmp\tnone\ta\\b\n",
+                               title + ".minimamba-1.tmp\tnone\tC:b\n",
+                               title + ".minimamba-1.tmp\tnone\ta\tb\n",
+                               title + ".minimamba-1.tmp\tnone\t" + std::string(1, '\0') + "\n",
+                               title + ".minimamba-1.tmp\tnone\t" + std::string(256, 'n') + "\n",
+                               title + ".minimamba-1.tmp\tnone\t.minimamba-2.tmp\n",
+                               title + ".minimamba-1.tmp\tnone\t.minimamba-commit\n",
+                               title + ".minimamba-1.tmp\tnone\ta\n.minimamba-1.tmp\tnone\tb\n",
+                               title + ".minimamba-1.tmp\tnone\ta\n.minimamba-2.tmp\tnone\ta\n",
                                many,
                                title + std::string(std::size_t{2} << 20, 'x') + "\n"};
   const Folder folder;
@@ -256,23 +260,38 @@ TEST(AListOfFilesToRename, IsRefusedUnlessItIsOneOfOurs) {
   }
 }
 
-TEST(AListOfFilesToRename, MayNotBeASpecialFile) {
+TEST(AListOfFilesToRename, IsARegularFileOrNone) {
   for (const auto& make : {support::make_fifo, support::make_folder, support::make_loop, support::make_dangling}) {
     const Folder folder;
-    const Model model = model_of_size(8);
+    const Model model = model_of_size(8), other = model_of_size(16);
     save(model, folder.path());
     make(folder / ".minimamba-commit");
-    EXPECT_THROW(load<Model>(folder.path()), FileError);
-    EXPECT_THROW(save(model, folder.path()), FileError);
+    EXPECT_TRUE(identical(loaded_logits(folder.path()), logits_of(model)));
+    const Model* expected = &other;
+    try {
+      save(other, folder.path());
+    } catch (const FileError&) {  // what cannot be replaced
+      expected = &model;
+    }
+    EXPECT_TRUE(identical(loaded_logits(folder.path()), logits_of(*expected)));
   }
+}
+
+/// What a save of these two leaves when it is killed before it renames anything.
+void leave_list(const Folder& folder) {
+  std::string list = title;
+  for (const auto& [number, name] : {std::pair("1", "model.safetensors"), {"2", "config.json"}}) {
+    const fs::path target = folder / name, temporary = folder / (".minimamba-" + std::string(number) + ".tmp");
+    list += temporary.filename().string() + "\t" + minimamba::detail::identity_of(target) + "\t" + name + "\n";
+  }
+  support::write_text(folder / ".minimamba-commit", list);
 }
 
 TEST(AListOfFilesToRename, CountsForWhatIsStillToBeRenamedOnly) {
   const Folder folder;
   const Model old_model = model_of_size(8), new_model = model_of_size(16);
   save(old_model, folder.path());
-  const std::string list = title + ".minimamba-1.tmp\tmodel.safetensors\n.minimamba-2.tmp\tconfig.json\n";
-  support::write_text(folder / ".minimamba-commit", list);
+  leave_list(folder);
   EXPECT_TRUE(identical(loaded_logits(folder.path()), logits_of(old_model))) << "all was renamed";
   fs::create_directory(folder / ".minimamba-1.tmp");
   fs::create_symlink("config.json", folder / ".minimamba-2.tmp");
@@ -280,6 +299,78 @@ TEST(AListOfFilesToRename, CountsForWhatIsStillToBeRenamedOnly) {
   save(new_model, folder.path());
   EXPECT_TRUE(identical(loaded_logits(folder.path()), logits_of(new_model)));
   EXPECT_FALSE(fs::exists(folder / ".minimamba-commit"));
+}
+
+TEST(AListOfFilesToRename, YieldsToWhatWasWrittenAfterIt) {
+  const Folder folder;
+  save(model_of_size(8), folder.path());
+  support::write_text(folder / ".minimamba-1.tmp", "interrupted weights");
+  support::write_text(folder / ".minimamba-2.tmp", "interrupted configuration");
+  leave_list(folder);
+  const auto text = [&](const char* name) {
+    const ByteSource source = ByteSource::open(folder / name);
+    std::string bytes(static_cast<std::size_t>(source.size()), '\0');
+    source.read(0, std::as_writable_bytes(std::span(bytes)));
+    return bytes;
+  };
+  EXPECT_EQ(text("config.json"), "interrupted configuration");
+  AtomicFile newest(folder / "config.json");
+  newest.write("newest");
+  newest.commit();
+  support::write_text(folder / "model.safetensors", "of another program");
+  EXPECT_EQ(text("config.json"), "newest");
+  EXPECT_EQ(text("model.safetensors"), "of another program");
+  AtomicFile other(folder / "other");
+  AtomicFile* const files[] = {&other};
+  commit_together(files);
+  EXPECT_EQ(support::read_text(folder / "config.json"), "newest");
+  EXPECT_EQ(support::read_text(folder / "model.safetensors"), "of another program");
+}
+
+TEST(AListOfFilesToRename, OfAStrangerIsNoneOfOurs) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can give a file to somebody else";
+  const Folder folder;
+  const Model model = model_of_size(8);
+  save(model, folder.path());
+  leave_list(folder);
+  for (const char* const name : {".minimamba-commit", ".minimamba-1.tmp", ".minimamba-2.tmp"}) {
+    if (!fs::exists(folder / name)) support::write_text(folder / name, "a stranger's");
+    ASSERT_EQ(::chown((folder / name).c_str(), 65534, 65534), 0);
+  }
+  EXPECT_TRUE(identical(loaded_logits(folder.path()), logits_of(model)));
+}
+
+TEST(FilesThatAreCommittedTogether, HavePlainNamesInOneFolder) {
+  const Folder folder;
+  const auto expect_refused = [&](const std::vector<fs::path>& targets) {
+    std::list<AtomicFile> files;
+    std::vector<AtomicFile*> pointers;
+    for (const fs::path& target : targets) pointers.push_back(&files.emplace_back(target));
+    EXPECT_THROW(commit_together(pointers), ArgumentError) << targets.back();
+  };
+  fs::create_directory(folder / "sub");
+  for (const char* const name : {"a\tb", "a\nb", "a:b", "a\\b", "a\x7F", ".minimamba-7.tmp", ".minimamba-commit"}) {
+    expect_refused({folder / name});
+  }
+  expect_refused({folder / "a", folder / "a"});
+  expect_refused({folder / "a", folder / "sub" / "b"});
+  AtomicFile file(folder / "a");
+  AtomicFile* const twice[] = {&file, &file};
+  EXPECT_THROW(commit_together(twice), ArgumentError);
+  file.commit();
+  EXPECT_EQ(names_in(folder.path()), (std::set<std::string>{"a", "sub"}));
+}
+
+TEST(AFolderThatAnotherProgramHasLocked, DoesNotHoldUpASaveOfOneFile) {
+  const Folder folder;
+  support::write_text(folder / ".minimamba-1.tmp", "a stray");
+  const int descriptor = ::open(folder.path().c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_EQ(::flock(descriptor, LOCK_EX), 0);
+  save_gguf(model_of_size(8), folder / "model.gguf");
+  EXPECT_TRUE(fs::exists(folder / ".minimamba-1.tmp"));
+  ::close(descriptor);
+  save_gguf(model_of_size(8), folder / "model.gguf");
+  EXPECT_FALSE(fs::exists(folder / ".minimamba-1.tmp"));
 }
 
 TEST(ATemporaryFile, IsTakenAwayOnlyWhenItsWriterIsDead) {

@@ -153,6 +153,28 @@ TEST_P(Products, OfManyRowsInAFreshThreadAreThoseOfEachRow) {
   check_rows(bf16(), double());
 }
 
+/// By weights that pass each number on: a number that is quantised otherwise is off by a whole step. Also where a
+/// compiler may fuse products and sums, with -march=native.
+TEST_P(Products, QuantiseActivationsAsTheReferenceDoes) {
+  constexpr std::size_t rows = 20'000, width = 32;
+  const auto x = random_matrix<float>(rows, width, 3);
+  HostMatrix<float> one_each(width, width), native(rows, width), reference(rows, width);
+  for (std::size_t i = 0; i < width; ++i) one_each.view()(i, i) = 1;
+  const auto multiply = [&](const auto& backend, HostMatrix<float>& y) {
+    auto weight = backend.template make_matrix<q8>(width, width);
+    backend.upload_rows(one_each.view(), 0, weight);
+    backend.matmul(x.view(), weight, y.view());
+  };
+  multiply(NativeBackend<float>({.threads = 1, .instruction_set = GetParam()}), native);
+  multiply(ReferenceBackend<float>(), reference);
+  for (std::size_t i = 0; i < rows; ++i) {
+    const double step = support::largest_magnitude(support::copy_of(x.view().rows_from(i, 1))) / 127;
+    for (std::size_t j = 0; j < width; ++j) {
+      ASSERT_NEAR(static_cast<double>(native(i, j)), static_cast<double>(reference(i, j)), 0.01 * step) << i;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(OnEachInstructionSet, Products,
                          testing::Values(InstructionSet::portable, InstructionSet::neon, InstructionSet::avx2,
                                          InstructionSet::avx512, InstructionSet::avx512bf16),

@@ -109,6 +109,19 @@ TYPED_TEST(Layers, S6RefusesAnAThatIsMissingOrOlderThanItsLogarithm) {
   forward();
 }
 
+TYPED_TEST(Layers, S6RefusesTheAOfAnotherALog) {
+  using Model = typename TypeParam::Model;
+  auto one = support::trained_looking_model<Model>(support::small_config(), 1);
+  auto two = support::trained_looking_model<Model>(support::small_config(), 2);
+  std::swap(one.layers[0].mixer.A_log, two.layers[0].mixer.A_log);
+  auto cache = one.make_cache();
+  EXPECT_THROW(one.forward(std::vector<std::int32_t>{1}, cache), ArgumentError);
+  one.refresh();
+  one.forward(std::vector<std::int32_t>{1}, cache);
+  const auto gone = std::move(one.layers[0].mixer.A_log);
+  EXPECT_THROW(one.forward(std::vector<std::int32_t>{1}, cache), ArgumentError);
+}
+
 TYPED_TEST(Layers, OfAModelWithAStaleAAreRefusedBeforeAnyStateChanges) {
   typename TypeParam::Model model(small_config());
   auto cache = model.make_cache();

@@ -84,8 +84,9 @@ TEST_F(Quotas, ThatCannotBeReadAreNone) {
     write("mount/cpu.max", text);
     EXPECT_EQ(processors("0::/\n"), detail::no_quota) << text;
   }
-  for (const char* const groups : {"", "\n", ":", "::", "0:", "\n\n0:x", "4:cpu", "::\n:"}) {
-    EXPECT_GE(processors(groups), 1) << groups;
+  for (const char* const groups :
+       {"", "\n", ":", "::", "0:", "\n\n0:x", "4:cpu", "::\n:", "0::a", "1:cpu:foo", "0::a/b"}) {
+    EXPECT_EQ(processors(groups), detail::no_quota) << groups;
   }
   fs::remove(root_ / "mount/cpu.max");
   fs::create_directories(root_ / "mount/cpu.max");  // a folder

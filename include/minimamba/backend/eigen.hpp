@@ -60,7 +60,9 @@ class EigenBackend : public detail::HostMemory<Number> {
 
   template <WeightFormat W>
   void reserve_matmul(std::size_t rows, const Matrix<W>& weight) const {
-    if (rounds_activations<W>) detail::thread_scratch<Scalar>(rows * weight.cols());
+    if (rounds_activations<W> && activations_ == Activations::rounded) {
+      detail::thread_scratch<Scalar>(rows * weight.cols());
+    }
   }
 
   template <WeightFormat W>

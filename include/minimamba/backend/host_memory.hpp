@@ -3,13 +3,13 @@
 #define MINIMAMBA_BACKEND_HOST_MEMORY_HPP
 
 #include <algorithm>
+#include <atomic>
 #include <cassert>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <new>
-#include <optional>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -83,6 +83,15 @@ namespace detail {
 
 #if defined(__unix__) || defined(__APPLE__)
 
+/// Of memory that goes with its thread. It goes itself when the program ends or the library that it is in is unloaded:
+/// what other threads have is left behind then.
+struct ThreadKey {
+  std::atomic<long long> number{-1};  // -1: none yet
+  ~ThreadKey() {
+    if (number >= 0) ::pthread_key_delete(static_cast<pthread_key_t>(number.load()));
+  }
+};
+
 /// Memory that goes with its thread. Not a thread_local with a destructor: where glibc has no memory to note such a
 /// destructor down, it ends the process.
 class ThreadMemory {
@@ -102,18 +111,27 @@ class ThreadMemory {
   static inline thread_local constinit Memory memory{nullptr, 0};
 
   static void grow(std::size_t size) {
-    static const std::optional<pthread_key_t> key = make_key();
+    const pthread_key_t key = the_key();
     void* const larger = ::operator new(size, alignment);
-    if (!key || ::pthread_setspecific(*key, larger) != 0) {
+    if (::pthread_setspecific(key, larger) != 0) {
       ::operator delete(larger, alignment);
       throw std::bad_alloc();
     }
     ::operator delete(std::exchange(memory, Memory{larger, size}).data, alignment);
   }
-  static std::optional<pthread_key_t> make_key() {
-    pthread_key_t key{};
-    if (::pthread_key_create(&key, &release) != 0) return std::nullopt;
-    return key;
+
+  static inline constinit ThreadKey key{};
+
+  /// Made at the first use. Not a static of a function: a child would find it half made if another thread of its parent
+  /// was making it.
+  static pthread_key_t the_key() {
+    long long seen = key.number.load(std::memory_order_acquire);
+    if (seen >= 0) return static_cast<pthread_key_t>(seen);
+    pthread_key_t made{};
+    if (::pthread_key_create(&made, &release) != 0) throw std::bad_alloc();
+    if (key.number.compare_exchange_strong(seen, static_cast<long long>(made))) return made;
+    ::pthread_key_delete(made);
+    return static_cast<pthread_key_t>(seen);
   }
   /// At the end of a thread; should it compute once more, it begins anew.
   static void release(void* data) {

@@ -56,7 +56,7 @@ class ReferenceBackend : public detail::HostMemory<Number> {
   }
   template <WeightFormat W>
   void reserve_matmul(std::size_t, const Matrix<W>& weight) const {
-    if (rounds_activations<W>) detail::thread_scratch<double>(weight.cols());
+    if (rounds_activations<W> && activations_ == Activations::rounded) detail::thread_scratch<double>(weight.cols());
   }
 
   void causal_conv1d(const Conv1dArguments<Scalar>& arguments) const {

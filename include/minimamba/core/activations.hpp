@@ -57,7 +57,9 @@ void quantise_block(const Scalar* x, std::size_t count, Out* out) {
   const float scale = poison == 0 ? largest / 127 : std::numeric_limits<float>::quiet_NaN();
   const float inverse = scale > 1e-36F ? 1 / scale : 0;
   for (std::size_t i = 0; i < count; ++i) {
-    const float whole = poison == 0 ? nearest_whole(static_cast<float>(x[i]) * inverse) : 0;
+    // Clamped, so that no compiler fuses the product with the sum of nearest_whole.
+    const float whole =
+        poison == 0 ? nearest_whole(std::clamp(static_cast<float>(x[i]) * inverse, -127.0F, 127.0F)) : 0;
     out[i] = static_cast<Out>(scale) * static_cast<Out>(whole);
   }
 }

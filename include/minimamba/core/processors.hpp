@@ -52,7 +52,8 @@ inline int smallest_quota(const std::string& mount, std::string group, const cha
     if (*second != '\0') text += ' ' + start_of_file(folder + second);
     smallest = std::min(smallest, processors_of_quota(text));
     if (group.empty()) return smallest;
-    group.erase(std::min(group.rfind('/'), group.size()));
+    const std::size_t slash = group.rfind('/');
+    group.erase(slash == std::string::npos ? 0 : slash);
   }
 }
 

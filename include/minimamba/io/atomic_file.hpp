@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -80,20 +81,28 @@ inline void synchronise_folder(const std::filesystem::path& folder) noexcept {
 /// While it lives, no other program gives several files of the folder their names, or takes away what was left there.
 class FolderLock {
  public:
-  explicit FolderLock(const std::filesystem::path& folder) noexcept : descriptor_(open_folder(folder)) {
-    while (descriptor_ >= 0 && ::flock(descriptor_, LOCK_EX) != 0 && errno == EINTR) {
+  /// Waits for others at most so many times 10 ms; see held().
+  FolderLock(const std::filesystem::path& folder, int patience) noexcept : descriptor_(open_folder(folder)) {
+    for (; descriptor_ >= 0 && ::flock(descriptor_, LOCK_EX | LOCK_NB) != 0; --patience) {
+      if (errno != EWOULDBLOCK && errno != EINTR) break;  // a file system that knows no locks
+      held_ = patience > 0;
+      if (!held_) break;
+      ::usleep(10'000);
     }
   }
   FolderLock(const FolderLock&) = delete;
   FolderLock& operator=(const FolderLock&) = delete;
   ~FolderLock() {
     if (descriptor_ < 0) return;
-    ::flock(descriptor_, LOCK_UN);  // a child of the program may have the descriptor too
+    if (held_) ::flock(descriptor_, LOCK_UN);  // a child of the program may have the descriptor too
     ::close(descriptor_);
   }
+  /// False if another program had the lock all the time.
+  bool held() const { return held_; }
 
  private:
   int descriptor_;
+  bool held_ = true;
 };
 
 #else
@@ -124,7 +133,8 @@ inline void remove_stray(const std::filesystem::path& path) noexcept {
 inline void synchronise_folder(const std::filesystem::path&) noexcept {}
 class FolderLock {
  public:
-  explicit FolderLock(const std::filesystem::path&) noexcept {}
+  FolderLock(const std::filesystem::path&, int) noexcept {}
+  bool held() const { return true; }
 };
 
 #endif
@@ -133,11 +143,17 @@ struct CloseFile {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
+inline constexpr int patience = 3000;  // half a minute
+
+inline void require_lock(const FolderLock& lock, const std::filesystem::path& folder) {
+  if (!lock.held()) throw FileError(folder.string(), "a folder that no other program has locked", "a locked one");
+}
+
 /// Ends what a program that was killed while it renamed has begun. Only under the folder's lock. Throws FormatError if
 /// the list of files is none of ours, FileError if they cannot be renamed.
 inline void complete_commit(const std::filesystem::path& folder) {
   const std::filesystem::path journal = folder / journal_name;
-  if (!has_entry(journal)) return;
+  if (!is_trusted(journal)) return;
   std::error_code error;
   for (const PendingFile& file : pending_files(folder)) {
     std::filesystem::rename(file.temporary, file.target, error);
@@ -150,17 +166,17 @@ inline void complete_commit(const std::filesystem::path& folder) {
 /// Removes temporary files that no living program holds and no commit needs. Only under the folder's lock.
 inline void remove_strays_under_lock(const std::filesystem::path& folder) {
   const std::vector<PendingFile> pending = pending_files(folder);
-  for (const std::filesystem::path& path : entries_of(folder)) {
+  for (const std::filesystem::path& path : entries_of(folder, is_temporary)) {
     const auto is_needed = [&](const PendingFile& file) { return file.temporary.filename() == path.filename(); };
-    if (!is_temporary(path.filename().string()) || std::any_of(pending.begin(), pending.end(), is_needed)) continue;
-    remove_stray(path);
+    if (std::none_of(pending.begin(), pending.end(), is_needed)) remove_stray(path);
   }
 }
 
 /// Before files of a folder are saved together: nothing of programs that were killed is left. Throws as
 /// complete_commit.
 inline void tidy_folder(const std::filesystem::path& folder) {
-  const FolderLock lock(folder);
+  const FolderLock lock(folder, patience);
+  require_lock(lock, folder);
   complete_commit(folder);
   remove_strays_under_lock(folder);
 }
@@ -202,7 +218,8 @@ class AtomicFile {
   /// Removes what programs that were killed have left in a folder: regular files of the names that are made here,
   /// unless a living program writes them or an interrupted save needs them. What cannot be removed stays.
   static void remove_strays(const std::filesystem::path& folder) {
-    const detail::FolderLock lock(folder);
+    const detail::FolderLock lock(folder, 0);
+    if (!lock.held()) return;  // another time
     try {
       detail::remove_strays_under_lock(folder);
     } catch (const Error&) {  // a list of needed files that cannot be read
@@ -247,6 +264,14 @@ class AtomicFile {
 
  private:
   friend void commit_together(std::span<AtomicFile* const> files);
+
+  /// For everybody who may look into the folder.
+  void make_readable() noexcept {
+    using std::filesystem::perms;
+    std::error_code ignored;
+    std::filesystem::permissions(
+        temporary_, perms::owner_read | perms::owner_write | perms::group_read | perms::others_read, ignored);
+  }
 
   void require(bool usable) const {
     if (!usable)
@@ -304,26 +329,37 @@ class AtomicFile {
 
 /// Gives several files of one folder their names, all or none of them, even if the program is killed on the way: a list
 /// of them, .minimamba-commit, is put there first and taken away at the end. While it is there, ByteSource::open reads
-/// the new files, whatever they are called; who next saves into the folder ends what was begun. Programs that save into
-/// one folder at once do this one after the other. Throws FileError, FormatError for such a list that is none of ours,
-/// and ArgumentError for more than 1,024 files. Then no file has been replaced; but should the system refuse to rename
-/// one when others have been renamed already, the new files are what is read, as if the program had been killed.
+/// the new files in place of those that they replace, and whoever saves into the folder next ends what was begun.
+/// Programs that save into one folder at once do this one after the other. Throws FileError, FormatError for such a
+/// list that is none of ours, and ArgumentError for files of several folders, names that are not plain or given twice,
+/// and more than 256 files: then no file has been replaced. An error of the disk while files are being renamed is a
+/// FileError as well, after which the new files are what is read, as if the program had been killed.
 inline void commit_together(std::span<AtomicFile* const> files) {
   if (files.empty()) return;
-  std::string list(detail::journal_title);
+  const std::filesystem::path folder = files.front()->folder_;
+  std::set<std::string> names;
   for (AtomicFile* const file : files) {
-    file->finish();
-    const std::u8string from = file->temporary_.filename().u8string(), to = file->target_.filename().u8string();
-    list.append(from.begin(), from.end()).append("\t").append(to.begin(), to.end()).append("\n");
+    const std::u8string name = file->target_.filename().u8string();
+    const std::string plain(name.begin(), name.end());
+    if (file->folder_ == folder && detail::is_file_name(plain) && names.insert(plain).second) continue;
+    throw ArgumentError("files", "plain names in one folder, each once", detail::printable(file->target_.string()));
   }
-  if (files.size() > detail::most_journal_files || list.size() > detail::most_journal_bytes) {
+  if (files.size() > detail::most_journal_files) {
     throw ArgumentError("files", "at most " + std::to_string(detail::most_journal_files) + " to be saved together",
                         std::to_string(files.size()));
   }
-  const std::filesystem::path& folder = files.front()->folder_;
-  const detail::FolderLock lock(folder);
+  for (AtomicFile* const file : files) file->finish();
+  const detail::FolderLock lock(folder, detail::patience);
+  detail::require_lock(lock, folder);
   detail::complete_commit(folder);
+  std::string list(detail::journal_title);
+  for (AtomicFile* const file : files) {  // identities as they are now that nobody else commits
+    const std::u8string from = file->temporary_.filename().u8string(), to = file->target_.filename().u8string();
+    list.append(from.begin(), from.end()).append("\t").append(detail::identity_of(file->target_));
+    list.append("\t").append(to.begin(), to.end()).append("\n");
+  }
   AtomicFile journal(folder / detail::journal_name);
+  journal.make_readable();
   journal.write(list);
   journal.commit();  // now the new files count; nothing below needs memory
   std::error_code error, ignored;

@@ -63,9 +63,10 @@ inline bool has_entry(const std::filesystem::path& path) {
   return std::filesystem::exists(std::filesystem::symlink_status(path, error));
 }
 
-/// Everything in a folder, in no order; nothing if it cannot be read.
+/// What a folder has under names that are wanted, in no order; nothing if it cannot be read.
 #if defined(__unix__) || defined(__APPLE__)
-inline std::vector<std::filesystem::path> entries_of(const std::filesystem::path& folder) {
+template <class Wanted>
+std::vector<std::filesystem::path> entries_of(const std::filesystem::path& folder, Wanted&& wanted) {
   const auto close = [](DIR* directory) { ::closedir(directory); };
   // The C library's: libstdc++'s directory_iterator ends the program when memory runs out.
   const std::unique_ptr<DIR, decltype(close)> directory(::opendir(folder.empty() ? "." : folder.c_str()), close);
@@ -73,17 +74,18 @@ inline std::vector<std::filesystem::path> entries_of(const std::filesystem::path
   std::vector<std::filesystem::path> entries;
   for (const dirent* entry = nullptr; directory && (entry = ::readdir(directory.get())) != nullptr;) {
     const std::string_view name = entry->d_name;
-    if (name != "." && name != "..") entries.push_back(folder / name);
+    if (name != "." && name != ".." && wanted(name)) entries.push_back(folder / name);
   }
   return entries;
 }
 #else
-inline std::vector<std::filesystem::path> entries_of(const std::filesystem::path& folder) {
+template <class Wanted>
+std::vector<std::filesystem::path> entries_of(const std::filesystem::path& folder, Wanted&& wanted) {
   std::vector<std::filesystem::path> entries;
   std::error_code error;
   for (std::filesystem::directory_iterator at(folder.empty() ? "." : folder, error), end; !error && at != end;
        at.increment(error)) {
-    entries.push_back(folder / at->path().filename());
+    if (wanted(at->path().filename().string())) entries.push_back(folder / at->path().filename());
   }
   return entries;
 }
@@ -92,7 +94,7 @@ inline std::vector<std::filesystem::path> entries_of(const std::filesystem::path
 /// The files in a folder whose names end in one of these, in the order of their names.
 inline std::vector<std::filesystem::path> files_in(const std::filesystem::path& folder,
                                                    const std::vector<std::string>& extensions) {
-  std::vector<std::filesystem::path> files = entries_of(folder);
+  std::vector<std::filesystem::path> files = entries_of(folder, [](std::string_view) { return true; });
   std::erase_if(files, [&](const std::filesystem::path& path) {
     std::error_code ignored;
     const bool wanted = std::find(extensions.begin(), extensions.end(), path.extension().string()) != extensions.end();
@@ -184,9 +186,52 @@ class InputFile {
 /// Names of files that are being written, and the list of those that are complete and about to get their names.
 inline constexpr std::string_view temporary_begin = ".minimamba-", temporary_end = ".tmp";
 inline constexpr const char* journal_name = ".minimamba-commit";
-inline constexpr std::string_view journal_title = "minimamba commit 1\n";  // then lines: temporary name, tab, name
+/// Then lines of a temporary name, the identity of the file to be replaced, and the name, with tabs between them.
+inline constexpr std::string_view journal_title = "minimamba commit 1\n";
 inline constexpr std::uint64_t most_journal_bytes = std::uint64_t{1} << 20;
-inline constexpr std::size_t most_journal_files = 1024;
+inline constexpr std::size_t most_journal_files = 256;  // which are all open at once
+
+#if defined(__unix__) || defined(__APPLE__)
+
+/// Tells a file from whatever takes its place later; "none" if there is none.
+inline std::string identity_of(const std::filesystem::path& path) {
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) != 0) return "none";
+#if defined(__APPLE__)
+  const timespec& changed = status.st_mtimespec;
+#else
+  const timespec& changed = status.st_mtim;
+#endif
+  return std::to_string(status.st_ino) + "-" + std::to_string(status.st_size) + "-" + std::to_string(changed.tv_sec) +
+         "." + std::to_string(changed.tv_nsec);
+}
+
+/// Whether a file of ours is what it seems: a regular one, readable, of this user, the owner of its folder or root.
+/// Others may be able to write into the folder, as into /tmp.
+inline bool is_trusted(const std::filesystem::path& path) {
+  struct stat status {
+  }, folder{};
+  const std::filesystem::path parent = path.parent_path();
+  return ::lstat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode) && ::access(path.c_str(), R_OK) == 0 &&
+         (status.st_uid == ::geteuid() || status.st_uid == 0 ||
+          (::stat(parent.empty() ? "." : parent.c_str(), &folder) == 0 && status.st_uid == folder.st_uid));
+}
+
+#else
+
+inline std::string identity_of(const std::filesystem::path& path) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
+  if (error) return "none";
+  return std::to_string(size) + "-" +
+         std::to_string(std::filesystem::last_write_time(path, error).time_since_epoch().count());
+}
+inline bool is_trusted(const std::filesystem::path& path) {
+  std::error_code error;
+  return std::filesystem::is_regular_file(std::filesystem::symlink_status(path, error));
+}
+
+#endif
 
 inline bool is_temporary(std::string_view name) {
   if (!name.starts_with(temporary_begin) || !name.ends_with(temporary_end)) return false;
@@ -207,9 +252,9 @@ struct PendingFile {
   std::filesystem::path temporary, target;
 };
 
-/// The journal of a folder as text; "" if there is none.
+/// The journal of a folder as text; "" if there is none, or one of somebody else.
 inline std::string read_journal(const std::filesystem::path& path) {
-  if (!has_entry(path)) return "";
+  if (!is_trusted(path)) return "";
   try {
     const InputFile file(path);
     if (file.size() > most_journal_bytes) throw FormatError(path.string(), "a short list of files", "a large file");
@@ -227,8 +272,9 @@ inline std::string read_journal(const std::filesystem::path& path) {
   throw FormatError(path.string(), "a list of files", "an empty file");
 }
 
-/// What a save into the folder that was cut short has still to rename. Throws FormatError unless all names are plain,
-/// and the temporary ones of a form that we give them: the list is as little to be trusted as any file.
+/// What a save into the folder that was cut short has still to rename: not what has been replaced since, by whomever.
+/// Throws FormatError unless all names are plain, and the temporary ones of a form that we give them: the list is as
+/// little to be trusted as any file.
 inline std::vector<PendingFile> pending_files(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / journal_name;
   const std::string text = read_journal(path);
@@ -241,14 +287,15 @@ inline std::vector<PendingFile> pending_files(const std::filesystem::path& folde
   std::set<std::string_view> seen;
   for (std::size_t begin = journal_title.size(); begin < text.size();) {
     const std::string_view line = std::string_view(text).substr(begin, text.find('\n', begin) - begin);
-    const std::size_t tab = std::min(line.find('\t'), line.size());
-    const std::string_view temporary = line.substr(0, tab), name = line.substr(std::min(tab + 1, line.size()));
+    const std::size_t first = std::min(line.find('\t'), line.size());
+    const std::size_t second = std::min(line.find('\t', std::min(first + 1, line.size())), line.size());
+    require(second < line.size());
+    const std::string_view temporary = line.substr(0, first), old = line.substr(first + 1, second - first - 1),
+                           name = line.substr(second + 1);
     require(is_temporary(temporary) && is_file_name(name));
     require(seen.insert(temporary).second && seen.insert(name).second && seen.size() <= 2 * most_journal_files);
-    std::error_code error;
     PendingFile file{folder / path_of(temporary), folder / path_of(name)};
-    const auto status = std::filesystem::symlink_status(file.temporary, error);
-    if (std::filesystem::is_regular_file(status)) pending.push_back(std::move(file));
+    if (is_trusted(file.temporary) && identity_of(file.target) == old) pending.push_back(std::move(file));
     begin += line.size() + 1;
   }
   return pending;

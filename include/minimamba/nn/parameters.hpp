@@ -4,6 +4,7 @@
 #define MINIMAMBA_NN_PARAMETERS_HPP
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -43,6 +44,22 @@ class Extents {
   Role role_ = Role::linear;
 };
 
+/// A number that goes with what is moved.
+struct Version {
+  std::uint64_t number = 0;
+
+  Version() = default;
+  Version(Version&& other) noexcept : number(std::exchange(other.number, 0)) {}
+  Version& operator=(Version&& other) noexcept {
+    number = std::exchange(other.number, 0);
+    return *this;
+  }
+  void renew() {
+    static constinit std::atomic<std::uint64_t> last{0};
+    number = last.fetch_add(1, std::memory_order_relaxed) + 1;
+  }
+};
+
 }  // namespace detail
 
 /// A parameter kept in Scalar: norms, biases, conv1d, A_log and D. It has a shape from the start and memory when
@@ -55,13 +72,13 @@ class Tensor : public detail::Extents {
 
   void allocate(const Backend& backend) {
     buffer_ = backend.template allocate<Scalar>(size());
-    ++version_;
+    version_.renew();
   }
   bool allocated() const { return buffer_.size() == size(); }
 
-  /// Counts allocate() and upload(): what is derived from the numbers is of one version. It does not see what is
-  /// written through view().
-  std::uint64_t version() const { return version_; }
+  /// Another number after each allocate() and upload(), never one that another tensor has: what is derived from the
+  /// numbers is of one version. It does not see what is written through view(). 0 without memory.
+  std::uint64_t version() const { return version_.number; }
 
   View<Scalar> view() { return {buffer_.data(), rows(), cols()}; }
   View<const Scalar> view() const { return {buffer_.data(), rows(), cols()}; }
@@ -69,7 +86,7 @@ class Tensor : public detail::Extents {
   /// Copies rows [first, first + host.rows()) from or to the host.
   void upload(const Backend& backend, std::size_t first, View<const Scalar> host) {
     backend.upload({host.data(), host.rows() * host.cols()}, buffer_.data() + first * cols());
-    ++version_;
+    version_.renew();
   }
   void download(const Backend& backend, std::size_t first, View<Scalar> host) const {
     backend.download(buffer_.data() + first * cols(), {host.data(), host.rows() * host.cols()});
@@ -77,7 +94,7 @@ class Tensor : public detail::Extents {
 
  private:
   typename Backend::template Buffer<Scalar> buffer_;
-  std::uint64_t version_ = 0;
+  detail::Version version_;
 };
 
 /// One of the matrices that carry the weight format W: in_proj, x_proj, dt_proj, out_proj, embedding, lm_head.

@@ -137,6 +137,7 @@ class LoopTraining : public HostTraining<Inference> {
   /// One channel of one sequence, chunk by chunk from the end.
   static void scan_channel(const ScanBackwardArguments<Scalar>& p, std::size_t row, std::size_t e) {
     const std::size_t length = p.sequence.length, channels = p.u.cols(), states = p.a.cols();
+    if (length == 0) return;
     const std::size_t chunk = tokens_of_chunk(p.chunk, length), chunks = chunks_of(length, chunk);
     std::vector<double> h((chunk + 1) * states);  // before each token of the chunk, and after the last
     for (std::size_t k = chunks; k-- > 0;) {
