@@ -194,7 +194,7 @@ bool is_gguf_name(const fs::path& path) {
 
 int convert(const Arguments& arguments) {
   const bool gguf = is_gguf_name(arguments.output);
-  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.input);
+  const minimamba::Checkpoint checkpoint = program::open_model(arguments.input);
   minimamba::SaveOptions options;
   std::string text;
   if (!gguf) options.files = carried_files(arguments, checkpoint, text);
@@ -253,7 +253,7 @@ int main(int argc, char** argv) {
   program::handle_signals();
   try {
     if (!arguments.info) return convert(arguments);
-    print_info(minimamba::open_checkpoint(arguments.input));
+    print_info(program::open_model(arguments.input));
     return 0;
   } catch (const minimamba::CancelledError&) {
     std::fprintf(stderr, "convert: interrupted; nothing was changed\n");

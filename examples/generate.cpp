@@ -221,7 +221,7 @@ int run(const Arguments& arguments) {
   Times times;
   const auto start = std::chrono::steady_clock::now();
   if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // what cannot be saved is said now
-  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.model);
+  const minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
   if (!tokenizer && !arguments.stops.empty()) {
     throw minimamba::ArgumentError("--stop", "a model with a tokenizer, or --tokenizer", "a vocabulary without one");

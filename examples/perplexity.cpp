@@ -141,7 +141,7 @@ bool print_row(const std::string& weights, const Result& result, const Result& f
 }
 
 int run(const Arguments& arguments) {
-  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.model);
+  const minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
   if (!tokenizer) {
     throw minimamba::ArgumentError("--model", "one with a tokenizer, or --tokenizer", "a vocabulary without one");

@@ -125,7 +125,7 @@ Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minim
 
 std::optional<minimamba::Checkpoint> open_init(const Arguments& arguments) {
   if (arguments.init.empty()) return std::nullopt;
-  return minimamba::open_checkpoint(fs::path(arguments.init));
+  return program::open_model(fs::path(arguments.init));
 }
 
 template <class Model>

@@ -31,7 +31,9 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
+class AtomicFile;
 namespace detail {
+struct CommitTogether;
 
 #if defined(__unix__) || defined(__APPLE__)
 
@@ -169,13 +171,14 @@ inline void tidy_folder(const std::filesystem::path& folder) {
 
 /// Writes beside the target, under a name of its own, and renames over the target at the end: whoever fails on the way
 /// leaves the old file as it was and no new one. finish() does all that can fail for lack of space; commit() renames.
-/// A target that is a link to a file is replaced, not followed. Every error is a FileError that names the target; after
-/// one the file can only be destroyed. (Under RLIMIT_FSIZE the process must ignore SIGXFSZ to see an error at all.)
-/// Of a program that is killed, .minimamba-<number>.tmp may stay beside the target: see remove_strays.
+/// A target that is a link stays one: what it leads to is replaced, or made. Every error is a FileError that names the
+/// target; after one the file can only be destroyed. (Under RLIMIT_FSIZE the process must ignore SIGXFSZ to see an
+/// error at all.) Of a program that is killed, .minimamba-<number>.tmp may stay beside the target: see remove_strays.
 class AtomicFile {
  public:
   /// Throws if the target exists and is no regular file, or if its folder cannot be written.
-  explicit AtomicFile(std::filesystem::path target) : target_(std::move(target)), folder_(target_.parent_path()) {
+  explicit AtomicFile(std::filesystem::path target)
+      : name_(std::move(target)), target_(detail::follow_links(name_)), folder_(target_.parent_path()) {
     std::error_code error;
     const auto status = std::filesystem::status(target_, error);
     const bool exists = std::filesystem::exists(status);
@@ -183,12 +186,16 @@ class AtomicFile {
       throw FileError(target_.string(), "a regular file, or none",
                       std::filesystem::is_directory(status) ? "a folder" : "a special file");
     }
+    if (std::filesystem::is_symlink(std::filesystem::symlink_status(target_, error))) {
+      throw FileError(target_.string(), "a link to a file", "links that lead to themselves");
+    }
     if (!target_.has_filename()) throw FileError(target_.string(), "the name of a file", "none");
     open_temporary();
     if (exists) std::filesystem::permissions(temporary_, status.permissions(), error);  // as the old file, if we may
   }
   AtomicFile(AtomicFile&& other) noexcept
-      : target_(std::move(other.target_)),
+      : name_(std::move(other.name_)),
+        target_(std::move(other.target_)),
         folder_(std::move(other.folder_)),
         temporary_(std::exchange(other.temporary_, {})),
         file_(std::move(other.file_)),
@@ -197,7 +204,8 @@ class AtomicFile {
   AtomicFile& operator=(AtomicFile&&) = delete;
   ~AtomicFile() { discard(); }
 
-  const std::filesystem::path& target() const { return target_; }
+  /// As it was given, which may be a link.
+  const std::filesystem::path& target() const { return name_; }
 
   /// Removes what programs that were killed have left in a folder: regular files of the names that are made here,
   /// unless a living program writes them or an interrupted save needs them. What cannot be removed stays.
@@ -246,7 +254,7 @@ class AtomicFile {
   }
 
  private:
-  friend void commit_together(std::span<AtomicFile* const> files);
+  friend detail::CommitTogether;
 
   void require(bool usable) const {
     if (!usable)
@@ -296,34 +304,35 @@ class AtomicFile {
     std::setvbuf(file_.get(), nullptr, _IOFBF, std::size_t{1} << 18);
   }
 
-  std::filesystem::path target_, folder_, temporary_;
+  std::filesystem::path name_, target_, folder_, temporary_;
   std::unique_ptr<std::FILE, detail::CloseFile> file_;
   std::uint64_t position_ = 0;
   bool finished_ = false;
 };
 
-/// Gives several files of one folder their names, all or none of them, even if the program is killed on the way: a list
-/// of them, .minimamba-commit, is put there first and taken away at the end. While it is there, ByteSource::open reads
-/// the new files, whatever they are called; who next saves into the folder ends what was begun. Programs that save into
-/// one folder at once do this one after the other. Throws FileError, FormatError for such a list that is none of ours,
-/// and ArgumentError for more than 1,024 files. Then no file has been replaced; but should the system refuse to rename
-/// one when others have been renamed already, the new files are what is read, as if the program had been killed.
-inline void commit_together(std::span<AtomicFile* const> files) {
-  if (files.empty()) return;
-  std::string list(detail::journal_title);
+namespace detail {
+
+/// commit_together, which a friend of AtomicFile must do.
+struct CommitTogether {
+  static void commit(std::span<AtomicFile* const> files);
+  static void commit_in_one_folder(std::span<AtomicFile* const> files);
+};
+
+inline void CommitTogether::commit_in_one_folder(std::span<AtomicFile* const> files) {
+  std::string list(journal_title);
   for (AtomicFile* const file : files) {
     file->finish();
     const std::u8string from = file->temporary_.filename().u8string(), to = file->target_.filename().u8string();
     list.append(from.begin(), from.end()).append("\t").append(to.begin(), to.end()).append("\n");
   }
-  if (files.size() > detail::most_journal_files || list.size() > detail::most_journal_bytes) {
-    throw ArgumentError("files", "at most " + std::to_string(detail::most_journal_files) + " to be saved together",
+  if (files.size() > most_journal_files || list.size() > most_journal_bytes) {
+    throw ArgumentError("files", "at most " + std::to_string(most_journal_files) + " to be saved together",
                         std::to_string(files.size()));
   }
   const std::filesystem::path& folder = files.front()->folder_;
-  const detail::FolderLock lock(folder);
-  detail::complete_commit(folder);
-  AtomicFile journal(folder / detail::journal_name);
+  const FolderLock lock(folder);
+  complete_commit(folder);
+  AtomicFile journal(folder / journal_name);
   journal.write(list);
   journal.commit();  // now the new files count; nothing below needs memory
   std::error_code error, ignored;
@@ -335,9 +344,36 @@ inline void commit_together(std::span<AtomicFile* const> files) {
     }
     file->refuse_rename(error);
   }
-  detail::synchronise_folder(folder);
+  synchronise_folder(folder);
   std::filesystem::remove(journal.target(), ignored);
 }
+
+/// Files that links lead to elsewhere come first, folder by folder.
+inline void CommitTogether::commit(std::span<AtomicFile* const> files) {
+  std::vector<AtomicFile*> left(files.begin(), files.end());
+  for (AtomicFile* const file : files) file->finish();
+  while (!left.empty()) {
+    const std::filesystem::path& last = left.back()->folder_;
+    const auto elsewhere =
+        std::find_if(left.begin(), left.end(), [&](const AtomicFile* file) { return file->folder_ != last; });
+    const std::filesystem::path& folder = elsewhere == left.end() ? last : (*elsewhere)->folder_;
+    const auto rest = std::stable_partition(left.begin(), left.end(),
+                                            [&](const AtomicFile* file) { return file->folder_ == folder; });
+    commit_in_one_folder({left.data(), static_cast<std::size_t>(rest - left.begin())});
+    left.erase(left.begin(), rest);
+  }
+}
+
+}  // namespace detail
+
+/// Gives several files of one folder their names, all or none of them (of those that are links to another folder, all
+/// or none of each folder, and these before the others), even if the program is killed on the way: a list of them,
+/// .minimamba-commit, is put there first and taken away at the end. While it is there, ByteSource::open reads the new
+/// files, whatever they are called; who next saves into the folder ends what was begun. Programs that save into one
+/// folder at once do this one after the other. Throws FileError, FormatError for such a list that is none of ours, and
+/// ArgumentError for more than 1,024 files. Then no file has been replaced; but should the system refuse to rename one
+/// when others have been renamed already, the new files are what is read, as if the program had been killed.
+inline void commit_together(std::span<AtomicFile* const> files) { detail::CommitTogether::commit(files); }
 
 }  // namespace minimamba
 

@@ -23,7 +23,28 @@ namespace minimamba::inline MINIMAMBA_ISA {
 static_assert(std::endian::native == std::endian::little, "checkpoints are little-endian, and read as they are");
 
 /// The type of a stored number; those from Q4_0 on are GGUF's, which store blocks of numbers that share a scale.
-enum class DType { F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
+/// Of OTHER, a type that is not known here, nothing is ever read.
+enum class DType {
+  F64,
+  F32,
+  F16,
+  BF16,
+  I64,
+  I32,
+  I16,
+  I8,
+  U8,
+  BOOL,
+  OTHER,
+  Q4_0,
+  Q4_1,
+  Q5_0,
+  Q5_1,
+  Q8_0,
+  Q4_K,
+  Q5_K,
+  Q6_K
+};
 
 namespace detail {
 
@@ -33,7 +54,7 @@ struct DTypeName {
   std::size_t bytes;        // of a block
   std::size_t numbers = 1;  // in a block
 };
-inline constexpr std::array<DTypeName, 18> dtype_names{{{DType::F64, "F64", 8},
+inline constexpr std::array<DTypeName, 19> dtype_names{{{DType::F64, "F64", 8},
                                                         {DType::F32, "F32", 4},
                                                         {DType::F16, "F16", 2},
                                                         {DType::BF16, "BF16", 2},
@@ -43,6 +64,7 @@ inline constexpr std::array<DTypeName, 18> dtype_names{{{DType::F64, "F64", 8},
                                                         {DType::I8, "I8", 1},
                                                         {DType::U8, "U8", 1},
                                                         {DType::BOOL, "BOOL", 1},
+                                                        {DType::OTHER, "", 1},
                                                         {DType::Q4_0, "Q4_0", 18, 32},
                                                         {DType::Q4_1, "Q4_1", 20, 32},
                                                         {DType::Q5_0, "Q5_0", 22, 32},
@@ -53,6 +75,7 @@ inline constexpr std::array<DTypeName, 18> dtype_names{{{DType::F64, "F64", 8},
                                                         {DType::Q6_K, "Q6_K", 210, 256}}};
 
 inline constexpr std::size_t most_tensors = 20'000;  // of all files of a checkpoint together
+inline constexpr std::size_t most_notes = 100;
 inline constexpr std::size_t most_dimensions = 8;
 inline constexpr std::size_t most_name_bytes = std::size_t{4} << 20;  // of all names in a file
 

@@ -176,6 +176,10 @@ inline GgufMetadata gguf_metadata(const MambaConfig& config, DType matrices, Ggu
   token("tokenizer.ggml.bos_token_id", config.bos_token_id);
   token("tokenizer.ggml.eos_token_id", config.eos_token_id);
   token("tokenizer.ggml.padding_token_id", config.pad_token_id);
+  if (!config.other_eos_token_ids.empty()) {
+    const std::vector<std::int32_t>& others = config.other_eos_token_ids;
+    metadata[gguf_other_ends] = std::vector<double>(others.begin(), others.end());
+  }
   return metadata;
 }
 

@@ -91,7 +91,6 @@ class CheckpointParameters {
   explicit CheckpointParameters(const Checkpoint& checkpoint)
       : checkpoint_(checkpoint), shapes_((check_layers(checkpoint), Shapes::shapes_only(checkpoint.config))) {
     check_tensors(checkpoint, shapes_);
-    if (checkpoint.config.tie_embeddings) check_tied_head(checkpoint);
   }
   const MambaConfig& config() const { return shapes_.config(); }
   std::size_t parameter_count() const { return shapes_.parameter_count(); }

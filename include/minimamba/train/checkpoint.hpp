@@ -56,7 +56,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
           {"vocab_size", number(c.vocab_size)},
           {"d_state", number(c.d_state)},
           {"d_conv", number(c.d_conv)},
-          {"expand", number(c.expand)},
+          {"expand", number(c.d_inner()) / number(c.d_model)},
           {"dt_rank", number(c.dt_rank)},
           {"conv_bias", number(c.conv_bias)},
           {"bias", number(c.bias)},
