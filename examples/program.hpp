@@ -180,10 +180,13 @@ class Pieces {
   std::chrono::steady_clock::time_point start_;
 };
 
-/// Opens a checkpoint, and says on standard error what of it is ignored.
+/// Says on standard error what is ignored or changed.
+inline void print_note(const std::string& note) { std::fprintf(stderr, "note: %s\n", note.c_str()); }
+
+/// Opens a checkpoint, and says what of it is ignored.
 inline minimamba::Checkpoint open_model(const std::filesystem::path& path) {
   minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(path);
-  for (const std::string& note : checkpoint.notes) std::fprintf(stderr, "note: %s\n", note.c_str());
+  for (const std::string& note : checkpoint.notes) print_note(note);
   return checkpoint;
 }
 

@@ -143,7 +143,7 @@ class Program {
   int run() {
     folders_.emplace(fs::path(arguments_.out));
     if (arguments_.resume) {
-      resume_training(trainer_, checkpoint_);
+      resume_training(trainer_, checkpoint_, program::print_note);
     } else if (minimamba::detail::is_there(checkpoint_)) {
       throw minimamba::FileError(checkpoint_.string(), "no training yet, or --resume", "one");
     }

@@ -122,6 +122,23 @@ TEST(RefusedTorchBin, IsNotTheFileFromWhichTheyAreMade) {
   }
 }
 
+TEST(TorchBin, MayHoldParametersAndWhatIsNoTensor) {
+  const std::string parameter = global("torch._utils", "_rebuild_parameter") +
+                                tuple(good + "\x88" + global("collections", "OrderedDict") + ")R") + "R";
+  const std::string file =
+      holding(parameter + text("epoch") + integer(3) + text("none") + "N" + text("settings") + "}(" + text("a") +
+              integer(1) + "u" + text("whole") + tensor(storage("IntStorage"), integer(0), integer(4), integer(1)));
+  TensorSet set;
+  read_torch_bin(ByteSource(std::as_bytes(std::span(file)), "parameters"), set);
+  ASSERT_NE(set.find("x"), nullptr);
+  std::vector<float> values(4);
+  set.read(*set.find("x"), 0, std::span(values));
+  EXPECT_EQ(std::memcmp(values.data(), numbers.data(), 16), 0);
+  EXPECT_EQ(set.tensors().size(), 2U);
+  ASSERT_EQ(set.notes().size(), 1U);
+  support::expect_words(set.notes().front(), {"3 values", "no tensor", "epoch, none, settings"});
+}
+
 std::function<std::string()> changed(std::size_t from_end, const std::string& with) {
   return [=] {
     std::string file = holding(good);

@@ -183,13 +183,13 @@ class AtomicFile {
     const auto status = std::filesystem::status(target_, error);
     const bool exists = std::filesystem::exists(status);
     if (exists && !std::filesystem::is_regular_file(status)) {
-      throw FileError(target_.string(), "a regular file, or none",
+      throw FileError(name_.string(), "a regular file, or none",
                       std::filesystem::is_directory(status) ? "a folder" : "a special file");
     }
     if (std::filesystem::is_symlink(std::filesystem::symlink_status(target_, error))) {
-      throw FileError(target_.string(), "a link to a file", "links that lead to themselves");
+      throw FileError(name_.string(), "a link to a file", "links that lead to themselves");
     }
-    if (!target_.has_filename()) throw FileError(target_.string(), "the name of a file", "none");
+    if (!target_.has_filename()) throw FileError(name_.string(), "the name of a file", "none");
     open_temporary();
     if (exists) std::filesystem::permissions(temporary_, status.permissions(), error);  // as the old file, if we may
   }
@@ -257,17 +257,16 @@ class AtomicFile {
   friend detail::CommitTogether;
 
   void require(bool usable) const {
-    if (!usable)
-      throw FileError(target_.string(), "a file that is being written", "one that has failed or is finished");
+    if (!usable) throw FileError(name_.string(), "a file that is being written", "one that has failed or is finished");
   }
 
   [[noreturn]] void fail(const char* expected) {
     const std::string found = detail::last_error();
     discard();
-    throw FileError(target_.string(), expected, found);
+    throw FileError(name_.string(), expected, found);
   }
   [[noreturn]] void refuse_rename(const std::error_code& error) const {
-    throw FileError(target_.string(), "a place to move the new file to", error.message());
+    throw FileError(name_.string(), "a place to move the new file to", error.message());
   }
 
   bool rename(std::error_code& error) noexcept {

@@ -292,14 +292,19 @@ inline void read_settings(Checkpoint& checkpoint, ConfigFile settings, bool besi
   for (const std::int32_t id : ends) add_end_token(checkpoint.config, id);
 }
 
-inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source) {
-  if (is_legacy_torch(source)) refuse_legacy_torch(source);  // whether or not it has a configuration
-  refuse_pointer(source);
-  const ByteSource config = ByteSource::open(checkpoint.folder / "config.json");
+/// What the readers have noted.
+inline void take_notes(Checkpoint& checkpoint) {
+  const std::vector<std::string>& more = checkpoint.tensors.notes();
+  checkpoint.notes.insert(checkpoint.notes.end(), more.begin(), more.end());
+}
+
+/// Opens weights with a configuration, and, where it lies in a folder, what lies beside it.
+inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source,
+                             const ByteSource& config, bool in_folder) {
   checkpoint.config_name = config.name();
   ConfigFile settings = read_config_file(config);
   const bool has_bias = settings.has_bias;
-  read_settings(checkpoint, std::move(settings), true);
+  read_settings(checkpoint, std::move(settings), in_folder);
   open_weights(checkpoint, path, std::move(source));
   settle(checkpoint, has_bias);
 }
@@ -324,12 +329,29 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   const bool both = weights.filename() == "model.safetensors" && detail::is_there(index);
   if (both) checkpoint.other_weights = index.string();
   detail::beside_other_weights(checkpoint.other_weights, [&] {
-    return is_gguf(source) ? detail::open_gguf(checkpoint, weights, std::move(source))
-                           : detail::open_with_config(checkpoint, weights, std::move(source));
+    if (is_gguf(source)) return detail::open_gguf(checkpoint, weights, std::move(source));
+    if (is_legacy_torch(source)) detail::refuse_legacy_torch(source);  // whether or not it has a configuration
+    detail::refuse_pointer(source);
+    const ByteSource config = ByteSource::open(folder / "config.json");
+    detail::open_with_config(checkpoint, weights, std::move(source), config, true);
   });
   if (both) checkpoint.notes.push_back(index.string() + " is not read, for " + checkpoint.weights_name + " is there");
-  const std::vector<std::string>& more = checkpoint.tensors.notes();
-  checkpoint.notes.insert(checkpoint.notes.end(), more.begin(), more.end());
+  detail::take_notes(checkpoint);
+  return checkpoint;
+}
+
+/// The same of bytes in memory, which must outlive it: weights in one file, and the text of config.json, which GGUF
+/// does without.
+inline Checkpoint open_checkpoint(ByteSource weights, const ByteSource& config) {
+  Checkpoint checkpoint;
+  checkpoint.weights_name = checkpoint.config_name = weights.name();
+  if (is_gguf(weights)) {
+    detail::open_gguf(checkpoint, {}, std::move(weights));
+  } else {
+    if (detail::is_shard_index({}, weights)) throw FormatError(weights.name(), "a file of weights", "an index of some");
+    detail::open_with_config(checkpoint, {}, std::move(weights), config, false);
+  }
+  detail::take_notes(checkpoint);
   return checkpoint;
 }
 

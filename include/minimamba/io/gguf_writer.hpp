@@ -241,6 +241,9 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   for (const StoredTensor& tensor : tensors) writer.tensor(tensor);
   const std::string header = std::move(writer).finish();
 
+  Fitting fitting(options);
+  std::size_t looked_at = 0;
+  fitting.check(parameters, [&](std::string_view, const Extents&, bool) { return tensors[looked_at++].dtype; });
   MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
   AtomicFile::remove_strays(path.parent_path());
   AtomicFile file(path);
@@ -253,7 +256,11 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     constexpr char zeros[gguf_alignment] = {};
     file.write(std::string_view(zeros, static_cast<std::size_t>(tensor.begin - end)));
     end = tensor.begin + *tensor_bytes(tensor.dtype, tensor.shape);
-    const auto write = [&](std::size_t, auto piece) { write_gguf_rows(file, tensor.dtype, piece); };
+    const Narrowing narrowing(parameters.type_of(name), tensor.dtype);
+    const auto write = [&](std::size_t, auto piece) {
+      fitting.apply(narrowing, piece);
+      write_gguf_rows(file, tensor.dtype, piece);
+    };
     if (name.ends_with("A_log")) {  // GGUF holds A
       parameters.a_pieces(layer++, write);
     } else {
@@ -263,6 +270,7 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   });
   file.commit();
   folders.keep();
+  fitting.tell(path.string(), matrices);
 }
 
 }  // namespace detail

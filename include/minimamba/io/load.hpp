@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "minimamba/io/checkpoint.hpp"
@@ -26,8 +28,12 @@ struct LoadOptions {
   /// Told after each tensor which part of the parameters, from 0 to 1, has been read; returns false to give up, and
   /// then load throws CancelledError.
   std::function<bool(double)> progress = {};
-  /// Told a sentence about each thing in the files that is ignored or settled: Checkpoint::notes.
+  /// Told a sentence about each thing in the files that is ignored or settled. A checkpoint that is open has them: see
+  /// Checkpoint::notes.
   std::function<void(const std::string&)> on_note = {};
+  /// Numbers that do not fit the model's weight format, as 1e5 does not fit f16, are clamped, and how many is noted;
+  /// otherwise they are refused.
+  bool saturate = false;
 };
 
 /// The caller's callback asked to stop.
@@ -116,6 +122,28 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
   }
 }
 
+/// How a parameter keeps its numbers.
+template <class Parameter>
+constexpr DType kept_as() {
+  if constexpr (requires { typename Parameter::Weight; }) {
+    return dtype_of_weight<typename Parameter::Weight>();
+  } else {
+    return dtype_of<typename Parameter::Scalar>();
+  }
+}
+
+/// Refuses or clamps the numbers of a piece of a tensor that do not fit. Returns how many were clamped.
+template <class Scalar>
+std::size_t fit(const Checkpoint& checkpoint, const StoredTensor& tensor, const Narrowing& narrowing, bool saturate,
+                std::span<Scalar> numbers) {
+  if (!narrowing.needed()) return 0;
+  if (saturate) return narrowing.clamp(numbers);
+  const std::optional<double> number = narrowing.first_beyond(std::span<const Scalar>(numbers));
+  if (!number) return 0;
+  throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(tensor.name), narrowing.expected(),
+                        number_text(*number));
+}
+
 /// Of GGUF, A as the file has it: what is made of its logarithm may differ in the last places.
 template <class Model>
 void load_a(const Checkpoint& checkpoint, Model& model) {
@@ -141,17 +169,20 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
     detail::check_tensors(checkpoint, shapes);
     return shapes;
   });
-  for (const std::string& note : checkpoint.notes) {
-    if (options.on_note) options.on_note(note);
-  }
   const double total = static_cast<double>(model.parameter_count());
   double done = 0;
+  std::size_t clamped = 0;
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {
         using Scalar = typename Model::ScalarType;
+        using Parameter = std::remove_cvref_t<decltype(parameter)>;
+        const StoredTensor& stored = *checkpoint.find(name);
+        const detail::Narrowing narrowing(stored.dtype, detail::kept_as<Parameter>());
         parameter.allocate(model.backend());
         detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
-          checkpoint.read(name, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+          const std::span numbers(piece.data(), piece.rows() * piece.cols());
+          checkpoint.read(name, first * parameter.cols(), numbers);
+          clamped += detail::fit(checkpoint, stored, narrowing, options.saturate, numbers);
           parameter.upload(model.backend(), first, piece);
         });
         done += static_cast<double>(parameter.size());
@@ -160,6 +191,10 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
         }
       },
       model);
+  if (clamped > 0 && options.on_note) {
+    options.on_note(checkpoint.weights_name + ": " +
+                    detail::clamped_text(clamped, detail::dtype_of_weight<typename Model::WeightType>()));
+  }
   model.refresh();
   if (checkpoint.format == CheckpointFormat::gguf) detail::load_a(checkpoint, model);
   return model;
@@ -171,7 +206,11 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
 /// Throws FileError, FormatError, ConfigError or CheckpointError, which name the file and the tensor or key.
 template <class Model>
 Model load(const std::filesystem::path& path, const LoadOptions<Model>& options) {
-  return load<Model>(open_checkpoint(path), options);
+  const Checkpoint checkpoint = open_checkpoint(path);
+  for (const std::string& note : checkpoint.notes) {
+    if (options.on_note) options.on_note(note);
+  }
+  return load<Model>(checkpoint, options);
 }
 /// No default argument, so that compilers say no more than which kernel a model's backend lacks.
 template <class Model>
