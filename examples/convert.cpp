@@ -34,7 +34,7 @@ const std::map<std::string, DType> types{{"f32", DType::F32},   {"f16", DType::F
 
 struct Arguments {
   std::string input, output, type, tokenizer;
-  bool force = false, info = false;
+  bool force = false, info = false, saturate = false;
 };
 
 const char* layout_of(const minimamba::Checkpoint& checkpoint) {
@@ -192,9 +192,19 @@ bool is_gguf_name(const fs::path& path) {
   return extension == ".gguf";
 }
 
+/// GGUF can hold models that llama.cpp refuses.
+void note_what_llama_cannot_run(const minimamba::MambaConfig& config) {
+  const auto note = [](bool so, const char* text) {
+    if (so) std::fprintf(stderr, "note: llama.cpp cannot run this file: %s\n", text);
+  };
+  note(config.d_inner() != 2 * config.d_model, "it asks for a d_inner that is twice d_model");
+  note(!config.conv_bias, "it asks for conv1d.bias");
+  note(config.bias, "it knows no in_proj.bias and no out_proj.bias");
+}
+
 int convert(const Arguments& arguments) {
   const bool gguf = is_gguf_name(arguments.output);
-  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.input);
+  const minimamba::Checkpoint checkpoint = program::open_model(arguments.input);
   minimamba::SaveOptions options;
   std::string text;
   if (!gguf) options.files = carried_files(arguments, checkpoint, text);
@@ -202,6 +212,11 @@ int convert(const Arguments& arguments) {
   options.matrices = arguments.type.empty() ? own_type(checkpoint, gguf) : types.at(arguments.type);
   program::LiveLine line;
   auto shown = std::chrono::steady_clock::time_point();
+  options.saturate = arguments.saturate;
+  options.on_note = [&](const std::string& note) {
+    line.clear();
+    std::fprintf(stderr, "note: %s\n", note.c_str());
+  };
   options.progress = [&](double part) {
     const auto now = std::chrono::steady_clock::now();
     if (now - shown > std::chrono::milliseconds(100)) {
@@ -216,10 +231,7 @@ int convert(const Arguments& arguments) {
     minimamba::save(checkpoint, arguments.output, options);
   }
   line.clear();
-  if (gguf && checkpoint.config.expand != 2) {
-    std::fprintf(stderr, "note: llama.cpp runs models whose d_inner is twice d_model only; this one has %lld times\n",
-                 static_cast<long long>(checkpoint.config.expand));
-  }
+  if (gguf) note_what_llama_cannot_run(checkpoint.config);
   std::fprintf(stderr, "%s: matrices in %s\n", arguments.output.c_str(),
                std::string(minimamba::name_of(*options.matrices)).c_str());
   return 0;
@@ -241,6 +253,7 @@ int main(int argc, char** argv) {
          "How the matrices are stored; without it as in the input where all have one type that is possible, else F32")
       ->check(CLI::IsMember(names));
   app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json to carry along, in place of the input's own");
+  app.add_flag("--saturate", arguments.saturate, "Clamp numbers that do not fit the type, in place of refusing them");
   app.add_flag("--force", arguments.force, "Overwrite a model that is there");
   auto* info = app.add_flag("--info", arguments.info, "Only print what is in the input");
   info->excludes(output);
@@ -253,7 +266,7 @@ int main(int argc, char** argv) {
   program::handle_signals();
   try {
     if (!arguments.info) return convert(arguments);
-    print_info(minimamba::open_checkpoint(arguments.input));
+    print_info(program::open_model(arguments.input));
     return 0;
   } catch (const minimamba::CancelledError&) {
     std::fprintf(stderr, "convert: interrupted; nothing was changed\n");

@@ -27,7 +27,7 @@ struct Arguments {
   std::vector<std::string> stops;
   minimamba::GenerateOptions options;
   int threads = 0;
-  bool ids = false, stats = false;
+  bool ids = false, stats = false, saturate = false;
 };
 
 /// Whole numbers between white space or commas.
@@ -221,13 +221,15 @@ int run(const Arguments& arguments) {
   Times times;
   const auto start = std::chrono::steady_clock::now();
   if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // what cannot be saved is said now
-  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.model);
+  const minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
   if (!tokenizer && !arguments.stops.empty()) {
     throw minimamba::ArgumentError("--stop", "a model with a tokenizer, or --tokenizer", "a vocabulary without one");
   }
-  const Model model = minimamba::load<Model>(
-      checkpoint, {.backend = Backend({.threads = arguments.threads}), .progress = [](double) { return !stop; }});
+  const Model model = minimamba::load<Model>(checkpoint, {.backend = Backend({.threads = arguments.threads}),
+                                                          .progress = [](double) { return !stop; },
+                                                          .on_note = program::print_note,
+                                                          .saturate = arguments.saturate});
   auto cache = model.make_cache();
   minimamba::StateSections sections = load_cache(model, cache, arguments);
   times.load = program::seconds_since(start);
@@ -279,6 +281,7 @@ void add_options(CLI::App& app, Arguments& arguments) {
   app.add_option("--weights", arguments.weights, "How the matrices are kept in memory")
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8", "q4"}))
       ->capture_default_str();
+  app.add_flag("--saturate", arguments.saturate, "Clamp numbers that do not fit --weights, in place of refusing them");
   app.add_option("--backend", arguments.backend, "What computes")
       ->check(CLI::IsMember({"native", "eigen", "reference"}))
       ->capture_default_str();

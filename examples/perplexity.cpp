@@ -23,6 +23,7 @@ struct Arguments {
   std::vector<std::string> weights = {"f32"};
   double last = 1;
   int threads = 0;
+  bool saturate = false;
 };
 
 /// What is scored, and the bytes that it stands for.
@@ -69,8 +70,10 @@ template <class Model>
 Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const Arguments& arguments,
                const std::string& weights) {
   using Backend = typename Model::BackendType;
-  const Model model = minimamba::load<Model>(
-      checkpoint, {.backend = Backend({.threads = arguments.threads}), .progress = [](double) { return !stop; }});
+  const Model model = minimamba::load<Model>(checkpoint, {.backend = Backend({.threads = arguments.threads}),
+                                                          .progress = [](double) { return !stop; },
+                                                          .on_note = program::print_note,
+                                                          .saturate = arguments.saturate});
   const std::size_t most = std::clamp<std::size_t>(
       std::size_t{8} * 1024 * 1024 / static_cast<std::size_t>(model.config().padded_vocab_size()), 16, 512);
   minimamba::Scorer scorer(model, most);
@@ -141,7 +144,7 @@ bool print_row(const std::string& weights, const Result& result, const Result& f
 }
 
 int run(const Arguments& arguments) {
-  const minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(arguments.model);
+  const minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
   if (!tokenizer) {
     throw minimamba::ArgumentError("--model", "one with a tokenizer, or --tokenizer", "a vocabulary without one");
@@ -184,6 +187,7 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8", "q4"}))
       ->capture_default_str();
+  app.add_flag("--saturate", arguments.saturate, "Clamp numbers that do not fit --weights, in place of refusing them");
   app.add_option("--backend", arguments.backend, "What computes")
       ->check(CLI::IsMember({"native", "eigen", "reference"}))
       ->capture_default_str();

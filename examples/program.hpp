@@ -180,6 +180,16 @@ class Pieces {
   std::chrono::steady_clock::time_point start_;
 };
 
+/// Says on standard error what is ignored or changed.
+inline void print_note(const std::string& note) { std::fprintf(stderr, "note: %s\n", note.c_str()); }
+
+/// Opens a checkpoint, and says what of it is ignored.
+inline minimamba::Checkpoint open_model(const std::filesystem::path& path) {
+  minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(path);
+  for (const std::string& note : checkpoint.notes) print_note(note);
+  return checkpoint;
+}
+
 /// The tokenizer that was asked for, or the model's own: in its GGUF file, tokenizer.json beside it, the bytes for a
 /// model with 256 tokens. None for others.
 inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& path,

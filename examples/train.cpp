@@ -125,7 +125,7 @@ Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minim
 
 std::optional<minimamba::Checkpoint> open_init(const Arguments& arguments) {
   if (arguments.init.empty()) return std::nullopt;
-  return minimamba::open_checkpoint(fs::path(arguments.init));
+  return program::open_model(fs::path(arguments.init));
 }
 
 template <class Model>
@@ -143,7 +143,7 @@ class Program {
   int run() {
     folders_.emplace(fs::path(arguments_.out));
     if (arguments_.resume) {
-      resume_training(trainer_, checkpoint_);
+      resume_training(trainer_, checkpoint_, program::print_note);
     } else if (minimamba::detail::is_there(checkpoint_)) {
       throw minimamba::FileError(checkpoint_.string(), "no training yet, or --resume", "one");
     }

@@ -122,6 +122,23 @@ TEST(RefusedTorchBin, IsNotTheFileFromWhichTheyAreMade) {
   }
 }
 
+TEST(TorchBin, MayHoldParametersAndWhatIsNoTensor) {
+  const std::string parameter = global("torch._utils", "_rebuild_parameter") +
+                                tuple(good + "\x88" + global("collections", "OrderedDict") + ")R") + "R";
+  const std::string file =
+      holding(parameter + text("epoch") + integer(3) + text("none") + "N" + text("settings") + "}(" + text("a") +
+              integer(1) + "u" + text("whole") + tensor(storage("IntStorage"), integer(0), integer(4), integer(1)));
+  TensorSet set;
+  read_torch_bin(ByteSource(std::as_bytes(std::span(file)), "parameters"), set);
+  ASSERT_NE(set.find("x"), nullptr);
+  std::vector<float> values(4);
+  set.read(*set.find("x"), 0, std::span(values));
+  EXPECT_EQ(std::memcmp(values.data(), numbers.data(), 16), 0);
+  EXPECT_EQ(set.tensors().size(), 2U);
+  ASSERT_EQ(set.notes().size(), 1U);
+  support::expect_words(set.notes().front(), {"3 values", "no tensor", "epoch, none, settings"});
+}
+
 std::function<std::string()> changed(std::size_t from_end, const std::string& with) {
   return [=] {
     std::string file = holding(good);
@@ -207,15 +224,18 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"Evaluates",
             [] { return holding(global("builtins", "eval") + tuple(text("1")) + "R"); },
             {"builtins.eval"}},
-        Row{"HasAParameter",
+        Row{"HasAParameterOfNoTensor",
+            [] { return holding(global("torch._utils", "_rebuild_parameter") + tuple(integer(1) + "NN") + "R"); },
+            {"a call that makes"}},
+        Row{"HasAParameterWithoutItsSettings",
             [] { return holding(global("torch._utils", "_rebuild_parameter") + tuple(good) + "R"); },
-            {"torch._utils._rebuild_parameter"}},
+            {"a call that makes"}},
         Row{"IsAWholeModel",
             [] { return pickled("\x80\x02" + global("models", "Mamba") + ")\x81."); },
             {"models.Mamba"}},
-        Row{"OfOtherWholeNumbers",
-            [] { return holding(tensor(storage("IntStorage"), integer(0), integer(4), integer(1))); },
-            {"torch.IntStorage"}},
+        Row{"OfComplexNumbers",
+            [] { return holding(tensor(storage("ComplexFloatStorage"), integer(0), integer(4), integer(1))); },
+            {"torch.ComplexFloatStorage"}},
         Row{"CallsAStorage", [] { return holding(global("torch", "FloatStorage") + ")R"); }, {"a call that makes"}},
         Row{"OfAnUnknownInstruction", [] { return holding("i"); }, {"instruction", "105"}},
         Row{"OfProtocolNine", [] { return pickled("\x80\x09}."); }, {"protocol", "9"}},

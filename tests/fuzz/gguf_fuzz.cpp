@@ -16,7 +16,8 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     const auto metadata =
         minimamba::read_gguf(minimamba::ByteSource(std::as_bytes(std::span(data, size)), "fuzz"), set);
     for (const auto& [name, tensor] : set.tensors()) {
-      if (tensor.size() > 2 * size) std::abort();  // a tensor with more numbers than the file has half bytes
+      if (tensor.dtype == minimamba::DType::OTHER) continue;  // never read
+      if (tensor.size() > 2 * size) std::abort();             // a tensor with more numbers than the file has half bytes
       if (!minimamba::is_floating(tensor.dtype)) continue;
       std::vector<float> values(static_cast<std::size_t>(tensor.size()));
       set.read(tensor, 0, std::span(values));

@@ -17,7 +17,8 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     minimamba::TensorSet set;
     minimamba::read_safetensors(minimamba::ByteSource(std::as_bytes(std::span(data, size)), "fuzz"), set);
     for (const auto& [name, tensor] : set.tensors()) {
-      if (tensor.size() > size) std::abort();  // a tensor with more numbers than the file has bytes
+      if (tensor.dtype == minimamba::DType::OTHER) continue;  // never read
+      if (tensor.size() > size) std::abort();                 // a tensor with more numbers than the file has bytes
       if (!minimamba::detail::with_float_type(tensor.dtype, [](auto) {})) continue;
       std::vector<float> values(static_cast<std::size_t>(tensor.size()));
       set.read(tensor, 0, std::span(values));

@@ -163,15 +163,47 @@ TEST_F(AtomicFileTest, WritesWhereItIsToldTo) {
   EXPECT_EQ(get(folder / "file"), std::string("ab\0\0efgh", 8));
 }
 
-TEST_F(AtomicFileTest, ReplacesALinkAndNotTheFileItLeadsTo) {
-  put(folder / "file", "old");
-  fs::create_symlink("file", folder / "link");
-  AtomicFile file(folder / "link");
-  file.write("new");
-  file.commit();
-  EXPECT_EQ(get(folder / "link"), "new");
-  EXPECT_EQ(get(folder / "file"), "old");
-  EXPECT_FALSE(fs::is_symlink(folder / "link"));
+TEST_F(AtomicFileTest, ReplacesTheFileThatALinkLeadsTo) {
+  fs::create_directory(folder / "sub");
+  put(folder / "sub" / "file", "old");
+  fs::create_symlink("sub/file", folder / "link");
+  fs::create_symlink("link", folder / "first");
+  fs::create_symlink("sub/none", folder / "broken");
+  for (const char* const name : {"first", "broken"}) {
+    AtomicFile file(folder / name);
+    file.write("new");
+    EXPECT_EQ(get(folder / "sub" / "file"), std::string(name) == "first" ? "old" : "new");
+    file.commit();
+    EXPECT_EQ(get(folder / name), "new");
+    EXPECT_TRUE(fs::is_symlink(folder / name));
+  }
+  EXPECT_EQ(get(folder / "sub" / "file"), "new");
+  EXPECT_EQ(get(folder / "sub" / "none"), "new");
+  EXPECT_EQ(entries(), 4U);
+  fs::create_symlink("loop", folder / "loop");
+  refuses<minimamba::FileError>(folder / "loop", [&] { AtomicFile file(folder / "loop"); });
+}
+
+TEST_F(AtomicFileTest, CommitsTogetherWhatLinksLeadTo) {
+  fs::create_directory(folder / "blobs");
+  for (const char* const name : {"weights", "tokens"}) {
+    put(folder / "blobs" / name, "old");
+    fs::create_symlink("blobs/" + std::string(name), folder / name);
+  }
+  AtomicFile weights(folder / "weights"), tokens(folder / "tokens"), config(folder / "config");
+  for (AtomicFile* const file : {&weights, &tokens, &config}) file->write("new");
+  const std::array files{&weights, &tokens, &config};
+  minimamba::commit_together(files);
+  for (const char* const name : {"weights", "tokens", "config"}) EXPECT_EQ(get(folder / name), "new");
+  EXPECT_TRUE(fs::is_symlink(folder / "weights"));
+  EXPECT_EQ(entries(), 4U);  // blobs, two links, config
+  // A save that was cut short behind a link is read through it.
+  put(folder / "blobs" / ".minimamba-1.tmp", "newer");
+  put(folder / "blobs" / ".minimamba-commit", "minimamba commit 1\n.minimamba-1.tmp\tweights\n");
+  const auto source = minimamba::ByteSource::open(folder / "weights");
+  std::string text(source.size(), '\0');
+  source.read(0, std::as_writable_bytes(std::span(text)));
+  EXPECT_EQ(text, "newer");
 }
 
 TEST_F(AtomicFileTest, KeepsThePermissionsOfTheOldFile) {

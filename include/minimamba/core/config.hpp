@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_CORE_CONFIG_HPP
 #define MINIMAMBA_CORE_CONFIG_HPP
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -9,6 +10,7 @@
 #include <iterator>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "minimamba/core/error.hpp"
 
@@ -22,7 +24,8 @@ struct MambaConfig {
   std::int64_t vocab_size = 0;               // token ids run from 0 to vocab_size - 1
   std::int64_t d_state = 16;                 // N, states of a channel
   std::int64_t d_conv = 4;                   // K, width of the causal convolution
-  std::int64_t expand = 2;                   // d_inner = expand * d_model
+  std::int64_t expand = 2;                   // d_inner = expand * d_model, unless it is given:
+  std::int64_t inner_size = 0;               // d_inner where it is no multiple of d_model; 0 otherwise
   std::int64_t dt_rank = 0;                  // R; 0 means ceil(d_model / 16)
   std::int64_t pad_vocab_size_multiple = 8;  // the embedding has vocab_size rounded up to this multiple of rows
   bool conv_bias = true;                     // conv1d has a bias
@@ -37,13 +40,20 @@ struct MambaConfig {
   std::optional<std::int32_t> bos_token_id = {};
   std::optional<std::int32_t> eos_token_id = {};  // generation ends here
   std::optional<std::int32_t> pad_token_id = {};
+  std::vector<std::int32_t> other_eos_token_ids = {};  // and here, where a model has several
 
-  std::int64_t d_inner() const { return expand * d_model; }  // E
-  std::int64_t padded_vocab_size() const {                   // V
+  std::int64_t d_inner() const { return inner_size != 0 ? inner_size : expand * d_model; }  // E
+  /// Whether generation ends at this token.
+  bool ends_text(std::int32_t token) const {
+    return token == eos_token_id ||
+           std::find(other_eos_token_ids.begin(), other_eos_token_ids.end(), token) != other_eos_token_ids.end();
+  }
+  std::int64_t padded_vocab_size() const {  // V
     return (vocab_size + pad_vocab_size_multiple - 1) / pad_vocab_size_multiple * pad_vocab_size_multiple;
   }
 
-  /// A copy with every default filled in. Throws ConfigError when no model can have these sizes.
+  /// A copy with every default filled in; an inner_size that is a multiple of d_model becomes `expand`. Throws
+  /// ConfigError when no model can have these sizes.
   MambaConfig resolved() const;
 
   bool operator==(const MambaConfig&) const = default;
@@ -86,6 +96,7 @@ inline MambaConfig MambaConfig::resolved() const {
   detail::check_size("d_state", d_state, Largest::d_state);
   detail::check_size("d_conv", d_conv, Largest::d_conv);
   detail::check_size("expand", expand, Largest::expand);
+  if (inner_size != 0) detail::check_size("inner_size", inner_size, Largest::expand * Largest::d_model);
   detail::check_positive("norm_epsilon", norm_epsilon);
   detail::check_positive("dt_min", dt_min);
   detail::check_positive("dt_scale", dt_scale);
@@ -100,6 +111,11 @@ inline MambaConfig MambaConfig::resolved() const {
   detail::check_token("bos_token_id", bos_token_id, padded_vocab_size());
   detail::check_token("eos_token_id", eos_token_id, padded_vocab_size());
   detail::check_token("pad_token_id", pad_token_id, padded_vocab_size());
+  for (const std::int32_t id : other_eos_token_ids) detail::check_token("other_eos_token_ids", id, padded_vocab_size());
+  if (inner_size % d_model == 0 && inner_size / d_model <= Largest::expand) {
+    if (inner_size != 0) config.expand = inner_size / d_model;
+    config.inner_size = 0;
+  }
   return config;
 }
 

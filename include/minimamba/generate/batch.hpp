@@ -132,8 +132,7 @@ class BatchGeneration {
   template <class OnToken>
   bool goes_on(std::size_t row, std::int32_t token, OnToken&& on_token) {
     BatchRow& result = rows_[row];
-    const auto eos = model_.config().eos_token_id;
-    if (!options_.ignore_eos && eos && token == *eos) {
+    if (!options_.ignore_eos && model_.config().ends_text(token)) {
       result.reason = EndReason::eos;
       return false;
     }

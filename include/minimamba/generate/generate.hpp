@@ -122,9 +122,8 @@ class Generation {
       begun = ended = true;
       model.backend().download(last.data(), logits);
       unread.push_back(sampler(std::span<const Scalar>(logits)));
-      const auto end = model.config().eos_token_id;
       sampler.accept(unread.front());
-      eos = !options.ignore_eos && end && unread.front() == *end;
+      eos = !options.ignore_eos && model.config().ends_text(unread.front());
       ended = eos;
     }
   };

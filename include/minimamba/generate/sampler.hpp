@@ -34,7 +34,7 @@ struct GenerateOptions {
   double top_p = 1;                   // keep the fewest most likely tokens with this much probability together
   double min_p = 0;                   // keep tokens with at least this part of the most likely one's probability
   std::uint64_t seed = 0;             // the same logits and seed give the same tokens
-  bool ignore_eos = false;            // go on after the configuration's eos_token_id
+  bool ignore_eos = false;            // go on after the configuration's eos_token_id and others
   double repetition_penalty = 1;      // above 1: less repetition; 1: none
   double frequency_penalty = 0;       // taken from a logit for each time that its token is in the window
   double presence_penalty = 0;        // taken from a logit once if its token is there

@@ -32,7 +32,9 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
+class AtomicFile;
 namespace detail {
+struct CommitTogether;
 
 #if defined(__unix__) || defined(__APPLE__)
 
@@ -185,26 +187,31 @@ inline void tidy_folder(const std::filesystem::path& folder) {
 
 /// Writes beside the target, under a name of its own, and renames over the target at the end: whoever fails on the way
 /// leaves the old file as it was and no new one. finish() does all that can fail for lack of space; commit() renames.
-/// A target that is a link to a file is replaced, not followed. Every error is a FileError that names the target; after
-/// one the file can only be destroyed. (Under RLIMIT_FSIZE the process must ignore SIGXFSZ to see an error at all.)
-/// Of a program that is killed, .minimamba-<number>.tmp may stay beside the target: see remove_strays.
+/// A target that is a link stays one: what it leads to is replaced, or made. Every error is a FileError that names the
+/// target; after one the file can only be destroyed. (Under RLIMIT_FSIZE the process must ignore SIGXFSZ to see an
+/// error at all.) Of a program that is killed, .minimamba-<number>.tmp may stay beside the target: see remove_strays.
 class AtomicFile {
  public:
   /// Throws if the target exists and is no regular file, or if its folder cannot be written.
-  explicit AtomicFile(std::filesystem::path target) : target_(std::move(target)), folder_(target_.parent_path()) {
+  explicit AtomicFile(std::filesystem::path target)
+      : name_(std::move(target)), target_(detail::follow_links(name_)), folder_(target_.parent_path()) {
     std::error_code error;
     const auto status = std::filesystem::status(target_, error);
     const bool exists = std::filesystem::exists(status);
     if (exists && !std::filesystem::is_regular_file(status)) {
-      throw FileError(target_.string(), "a regular file, or none",
+      throw FileError(name_.string(), "a regular file, or none",
                       std::filesystem::is_directory(status) ? "a folder" : "a special file");
     }
-    if (!target_.has_filename()) throw FileError(target_.string(), "the name of a file", "none");
+    if (std::filesystem::is_symlink(std::filesystem::symlink_status(target_, error))) {
+      throw FileError(name_.string(), "a link to a file", "links that lead to themselves");
+    }
+    if (!target_.has_filename()) throw FileError(name_.string(), "the name of a file", "none");
     open_temporary();
     if (exists) std::filesystem::permissions(temporary_, status.permissions(), error);  // as the old file, if we may
   }
   AtomicFile(AtomicFile&& other) noexcept
-      : target_(std::move(other.target_)),
+      : name_(std::move(other.name_)),
+        target_(std::move(other.target_)),
         folder_(std::move(other.folder_)),
         temporary_(std::exchange(other.temporary_, {})),
         file_(std::move(other.file_)),
@@ -213,7 +220,8 @@ class AtomicFile {
   AtomicFile& operator=(AtomicFile&&) = delete;
   ~AtomicFile() { discard(); }
 
-  const std::filesystem::path& target() const { return target_; }
+  /// As it was given, which may be a link.
+  const std::filesystem::path& target() const { return name_; }
 
   /// Removes what programs that were killed have left in a folder: regular files of the names that are made here,
   /// unless a living program writes them or an interrupted save needs them. What cannot be removed stays.
@@ -263,7 +271,7 @@ class AtomicFile {
   }
 
  private:
-  friend void commit_together(std::span<AtomicFile* const> files);
+  friend detail::CommitTogether;
 
   /// For everybody who may look into the folder.
   void make_readable() noexcept {
@@ -274,17 +282,16 @@ class AtomicFile {
   }
 
   void require(bool usable) const {
-    if (!usable)
-      throw FileError(target_.string(), "a file that is being written", "one that has failed or is finished");
+    if (!usable) throw FileError(name_.string(), "a file that is being written", "one that has failed or is finished");
   }
 
   [[noreturn]] void fail(const char* expected) {
     const std::string found = detail::last_error();
     discard();
-    throw FileError(target_.string(), expected, found);
+    throw FileError(name_.string(), expected, found);
   }
   [[noreturn]] void refuse_rename(const std::error_code& error) const {
-    throw FileError(target_.string(), "a place to move the new file to", error.message());
+    throw FileError(name_.string(), "a place to move the new file to", error.message());
   }
 
   bool rename(std::error_code& error) noexcept {
@@ -321,44 +328,53 @@ class AtomicFile {
     std::setvbuf(file_.get(), nullptr, _IOFBF, std::size_t{1} << 18);
   }
 
-  std::filesystem::path target_, folder_, temporary_;
+  std::filesystem::path name_, target_, folder_, temporary_;
   std::unique_ptr<std::FILE, detail::CloseFile> file_;
   std::uint64_t position_ = 0;
   bool finished_ = false;
 };
 
-/// Gives several files of one folder their names, all or none of them, even if the program is killed on the way: a list
-/// of them, .minimamba-commit, is put there first and taken away at the end. While it is there, ByteSource::open reads
-/// the new files in place of those that they replace, and whoever saves into the folder next ends what was begun.
-/// Programs that save into one folder at once do this one after the other. Throws FileError, FormatError for such a
-/// list that is none of ours, and ArgumentError for files of several folders, names that are not plain or given twice,
-/// and more than 256 files: then no file has been replaced. An error of the disk while files are being renamed is a
-/// FileError as well, after which the new files are what is read, as if the program had been killed.
-inline void commit_together(std::span<AtomicFile* const> files) {
-  if (files.empty()) return;
-  const std::filesystem::path folder = files.front()->folder_;
-  std::set<std::string> names;
-  for (AtomicFile* const file : files) {
-    const std::u8string name = file->target_.filename().u8string();
-    const std::string plain(name.begin(), name.end());
-    if (file->folder_ == folder && detail::is_file_name(plain) && names.insert(plain).second) continue;
-    throw ArgumentError("files", "plain names in one folder, each once", detail::printable(file->target_.string()));
+namespace detail {
+
+/// commit_together, which a friend of AtomicFile must do.
+struct CommitTogether {
+  static void check(std::span<AtomicFile* const> files);
+  static void commit(std::span<AtomicFile* const> files);
+  static void commit_in_one_folder(std::span<AtomicFile* const> files);
+};
+
+/// Throws ArgumentError for what the reader of the list would refuse, or could not tell apart.
+inline void CommitTogether::check(std::span<AtomicFile* const> files) {
+  std::set<std::filesystem::path> seen;
+  const auto is_plain = [](const std::filesystem::path& path) {
+    const std::u8string name = path.filename().u8string();
+    return is_file_name(std::string(name.begin(), name.end()));
+  };
+  for (const AtomicFile* const file : files) {
+    const bool fits = file->name_.parent_path() == files.front()->name_.parent_path() && is_plain(file->name_) &&
+                      is_plain(file->target_) && seen.insert(file->target_).second;
+    if (!fits) {
+      throw ArgumentError("files", "plain names in one folder, each once", printable(file->name_.string()));
+    }
   }
-  if (files.size() > detail::most_journal_files) {
-    throw ArgumentError("files", "at most " + std::to_string(detail::most_journal_files) + " to be saved together",
+  if (files.size() > most_journal_files) {
+    throw ArgumentError("files", "at most " + std::to_string(most_journal_files) + " to be saved together",
                         std::to_string(files.size()));
   }
-  for (AtomicFile* const file : files) file->finish();
-  const detail::FolderLock lock(folder, detail::patience);
-  detail::require_lock(lock, folder);
-  detail::complete_commit(folder);
-  std::string list(detail::journal_title);
+}
+
+inline void CommitTogether::commit_in_one_folder(std::span<AtomicFile* const> files) {
+  const std::filesystem::path folder = files.front()->folder_;
+  const FolderLock lock(folder, patience);
+  require_lock(lock, folder);
+  complete_commit(folder);
+  std::string list(journal_title);
   for (AtomicFile* const file : files) {  // identities as they are now that nobody else commits
     const std::u8string from = file->temporary_.filename().u8string(), to = file->target_.filename().u8string();
-    list.append(from.begin(), from.end()).append("\t").append(detail::identity_of(file->target_));
+    list.append(from.begin(), from.end()).append("\t").append(identity_of(file->target_));
     list.append("\t").append(to.begin(), to.end()).append("\n");
   }
-  AtomicFile journal(folder / detail::journal_name);
+  AtomicFile journal(folder / journal_name);
   journal.make_readable();
   journal.write(list);
   journal.commit();  // now the new files count; nothing below needs memory
@@ -371,8 +387,39 @@ inline void commit_together(std::span<AtomicFile* const> files) {
     }
     file->refuse_rename(error);
   }
-  detail::synchronise_folder(folder);
+  synchronise_folder(folder);
   std::filesystem::remove(journal.target(), ignored);
+}
+
+/// Files that links lead to elsewhere come first, folder by folder.
+inline void CommitTogether::commit(std::span<AtomicFile* const> files) {
+  std::vector<AtomicFile*> left(files.begin(), files.end());
+  for (AtomicFile* const file : files) file->finish();
+  while (!left.empty()) {
+    const std::filesystem::path& last = left.back()->folder_;
+    const auto elsewhere =
+        std::find_if(left.begin(), left.end(), [&](const AtomicFile* file) { return file->folder_ != last; });
+    const std::filesystem::path& folder = elsewhere == left.end() ? last : (*elsewhere)->folder_;
+    const auto rest = std::stable_partition(left.begin(), left.end(),
+                                            [&](const AtomicFile* file) { return file->folder_ == folder; });
+    commit_in_one_folder({left.data(), static_cast<std::size_t>(rest - left.begin())});
+    left.erase(left.begin(), rest);
+  }
+}
+
+}  // namespace detail
+
+/// Gives several files of one folder their names, all or none of them, even if the program is killed on the way: a list
+/// of them, .minimamba-commit, is put there first and taken away at the end. While it is there, ByteSource::open reads
+/// the new files in place of those that they replace, and whoever saves into the folder next ends what was begun. (Of
+/// files that are links to another folder, all or none of that folder, before the others.) Programs that save into one
+/// folder at once do this one after the other. Throws FileError, FormatError for such a list that is none of ours, and
+/// ArgumentError for files of several folders, names that are not plain or given twice, and more than 256 files: then
+/// no file has been replaced. An error of the disk while files are being renamed is a FileError as well, after which
+/// the new files are what is read, as if the program had been killed.
+inline void commit_together(std::span<AtomicFile* const> files) {
+  detail::CommitTogether::check(files);
+  detail::CommitTogether::commit(files);
 }
 
 }  // namespace minimamba

@@ -7,6 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <iterator>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,6 +17,7 @@
 #include <vector>
 
 #include "minimamba/io/config.hpp"
+#include "minimamba/io/end_tokens.hpp"
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/io/gguf_config.hpp"
 #include "minimamba/io/safetensors.hpp"
@@ -36,16 +40,16 @@ struct Checkpoint {
   std::filesystem::path folder;           ///< where it lies
   std::string config_name, weights_name;  ///< the files with the settings, and with the weights or their index
   TensorSet tensors;
-  GgufMetadata metadata;  ///< of a GGUF file, else empty
+  std::map<std::string, std::string, std::less<>> names;  ///< what the files call the parameters that they have
+  GgufMetadata metadata;                                  ///< of a GGUF file, else empty
+  std::string other_weights;       ///< an index of shards beside the file of weights, which is not read
+  std::vector<std::string> notes;  ///< a sentence about each thing in the files that is ignored or settled
 
   /// What the file calls a parameter, if it has it, or should call it.
   std::string name_of(std::string_view parameter) const {
+    if (const auto place = names.find(parameter); place != names.end()) return place->second;
     if (format == CheckpointFormat::gguf) return detail::gguf_name(parameter);
-    if (parameter == "lm_head.weight") return std::string(parameter);
-    // The official and Hugging Face's layouts differ in whether the embedding is plural.
-    const char* const plural = "backbone.embeddings.weight";
-    if (parameter == "embedding.weight" && tensors.find(plural) != nullptr) return plural;
-    return "backbone." + std::string(parameter);
+    return (parameter == "lm_head.weight" ? "" : "backbone.") + std::string(parameter);
   }
   /// The stored tensor of a parameter, or null.
   const StoredTensor* find(std::string_view parameter) const { return tensors.find(name_of(parameter)); }
@@ -85,6 +89,40 @@ struct Checkpoint {
 
 namespace detail {
 
+/// The parameter for which a file's name stands: without what PyTorch's wrappers put into names (torch.compile,
+/// DataParallel, FSDP, Lightning), wherever they do, and without "backbone.".
+inline std::string parameter_of(const Checkpoint& checkpoint, std::string_view stored) {
+  if (checkpoint.format == CheckpointFormat::gguf) return gguf_parameter(stored);
+  constexpr std::string_view wrappers[] = {
+      "_orig_mod", "module", "model", "backbone", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"};
+  std::string name;
+  for (std::string_view rest = stored; !rest.empty();) {
+    const std::string_view part = rest.substr(0, rest.find('.'));
+    rest.remove_prefix(std::min(part.size() + 1, rest.size()));
+    if (std::find(std::begin(wrappers), std::end(wrappers), part) != std::end(wrappers)) continue;
+    name.append(name.empty() ? "" : ".").append(part);
+  }
+  // The official and Hugging Face's layouts differ in whether the embedding is plural.
+  return name == "embeddings.weight" ? "embedding.weight" : name;
+}
+
+/// Whether some model has a parameter of that name.
+inline bool is_parameter(std::string_view name) {
+  if (name == "embedding.weight" || name == "norm_f.weight" || name == "lm_head.weight") return true;
+  constexpr std::string_view layers = "layers.";
+  if (!name.starts_with(layers)) return false;
+  name.remove_prefix(layers.size());
+  const std::size_t digits = std::min(name.find_first_not_of("0123456789"), name.size());
+  if (digits == 0 || digits == name.size() || name[digits] != '.') return false;
+  name.remove_prefix(digits + 1);
+  return std::any_of(std::begin(gguf_names), std::end(gguf_names), [&](const auto& part) { return part.part == name; });
+}
+
+/// Whether a tensor that is no parameter is a part of a layer: without it the layer would compute something else.
+inline bool changes_layers(std::string_view name, const StoredTensor& tensor) {
+  return name.starts_with("layers.") && is_floating(tensor.dtype) && tensor.size() > 1;
+}
+
 /// The file of weights in a folder: one of the names that they usually have, or else the only file of its kind.
 inline std::filesystem::path weights_in(const std::filesystem::path& folder) {
   for (const char* const name :
@@ -96,6 +134,7 @@ inline std::filesystem::path weights_in(const std::filesystem::path& folder) {
   for (const auto& extensions : kinds) {
     std::vector<std::filesystem::path> files = files_in(folder, extensions);
     std::erase_if(files, [](const auto& file) { return file.filename() == "training.safetensors"; });  // of `train`
+    std::erase_if(files, is_later_part);
     if (files.size() == 1) return files.front();
     if (files.empty() || found != "none of them") continue;
     found = std::to_string(files.size()) + " files *" + files.front().extension().string();
@@ -119,47 +158,200 @@ inline bool is_shard_index(const std::filesystem::path& path, const ByteSource& 
 
 /// Adds the tensors of a file, whichever of the two formats it has, and returns the number that the set gives it.
 inline std::size_t add_weights(ByteSource source, TensorSet& set) {
+  refuse_pointer(source);
   const bool torch = is_zip(source) || is_legacy_torch(source);
   return torch ? add_torch_bin(std::move(source), set) : add_safetensors(std::move(source), set);
+}
+
+/// Finds the parameters among the tensors, and notes the rest. Of two tensors for one parameter the second, in the
+/// order of the names, is the one; the other is then refused.
+inline void find_parameters(Checkpoint& checkpoint) {
+  std::string unused;
+  std::size_t count = 0;
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
+    const std::string parameter = parameter_of(checkpoint, name);
+    if (is_parameter(parameter)) {
+      checkpoint.names[parameter] = name;
+    } else if (!changes_layers(parameter, tensor) && ++count <= 5) {
+      unused += (count > 1 ? ", " : "") + printable(name, 100);
+    }
+  }
+  if (count == 0) return;
+  checkpoint.notes.push_back(checkpoint.weights_name + ": " +
+                             (count == 1 ? "a tensor" : std::to_string(count) + " tensors") +
+                             " that the model does not use: " + unused + (count > 5 ? ", ..." : ""));
+}
+
+/// Whether two tensors are the same numbers.
+inline bool are_same(const TensorSet& tensors, const StoredTensor& one, const StoredTensor& other) {
+  if (one.shape != other.shape || !is_floating(one.dtype) || !is_floating(other.dtype)) return false;
+  const bool same_bytes = one.source == other.source && one.begin == other.begin && one.dtype == other.dtype &&
+                          one.strides == other.strides;
+  if (same_bytes) return true;  // as torch.save stores what is shared
+  std::vector<double> a(1U << 14), b(1U << 14);
+  for (std::uint64_t first = 0; first < one.size(); first += a.size()) {
+    const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(a.size(), one.size() - first));
+    tensors.read(one, first, std::span(a).first(count));
+    tensors.read(other, first, std::span(b).first(count));
+    for (std::size_t i = 0; i < count; ++i) {
+      if (a[i] != b[i] && (a[i] == a[i] || b[i] == b[i])) return false;
+    }
+  }
+  return true;
+}
+
+/// Where the settings and the tensors disagree on whether there is a head of its own, or the settings do not say
+/// whether there are biases, the tensors decide.
+inline void settle(Checkpoint& checkpoint, bool has_bias) {
+  MambaConfig& config = checkpoint.config;
+  const StoredTensor *const head = checkpoint.find("lm_head.weight"), *const embedding =
+                                                                          checkpoint.find("embedding.weight");
+  if (!has_bias) {
+    config.bias = checkpoint.find("layers.0.mixer.in_proj.bias") != nullptr;
+  }
+  const std::string key = checkpoint.config_name + ": " + checkpoint.keys->tie_embeddings;
+  if (!config.tie_embeddings && head == nullptr) {
+    config.tie_embeddings = true;
+    checkpoint.notes.push_back(key + " is ignored, for there is no head: the embedding takes its place");
+  } else if (config.tie_embeddings && head != nullptr && embedding != nullptr &&
+             !are_same(checkpoint.tensors, *head, *embedding)) {
+    config.tie_embeddings = false;
+    checkpoint.notes.push_back(key + " is ignored, for " + printable(head->name) + " differs from the embedding");
+  }
+}
+
+/// The folder that a path means: of the root of a model in Hugging Face's cache, the snapshot of its main branch.
+inline std::filesystem::path model_folder(const std::filesystem::path& path) {
+  const std::filesystem::path main = path / "refs" / "main";
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(main, error) || !std::filesystem::is_directory(path / "snapshots", error)) {
+    return path;
+  }
+  const ByteSource source = ByteSource::open(main);
+  std::string name(static_cast<std::size_t>(std::min<std::uint64_t>(source.size(), 256)), '\0');
+  source.read(0, std::as_writable_bytes(std::span(name)));
+  name.erase(std::min(name.find_last_not_of(" \t\r\n") + 1, name.size()));
+  if (!is_plain_name(name))
+    throw FormatError(source.name(), "the name of a snapshot", "\"" + printable(name, 100) + "\"");
+  return path / "snapshots" / name;
+}
+
+/// Of a folder with weights in one file and in shards, transformers reads the file. What is wrong with it may be that
+/// it is older than the shards: so an error says that they are there.
+template <class Body>
+auto beside_other_weights(const std::string& other, Body&& body) {
+  const auto found = [&](const Error& error) {
+    return error.found() + "; not read was " + other + ", which lies beside it";
+  };
+  try {
+    return body();
+  } catch (const CheckpointError& error) {
+    if (other.empty()) throw;
+    throw CheckpointError(error.subject(), error.expected(), found(error));
+  } catch (const FormatError& error) {
+    if (other.empty()) throw;
+    throw FormatError(error.subject(), error.expected(), found(error));
+  }
+}
+
+/// Reads the weights of a GGUF file, and of the other parts where it is one of several.
+inline void open_gguf(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source) {
+  checkpoint.format = CheckpointFormat::gguf;
+  checkpoint.keys = &gguf_keys;
+  checkpoint.metadata = read_gguf_parts(path, std::move(source), checkpoint.tensors);
+  find_parameters(checkpoint);
+  checkpoint.config = gguf_config(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name);
+}
+
+/// The same of safetensors, PyTorch's format, or an index of either.
+inline void open_weights(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source) {
+  if (is_shard_index(path, source)) {
+    const auto add = [&](const std::string& file, TensorSet& set) {
+      ByteSource shard = open_shard(path, file);
+      if (is_zip(shard)) checkpoint.format = CheckpointFormat::torch;
+      return add_weights(std::move(shard), set);
+    };
+    read_shards(source, add, checkpoint.tensors);
+  } else {
+    if (is_zip(source)) checkpoint.format = CheckpointFormat::torch;
+    add_weights(std::move(source), checkpoint.tensors);
+  }
+  find_parameters(checkpoint);
+}
+
+inline void read_settings(Checkpoint& checkpoint, ConfigFile settings, bool beside) {
+  checkpoint.config = std::move(settings.config);
+  checkpoint.keys = settings.keys;
+  checkpoint.notes = std::move(settings.notes);
+  const std::vector<std::int32_t> ends =
+      beside ? read_end_tokens(checkpoint.folder, checkpoint.config.vocab_size, checkpoint.notes)
+             : std::vector<std::int32_t>();
+  if (ends.empty()) return;
+  checkpoint.config.eos_token_id.reset();
+  checkpoint.config.other_eos_token_ids.clear();
+  for (const std::int32_t id : ends) add_end_token(checkpoint.config, id);
+}
+
+/// What the readers have noted.
+inline void take_notes(Checkpoint& checkpoint) {
+  const std::vector<std::string>& more = checkpoint.tensors.notes();
+  checkpoint.notes.insert(checkpoint.notes.end(), more.begin(), more.end());
+}
+
+/// Opens weights with a configuration, and, where it lies in a folder, what lies beside it.
+inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source,
+                             const ByteSource& config, bool in_folder) {
+  checkpoint.config_name = config.name();
+  ConfigFile settings = read_config_file(config);
+  const bool has_bias = settings.has_bias;
+  read_settings(checkpoint, std::move(settings), in_folder);
+  open_weights(checkpoint, path, std::move(source));
+  settle(checkpoint, has_bias);
 }
 
 }  // namespace detail
 
 /// Opens a folder, or a file of weights: safetensors or the index of its shards, beside which config.json lies, or
-/// GGUF. Throws FileError, FormatError, ConfigError, or CheckpointError for tensors that contradict each other.
+/// GGUF. Of a folder with several, model.safetensors comes first, then its index, then PyTorch's. The root of a model
+/// in Hugging Face's cache stands for its newest snapshot. Throws FileError, FormatError, ConfigError, or
+/// CheckpointError for tensors that contradict each other.
 inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   if (!detail::is_there(path)) throw FileError(path.string(), "a model's folder or file", "nothing of that name");
   std::error_code error;
   const bool is_folder = std::filesystem::is_directory(path, error);
-  const std::filesystem::path weights = is_folder ? detail::weights_in(path) : path;
+  const std::filesystem::path folder = is_folder ? detail::model_folder(path) : path.parent_path();
+  const std::filesystem::path weights = is_folder ? detail::weights_in(folder) : path;
   ByteSource source = ByteSource::open(weights);
   Checkpoint checkpoint;
-  checkpoint.folder = is_folder ? path : path.parent_path();
+  checkpoint.folder = folder;
   checkpoint.weights_name = checkpoint.config_name = source.name();
-  if (is_gguf(source)) {
-    checkpoint.format = CheckpointFormat::gguf;
-    checkpoint.keys = &detail::gguf_keys;
-    checkpoint.metadata = read_gguf(std::move(source), checkpoint.tensors);
-    checkpoint.config = detail::gguf_config(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name);
-    return checkpoint;
-  }
-  if (is_legacy_torch(source)) detail::refuse_legacy_torch(source);  // whether or not it has a configuration
-  const ByteSource config = ByteSource::open(checkpoint.folder / "config.json");
-  const detail::ConfigFile settings = detail::read_config_file(config);
-  checkpoint.config = settings.config;
-  checkpoint.keys = settings.keys;
-  checkpoint.config_name = config.name();
-  if (detail::is_shard_index(weights, source)) {
-    const auto add = [&](const std::string& file, TensorSet& set) {
-      ByteSource shard = open_shard(weights, file);
-      if (is_zip(shard)) checkpoint.format = CheckpointFormat::torch;
-      return detail::add_weights(std::move(shard), set);
-    };
-    read_shards(source, add, checkpoint.tensors);
+  const std::filesystem::path index = folder / "model.safetensors.index.json";
+  const bool both = weights.filename() == "model.safetensors" && detail::is_there(index);
+  if (both) checkpoint.other_weights = index.string();
+  detail::beside_other_weights(checkpoint.other_weights, [&] {
+    if (is_gguf(source)) return detail::open_gguf(checkpoint, weights, std::move(source));
+    if (is_legacy_torch(source)) detail::refuse_legacy_torch(source);  // whether or not it has a configuration
+    detail::refuse_pointer(source);
+    const ByteSource config = ByteSource::open(folder / "config.json");
+    detail::open_with_config(checkpoint, weights, std::move(source), config, true);
+  });
+  if (both) checkpoint.notes.push_back(index.string() + " is not read, for " + checkpoint.weights_name + " is there");
+  detail::take_notes(checkpoint);
+  return checkpoint;
+}
+
+/// The same of bytes in memory, which must outlive it: weights in one file, and the text of config.json, which GGUF
+/// does without.
+inline Checkpoint open_checkpoint(ByteSource weights, const ByteSource& config) {
+  Checkpoint checkpoint;
+  checkpoint.weights_name = checkpoint.config_name = weights.name();
+  if (is_gguf(weights)) {
+    detail::open_gguf(checkpoint, {}, std::move(weights));
   } else {
-    if (is_zip(source)) checkpoint.format = CheckpointFormat::torch;
-    detail::add_weights(std::move(source), checkpoint.tensors);
+    if (detail::is_shard_index({}, weights)) throw FormatError(weights.name(), "a file of weights", "an index of some");
+    detail::open_with_config(checkpoint, {}, std::move(weights), config, false);
   }
+  detail::take_notes(checkpoint);
   return checkpoint;
 }
 

@@ -2,12 +2,15 @@
 #ifndef MINIMAMBA_IO_CONFIG_HPP
 #define MINIMAMBA_IO_CONFIG_HPP
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "minimamba/core/config.hpp"
 #include "minimamba/io/json.hpp"
@@ -33,7 +36,21 @@ inline constexpr ConfigKeys official_keys{"d_model",           "n_layer",       
 struct ConfigFile {
   MambaConfig config;
   const ConfigKeys* keys = &hugging_face_keys;
+  bool has_bias = true;                 // false: nothing is said of biases, and the weights decide
+  std::vector<std::string> notes = {};  // what is ignored
 };
+
+inline constexpr std::size_t most_end_tokens = 256;
+
+/// Adds a token at which text ends.
+inline void add_end_token(MambaConfig& config, std::int32_t id) {
+  if (config.ends_text(id)) return;
+  if (!config.eos_token_id) {
+    config.eos_token_id = id;
+  } else if (config.other_eos_token_ids.size() < most_end_tokens) {
+    config.other_eos_token_ids.push_back(id);
+  }
+}
 
 /// The object of the file, whose keys are read with a check of their types. A key that is null counts as absent.
 class ConfigReader {
@@ -43,10 +60,12 @@ class ConfigReader {
     if (has("ssm_cfg") && find("ssm_cfg")->object() == nullptr) refuse("ssm_cfg", "a JSON object");
   }
 
+  std::vector<std::string>& notes() { return notes_; }
+
   bool has(std::string_view key) const { return find(key) != nullptr; }
   [[noreturn]] void refuse(const std::string& key, const std::string& expected) const {
     const Json* value = find(key);
-    throw ConfigError(file_ + ": " + key, expected, value == nullptr ? "none" : printable(to_text(*value), 100));
+    throw ConfigError(file_ + ": " + key, expected, value == nullptr ? "none" : text_of(*value));
   }
 
   std::int64_t required_size(const char* key, std::int64_t largest) const {
@@ -64,7 +83,7 @@ class ConfigReader {
   double positive(const char* key, double otherwise) const {
     if (!has(key)) return otherwise;
     const std::optional<double> number = find(key)->number();
-    if (!number || !(*number > 0)) refuse(key, "a positive number");
+    if (!number || !(*number > 0) || !std::isfinite(*number)) refuse(key, "a positive number");
     return *number;
   }
   bool flag(const char* key, bool otherwise) const {
@@ -83,14 +102,57 @@ class ConfigReader {
     const bool zero = supported == "0" && find(key)->number() == 0.0;  // however it is written
     if (!zero && to_text(*find(key)) != supported) refuse(key, supported + ", the only kind that is supported");
   }
+  /// d_inner, as a factor of d_model, which need not be whole.
+  std::int64_t inner(const char* key, std::int64_t otherwise, std::int64_t d_model) const {
+    if (!has(key)) return otherwise * d_model;
+    const std::optional<double> factor = find(key)->number();
+    const bool possible = factor && *factor > 0 && *factor <= static_cast<double>(LargestSize::expand);
+    const auto size = possible ? static_cast<std::int64_t>(*factor * static_cast<double>(d_model)) : 0;
+    if (size == 0) {
+      refuse(key, "a number above 0 and up to " + std::to_string(LargestSize::expand) + ", of at least 1 channel");
+    }
+    return size;
+  }
+  /// Notes a factor that contradicts d_inner.
+  void note_unless_inner(const char* key, const MambaConfig& config) {
+    const std::optional<double> factor = has(key) ? find(key)->number() : std::nullopt;
+    const double wanted = static_cast<double>(config.inner_size), width = static_cast<double>(config.d_model);
+    if (!has(key) || (factor && std::floor(*factor * width) == wanted)) return;
+    notes_.push_back(file_ + ": " + key + " " + text_of(*find(key)) + " is ignored, for intermediate_size is " +
+                     std::to_string(config.inner_size));
+  }
   /// A token id within the vocabulary; files also have null, -1, or ids of another model's vocabulary, which mean none.
-  std::optional<std::int32_t> token(const char* key, std::int64_t vocabulary) const {
-    const std::uint64_t* id = has(key) ? find(key)->whole() : nullptr;
-    return id != nullptr && std::cmp_less(*id, vocabulary) ? std::optional(static_cast<std::int32_t>(*id))
-                                                           : std::nullopt;
+  std::optional<std::int32_t> token(const char* key, std::int64_t vocabulary) {
+    const std::vector<std::int32_t> ids = tokens(key, vocabulary);
+    return ids.empty() ? std::nullopt : std::optional(ids.front());
+  }
+  /// The same of one or a list.
+  std::vector<std::int32_t> tokens(const char* key, std::int64_t vocabulary) {
+    std::vector<std::int32_t> ids;
+    if (!has(key)) return ids;
+    const Json::Array* const list = find(key)->array();
+    std::string outside;
+    for (std::size_t i = 0; i < (list == nullptr ? 1 : std::min(list->size(), most_end_tokens)); ++i) {
+      const Json& value = list == nullptr ? *find(key) : (*list)[i];
+      if (value.whole() != nullptr && std::cmp_less(*value.whole(), vocabulary)) {
+        ids.push_back(static_cast<std::int32_t>(*value.whole()));
+      } else if (value.number() != -1.0 && !value.is_null() && outside.size() < 100) {
+        outside += (outside.empty() ? "" : ", ") + text_of(value);
+      }
+    }
+    if (!outside.empty()) {
+      notes_.push_back(file_ + ": " + key + " " + outside + " is no token of the vocabulary of " +
+                       std::to_string(vocabulary) + ", and ignored");
+    }
+    return ids;
   }
 
  private:
+  static std::string text_of(const Json& value) {
+    const std::optional<double> number = value.number();
+    return number && !std::isfinite(*number) ? number_text(*number) : printable(to_text(value), 100);
+  }
+
   const Json* find(std::string_view key) const {
     const std::size_t dot = key.find('.');
     const Json* object = dot == key.npos ? &object_ : find(key.substr(0, dot));
@@ -100,26 +162,30 @@ class ConfigReader {
 
   const Json& object_;
   std::string file_;
+  std::vector<std::string> notes_;
 };
 
 /// What the layouts have in common. Everything but the first three sizes has a default.
-inline MambaConfig read_settings(const ConfigReader& reader, const ConfigKeys& keys, bool bias) {
+inline MambaConfig read_settings(ConfigReader& reader, const ConfigKeys& keys, bool bias) {
   MambaConfig config;
   config.d_model = reader.required_size(keys.d_model, LargestSize::d_model);
   config.n_layer = reader.required_size(keys.n_layer, LargestSize::n_layer);
   config.vocab_size = reader.required_size(keys.vocab_size, LargestSize::vocab_size);
   config.d_state = reader.size(keys.d_state, config.d_state, LargestSize::d_state);
   config.d_conv = reader.size(keys.d_conv, config.d_conv, LargestSize::d_conv);
-  config.expand = reader.size(keys.expand, config.expand, LargestSize::expand);
   config.dt_rank = reader.rank(keys.dt_rank);
   config.bias = reader.flag(keys.bias, bias);
   config.conv_bias = reader.flag(keys.conv_bias, config.conv_bias);
   config.tie_embeddings = reader.flag(keys.tie_embeddings, config.tie_embeddings);
   config.norm_epsilon = reader.positive(keys.norm_epsilon, config.norm_epsilon);
-  config.bos_token_id = reader.token("bos_token_id", config.vocab_size);
-  config.eos_token_id = reader.token("eos_token_id", config.vocab_size);
-  config.pad_token_id = reader.token("pad_token_id", config.vocab_size);
   return config;
+}
+
+/// Once the number of tokens is known.
+inline void read_special_tokens(ConfigReader& reader, MambaConfig& config) {
+  config.bos_token_id = reader.token("bos_token_id", config.vocab_size);
+  for (const std::int32_t id : reader.tokens("eos_token_id", config.vocab_size)) add_end_token(config, id);
+  config.pad_token_id = reader.token("pad_token_id", config.vocab_size);
 }
 
 /// Of several ways to arrive at this number of rows, the usual one.
@@ -131,7 +197,7 @@ inline void pad_vocabulary_to(MambaConfig& config, std::int64_t rows) {
 }
 
 /// Hugging Face: vocab_size is the number of rows; the number of tokens, if less, is minimamba_vocab_size, our own key.
-inline MambaConfig read_hugging_face_config(const ConfigReader& reader) {
+inline MambaConfig read_hugging_face_config(ConfigReader& reader) {
   reader.only("hidden_act", R"("silu")");
   MambaConfig config = read_settings(reader, hugging_face_keys, true);
   const std::int64_t rows = config.vocab_size;
@@ -140,16 +206,17 @@ inline MambaConfig read_hugging_face_config(const ConfigReader& reader) {
     reader.refuse("minimamba_vocab_size", "at most vocab_size = " + std::to_string(rows));
   }
   pad_vocabulary_to(config, rows);
-  const std::int64_t inner = reader.size("intermediate_size", 0, LargestSize::d_model * LargestSize::expand);
-  const bool multiple = inner % config.d_model == 0 && inner / config.d_model <= LargestSize::expand;
-  if (inner != 0 && multiple && !reader.has("expand")) config.expand = inner / config.d_model;
-  if (inner != 0 && inner != config.d_inner()) {
-    reader.refuse("intermediate_size", "expand x hidden_size = " + std::to_string(config.d_inner()));
+  // Where both are there, transformers makes the layers by intermediate_size.
+  config.inner_size = reader.size("intermediate_size", 0, LargestSize::d_model * LargestSize::expand);
+  if (config.inner_size == 0) {
+    config.inner_size = reader.inner(hugging_face_keys.expand, config.expand, config.d_model);
+  } else {
+    reader.note_unless_inner(hugging_face_keys.expand, config);
   }
   return config;
 }
 
-inline MambaConfig read_official_config(const ConfigReader& reader) {
+inline MambaConfig read_official_config(ConfigReader& reader) {
   reader.only("rms_norm", "true");
   reader.only("d_intermediate", "0");
   reader.only("attn_layer_idx", "[]");
@@ -157,20 +224,26 @@ inline MambaConfig read_official_config(const ConfigReader& reader) {
   MambaConfig config = read_settings(reader, official_keys, false);
   config.pad_vocab_size_multiple =
       reader.size("pad_vocab_size_multiple", config.pad_vocab_size_multiple, LargestSize::vocab_size);
+  config.inner_size = reader.inner(official_keys.expand, config.expand, config.d_model);
   return config;
 }
 
+/// Of the small files of JSON that Python programs write.
+inline constexpr JsonLimits config_limits{.bytes = 1U << 20, .depth = 8, .values = 100000, .constants = true};
+
 inline ConfigFile read_config_file(const ByteSource& source) {
-  const Json json = read_json(source, {.bytes = 1U << 20, .depth = 8, .values = 100000});
-  const ConfigReader reader(json, source.name());
+  const Json json = read_json(source, config_limits);
+  ConfigReader reader(json, source.name());
   reader.only("model_type", R"("mamba")");
   const bool hugging_face = reader.has(hugging_face_keys.d_model);
   if (!hugging_face && !reader.has(official_keys.d_model)) {
     reader.refuse(hugging_face_keys.d_model, "a whole number (d_model in the official layout)");
   }
-  const MambaConfig config = hugging_face ? read_hugging_face_config(reader) : read_official_config(reader);
+  MambaConfig config = hugging_face ? read_hugging_face_config(reader) : read_official_config(reader);
+  read_special_tokens(reader, config);
+  const ConfigKeys& keys = hugging_face ? hugging_face_keys : official_keys;
   try {
-    return {config.resolved(), hugging_face ? &hugging_face_keys : &official_keys};
+    return {config.resolved(), &keys, reader.has(keys.bias), std::move(reader.notes())};
   } catch (const ConfigError& error) {
     throw ConfigError(source.name() + ": " + error.subject(), error.expected(), error.found());
   }
@@ -182,6 +255,17 @@ inline ConfigFile read_config_file(const ByteSource& source) {
 /// and ConfigError, naming file and key, for sizes that are missing, impossible or contradict each other, and for
 /// models of another kind.
 inline MambaConfig read_config(const ByteSource& source) { return detail::read_config_file(source).config; }
+
+namespace detail {
+
+/// The number of which transformers makes d_inner: int(expand * hidden_size).
+inline double expand_of(const MambaConfig& config) {
+  const auto inner = static_cast<double>(config.d_inner()), width = static_cast<double>(config.d_model);
+  const double factor = inner / width;
+  return std::floor(factor * width) == inner ? factor : std::nextafter(factor, 2 * factor);
+}
+
+}  // namespace detail
 
 /// The text of config.json in the Hugging Face layout. `dtype` is the stored type as PyTorch calls it.
 inline std::string hugging_face_config(const MambaConfig& config, const std::string& dtype) {
@@ -195,7 +279,11 @@ inline std::string hugging_face_config(const MambaConfig& config, const std::str
   json.key("minimamba_vocab_size").value(config.vocab_size);
   json.key("state_size").value(config.d_state);
   json.key("conv_kernel").value(config.d_conv);
-  json.key("expand").value(config.expand);
+  if (config.inner_size == 0) {
+    json.key("expand").value(config.expand);
+  } else {
+    json.key("expand").value(detail::expand_of(config));
+  }
   json.key("intermediate_size").value(config.d_inner());
   json.key("time_step_rank").value(config.dt_rank);
   json.key("use_bias").value(config.bias);
@@ -205,7 +293,13 @@ inline std::string hugging_face_config(const MambaConfig& config, const std::str
   json.key("residual_in_fp32").value(true);
   json.key("tie_word_embeddings").value(config.tie_embeddings);
   json.key("bos_token_id").value(config.bos_token_id);
-  json.key("eos_token_id").value(config.eos_token_id);
+  if (config.other_eos_token_ids.empty()) {
+    json.key("eos_token_id").value(config.eos_token_id);
+  } else {
+    json.key("eos_token_id").open('[').value(config.eos_token_id);
+    for (const std::int32_t id : config.other_eos_token_ids) json.value(id);
+    json.close(']');
+  }
   json.key("pad_token_id").value(config.pad_token_id);
   json.key("torch_dtype").value(dtype);
   json.close('}');

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -23,7 +24,28 @@ namespace minimamba::inline MINIMAMBA_ISA {
 static_assert(std::endian::native == std::endian::little, "checkpoints are little-endian, and read as they are");
 
 /// The type of a stored number; those from Q4_0 on are GGUF's, which store blocks of numbers that share a scale.
-enum class DType { F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
+/// Of OTHER, a type that is not known here, nothing is ever read.
+enum class DType {
+  F64,
+  F32,
+  F16,
+  BF16,
+  I64,
+  I32,
+  I16,
+  I8,
+  U8,
+  BOOL,
+  OTHER,
+  Q4_0,
+  Q4_1,
+  Q5_0,
+  Q5_1,
+  Q8_0,
+  Q4_K,
+  Q5_K,
+  Q6_K
+};
 
 namespace detail {
 
@@ -33,7 +55,7 @@ struct DTypeName {
   std::size_t bytes;        // of a block
   std::size_t numbers = 1;  // in a block
 };
-inline constexpr std::array<DTypeName, 18> dtype_names{{{DType::F64, "F64", 8},
+inline constexpr std::array<DTypeName, 19> dtype_names{{{DType::F64, "F64", 8},
                                                         {DType::F32, "F32", 4},
                                                         {DType::F16, "F16", 2},
                                                         {DType::BF16, "BF16", 2},
@@ -43,6 +65,7 @@ inline constexpr std::array<DTypeName, 18> dtype_names{{{DType::F64, "F64", 8},
                                                         {DType::I8, "I8", 1},
                                                         {DType::U8, "U8", 1},
                                                         {DType::BOOL, "BOOL", 1},
+                                                        {DType::OTHER, "", 1},
                                                         {DType::Q4_0, "Q4_0", 18, 32},
                                                         {DType::Q4_1, "Q4_1", 20, 32},
                                                         {DType::Q5_0, "Q5_0", 22, 32},
@@ -53,6 +76,7 @@ inline constexpr std::array<DTypeName, 18> dtype_names{{{DType::F64, "F64", 8},
                                                         {DType::Q6_K, "Q6_K", 210, 256}}};
 
 inline constexpr std::size_t most_tensors = 20'000;  // of all files of a checkpoint together
+inline constexpr std::size_t most_notes = 100;
 inline constexpr std::size_t most_dimensions = 8;
 inline constexpr std::size_t most_name_bytes = std::size_t{4} << 20;  // of all names in a file
 
@@ -123,6 +147,89 @@ constexpr DType dtype_of() {
   if constexpr (std::is_same_v<T, std::int32_t>) return DType::I32;
 }
 
+namespace detail {
+
+/// Which finite numbers a type holds: those below `beyond` in magnitude, the largest as `largest`. Of blocks, numbers
+/// of which even the scale would not fit f16.
+struct NumberRange {
+  double largest, beyond;
+};
+inline NumberRange range_of(DType dtype) {
+  switch (dtype) {
+    case DType::F16:
+      return {65504, 65520};
+    case DType::Q8_0:
+      return {65504.0 * 127, 65520.0 * 127};
+    case DType::Q4_0:
+      return {65504.0 * 8, 65520.0 * 8};
+    case DType::BF16:
+      return {0x1.fep127, 0x1.ffp127};
+    case DType::F32:
+      return {0x1.fffffep127, 0x1.ffffffp127};
+    default:
+      return {std::numeric_limits<double>::max(), std::numeric_limits<double>::infinity()};
+  }
+}
+
+/// The type of a file whose numbers are those of a weight format.
+template <class Weight>
+constexpr DType dtype_of_weight() {
+  if constexpr (std::is_same_v<Weight, q8>) return DType::Q8_0;
+  if constexpr (std::is_same_v<Weight, q4>) return DType::Q4_0;
+  return minimamba::dtype_of<Weight>();
+}
+
+/// Looks for numbers that do not fit a type, or clamps them.
+class Narrowing {
+ public:
+  /// Numbers of type `from` in place of which those of type `to` are kept.
+  Narrowing(DType from, DType to) : to_(to), range_(range_of(to)), needed_(range_of(from).largest >= range_.beyond) {}
+
+  bool needed() const { return needed_; }
+
+  /// The first finite number that does not fit; none if all do.
+  template <class Scalar>
+  std::optional<double> first_beyond(std::span<const Scalar> numbers) const {
+    bool any = false;
+    for (const Scalar x : numbers) any |= !(std::abs(static_cast<double>(x)) < range_.beyond);
+    if (!any) return std::nullopt;
+    const auto is_beyond = [&](Scalar x) { return does_not_fit(static_cast<double>(x)); };
+    const auto place = std::find_if(numbers.begin(), numbers.end(), is_beyond);
+    return place == numbers.end() ? std::nullopt : std::optional(static_cast<double>(*place));
+  }
+  /// Clamps those that do not fit and returns how many these were.
+  template <class Scalar>
+  std::size_t clamp(std::span<Scalar> numbers) const {
+    if (!first_beyond(std::span<const Scalar>(numbers))) return 0;
+    std::size_t count = 0;
+    for (Scalar& x : numbers) {
+      if (!does_not_fit(static_cast<double>(x))) continue;
+      x = static_cast<Scalar>(std::copysign(range_.largest, static_cast<double>(x)));
+      ++count;
+    }
+    return count;
+  }
+  /// What is expected where a number does not fit.
+  std::string expected() const {
+    return "numbers below " + number_text(range_.beyond) + " in magnitude, which fit " + std::string(name_of(to_)) +
+           " (or to saturate)";
+  }
+
+ private:
+  bool does_not_fit(double x) const { return std::isfinite(x) && std::abs(x) >= range_.beyond; }
+
+  DType to_;
+  NumberRange range_;
+  bool needed_;
+};
+
+/// What is noted of numbers that were clamped.
+inline std::string clamped_text(std::size_t count, DType to) {
+  return std::to_string(count) + (count == 1 ? " number that did" : " numbers that did") + " not fit " +
+         std::string(name_of(to)) + (count == 1 ? " was" : " were") + " clamped";
+}
+
+}  // namespace detail
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -63,6 +63,18 @@ inline bool has_entry(const std::filesystem::path& path) {
   return std::filesystem::exists(std::filesystem::symlink_status(path, error));
 }
 
+/// What a path names once links are followed, be the last one broken. Where they go round in circles, a link.
+inline std::filesystem::path follow_links(std::filesystem::path path) {
+  constexpr int most_links = 40;
+  std::error_code error;
+  for (int links = 0; links < most_links; ++links) {
+    const std::filesystem::path target = std::filesystem::read_symlink(path, error);
+    if (error) break;  // it is none
+    path = target.is_absolute() ? target : path.parent_path() / target;
+  }
+  return path;
+}
+
 /// What a folder has under names that are wanted, in no order; nothing if it cannot be read.
 #if defined(__unix__) || defined(__APPLE__)
 template <class Wanted>
@@ -314,11 +326,11 @@ inline std::filesystem::path place_of(const std::filesystem::path& path) {
 inline bool is_there(const std::filesystem::path& path) { return has_entry(path) || place_of(path) != path; }
 
 inline std::shared_ptr<const InputFile> open_file(const std::filesystem::path& path) {
-  const std::filesystem::path place = place_of(path);
+  const std::filesystem::path target = follow_links(path), place = place_of(target);
   try {
-    return std::make_shared<const InputFile>(place);
+    return std::make_shared<const InputFile>(place == target ? path : place);
   } catch (const FileError&) {
-    if (place == path || has_entry(place)) throw;
+    if (place == target || has_entry(place)) throw;
     return std::make_shared<const InputFile>(path);  // it has just got its name
   }
 }
@@ -381,6 +393,16 @@ class ByteSource {
 };
 
 namespace detail {
+
+/// Throws FormatError for what Git leaves in the place of a large file that was not fetched.
+inline void refuse_pointer(const ByteSource& source) {
+  constexpr std::string_view beginning = "version https://git-lfs.github.com/spec/";
+  std::array<char, beginning.size()> found{};
+  if (source.size() < found.size() || source.size() > 1024) return;
+  source.read(0, std::as_writable_bytes(std::span(found)));
+  if (std::string_view(found.data(), found.size()) != beginning) return;
+  throw FormatError(source.name(), "the file itself", "a few lines of text: this is a Git LFS pointer: git lfs pull");
+}
 
 /// The bytes [begin, end) of a source one after the other, of which a piece is in memory at a time.
 class SequentialBytes {

@@ -253,11 +253,8 @@ class GgufHeader {
     }
     const auto number = bytes_.value<std::uint32_t>();
     const auto type = std::find_if(ggml_types.begin(), ggml_types.end(), [&](auto& t) { return t.number == number; });
-    if (type == ggml_types.end()) {
-      refuse_tensor(tensor.name, "F32, F16, BF16, F64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K",
-                    "ggml's type " + std::to_string(number));
-    }
-    tensor.dtype = type->dtype;
+    tensor.dtype = type == ggml_types.end() ? DType::OTHER : type->dtype;
+    if (tensor.dtype == DType::OTHER) tensor.other = "ggml's type " + std::to_string(number);
     tensor.begin = bytes_.value<std::uint64_t>();
     if (!tensor_bytes(tensor.dtype, tensor.shape)) {
       refuse_tensor(tensor.name, "a shape that " + std::string(name_of(tensor.dtype)) + " can have",
@@ -288,11 +285,13 @@ inline GgufMetadata read_gguf(ByteSource source, TensorSet& set) {
   const std::string file = source.name();
   const std::size_t index = joined.add_source(std::move(source));
   std::sort(header.tensors.begin(), header.tensors.end(), [](const StoredTensor& a, const StoredTensor& b) {
-    return std::pair(a.begin, a.size()) < std::pair(b.begin, b.size());
+    const auto numbers = [](const StoredTensor& t) { return t.dtype == DType::OTHER ? 0 : t.size(); };
+    return std::pair(a.begin, numbers(a)) < std::pair(b.begin, numbers(b));
   });
   std::uint64_t end = header.data;
   for (StoredTensor& tensor : header.tensors) {
-    const std::uint64_t bytes = *detail::tensor_bytes(tensor.dtype, tensor.shape);
+    // Of a type that is not known, no number is read, and its size cannot be told.
+    const std::uint64_t bytes = tensor.dtype == DType::OTHER ? 0 : *detail::tensor_bytes(tensor.dtype, tensor.shape);
     const bool inside =
         header.data <= size && tensor.begin <= size - header.data && bytes <= size - header.data - tensor.begin;
     if (!inside || header.data + tensor.begin < end) {

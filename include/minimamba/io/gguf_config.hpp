@@ -2,9 +2,11 @@
 #ifndef MINIMAMBA_IO_GGUF_CONFIG_HPP
 #define MINIMAMBA_IO_GGUF_CONFIG_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <limits>
 #include <optional>
 #include <string>
@@ -32,6 +34,35 @@ inline constexpr ConfigKeys gguf_keys{"mamba.embedding_length",
                                       "blk.0.ssm_conv1d.bias",
                                       "a model without output.weight",
                                       "mamba.attention.layer_norm_rms_epsilon"};
+
+inline constexpr std::int64_t most_gguf_parts = 1024;
+inline constexpr const char* gguf_other_ends = "minimamba.other_eos_token_ids";
+
+/// The number of a part and of all parts, by the name that llama.cpp gives it: model-00002-of-00003.gguf.
+struct GgufPart {
+  std::uint64_t number = 0, count = 0;  // from 1
+};
+inline std::optional<GgufPart> gguf_part(const std::filesystem::path& path) {
+  const std::string name = path.stem().string();
+  constexpr std::size_t digits = 5, length = sizeof("-00000-of-00000") - 1;
+  if (name.size() < length) return std::nullopt;
+  const std::string_view end = std::string_view(name).substr(name.size() - length);
+  const std::string_view number = end.substr(1, digits), count = end.substr(length - digits);
+  const bool fits = end[0] == '-' && end.substr(1 + digits, 4) == "-of-" &&
+                    (std::string(number) + std::string(count)).find_first_not_of("0123456789") == name.npos;
+  if (!fits) return std::nullopt;
+  return GgufPart{std::stoull(std::string(number)), std::stoull(std::string(count))};
+}
+inline bool is_later_part(const std::filesystem::path& path) {
+  const std::optional<GgufPart> part = gguf_part(path);
+  return part && part->number > 1;
+}
+inline std::filesystem::path name_of_part(const std::filesystem::path& path, std::uint64_t number) {
+  std::string name = path.filename().string(), digits = std::to_string(number);
+  digits.insert(0, 5 - digits.size(), '0');
+  name.replace(path.stem().string().size() - (sizeof("00000-of-00000") - 1), digits.size(), digits);
+  return path.parent_path() / name;
+}
 
 /// A part of a layer, as the official checkpoint and as GGUF call it.
 struct GgufName {
@@ -64,6 +95,23 @@ inline std::string gguf_name(std::string_view parameter) {
     }
   }
   return std::string(parameter);
+}
+
+/// The parameter that GGUF calls so; of what is none, the name as it stands, "layers." in place of "blk.".
+inline std::string gguf_parameter(std::string_view stored) {
+  if (stored == "token_embd.weight") return "embedding.weight";
+  if (stored == "output_norm.weight") return "norm_f.weight";
+  if (stored == "output.weight") return "lm_head.weight";
+  if (!stored.starts_with("blk.")) return std::string(stored);
+  const std::size_t dot = std::min(stored.find('.', sizeof("blk.") - 1), stored.size() - 1);
+  std::string_view part = stored.substr(dot + 1);
+  for (const GgufName& name : gguf_names) {
+    if (name.stored == part) {
+      part = name.part;
+      break;
+    }
+  }
+  return "layers" + std::string(stored.substr(sizeof("blk") - 1, dot + 1 - (sizeof("blk") - 1))).append(part);
 }
 
 /// The A_log of which -exp is `a`. An A that was made from a float A_log, with an exponential rounded correctly, gives
@@ -125,10 +173,68 @@ class GgufSettings {
     return id && *id >= 0 && *id < vocabulary ? std::optional(static_cast<std::int32_t>(*id)) : std::nullopt;
   }
 
+  /// Other tokens at which text ends: a chat's end of turn, and what a file of ours adds.
+  void read_other_ends(MambaConfig& config) const {
+    std::vector<std::int32_t> ids;
+    if (const auto turn = token("tokenizer.ggml.eot_token_id", config.vocab_size)) ids.push_back(*turn);
+    const auto* const own = find<std::vector<double>>(gguf_other_ends);
+    for (std::size_t i = 0; own != nullptr && i < std::min(own->size(), most_end_tokens); ++i) {
+      const double id = (*own)[i];
+      const bool inside = id >= 0 && id < static_cast<double>(config.vocab_size) && id == std::floor(id);
+      if (!inside) refuse(gguf_other_ends, "token ids", number_text(id));
+      ids.push_back(static_cast<std::int32_t>(id));
+    }
+    for (const std::int32_t id : ids) add_end_token(config, id);
+  }
+
  private:
   const GgufMetadata& metadata_;
   std::string file_;
 };
+
+/// Adds the tensors of a GGUF file and of all parts where it is one of several, and returns the metadata of the first.
+/// Throws what read_gguf throws, and FileError for a part that is missing.
+inline GgufMetadata read_gguf_parts(const std::filesystem::path& path, ByteSource source, TensorSet& set) {
+  const std::string file = source.name();
+  TensorSet joined = set;
+  GgufMetadata metadata = read_gguf(source, joined);
+  const std::int64_t count = GgufSettings(metadata, file).whole("split.count").value_or(1);
+  if (count <= 1) {
+    set = std::move(joined);
+    return metadata;
+  }
+  const std::optional<GgufPart> part = gguf_part(path);
+  if (count > most_gguf_parts || !part || std::cmp_not_equal(part->count, count) || part->number < 1 ||
+      part->number > part->count) {
+    throw FormatError(file,
+                      "a name that ends in the number of the part and of all " + std::to_string(count) +
+                          " parts, such as -00001-of-00003.gguf",
+                      "another name");
+  }
+  joined = set;
+  for (std::uint64_t number = 1; number <= part->count; ++number) {
+    const std::filesystem::path place = name_of_part(path, number);
+    if (!is_there(place)) {
+      throw FileError(place.string(), "part " + std::to_string(number) + " of " + std::to_string(count), "none");
+    }
+    GgufMetadata own = read_gguf(number == part->number ? std::move(source) : ByteSource::open(place), joined);
+    const GgufSettings settings(own, place.string());
+    const std::optional<std::int64_t> index = settings.whole("split.no");
+    if (!index || std::cmp_not_equal(*index, number - 1) || settings.whole("split.count") != count) {
+      settings.refuse("split.no", std::to_string(number - 1) + " of " + std::to_string(count),
+                      index ? std::to_string(*index) : "none");
+    }
+    if (number == 1) metadata = std::move(own);
+  }
+  const std::optional<std::int64_t> total = GgufSettings(metadata, file).whole("split.tensors.count");
+  if (total && std::cmp_not_equal(*total, joined.tensors().size() - set.tensors().size())) {
+    throw CheckpointError(file, std::to_string(*total) + " tensors in all parts",
+                          std::to_string(joined.tensors().size() - set.tensors().size()));
+  }
+  for (const char* const key : {"split.no", "split.count", "split.tensors.count"}) metadata.erase(key);
+  set = std::move(joined);
+  return metadata;
+}
 
 /// Tokens at the end of GGUF's list that only fill up the rows of the embedding are no part of the vocabulary.
 inline std::int64_t gguf_vocabulary(const GgufSettings& settings, std::int64_t rows) {
@@ -171,11 +277,7 @@ inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& te
   config.d_conv = settings.size(gguf_keys.d_conv, LargestSize::d_conv);
   config.dt_rank = settings.size(gguf_keys.dt_rank, LargestSize::dt_rank);
   const std::int64_t inner = settings.size(gguf_keys.expand, LargestSize::d_model * LargestSize::expand);
-  config.expand = inner / config.d_model;
-  if (inner % config.d_model != 0 || config.expand > LargestSize::expand) {
-    settings.refuse(gguf_keys.expand, "a multiple of mamba.embedding_length, " + std::to_string(config.d_model),
-                    std::to_string(inner));
-  }
+  config.inner_size = inner;
   const auto* epsilon = settings.find<double>(gguf_keys.norm_epsilon);
   if (epsilon != nullptr) config.norm_epsilon = *epsilon;
   const StoredTensor* embedding = tensors.find("token_embd.weight");
@@ -193,6 +295,7 @@ inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& te
   config.conv_bias = tensors.find("blk.0.ssm_conv1d.bias") != nullptr;
   config.bos_token_id = settings.token("tokenizer.ggml.bos_token_id", config.vocab_size);
   config.eos_token_id = settings.token("tokenizer.ggml.eos_token_id", config.vocab_size);
+  settings.read_other_ends(config);
   config.pad_token_id = settings.token("tokenizer.ggml.padding_token_id", config.vocab_size);
   try {
     return config.resolved();

@@ -176,6 +176,10 @@ inline GgufMetadata gguf_metadata(const MambaConfig& config, DType matrices, Ggu
   token("tokenizer.ggml.bos_token_id", config.bos_token_id);
   token("tokenizer.ggml.eos_token_id", config.eos_token_id);
   token("tokenizer.ggml.padding_token_id", config.pad_token_id);
+  if (!config.other_eos_token_ids.empty()) {
+    const std::vector<std::int32_t>& others = config.other_eos_token_ids;
+    metadata[gguf_other_ends] = std::vector<double>(others.begin(), others.end());
+  }
   return metadata;
 }
 
@@ -237,6 +241,9 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   for (const StoredTensor& tensor : tensors) writer.tensor(tensor);
   const std::string header = std::move(writer).finish();
 
+  Fitting fitting(options);
+  std::size_t looked_at = 0;
+  fitting.check(parameters, [&](std::string_view, const Extents&, bool) { return tensors[looked_at++].dtype; });
   MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
   AtomicFile::remove_strays(path.parent_path());
   AtomicFile file(path);
@@ -249,7 +256,11 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     constexpr char zeros[gguf_alignment] = {};
     file.write(std::string_view(zeros, static_cast<std::size_t>(tensor.begin - end)));
     end = tensor.begin + *tensor_bytes(tensor.dtype, tensor.shape);
-    const auto write = [&](std::size_t, auto piece) { write_gguf_rows(file, tensor.dtype, piece); };
+    const Narrowing narrowing(parameters.type_of(name), tensor.dtype);
+    const auto write = [&](std::size_t, auto piece) {
+      fitting.apply(narrowing, piece);
+      write_gguf_rows(file, tensor.dtype, piece);
+    };
     if (name.ends_with("A_log")) {  // GGUF holds A
       parameters.a_pieces(layer++, write);
     } else {
@@ -259,6 +270,7 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   });
   file.commit();
   folders.keep();
+  fitting.tell(path.string(), matrices);
 }
 
 }  // namespace detail

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -30,6 +31,7 @@ struct JsonLimits {
   std::uint64_t depth = 64;
   std::uint64_t values = 100'000;
   std::uint64_t token = std::uint64_t{1} << 20;
+  bool constants = false;  // whether Infinity, -Infinity and NaN are numbers, as Python writes them
 };
 
 namespace detail {
@@ -47,28 +49,61 @@ class JsonText {
       throw FormatError(source.name(), "at most " + std::to_string(limits.bytes) + " bytes of JSON",
                         std::to_string(end - begin));
     }
+    if (begin == 0) refuse_pointer(source);
     load();
+    look_for_constant();
   }
   JsonText(const JsonText&) = delete;
   JsonText& operator=(const JsonText&) = delete;
 
-  bool at_end() const { return at_ == filled_; }
-  char current() const { return piece_[at_]; }
+  bool at_end() const { return at_ == filled_ && !quote_; }
+  char current() const { return quote_ ? '"' : piece_[at_]; }
 
   void advance() {
-    if (++at_ == filled_) load();
+    if (!quote_) {
+      if (limits_.constants) follow(piece_[at_]);
+      if (++at_ == filled_) load();
+    } else {
+      quote_ = false;
+      in_constant_ = !in_constant_;
+    }
     if (++token_ > limits_.token) refuse("no token of more than " + std::to_string(limits_.token) + " bytes", "one");
     refuse_zero();
+    look_for_constant();
   }
 
   /// To be called at each event: the token is complete, and the next may be as long again.
   void end_token() { token_ = 0; }
+
+  /// Whether the text that the parser has just been given stands for a constant, which has no quotes in the file.
+  bool take_constant() { return std::exchange(constant_, false); }
 
   [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
     throw FormatError(source_.name(), expected, found + " near byte " + std::to_string(next_ - filled_ + at_));
   }
 
  private:
+  /// Keeps in mind whether a character lies within a text.
+  void follow(char c) {
+    if (!in_constant_ && std::exchange(escaped_, false)) return;
+    if (in_constant_) return;
+    if (c == '"') in_text_ = !in_text_;
+    escaped_ = in_text_ && c == '\\';
+  }
+  /// The parser knows no constants: it is given them within quotes.
+  void look_for_constant() {
+    if (!limits_.constants || quote_) return;
+    const char c = at_ == filled_ ? ' ' : piece_[at_];
+    const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-';
+    const bool begins = !in_constant_ && !in_text_ && (c == 'N' || c == 'I' || (c == '-' && next_is('I')));
+    quote_ = begins || (in_constant_ && !letter);
+    if (begins) constant_ = true;
+  }
+  bool next_is(char c) const {
+    if (at_ + 1 < filled_) return piece_[at_ + 1] == c;
+    return next_ < end_ && source_.read_value<char>(next_) == c;
+  }
+
   void load() {
     at_ = 0;
     filled_ = static_cast<std::size_t>(std::min<std::uint64_t>(end_ - next_, piece_.size()));
@@ -78,7 +113,7 @@ class JsonText {
   }
   /// nlohmann takes a zero byte for the end of the text and would not look at what follows it.
   void refuse_zero() const {
-    if (!at_end() && current() == '\0') refuse("JSON text", "a zero byte");
+    if (at_ != filled_ && piece_[at_] == '\0') refuse("JSON text", "a zero byte");
   }
 
   const ByteSource& source_;
@@ -86,6 +121,8 @@ class JsonText {
   const JsonLimits& limits_;
   std::uint64_t token_ = 0;
   std::size_t at_ = 0, filled_ = 0;  // within piece_
+  bool in_text_ = false, escaped_ = false;
+  bool quote_ = false, in_constant_ = false, constant_ = false;  // a quote comes next; after it, letters; one was found
   std::array<char, std::size_t{1} << 16> piece_;
 };
 
@@ -131,13 +168,14 @@ class JsonEvents {
   bool number_integer(std::int64_t x) { return value(Json(x)); }
   bool number_unsigned(std::uint64_t x) { return value(Json(x)); }
   bool number_float(double x, const std::string&) { return value(Json(x)); }
-  bool string(std::string& x) { return value(Json(std::move(x))); }
+  bool string(std::string& x) { return value(text_.take_constant() ? constant(x) : Json(std::move(x))); }
   bool binary(nlohmann::json::binary_t&) { return false; }
   bool start_object(std::size_t) { return open(true); }
   bool end_object() { return close(); }
   bool start_array(std::size_t) { return open(false); }
   bool end_array() { return close(); }
   bool key(std::string& name) {
+    if (text_.take_constant()) constant("");  // a key has quotes
     count();
     handler_.key(name);
     return true;
@@ -150,6 +188,13 @@ class JsonEvents {
   }
 
  private:
+  Json constant(const std::string& x) const {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    if (x == "Infinity") return Json(infinity);
+    if (x == "-Infinity") return Json(-infinity);
+    if (x != "NaN") text_.refuse("valid JSON", "invalid literal " + printable(x, 100));
+    return Json(std::numeric_limits<double>::quiet_NaN());
+  }
   void count() {
     text_.end_token();
     if (++values_ > limits_.values) text_.refuse("at most " + std::to_string(limits_.values) + " JSON values", "more");

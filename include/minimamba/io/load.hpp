@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "minimamba/io/checkpoint.hpp"
@@ -26,6 +28,12 @@ struct LoadOptions {
   /// Told after each tensor which part of the parameters, from 0 to 1, has been read; returns false to give up, and
   /// then load throws CancelledError.
   std::function<bool(double)> progress = {};
+  /// Told a sentence about each thing in the files that is ignored or settled. A checkpoint that is open has them: see
+  /// Checkpoint::notes.
+  std::function<void(const std::string&)> on_note = {};
+  /// Numbers that do not fit the model's weight format, as 1e5 does not fit f16, are clamped, and how many is noted;
+  /// otherwise they are refused.
+  bool saturate = false;
 };
 
 /// The caller's callback asked to stop.
@@ -56,8 +64,9 @@ inline std::string settings_of(const Checkpoint& checkpoint, std::string_view pa
   add_flag(presence && is("conv1d.bias"), keys.conv_bias, config.conv_bias);
   add(shape && is("embedding.weight", "lm_head.weight"), keys.vocab_size, config.padded_vocab_size());
   add(shape, keys.d_model, config.d_model);
-  const bool by_inner = checkpoint.format == CheckpointFormat::gguf;
-  add(shape && in_mixer, keys.expand, by_inner ? config.d_inner() : config.expand);
+  const bool by_inner = checkpoint.format == CheckpointFormat::gguf, own_size = config.inner_size != 0;
+  add(shape && in_mixer, own_size && !by_inner ? "d_inner" : keys.expand,
+      by_inner || own_size ? config.d_inner() : config.expand);
   add(shape && is("A_log", "x_proj.weight"), keys.d_state, config.d_state);
   add(shape && is("conv1d.weight"), keys.d_conv, config.d_conv);
   add(shape && is("x_proj.weight", "dt_proj.weight"), keys.dt_rank, config.dt_rank);
@@ -80,7 +89,8 @@ inline void check_layers(const Checkpoint& checkpoint) {
   }
 }
 
-/// Throws CheckpointError unless the tensors are exactly those of the model, before any memory is spent on them.
+/// Throws CheckpointError unless the tensors are those of the model and others that change nothing, before any memory
+/// is spent on them.
 template <class Model>
 void check_tensors(const Checkpoint& checkpoint, Model& model) {
   std::set<std::string> expected;
@@ -96,46 +106,42 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
                                 "shape " + shape_text(stored->shape));
         }
         if (!is_floating(stored->dtype)) {
-          throw CheckpointError(subject, "floating-point numbers", std::string(name_of(stored->dtype)));
+          throw CheckpointError(subject, "floating-point numbers", type_of(*stored));
         }
         expected.insert(stored->name);
       },
       model);
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    const bool tied_head = name == "lm_head.weight" && checkpoint.config.tie_embeddings;
-    if (expected.contains(name) || tied_head) continue;
+    if (expected.contains(name)) continue;
+    const std::string parameter = parameter_of(checkpoint, name);
+    const bool tied_head = parameter == "lm_head.weight" && checkpoint.config.tie_embeddings;
+    if (tied_head || (!is_parameter(parameter) && !changes_layers(parameter, tensor))) continue;  // noted when opened
     throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),
-                          "only tensors of the model by " + settings_of(checkpoint, name, true, false), "this one");
+                          "only tensors of the model by " + settings_of(checkpoint, parameter, true, false),
+                          "this one");
   }
 }
 
-/// A tied model may store its head as well, but then it must be the embedding.
-inline void check_tied_head(const Checkpoint& checkpoint) {
-  const TensorSet& tensors = checkpoint.tensors;
-  const StoredTensor* head = tensors.find("lm_head.weight");
-  const StoredTensor* embedding = checkpoint.find("embedding.weight");
-  if (head == nullptr) return;
-  const auto refuse = [&](const std::string& found) {
-    throw CheckpointError(
-        tensors.source_name(*head) + ": lm_head.weight",
-        "the same numbers as " + embedding->name + ", by " + settings_of(checkpoint, "lm_head.weight", true, false),
-        found);
-  };
-  if (head->shape != embedding->shape) refuse("shape " + shape_text(head->shape));
-  const bool same_bytes = head->source == embedding->source && head->begin == embedding->begin &&
-                          head->dtype == embedding->dtype && head->strides == embedding->strides;
-  if (same_bytes) return;  // as torch.save stores what is shared
-  std::vector<double> a(1U << 14), b(1U << 14);
-  for (std::uint64_t first = 0; first < head->size(); first += a.size()) {
-    const std::size_t count = static_cast<std::size_t>(std::min<std::uint64_t>(a.size(), head->size() - first));
-    tensors.read(*head, first, std::span(a).first(count));
-    tensors.read(*embedding, first, std::span(b).first(count));
-    for (std::size_t i = 0; i < count; ++i) {
-      if (a[i] != b[i] && (a[i] == a[i] || b[i] == b[i])) {
-        refuse("another number in element " + std::to_string(first + i));
-      }
-    }
+/// How a parameter keeps its numbers.
+template <class Parameter>
+constexpr DType kept_as() {
+  if constexpr (requires { typename Parameter::Weight; }) {
+    return dtype_of_weight<typename Parameter::Weight>();
+  } else {
+    return dtype_of<typename Parameter::Scalar>();
   }
+}
+
+/// Refuses or clamps the numbers of a piece of a tensor that do not fit. Returns how many were clamped.
+template <class Scalar>
+std::size_t fit(const Checkpoint& checkpoint, const StoredTensor& tensor, const Narrowing& narrowing, bool saturate,
+                std::span<Scalar> numbers) {
+  if (!narrowing.needed()) return 0;
+  if (saturate) return narrowing.clamp(numbers);
+  const std::optional<double> number = narrowing.first_beyond(std::span<const Scalar>(numbers));
+  if (!number) return 0;
+  throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(tensor.name), narrowing.expected(),
+                        number_text(*number));
 }
 
 /// Of GGUF, A as the file has it: what is made of its logarithm may differ in the last places.
@@ -157,18 +163,26 @@ void load_a(const Checkpoint& checkpoint, Model& model) {
 /// The same from a checkpoint that has been opened.
 template <class Model>
 Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {}) {
-  detail::check_layers(checkpoint);
-  Model model = Model::shapes_only(checkpoint.config, options.backend);
-  detail::check_tensors(checkpoint, model);
-  if (checkpoint.config.tie_embeddings) detail::check_tied_head(checkpoint);
+  Model model = detail::beside_other_weights(checkpoint.other_weights, [&] {
+    detail::check_layers(checkpoint);
+    Model shapes = Model::shapes_only(checkpoint.config, options.backend);
+    detail::check_tensors(checkpoint, shapes);
+    return shapes;
+  });
   const double total = static_cast<double>(model.parameter_count());
   double done = 0;
+  std::size_t clamped = 0;
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {
         using Scalar = typename Model::ScalarType;
+        using Parameter = std::remove_cvref_t<decltype(parameter)>;
+        const StoredTensor& stored = *checkpoint.find(name);
+        const detail::Narrowing narrowing(stored.dtype, detail::kept_as<Parameter>());
         parameter.allocate(model.backend());
         detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
-          checkpoint.read(name, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+          const std::span numbers(piece.data(), piece.rows() * piece.cols());
+          checkpoint.read(name, first * parameter.cols(), numbers);
+          clamped += detail::fit(checkpoint, stored, narrowing, options.saturate, numbers);
           parameter.upload(model.backend(), first, piece);
         });
         done += static_cast<double>(parameter.size());
@@ -177,6 +191,10 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
         }
       },
       model);
+  if (clamped > 0 && options.on_note) {
+    options.on_note(checkpoint.weights_name + ": " +
+                    detail::clamped_text(clamped, detail::dtype_of_weight<typename Model::WeightType>()));
+  }
   model.refresh();
   if (checkpoint.format == CheckpointFormat::gguf) detail::load_a(checkpoint, model);
   return model;
@@ -188,7 +206,11 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
 /// Throws FileError, FormatError, ConfigError or CheckpointError, which name the file and the tensor or key.
 template <class Model>
 Model load(const std::filesystem::path& path, const LoadOptions<Model>& options) {
-  return load<Model>(open_checkpoint(path), options);
+  const Checkpoint checkpoint = open_checkpoint(path);
+  for (const std::string& note : checkpoint.notes) {
+    if (options.on_note) options.on_note(note);
+  }
+  return load<Model>(checkpoint, options);
 }
 /// No default argument, so that compilers say no more than which kernel a model's backend lacks.
 template <class Model>

@@ -69,10 +69,21 @@ class Pickle {
   // 30 MiB; no tuple, list or dict has parts that are not counted.
   static constexpr std::size_t most_values = 600'000, most_characters = std::size_t{4} << 20, most_marks = 1000,
                                most_containers = 60'000;
-  static constexpr std::string_view globals[] = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",
-                                                 "torch FloatStorage",      "torch HalfStorage",
-                                                 "torch BFloat16Storage",   "torch DoubleStorage",
-                                                 "torch LongStorage"};
+  static constexpr std::string_view globals[] = {"collections OrderedDict",
+                                                 "torch._utils _rebuild_tensor_v2",
+                                                 "torch FloatStorage",
+                                                 "torch HalfStorage",
+                                                 "torch BFloat16Storage",
+                                                 "torch DoubleStorage",
+                                                 "torch LongStorage",
+                                                 "torch IntStorage",
+                                                 "torch ShortStorage",
+                                                 "torch CharStorage",
+                                                 "torch ByteStorage",
+                                                 "torch BoolStorage",
+                                                 "torch._utils _rebuild_parameter"};
+
+  static constexpr std::string_view rebuild_parameter = "torch._utils _rebuild_parameter";
 
   [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
     throw FormatError(file_, expected, found + " near byte " + std::to_string(bytes_.position()));
@@ -194,7 +205,7 @@ class Pickle {
     make_global(std::string(text(module)) + " " + std::string(text(name)));
   }
 
-  /// Calls of the two functions that a state dict needs.
+  /// Calls of the three functions that a state dict needs.
   void reduce() {
     need(2);
     const std::uint32_t arguments_at = pop();
@@ -203,6 +214,10 @@ class Pickle {
     if (is_global && text(function) == globals[0] && arguments.count == 0) return make_growing(Kind::dict);
     if (is_global && text(function) == globals[1]) {
       return make({.kind = Kind::tensor, .count = arguments.count, .number = arguments.number});
+    }
+    if (is_global && text(function) == rebuild_parameter && arguments.count == 3) {  // of a tensor, and two settings
+      const PickleValue data = values_[parts_[static_cast<std::size_t>(arguments.number)]];
+      if (data.kind == Kind::tensor) return make(data);
     }
     refuse("a call that makes a tensor or an empty OrderedDict", "another");
   }

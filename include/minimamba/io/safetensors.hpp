@@ -108,21 +108,26 @@ class SafetensorsHeader {
 
   void add() {
     const auto type = std::find_if(dtype_names.begin(), dtype_names.end(),
-                                   [&](auto& t) { return t.numbers == 1 && t.name == dtype_; });
+                                   [&](auto& t) { return t.numbers == 1 && t.name == dtype_ && !dtype_.empty(); });
+    const bool known = type != dtype_names.end();
     for (const char* field : {"dtype", "shape", "data_offsets"}) {
       if (!fields_.contains(field)) refuse(entry_text, "no \"" + std::string(field) + "\"");
     }
     if (offsets_.size() != 2) refuse("2 data_offsets", std::to_string(offsets_.size()));
-    if (type == dtype_names.end()) refuse("a known dtype", "\"" + printable(dtype_) + "\"");
+    if (dtype_.empty() || dtype_.size() > longest_type_name) refuse("a dtype", "\"" + printable(dtype_, 100) + "\"");
     if (entries.size() == most_tensors) refuse("at most " + std::to_string(most_tensors) + " tensors", "more");
-    const std::optional<std::uint64_t> bytes = tensor_bytes(type->dtype, shape_);
+    const std::optional<std::uint64_t> bytes = tensor_bytes(known ? type->dtype : DType::OTHER, shape_);
     if (!bytes) refuse("a shape of a possible size", shape_text(shape_));
-    if (offsets_[1] < offsets_[0] || offsets_[1] - offsets_[0] != *bytes) {
+    if (offsets_[1] < offsets_[0] || (known && offsets_[1] - offsets_[0] != *bytes)) {
       refuse(std::to_string(*bytes) + " bytes for " + dtype_ + " of shape " + shape_text(shape_),
              "data_offsets " + shape_text(offsets_));
     }
-    entries.push_back({{name_, type->dtype, shape_, 0, 0}, offsets_[0], offsets_[1]});
+    StoredTensor tensor{.name = name_, .dtype = known ? type->dtype : DType::OTHER, .shape = shape_};
+    if (!known) tensor.other = dtype_;
+    entries.push_back({std::move(tensor), offsets_[0], offsets_[1]});
   }
+
+  static constexpr std::size_t longest_type_name = 32;
 
   static constexpr const char* entry_text = "an object with \"dtype\", \"shape\" and \"data_offsets\"";
 
@@ -221,8 +226,8 @@ inline std::map<std::string, std::string> read_shard_index(const ByteSource& sou
 
 /// Adds the tensors of every shard that an index names; add(name, set) adds those of one shard and returns the number
 /// that the set gives it. Each tensor must be in the shard that the index says and in no other, and the index must name
-/// them all. Throws FormatError for the index, CheckpointError naming a tensor on which they disagree, and what add
-/// throws; the set is then as it was.
+/// them all; but a head that is nowhere is only noted. Throws FormatError for the index, CheckpointError naming a
+/// tensor on which they disagree, and what add throws; the set is then as it was.
 template <class Add>
 void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
   const auto files = read_shard_index(index);
@@ -235,13 +240,19 @@ void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
   TensorSet joined = set;
   for (const auto& [file, tensors] : shards) {  // each is checked before the next costs anything
     const std::size_t before = joined.tensors().size(), number = add(file, joined);
+    std::size_t expected = tensors.size();
     for (const std::string* tensor : tensors) {
       const StoredTensor* stored = joined.find(*tensor);
       if (stored != nullptr && stored->source == number) continue;
+      if (stored == nullptr && tensor->ends_with("lm_head.weight")) {  // of a tied model: indexes often have it still
+        joined.note(index.name() + ": " + detail::printable(*tensor) + " is not in " + detail::printable(file));
+        --expected;
+        continue;
+      }
       throw CheckpointError(index.name() + ": " + detail::printable(*tensor), "it in " + detail::printable(file),
                             stored == nullptr ? "no such tensor" : "it in " + joined.source_name(*stored));
     }
-    if (joined.tensors().size() - before == tensors.size()) continue;
+    if (joined.tensors().size() - before == expected) continue;
     for (const auto& [name, tensor] : joined.tensors()) {
       const auto place = files.find(name);
       if (tensor.source != number || (place != files.end() && place->second == file)) continue;

@@ -35,6 +35,10 @@ struct SaveOptions {
   /// Told after each tensor which part of the parameters, from 0 to 1, has been written; returns false to give up, and
   /// then the call throws CancelledError and leaves what was there before.
   std::function<bool(double)> progress = {};
+  /// Finite numbers that do not fit the type of the file, as 1e5 does not fit F16, are clamped, and how many is told to
+  /// on_note; otherwise they are refused before anything is written.
+  bool saturate = false;
+  std::function<void(const std::string&)> on_note = {};
 };
 
 namespace detail {
@@ -51,6 +55,9 @@ class ModelParameters {
     if (model.layers.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
   }
   const MambaConfig& config() const { return model_.config(); }
+  /// The type whose numbers a parameter has, and what to call it in a message.
+  DType type_of(std::string_view) const { return dtype_of<Scalar>(); }
+  std::string subject(std::string_view name) const { return "model: " + std::string(name); }
   std::size_t parameter_count() const { return model_.parameter_count(); }
 
   template <class Body>
@@ -91,9 +98,13 @@ class CheckpointParameters {
   explicit CheckpointParameters(const Checkpoint& checkpoint)
       : checkpoint_(checkpoint), shapes_((check_layers(checkpoint), Shapes::shapes_only(checkpoint.config))) {
     check_tensors(checkpoint, shapes_);
-    if (checkpoint.config.tie_embeddings) check_tied_head(checkpoint);
   }
   const MambaConfig& config() const { return shapes_.config(); }
+  DType type_of(std::string_view name) const { return checkpoint_.find(name)->dtype; }
+  std::string subject(std::string_view name) const {
+    const StoredTensor& tensor = *checkpoint_.find(name);
+    return checkpoint_.tensors.source_name(tensor) + ": " + printable(tensor.name);
+  }
   std::size_t parameter_count() const { return shapes_.parameter_count(); }
 
   template <class Body>
@@ -146,6 +157,45 @@ class SaveProgress {
   double total_ = 0, done_ = 0;
 };
 
+template <class Scalar>
+std::span<const Scalar> as_constants(View<Scalar> piece) {
+  return {piece.data(), piece.rows() * piece.cols()};
+}
+
+/// What happens to the numbers of a tensor on their way into a file.
+class Fitting {
+ public:
+  explicit Fitting(const SaveOptions& options) : options_(options) {}
+
+  /// Before anything is written: throws CheckpointError for the first number that would not fit. `type` gives the type
+  /// of a parameter in the file.
+  template <class Parameters, class Type>
+  void check(const Parameters& parameters, Type&& type) const {
+    if (options_.saturate || !options_.matrices) return;  // a model's own formats hold its numbers
+    parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&& pieces) {
+      const Narrowing narrowing(parameters.type_of(name), type(name, parameter, is_matrix));
+      if (!narrowing.needed()) return;
+      pieces([&](std::size_t, auto piece) {
+        const auto number = narrowing.first_beyond(as_constants(piece));
+        if (number) throw CheckpointError(parameters.subject(name), narrowing.expected(), number_text(*number));
+      });
+    });
+  }
+  /// Clamps what does not fit, if that is wanted.
+  template <class Scalar>
+  void apply(const Narrowing& narrowing, View<Scalar> piece) {
+    if (options_.saturate && narrowing.needed())
+      clamped_ += narrowing.clamp(std::span(piece.data(), piece.rows() * piece.cols()));
+  }
+  void tell(const std::string& file, DType matrices) const {
+    if (clamped_ > 0 && options_.on_note) options_.on_note(file + ": " + clamped_text(clamped_, matrices));
+  }
+
+ private:
+  const SaveOptions& options_;
+  std::size_t clamped_ = 0;
+};
+
 inline const char* torch_name(DType dtype) {
   switch (dtype) {
     case DType::F64:
@@ -192,11 +242,6 @@ class MadeFolders {
   std::vector<std::filesystem::path> made_;
 };
 
-template <class Scalar>
-std::span<const Scalar> as_constants(View<Scalar> piece) {
-  return {piece.data(), piece.rows() * piece.cols()};
-}
-
 inline void copy_to(const ByteSource& source, AtomicFile& file) {
   std::vector<std::byte> piece(std::size_t{1} << 18);
   for (std::uint64_t done = 0; done < source.size(); done += piece.size()) {
@@ -237,13 +282,19 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
     tensors.push_back({stored, dtype(is_matrix), {parameter.shape().begin(), parameter.shape().end()}});
   });
 
+  Fitting fitting(options);
+  fitting.check(parameters, [&](std::string_view, const Extents&, bool is_matrix) { return dtype(is_matrix); });
   MadeFolders folders(folder);
   tidy_folder(folder);
   SafetensorsWriter weights(folder / "model.safetensors", tensors);
   AtomicFile config(folder / "config.json");
   SaveProgress progress(options, folder.string(), parameters.parameter_count());
-  parameters.for_each([&](std::string_view, const Extents& parameter, bool is_matrix, auto&& pieces) {
-    pieces([&](std::size_t, auto piece) { weights.write(as_constants(piece), dtype(is_matrix)); });
+  parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&& pieces) {
+    const Narrowing narrowing(parameters.type_of(name), dtype(is_matrix));
+    pieces([&](std::size_t, auto piece) {
+      fitting.apply(narrowing, piece);
+      weights.write(as_constants(piece), dtype(is_matrix));
+    });
     progress.add(parameter.size());
   });
   config.write(hugging_face_config(parameters.config(), torch_name(types.first)));
@@ -255,6 +306,7 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   files.push_back(&config);
   commit_together(files);
   folders.keep();
+  fitting.tell(folder.string(), types.first);
 }
 
 }  // namespace detail

@@ -33,6 +33,7 @@ struct StoredTensor {
   std::uint64_t begin = 0;                  // offset of its first byte
   std::size_t source = 0;                   // which of the set's sources holds it
   std::vector<std::uint64_t> strides = {};  // how far apart elements are, in elements; none when one follows the other
+  std::string other = {};                   // what the file calls the type, where that is OTHER
 
   /// Elements; readers have checked that their bytes are there.
   std::uint64_t size() const {
@@ -41,6 +42,11 @@ struct StoredTensor {
     return count;
   }
 };
+
+/// The name of a tensor's type, fit for a message.
+inline std::string type_of(const StoredTensor& tensor) {
+  return tensor.dtype == DType::OTHER ? detail::printable(tensor.other, 40) : std::string(name_of(tensor.dtype));
+}
 
 /// All tensors of a checkpoint, from one file or several.
 class TensorSet {
@@ -59,6 +65,13 @@ class TensorSet {
       throw CheckpointError(file + ": " + detail::printable(name), "each tensor once",
                             "it also in " + source_name(place->second));
   }
+
+  /// Keeps a sentence about something in the files that is ignored; of many, the last says that there are more.
+  void note(std::string sentence) {
+    if (notes_.size() == detail::most_notes) notes_.back() = "there is more to note about these files";
+    if (notes_.size() < detail::most_notes) notes_.push_back(std::move(sentence));
+  }
+  const std::vector<std::string>& notes() const { return notes_; }
 
   const StoredTensor* find(const std::string& name) const {
     const auto place = tensors_.find(name);
@@ -104,8 +117,7 @@ class TensorSet {
 
  private:
   [[noreturn]] void refuse_type(const StoredTensor& tensor) const {
-    throw CheckpointError(source_name(tensor) + ": " + tensor.name, "floating-point numbers",
-                          std::string(name_of(tensor.dtype)));
+    throw CheckpointError(source_name(tensor) + ": " + tensor.name, "floating-point numbers", type_of(tensor));
   }
 
   /// Of a tensor whose elements do not follow each other. Rows are read one by one, or, when the elements of a row lie
@@ -186,6 +198,7 @@ class TensorSet {
 
   std::vector<ByteSource> sources_;
   std::map<std::string, StoredTensor> tensors_;
+  std::vector<std::string> notes_;
 };
 
 }  // namespace minimamba

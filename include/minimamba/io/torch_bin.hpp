@@ -71,16 +71,30 @@ class TorchBin {
     if (parts.size() / 2 > most_tensors) refuse("at most " + std::to_string(most_tensors) + " tensors", "more");
     std::vector<StoredTensor> tensors;
     std::size_t name_bytes = 0;
+    std::pair<std::string, Kind> first_ignored;
     for (std::size_t i = 0; i + 1 < parts.size(); i += 2) {
       const PickleValue &key = pickle[parts[i]], &value = pickle[parts[i + 1]];
       if (key.kind != Kind::text) refuse("names for keys", Pickle::name_of(key.kind));
       name_bytes += key.count;  // which one text may have for many tensors
       if (name_bytes > most_name_bytes) refuse("names of " + std::to_string(most_name_bytes) + " bytes in all", "more");
       const std::string name(pickle.text(key));
-      if (value.kind != Kind::tensor) refuse_value(pickle, name, value.kind);
-      tensors.push_back(tensor(pickle, name, value));
+      if (value.kind == Kind::tensor) {
+        tensors.push_back(tensor(pickle, name, value));
+        continue;
+      }
+      if (ignored_++ == 0) first_ignored = {name, value.kind};
+      if (ignored_ <= 5) ignored_names_ += (ignored_ > 1 ? ", " : "") + printable(name, 100);
+      if (holds_tensor(pickle, value)) refuse_value(pickle, first_ignored.first, first_ignored.second);
     }
+    if (tensors.empty() && ignored_ > 0) refuse_value(pickle, first_ignored.first, first_ignored.second);
     return tensors;
+  }
+
+  /// What lies beside the tensors, in a sentence; empty if nothing does.
+  std::string note() const {
+    if (ignored_ == 0) return "";
+    return source_.name() + ": " + std::to_string(ignored_) + (ignored_ == 1 ? " value that is" : " values that are") +
+           " no tensor: " + ignored_names_ + (ignored_ > 5 ? ", ..." : "");
   }
 
  private:
@@ -93,6 +107,14 @@ class TorchBin {
   [[noreturn]] void refuse_tensor(const std::string& name, const std::string& expected,
                                   const std::string& found) const {
     throw FormatError(source_.name() + ": " + printable(name), expected, found);
+  }
+
+  /// Whether a value is a state dict within a dict.
+  static bool holds_tensor(const Pickle& pickle, const PickleValue& value) {
+    if (value.kind != Kind::dict) return false;
+    const auto all = pickle.parts(value);
+    const auto parts = all.first(std::min<std::size_t>(all.size(), 1000));  // many keys may share one large dict
+    return std::any_of(parts.begin(), parts.end(), [&](std::uint32_t i) { return pickle[i].kind == Kind::tensor; });
   }
 
   /// For a value that is no tensor. Training programs put the state dict into another dict, beside other things.
@@ -119,11 +141,11 @@ class TorchBin {
   }
 
   static std::optional<DType> dtype_of(std::string_view storage) {
-    constexpr std::pair<std::string_view, DType> types[] = {{"torch FloatStorage", DType::F32},
-                                                            {"torch HalfStorage", DType::F16},
-                                                            {"torch BFloat16Storage", DType::BF16},
-                                                            {"torch DoubleStorage", DType::F64},
-                                                            {"torch LongStorage", DType::I64}};
+    constexpr std::pair<std::string_view, DType> types[] = {
+        {"torch FloatStorage", DType::F32},  {"torch HalfStorage", DType::F16}, {"torch BFloat16Storage", DType::BF16},
+        {"torch DoubleStorage", DType::F64}, {"torch LongStorage", DType::I64}, {"torch IntStorage", DType::I32},
+        {"torch ShortStorage", DType::I16},  {"torch CharStorage", DType::I8},  {"torch ByteStorage", DType::U8},
+        {"torch BoolStorage", DType::BOOL}};
     for (const auto& [name, dtype] : types) {
       if (name == storage) return dtype;
     }
@@ -227,15 +249,19 @@ class TorchBin {
   ZipDirectory zip_;
   std::string folder_;  // "archive/"
   std::uint64_t expanded_ = 0;
+  std::string ignored_names_;  // of the first few
+  std::size_t ignored_ = 0;
 };
 
 /// read_torch_bin; but the set may hold some of the tensors when this throws.
 inline std::size_t add_torch_bin(ByteSource source, TensorSet& set) {
   if (is_legacy_torch(source)) refuse_legacy_torch(source);
-  std::vector<StoredTensor> tensors = TorchBin(source).tensors();
+  TorchBin file(source);
+  std::vector<StoredTensor> tensors = file.tensors();
   if (tensors.size() > most_tensors - std::min(most_tensors, set.tensors().size())) {
     throw FormatError(source.name(), "at most " + std::to_string(most_tensors) + " tensors in a checkpoint", "more");
   }
+  if (std::string note = file.note(); !note.empty()) set.note(std::move(note));
   const std::size_t index = set.add_source(std::move(source));
   for (StoredTensor& tensor : tensors) {
     tensor.source = index;

@@ -102,6 +102,7 @@ template <class Backend, class W>
 class WeightMatrix : public detail::Extents {
  public:
   using Scalar = typename Backend::Scalar;
+  using Weight = W;
   using Extents::Extents;
 
   void allocate(const Backend& backend) { matrix_ = backend.template make_matrix<W>(rows(), cols()); }

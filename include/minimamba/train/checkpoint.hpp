@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -56,7 +57,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
           {"vocab_size", number(c.vocab_size)},
           {"d_state", number(c.d_state)},
           {"d_conv", number(c.d_conv)},
-          {"expand", number(c.expand)},
+          {"expand", number(c.d_inner()) / number(c.d_model)},
           {"dt_rank", number(c.dt_rank)},
           {"conv_bias", number(c.conv_bias)},
           {"bias", number(c.bias)},
@@ -108,21 +109,27 @@ void check_kernels(const Trainer<Model>& trainer, const TensorSet& set, const st
   throw CheckpointError(file, key.substr(key.find('.') + 1) + wanted, printable(found->first.substr(key.size())));
 }
 
-/// Throws CheckpointError unless the file is of a training with these settings and these parameters.
+/// Throws CheckpointError unless the file is of a training with these settings and these parameters. Returns what to
+/// note of it: a training may go on for more steps than were meant at first.
 template <class Model>
-void check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
+std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
+  std::string note;
   check_kernels(trainer, set, file);
   const auto wanted_settings = settings_of(trainer);
   for (const auto& [name, wanted] : wanted_settings) {
     if (name == chunk_key && set.find("setting." + name) == nullptr) continue;
     const StoredTensor& tensor = require_tensor(set, file, "setting." + name);
     if (tensor.dtype != DType::F64 || tensor.size() != 1) {
-      throw CheckpointError(file + ": " + tensor.name, "F64 [1]",
-                            std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
+      throw CheckpointError(file + ": " + tensor.name, "F64 [1]", type_of(tensor) + " " + shape_text(tensor.shape));
     }
     double found = 0;
     set.read(tensor, 0, std::span(&found, 1));
     if (found == wanted) continue;
+    if (name == "steps" && found < wanted) {
+      note = file + ": the training was to have " + number_text(found) + " steps; with " + number_text(wanted) +
+             " it follows their schedule from here on, and its bits are not those of one run of that length";
+      continue;
+    }
     if (name == "text") throw CheckpointError(file, "a training on the same text", "another text");
     throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));
   }
@@ -136,14 +143,13 @@ void check_training(const Trainer<Model>& trainer, const TensorSet& set, const s
           if (same && tensor.dtype == dtype) return;
           throw CheckpointError(file + ": " + tensor.name,
                                 std::string(name_of(dtype)) + " " + shape_text(parameter.shape()),
-                                std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
+                                type_of(tensor) + " " + shape_text(tensor.shape));
         },
         module);
   });
   const StoredTensor& history = require_tensor(set, file, "history");
-  if (history.dtype == DType::F64 && history.shape.size() == 2 && history.shape[1] == record_numbers) return;
-  throw CheckpointError(file + ": history", "F64 [steps, 5]",
-                        std::string(name_of(history.dtype)) + " " + shape_text(history.shape));
+  if (history.dtype == DType::F64 && history.shape.size() == 2 && history.shape[1] == record_numbers) return note;
+  throw CheckpointError(file + ": history", "F64 [steps, 5]", type_of(history) + " " + shape_text(history.shape));
 }
 
 }  // namespace detail
@@ -221,14 +227,16 @@ inline std::vector<StepRecord> read_history(const TensorSet& set) {
 
 }  // namespace detail
 
-/// Puts a training back to where save_training left it. Needs memory for a second model and its moments while it reads.
-/// Throws FileError or FormatError if the file cannot be read, CheckpointError, which names it, for a setting that
-/// differs, and std::bad_alloc; the training is then as it was.
+/// Puts a training back to where save_training left it; it may have more steps than it had then, which on_note is told.
+/// Needs memory for a second model and its moments while it reads. Throws FileError or FormatError if the file cannot
+/// be read, CheckpointError, which names it, for a setting that differs, and std::bad_alloc; the training is then as it
+/// was.
 template <class Model>
-void resume_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
+void resume_training(Trainer<Model>& trainer, const ByteSource& source,
+                     const std::function<void(const std::string&)>& on_note = {}) {
   TensorSet set;
-  read_safetensors(ByteSource::open(file), set);
-  detail::check_training(trainer, set, file.string());
+  read_safetensors(source, set);
+  const std::string note = detail::check_training(trainer, set, source.name());
   const Model& like = trainer.model();
   TrainingState<Model> state{.model = Model::shapes_only(like.config(), like.backend()),
                              .mean = zeros_like(like),
@@ -239,7 +247,13 @@ void resume_training(Trainer<Model>& trainer, const std::filesystem::path& file)
   detail::read_module(set, "mean.", state.mean);
   detail::read_module(set, "variance.", state.variance);
   state.model.refresh();
+  if (!note.empty() && on_note) on_note(note);
   trainer.restore(std::move(state));
+}
+template <class Model>
+void resume_training(Trainer<Model>& trainer, const std::filesystem::path& file,
+                     const std::function<void(const std::string&)>& on_note = {}) {
+  resume_training(trainer, ByteSource::open(file), on_note);
 }
 
 }  // namespace minimamba

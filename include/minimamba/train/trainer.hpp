@@ -179,6 +179,19 @@ class Trainer {
     return windows;
   }
 
+  template <class Backend, class P>
+  static bool are_finite(const Backend& backend, const P& parameter) {
+    bool all = true;
+    using Scalar = typename Model::ScalarType;
+    detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
+      parameter.download(backend, first, piece);
+      for (std::size_t i = 0; i < piece.rows(); ++i) {
+        for (const Scalar x : piece.row(i)) all = all && std::isfinite(x);
+      }
+    });
+    return all;
+  }
+
   /// The name of the first parameter that is not finite; empty if there is none.
   static std::string not_finite(const Model& module) {
     std::string culprit;
@@ -186,7 +199,8 @@ class Trainer {
         [&](std::string_view name, const auto& parameter) {
           const auto& backend = module.backend();
           if (!culprit.empty()) return;
-          if (!std::isfinite(backend.sum_of_squares(detail::numbers_of(backend, parameter)))) culprit = name;
+          if (std::isfinite(backend.sum_of_squares(detail::numbers_of(backend, parameter)))) return;
+          if (!are_finite(backend, parameter)) culprit = name;  // their squares may just be too large
         },
         module);
     return culprit;

@@ -1,0 +1,123 @@
+// The tokens at which a text ends, as Hugging Face's libraries find them: in generation_config.json, or else by name in
+// tokenizer_config.json, or else in config.json.
+#ifndef MINIMAMBA_IO_END_TOKENS_HPP
+#define MINIMAMBA_IO_END_TOKENS_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "minimamba/io/config.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// Finds the id of a token in the events of a tokenizer.json: {"added_tokens": [{"id", "content"}...], "model":
+/// {"vocab": {token: id...}}}.
+class TokenFinder {
+ public:
+  explicit TokenFinder(std::string token) : token_(std::move(token)) {}
+
+  std::optional<std::uint64_t> id() const { return added_ ? added_ : in_vocabulary_; }
+
+  void key(std::string& name) {
+    if (depth_ == 1) part_ = name;
+    if (depth_ == 2) inner_ = name;
+    key_ = std::move(name);
+  }
+  void open(bool) {
+    if (++depth_ == 3) entry_ = {};
+  }
+  void close() {
+    if (depth_-- == 3 && part_ == "added_tokens" && entry_.matches) added_ = entry_.id;
+  }
+  void value(Json&& x) {
+    const bool in_entry = depth_ == 3 && part_ == "added_tokens";
+    if (in_entry && key_ == "id" && x.whole() != nullptr) entry_.id = *x.whole();
+    if (in_entry && key_ == "content") entry_.matches = x.is(token_);
+    const bool in_vocabulary = depth_ == 3 && part_ == "model" && inner_ == "vocab";
+    if (in_vocabulary && key_ == token_ && x.whole() != nullptr) in_vocabulary_ = *x.whole();
+  }
+
+ private:
+  struct Entry {
+    std::optional<std::uint64_t> id;
+    bool matches = false;
+  };
+
+  std::string token_, part_, inner_, key_;
+  Entry entry_;
+  std::optional<std::uint64_t> added_, in_vocabulary_;
+  int depth_ = 0;
+};
+
+/// The id of a token by what lies beside tokenizer_config.json, or by that itself.
+inline std::optional<std::uint64_t> find_token(const Json& settings, const std::filesystem::path& folder,
+                                               const std::string& token) {
+  const Json* const added = settings.find("added_tokens_decoder");
+  if (added != nullptr && added->object() != nullptr) {
+    for (const auto& [id, entry] : *added->object()) {
+      const Json* const content = entry.find("content");
+      const bool number = !id.empty() && id.size() < 10 && id.find_first_not_of("0123456789") == id.npos;
+      if (number && content != nullptr && content->is(token)) return std::stoull(id);
+    }
+  }
+  const std::filesystem::path path = folder / "tokenizer.json";
+  if (!is_there(path)) return std::nullopt;
+  const ByteSource source = ByteSource::open(path);
+  TokenFinder finder(token);
+  const JsonLimits limits{.bytes = std::uint64_t{64} << 20, .depth = 16, .values = 1'000'000};
+  parse_json(source, 0, source.size(), limits, finder);
+  return finder.id();
+}
+
+/// The text of a token, which may be an object with more about it.
+inline const std::string* token_text(const Json* token) {
+  if (token != nullptr && token->object() != nullptr) token = token->find("content");
+  return token == nullptr ? nullptr : token->text();
+}
+
+/// The ids that the files beside a config.json give; none if they say nothing, and then config.json decides. What is
+/// wrong with those files is noted: the model runs without them.
+inline std::vector<std::int32_t> read_end_tokens(const std::filesystem::path& folder, std::int64_t vocabulary,
+                                                 std::vector<std::string>& notes) {
+  const std::filesystem::path generation = folder / "generation_config.json",
+                              tokenizer = folder / "tokenizer_config.json";
+  const auto read = [&](const std::filesystem::path& path, auto&& body) {
+    std::vector<std::int32_t> ids;
+    if (!is_there(path)) return ids;
+    try {
+      const Json json = read_json(ByteSource::open(path), config_limits);
+      ConfigReader reader(json, path.string());
+      ids = body(reader, json);
+      notes.insert(notes.end(), reader.notes().begin(), reader.notes().end());
+    } catch (const Error& error) {
+      notes.push_back(std::string("no end of text is taken from ") + printable(error.what(), 400));
+    }
+    return ids;
+  };
+  std::vector<std::int32_t> ids =
+      read(generation, [&](ConfigReader& reader, const Json&) { return reader.tokens("eos_token_id", vocabulary); });
+  if (!ids.empty()) return ids;
+  return read(tokenizer, [&](ConfigReader& reader, const Json& json) {
+    const std::string* const token = token_text(json.find("eos_token"));
+    if (token == nullptr) return std::vector<std::int32_t>();
+    const std::optional<std::uint64_t> id = find_token(json, folder, *token);
+    if (id && std::cmp_less(*id, vocabulary)) return std::vector{static_cast<std::int32_t>(*id)};
+    reader.notes().push_back(printable(tokenizer.string()) + ": eos_token \"" + printable(*token, 100) +
+                             "\" is no token of the vocabulary of " + std::to_string(vocabulary) + ", and ignored");
+    return std::vector<std::int32_t>();
+  });
+}
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,63 @@
+// Numbers that do not fit a narrow type: refused before anything is written, or clamped and counted.
+#include "support/files.hpp"
+
+namespace {
+
+using namespace minimamba;
+namespace fs = std::filesystem;
+using support::Folder;
+using support::Model;
+
+TEST(Narrowing, RefusesWhatDoesNotFitOrClampsIt) {
+  const Folder folder;
+  Model model = support::trained_looking_model<Model>(support::tiny_config());
+  const std::string name = "layers.1.mixer.out_proj.weight";
+  for_each_parameter(
+      [&](std::string_view parameter, auto& tensor) {
+        std::vector<float> row(tensor.cols());
+        row[1] = 1e5F;
+        row[2] = -1e9F;
+        if (parameter == name) tensor.upload(model.backend(), 0, View<const float>(row.data(), 1, row.size()));
+      },
+      model);
+  save(model, folder.path());
+  const auto expect_refusal = [&](auto&& body, const std::vector<std::string>& words) {
+    const auto before = support::contents(folder.path());
+    try {
+      body();
+      ADD_FAILURE() << "accepted";
+    } catch (const CheckpointError& error) {
+      support::expect_words(error.what(), words);
+    }
+    EXPECT_EQ(support::contents(folder.path()), before);
+  };
+  const Checkpoint checkpoint = open_checkpoint(folder.path());
+  using Half = Mamba<float, ReferenceBackend, f16>;
+  using Four = Mamba<float, ReferenceBackend, q4>;
+  const fs::path out = folder / "out", gguf = folder / "out.gguf";
+  expect_refusal([&] { save(checkpoint, out, {.matrices = DType::F16}); },
+                 {"model.safetensors", name, "found 100000", "F16"});
+  expect_refusal([&] { save(model, out, {.matrices = DType::F16}); }, {name, "found 100000", "F16"});
+  expect_refusal([&] { save_gguf(checkpoint, gguf, {.matrices = DType::F16}); }, {name, "found 100000"});
+  expect_refusal([&] { load<Half>(folder.path()); }, {"model.safetensors", name, "found 100000", "F16"});
+  expect_refusal([&] { load<Four>(folder.path()); }, {"model.safetensors", name, "found -1e+09", "Q4_0"});
+  EXPECT_NO_THROW(save(checkpoint, folder / "bf16", {.matrices = DType::BF16}));
+  std::vector<std::string> notes;
+  const auto on_note = [&](const std::string& note) { notes.push_back(note); };
+  save(checkpoint, out, {.matrices = DType::F16, .saturate = true, .on_note = on_note});
+  save_gguf(checkpoint, gguf, {.matrices = DType::F16, .saturate = true, .on_note = on_note});
+  const Half half = load<Half>(folder.path(), {.on_note = on_note, .saturate = true});
+  load<Four>(folder.path(), {.on_note = on_note, .saturate = true});
+  ASSERT_EQ(notes.size(), 4U);
+  for (std::size_t i = 0; i < 3; ++i) support::expect_words(notes[i], {"2 numbers", "F16", "clamped"});
+  support::expect_words(notes[3], {"1 number ", "Q4_0", "clamped"});
+  for (const fs::path& path : {out, gguf}) {
+    const Checkpoint clamped = open_checkpoint(path);
+    std::vector<float> row(16);
+    clamped.read(name, 0, std::span(row));
+    EXPECT_EQ(row[1], 65504);
+    EXPECT_EQ(row[2], -65504);
+  }
+}
+
+}  // namespace
