@@ -17,6 +17,7 @@
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/io/gguf_config.hpp"
 #include "minimamba/io/safetensors.hpp"
+#include "minimamba/io/tokenizer_ids.hpp"
 #include "minimamba/io/torch_bin.hpp"
 #include "minimamba/nn/parameters.hpp"
 
@@ -149,6 +150,7 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   checkpoint.config = settings.config;
   checkpoint.keys = settings.keys;
   checkpoint.config_name = config.name();
+  detail::count_named_tokens(checkpoint.config, checkpoint.folder);
   if (detail::is_shard_index(weights, source)) {
     const auto add = [&](const std::string& file, TensorSet& set) {
       ByteSource shard = open_shard(weights, file);

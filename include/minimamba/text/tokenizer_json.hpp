@@ -31,8 +31,7 @@ class TokenizerJson : TokenizerJsonValues {
  public:
   explicit TokenizerJson(const ByteSource& source) : TokenizerJsonValues(source.name()) {
     parts_.name = source.name();
-    constexpr JsonLimits limits{.bytes = std::uint64_t{64} << 20, .depth = 16, .values = 1'000'000};
-    root_ = read_json(source, limits);
+    root_ = read_json(source, tokenizer_limits);
     if (root_.object() == nullptr) refuse("the file", "an object", root_);
   }
 
