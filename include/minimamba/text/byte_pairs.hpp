@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
+#include "minimamba/io/file.hpp"
 #include "minimamba/text/pre_tokenizer.hpp"
 #include "minimamba/text/unicode.hpp"
 

@@ -18,6 +18,7 @@
 #include <pcre2.h>
 
 #include "minimamba/core/error.hpp"
+#include "minimamba/io/file.hpp"
 #include "minimamba/text/patterns.hpp"
 
 #include "minimamba/core/isa.hpp"

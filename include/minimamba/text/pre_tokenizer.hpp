@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
+#include "minimamba/io/file.hpp"
 #include "minimamba/io/byte_alphabet.hpp"
 #include "minimamba/text/normalizer.hpp"
 #include "minimamba/text/patterns.hpp"

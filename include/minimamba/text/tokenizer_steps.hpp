@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
+#include "minimamba/io/file.hpp"
 #include "minimamba/io/json_value.hpp"
 #include "minimamba/text/normalizer.hpp"
 #include "minimamba/text/pre_tokenizer.hpp"
