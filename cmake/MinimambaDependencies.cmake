@@ -18,6 +18,8 @@ minimamba_dependency(nlohmann_json nlohmann_json::nlohmann_json nlohmann-json3-d
                      https://github.com/nlohmann/json.git 9cca280a4d0ccf0c08f47a99aa71d1b0e52f8d03 single_include)
 minimamba_dependency(Utf8proc utf8proc::utf8proc libutf8proc-dev utf8proc-devel utf8proc utf8proc  # 2.11.3
                      https://github.com/JuliaStrings/utf8proc.git e5e799221b45bbb90f5fdc5c69b6b8dfbf017e78)
+minimamba_dependency(Pcre2 PCRE2::8BIT libpcre2-dev pcre2-devel pcre2 pcre2  # optional, never downloaded
+                     "" "")
 minimamba_dependency(CLI11 CLI11::CLI11 libcli11-dev cli11-devel cli11 cli11  # 2.7.2
                      https://github.com/CLIUtils/CLI11.git cbd58a3696887b34c70949aef21a71735a0c2ad5 include)
 minimamba_dependency(GTest GTest::gtest_main libgtest-dev gtest-devel googletest gtest  # 1.17.0
@@ -27,13 +29,13 @@ minimamba_dependency(benchmark benchmark::benchmark libbenchmark-dev google-benc
 
 macro(minimamba_find name)
   if(NOT TARGET ${minimamba_target_${name}})
-    if("${name}" STREQUAL "Utf8proc")
-      find_package(Utf8proc QUIET MODULE)
+    if("${name}" MATCHES "^(Utf8proc|Pcre2)$")
+      find_package(${name} QUIET MODULE)
     else()
       find_package(${name} QUIET CONFIG)  # no version here: Eigen 5 refuses to stand in for 3.4
     endif()
   endif()
-  if(NOT TARGET ${minimamba_target_${name}} AND MINIMAMBA_FETCH_DEPENDENCIES)
+  if(NOT TARGET ${minimamba_target_${name}} AND MINIMAMBA_FETCH_DEPENDENCIES AND minimamba_repository_${name})
     minimamba_fetch(${name})
   endif()
 endmacro()

@@ -9,6 +9,10 @@ install(EXPORT minimambaTargets NAMESPACE minimamba:: DESTINATION "${package_fol
 if(TARGET minimamba_io)
   install(TARGETS minimamba_io EXPORT minimambaIoTargets)
   install(EXPORT minimambaIoTargets NAMESPACE minimamba:: DESTINATION "${package_folder}")
+  if(TARGET minimamba_pcre2)
+    install(TARGETS minimamba_pcre2 EXPORT minimambaPcre2Targets)
+    install(EXPORT minimambaPcre2Targets NAMESPACE minimamba:: DESTINATION "${package_folder}")
+  endif()
   configure_file(cmake/minimamba-io.pc.in minimamba-io.pc @ONLY)
   install(FILES "${PROJECT_BINARY_DIR}/minimamba-io.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig")
 endif()
@@ -16,7 +20,7 @@ endif()
 configure_package_config_file(cmake/minimambaConfig.cmake.in minimambaConfig.cmake INSTALL_DESTINATION "${package_folder}")
 write_basic_package_version_file(minimambaConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES "${PROJECT_BINARY_DIR}/minimambaConfig.cmake" "${PROJECT_BINARY_DIR}/minimambaConfigVersion.cmake"
-              cmake/FindUtf8proc.cmake
+              cmake/FindUtf8proc.cmake cmake/FindPcre2.cmake
         DESTINATION "${package_folder}")
 
 # The pkg-config file finds its prefix from where it lies, so that the tree can be moved or staged.

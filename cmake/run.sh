@@ -24,7 +24,7 @@ have_header() {
   folders="$(pkg-config --cflags eigen3 2>/dev/null || echo -I/usr/include/eigen3)"
   [ "$manager" != brew ] || folders="$folders -I$(brew --prefix)/include"
   # shellcheck disable=SC2086
-  printf '#include <%s>\n' "$1" | "${CXX:-c++}" -std=c++20 $folders -E -x c++ - >/dev/null 2>&1
+  printf '#include <%s>\n' "$1" | "${CXX:-c++}" -std=c++20 -DPCRE2_CODE_UNIT_WIDTH=8 $folders -E -x c++ - >/dev/null 2>&1
 }
 
 # need APT DNF BREW CHECK...: puts a package on the list unless the check succeeds; - is one that the manager lacks.
@@ -48,6 +48,7 @@ need nlohmann-json3-dev json-devel nlohmann-json have_header nlohmann/json.hpp
 need libutf8proc-dev utf8proc-devel utf8proc have_header utf8proc.h
 need libcli11-dev cli11-devel cli11 have_header CLI/CLI.hpp
 if [ "$what" = test ]; then
+  need libpcre2-dev pcre2-devel pcre2 have_header pcre2.h
   need libgtest-dev gtest-devel googletest have_header gtest/gtest.h
   need libbenchmark-dev google-benchmark-devel google-benchmark have_header benchmark/benchmark.h
 fi

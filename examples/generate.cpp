@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -27,7 +28,7 @@ struct Arguments {
   std::vector<std::string> stops;
   minimamba::GenerateOptions options;
   int threads = 0;
-  bool ids = false, stats = false, saturate = false;
+  bool ids = false, stats = false, saturate = false, special_tokens_as_text = false;
 };
 
 /// Whole numbers between white space or commas.
@@ -121,7 +122,8 @@ std::vector<std::int32_t> read_prompt(const Arguments& arguments, const std::opt
   }
   const std::string text = arguments.prompt_file.empty() ? arguments.prompt : program::read_file(arguments.prompt_file);
   output.show_prompt(text);
-  return tokenizer->encode(text, {.add_special_tokens = beginning});
+  return tokenizer->encode(
+      text, {.special_tokens_as_text = arguments.special_tokens_as_text, .add_special_tokens = beginning});
 }
 
 /// Reads all of a prompt but its last token, in pieces, so that Ctrl-C need not wait. What is left is read by
@@ -174,10 +176,31 @@ minimamba::StateSections load_cache(const Model& model, typename Model::Cache& c
   return std::move(saved.sections);
 }
 
+/// Tells each token as it is chosen to on_token, which returns whether to go on, and refuses logits that are no
+/// numbers.
+template <class Model, class OnToken>
+void choose_tokens(const Model& model, const typename Model::Cache& cache, const minimamba::Checkpoint& checkpoint,
+                   minimamba::Generation<Model>& tokens, const OnToken& on_token) {
+  const auto check = [&] {
+    for (const auto logit : tokens.logits().first(static_cast<std::size_t>(model.config().vocab_size))) {
+      if (!std::isfinite(logit)) program::refuse_numbers(checkpoint, model, cache.position(0));
+    }
+  };
+  try {
+    for (const std::int32_t token : tokens) {
+      check();
+      if (!on_token(token)) break;
+    }
+  } catch (const minimamba::ArgumentError&) {
+    if (cache.position(0) > 0) check();  // none to choose from
+    throw;
+  }
+}
+
 template <class Model>
 void continue_text(const Model& model, typename Model::Cache& cache, minimamba::StateSections sections,
-                   const std::optional<minimamba::Tokenizer>& tokenizer, const Arguments& arguments, Output& output,
-                   Times& times) {
+                   const minimamba::Checkpoint& checkpoint, const std::optional<minimamba::Tokenizer>& tokenizer,
+                   const Arguments& arguments, Output& output, Times& times) {
   minimamba::GenerateOptions options = arguments.options;
   if (tokenizer) options.vocabulary = tokenizer->size();
   minimamba::Sampler sampler(options, model.config().vocab_size);
@@ -197,7 +220,7 @@ void continue_text(const Model& model, typename Model::Cache& cache, minimamba::
   times.prompt = program::seconds_since(start);
   minimamba::Generation<Model> tokens(model, cache, prompt, options, std::move(sampler));
   if (!stop && output.open()) {
-    for (const std::int32_t token : tokens) {
+    choose_tokens(model, cache, checkpoint, tokens, [&](std::int32_t token) {
       const double seconds = program::seconds_since(start);
       (times.new_tokens++ == 0 ? times.prompt : times.generation) = seconds;
       if (times.new_tokens == 1) {
@@ -205,8 +228,8 @@ void continue_text(const Model& model, typename Model::Cache& cache, minimamba::
         start = std::chrono::steady_clock::now();
       }
       output.push(token);
-      if (stop || !output.open()) break;
-    }
+      return !stop && output.open();
+    });
   }
   output.finish(!arguments.save_state.empty());
   if (arguments.save_state.empty()) return;
@@ -221,8 +244,9 @@ int run(const Arguments& arguments) {
   Times times;
   const auto start = std::chrono::steady_clock::now();
   if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // what cannot be saved is said now
-  const minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
+  minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
+  if (tokenizer) program::count_named_tokens(checkpoint, *tokenizer);
   if (!tokenizer && !arguments.stops.empty()) {
     throw minimamba::ArgumentError("--stop", "a model with a tokenizer, or --tokenizer", "a vocabulary without one");
   }
@@ -234,7 +258,7 @@ int run(const Arguments& arguments) {
   minimamba::StateSections sections = load_cache(model, cache, arguments);
   times.load = program::seconds_since(start);
   Output output(tokenizer, arguments);
-  continue_text(model, cache, std::move(sections), tokenizer, arguments, output, times);
+  continue_text(model, cache, std::move(sections), checkpoint, tokenizer, arguments, output, times);
   if (arguments.stats) print_stats(model, arguments, times, cache.state_bytes());
   output.check();
   return stop ? program::interrupted : 0;
@@ -256,10 +280,13 @@ void add_options(CLI::App& app, Arguments& arguments) {
                  "Folder or file of a model, of any format (without: the one that comes with this program)");
   app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json or GGUF, in place of the model's own");
   auto* text = app.add_option("--prompt", arguments.prompt, "Text to continue");
-  auto* file = app.add_option("--prompt-file", arguments.prompt_file, "File with the text to continue");
+  auto* file =
+      app.add_option("--prompt-file", arguments.prompt_file, "File with the text to continue; - is standard input");
   auto* ids = app.add_option("--prompt-ids", arguments.prompt_ids, "Token ids to continue, as \"1 2 3\"");
   text->excludes(file)->excludes(ids);
   file->excludes(ids);
+  app.add_flag("--special-tokens-as-text", arguments.special_tokens_as_text,
+               "Take what looks like a special token in the prompt as the text that it is");
   app.add_option("--max-new-tokens", options.max_new_tokens, "Tokens to generate at most")->capture_default_str();
   app.add_option("--temperature", options.temperature, "0 takes the most likely token")->capture_default_str();
   app.add_option("--top-k", options.top_k, "Choose among the k most likely tokens (0: all)")->capture_default_str();

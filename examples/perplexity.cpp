@@ -84,6 +84,9 @@ Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const 
   for (std::span<const std::int32_t> rest = text.tokens; !rest.empty() && !stop;) {
     const auto some = rest.first(std::min(pieces.next(), rest.size()));
     scorer.read(some);
+    if (const auto tokens = scorer.not_finite_after()) {
+      program::refuse_numbers(checkpoint, model, static_cast<std::int64_t>(*tokens));
+    }
     rest = rest.subspan(some.size());
     seconds = program::seconds_since(start);
     if (seconds - shown < 0.2) continue;
@@ -144,8 +147,9 @@ bool print_row(const std::string& weights, const Result& result, const Result& f
 }
 
 int run(const Arguments& arguments) {
-  const minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
+  minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
+  if (tokenizer) program::count_named_tokens(checkpoint, *tokenizer);
   if (!tokenizer) {
     throw minimamba::ArgumentError("--model", "one with a tokenizer, or --tokenizer", "a vocabulary without one");
   }
@@ -178,7 +182,7 @@ int main(int argc, char** argv) {
   CLI::App app("Measures how well a Mamba model foretells a text: nats per token and bits per byte.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
   app.add_option("--model", arguments.model, "Folder or file of a model, of any format")->required();
-  app.add_option("--file", arguments.file, "File with the text")->required();
+  app.add_option("--file", arguments.file, "File with the text; - is standard input")->required();
   app.add_option("--last", arguments.last, "Only this part of the tokens, from the end: 0.1 is what train validates on")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();

@@ -4,12 +4,16 @@
 
 #include <minimamba/io.hpp>
 #include <minimamba/text.hpp>
+#if defined(MINIMAMBA_WITH_PCRE2)
+#include <minimamba/text/pcre2.hpp>
+#endif
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -23,6 +27,7 @@
 #include <string_view>
 #include <system_error>
 #include <variant>
+#include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/ioctl.h>
@@ -135,8 +140,21 @@ inline std::string check_seed(const std::string& text) {
   return error == std::errc() && rest == end ? "" : "expected a whole number from 0 to 2^64 - 1, found " + text;
 }
 
-/// The whole of a file, or of what a pipe still brings.
+/// What standard input still brings.
+inline std::string read_input() {
+  std::string text;
+  char piece[1 << 16];
+  for (std::size_t size = sizeof piece; size == sizeof piece && !stop;) {
+    size = std::fread(piece, 1, sizeof piece, stdin);
+    text.append(piece, size);
+  }
+  if (std::ferror(stdin)) throw minimamba::FileError("standard input", "bytes to its end", std::strerror(errno));
+  return text;
+}
+
+/// The whole of a file, or of what a pipe still brings; of standard input for "-".
 inline std::string read_file(const std::filesystem::path& path) {
+  if (path == "-") return read_input();
   std::error_code unknown;
   const auto type = std::filesystem::status(path, unknown).type();
   std::string text;
@@ -190,22 +208,61 @@ inline minimamba::Checkpoint open_model(const std::filesystem::path& path) {
   return checkpoint;
 }
 
+/// Says what was ignored in a tokenizer, and passes it on.
+inline minimamba::Tokenizer with_notes(minimamba::Tokenizer tokenizer) {
+  for (const std::string& note : tokenizer.notes()) print_note(note);
+  return tokenizer;
+}
+
 /// The tokenizer that was asked for, or the model's own: in its GGUF file, tokenizer.json beside it, the bytes for a
 /// model with 256 tokens. None for others.
 inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& path,
                                                           const minimamba::Checkpoint& checkpoint) {
-  if (!path.empty()) return minimamba::Tokenizer::load(std::filesystem::path(path));
+  minimamba::TokenizerOptions options;
+#if defined(MINIMAMBA_WITH_PCRE2)
+  options.regex = minimamba::Pcre2();
+#endif
+  if (!path.empty()) return with_notes(minimamba::Tokenizer::load(std::filesystem::path(path), options));
   const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
   const bool none =
       model != checkpoint.metadata.end() && model->second == minimamba::GgufValue(std::string("no_vocab"));
   if (model != checkpoint.metadata.end() && !none) {
-    return minimamba::Tokenizer::load(checkpoint.metadata, checkpoint.weights_name);
+    return with_notes(minimamba::Tokenizer::load(checkpoint.metadata, checkpoint.weights_name, options));
   }
   const std::filesystem::path json = checkpoint.folder / "tokenizer.json";
   const bool gguf = checkpoint.format == minimamba::CheckpointFormat::gguf;
-  if (!gguf && minimamba::detail::is_there(json)) return minimamba::Tokenizer::load(json);
+  if (!gguf && minimamba::detail::is_there(json)) return with_notes(minimamba::Tokenizer::load(json, options));
   if (checkpoint.config.padded_vocab_size() == 256) return minimamba::Tokenizer::bytes();
   return std::nullopt;
+}
+
+/// Rows that fill up the embedding are tokens where the tokenizer that was asked for names them.
+inline void count_named_tokens(minimamba::Checkpoint& checkpoint, const minimamba::Tokenizer& tokenizer) {
+  auto id = static_cast<std::int32_t>(std::min<std::int64_t>(tokenizer.size(), checkpoint.config.padded_vocab_size()));
+  while (id > checkpoint.config.vocab_size && tokenizer.bytes_of(id - 1).empty()) --id;
+  checkpoint.config.vocab_size = std::max<std::int64_t>(checkpoint.config.vocab_size, id);
+}
+
+/// Says why logits are no numbers: names the first tensor of the model's that holds NaN or infinity, if one does.
+template <class Model>
+[[noreturn]] void refuse_numbers(const minimamba::Checkpoint& checkpoint, const Model& model, std::int64_t tokens) {
+  const std::string expected = "finite numbers (the logits are none after " + std::to_string(tokens) + " tokens)";
+  std::vector<double> some(1U << 14);
+  minimamba::for_each_parameter(
+      [&](std::string_view name, const auto& parameter) {
+        for (std::size_t first = 0; first < parameter.size(); first += some.size()) {
+          const auto part = std::span(some).first(std::min(some.size(), parameter.size() - first));
+          checkpoint.read(name, first, part);
+          const auto bad = std::find_if(part.begin(), part.end(), [](double x) { return !std::isfinite(x); });
+          if (bad == part.end()) continue;
+          throw minimamba::CheckpointError(checkpoint.weights_name + ": " + checkpoint.find(name)->name, expected,
+                                           minimamba::detail::number_text(*bad) + " in element " +
+                                               std::to_string(first + static_cast<std::size_t>(bad - part.begin())));
+        }
+      },
+      model);
+  throw minimamba::CheckpointError(checkpoint.weights_name, expected,
+                                   "finite numbers in all tensors, which are too large to compute with");
 }
 
 /// The tokenizer in a GGUF file as tokenizer.json: the one that it holds, or one made of its parts. Empty if its tokens

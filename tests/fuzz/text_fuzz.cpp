@@ -18,6 +18,36 @@ mm::Tokenizer small_tokenizer() {
   return mm::Tokenizer(parts);
 }
 
+/// Every step there is: what comes out are parts of the text, in its order.
+void check_steps(std::string_view text) {
+  using Kind = mm::PreTokenizer::Kind;
+  for (const auto form : {mm::detail::NormalForm::nfd, mm::detail::NormalForm::nfkc, mm::detail::NormalForm::nfkd}) {
+    const std::string normal = mm::detail::normalized(text, form);
+    if (mm::detail::normalized(normal, form) != normal) __builtin_trap();
+  }
+  std::vector<mm::PreTokenizer> steps;
+  for (const auto kind : {Kind::digits, Kind::punctuation, Kind::whitespace, Kind::whitespace_split}) {
+    steps.push_back({.kind = kind});
+  }
+  for (const auto& [regex, known] : mm::detail::known_patterns) {
+    steps.push_back({.kind = Kind::split, .regex = std::string(regex)});
+  }
+  for (int behavior = 0; behavior < 5; ++behavior) {
+    steps.push_back({.kind = Kind::split,
+                     .behavior = static_cast<mm::SplitBehavior>(behavior),
+                     .invert = behavior % 2 == 1,
+                     .pattern = "a"});
+  }
+  for (const mm::PreTokenizer& step : steps) {
+    const bool removes = step.kind == Kind::whitespace || step.kind == Kind::whitespace_split ||
+                         step.behavior == mm::SplitBehavior::removed;
+    std::string joined;
+    const mm::detail::PreTokenizerSteps split({step}, {}, "steps");
+    split.split(text, [&](std::string_view piece) { joined += piece; });
+    if (removes ? joined.size() > text.size() : joined != text) __builtin_trap();
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
@@ -26,6 +56,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   if (tokenizer.decode(tokenizer.encode(text)) != mm::detail::well_formed(text)) __builtin_trap();
   const std::string normal = mm::detail::nfc(mm::detail::well_formed(text));
   if (mm::detail::nfc(normal) != normal) __builtin_trap();
+  if (!text.empty()) check_steps(mm::detail::well_formed(text));
 
   std::vector<std::int32_t> ids;
   for (std::size_t i = 0; i + 1 < size; i += 2) ids.push_back((data[i] | (data[i + 1] & 1) << 8) % tokenizer.size());

@@ -66,6 +66,14 @@ execute_process(COMMAND ${TRAIN} --d-model 32 --n-layer 2 --batch 2 --length 32 
 if(result)
   message(FATAL_ERROR "train failed")
 endif()
+# What a trainer leaves in a tokenizer is ignored with a note; what looks like a special token is one, or text.
+file(READ ${model}/tokenizer.json json)
+string(REGEX REPLACE "^{" "{\"truncation\":{\"max_length\":1}," json "${json}")
+file(WRITE ${WORK}/truncating.json "${json}")
+expect(0 "note: .*truncating.json: .truncation. is ignored" --model ${model} --tokenizer ${WORK}/truncating.json --max-new-tokens 1)
+expect(0 "prompt 2 tokens" --model ${model} --prompt "<|end|>" --max-new-tokens 1 --stats)
+expect(0 "prompt 8 tokens" --model ${model} --prompt "<|end|>" --max-new-tokens 1 --stats --special-tokens-as-text)
+
 function(expect_equal what found expected)
   if(NOT found STREQUAL expected)
     message(FATAL_ERROR "${what}:\n${found}\nand not\n${expected}")
@@ -106,6 +114,18 @@ if(NOT CMAKE_HOST_WIN32)
   execute_process(COMMAND ${CMAKE_COMMAND} -E cat ${WORK}/prompt.txt
                   COMMAND ${GENERATE} --model ${model} --ignore-eos --prompt-file /dev/stdin --max-new-tokens 30 OUTPUT_VARIABLE printed)
   expect_equal("with a prompt from a pipe" "${printed}" "${whole}\n")
+  execute_process(COMMAND ${CMAKE_COMMAND} -E cat ${WORK}/prompt.txt
+                  COMMAND ${GENERATE} --model ${model} --ignore-eos --prompt-file - --max-new-tokens 30 OUTPUT_VARIABLE printed)
+  expect_equal("with a prompt from standard input" "${printed}" "${whole}\n")
+  expect(0 "^-" --model ${model} --prompt - --max-new-tokens 1)
+
+  # NaN in a weight, the last of the file: which tensor, and after how many tokens.
+  file(COPY ${model}/ DESTINATION ${WORK}/nan)
+  file(SIZE ${WORK}/nan/model.safetensors size)
+  math(EXPR last "${size} - 4")
+  execute_process(COMMAND sh -c "printf '\\000\\000\\300\\177' | dd of='${WORK}/nan/model.safetensors' bs=1 seek=${last} conv=notrunc 2>/dev/null")
+  expect(1 "model.safetensors: [a-z_.A-Z0-9]+: expected finite numbers .*after 3 tokens.*found nan in element [0-9]+"
+         --model ${WORK}/nan --prompt-ids "1 2 3" --max-new-tokens 5)
   execute_process(COMMAND ${GENERATE} --model ${model} --ignore-eos ${prompt} --max-new-tokens 100000000
                   COMMAND ${CMAKE_COMMAND} -E true RESULTS_VARIABLE results ERROR_VARIABLE errors TIMEOUT 60)
   expect_equal("with a broken pipe" "${results} ${errors}" "0;0 ")

@@ -54,6 +54,21 @@ expect(0 "^tokens: 1\n" --model ${model}-words --file ${WORK}/two.txt)
 expect(1 "two tokens or more.*found 1" --model ${model}-words --file ${WORK}/one.txt)
 
 if(NOT CMAKE_HOST_WIN32)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E cat ${WORK}/text.txt COMMAND ${PERPLEXITY} --model ${model} --file -
+                  OUTPUT_VARIABLE printed)
+  string(REGEX REPLACE "tokens per second.*" "" printed "${printed}")
+  if(NOT printed STREQUAL first)
+    message(FATAL_ERROR "from standard input:\n${printed}\nand not\n${first}")
+  endif()
+
+  # NaN in a weight, the last of the file: which tensor, and after how many tokens.
+  file(COPY ${model}/ DESTINATION ${WORK}/nan)
+  file(SIZE ${WORK}/nan/model.safetensors size)
+  math(EXPR last "${size} - 4")
+  execute_process(COMMAND sh -c "printf '\\000\\000\\300\\177' | dd of='${WORK}/nan/model.safetensors' bs=1 seek=${last} conv=notrunc 2>/dev/null")
+  expect(1 "model.safetensors: [a-z_.A-Z0-9]+: expected finite numbers .*after 1 tokens.*found nan in element [0-9]+"
+         --model ${WORK}/nan --file ${WORK}/text.txt)
+
   # What nobody reads is not measured: this would take a minute.
   string(REPEAT "f32," 3000 many)
   execute_process(COMMAND ${PERPLEXITY} ${one} --weights ${many}f32 COMMAND ${CMAKE_COMMAND} -E true

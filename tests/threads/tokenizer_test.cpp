@@ -17,7 +17,7 @@ TEST(Threads, EncodeWithOneTokenizer) {
   for (unsigned x = 0; x < 256; ++x) detail::append_utf8(parts.tokens.emplace_back(), detail::byte_character(x));
   parts.tokens.emplace_back("ab");
   parts.merges = {"a b"};
-  parts.nfc = true;
+  parts.normalizers.emplace_back();
   const Tokenizer tokenizer(parts);
   std::string text;
   for (int i = 0; i < 100; ++i) text += "abc e\u0301 " + std::to_string(i);

@@ -20,7 +20,7 @@ TokenizerParts small_parts() {
   parts.merges = {"a b"};
   parts.added.push_back({.id = 0, .content = "<|end|>", .special = true});
   parts.added.push_back({.id = 258, .content = "  ", .normalized = true});
-  parts.nfc = true;
+  parts.normalizers.emplace_back();
   return parts;
 }
 const std::string text = "ab  \u00e9<|end|>";
@@ -57,11 +57,22 @@ TEST(GgufTokenizer, AddsTheTokensThatTheFileAsksFor) {
 TEST(GgufTokenizer, BecomesATokenizerJsonThatSaysTheSame) {
   for (const bool nfc : {false, true}) {
     TokenizerParts parts = small_parts();
-    parts.nfc = nfc;
+    if (!nfc) parts.normalizers.clear();
     const std::string json = tokenizer_json(gguf_tokenizer(gguf_tokenizer(parts, 264), "f"));
     const Tokenizer tokenizer(read_tokenizer_json(ByteSource(std::as_bytes(std::span(json)), "tokenizer.json")));
     EXPECT_EQ(tokenizer.encode(text), Tokenizer(parts).encode(text));
     EXPECT_EQ(tokenizer.encode("e\u0301").size(), nfc ? 2U : 3U);
+  }
+}
+
+TEST(GgufTokenizer, SplitsAsTheNameOfItsSplitSays) {
+  TokenizerParts parts = small_parts();
+  for (const char* const name : {"gpt-2", "mpt", "llama-bpe", "qwen2", "falcon"}) {
+    GgufMetadata metadata = gguf_tokenizer(parts, 264);
+    metadata["tokenizer.ggml.pre"] = std::string(name);
+    const TokenizerParts read = gguf_tokenizer(metadata, "f");
+    EXPECT_EQ(std::get<std::string>(gguf_tokenizer(read, 264)["tokenizer.ggml.pre"]), name);
+    EXPECT_EQ(Tokenizer(read).decode(Tokenizer(read).encode(text)), detail::nfc(text)) << name;
   }
 }
 
@@ -97,7 +108,8 @@ TEST(GgufTokenizer, IsRefusedByNameWhenItIsOfAnotherKind) {
   };
   support::expect_words(refusal({}), {"model.gguf", "tokenizer.ggml.model", "gpt2", "none"});
   support::expect_words(with("tokenizer.ggml.model", std::string("llama")), {"gpt2", "\"llama\""});
-  support::expect_words(with("tokenizer.ggml.pre", std::string("llama-bpe")), {"tokenizer.ggml.pre", "\"llama-bpe\""});
+  support::expect_words(with("tokenizer.ggml.pre", std::string("deepseek-llm")),
+                        {"tokenizer.ggml.pre", "\"deepseek-llm\""});
   support::expect_words(with("tokenizer.ggml.tokens", std::string("x")), {"tokenizer.ggml.tokens", "another type"});
   support::expect_words(with("tokenizer.ggml.tokens", Texts{"a", "b"}), {"token_type", "2 numbers", "264"});
   support::expect_words(with("tokenizer.ggml.merges", Texts{"a zz"}), {"merges", "a zz"});

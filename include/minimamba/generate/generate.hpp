@@ -88,6 +88,9 @@ class Generation {
   /// was yielded last or the end-of-text token.
   std::span<const std::int32_t> unread() const { return state_->unread; }
 
+  /// The logits [V] from which the last token was chosen.
+  std::span<const Scalar> logits() const { return state_->logits; }
+
   /// What chooses; its state can be saved.
   const Sampler& sampler() const { return state_->sampler; }
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -69,14 +70,19 @@ class Scorer {
   }
 
   const Score& score() const { return score_; }
+  /// How many tokens had been read when the logits first were no numbers or gave a token no chance at all; then the
+  /// score is none either.
+  std::optional<std::size_t> not_finite_after() const { return not_finite_after_; }
   const typename Model::Cache& cache() const { return cache_; }
 
  private:
   using Scalar = typename Model::ScalarType;
 
   void count(std::int32_t token, std::span<const Scalar> logits) {
-    score_.nats += surprise<Scalar>(logits, static_cast<std::size_t>(token));
+    const double nats = surprise<Scalar>(logits, static_cast<std::size_t>(token));
+    score_.nats += nats;
     ++score_.tokens;
+    if (!not_finite_after_ && !std::isfinite(nats)) not_finite_after_ = score_.tokens;
   }
 
   const Model& model_;
@@ -85,6 +91,7 @@ class Scorer {
   std::vector<Scalar> last_;  // [V] logits after the last token that was read
   bool begun_ = false;
   Score score_;
+  std::optional<std::size_t> not_finite_after_;
 };
 
 }  // namespace minimamba

@@ -21,6 +21,7 @@
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/io/gguf_config.hpp"
 #include "minimamba/io/safetensors.hpp"
+#include "minimamba/io/tokenizer_ids.hpp"
 #include "minimamba/io/torch_bin.hpp"
 #include "minimamba/nn/parameters.hpp"
 
@@ -283,6 +284,7 @@ inline void read_settings(Checkpoint& checkpoint, ConfigFile settings, bool besi
   checkpoint.config = std::move(settings.config);
   checkpoint.keys = settings.keys;
   checkpoint.notes = std::move(settings.notes);
+  if (beside) count_named_tokens(checkpoint.config, checkpoint.folder);
   const std::vector<std::int32_t> ends =
       beside ? read_end_tokens(checkpoint.folder, checkpoint.config.vocab_size, checkpoint.notes)
              : std::vector<std::int32_t>();

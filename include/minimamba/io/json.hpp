@@ -36,6 +36,9 @@ struct JsonLimits {
 
 namespace detail {
 
+/// What a tokenizer.json may ask: those of large vocabularies have half a million values.
+inline constexpr JsonLimits tokenizer_limits{.bytes = std::uint64_t{64} << 20, .depth = 16, .values = 1'000'000};
+
 /// The characters [begin, end) of a source, one piece of it in memory at a time.
 class JsonText {
  public:

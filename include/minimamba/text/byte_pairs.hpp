@@ -1,27 +1,97 @@
-// Byte-pair encoding (Sennrich et al., arXiv 1508.07909) over bytes: of all neighbours the pair of lowest rank merges
-// first, the leftmost of equals, until none is left.
+// Byte-pair encoding (Sennrich et al., arXiv 1508.07909) over bytes or characters: of all neighbours the pair of lowest
+// rank merges first, the leftmost of equals, until none is left.
 #ifndef MINIMAMBA_TEXT_BYTE_PAIRS_HPP
 #define MINIMAMBA_TEXT_BYTE_PAIRS_HPP
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <queue>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "minimamba/core/error.hpp"
+#include "minimamba/io/file.hpp"
+#include "minimamba/text/pre_tokenizer.hpp"
+#include "minimamba/text/unicode.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
+/// The ids of the bytes, or the characters, that merging begins with, and what becomes of those that have none.
+class Symbols {
+ public:
+  static constexpr std::int32_t none = -1, unknown_without_id = -2;
+
+  bool bytes = true;                         // else characters
+  std::array<std::int32_t, 256> byte_ids{};  // none: no such token
+  std::unordered_map<std::int32_t, std::int32_t> character_ids;
+  std::int32_t unknown = none;  // the id that an unknown symbol becomes; none: it is left out
+  bool fuse_unknown = false;    // several in a row become one
+  std::optional<std::array<std::int32_t, 256>> fallback_ids;  // of <0x00> to <0xFF>, before `unknown`
+
+  Symbols() { byte_ids.fill(none); }
+
+  /// Whether all symbols of a piece have ids.
+  bool know(std::string_view piece) const {
+    for (std::size_t at = 0; at < piece.size(); at += size_at(piece, at)) {
+      if (id_at(piece, at) < 0) return false;
+    }
+    return true;
+  }
+
+  /// Appends the ids of a piece. Throws ArgumentError for an unknown symbol where the token for these has no id.
+  void append(std::string_view piece, std::vector<std::int32_t>& ids) const {
+    bool waiting = false;  // an unknown symbol that has not been appended
+    for (std::size_t at = 0; at < piece.size(); at += size_at(piece, at)) {
+      const std::int32_t id = id_at(piece, at);
+      if (id >= 0) {
+        if (std::exchange(waiting, false)) ids.push_back(unknown);
+        ids.push_back(id);
+      } else if (!fall_back(piece.substr(at, size_at(piece, at)), ids) && unknown != none) {
+        if (unknown == unknown_without_id) refuse(piece);
+        if (waiting && !fuse_unknown) ids.push_back(unknown);
+        waiting = true;
+      }
+    }
+    if (waiting) ids.push_back(unknown);
+  }
+
+ private:
+  std::size_t size_at(std::string_view piece, std::size_t at) const { return bytes ? 1 : code_point(piece, at).size; }
+  std::int32_t id_at(std::string_view piece, std::size_t at) const {
+    if (bytes) return byte_ids[static_cast<unsigned char>(piece[at])];
+    const auto found = character_ids.find(code_point(piece, at).value);
+    return found == character_ids.end() ? none : found->second;
+  }
+  /// As the tokens of its bytes, of which none may be missing; those of a byte are its spelling's.
+  bool fall_back(std::string_view symbol, std::vector<std::int32_t>& ids) const {
+    if (!fallback_ids) return false;
+    const std::string text = bytes ? spelling_of(symbol) : std::string(symbol);
+    const auto id_of = [&](char x) { return (*fallback_ids)[static_cast<unsigned char>(x)]; };
+    if (std::any_of(text.begin(), text.end(), [&](char x) { return id_of(x) < 0; })) return false;
+    for (const char x : text) ids.push_back(id_of(x));
+    return true;
+  }
+  [[noreturn]] static void refuse(std::string_view piece) {
+    throw ArgumentError("text",
+                        "characters that the tokenizer knows, for its token for others is not in its vocabulary",
+                        "\"" + printable(std::string(piece), 100) + "\"");
+  }
+};
+
 class BytePairs {
  public:
-  std::array<std::int32_t, 256> byte_ids{};  // -1: no such token
+  Symbols alphabet;
 
   void add(std::int32_t left, std::int32_t right, std::uint32_t rank, std::int32_t merged) {
     merges_.insert_or_assign(key(left, right), Merge{rank, merged});
@@ -31,8 +101,8 @@ class BytePairs {
   /// Appends the ids of one piece of text. O(n log n); short pieces are scanned, which is faster.
   void encode(std::string_view piece, std::vector<std::int32_t>& ids) const {
     const std::size_t begin = ids.size();
-    for (const char x : piece) ids.push_back(byte_ids[static_cast<unsigned char>(x)]);
-    if (piece.size() <= 32) {
+    alphabet.append(piece, ids);
+    if (ids.size() - begin <= 32) {
       scan(ids, begin);
     } else {
       queue(ids, begin);

@@ -16,6 +16,7 @@
 #include "minimamba/io/gguf_config.hpp"
 #include "minimamba/io/json_value.hpp"
 #include "minimamba/text/tokenizer.hpp"
+#include "minimamba/text/tokenizer_steps.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -27,14 +28,38 @@ struct GgufTokenType {
   static constexpr double normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5;
 };
 
-/// What llama.cpp calls the splits of text that are GPT-2's, and whether the tokenizers of that name normalise to NFC.
-/// Files without a name are older than the names; their Mambas have GPT-NeoX's tokenizer, as have those of "mpt".
+/// What llama.cpp calls ways to split text, and whether the tokenizers of that name normalise to NFC. Files without a
+/// name are older than the names; their Mambas have GPT-NeoX's tokenizer, as have those of "mpt".
 struct GgufSplit {
   std::string_view name;
+  KnownPattern pattern;
   bool nfc;
 };
 inline constexpr GgufSplit gguf_splits[] = {
-    {"mpt", true}, {"olmo", true}, {"gpt-2", false}, {"phi-2", false}, {"jais", false}};
+    {"mpt", KnownPattern::gpt2, true},          {"olmo", KnownPattern::gpt2, true},
+    {"gpt-2", KnownPattern::gpt2, false},       {"phi-2", KnownPattern::gpt2, false},
+    {"jais", KnownPattern::gpt2, false},        {"qwen2", KnownPattern::qwen2, true},
+    {"llama-bpe", KnownPattern::cl100k, false}, {"falcon", KnownPattern::falcon, false}};
+
+/// The steps of a split of that kind; for Falcon as llama.cpp has it, without the step for digits.
+inline std::vector<PreTokenizer> steps_of(KnownPattern pattern) {
+  using Kind = PreTokenizer::Kind;
+  if (pattern == KnownPattern::gpt2) return {PreTokenizer()};
+  const PreTokenizer split{.kind = Kind::split, .regex = std::string(text_of(pattern))};
+  if (pattern != KnownPattern::falcon) return {split, PreTokenizer{.use_regex = false}};
+  return {PreTokenizer{.kind = Kind::punctuation, .behavior = SplitBehavior::contiguous}, PreTokenizer(), split};
+}
+
+/// The name of the split of a tokenizer; of one that llama.cpp has no name for, GPT-2's with or without NFC.
+inline std::string_view gguf_split(const TokenizerParts& parts) {
+  const bool nfc = parts.normalizers == std::vector<Normalizer>{Normalizer()};
+  std::vector<PreTokenizer> steps = parts.pre_tokenizers;
+  std::erase_if(steps, [](const PreTokenizer& step) { return step.kind == PreTokenizer::Kind::digits; });  // Falcon's
+  for (const GgufSplit& split : gguf_splits) {
+    if (split.pattern != KnownPattern::gpt2 && steps == steps_of(split.pattern)) return split.name;
+  }
+  return nfc ? "mpt" : "gpt-2";
+}
 
 inline constexpr const char* hugging_face_tokenizer_key = "tokenizer.huggingface.json";
 
@@ -49,7 +74,7 @@ inline bool are_bytes(const std::vector<std::string>& tokens) {
 }  // namespace detail
 
 /// The tokenizer of a GGUF file as its parts. Throws FormatError when there is none, or it is of another kind than
-/// byte-level byte-pair encoding with GPT-2's split, or a part of it has another type.
+/// byte-level byte-pair encoding with a split that is known here, or a part of it has another type.
 inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::string& file) {
   const detail::GgufSettings settings(metadata, file);
   const auto refuse = [&](const char* key, const std::string& expected, const std::string* found) {
@@ -64,8 +89,12 @@ inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::st
   const auto* split = settings.find<std::string>("tokenizer.ggml.pre");
   const auto* known = std::begin(detail::gguf_splits);
   while (split != nullptr && known != std::end(detail::gguf_splits) && known->name != *split) ++known;
-  if (known == std::end(detail::gguf_splits)) refuse("tokenizer.ggml.pre", "mpt, olmo, gpt-2, phi-2 or jais", split);
-  parts.nfc = known->nfc;
+  if (known == std::end(detail::gguf_splits)) {
+    refuse("tokenizer.ggml.pre", "mpt, olmo, gpt-2, phi-2, jais, qwen2, llama-bpe or falcon", split);
+  }
+  if (known->nfc) parts.normalizers.emplace_back();
+  parts.pre_tokenizers = detail::steps_of(known->pattern);
+  parts.ignore_merges = known->pattern == detail::KnownPattern::cl100k;  // as llama.cpp and Llama 3's tokenizer.json
   const auto* tokens = settings.find<Texts>("tokenizer.ggml.tokens");
   const auto* merges = settings.find<Texts>("tokenizer.ggml.merges");
   if (tokens == nullptr) refuse("tokenizer.ggml.tokens", "a list of texts", nullptr);
@@ -118,7 +147,7 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
   }
   GgufMetadata metadata;
   metadata["tokenizer.ggml.model"] = std::string("gpt2");
-  metadata["tokenizer.ggml.pre"] = std::string(parts.nfc ? "mpt" : "gpt-2");
+  metadata["tokenizer.ggml.pre"] = std::string(detail::gguf_split(parts));
   metadata["tokenizer.ggml.tokens"] = std::move(tokens);
   metadata["tokenizer.ggml.token_type"] = std::move(types);
   metadata["tokenizer.ggml.merges"] = parts.merges;
@@ -133,12 +162,6 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
 }
 
 namespace detail {
-
-/// {"type": "ByteLevel", ...}, which is pre-tokenizer, decoder and, where no tokens are added, post-processor.
-inline void write_byte_level(JsonWriter& json, const TokenizerParts& parts) {
-  json.open('{').key("type").value("ByteLevel").key("add_prefix_space").value(parts.add_prefix_space);
-  json.key("trim_offsets").value(true).key("use_regex").value(parts.split).close('}');
-}
 
 inline void write_added_tokens(JsonWriter& json, const TokenizerParts& parts) {
   json.open('[');
@@ -191,10 +214,11 @@ inline void write_template(JsonWriter& json, const TokenizerParts& parts) {
 
 inline void write_byte_pairs(JsonWriter& json, const TokenizerParts& parts) {
   json.open('{').key("type").value("BPE");
-  for (const char* const key : {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"}) {
+  for (const char* const key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) {
     json.key(key).value(nullptr);
   }
-  json.key("fuse_unk").value(false).key("byte_fallback").value(false);
+  json.key("unk_token").value(parts.unk_token);
+  json.key("fuse_unk").value(parts.fuse_unk).key("byte_fallback").value(parts.byte_fallback);
   json.key("ignore_merges").value(parts.ignore_merges).key("vocab").open('{');
   std::unordered_map<std::string_view, std::size_t> ids;  // the last of each token, should it have several
   for (std::size_t id = 0; id < parts.tokens.size(); ++id) ids[parts.tokens[id]] = id;
@@ -211,20 +235,20 @@ inline std::string tokenizer_json(const TokenizerParts& parts) {
   JsonWriter json(1);
   json.open('{').key("version").value("1.0").key("truncation").value(nullptr).key("padding").value(nullptr);
   detail::write_added_tokens(json.key("added_tokens"), parts);
-  json.key("normalizer");
-  if (parts.nfc) {
-    json.open('{').key("type").value("NFC").close('}');
-  } else {
-    json.value(nullptr);
-  }
-  detail::write_byte_level(json.key("pre_tokenizer"), parts);
+  detail::write_steps(json.key("normalizer"), parts.normalizers, "normalizers");
+  detail::write_steps(json.key("pre_tokenizer"), parts.pre_tokenizers, "pretokenizers");
   json.key("post_processor");
   if (parts.prefix.empty() && parts.suffix.empty()) {
-    detail::write_byte_level(json, parts);
+    json.value(nullptr);
   } else {
     detail::write_template(json, parts);
   }
-  detail::write_byte_level(json.key("decoder"), parts);
+  json.key("decoder");
+  if (parts.byte_level_decoder) {
+    detail::write_step(json, PreTokenizer());
+  } else {
+    json.value(nullptr);
+  }
   detail::write_byte_pairs(json.key("model"), parts);
   return json.close('}').text();
 }

@@ -1,10 +1,9 @@
-// Text to token ids and back: byte-level byte-pair encoding as GPT-2 and GPT-NeoX have it, or plain bytes. Gives the
-// ids of the Hugging Face tokenizers library.
+// Text to token ids and back: byte-pair encoding over bytes, as GPT-2 and GPT-NeoX have it, or over characters; or
+// plain bytes. Gives the ids of the Hugging Face tokenizers library.
 #ifndef MINIMAMBA_TEXT_TOKENIZER_HPP
 #define MINIMAMBA_TEXT_TOKENIZER_HPP
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -23,30 +22,14 @@
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/text/added_tokens.hpp"
 #include "minimamba/text/byte_pairs.hpp"
+#include "minimamba/text/normalizer.hpp"
+#include "minimamba/text/pre_tokenizer.hpp"
 #include "minimamba/text/unicode.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
-
-/// The bytes that a token spells in GPT-2's alphabet; none if it has another character.
-inline std::optional<std::string> spelled_bytes(std::string_view token) {
-  static const auto table = [] {
-    std::array<int, 0x144> bytes{};
-    bytes.fill(-1);
-    for (unsigned x = 0; x < 256; ++x) bytes[static_cast<std::size_t>(byte_character(x))] = static_cast<int>(x);
-    return bytes;
-  }();
-  std::string result;
-  for (std::size_t at = 0; at < token.size();) {
-    const CodePoint x = code_point(token, at);
-    if (x.value < 0 || x.value >= 0x144 || table[static_cast<std::size_t>(x.value)] < 0) return std::nullopt;
-    result += static_cast<char>(table[static_cast<std::size_t>(x.value)]);
-    at += x.size;
-  }
-  return result;
-}
 
 struct TextHash {
   using is_transparent = void;
@@ -55,7 +38,8 @@ struct TextHash {
 
 }  // namespace detail
 
-/// What a byte-level tokenizer is made of; tokens and merges are spelled in GPT-2's byte alphabet.
+/// What a tokenizer is made of. Tokens and merges are spelled in GPT-2's byte alphabet where a pre-tokenizer is
+/// ByteLevel, and as they are otherwise.
 struct TokenizerParts {
   std::string name = "tokenizer";   ///< the file, for messages
   std::vector<std::string> tokens;  ///< [id]; empty: no such id, or an added token
@@ -63,10 +47,19 @@ struct TokenizerParts {
   std::vector<AddedToken> added;
   std::vector<std::int32_t> prefix;  ///< ids that EncodeOptions::add_special_tokens puts before the text
   std::vector<std::int32_t> suffix;  ///< and behind it
-  bool nfc = false;                  ///< normalise text to NFC
-  bool add_prefix_space = false;
-  bool split = true;           ///< GPT-2's split; otherwise text is one piece
-  bool ignore_merges = false;  ///< a piece that is a token becomes it whatever the merges
+  std::vector<Normalizer> normalizers;
+  std::vector<PreTokenizer> pre_tokenizers = {PreTokenizer()};  ///< ByteLevel with GPT-2's split
+  bool ignore_merges = false;            ///< a piece that is a token becomes it whatever the merges
+  std::optional<std::string> unk_token;  ///< what a byte or character without a token becomes; none: it is left out
+  bool fuse_unk = false;                 ///< several of them in a row become one
+  bool byte_fallback = false;            ///< first of all they become <0x00> to <0xFF>, where these are tokens
+  bool byte_level_decoder = true;        ///< else tokens are words with spaces between them
+  std::vector<std::string> notes;        ///< a sentence about each thing in the file that is ignored
+};
+
+struct TokenizerOptions {
+  /// Compiles the regular expressions that are not known here: minimamba::Pcre2() of minimamba/text/pcre2.hpp.
+  RegexCompiler regex = {};
 };
 
 struct EncodeOptions {
@@ -80,11 +73,11 @@ class Tokenizer {
  public:
   /// tokenizer.json, a GGUF file with a tokenizer, or a folder that holds one of them. Throws FileError, or FormatError
   /// naming what is not supported.
-  static Tokenizer load(const std::filesystem::path& path);
+  static Tokenizer load(const std::filesystem::path& path, const TokenizerOptions& options = {});
   /// The same from bytes in memory.
-  static Tokenizer load(const ByteSource& source);
+  static Tokenizer load(const ByteSource& source, const TokenizerOptions& options = {});
   /// The same from the metadata of a GGUF file of that name.
-  static Tokenizer load(const GgufMetadata& metadata, const std::string& file);
+  static Tokenizer load(const GgufMetadata& metadata, const std::string& file, const TokenizerOptions& options = {});
 
   /// Every byte is the token of its value: 256 of them, no text refused or replaced.
   static Tokenizer bytes() {
@@ -94,8 +87,11 @@ class Tokenizer {
     return result;
   }
 
-  /// Throws FormatError when merges or added tokens contradict the tokens, or a byte of UTF-8 has no token.
-  explicit Tokenizer(const TokenizerParts& parts);
+  /// Throws FormatError when merges or added tokens contradict the tokens, or a step is not supported.
+  explicit Tokenizer(const TokenizerParts& parts, const TokenizerOptions& options = {});
+
+  /// A sentence about each thing in the file that is ignored.
+  const std::vector<std::string>& notes() const { return notes_; }
 
   /// Number of ids: the largest one plus 1.
   std::int32_t size() const { return static_cast<std::int32_t>(bytes_.size()); }
@@ -113,7 +109,7 @@ class Tokenizer {
     raw_.split(
         valid, as_text,
         [&](std::string_view between) {
-          const std::string normal = nfc_ ? detail::nfc(between) : std::string(between);
+          const std::string normal = normalize_(between);
           normalized_.split(
               normal, as_text, [&](std::string_view plain) { encode_plain(plain, ids); }, token);
         },
@@ -125,9 +121,14 @@ class Tokenizer {
   /// The text of the ids, ill-formed sequences replaced by U+FFFD. Throws ArgumentError for an id outside [0, size()).
   std::string decode(std::span<const std::int32_t> ids) const {
     std::string text;
-    for (const std::int32_t id : ids) text += bytes_of(id);
+    for (const std::int32_t id : ids) {
+      if (spaced_ && !text.empty()) text += ' ';
+      text += bytes_of(id);
+    }
     return detail::well_formed(text);
   }
+  /// What decode puts between two tokens: a space where tokens are words, else nothing.
+  std::string_view separator() const { return spaced_ ? " " : ""; }
 
   /// What one id stands for, perhaps a part of a character; empty for an id that no token has.
   std::string_view bytes_of(std::int32_t id) const {
@@ -162,22 +163,22 @@ class Tokenizer {
 
   /// Text without added tokens: split, then whole words by table, all others by their merges.
   void encode_plain(std::string_view text, std::vector<std::int32_t>& ids) const {
-    std::string spaced;
-    if (add_prefix_space_ && text.front() != ' ') {
-      spaced = " " + std::string(text);
-      text = spaced;
-    }
-    for (std::size_t at = 0; at < text.size();) {
-      const std::size_t end = split_ ? detail::piece_end(text, at) : text.size();
-      const std::string_view piece = text.substr(at, end - at);
+    pre_tokenize_.split(text, [&](std::string_view piece) {
       const auto whole = whole_.find(piece);
       if (whole != whole_.end()) {
         ids.push_back(whole->second);
       } else {
         pairs_->encode(piece, ids);
       }
-      at = end;
-    }
+    });
+  }
+  /// What a token stands for in a text.
+  static std::string decoded(const TokenizerParts& parts, const std::string& token) {
+    return (parts.byte_level_decoder ? detail::spelled_bytes(token) : std::nullopt).value_or(token);
+  }
+  /// A token or a part of one as pieces of text are; none if no text can become it.
+  std::optional<std::string> piece_of(std::string_view token) const {
+    return pre_tokenize_.byte_level() ? detail::spelled_bytes(token) : std::string(token);
   }
 
   std::vector<std::string> bytes_;  // [id]
@@ -186,22 +187,26 @@ class Tokenizer {
   std::optional<detail::BytePairs> pairs_;
   detail::AddedTokenFinder raw_, normalized_;
   std::vector<std::int32_t> prefix_, suffix_;
-  bool nfc_ = false, add_prefix_space_ = false, split_ = true;
+  detail::NormalizerSteps normalize_;
+  detail::PreTokenizerSteps pre_tokenize_;
+  bool spaced_ = false;
+  std::vector<std::string> notes_;
 };
 
-inline Tokenizer::Tokenizer(const TokenizerParts& parts)
+inline Tokenizer::Tokenizer(const TokenizerParts& parts, const TokenizerOptions& options)
     : prefix_(parts.prefix),
       suffix_(parts.suffix),
-      nfc_(parts.nfc),
-      add_prefix_space_(parts.add_prefix_space),
-      split_(parts.split) {
+      normalize_(parts.normalizers, parts.name),
+      pre_tokenize_(parts.pre_tokenizers, options.regex, parts.name),
+      spaced_(!parts.byte_level_decoder),
+      notes_(parts.notes) {
   read_tokens(parts);
   read_merges(parts);
   std::vector<std::int32_t> merged;
   whole_.reserve(ids_.size());
   for (const auto& [bytes, id] : ids_) {
     merged.clear();
-    if (!parts.ignore_merges) pairs_->encode(bytes, merged);
+    if (!parts.ignore_merges && pairs_->alphabet.know(bytes)) pairs_->encode(bytes, merged);
     if (parts.ignore_merges || (merged.size() == 1 && merged[0] == id)) whole_.emplace(bytes, id);
   }
   read_added(parts);
@@ -215,20 +220,32 @@ inline Tokenizer::Tokenizer(const TokenizerParts& parts)
 inline void Tokenizer::read_tokens(const TokenizerParts& parts) {
   bytes_.resize(parts.tokens.size());
   for (std::size_t id = 0; id < bytes_.size(); ++id) {
-    if (auto bytes = detail::spelled_bytes(parts.tokens[id])) bytes_[id] = std::move(*bytes);
+    if (auto piece = piece_of(parts.tokens[id])) bytes_[id] = std::move(*piece);
   }
   index();
-  for (std::size_t id = 0; id < bytes_.size(); ++id) {  // not in the alphabet: stands for itself, is never encoded
-    if (bytes_[id].empty()) bytes_[id] = parts.tokens[id];
-  }
+  for (std::size_t id = 0; id < bytes_.size(); ++id) bytes_[id] = decoded(parts, parts.tokens[id]);
   pairs_.emplace();
-  for (unsigned byte = 0; byte < 256; ++byte) {
-    const auto found = ids_.find(std::string(1, static_cast<char>(byte)));
-    pairs_->byte_ids[byte] = found == ids_.end() ? -1 : found->second;
-    const bool in_utf8 = byte < 0xC0 || (byte > 0xC1 && byte < 0xF5);
-    if (found == ids_.end() && in_utf8) {
-      throw FormatError(parts.name, "a token for each byte of UTF-8", "none for byte " + std::to_string(byte));
-    }
+  detail::Symbols& symbols = pairs_->alphabet;
+  symbols.bytes = pre_tokenize_.byte_level();
+  symbols.fuse_unknown = parts.fuse_unk;
+  for (const auto& [piece, id] : ids_) {
+    if (symbols.bytes && piece.size() == 1) symbols.byte_ids[static_cast<unsigned char>(piece[0])] = id;
+    if (symbols.bytes) continue;
+    const detail::CodePoint first = detail::code_point(piece, 0);
+    if (first.value >= 0 && first.size == piece.size()) symbols.character_ids.emplace(first.value, id);
+  }
+  const auto token_id = [&](const std::string& token, std::int32_t otherwise) {
+    const auto piece = piece_of(token);
+    const auto found = piece ? ids_.find(*piece) : ids_.end();
+    return found == ids_.end() ? otherwise : found->second;
+  };
+  if (parts.unk_token) symbols.unknown = token_id(*parts.unk_token, detail::Symbols::unknown_without_id);
+  if (!parts.byte_fallback) return;
+  symbols.fallback_ids.emplace();
+  for (std::size_t byte = 0; byte < 256; ++byte) {
+    const std::string_view digits = "0123456789ABCDEF";
+    const std::string token = std::string("<0x") + digits[byte / 16] + digits[byte % 16] + ">";
+    (*symbols.fallback_ids)[byte] = token_id(token, detail::Symbols::none);
   }
 }
 
@@ -244,8 +261,8 @@ inline void Tokenizer::read_merges(const TokenizerParts& parts) {
       return found->second;
     };
     const std::size_t gap = std::min(merge.find(' '), merge.size());
-    const auto left = detail::spelled_bytes(std::string_view(merge).substr(0, gap));
-    const auto right = detail::spelled_bytes(std::string_view(merge).substr(std::min(gap + 1, merge.size())));
+    const auto left = piece_of(std::string_view(merge).substr(0, gap));
+    const auto right = piece_of(std::string_view(merge).substr(std::min(gap + 1, merge.size())));
     const std::int32_t left_id = id(left), right_id = id(right);
     pairs_->add(left_id, right_id, rank++, id(*left + *right));
   }
@@ -265,13 +282,10 @@ inline void Tokenizer::read_added(const TokenizerParts& parts) {
                             "\" and for \"" + detail::printable(token.content) + "\"");
     }
     if (at >= bytes_.size()) bytes_.resize(at + 1);
-    bytes_[at] = detail::spelled_bytes(token.content).value_or(token.content);
+    bytes_[at] = decoded(parts, token.content);
     added_.emplace(token.content, token.id);
-    if (token.normalized) {
-      normalized_.add(token, nfc_ ? detail::nfc(detail::well_formed(token.content)) : token.content);
-    } else {
-      raw_.add(token, token.content);
-    }
+    const std::string content = token.normalized ? normalize_(detail::well_formed(token.content)) : token.content;
+    if (!content.empty()) (token.normalized ? normalized_ : raw_).add(token, content);
   }
 }
 
@@ -284,7 +298,9 @@ class StreamingDecoder {
 
   /// The text that this id completes, perhaps none. Throws ArgumentError for an unknown id.
   std::string push(std::int32_t id) {
-    pending_ += tokenizer_->bytes_of(id);
+    const std::string_view bytes = tokenizer_->bytes_of(id);
+    if (std::exchange(begun_, true)) pending_ += tokenizer_->separator();
+    pending_ += bytes;
     std::size_t at = 0;
     while (at < pending_.size()) {
       const detail::CodePoint x = detail::code_point(pending_, at);
@@ -311,11 +327,13 @@ class StreamingDecoder {
       }
     }
     pending_ = std::move(pending);
+    begun_ = true;  // there was some text before
   }
 
  private:
   const Tokenizer* tokenizer_;
   std::string pending_;
+  bool begun_ = false;
 };
 
 }  // namespace minimamba

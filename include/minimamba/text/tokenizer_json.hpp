@@ -1,7 +1,9 @@
-// Reads tokenizer.json of Hugging Face. What is not supported is refused by name, never ignored.
+// Reads tokenizer.json of Hugging Face. What is not supported is refused by name; what a trainer left in it and would
+// change no text is ignored with a note.
 #ifndef MINIMAMBA_TEXT_TOKENIZER_JSON_HPP
 #define MINIMAMBA_TEXT_TOKENIZER_JSON_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -18,31 +20,30 @@
 #include "minimamba/io/json.hpp"
 #include "minimamba/text/gguf_tokenizer.hpp"
 #include "minimamba/text/tokenizer.hpp"
+#include "minimamba/text/tokenizer_steps.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-class TokenizerJson {
+class TokenizerJson : TokenizerJsonValues {
  public:
-  explicit TokenizerJson(const ByteSource& source) {
+  explicit TokenizerJson(const ByteSource& source) : TokenizerJsonValues(source.name()) {
     parts_.name = source.name();
-    constexpr JsonLimits limits{.bytes = std::uint64_t{64} << 20, .depth = 16, .values = 1'000'000};
-    root_ = read_json(source, limits);
+    root_ = read_json(source, tokenizer_limits);
     if (root_.object() == nullptr) refuse("the file", "an object", root_);
   }
 
   TokenizerParts read() {
-    for (const char* const key : {"truncation", "padding"}) {  // they would give other ids
-      if (const auto& x = member(root_, key); !x.is_null()) refuse(key, "null", x);
+    for (const char* const key : {"truncation", "padding"}) {  // a trainer's batches need them, texts do not
+      if (member(root_, key).is_null()) continue;
+      parts_.notes.push_back(parts_.name + ": \"" + key + "\" is ignored: texts are neither cut nor filled up");
     }
-    read_normalizer();
-    read_pre_tokenizer();
+    parts_.normalizers = normalizers_of(member(root_, "normalizer"), parts_.name);
+    parts_.pre_tokenizers = pre_tokenizers_of(member(root_, "pre_tokenizer"), parts_.name);
     read_template();
-    if (const auto& x = single(member(root_, "decoder"), "decoders"); !x.is_null() && type(x) != "ByteLevel") {
-      refuse("decoder", "ByteLevel or null", x);
-    }
+    read_decoder();
     const Json& model = member(root_, "model");
     if (!is_bpe(model)) refuse("model", "BPE", model);
     for (const char* const key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -51,6 +52,9 @@ class TokenizerJson {
     }
     if (const auto& x = member(model, "dropout"); !x.is_null() && x.number() != 0.0) refuse("model.dropout", "none", x);
     parts_.ignore_merges = flag(model, "ignore_merges", false);
+    parts_.fuse_unk = flag(model, "fuse_unk", false);
+    parts_.byte_fallback = flag(model, "byte_fallback", false);
+    if (const auto& x = member(model, "unk_token"); !x.is_null()) parts_.unk_token = text(x, "model.unk_token");
     read_vocabulary(member(model, "vocab"));
     read_merges(member(model, "merges"));
     read_added(member(root_, "added_tokens"));
@@ -60,30 +64,6 @@ class TokenizerJson {
  private:
   static constexpr std::int64_t most_ids = 1 << 20;
 
-  static const Json& member(const Json& object, std::string_view key) {
-    static const Json null;
-    const Json* const found = object.find(key);
-    return found == nullptr ? null : *found;
-  }
-  /// The member "type" of an object; "" if there is none.
-  static std::string type(const Json& object) {
-    const std::string* const text = member(object, "type").text();
-    return text == nullptr ? "" : *text;
-  }
-  static std::string describe(const Json& x) {
-    if (const std::string name = type(x); !name.empty()) return printable(name);
-    if (x.object() != nullptr) return "an object";
-    return x.array() != nullptr ? "an array" : printable(to_text(x));
-  }
-  [[noreturn]] void refuse(const std::string& key, const std::string& expected, const Json& found) const {
-    throw FormatError(parts_.name, key + " to be " + expected, describe(found));
-  }
-  bool flag(const Json& object, const char* key, bool otherwise) const {
-    const Json& x = member(object, key);
-    if (x.is_null()) return otherwise;
-    if (x.flag() == nullptr) refuse(key, "true or false", x);
-    return *x.flag();
-  }
   /// Old files, GPT-2's own among them, tell the kind of their model by its members alone.
   static bool is_bpe(const Json& model) {
     if (!member(model, "type").is_null()) return type(model) == "BPE";
@@ -96,54 +76,18 @@ class TokenizerJson {
     return static_cast<std::int32_t>(*x.whole());
   }
 
-  /// The steps of a Sequence, whose array has the name `steps`, or x itself.
-  static std::vector<const Json*> steps_of(const Json& x, const char* steps) {
-    const Json::Array* const array = member(x, steps).array();
-    if (type(x) != "Sequence" || array == nullptr) return {&x};
-    std::vector<const Json*> all;
-    for (const Json& step : *array) all.push_back(&step);
-    return all;
-  }
   /// The only step of a Sequence of one, or x itself.
   static const Json& single(const Json& x, const char* steps) {
     const auto all = steps_of(x, steps);
     return all.size() == 1 ? *all.front() : x;
   }
 
-  void read_normalizer() {
-    const Json& x = member(root_, "normalizer");
-    if (x.is_null()) return;
-    for (const Json* const step : steps_of(x, "normalizers")) {
-      if (type(*step) != "NFC") refuse("normalizer", "NFC or null", *step);
-      parts_.nfc = true;
-    }
-  }
-  /// ByteLevel, or the same written as two steps: a Split by GPT-2's expression, then ByteLevel without its own.
-  void read_pre_tokenizer() {
-    const Json& x = member(root_, "pre_tokenizer");
-    const auto steps = steps_of(x, "pretokenizers");
-    for (const Json* const step : steps) {
-      const bool split = step == steps.front() && steps.size() == 2 && type(*step) == "Split";
-      if (!split && type(*step) != "ByteLevel") refuse("pre_tokenizer", "ByteLevel", *step);
-    }
-    if (steps.empty() || steps.size() > 2) refuse("pre_tokenizer", "ByteLevel", x);
-    const Json& level = *steps.back();
-    parts_.add_prefix_space = flag(level, "add_prefix_space", true);
-    parts_.split = flag(level, "use_regex", true);
-    if (steps.size() == 1) return;
-    if (type(*steps.front()) != "Split" || parts_.split || parts_.add_prefix_space) {
-      refuse("pre_tokenizer", "Split, then ByteLevel with neither use_regex nor add_prefix_space", x);
-    }
-    read_split(*steps.front());
-  }
-  void read_split(const Json& split) {
-    const Json& pattern = member(member(split, "pattern"), "Regex");
-    if (!pattern.is(R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)")) {
-      refuse("pre_tokenizer.pattern", "GPT-2's regular expression", pattern);
-    }
-    if (const auto& x = member(split, "behavior"); !x.is("Isolated")) refuse("pre_tokenizer.behavior", "Isolated", x);
-    if (flag(split, "invert", false)) refuse("pre_tokenizer.invert", "false", member(split, "invert"));
-    parts_.split = true;
+  /// Without one, the tokens of bytes are decoded as ByteLevel does, and all others are words.
+  void read_decoder() {
+    const Json& x = single(member(root_, "decoder"), "decoders");
+    if (!x.is_null() && type(x) != "ByteLevel") refuse("decoder", "ByteLevel or null", x);
+    const auto& steps = parts_.pre_tokenizers;
+    parts_.byte_level_decoder = !x.is_null() || std::any_of(steps.begin(), steps.end(), is_byte_level);
   }
   void read_template() {
     const Json& processor = member(root_, "post_processor");
@@ -223,33 +167,34 @@ class TokenizerJson {
 /// The parts of a tokenizer.json. Throws FormatError naming what is not supported.
 inline TokenizerParts read_tokenizer_json(const ByteSource& source) { return detail::TokenizerJson(source).read(); }
 
-inline Tokenizer Tokenizer::load(const GgufMetadata& metadata, const std::string& file) {
+inline Tokenizer Tokenizer::load(const GgufMetadata& metadata, const std::string& file,
+                                 const TokenizerOptions& options) {
   const auto json = metadata.find(detail::hugging_face_tokenizer_key);
   if (json != metadata.end() && std::holds_alternative<std::string>(json->second)) {
     const auto& text = std::get<std::string>(json->second);
-    return load(ByteSource(std::as_bytes(std::span(text)), file + ": " + json->first));
+    return load(ByteSource(std::as_bytes(std::span(text)), file + ": " + json->first), options);
   }
   const TokenizerParts parts = gguf_tokenizer(metadata, file);
-  return detail::are_bytes(parts.tokens) ? bytes() : Tokenizer(parts);
+  return detail::are_bytes(parts.tokens) ? bytes() : Tokenizer(parts, options);
 }
 
-inline Tokenizer Tokenizer::load(const ByteSource& source) {
-  if (!is_gguf(source)) return Tokenizer(read_tokenizer_json(source));
+inline Tokenizer Tokenizer::load(const ByteSource& source, const TokenizerOptions& options) {
+  if (!is_gguf(source)) return Tokenizer(read_tokenizer_json(source), options);
   TensorSet tensors;
-  return load(read_gguf(source, tensors), source.name());
+  return load(read_gguf(source, tensors), source.name(), options);
 }
 
-inline Tokenizer Tokenizer::load(const std::filesystem::path& path) {
+inline Tokenizer Tokenizer::load(const std::filesystem::path& path, const TokenizerOptions& options) {
   std::error_code error;
-  if (!std::filesystem::is_directory(path, error)) return load(ByteSource::open(path));
+  if (!std::filesystem::is_directory(path, error)) return load(ByteSource::open(path), options);
   const std::filesystem::path json = path / "tokenizer.json";
-  if (detail::is_there(json)) return load(ByteSource::open(json));
+  if (detail::is_there(json)) return load(ByteSource::open(json), options);
   const std::vector<std::filesystem::path> files = detail::files_in(path, {".gguf"});
   if (files.size() != 1) {
     throw FileError(path.string(), "tokenizer.json or one file *.gguf",
                     files.empty() ? "neither" : std::to_string(files.size()) + " files *.gguf");
   }
-  return load(ByteSource::open(files.front()));
+  return load(ByteSource::open(files.front()), options);
 }
 
 }  // namespace minimamba

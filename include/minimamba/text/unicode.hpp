@@ -1,5 +1,5 @@
-// What a tokenizer needs of Unicode: reading UTF-8 that may be ill-formed, normalisation form C, and the three classes
-// of characters (letter, number, white space) by which GPT-2 splits text.
+// What a tokenizer needs of Unicode: reading UTF-8 that may be ill-formed, normalisation, lower case, and the classes
+// of characters by which text is split.
 #ifndef MINIMAMBA_TEXT_UNICODE_HPP
 #define MINIMAMBA_TEXT_UNICODE_HPP
 
@@ -64,21 +64,29 @@ inline std::string well_formed(std::string_view text) {
   return result;
 }
 
-/// Normalisation form C of well-formed UTF-8, in O(n log n) whatever the marks.
-inline std::string nfc(std::string_view text) {
-  // Nothing below U+0300, whose lead byte is 0xCC, composes with what precedes it or is written otherwise.
-  if (std::none_of(text.begin(), text.end(), [](char x) { return static_cast<unsigned char>(x) >= 0xCC; })) {
+/// Unicode's normalisation forms: C and D, and those that give up what only looks different.
+enum class NormalForm : std::uint8_t { nfc, nfd, nfkc, nfkd };
+
+/// A normalisation form of well-formed UTF-8, in O(n log n) whatever the marks.
+inline std::string normalized(std::string_view text, NormalForm form) {
+  // Nothing below U+0300, whose lead byte is 0xCC, composes with what precedes it or is written otherwise in NFC;
+  // nothing below U+0080 is written otherwise in any form.
+  const unsigned same = form == NormalForm::nfc ? 0xCC : 0x80;
+  if (std::none_of(text.begin(), text.end(), [&](char x) { return static_cast<unsigned char>(x) >= same; })) {
     return std::string(text);
   }
   std::vector<std::int32_t> points;
   points.reserve(text.size() / 2);
-  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
+  const bool compose = form == NormalForm::nfc || form == NormalForm::nfkc;
+  const bool compatible = form == NormalForm::nfkc || form == NormalForm::nfkd;
+  const auto options =
+      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compatible ? UTF8PROC_COMPAT : 0));
   for (std::size_t at = 0; at < text.size();) {
     const CodePoint x = code_point(text, at);
     at += x.size;
-    std::int32_t parts[16];
+    std::int32_t parts[32];  // U+FDFA, the longest, becomes 18
     int boundary = 0;
-    const auto count = utf8proc_decompose_char(x.value, parts, 16, options, &boundary);
+    const auto count = utf8proc_decompose_char(x.value, parts, 32, options, &boundary);
     points.insert(points.end(), parts, parts + count);
   }
   const auto combining = [](std::int32_t x) { return x < 0x300 ? 0 : utf8proc_get_property(x)->combining_class; };
@@ -87,11 +95,31 @@ inline std::string nfc(std::string_view text) {
     at = std::find_if(begin, points.end(), [&](std::int32_t x) { return combining(x) == 0; });
     std::stable_sort(begin, at, [&](std::int32_t a, std::int32_t b) { return combining(a) < combining(b); });
   }
-  const auto count = utf8proc_normalize_utf32(points.data(), static_cast<utf8proc_ssize_t>(points.size()),
-                                              static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  if (compose) {
+    const auto count = utf8proc_normalize_utf32(points.data(), static_cast<utf8proc_ssize_t>(points.size()),
+                                                static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    points.resize(static_cast<std::size_t>(count));
+  }
   std::string result;
   result.reserve(text.size());
-  for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) append_utf8(result, points[i]);
+  for (const std::int32_t point : points) append_utf8(result, point);
+  return result;
+}
+inline std::string nfc(std::string_view text) { return normalized(text, NormalForm::nfc); }
+
+/// Each character of well-formed UTF-8 in lower case, whatever stands beside it.
+inline std::string lowercase(std::string_view text) {
+  std::string result;
+  result.reserve(text.size());
+  for (std::size_t at = 0; at < text.size();) {
+    const CodePoint x = code_point(text, at);
+    at += x.size;
+    if (x.value == 0x130) {
+      result += "i\u0307";  // the only one that becomes two
+    } else {
+      append_utf8(result, utf8proc_tolower(x.value));
+    }
+  }
   return result;
 }
 
@@ -125,39 +153,11 @@ inline bool is_word_character(std::int32_t x) {
          within(0x1F170, 0x1F189);
 }
 
-/// The end of the piece of well-formed text that begins at `at`, as GPT-2 splits:
-/// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-inline std::size_t piece_end(std::string_view text, std::size_t at) {
-  if (text[at] == '\'') {
-    for (const std::string_view suffix : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"}) {
-      if (text.substr(at, suffix.size()) == suffix) return at + suffix.size();
-    }
-  }
-  const auto class_at = [&](std::size_t i, std::size_t& next) {
-    const CodePoint x = code_point(text, i);
-    next = i + x.size;
-    return character_class(x.value);
-  };
-  std::size_t end = at, last = at;
-  CharacterClass kind = class_at(at, end);
-  if (text[at] == ' ' && end < text.size()) {
-    std::size_t next = end;
-    const CharacterClass after = class_at(end, next);
-    if (after != CharacterClass::space) {
-      kind = after;
-      end = next;
-    }
-  }
-  const std::size_t first = end;
-  last = at;
-  while (end < text.size()) {
-    std::size_t next = end;
-    if (class_at(end, next) != kind) break;
-    last = end;
-    end = next;
-  }
-  // White space leaves its last character to what follows, unless it is but one.
-  return kind == CharacterClass::space && end < text.size() && end != first ? last : end;
+/// Punctuation of ASCII, which counts symbols such as $ in, and of Unicode, which does not.
+inline bool is_punctuation(std::int32_t x) {
+  if (x < 0x80) return x > 0x20 && x < 0x7F && character_class(x) == CharacterClass::other;
+  const auto category = utf8proc_category(x);
+  return category >= UTF8PROC_CATEGORY_PC && category <= UTF8PROC_CATEGORY_PO;
 }
 
 }  // namespace detail

@@ -1,0 +1,17 @@
+# Finds PCRE2 of 8-bit characters, by pkg-config or by looking for its header and library. Defines the target PCRE2::8BIT.
+if(NOT TARGET PCRE2::8BIT)
+  find_package(PkgConfig QUIET)
+  if(PkgConfig_FOUND)
+    pkg_check_modules(PC_PCRE2 QUIET libpcre2-8)
+  endif()
+  find_path(Pcre2_INCLUDE_DIR pcre2.h HINTS ${PC_PCRE2_INCLUDE_DIRS})
+  find_library(Pcre2_LIBRARY NAMES pcre2-8 pcre2-8-static HINTS ${PC_PCRE2_LIBRARY_DIRS})
+  mark_as_advanced(Pcre2_INCLUDE_DIR Pcre2_LIBRARY)
+endif()
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(Pcre2 REQUIRED_VARS Pcre2_LIBRARY Pcre2_INCLUDE_DIR VERSION_VAR PC_PCRE2_VERSION)
+if(Pcre2_FOUND AND NOT TARGET PCRE2::8BIT)
+  add_library(PCRE2::8BIT UNKNOWN IMPORTED)
+  set_target_properties(PCRE2::8BIT PROPERTIES IMPORTED_LOCATION "${Pcre2_LIBRARY}"
+                                               INTERFACE_INCLUDE_DIRECTORIES "${Pcre2_INCLUDE_DIR}")
+endif()

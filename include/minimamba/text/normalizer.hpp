@@ -1,0 +1,129 @@
+// What tokenizers do to text before they split it: the steps of tokenizer.json's "normalizer".
+#ifndef MINIMAMBA_TEXT_NORMALIZER_HPP
+#define MINIMAMBA_TEXT_NORMALIZER_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "minimamba/core/error.hpp"
+#include "minimamba/text/unicode.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// One step of normalisation.
+struct Normalizer {
+  enum class Kind : std::uint8_t { nfc, nfd, nfkc, nfkd, lowercase, replace, prepend, strip };
+  Kind kind = Kind::nfc;
+  std::string pattern = {};  ///< Replace: each occurrence of this text
+  std::string content = {};  ///< Replace: becomes this; Prepend: put before text that is not empty
+  bool left = true;          ///< Strip: white space at the beginning
+  bool right = true;         ///< Strip: and at the end
+
+  bool operator==(const Normalizer&) const = default;
+};
+
+namespace detail {
+
+inline constexpr std::size_t most_steps = 16, most_step_text = 256;
+
+/// Steps in their order.
+class NormalizerSteps {
+ public:
+  NormalizerSteps() = default;
+  /// Throws FormatError for so many steps, or so long texts, that a short text could become a huge one.
+  NormalizerSteps(std::vector<Normalizer> steps, const std::string& file) : steps_(std::move(steps)) {
+    if (steps_.size() > most_steps) {
+      throw FormatError(file + ": normalizer", "at most " + std::to_string(most_steps) + " steps",
+                        std::to_string(steps_.size()));
+    }
+    std::size_t growth = 1;
+    for (const Normalizer& step : steps_) {
+      check_text(step, file);
+      if (step.kind != Normalizer::Kind::replace) continue;
+      growth *= step.content.size() / step.pattern.size() + 1;
+      if (growth > most_growth) {
+        throw FormatError(file + ": normalizer",
+                          "Replace steps that make a text at most " + std::to_string(most_growth) + " times as long",
+                          "longer ones");
+      }
+    }
+  }
+
+  std::string operator()(std::string_view text) const {
+    std::string result(text);
+    for (const Normalizer& step : steps_) result = apply(step, std::move(result));
+    return result;
+  }
+
+ private:
+  static constexpr std::size_t most_growth = 1024;
+
+  static void check_text(const Normalizer& step, const std::string& file) {
+    if (step.pattern.size() > most_step_text || step.content.size() > most_step_text) {
+      throw FormatError(file + ": normalizer", "texts of at most " + std::to_string(most_step_text) + " bytes",
+                        std::to_string(std::max(step.pattern.size(), step.content.size())));
+    }
+    if (step.kind == Normalizer::Kind::replace && step.pattern.empty()) {
+      throw FormatError(file + ": normalizer.pattern", "some text", "none");
+    }
+  }
+
+  static std::string apply(const Normalizer& step, std::string text) {
+    switch (step.kind) {
+      case Normalizer::Kind::nfc:
+        return normalized(text, NormalForm::nfc);
+      case Normalizer::Kind::nfd:
+        return normalized(text, NormalForm::nfd);
+      case Normalizer::Kind::nfkc:
+        return normalized(text, NormalForm::nfkc);
+      case Normalizer::Kind::nfkd:
+        return normalized(text, NormalForm::nfkd);
+      case Normalizer::Kind::lowercase:
+        return lowercase(text);
+      case Normalizer::Kind::replace:
+        return replaced(text, step.pattern, step.content);
+      case Normalizer::Kind::prepend:
+        return text.empty() ? text : step.content + text;
+      case Normalizer::Kind::strip:
+        return stripped(text, step.left, step.right);
+    }
+    return text;
+  }
+  static std::string replaced(std::string_view text, std::string_view pattern, std::string_view content) {
+    std::string result;
+    for (;;) {
+      const std::size_t at = text.find(pattern);
+      result += text.substr(0, at);
+      if (at == text.npos) return result;
+      result += content;
+      text.remove_prefix(at + pattern.size());
+    }
+  }
+  static std::string stripped(std::string_view text, bool left, bool right) {
+    std::size_t begin = 0, end = 0;  // of what is no white space
+    for (std::size_t at = 0; at < text.size();) {
+      const CodePoint x = code_point(text, at);
+      at += x.size;
+      if (is_white_space(x.value)) continue;
+      if (end == 0) begin = at - x.size;
+      end = at;
+    }
+    if (end == 0 && (left || right)) return {};
+    begin = left ? begin : 0;
+    end = right ? end : text.size();
+    return std::string(text.substr(begin, end - begin));
+  }
+
+  std::vector<Normalizer> steps_;
+};
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,268 @@
+// How tokenizers cut text into the pieces within which pairs merge: the steps of tokenizer.json's "pre_tokenizer".
+#ifndef MINIMAMBA_TEXT_PRE_TOKENIZER_HPP
+#define MINIMAMBA_TEXT_PRE_TOKENIZER_HPP
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "minimamba/core/error.hpp"
+#include "minimamba/io/file.hpp"
+#include "minimamba/io/byte_alphabet.hpp"
+#include "minimamba/text/normalizer.hpp"
+#include "minimamba/text/patterns.hpp"
+#include "minimamba/text/unicode.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// What becomes of the matches by which text is split, and of what lies between them.
+enum class SplitBehavior : std::uint8_t { removed, isolated, merged_with_previous, merged_with_next, contiguous };
+
+/// One step of splitting.
+struct PreTokenizer {
+  enum class Kind : std::uint8_t { byte_level, digits, punctuation, whitespace, whitespace_split, split };
+  Kind kind = Kind::byte_level;
+  SplitBehavior behavior = SplitBehavior::isolated;  ///< Punctuation and Split
+  bool invert = false;                               ///< Split: what lies between matches is the match
+  std::string pattern = {};                          ///< Split: a text, or
+  std::string regex = {};                            ///< Split: a regular expression
+  bool add_prefix_space = false;                     ///< ByteLevel: a space before each piece that begins with none
+  bool use_regex = true;                             ///< ByteLevel: split as GPT-2 does
+  bool individual_digits = false;                    ///< Digits: each of them alone
+
+  bool operator==(const PreTokenizer&) const = default;
+};
+
+namespace detail {
+
+/// The bytes that a text spells in GPT-2's alphabet; none if it has another character.
+inline std::optional<std::string> spelled_bytes(std::string_view token) {
+  static const auto table = [] {
+    std::array<int, 0x144> bytes{};
+    bytes.fill(-1);
+    for (unsigned x = 0; x < 256; ++x) bytes[static_cast<std::size_t>(byte_character(x))] = static_cast<int>(x);
+    return bytes;
+  }();
+  std::string result;
+  for (std::size_t at = 0; at < token.size();) {
+    const CodePoint x = code_point(token, at);
+    if (x.value < 0 || x.value >= 0x144 || table[static_cast<std::size_t>(x.value)] < 0) return std::nullopt;
+    result += static_cast<char>(table[static_cast<std::size_t>(x.value)]);
+    at += x.size;
+  }
+  return result;
+}
+
+/// The other way round.
+inline std::string spelling_of(std::string_view bytes) {
+  std::string result;
+  for (const char x : bytes) append_utf8(result, byte_character(static_cast<unsigned char>(x)));
+  return result;
+}
+
+inline bool is_byte_level(const PreTokenizer& step) { return step.kind == PreTokenizer::Kind::byte_level; }
+
+/// Steps in their order. The pieces that come out are bytes where one of them is ByteLevel; what follows that step sees
+/// its alphabet, as in the Hugging Face library.
+class PreTokenizerSteps {
+ public:
+  PreTokenizerSteps() = default;
+  /// Throws FormatError for too many steps, or a regular expression that is neither known nor compiled by `compile`.
+  PreTokenizerSteps(const std::vector<PreTokenizer>& steps, const RegexCompiler& compile, const std::string& file) {
+    const auto levels = static_cast<std::size_t>(std::count_if(steps.begin(), steps.end(), is_byte_level));
+    if (steps.size() > most_steps || levels > 1) {
+      throw FormatError(file + ": pre_tokenizer",
+                        "at most " + std::to_string(most_steps) + " steps, one of them ByteLevel",
+                        std::to_string(steps.size()) + ", " + std::to_string(levels) + " of them ByteLevel");
+    }
+    for (const PreTokenizer& step : steps) steps_.push_back(compiled(step, compile, file));
+    byte_level_ = levels == 1;
+    spelled_ = byte_level_ && !is_byte_level(steps.back());
+  }
+
+  bool byte_level() const { return byte_level_; }
+
+  /// Calls on_piece(string_view) for each piece of a text that is not empty, in order.
+  template <class OnPiece>
+  void split(std::string_view text, const OnPiece& on_piece) const {
+    if (!spelled_) return run(0, text, on_piece);
+    run(0, text, [&](std::string_view piece) { on_piece(std::string_view(*spelled_bytes(piece))); });
+  }
+
+ private:
+  using Kind = PreTokenizer::Kind;
+
+  struct Step {
+    PreTokenizer step;
+    std::optional<KnownPattern> known;
+    RegexSearch search;
+  };
+  struct Part {
+    std::size_t begin, end;
+    bool match;
+  };
+
+  static Step compiled(const PreTokenizer& step, const RegexCompiler& compile, const std::string& file) {
+    Step result{step, known_pattern(step.regex), {}};
+    if (step.kind != Kind::split) return result;
+    if (step.pattern.size() > most_step_text || step.pattern.empty() == step.regex.empty()) {
+      throw FormatError(file + ": pre_tokenizer.pattern",
+                        "a regular expression, or a text of 1 to " + std::to_string(most_step_text) + " bytes",
+                        std::to_string(step.pattern.size()) + " bytes");
+    }
+    if (step.regex.empty() || result.known) return result;
+    if (!compile) {
+      throw FormatError(file + ": pre_tokenizer.pattern",
+                        "the regular expression of GPT-2, cl100k, Llama 3, Qwen or Falcon (others: Pcre2 of "
+                        "minimamba/text/pcre2.hpp)",
+                        printable(step.regex, 400));
+    }
+    result.search = compile(step.regex);
+    return result;
+  }
+
+  template <class OnPiece>
+  void run(std::size_t at, std::string_view text, const OnPiece& on_piece) const {
+    if (at == steps_.size()) return on_piece(text);
+    const Step& step = steps_[at];
+    if (step.step.kind == Kind::byte_level) return run_byte_level(at, text, on_piece);
+    if (step.known && *step.known != KnownPattern::falcon && step.step.behavior == SplitBehavior::isolated) {
+      for (std::size_t begin = 0; begin < text.size();) {  // as below, with no list of parts
+        const std::size_t end = find_known(*step.known, text, begin)->end;
+        run(at + 1, text.substr(begin, end - begin), on_piece);
+        begin = end;
+      }
+      return;
+    }
+    for (const Part& part : kept(parts(step, text), behavior(step.step))) {
+      if (part.begin < part.end) run(at + 1, text.substr(part.begin, part.end - part.begin), on_piece);
+    }
+  }
+  template <class OnPiece>
+  void run_byte_level(std::size_t at, std::string_view text, const OnPiece& on_piece) const {
+    const PreTokenizer& step = steps_[at].step;
+    std::string spaced;
+    if (step.add_prefix_space && text.front() != ' ') {
+      spaced = " " + std::string(text);
+      text = spaced;
+    }
+    for (std::size_t begin = 0; begin < text.size();) {
+      const std::size_t end = step.use_regex ? piece_end(text, begin) : text.size();
+      const std::string_view piece = text.substr(begin, end - begin);
+      spelled_ ? run(at + 1, spelling_of(piece), on_piece) : on_piece(piece);
+      begin = end;
+    }
+  }
+
+  static SplitBehavior behavior(const PreTokenizer& step) {
+    switch (step.kind) {
+      case Kind::digits:
+        return step.individual_digits ? SplitBehavior::isolated : SplitBehavior::contiguous;
+      case Kind::whitespace:
+      case Kind::whitespace_split:
+        return SplitBehavior::removed;
+      default:
+        return step.behavior;
+    }
+  }
+
+  template <class Predicate>
+  static std::optional<TextRange> find_character(std::string_view text, std::size_t from, const Predicate& is) {
+    for (std::size_t at = from; at < text.size();) {
+      const CodePoint x = code_point(text, at);
+      if (is(x.value)) return TextRange{at, at + x.size};
+      at += x.size;
+    }
+    return std::nullopt;
+  }
+  /// \w+|[^\w\s]+
+  static std::optional<TextRange> find_word(std::string_view text, std::size_t from) {
+    const auto first = find_character(text, from, [](std::int32_t x) { return !is_white_space(x); });
+    if (!first) return std::nullopt;
+    const bool word = is_word_character(code_point(text, first->begin).value);
+    const auto next = find_character(text, first->end,
+                                     [&](std::int32_t x) { return is_white_space(x) || is_word_character(x) != word; });
+    return TextRange{first->begin, next ? next->begin : text.size()};
+  }
+  static std::optional<TextRange> find(const Step& step, std::string_view text, std::size_t from) {
+    switch (step.step.kind) {
+      case Kind::digits:
+        return find_character(text, from, [](std::int32_t x) { return character_class(x) == CharacterClass::number; });
+      case Kind::punctuation:
+        return find_character(text, from, is_punctuation);
+      case Kind::whitespace:
+        return find_word(text, from);
+      case Kind::whitespace_split:
+        return find_character(text, from, is_white_space);
+      default:
+        break;
+    }
+    if (step.known) return find_known(*step.known, text, from);
+    if (step.search) return step.search(text, from);
+    const std::size_t at = text.find(step.step.pattern, from);
+    if (at == text.npos) return std::nullopt;
+    return TextRange{at, at + step.step.pattern.size()};
+  }
+
+  /// All of a text in parts that match or do not. No empty match follows another match at once.
+  static std::vector<Part> parts(const Step& step, std::string_view text) {
+    const bool invert = step.step.invert || step.step.kind == Kind::whitespace;
+    std::vector<Part> result;
+    std::size_t done = 0, from = 0;
+    while (from <= text.size()) {
+      const auto found = find(step, text, from);
+      if (!found) break;
+      if (found->begin == found->end && found->end == done && !result.empty()) {
+        from += from < text.size() ? code_point(text, from).size : 1;
+        continue;
+      }
+      if (done != found->begin) result.push_back({done, found->begin, invert});
+      result.push_back({found->begin, found->end, !invert});
+      done = from = found->end;
+    }
+    if (done != text.size()) result.push_back({done, text.size(), invert});
+    return result;
+  }
+
+  /// What a behaviour makes of them: parts that go away are left out, others are joined.
+  static std::vector<Part> kept(std::vector<Part> parts, SplitBehavior behavior) {
+    if (behavior == SplitBehavior::isolated) return parts;
+    if (behavior == SplitBehavior::removed) {
+      std::erase_if(parts, [](const Part& part) { return part.match; });
+      return parts;
+    }
+    const bool backwards = behavior == SplitBehavior::merged_with_next;
+    if (backwards) std::reverse(parts.begin(), parts.end());
+    std::vector<Part> result;
+    bool previous = false;  // whether the last part matched
+    for (const Part& part : parts) {
+      const bool joins = behavior == SplitBehavior::contiguous ? part.match == previous : part.match && !previous;
+      if (joins && !result.empty()) {
+        (backwards ? result.back().begin : result.back().end) = backwards ? part.begin : part.end;
+      } else {
+        result.push_back(part);
+      }
+      previous = part.match;
+    }
+    if (backwards) std::reverse(result.begin(), result.end());
+    return result;
+  }
+
+  std::vector<Step> steps_;
+  bool byte_level_ = false;
+  bool spelled_ = false;  // steps follow ByteLevel
+};
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif
