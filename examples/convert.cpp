@@ -136,6 +136,7 @@ minimamba::GgufMetadata carried_metadata(const Arguments& arguments, const minim
   const std::optional<fs::path> path = tokenizer_path(arguments, checkpoint);
   if (has_own || !path) return metadata;
   const auto parts = minimamba::read_tokenizer_json(minimamba::ByteSource::open(*path));
+  for (const std::string& note : parts.notes) program::print_note(note);
   for (auto& [key, value] :
        minimamba::gguf_tokenizer(parts, checkpoint.config.padded_vocab_size(), program::read_file(*path))) {
     metadata[key] = value;
@@ -203,6 +204,9 @@ void note_what_llama_cannot_run(const minimamba::MambaConfig& config) {
 }
 
 int convert(const Arguments& arguments) {
+  if (arguments.output == "-") {
+    throw minimamba::ArgumentError("output", "a folder to make, or a file named *.gguf", "-, standard output");
+  }
   const bool gguf = is_gguf_name(arguments.output);
   const minimamba::Checkpoint checkpoint = program::open_model(arguments.input);
   minimamba::SaveOptions options;
@@ -215,7 +219,7 @@ int convert(const Arguments& arguments) {
   options.saturate = arguments.saturate;
   options.on_note = [&](const std::string& note) {
     line.clear();
-    std::fprintf(stderr, "note: %s\n", note.c_str());
+    program::print_note(note);
   };
   options.progress = [&](double part) {
     const auto now = std::chrono::steady_clock::now();

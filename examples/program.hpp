@@ -214,14 +214,20 @@ inline minimamba::Tokenizer with_notes(minimamba::Tokenizer tokenizer) {
   return tokenizer;
 }
 
-/// The tokenizer that was asked for, or the model's own: in its GGUF file, tokenizer.json beside it, the bytes for a
-/// model with 256 tokens. None for others.
-inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& path,
-                                                          const minimamba::Checkpoint& checkpoint) {
+/// Regular expressions that the library does not know are PCRE2's affair, where it is there.
+inline minimamba::TokenizerOptions tokenizer_options() {
   minimamba::TokenizerOptions options;
 #if defined(MINIMAMBA_WITH_PCRE2)
   options.regex = minimamba::Pcre2();
 #endif
+  return options;
+}
+
+/// The tokenizer that was asked for, or the model's own: in its GGUF file, tokenizer.json beside it, the bytes for a
+/// model with 256 tokens. None for others.
+inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& path,
+                                                          const minimamba::Checkpoint& checkpoint) {
+  const minimamba::TokenizerOptions options = tokenizer_options();
   if (!path.empty()) return with_notes(minimamba::Tokenizer::load(std::filesystem::path(path), options));
   const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
   const bool none =

@@ -109,8 +109,8 @@ struct Vocabulary {
 Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init) {
   if (!arguments.tokenizer.empty()) {
     const fs::path given(arguments.tokenizer), file = fs::is_directory(given) ? given / "tokenizer.json" : given;
-    minimamba::Tokenizer tokenizer(minimamba::read_tokenizer_json(minimamba::ByteSource::open(file)));
-    return {std::move(tokenizer), read_file(file)};
+    const auto parts = minimamba::read_tokenizer_json(minimamba::ByteSource::open(file));
+    return {program::with_notes(minimamba::Tokenizer(parts, program::tokenizer_options())), read_file(file)};
   }
   if (!init) return {minimamba::Tokenizer::bytes(), ""};
   auto own = program::find_tokenizer("", *init);

@@ -145,7 +145,10 @@ INSTANTIATE_TEST_SUITE_P(
                 {weights, norm_f, "floating-point", "F33"}},
         Refusal{"OfNoType", norm_f_with("F32", ""), is<FormatError>, {weights, norm_f, "a dtype"}},
         Refusal{"OfALongType", norm_f_with("F32", std::string(33, 'F')), is<FormatError>, {weights, norm_f, "a dtype"}},
-        Refusal{"OfLowerCaseType", norm_f_with("F32", "f32"), is<CheckpointError>, {weights, norm_f, "floating-point", "f32"}},
+        Refusal{"OfLowerCaseType",
+                norm_f_with("F32", "f32"),
+                is<CheckpointError>,
+                {weights, norm_f, "floating-point", "f32"}},
         Refusal{
             "OfNumberedType", norm_f_with("\"F32\"", "32"), is<FormatError>, {weights, norm_f, "dtype with number"}},
         Refusal{"OfTypeInAnArray",

@@ -249,6 +249,20 @@ TEST(RefusedTrainings, ThatDivergeNameTheStepAndTheTensor) {
   expect_error<DivergedError>([&] { trainer.validate(1); }, {"validation after step 1", "layers.1.mixer.D", "finite"});
 }
 
+template <class TestTrainer>
+void expect_large_numbers_taken(double number) {
+  using TestModel = std::remove_cvref_t<decltype(std::declval<TestTrainer>().model())>;
+  TestTrainer trainer(TestModel(config()), tokens(), options());
+  auto& bias = trainer.mutable_model().layers[0].mixer.conv1d.bias;  // silu makes zero of it
+  bias.view()(0, 2) = static_cast<typename TestModel::ScalarType>(number);
+  EXPECT_NO_THROW(trainer.require_finite()) << number;
+}
+
+TEST(RefusedTrainings, AreNoneWhereNumbersAreLargeButFinite) {
+  expect_large_numbers_taken<NativeTrainer>(-3e38);
+  expect_large_numbers_taken<Trainer<Mamba<double, ReferenceTraining>>>(-1e200);
+}
+
 TEST(RefusedTrainings, ThatDivergeKeepTheLastGoodCheckpoint) {
   const Folder folder;
   const auto file = folder / "training.safetensors";

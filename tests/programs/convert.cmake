@@ -81,15 +81,24 @@ file(SHA256 ${WORK}/model.gguf after)
 if(NOT before STREQUAL after)
   message(FATAL_ERROR "a refused conversion changed its output")
 endif()
-expect(0 "" ${DATA}/odd-official ${WORK}/model.gguf --force)
+expect(0 "cannot run.*asks for conv1d.bias.*knows no in_proj.bias" ${DATA}/odd-official ${WORK}/model.gguf --force)
 expect(0 "untied" --info ${WORK}/model.gguf)
 
 expect(1 "no-such-model" ${DATA}/no-such-model ${WORK}/x.gguf)
 expect(1 "F32, F16, BF16 or F64 in a folder" ${DATA}/odd-hf ${WORK}/q8 --type q8_0)
 expect(2 "" ${DATA}/odd-hf)
+expect(1 "output: expected a folder.*standard output" ${DATA}/odd-hf -)
 expect(2 "" ${DATA}/odd-hf ${WORK}/x.gguf --type q99)
 expect(0 "minimamba [0-9]" --version)
 expect(0 "--force" --help)
+
+# 100,000 in out_proj of one layer, which f16 cannot hold.
+expect(1 "layers.0.mixer.out_proj.weight.*100000" ${DATA}/wide-numbers ${WORK}/f16 --type f16)
+if(EXISTS ${WORK}/f16)
+  message(FATAL_ERROR "a refused conversion left something")
+endif()
+expect(0 "note: .*1 number" ${DATA}/wide-numbers ${WORK}/f16 --type f16 --saturate)
+expect(0 "" ${DATA}/wide-numbers ${WORK}/bf16 --type bf16)
 
 # Files as people have them.
 file(COPY ${DATA}/tiny-official DESTINATION ${WORK})

@@ -1,4 +1,5 @@
 // Files as people have them: what other programs write or leave behind is read, and what is ignored is noted.
+#include "minimamba/text.hpp"
 #include "support/files.hpp"
 
 namespace {
@@ -378,6 +379,8 @@ TEST_F(FoundFiles, MayLieInTheCacheOfHuggingFace) {
   write_text(root / "refs" / "main", "0123abc\n");
   EXPECT_TRUE(identical(logits_of(load<Model>(root)), expected));
   EXPECT_EQ(open_checkpoint(root).folder, snapshot);
+  fs::copy_file(fs::path(GOLDEN_FOLDER) / "../../fuzz/corpus/tokenizer/small.json", snapshot / "tokenizer.json");
+  EXPECT_EQ(Tokenizer::load(root).size(), Tokenizer::load(snapshot).size());
   for (const char* const bad : {"../../..", "", "a/b", "gone"}) {
     write_text(root / "refs" / "main", bad);
     EXPECT_THROW(load<Model>(root), Error) << bad;

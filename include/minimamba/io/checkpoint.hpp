@@ -20,6 +20,7 @@
 #include "minimamba/io/end_tokens.hpp"
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/io/gguf_config.hpp"
+#include "minimamba/io/model_folder.hpp"
 #include "minimamba/io/safetensors.hpp"
 #include "minimamba/io/tokenizer_ids.hpp"
 #include "minimamba/io/torch_bin.hpp"
@@ -219,22 +220,6 @@ inline void settle(Checkpoint& checkpoint, bool has_bias) {
     config.tie_embeddings = false;
     checkpoint.notes.push_back(key + " is ignored, for " + printable(head->name) + " differs from the embedding");
   }
-}
-
-/// The folder that a path means: of the root of a model in Hugging Face's cache, the snapshot of its main branch.
-inline std::filesystem::path model_folder(const std::filesystem::path& path) {
-  const std::filesystem::path main = path / "refs" / "main";
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(main, error) || !std::filesystem::is_directory(path / "snapshots", error)) {
-    return path;
-  }
-  const ByteSource source = ByteSource::open(main);
-  std::string name(static_cast<std::size_t>(std::min<std::uint64_t>(source.size(), 256)), '\0');
-  source.read(0, std::as_writable_bytes(std::span(name)));
-  name.erase(std::min(name.find_last_not_of(" \t\r\n") + 1, name.size()));
-  if (!is_plain_name(name))
-    throw FormatError(source.name(), "the name of a snapshot", "\"" + printable(name, 100) + "\"");
-  return path / "snapshots" / name;
 }
 
 /// Of a folder with weights in one file and in shards, transformers reads the file. What is wrong with it may be that

@@ -18,6 +18,7 @@
 #include "minimamba/core/error.hpp"
 #include "minimamba/io/file.hpp"
 #include "minimamba/io/json.hpp"
+#include "minimamba/io/model_folder.hpp"
 #include "minimamba/text/gguf_tokenizer.hpp"
 #include "minimamba/text/tokenizer.hpp"
 #include "minimamba/text/tokenizer_steps.hpp"
@@ -187,9 +188,9 @@ inline Tokenizer Tokenizer::load(const ByteSource& source, const TokenizerOption
 inline Tokenizer Tokenizer::load(const std::filesystem::path& path, const TokenizerOptions& options) {
   std::error_code error;
   if (!std::filesystem::is_directory(path, error)) return load(ByteSource::open(path), options);
-  const std::filesystem::path json = path / "tokenizer.json";
+  const std::filesystem::path folder = detail::model_folder(path), json = folder / "tokenizer.json";
   if (detail::is_there(json)) return load(ByteSource::open(json), options);
-  const std::vector<std::filesystem::path> files = detail::files_in(path, {".gguf"});
+  const std::vector<std::filesystem::path> files = detail::files_in(folder, {".gguf"});
   if (files.size() != 1) {
     throw FileError(path.string(), "tokenizer.json or one file *.gguf",
                     files.empty() ? "neither" : std::to_string(files.size()) + " files *.gguf");
