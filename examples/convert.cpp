@@ -120,7 +120,7 @@ constexpr const char* tokenizer_files[] = {
 std::optional<fs::path> tokenizer_path(const Arguments& arguments, const minimamba::Checkpoint& checkpoint) {
   if (!arguments.tokenizer.empty()) {
     const fs::path path = arguments.tokenizer;
-    return fs::is_directory(path) ? path / "tokenizer.json" : path;
+    return fs::is_directory(path) ? minimamba::detail::model_folder(path) / "tokenizer.json" : path;
   }
   const fs::path path = checkpoint.folder / "tokenizer.json";
   return minimamba::detail::is_there(path) ? std::optional(path) : std::nullopt;

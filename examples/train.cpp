@@ -108,7 +108,8 @@ struct Vocabulary {
 /// The tokenizer that was asked for, or that of the model to start from. Throws where there is none.
 Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init) {
   if (!arguments.tokenizer.empty()) {
-    const fs::path given(arguments.tokenizer), file = fs::is_directory(given) ? given / "tokenizer.json" : given;
+    const fs::path given(arguments.tokenizer),
+        file = fs::is_directory(given) ? minimamba::detail::model_folder(given) / "tokenizer.json" : given;
     const auto parts = minimamba::read_tokenizer_json(minimamba::ByteSource::open(file));
     return {program::with_notes(minimamba::Tokenizer(parts, program::tokenizer_options())), read_file(file)};
   }

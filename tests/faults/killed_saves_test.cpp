@@ -361,6 +361,34 @@ TEST(FilesThatAreCommittedTogether, HavePlainNamesInOneFolder) {
   EXPECT_EQ(names_in(folder.path()), (std::set<std::string>{"a", "sub"}));
 }
 
+TEST(FilesThatAreCommittedTogether, AreNotOneFileUnderTwoLinks) {
+  const Folder folder;
+  fs::create_directory(folder / "store");
+  fs::create_directory(folder / "model");
+  fs::create_symlink("../store/one", folder / "model" / "config.json");
+  fs::create_symlink("./../store/one", folder / "model" / "model.safetensors");
+  EXPECT_THROW(save(model_of_size(8), folder / "model"), ArgumentError);
+}
+
+TEST(AListOfFilesToRename, IsWrittenThroughNoLink) {
+  const Folder folder;
+  support::write_text(folder / "precious", "precious");
+  fs::create_directory(folder / "model");
+  fs::create_symlink("../precious", folder / "model" / ".minimamba-commit");
+  save(model_of_size(8), folder / "model");
+  EXPECT_EQ(support::read_text(folder / "precious"), "precious");
+  EXPECT_TRUE(identical(loaded_logits(folder / "model"), logits_of(model_of_size(8))));
+}
+
+TEST(StraysOfASave, GoFromWhereALinkLeads) {
+  const Folder folder;
+  fs::create_directory(folder / "store");
+  support::write_text(folder / "store" / ".minimamba-1.tmp", "a stray");
+  fs::create_symlink("store/model.gguf", folder / "model.gguf");
+  save_gguf(model_of_size(8), folder / "model.gguf");
+  EXPECT_EQ(names_in(folder / "store"), (std::set<std::string>{"model.gguf"}));
+}
+
 TEST(AFolderThatAnotherProgramHasLocked, DoesNotHoldUpASaveOfOneFile) {
   const Folder folder;
   support::write_text(folder / ".minimamba-1.tmp", "a stray");

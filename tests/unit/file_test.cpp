@@ -199,7 +199,9 @@ TEST_F(AtomicFileTest, CommitsTogetherWhatLinksLeadTo) {
   EXPECT_EQ(entries(), 4U);  // blobs, two links, config
   // A save that was cut short behind a link is read through it.
   put(folder / "blobs" / ".minimamba-1.tmp", "newer");
-  put(folder / "blobs" / ".minimamba-commit", "minimamba commit 1\n.minimamba-1.tmp\tweights\n");
+  put(folder / "blobs" / ".minimamba-commit", "minimamba commit 1\n.minimamba-1.tmp\t" +
+                                                  minimamba::detail::identity_of(folder / "blobs" / "weights") +
+                                                  "\tweights\n");
   const auto source = minimamba::ByteSource::open(folder / "weights");
   std::string text(source.size(), '\0');
   source.read(0, std::as_writable_bytes(std::span(text)));

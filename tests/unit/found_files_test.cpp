@@ -221,6 +221,31 @@ TEST_F(FoundFiles, MayHaveAnIndexWithAHeadThatNoShardHas) {
   expect_note(expect_same_model().notes, {"index.json", "lm_head.weight is not in 1.safetensors"});
 }
 
+TEST_F(FoundFiles, MayNotLackAHeadThatTheConfigurationAsksFor) {
+  std::string map;
+  const Checkpoint checkpoint = open_checkpoint(folder.path());
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) map += "\"" + name + "\":\"1.safetensors\",";
+  fs::rename(folder / weights, folder / "1.safetensors");
+  config_with("tie_word_embeddings", false)(folder);
+  write_text(folder / "model.safetensors.index.json",
+             "{\"weight_map\":{" + map + "\"lm_head.weight\":\"1.safetensors\"}}");
+  EXPECT_THROW(load<Model>(folder.path()), CheckpointError);
+  config_with("tie_word_embeddings", true)(folder);
+  write_text(folder / "model.safetensors.index.json",
+             "{\"weight_map\":{" + map + "\"backbone.layers.0.mixer.extra_lm_head.weight\":\"1.safetensors\"}}");
+  EXPECT_THROW(load<Model>(folder.path()), CheckpointError);
+}
+
+TEST_F(FoundFiles, MayNotBeAShardAlone) {
+  fs::rename(folder / weights, folder / "model-00001-of-00002.safetensors");
+  EXPECT_THROW(load<Model>(folder.path()), FileError);
+  write_text(folder / "model-00002-of-00002.safetensors", read_text(folder / "model-00001-of-00002.safetensors"));
+  EXPECT_THROW(load<Model>(folder.path()), FileError);
+  fs::remove(folder / "model-00002-of-00002.safetensors");
+  fs::rename(folder / "model-00001-of-00002.safetensors", folder / "model-00001-of-00001.safetensors");
+  expect_same_model();
+}
+
 std::string replaced(std::string text, const std::string& from, const std::string& to) {
   for (std::size_t at = 0; (at = text.find(from, at)) != text.npos; at += to.size()) text.replace(at, from.size(), to);
   return text;
@@ -268,6 +293,8 @@ TEST_F(FoundFiles, MayHoldTensorsThatTheModelDoesNotUse) {
   // What the model needs, or what would change what a layer computes, is still refused.
   for (const auto& [name, type, shape] :
        std::vector<std::array<std::string, 3>>{{"backbone.layers.0.norm.bias", "F32", "[2]"},
+                                               {"backbone.norm_f.bias", "F32", "[2]"},
+                                               {"lm_head.bias", "F32", "[2]"},
                                                {"backbone.layers.0.mixer.in_proj.bias", "F32", "[2]"},
                                                {"backbone.layers.2.norm.weight", "F8_E4M3", "[8]"},
                                                {"module.backbone.norm_f.weight", "F32", "[2]"}}) {

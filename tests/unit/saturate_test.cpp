@@ -60,4 +60,26 @@ TEST(Narrowing, RefusesWhatDoesNotFitOrClampsIt) {
   }
 }
 
+TEST(Narrowing, SeesWhatAFloatWouldHide) {
+  using Wide = Mamba<double, ReferenceBackend>;
+  const Folder folder;
+  Wide model = support::trained_looking_model<Wide>(support::tiny_config());
+  auto& weight = model.layers[1].mixer.out_proj.weight;
+  std::vector<double> row(weight.cols());
+  row[1] = 1e300;
+  weight.upload(model.backend(), 0, View<const double>(row.data(), 1, row.size()));
+  save(model, folder.path());
+  EXPECT_NO_THROW(load<Wide>(folder.path()));
+  try {
+    load<Model>(folder.path());
+    ADD_FAILURE() << "accepted";
+  } catch (const CheckpointError& error) {
+    support::expect_words(error.what(), {"layers.1.mixer.out_proj.weight", "found 1e+300", "F32"});
+  }
+  const Model clamped = load<Model>(folder.path(), {.saturate = true});
+  std::vector<float> found(weight.cols());
+  clamped.layers[1].mixer.out_proj.weight.download(clamped.backend(), 0, View<float>(found.data(), 1, found.size()));
+  EXPECT_EQ(found[1], std::numeric_limits<float>::max());
+}
+
 }  // namespace

@@ -164,7 +164,10 @@ TEST(Normalizers, AreRefusedWhereTheyWouldMakeTextHuge) {
   tokenizer["normalizer"] = {{"type", "Sequence"}, {"normalizers", {step}}};
   EXPECT_EQ(tokenizer_of(tokenizer).encode("a").size(), 200U);
   tokenizer["normalizer"]["normalizers"] = {step, step};
-  EXPECT_NE(refusal(tokenizer).find("1024 times"), std::string::npos);
+  EXPECT_NE(refusal(tokenizer).find("256 characters of one"), std::string::npos);
+  const json prepend = {{"type", "Prepend"}, {"prepend", std::string(200, 'a')}};
+  tokenizer["normalizer"]["normalizers"] = {prepend, prepend};
+  EXPECT_NE(refusal(tokenizer).find("256 characters of one"), std::string::npos);
   tokenizer["normalizer"] = {{"type", "Prepend"}, {"prepend", std::string(257, 'a')}};
   EXPECT_NE(refusal(tokenizer).find("256 bytes"), std::string::npos);
   tokenizer["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", ""}}}, {"content", "a"}};

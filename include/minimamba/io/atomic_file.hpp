@@ -193,22 +193,7 @@ inline void tidy_folder(const std::filesystem::path& folder) {
 class AtomicFile {
  public:
   /// Throws if the target exists and is no regular file, or if its folder cannot be written.
-  explicit AtomicFile(std::filesystem::path target)
-      : name_(std::move(target)), target_(detail::follow_links(name_)), folder_(target_.parent_path()) {
-    std::error_code error;
-    const auto status = std::filesystem::status(target_, error);
-    const bool exists = std::filesystem::exists(status);
-    if (exists && !std::filesystem::is_regular_file(status)) {
-      throw FileError(name_.string(), "a regular file, or none",
-                      std::filesystem::is_directory(status) ? "a folder" : "a special file");
-    }
-    if (std::filesystem::is_symlink(std::filesystem::symlink_status(target_, error))) {
-      throw FileError(name_.string(), "a link to a file", "links that lead to themselves");
-    }
-    if (!target_.has_filename()) throw FileError(name_.string(), "the name of a file", "none");
-    open_temporary();
-    if (exists) std::filesystem::permissions(temporary_, status.permissions(), error);  // as the old file, if we may
-  }
+  explicit AtomicFile(std::filesystem::path target) : AtomicFile(std::move(target), true) {}
   AtomicFile(AtomicFile&& other) noexcept
       : name_(std::move(other.name_)),
         target_(std::move(other.target_)),
@@ -222,6 +207,11 @@ class AtomicFile {
 
   /// As it was given, which may be a link.
   const std::filesystem::path& target() const { return name_; }
+
+  /// The same of the folder where a file that is to be saved under a name will lie, once links are followed.
+  static void remove_strays_beside(const std::filesystem::path& name) {
+    remove_strays(detail::follow_links(name).parent_path());
+  }
 
   /// Removes what programs that were killed have left in a folder: regular files of the names that are made here,
   /// unless a living program writes them or an interrupted save needs them. What cannot be removed stays.
@@ -272,6 +262,26 @@ class AtomicFile {
 
  private:
   friend detail::CommitTogether;
+
+  /// Without following, a link is replaced.
+  AtomicFile(std::filesystem::path target, bool follows)
+      : name_(std::move(target)),
+        target_(follows ? detail::follow_links(name_) : name_),
+        folder_(target_.parent_path()) {
+    std::error_code error;
+    const auto status = std::filesystem::status(target_, error);
+    const bool exists = std::filesystem::exists(status);
+    if (exists && !std::filesystem::is_regular_file(status)) {
+      throw FileError(name_.string(), "a regular file, or none",
+                      std::filesystem::is_directory(status) ? "a folder" : "a special file");
+    }
+    if (follows && std::filesystem::is_symlink(std::filesystem::symlink_status(target_, error))) {
+      throw FileError(name_.string(), "a link to a file", "links that lead to themselves");
+    }
+    if (!target_.has_filename()) throw FileError(name_.string(), "the name of a file", "none");
+    open_temporary();
+    if (exists) std::filesystem::permissions(temporary_, status.permissions(), error);  // as the old file, if we may
+  }
 
   /// For everybody who may look into the folder.
   void make_readable() noexcept {
@@ -351,8 +361,12 @@ inline void CommitTogether::check(std::span<AtomicFile* const> files) {
     return is_file_name(std::string(name.begin(), name.end()));
   };
   for (const AtomicFile* const file : files) {
+    std::error_code error;  // two links may lead to one file by different ways
+    const std::filesystem::path place =
+        std::filesystem::weakly_canonical(file->folder_.empty() ? "." : file->folder_, error) /
+        file->target_.filename();
     const bool fits = file->name_.parent_path() == files.front()->name_.parent_path() && is_plain(file->name_) &&
-                      is_plain(file->target_) && seen.insert(file->target_).second;
+                      is_plain(file->target_) && seen.insert(place).second;
     if (!fits) {
       throw ArgumentError("files", "plain names in one folder, each once", printable(file->name_.string()));
     }
@@ -374,7 +388,7 @@ inline void CommitTogether::commit_in_one_folder(std::span<AtomicFile* const> fi
     list.append(from.begin(), from.end()).append("\t").append(identity_of(file->target_));
     list.append("\t").append(to.begin(), to.end()).append("\n");
   }
-  AtomicFile journal(folder / journal_name);
+  AtomicFile journal(folder / journal_name, false);
   journal.make_readable();
   journal.write(list);
   journal.commit();  // now the new files count; nothing below needs memory

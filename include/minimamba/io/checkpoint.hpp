@@ -120,9 +120,14 @@ inline bool is_parameter(std::string_view name) {
   return std::any_of(std::begin(gguf_names), std::end(gguf_names), [&](const auto& part) { return part.part == name; });
 }
 
-/// Whether a tensor that is no parameter is a part of a layer: without it the layer would compute something else.
-inline bool changes_layers(std::string_view name, const StoredTensor& tensor) {
-  return name.starts_with("layers.") && is_floating(tensor.dtype) && tensor.size() > 1;
+/// Whether a tensor that is no parameter belongs to a part of the model: without it that part would compute something
+/// else.
+inline bool changes_result(std::string_view name, const StoredTensor& tensor) {
+  constexpr std::string_view parts[] = {"layers.",     "norm_f.", "lm_head.",     "embedding.",
+                                        "embeddings.", "output.", "output_norm.", "token_embd."};
+  const bool of_a_part =
+      std::any_of(std::begin(parts), std::end(parts), [&](std::string_view part) { return name.starts_with(part); });
+  return of_a_part && is_floating(tensor.dtype) && tensor.size() > 1;
 }
 
 /// The file of weights in a folder: one of the names that they usually have, or else the only file of its kind.
@@ -136,8 +141,13 @@ inline std::filesystem::path weights_in(const std::filesystem::path& folder) {
   for (const auto& extensions : kinds) {
     std::vector<std::filesystem::path> files = files_in(folder, extensions);
     std::erase_if(files, [](const auto& file) { return file.filename() == "training.safetensors"; });  // of `train`
-    std::erase_if(files, is_later_part);
-    if (files.size() == 1) return files.front();
+    if (extensions.front() == ".gguf") std::erase_if(files, is_later_part);  // the first part knows the others
+    if (files.size() == 1) {
+      const std::optional<GgufPart> part = gguf_part(files.front());
+      if (extensions.front() == ".gguf" || !part || part->count == 1) return files.front();
+      found = files.front().filename().string() + ", a shard, and no index";
+      continue;
+    }
     if (files.empty() || found != "none of them") continue;
     found = std::to_string(files.size()) + " files *" + files.front().extension().string();
   }
@@ -174,7 +184,7 @@ inline void find_parameters(Checkpoint& checkpoint) {
     const std::string parameter = parameter_of(checkpoint, name);
     if (is_parameter(parameter)) {
       checkpoint.names[parameter] = name;
-    } else if (!changes_layers(parameter, tensor) && ++count <= 5) {
+    } else if (!changes_result(parameter, tensor) && ++count <= 5) {
       unused += (count > 1 ? ", " : "") + printable(name, 100);
     }
   }
@@ -257,7 +267,10 @@ inline void open_weights(Checkpoint& checkpoint, const std::filesystem::path& pa
       if (is_zip(shard)) checkpoint.format = CheckpointFormat::torch;
       return add_weights(std::move(shard), set);
     };
-    read_shards(source, add, checkpoint.tensors);
+    const auto may_lack = [&](const std::string& name) {  // indexes of tied models often have the head still
+      return checkpoint.config.tie_embeddings && parameter_of(checkpoint, name) == "lm_head.weight";
+    };
+    read_shards(source, add, checkpoint.tensors, may_lack);
   } else {
     if (is_zip(source)) checkpoint.format = CheckpointFormat::torch;
     add_weights(std::move(source), checkpoint.tensors);

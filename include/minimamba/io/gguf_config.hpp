@@ -217,7 +217,13 @@ inline GgufMetadata read_gguf_parts(const std::filesystem::path& path, ByteSourc
     if (!is_there(place)) {
       throw FileError(place.string(), "part " + std::to_string(number) + " of " + std::to_string(count), "none");
     }
-    GgufMetadata own = read_gguf(number == part->number ? std::move(source) : ByteSource::open(place), joined);
+    ByteSource bytes = number == part->number ? std::move(source) : ByteSource::open(place);
+    refuse_pointer(bytes);
+    GgufMetadata own = read_gguf(std::move(bytes), joined);
+    if (joined.tensors().size() > most_tensors) {
+      throw FormatError(place.string(), "at most " + std::to_string(most_tensors) + " tensors in all parts",
+                        std::to_string(joined.tensors().size()));
+    }
     const GgufSettings settings(own, place.string());
     const std::optional<std::int64_t> index = settings.whole("split.no");
     if (!index || std::cmp_not_equal(*index, number - 1) || settings.whole("split.count") != count) {

@@ -245,7 +245,7 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   std::size_t looked_at = 0;
   fitting.check(parameters, [&](std::string_view, const Extents&, bool) { return tensors[looked_at++].dtype; });
   MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
-  AtomicFile::remove_strays(path.parent_path());
+  AtomicFile::remove_strays_beside(path);
   AtomicFile file(path);
   file.write(header);
   SaveProgress progress(options, path.string(), parameters.parameter_count());

@@ -114,8 +114,8 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
     if (expected.contains(name)) continue;
     const std::string parameter = parameter_of(checkpoint, name);
-    const bool tied_head = parameter == "lm_head.weight" && checkpoint.config.tie_embeddings;
-    if (tied_head || (!is_parameter(parameter) && !changes_layers(parameter, tensor))) continue;  // noted when opened
+    const bool tied_head = checkpoint.config.tie_embeddings && name == checkpoint.name_of("lm_head.weight");
+    if (tied_head || (!is_parameter(parameter) && !changes_result(parameter, tensor))) continue;  // noted when opened
     throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),
                           "only tensors of the model by " + settings_of(checkpoint, parameter, true, false),
                           "this one");
@@ -181,8 +181,15 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
         parameter.allocate(model.backend());
         detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
           const std::span numbers(piece.data(), piece.rows() * piece.cols());
-          checkpoint.read(name, first * parameter.cols(), numbers);
-          clamped += detail::fit(checkpoint, stored, narrowing, options.saturate, numbers);
+          if (std::is_same_v<Scalar, float> && stored.dtype == DType::F64) {  // a float would hide what does not fit
+            std::vector<double> wide(numbers.size());
+            checkpoint.read(name, first * parameter.cols(), std::span(wide));
+            clamped += detail::fit(checkpoint, stored, narrowing, options.saturate, std::span(wide));
+            std::transform(wide.begin(), wide.end(), numbers.begin(), [](double x) { return static_cast<Scalar>(x); });
+          } else {
+            checkpoint.read(name, first * parameter.cols(), numbers);
+            clamped += detail::fit(checkpoint, stored, narrowing, options.saturate, numbers);
+          }
           parameter.upload(model.backend(), first, piece);
         });
         done += static_cast<double>(parameter.size());

@@ -226,10 +226,10 @@ inline std::map<std::string, std::string> read_shard_index(const ByteSource& sou
 
 /// Adds the tensors of every shard that an index names; add(name, set) adds those of one shard and returns the number
 /// that the set gives it. Each tensor must be in the shard that the index says and in no other, and the index must name
-/// them all; but a head that is nowhere is only noted. Throws FormatError for the index, CheckpointError naming a
-/// tensor on which they disagree, and what add throws; the set is then as it was.
-template <class Add>
-void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
+/// them all; but one that may_lack(name) allows is only noted where it is nowhere. Throws FormatError for the index,
+/// CheckpointError naming a tensor on which they disagree, and what add throws; the set is then as it was.
+template <class Add, class MayLack>
+void read_shards(const ByteSource& index, Add&& add, TensorSet& set, MayLack&& may_lack) {
   const auto files = read_shard_index(index);
   std::map<std::string, std::vector<const std::string*>> shards;  // and the tensors that each should have
   for (const auto& [tensor, file] : files) shards[file].push_back(&tensor);
@@ -244,7 +244,7 @@ void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
     for (const std::string* tensor : tensors) {
       const StoredTensor* stored = joined.find(*tensor);
       if (stored != nullptr && stored->source == number) continue;
-      if (stored == nullptr && tensor->ends_with("lm_head.weight")) {  // of a tied model: indexes often have it still
+      if (stored == nullptr && may_lack(*tensor)) {
         joined.note(index.name() + ": " + detail::printable(*tensor) + " is not in " + detail::printable(file));
         --expected;
         continue;
@@ -262,6 +262,10 @@ void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
     }
   }
   set = std::move(joined);
+}
+template <class Add>
+void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
+  read_shards(index, add, set, [](const std::string&) { return false; });
 }
 
 /// The same for safetensors; open(name) gives the ByteSource of a shard.

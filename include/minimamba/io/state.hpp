@@ -178,7 +178,7 @@ void save_state(const std::filesystem::path& path, const Model& model, const typ
   if (sections.size() > detail::most_state_sections || !names_fit) {
     throw ArgumentError("sections", "at most 64, with names of at most 255 bytes", "more");
   }
-  AtomicFile::remove_strays(path.parent_path());
+  AtomicFile::remove_strays_beside(path);
   detail::StateWriter writer(path);
   writer.write(detail::state_magic);
   writer.value(detail::state_version);

@@ -41,15 +41,14 @@ class NormalizerSteps {
       throw FormatError(file + ": normalizer", "at most " + std::to_string(most_steps) + " steps",
                         std::to_string(steps_.size()));
     }
-    std::size_t growth = 1;
+    std::size_t longest = 1;  // what one character may become
     for (const Normalizer& step : steps_) {
       check_text(step, file);
-      if (step.kind != Normalizer::Kind::replace) continue;
-      growth *= step.content.size() / step.pattern.size() + 1;
-      if (growth > most_growth) {
+      if (step.kind == Normalizer::Kind::prepend) longest += step.content.size();
+      if (step.kind == Normalizer::Kind::replace) longest *= step.content.size() / step.pattern.size() + 1;
+      if (longest > most_growth) {
         throw FormatError(file + ": normalizer",
-                          "Replace steps that make a text at most " + std::to_string(most_growth) + " times as long",
-                          "longer ones");
+                          "steps that make at most " + std::to_string(most_growth) + " characters of one", "more");
       }
     }
   }
@@ -61,7 +60,7 @@ class NormalizerSteps {
   }
 
  private:
-  static constexpr std::size_t most_growth = 1024;
+  static constexpr std::size_t most_growth = 256;
 
   static void check_text(const Normalizer& step, const std::string& file) {
     if (step.pattern.size() > most_step_text || step.content.size() > most_step_text) {

@@ -269,12 +269,18 @@ inline void Tokenizer::read_merges(const TokenizerParts& parts) {
 }
 
 inline void Tokenizer::read_added(const TokenizerParts& parts) {
-  constexpr std::int32_t most = 1 << 20;  // ids, so that one large id asks for no memory
+  constexpr std::int32_t most = 1 << 20;                // ids, so that one large id asks for no memory
+  constexpr std::size_t longest = 4096, all = 1 << 22;  // bytes: each becomes a node of a tree
+  std::size_t total = 0;
   for (const AddedToken& token : parts.added) {
     const auto at = static_cast<std::size_t>(token.id);
     if (token.id < 0 || token.id >= most || token.content.empty()) {
       throw FormatError(parts.name, "added tokens with text and an id below " + std::to_string(most),
                         "\"" + detail::printable(token.content) + "\" with id " + std::to_string(token.id));
+    }
+    if (token.content.size() > longest) {
+      throw FormatError(parts.name, "added tokens of at most " + std::to_string(longest) + " bytes",
+                        std::to_string(token.content.size()));
     }
     if (at < parts.tokens.size() && !parts.tokens[at].empty() && parts.tokens[at] != token.content) {
       throw FormatError(parts.name, "each id for one token",
@@ -285,6 +291,9 @@ inline void Tokenizer::read_added(const TokenizerParts& parts) {
     bytes_[at] = decoded(parts, token.content);
     added_.emplace(token.content, token.id);
     const std::string content = token.normalized ? normalize_(detail::well_formed(token.content)) : token.content;
+    if ((total += content.size()) > all) {
+      throw FormatError(parts.name, "added tokens of at most " + std::to_string(all) + " bytes in all", "more");
+    }
     if (!content.empty()) (token.normalized ? normalized_ : raw_).add(token, content);
   }
 }

@@ -176,7 +176,7 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
         },
         module);
   });
-  AtomicFile::remove_strays(file.parent_path());
+  AtomicFile::remove_strays_beside(file);
   SafetensorsWriter writer(file, tensors);
   for (const auto& [name, value] : settings) writer.write(std::span(&value, 1), DType::F64);
   writer.write(std::span<const double>(history), DType::F64);
