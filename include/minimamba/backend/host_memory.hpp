@@ -111,9 +111,9 @@ class ThreadMemory {
   static inline thread_local constinit Memory memory{nullptr, 0};
 
   static void grow(std::size_t size) {
-    const pthread_key_t key = the_key();
+    const pthread_key_t number = the_key();
     void* const larger = ::operator new(size, alignment);
-    if (::pthread_setspecific(key, larger) != 0) {
+    if (::pthread_setspecific(number, larger) != 0) {
       ::operator delete(larger, alignment);
       throw std::bad_alloc();
     }

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "minimamba/core/error.hpp"
 #include "minimamba/core/formats.hpp"
 
 #include "minimamba/core/isa.hpp"
