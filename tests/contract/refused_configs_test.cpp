@@ -83,7 +83,7 @@ std::vector<Refusal> impossible_sizes() {
     for (const auto& [name, value] : values) {
       const bool factor = std::string(key) == "expand";  // which may be a fraction, and counts where it is alone
       if (factor && (value == 2.5 || value == 8.0)) continue;
-      const auto change = [=](const Folder& folder) {
+      const auto change = [key, factor, value = value](const Folder& folder) {
         if (factor) config_with("intermediate_size", nullptr)(folder);
         config_with(key, value)(folder);
       };
