@@ -123,8 +123,9 @@ int posix_memalign(void** out, std::size_t alignment, std::size_t size) noexcept
 
 namespace {
 void* allocate(std::size_t size, std::size_t alignment) {
-  void* const memory = support::fails() ? nullptr
-                       : alignment == 0 ? std::malloc(size == 0 ? 1 : size)
+  constexpr std::size_t most = std::size_t{1} << 40;  // beyond it AddressSanitizer ends the program
+  void* const memory = support::fails() || size > most ? nullptr
+                       : alignment == 0                ? std::malloc(size == 0 ? 1 : size)
                                         : std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
