@@ -74,7 +74,7 @@ void print_tensors(const minimamba::Checkpoint& checkpoint) {
       pattern.replace(digits, pattern.find('.', digits) - digits, "*");
       break;
     }
-    std::string line = std::string(minimamba::name_of(tensor.dtype));
+    std::string line = minimamba::type_of(tensor);
     line.resize(std::max<std::size_t>(line.size(), 5), ' ');
     line += minimamba::detail::shape_text(tensor.shape);
     if (counts[pattern + line]++ == 0) lines.emplace_back(pattern, line);
@@ -99,8 +99,8 @@ void print_info(const minimamba::Checkpoint& checkpoint) {
 DType own_type(const minimamba::Checkpoint& checkpoint, bool gguf) {
   std::set<DType> all, of_ragged_rows;
   const minimamba::detail::CheckpointParameters parameters(checkpoint);
-  parameters.for_each([&](std::string_view name, const auto& parameter, bool is_matrix, auto&&) {
-    if (is_matrix) (parameter.cols() % 32 == 0 ? all : of_ragged_rows).insert(checkpoint.find(name)->dtype);
+  parameters.for_each([&](const minimamba::detail::Saved& parameter, auto&&) {
+    if (parameter.is_matrix) (parameter.extents.cols() % 32 == 0 ? all : of_ragged_rows).insert(parameter.dtype);
   });
   const bool blocks = all == std::set{DType::Q8_0} || all == std::set{DType::Q4_0};
   if (blocks) of_ragged_rows.erase(DType::F16);

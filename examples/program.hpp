@@ -21,11 +21,13 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -140,8 +142,12 @@ inline std::string check_seed(const std::string& text) {
   return error == std::errc() && rest == end ? "" : "expected a whole number from 0 to 2^64 - 1, found " + text;
 }
 
-/// What standard input still brings.
+/// What standard input still brings; nothing is left for who asks again.
 inline std::string read_input() {
+  static bool was_read = false;
+  if (std::exchange(was_read, true)) {
+    throw minimamba::FileError("standard input", "one use of -", "another one, for which nothing is left");
+  }
   std::string text;
   char piece[1 << 16];
   for (std::size_t size = sizeof piece; size == sizeof piece && !stop;) {
@@ -259,7 +265,10 @@ template <class Model>
         for (std::size_t first = 0; first < parameter.size(); first += some.size()) {
           const auto part = std::span(some).first(std::min(some.size(), parameter.size() - first));
           checkpoint.read(name, first, part);
-          const auto bad = std::find_if(part.begin(), part.end(), [](double x) { return !std::isfinite(x); });
+          const auto bad = std::find_if(part.begin(), part.end(), [&](double x) {
+            const bool zero_a = name.ends_with("A_log") && x == -std::numeric_limits<double>::infinity();
+            return !std::isfinite(x) && !zero_a;  // an A of zero is one as any other
+          });
           if (bad == part.end()) continue;
           throw minimamba::CheckpointError(checkpoint.weights_name + ": " + checkpoint.find(name)->name, expected,
                                            minimamba::detail::number_text(*bad) + " in element " +

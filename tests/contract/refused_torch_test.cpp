@@ -139,6 +139,30 @@ TEST(TorchBin, MayHoldParametersAndWhatIsNoTensor) {
   support::expect_words(set.notes().front(), {"3 values", "no tensor", "epoch, none, settings"});
 }
 
+TEST(TorchBin, MayHoldTypesThatAreNotKnown) {
+  const std::string typed =
+      global("torch._utils", "_rebuild_tensor_v3") +
+      tuple(tuple(text("storage") + global("torch.storage", "UntypedStorage") + text("0") + text("cpu") + integer(16)) +
+            "Q" + integer(0) + tuple(integer(16)) + tuple(integer(1)) + "\x89" + global("collections", "OrderedDict") +
+            ")R" + global("torch", "float8_e4m3fn")) +
+      "R";
+  const std::string file =
+      holding(good + text("eight") + typed + text("complex") +
+              tensor(storage("ComplexFloatStorage"), integer(0), integer(2), integer(1)) + text("quantised") +
+              tensor(storage("Float8_e4m3fnStorage", "0", 16), integer(0), integer(16), integer(1)));
+  TensorSet set;
+  read_torch_bin(ByteSource(std::as_bytes(std::span(file)), "others"), set);
+  ASSERT_EQ(set.tensors().size(), 4U);
+  EXPECT_EQ(set.find("x")->dtype, DType::F32);
+  EXPECT_EQ(type_of(*set.find("eight")), "float8_e4m3fn");
+  EXPECT_EQ(type_of(*set.find("complex")), "ComplexFloatStorage");
+  std::vector<float> values(2);
+  for (const char* const name : {"eight", "complex", "quantised"}) {
+    EXPECT_EQ(set.find(name)->dtype, DType::OTHER);
+    EXPECT_THROW(set.read(*set.find(name), 0, std::span(values)), CheckpointError);
+  }
+}
+
 std::function<std::string()> changed(std::size_t from_end, const std::string& with) {
   return [=] {
     std::string file = holding(good);
@@ -233,9 +257,20 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"IsAWholeModel",
             [] { return pickled("\x80\x02" + global("models", "Mamba") + ")\x81."); },
             {"models.Mamba"}},
-        Row{"OfComplexNumbers",
-            [] { return holding(tensor(storage("ComplexFloatStorage"), integer(0), integer(4), integer(1))); },
-            {"torch.ComplexFloatStorage"}},
+        Row{"CallsAType", [] { return holding(global("torch", "float8_e4m3fn") + ")R"); }, {"a call that makes"}},
+        Row{"NamesAFunctionOfTorch",
+            [] { return holding(global("torch", "load") + tuple(text("x")) + "R"); },
+            {"\"torch.load\""}},
+        Row{"NamesWhatIsNoTypeOfTorch", [] { return holding(global("torch", "int.Storage")); }, {"torch.int.Storage"}},
+        Row{"OfAnUnknownTypeWithoutBytes",
+            [] { return holding(tensor(storage("Float8_e4m3fnStorage", "9"), integer(0), integer(4), integer(1))); },
+            {"a/data/9", "no such entry"}},
+        Row{"OfAnUnknownTypeAndAnAbsurdShape",
+            [] {
+              const std::string extents = repeated(4, integer(0x7FFFFFFF));
+              return holding(tensor(storage("ComplexFloatStorage"), integer(0), extents, extents));
+            },
+            {"a shape that can be counted"}},
         Row{"CallsAStorage", [] { return holding(global("torch", "FloatStorage") + ")R"); }, {"a call that makes"}},
         Row{"OfAnUnknownInstruction", [] { return holding("i"); }, {"instruction", "105"}},
         Row{"OfProtocolNine", [] { return pickled("\x80\x09}."); }, {"protocol", "9"}},

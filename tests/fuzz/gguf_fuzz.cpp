@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "minimamba/io/gguf_config.hpp"
@@ -22,7 +23,8 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
       std::vector<float> values(static_cast<std::size_t>(tensor.size()));
       set.read(tensor, 0, std::span(values));
     }
-    minimamba::detail::gguf_config(metadata, set, "fuzz");
+    std::vector<std::string> notes;
+    minimamba::detail::gguf_config(metadata, set, "fuzz", notes);
   } catch (const minimamba::Error&) {
   }
   return 0;

@@ -99,6 +99,18 @@ TEST_F(FoundFiles, MayNameTokensThatTheVocabularyLacks) {
   expect_note(load_noting(folder.path()).notes, {"bos_token_id 40"});
 }
 
+TEST_F(FoundFiles, OfGgufMayNameTokensThatTheVocabularyLacks) {
+  fs::remove(folder / weights);
+  MambaConfig config = support::tiny_config();
+  save_gguf(tiny(), folder / "model.gguf", {}, {{"tokenizer.ggml.eot_token_id", std::uint64_t{77}}});
+  expect_note(expect_same_model().notes, {"model.gguf", "eot_token_id 77", "vocabulary of 11"});
+  save_gguf(tiny(), folder / "model.gguf", {}, {{"tokenizer.ggml.eos_token_id", std::int64_t{-1}}});
+  EXPECT_TRUE(expect_same_model().notes.empty());
+  const std::vector<double> many(300, 3);
+  save_gguf(tiny(), folder / "model.gguf", {}, {{detail::gguf_other_ends, many}});
+  expect_note(expect_same_model().notes, {"model.gguf", "the first 256 of 300"});
+}
+
 TEST_F(FoundFiles, MayTellTheEndInOtherFilesThanTheConfiguration) {
   config_with("eos_token_id", 1)(folder);
   write_text(folder / "tokenizer_config.json", R"({"eos_token": "<end>"})");
@@ -372,6 +384,56 @@ TEST_F(FoundFiles, MayHaveInfinityAndNaNInTheirConfiguration) {
   EXPECT_THROW(load<Model>(folder.path()), ConfigError);
   write_text(folder / "config.json", "{NaN: 1}");
   EXPECT_THROW(load<Model>(folder.path()), FormatError);
+}
+
+TEST_F(FoundFiles, OfATiedModelMayHaveAHeadThatIsNone) {
+  config_with("tie_word_embeddings", true)(folder);
+  Model tied = [&] {
+    MambaConfig config = support::tiny_config();
+    config.tie_embeddings = true;
+    return support::trained_looking_model<Model>(config);
+  }();
+  save(tied, folder.path());
+  expected = logits_of(tied);
+  const std::string before = read_text(folder / weights);
+  std::string plain = header();
+  plain.erase(plain.find_last_of('}'));
+  const std::size_t data = before.size() - 8 - header().size();
+  for (const auto& [type, shape, size] : std::vector<std::tuple<std::string, std::string, std::size_t>>{
+           {"F32", "[0]", 0}, {"F8_E4M3", "[8]", 8}, {"F16", "[0,16]", 0}}) {
+    write_weights(plain + entry("lm_head.weight", type, shape, data, size), std::string(size, '\x7F'));
+    expect_note(expect_same_model().notes, {weights, "lm_head.weight", type, shape.substr(0, 2), "is the embedding"});
+    write_text(folder / weights, before);
+  }
+}
+
+TEST_F(FoundFiles, HaveNoNamesWithEmptyParts) {
+  const std::string plain = header();
+  for (const char* const name : {".embeddings.weight", "backbone..embeddings.weight", "embeddings..weight"}) {
+    write_weights(replaced(plain, "backbone.embeddings.weight", name));
+    EXPECT_THROW(load<Model>(folder.path()), CheckpointError) << name;
+    write_weights(plain);
+  }
+}
+
+TEST_F(FoundFiles, InOnePieceComeBeforeTheirShardsInPyTorchsFormatToo) {
+  const Folder other;
+  const fs::path from = fs::path(GOLDEN_FOLDER) / "torch" / "tied";
+  for (const auto& file : fs::directory_iterator(from)) fs::copy(file.path(), other / file.path().filename().string());
+  write_text(other / "pytorch_model.bin.index.json", "{}");
+  const Loaded loaded = load_noting(other.path());
+  expect_note(loaded.notes, {"pytorch_model.bin.index.json is not read", "pytorch_model.bin is there"});
+  config_with("state_size", 6)(other);
+  for (const auto& body : std::vector<std::function<void()>>{
+           [&] { load<Model>(other.path()); }, [&] { save(open_checkpoint(other.path()), other / "again"); },
+           [&] { save_gguf(open_checkpoint(other.path()), other / "again.gguf"); }}) {
+    try {
+      body();
+      ADD_FAILURE() << "accepted";
+    } catch (const CheckpointError& error) {
+      support::expect_words(error.what(), {"pytorch_model.bin: ", "pytorch_model.bin.index.json", "beside"});
+    }
+  }
 }
 
 TEST_F(FoundFiles, InOnePieceComeBeforeTheirShards) {

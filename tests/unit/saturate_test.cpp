@@ -60,6 +60,61 @@ TEST(Narrowing, RefusesWhatDoesNotFitOrClampsIt) {
   }
 }
 
+/// Sets a number of layers.1.mixer.out_proj.weight.
+template <class M>
+void set_number(M& model, double number) {
+  using Scalar = typename M::ScalarType;
+  auto& weight = model.layers[1].mixer.out_proj.weight;
+  std::vector<Scalar> row(weight.cols());
+  row[1] = static_cast<Scalar>(number);
+  weight.upload(model.backend(), 0, View<const Scalar>(row.data(), 1, row.size()));
+}
+void expect_does_not_fit(const std::function<void()>& body, const std::vector<std::string>& words) {
+  try {
+    body();
+    ADD_FAILURE() << "accepted";
+  } catch (const CheckpointError& error) {
+    support::expect_words(error.what(), words);
+  }
+}
+
+TEST(Narrowing, LooksAtTheTypesThatAModelHasOfItsOwn) {
+  const Folder folder;
+  const fs::path gguf = folder / "model.gguf";
+  Mamba<double, ReferenceBackend> wide =
+      support::trained_looking_model<Mamba<double, ReferenceBackend>>(support::tiny_config());
+  save_gguf(wide, gguf);
+  set_number(wide, 1e300);
+  expect_does_not_fit([&] { save_gguf(wide, gguf); }, {"out_proj.weight", "found 1e+300", "F32"});
+  Mamba<float, ReferenceBackend, q8> blocks =
+      support::trained_looking_model<Mamba<float, ReferenceBackend, q8>>(support::tiny_config());
+  save_gguf(blocks, gguf);  // its rows are no whole blocks, so in F16
+  set_number(blocks, 1e6);
+  expect_does_not_fit([&] { save_gguf(blocks, gguf); }, {"out_proj.weight", "found ", "F16"});
+  std::vector<std::string> notes;
+  save_gguf(blocks, gguf, {.saturate = true, .on_note = [&](const std::string& note) { notes.push_back(note); }});
+  ASSERT_EQ(notes.size(), 1U);
+  support::expect_words(notes.front(), {"1 number ", "F16", "clamped"});
+}
+
+TEST(Narrowing, LooksAtAInGguf) {
+  const Folder folder;
+  Model model = support::trained_looking_model<Model>(support::tiny_config());
+  auto& a_log = model.layers[0].mixer.A_log;
+  std::vector<float> row(a_log.cols(), 0.5F);
+  row[2] = 100;  // exp(100) is no float
+  a_log.upload(model.backend(), 0, View<const float>(row.data(), 1, row.size()));
+  save(model, folder.path());
+  const fs::path gguf = folder / "model.gguf";
+  expect_does_not_fit([&] { save_gguf(open_checkpoint(folder.path()), gguf); },
+                      {"layers.0.mixer.A_log", "found -2.68", "F32"});
+  EXPECT_FALSE(fs::exists(gguf));
+  save_gguf(open_checkpoint(folder.path()), gguf, {.saturate = true});
+  std::vector<float> found(row.size());
+  open_checkpoint(gguf).read("layers.0.mixer.A_log", 0, std::span(found));
+  EXPECT_NEAR(found[2], std::log(std::numeric_limits<float>::max()), 1e-5F);
+}
+
 TEST(Narrowing, SeesWhatAFloatWouldHide) {
   using Wide = Mamba<double, ReferenceBackend>;
   const Folder folder;

@@ -38,6 +38,10 @@ TEST(TokensInPaddedRows, AreThoseThatTheTokenizerNames) {
   EXPECT_EQ(with(R"({"added_tokens":[{"id":)"), 250);
   EXPECT_EQ(with(R"({"added_tokens":[{"id":300},{"id":252},{"id":-1},{"id":1e9}],"model":{"vocab":{"a":0}}})"), 253);
 
+  const std::vector<std::string> notes = open_checkpoint(folder).notes;  // 250 and 251 have no names
+  ASSERT_EQ(notes.size(), 1U);
+  EXPECT_NE(notes.front().find("names token 252, so 2 rows"), std::string::npos) << notes.front();
+
   const auto model = load<Model>(folder);
   auto cache = model.make_cache();
   model.forward_last(std::vector<std::int32_t>{252}, cache);
@@ -49,6 +53,24 @@ TEST(TokensInPaddedRows, AreThoseThatTheTokenizerNames) {
   EXPECT_EQ(sampler(std::span<const float>(logits)), 252);
   save(model, copy);
   EXPECT_EQ(open_checkpoint(copy).config.vocab_size, 253);
+  fs::remove_all(folder);
+}
+
+TEST(TokensInPaddedRows, MayBeThoseAtWhichTextEnds) {
+  const fs::path folder = fs::path(testing::TempDir()) / "minimamba_padded_ends";
+  fs::remove_all(folder);
+  fs::create_directories(folder);
+  fs::copy_file(fs::path(GOLDEN_FOLDER) / "tiny-official" / "model.safetensors", folder / "model.safetensors");
+  std::ifstream official(fs::path(GOLDEN_FOLDER) / "tiny-official" / "config.json");
+  std::string config{std::istreambuf_iterator<char>(official), {}};
+  config.insert(config.find('{') + 1, R"("eos_token_id": 251, "bos_token_id": 250,)");
+  std::ofstream(folder / "config.json") << config;
+  EXPECT_EQ(open_checkpoint(folder).config.eos_token_id, std::nullopt);
+  EXPECT_EQ(open_checkpoint(folder).notes.size(), 2U);
+  std::ofstream(folder / "tokenizer.json") << R"({"model":{"vocab":{"a":250,"b":251}}})";
+  EXPECT_EQ(open_checkpoint(folder).config.bos_token_id, 250);
+  EXPECT_EQ(open_checkpoint(folder).config.eos_token_id, 251);
+  EXPECT_TRUE(open_checkpoint(folder).notes.empty());
   fs::remove_all(folder);
 }
 

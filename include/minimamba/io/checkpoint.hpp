@@ -44,7 +44,7 @@ struct Checkpoint {
   TensorSet tensors;
   std::map<std::string, std::string, std::less<>> names;  ///< what the files call the parameters that they have
   GgufMetadata metadata;                                  ///< of a GGUF file, else empty
-  std::string other_weights;       ///< an index of shards beside the file of weights, which is not read
+  std::string other_weights;       ///< the index of shards beside the file of weights, which is not read
   std::vector<std::string> notes;  ///< a sentence about each thing in the files that is ignored or settled
 
   /// What the file calls a parameter, if it has it, or should call it.
@@ -99,10 +99,9 @@ inline std::string parameter_of(const Checkpoint& checkpoint, std::string_view s
       "_orig_mod", "module", "model", "backbone", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"};
   std::string name;
   for (std::string_view rest = stored; !rest.empty();) {
-    const std::string_view part = rest.substr(0, rest.find('.'));
-    rest.remove_prefix(std::min(part.size() + 1, rest.size()));
-    if (std::find(std::begin(wrappers), std::end(wrappers), part) != std::end(wrappers)) continue;
-    name.append(name.empty() ? "" : ".").append(part);
+    const std::string_view part = rest.substr(0, rest.find('.')), with_dot = rest.substr(0, part.size() + 1);
+    rest.remove_prefix(with_dot.size());
+    if (std::find(std::begin(wrappers), std::end(wrappers), part) == std::end(wrappers)) name += with_dot;
   }
   // The official and Hugging Face's layouts differ in whether the embedding is plural.
   return name == "embeddings.weight" ? "embedding.weight" : name;
@@ -226,6 +225,11 @@ inline void settle(Checkpoint& checkpoint, bool has_bias) {
     config.tie_embeddings = true;
     checkpoint.notes.push_back(key + " is ignored, for there is no head: the embedding takes its place");
   } else if (config.tie_embeddings && head != nullptr && embedding != nullptr &&
+             (head->size() == 0 || !is_floating(head->dtype))) {
+    checkpoint.notes.push_back(checkpoint.tensors.source_name(*head) + ": " + printable(head->name) + " of type " +
+                               type_of(*head) + " and shape " + shape_text(head->shape) +
+                               " is ignored, for the head is the embedding");
+  } else if (config.tie_embeddings && head != nullptr && embedding != nullptr &&
              !are_same(checkpoint.tensors, *head, *embedding)) {
     config.tie_embeddings = false;
     checkpoint.notes.push_back(key + " is ignored, for " + printable(head->name) + " differs from the embedding");
@@ -256,7 +260,7 @@ inline void open_gguf(Checkpoint& checkpoint, const std::filesystem::path& path,
   checkpoint.keys = &gguf_keys;
   checkpoint.metadata = read_gguf_parts(path, std::move(source), checkpoint.tensors);
   find_parameters(checkpoint);
-  checkpoint.config = gguf_config(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name);
+  checkpoint.config = gguf_config(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name, checkpoint.notes);
 }
 
 /// The same of safetensors, PyTorch's format, or an index of either.
@@ -282,7 +286,6 @@ inline void read_settings(Checkpoint& checkpoint, ConfigFile settings, bool besi
   checkpoint.config = std::move(settings.config);
   checkpoint.keys = settings.keys;
   checkpoint.notes = std::move(settings.notes);
-  if (beside) count_named_tokens(checkpoint.config, checkpoint.folder);
   const std::vector<std::int32_t> ends =
       beside ? read_end_tokens(checkpoint.folder, checkpoint.config.vocab_size, checkpoint.notes)
              : std::vector<std::int32_t>();
@@ -302,7 +305,9 @@ inline void take_notes(Checkpoint& checkpoint) {
 inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source,
                              const ByteSource& config, bool in_folder) {
   checkpoint.config_name = config.name();
-  ConfigFile settings = read_config_file(config);
+  ConfigFile settings = read_config_file(config, [&](MambaConfig& counted, std::vector<std::string>& notes) {
+    if (in_folder) count_named_tokens(counted, checkpoint.folder, notes);
+  });
   const bool has_bias = settings.has_bias;
   read_settings(checkpoint, std::move(settings), in_folder);
   open_weights(checkpoint, path, std::move(source));
@@ -325,8 +330,8 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   Checkpoint checkpoint;
   checkpoint.folder = folder;
   checkpoint.weights_name = checkpoint.config_name = source.name();
-  const std::filesystem::path index = folder / "model.safetensors.index.json";
-  const bool both = weights.filename() == "model.safetensors" && detail::is_there(index);
+  const std::filesystem::path name = weights.filename(), index = folder / (name.string() + ".index.json");
+  const bool both = (name == "model.safetensors" || name == "pytorch_model.bin") && detail::is_there(index);
   if (both) checkpoint.other_weights = index.string();
   detail::beside_other_weights(checkpoint.other_weights, [&] {
     if (is_gguf(source)) return detail::open_gguf(checkpoint, weights, std::move(source));

@@ -131,6 +131,10 @@ class ConfigReader {
     std::vector<std::int32_t> ids;
     if (!has(key)) return ids;
     const Json::Array* const list = find(key)->array();
+    if (list != nullptr && list->size() > most_end_tokens) {
+      notes_.push_back(file_ + ": " + key + ": the first " + std::to_string(most_end_tokens) + " of " +
+                       std::to_string(list->size()) + " are taken");
+    }
     std::string outside;
     for (std::size_t i = 0; i < (list == nullptr ? 1 : std::min(list->size(), most_end_tokens)); ++i) {
       const Json& value = list == nullptr ? *find(key) : (*list)[i];
@@ -231,7 +235,9 @@ inline MambaConfig read_official_config(ConfigReader& reader) {
 /// Of the small files of JSON that Python programs write.
 inline constexpr JsonLimits config_limits{.bytes = 1U << 20, .depth = 8, .values = 100000, .constants = true};
 
-inline ConfigFile read_config_file(const ByteSource& source) {
+/// `count_tokens(config, notes)` may add to the tokens before ids are compared with their number.
+template <class Count>
+ConfigFile read_config_file(const ByteSource& source, Count&& count_tokens) {
   const Json json = read_json(source, config_limits);
   ConfigReader reader(json, source.name());
   reader.only("model_type", R"("mamba")");
@@ -240,6 +246,7 @@ inline ConfigFile read_config_file(const ByteSource& source) {
     reader.refuse(hugging_face_keys.d_model, "a whole number (d_model in the official layout)");
   }
   MambaConfig config = hugging_face ? read_hugging_face_config(reader) : read_official_config(reader);
+  count_tokens(config, reader.notes());
   read_special_tokens(reader, config);
   const ConfigKeys& keys = hugging_face ? hugging_face_keys : official_keys;
   try {
@@ -254,7 +261,9 @@ inline ConfigFile read_config_file(const ByteSource& source) {
 /// Reads a config.json of either layout: it is Hugging Face's when it has hidden_size. Throws FormatError for bad JSON
 /// and ConfigError, naming file and key, for sizes that are missing, impossible or contradict each other, and for
 /// models of another kind.
-inline MambaConfig read_config(const ByteSource& source) { return detail::read_config_file(source).config; }
+inline MambaConfig read_config(const ByteSource& source) {
+  return detail::read_config_file(source, [](auto&&...) {}).config;
+}
 
 namespace detail {
 

@@ -187,6 +187,7 @@ class Narrowing {
   Narrowing(DType from, DType to) : to_(to), range_(range_of(to)), needed_(range_of(from).largest >= range_.beyond) {}
 
   bool needed() const { return needed_; }
+  DType type() const { return to_; }
 
   /// The first finite number that does not fit; none if all do.
   template <class Scalar>

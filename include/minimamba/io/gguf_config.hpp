@@ -168,16 +168,27 @@ class GgufSettings {
     }
     return *value;
   }
-  std::optional<std::int32_t> token(const char* key, std::int64_t vocabulary) const {
+  /// A token within the vocabulary; -1 means none, and another one is noted, if notes are taken.
+  std::optional<std::int32_t> token(const char* key, std::int64_t vocabulary,
+                                    std::vector<std::string>* notes = nullptr) const {
     const std::optional<std::int64_t> id = whole(key);
-    return id && *id >= 0 && *id < vocabulary ? std::optional(static_cast<std::int32_t>(*id)) : std::nullopt;
+    if (id && *id >= 0 && *id < vocabulary) return static_cast<std::int32_t>(*id);
+    if (id && *id != -1 && *id != std::numeric_limits<std::uint32_t>::max() && notes != nullptr) {
+      notes->push_back(file_ + ": " + key + " " + std::to_string(*id) + " is no token of the vocabulary of " +
+                       std::to_string(vocabulary) + ", and ignored");
+    }
+    return std::nullopt;
   }
 
   /// Other tokens at which text ends: a chat's end of turn, and what a file of ours adds.
-  void read_other_ends(MambaConfig& config) const {
+  void read_other_ends(MambaConfig& config, std::vector<std::string>& notes) const {
     std::vector<std::int32_t> ids;
-    if (const auto turn = token("tokenizer.ggml.eot_token_id", config.vocab_size)) ids.push_back(*turn);
+    if (const auto turn = token("tokenizer.ggml.eot_token_id", config.vocab_size, &notes)) ids.push_back(*turn);
     const auto* const own = find<std::vector<double>>(gguf_other_ends);
+    if (own != nullptr && own->size() > most_end_tokens) {
+      notes.push_back(file_ + ": " + gguf_other_ends + ": the first " + std::to_string(most_end_tokens) + " of " +
+                      std::to_string(own->size()) + " are taken");
+    }
     for (std::size_t i = 0; own != nullptr && i < std::min(own->size(), most_end_tokens); ++i) {
       const double id = (*own)[i];
       const bool inside = id >= 0 && id < static_cast<double>(config.vocab_size) && id == std::floor(id);
@@ -265,7 +276,8 @@ inline std::int64_t gguf_vocabulary(const GgufSettings& settings, std::int64_t r
 }
 
 /// The configuration of a GGUF file with these tensors. Throws ConfigError.
-inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& tensors, const std::string& file) {
+inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& tensors, const std::string& file,
+                               std::vector<std::string>& notes) {
   const GgufSettings settings(metadata, file);
   const auto* architecture = settings.find<std::string>("general.architecture");
   if (architecture == nullptr || *architecture != "mamba") {
@@ -299,10 +311,10 @@ inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& te
   config.tie_embeddings = tensors.find("output.weight") == nullptr;
   config.bias = tensors.find("blk.0.ssm_in.bias") != nullptr;
   config.conv_bias = tensors.find("blk.0.ssm_conv1d.bias") != nullptr;
-  config.bos_token_id = settings.token("tokenizer.ggml.bos_token_id", config.vocab_size);
-  config.eos_token_id = settings.token("tokenizer.ggml.eos_token_id", config.vocab_size);
-  settings.read_other_ends(config);
-  config.pad_token_id = settings.token("tokenizer.ggml.padding_token_id", config.vocab_size);
+  config.bos_token_id = settings.token("tokenizer.ggml.bos_token_id", config.vocab_size, &notes);
+  config.eos_token_id = settings.token("tokenizer.ggml.eos_token_id", config.vocab_size, &notes);
+  settings.read_other_ends(config, notes);
+  config.pad_token_id = settings.token("tokenizer.ggml.padding_token_id", config.vocab_size, &notes);
   try {
     return config.resolved();
   } catch (const ConfigError& error) {

@@ -124,14 +124,29 @@ inline std::uint64_t gguf_file_type(DType matrices) {
   }
 }
 
+/// The type in which a model's own weights are stored.
 template <class Weight>
 constexpr DType gguf_dtype() {
-  if constexpr (std::is_same_v<Weight, q8>) return DType::Q8_0;
-  if constexpr (std::is_same_v<Weight, q4>) return DType::Q4_0;
-  if constexpr (std::is_same_v<Weight, f16>) return DType::F16;
-  if constexpr (std::is_same_v<Weight, bf16>) return DType::BF16;
-  return DType::F32;
+  return std::is_same_v<Weight, double> ? DType::F32 : dtype_of_weight<Weight>();
 }
+
+/// Parameters as GGUF holds them: A = -exp(A_log), whose numbers may not fit where those of A_log do.
+template <class Parameters>
+class WithA : public Parameters {
+ public:
+  using Parameters::Parameters;
+
+  template <class Body>
+  void for_each(Body&& body) const {
+    std::size_t layer = 0;
+    Parameters::for_each([&](const Saved& parameter, auto&& pieces) {
+      if (!parameter.name.ends_with("A_log")) return body(parameter, pieces);
+      body(Saved{parameter.name, parameter.extents, parameter.is_matrix, DType::F64},
+           [&](auto&& piece_body) { this->a_pieces(layer, piece_body); });
+      ++layer;
+    });
+  }
+};
 
 /// The tokens of a byte-level model, in GPT-2's alphabet.
 inline void add_byte_tokens(GgufMetadata& metadata) {
@@ -213,12 +228,13 @@ template <class Parameters>
 std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matrices, bool own_types) {
   std::vector<StoredTensor> tensors;
   std::uint64_t offset = 0;
-  parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&&) {
-    StoredTensor tensor{gguf_name(name), DType::F32, {parameter.shape().begin(), parameter.shape().end()}};
+  parameters.for_each([&](const Saved& parameter, auto&&) {
+    const Shape& shape = parameter.extents.shape();
+    StoredTensor tensor{gguf_name(parameter.name), DType::F32, {shape.begin(), shape.end()}};
     if (tensor.shape.size() == 3) tensor.shape.erase(tensor.shape.begin() + 1);  // conv1d [E, 1, K]
-    const bool wider = parameter.cols() % block_size_of(matrices) != 0;
-    const bool selection = own_types && matrices == DType::Q8_0 && name.ends_with("x_proj.weight");
-    if (is_matrix) tensor.dtype = selection ? DType::BF16 : wider ? DType::F16 : matrices;
+    const bool wider = parameter.extents.cols() % block_size_of(matrices) != 0;
+    const bool selection = own_types && matrices == DType::Q8_0 && parameter.name.ends_with("x_proj.weight");
+    if (parameter.is_matrix) tensor.dtype = selection ? DType::BF16 : wider ? DType::F16 : matrices;
     tensor.begin = offset;
     offset += (*tensor_bytes(tensor.dtype, tensor.shape) + gguf_alignment - 1) / gguf_alignment * gguf_alignment;
     tensors.push_back(std::move(tensor));
@@ -243,34 +259,29 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
 
   Fitting fitting(options);
   std::size_t looked_at = 0;
-  fitting.check(parameters, [&](std::string_view, const Extents&, bool) { return tensors[looked_at++].dtype; });
+  fitting.check(parameters, [&](const Saved&) { return tensors[looked_at++].dtype; });
   MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
   AtomicFile::remove_strays_beside(path);
   AtomicFile file(path);
   file.write(header);
   SaveProgress progress(options, path.string(), parameters.parameter_count());
-  std::size_t next = 0, layer = 0;
+  std::size_t next = 0;
   std::uint64_t end = 0;
-  parameters.for_each([&](std::string_view name, const Extents& parameter, bool, auto&& pieces) {
+  parameters.for_each([&](const Saved& parameter, auto&& pieces) {
     const StoredTensor& tensor = tensors[next++];
     constexpr char zeros[gguf_alignment] = {};
     file.write(std::string_view(zeros, static_cast<std::size_t>(tensor.begin - end)));
     end = tensor.begin + *tensor_bytes(tensor.dtype, tensor.shape);
-    const Narrowing narrowing(parameters.type_of(name), tensor.dtype);
-    const auto write = [&](std::size_t, auto piece) {
+    const Narrowing narrowing(parameter.dtype, tensor.dtype);
+    pieces([&](std::size_t, auto piece) {
       fitting.apply(narrowing, piece);
       write_gguf_rows(file, tensor.dtype, piece);
-    };
-    if (name.ends_with("A_log")) {  // GGUF holds A
-      parameters.a_pieces(layer++, write);
-    } else {
-      pieces(write);
-    }
-    progress.add(parameter.size());
+    });
+    progress.add(parameter.extents.size());
   });
+  fitting.tell(path.string());
   file.commit();
   folders.keep();
-  fitting.tell(path.string(), matrices);
 }
 
 }  // namespace detail
@@ -285,13 +296,13 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
 template <class Model>
 void save_gguf(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {},
                const GgufMetadata& metadata = {}) {
-  detail::save_gguf_file(detail::ModelParameters<Model>(model), path, options, metadata);
+  detail::save_gguf_file(detail::WithA<detail::ModelParameters<Model>>(model), path, options, metadata);
 }
 
 /// The same from a checkpoint of any format, tensor by tensor.
 inline void save_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options = {},
                       const GgufMetadata& metadata = {}) {
-  detail::save_gguf_file(detail::CheckpointParameters(checkpoint), path, options, metadata);
+  detail::save_gguf_file(detail::WithA<detail::CheckpointParameters>(checkpoint), path, options, metadata);
 }
 
 }  // namespace minimamba

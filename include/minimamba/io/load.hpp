@@ -122,6 +122,19 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
   }
 }
 
+/// The model that the tensors of a checkpoint are to fill, without memory for its parameters, once they are known to
+/// fit it.
+template <class Model>
+Model shapes_of(const Checkpoint& checkpoint,
+                const typename Model::BackendType& backend = typename Model::BackendType()) {
+  return beside_other_weights(checkpoint.other_weights, [&] {
+    check_layers(checkpoint);
+    Model shapes = Model::shapes_only(checkpoint.config, backend);
+    check_tensors(checkpoint, shapes);
+    return shapes;
+  });
+}
+
 /// How a parameter keeps its numbers.
 template <class Parameter>
 constexpr DType kept_as() {
@@ -163,12 +176,7 @@ void load_a(const Checkpoint& checkpoint, Model& model) {
 /// The same from a checkpoint that has been opened.
 template <class Model>
 Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {}) {
-  Model model = detail::beside_other_weights(checkpoint.other_weights, [&] {
-    detail::check_layers(checkpoint);
-    Model shapes = Model::shapes_only(checkpoint.config, options.backend);
-    detail::check_tensors(checkpoint, shapes);
-    return shapes;
-  });
+  Model model = detail::shapes_of<Model>(checkpoint, options.backend);
   const double total = static_cast<double>(model.parameter_count());
   double done = 0;
   std::size_t clamped = 0;

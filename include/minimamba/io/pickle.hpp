@@ -29,7 +29,7 @@ struct PickleValue {
   enum class Kind : std::uint8_t { none, boolean, integer, real, text, tuple, list, dict, global, storage, tensor };
 
   Kind kind = Kind::none;
-  std::uint32_t count = 0;  // of a text, characters; of a tuple, storage or tensor, the values it is made of
+  std::uint32_t count = 0;  // of a text or a type's name, characters; of a tuple, storage or tensor, its values
   std::int64_t number = 0;  // of an integer or boolean; of a list, dict or global, which it is; else where those begin
 };
 
@@ -48,7 +48,8 @@ class Pickle {
   /// Of a text, or of a global with a space behind its module.
   std::string_view text(const PickleValue& value) const {
     const auto first = static_cast<std::size_t>(value.number);
-    return value.kind == Kind::global ? globals[first] : std::string_view(characters_).substr(first, value.count);
+    if (value.kind == Kind::global && value.count == 0) return globals[first];
+    return std::string_view(characters_).substr(first, value.count);
   }
   /// Of a tuple, storage or tensor its parts; of a dict keys and values in turn.
   std::span<const std::uint32_t> parts(const PickleValue& value) const {
@@ -81,9 +82,13 @@ class Pickle {
                                                  "torch CharStorage",
                                                  "torch ByteStorage",
                                                  "torch BoolStorage",
-                                                 "torch._utils _rebuild_parameter"};
+                                                 "torch._utils _rebuild_parameter",
+                                                 "torch._utils _rebuild_tensor_v3",
+                                                 "torch.storage UntypedStorage"};
 
-  static constexpr std::string_view rebuild_parameter = "torch._utils _rebuild_parameter";
+  static constexpr std::string_view rebuild_parameter = "torch._utils _rebuild_parameter",
+                                    rebuild_tensor = "torch._utils _rebuild_tensor_v2",
+                                    rebuild_typed_tensor = "torch._utils _rebuild_tensor_v3";
 
   [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
     throw FormatError(file_, expected, found + " near byte " + std::to_string(bytes_.position()));
@@ -179,8 +184,26 @@ class Pickle {
     push(memory_[static_cast<std::size_t>(index)]);
   }
 
+  /// Whether a name is that of a type of torch's, which says what a tensor holds and does nothing: of the numbers of a
+  /// storage, or, for types without one, such as float8_e4m3fn, of a tensor.
+  static bool is_type(std::string_view name) {
+    constexpr std::string_view module = "torch ", storage = "Storage",
+                               types[] = {"float", "bfloat", "complex", "int", "uint", "bits", "quint", "qint"};
+    if (!name.starts_with(module)) return false;
+    name.remove_prefix(module.size());
+    constexpr std::string_view letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
+    if (name.find_first_not_of(letters) != name.npos) return false;
+    return name.ends_with(storage) || std::any_of(std::begin(types), std::end(types),
+                                                  [&](std::string_view type) { return name.starts_with(type); });
+  }
+
   void make_global(const std::string& name) {
     const auto place = std::find(std::begin(globals), std::end(globals), name);
+    if (place == std::end(globals) && is_type(name)) {
+      limit(characters_.size() + name.size(), most_characters, "characters");
+      characters_ += name;
+      return make_range(Kind::global, characters_.size() - name.size(), name.size());
+    }
     if (place == std::end(globals)) {
       std::string dotted = name;
       std::replace(dotted.begin(), dotted.end(), ' ', '.');
@@ -205,14 +228,14 @@ class Pickle {
     make_global(std::string(text(module)) + " " + std::string(text(name)));
   }
 
-  /// Calls of the three functions that a state dict needs.
+  /// Calls of the functions that a state dict needs.
   void reduce() {
     need(2);
     const std::uint32_t arguments_at = pop();
     const PickleValue function = values_[pop()], arguments = values_[arguments_at];
     const bool is_global = function.kind == Kind::global && arguments.kind == Kind::tuple;
     if (is_global && text(function) == globals[0] && arguments.count == 0) return make_growing(Kind::dict);
-    if (is_global && text(function) == globals[1]) {
+    if (is_global && (text(function) == rebuild_tensor || text(function) == rebuild_typed_tensor)) {
       return make({.kind = Kind::tensor, .count = arguments.count, .number = arguments.number});
     }
     if (is_global && text(function) == rebuild_parameter && arguments.count == 3) {  // of a tensor, and two settings

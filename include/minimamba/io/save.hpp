@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <list>
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
@@ -43,8 +44,16 @@ struct SaveOptions {
 
 namespace detail {
 
-/// What is to be saved, tensor by tensor: for_each calls body(name, extents, is one of the six matrices, pieces), and
-/// pieces(f) calls f(first row, View) until all rows are done.
+/// A parameter that is to be saved.
+struct Saved {
+  std::string_view name;
+  const Extents& extents;
+  bool is_matrix;  // one of the six
+  DType dtype;     // whose numbers it has
+};
+
+/// What is to be saved, tensor by tensor: for_each calls body(Saved, pieces), and pieces(f) calls f(first row, View)
+/// until all rows are done.
 template <class Model>
 class ModelParameters {
  public:
@@ -55,8 +64,7 @@ class ModelParameters {
     if (model.layers.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
   }
   const MambaConfig& config() const { return model_.config(); }
-  /// The type whose numbers a parameter has, and what to call it in a message.
-  DType type_of(std::string_view) const { return dtype_of<Scalar>(); }
+  /// What to call a parameter in a message.
   std::string subject(std::string_view name) const { return "model: " + std::string(name); }
   std::size_t parameter_count() const { return model_.parameter_count(); }
 
@@ -66,7 +74,7 @@ class ModelParameters {
         [&](std::string_view name, const auto& parameter) {
           using Parameter = std::remove_cvref_t<decltype(parameter)>;
           constexpr bool is_matrix = !std::is_same_v<Parameter, Tensor<typename Model::BackendType>>;
-          body(name, parameter, is_matrix, [&](auto&& piece_body) {
+          body(Saved{name, parameter, is_matrix, kept_as<Parameter>()}, [&](auto&& piece_body) {
             in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
               parameter.download(model_.backend(), first, piece);
               piece_body(first, piece);
@@ -96,11 +104,8 @@ class CheckpointParameters {
   using Weight = float;
 
   explicit CheckpointParameters(const Checkpoint& checkpoint)
-      : checkpoint_(checkpoint), shapes_((check_layers(checkpoint), Shapes::shapes_only(checkpoint.config))) {
-    check_tensors(checkpoint, shapes_);
-  }
+      : checkpoint_(checkpoint), shapes_(shapes_of<Shapes>(checkpoint)) {}
   const MambaConfig& config() const { return shapes_.config(); }
-  DType type_of(std::string_view name) const { return checkpoint_.find(name)->dtype; }
   std::string subject(std::string_view name) const {
     const StoredTensor& tensor = *checkpoint_.find(name);
     return checkpoint_.tensors.source_name(tensor) + ": " + printable(tensor.name);
@@ -113,7 +118,7 @@ class CheckpointParameters {
         [&](std::string_view name, const auto& parameter) {
           using Parameter = std::remove_cvref_t<decltype(parameter)>;
           constexpr bool is_matrix = !std::is_same_v<Parameter, Tensor<ReferenceBackend<float>>>;
-          body(name, parameter, is_matrix, [&](auto&& piece_body) {
+          body(Saved{name, parameter, is_matrix, checkpoint_.find(name)->dtype}, [&](auto&& piece_body) {
             in_pieces<double>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<double> piece) {
               checkpoint_.read(name, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
               piece_body(first, piece);
@@ -168,32 +173,36 @@ class Fitting {
   explicit Fitting(const SaveOptions& options) : options_(options) {}
 
   /// Before anything is written: throws CheckpointError for the first number that would not fit. `type` gives the type
-  /// of a parameter in the file.
+  /// in the file of one parameter after another.
   template <class Parameters, class Type>
   void check(const Parameters& parameters, Type&& type) const {
-    if (options_.saturate || !options_.matrices) return;  // a model's own formats hold its numbers
-    parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&& pieces) {
-      const Narrowing narrowing(parameters.type_of(name), type(name, parameter, is_matrix));
-      if (!narrowing.needed()) return;
+    parameters.for_each([&](const Saved& parameter, auto&& pieces) {
+      const Narrowing narrowing(parameter.dtype, type(parameter));
+      if (options_.saturate || !narrowing.needed()) return;
       pieces([&](std::size_t, auto piece) {
         const auto number = narrowing.first_beyond(as_constants(piece));
-        if (number) throw CheckpointError(parameters.subject(name), narrowing.expected(), number_text(*number));
+        if (number) {
+          throw CheckpointError(parameters.subject(parameter.name), narrowing.expected(), number_text(*number));
+        }
       });
     });
   }
   /// Clamps what does not fit, if that is wanted.
   template <class Scalar>
   void apply(const Narrowing& narrowing, View<Scalar> piece) {
-    if (options_.saturate && narrowing.needed())
-      clamped_ += narrowing.clamp(std::span(piece.data(), piece.rows() * piece.cols()));
+    if (!options_.saturate || !narrowing.needed()) return;
+    clamped_[narrowing.type()] += narrowing.clamp(std::span(piece.data(), piece.rows() * piece.cols()));
   }
-  void tell(const std::string& file, DType matrices) const {
-    if (clamped_ > 0 && options_.on_note) options_.on_note(file + ": " + clamped_text(clamped_, matrices));
+  /// Before the file gets its name: what fails after that would say that it has not.
+  void tell(const std::string& file) const {
+    for (const auto& [type, count] : clamped_) {
+      if (count > 0 && options_.on_note) options_.on_note(file + ": " + clamped_text(count, type));
+    }
   }
 
  private:
   const SaveOptions& options_;
-  std::size_t clamped_ = 0;
+  std::map<DType, std::size_t> clamped_;  // numbers, by the type that they did not fit
 };
 
 inline const char* torch_name(DType dtype) {
@@ -273,29 +282,31 @@ template <class Parameters>
 void save_folder(const Parameters& parameters, const std::filesystem::path& folder, const SaveOptions& options) {
   const std::pair<DType, DType> types = types_in_folder<Parameters>(options);
   check_names(options);
-  const auto dtype = [&](bool is_matrix) { return is_matrix ? types.first : types.second; };
+  const auto type = [&](const Saved& parameter) { return parameter.is_matrix ? types.first : types.second; };
   std::vector<StoredTensor> tensors;
-  parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&&) {
+  parameters.for_each([&](const Saved& parameter, auto&&) {
+    const std::string name(parameter.name);
     const std::string stored = name == "embedding.weight" ? "backbone.embeddings.weight"
-                               : name == "lm_head.weight" ? std::string(name)
-                                                          : "backbone." + std::string(name);
-    tensors.push_back({stored, dtype(is_matrix), {parameter.shape().begin(), parameter.shape().end()}});
+                               : name == "lm_head.weight" ? name
+                                                          : "backbone." + name;
+    const Shape& shape = parameter.extents.shape();
+    tensors.push_back({stored, type(parameter), {shape.begin(), shape.end()}});
   });
 
   Fitting fitting(options);
-  fitting.check(parameters, [&](std::string_view, const Extents&, bool is_matrix) { return dtype(is_matrix); });
+  fitting.check(parameters, type);
   MadeFolders folders(folder);
   tidy_folder(folder);
   SafetensorsWriter weights(folder / "model.safetensors", tensors);
   AtomicFile config(folder / "config.json");
   SaveProgress progress(options, folder.string(), parameters.parameter_count());
-  parameters.for_each([&](std::string_view name, const Extents& parameter, bool is_matrix, auto&& pieces) {
-    const Narrowing narrowing(parameters.type_of(name), dtype(is_matrix));
+  parameters.for_each([&](const Saved& parameter, auto&& pieces) {
+    const Narrowing narrowing(parameter.dtype, type(parameter));
     pieces([&](std::size_t, auto piece) {
       fitting.apply(narrowing, piece);
-      weights.write(as_constants(piece), dtype(is_matrix));
+      weights.write(as_constants(piece), type(parameter));
     });
-    progress.add(parameter.size());
+    progress.add(parameter.extents.size());
   });
   config.write(hugging_face_config(parameters.config(), torch_name(types.first)));
   std::list<AtomicFile> others;
@@ -304,9 +315,9 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   std::vector<AtomicFile*> files{&weights.file()};
   for (AtomicFile& file : others) files.push_back(&file);
   files.push_back(&config);
+  fitting.tell(folder.string());
   commit_together(files);
   folders.keep();
-  fitting.tell(folder.string(), types.first);
 }
 
 }  // namespace detail

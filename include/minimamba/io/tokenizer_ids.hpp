@@ -2,9 +2,9 @@
 #ifndef MINIMAMBA_IO_TOKENIZER_IDS_HPP
 #define MINIMAMBA_IO_TOKENIZER_IDS_HPP
 
-#include <algorithm>
 #include <cstdint>
 #include <filesystem>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,12 +19,12 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Hears a tokenizer.json, and keeps the largest id below `rows` in model.vocab and added_tokens.
+/// Hears a tokenizer.json, and keeps the ids from `first` to `rows` - 1 in model.vocab and added_tokens.
 class TokenizerIds {
  public:
-  explicit TokenizerIds(std::int64_t rows) : rows_(rows) {}
+  TokenizerIds(std::int64_t first, std::int64_t rows) : first_(first), rows_(rows) {}
 
-  std::int64_t largest() const { return largest_; }
+  const std::set<std::int64_t>& found() const { return found_; }
 
   void open(bool) { path_.push_back(std::exchange(key_, {})); }
   void close() {
@@ -36,28 +36,37 @@ class TokenizerIds {
     const bool in_vocabulary = path_.size() == 3 && path_[1] == "model" && path_[2] == "vocab";
     const bool added = path_.size() == 3 && path_[1] == "added_tokens" && key_ == "id";
     const std::uint64_t* const id = x.whole();
-    if ((in_vocabulary || added) && id != nullptr && std::cmp_less(*id, rows_)) {
-      largest_ = std::max(largest_, static_cast<std::int64_t>(*id));
-    }
+    const bool inside = id != nullptr && std::cmp_greater_equal(*id, first_) && std::cmp_less(*id, rows_);
+    if ((in_vocabulary || added) && inside) found_.insert(static_cast<std::int64_t>(*id));
     key_.clear();
   }
 
  private:
-  std::int64_t rows_, largest_ = -1;
+  std::int64_t first_, rows_;
+  std::set<std::int64_t> found_;
   std::vector<std::string> path_;  // the names of the open containers; none for the root and what lies in an array
   std::string key_;
 };
 
-/// Counts them into vocab_size. A file that cannot be read is for who wants the tokenizer to complain of.
-inline void count_named_tokens(MambaConfig& config, const std::filesystem::path& folder) {
+/// Counts them into vocab_size, and notes rows between them that have no name, for they count as well. A file that
+/// cannot be read is for who wants the tokenizer to complain of.
+inline void count_named_tokens(MambaConfig& config, const std::filesystem::path& folder,
+                               std::vector<std::string>& notes) {
   const std::filesystem::path path = folder / "tokenizer.json";
   const std::int64_t rows = config.padded_vocab_size();
   if (config.vocab_size == rows || !is_there(path)) return;
   try {
     const ByteSource source = ByteSource::open(path);
-    TokenizerIds ids(rows);
+    TokenizerIds ids(config.vocab_size, rows);
     parse_json(source, 0, source.size(), tokenizer_limits, ids);
-    config.vocab_size = std::max(config.vocab_size, ids.largest() + 1);
+    if (ids.found().empty()) return;
+    const std::int64_t end = *ids.found().rbegin() + 1;
+    const std::int64_t unnamed = end - config.vocab_size - static_cast<std::int64_t>(ids.found().size());
+    if (unnamed > 0) {
+      notes.push_back(source.name() + ": names token " + std::to_string(end - 1) + ", so " + std::to_string(unnamed) +
+                      " rows of the embedding below it that it does not name count as tokens too");
+    }
+    config.vocab_size = end;
   } catch (const Error&) {
   }
 }

@@ -152,11 +152,16 @@ class TorchBin {
     return std::nullopt;
   }
 
-  /// _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks[, metadata])
+  static std::string name_of_type(std::string_view global) {
+    return std::string(global.substr(global.find(' ') + 1));  // without its module
+  }
+
+  /// _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks[, metadata]), and _v3 with a type
+  /// behind the hooks, for numbers whose type no storage has: none that is known here.
   StoredTensor tensor(const Pickle& pickle, const std::string& name, const PickleValue& value) {
     const auto parts = pickle.parts(value);
     constexpr Kind kinds[] = {Kind::storage, Kind::integer, Kind::tuple, Kind::tuple};
-    bool fits = parts.size() >= 6 && parts.size() <= 7;
+    bool fits = parts.size() >= 6 && parts.size() <= 8;
     for (std::size_t i = 0; fits && i < std::size(kinds); ++i) fits = pickle[parts[i]].kind == kinds[i];
     if (!fits) refuse_tensor(name, "a storage, an offset, a size and a stride", "something else");
     StoredTensor tensor;
@@ -167,7 +172,13 @@ class TorchBin {
       refuse_tensor(name, "a stride for each extent",
                     "strides " + shape_text(tensor.strides) + " for shape " + shape_text(tensor.shape));
     }
+    if (parts.size() > 6 && pickle[parts[6]].kind == Kind::global)
+      tensor.other = name_of_type(pickle.text(pickle[parts[6]]));
     place(pickle, pickle[parts[0]], pickle[parts[1]].number, tensor);
+    if (tensor.dtype == DType::OTHER) {
+      tensor.strides.clear();
+      return tensor;
+    }
     std::uint64_t stride = 1;
     bool contiguous = true;
     for (std::size_t i = tensor.shape.size(); i-- > 0; stride *= tensor.shape[i]) {
@@ -210,14 +221,22 @@ class TorchBin {
     constexpr Kind kinds[] = {Kind::text, Kind::global, Kind::text, Kind::text, Kind::integer};
     bool fits = parts.size() == std::size(kinds);
     for (std::size_t i = 0; fits && i < parts.size(); ++i) fits = pickle[parts[i]].kind == kinds[i];
-    const std::optional<DType> dtype = fits ? dtype_of(pickle.text(pickle[parts[1]])) : std::nullopt;
-    if (!dtype || pickle.text(pickle[parts[0]]) != "storage") {
+    if (!fits || pickle.text(pickle[parts[0]]) != "storage") {
       refuse_tensor(tensor.name, "a storage with type, key, device and size", "something else");
     }
-    tensor.dtype = *dtype;
     const std::string key = "data/" + std::string(pickle.text(pickle[parts[2]]));
     const ZipEntry* entry = find(key);
     if (entry == nullptr) refuse_tensor(tensor.name, "its bytes in " + printable(folder_ + key), "no such entry");
+    const std::string_view storage_type = pickle.text(pickle[parts[1]]);
+    const std::optional<DType> dtype = tensor.other.empty() ? dtype_of(storage_type) : std::nullopt;
+    tensor.dtype = dtype.value_or(DType::OTHER);
+    if (!dtype) {  // of which nothing is ever read
+      if (tensor.other.empty()) tensor.other = name_of_type(storage_type);
+      if (!tensor_bytes(tensor.dtype, tensor.shape)) {
+        refuse_tensor(tensor.name, "a shape that can be counted", shape_text(tensor.shape));
+      }
+      return;
+    }
     const std::int64_t numbers = pickle[parts[4]].number;
     const std::uint64_t width = bytes_of(*dtype);
     if (numbers < 0 || entry->size % width != 0 || entry->size / width != static_cast<std::uint64_t>(numbers)) {
