@@ -128,6 +128,10 @@ class PoisonBackend {
   void download(const Scalar* there, std::span<Scalar> to) const { reference_.download(real(there), host(to)); }
   void fill(View<Scalar> y, Scalar value) const { reference_.fill(real(y), value); }
   void copy(View<const Scalar> x, View<Scalar> y) const { reference_.copy(real(x), real(y)); }
+  void gather_rows(View<const Scalar> x, std::span<const std::size_t> rows, View<Scalar> y) const {
+    reference_.gather_rows(real(x), rows, real(y));
+  }
+  void reorder_rows(View<Scalar> y, std::span<const std::size_t> rows) const { reference_.reorder_rows(real(y), rows); }
 
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
@@ -154,7 +158,7 @@ class PoisonBackend {
     reference_.matmul(real(x), weight.hidden_, real(y));
   }
   void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
-    reference_.causal_conv1d({.sequence = p.sequence,
+    reference_.causal_conv1d({.segments = p.segments,
                               .x = real(p.x),
                               .weight = real(p.weight),
                               .bias = real(p.bias),
@@ -162,7 +166,7 @@ class PoisonBackend {
                               .y = real(p.y)});
   }
   void selective_scan(const ScanArguments<Scalar>& p) const {
-    reference_.selective_scan({.sequence = p.sequence,
+    reference_.selective_scan({.segments = p.segments,
                                .u = real(p.u),
                                .delta = real(p.delta),
                                .delta_bias = real(p.delta_bias),
@@ -185,6 +189,10 @@ class PoisonBackend {
   template <class T>
   static View<T> real(const View<T>& there) {
     return {real(there.data()), there.rows(), there.cols(), there.stride()};
+  }
+  template <class T>
+  static SlotView<T> real(const SlotView<T>& there) {
+    return {real(there.first()), there.slots(), there.stride()};
   }
   template <class Memory>
   static const Memory& host(const Memory& memory) {
@@ -313,6 +321,11 @@ class Layers : public testing::Test {
     const auto clone = many.clone();
     auto gathered = clone.gather({2, 0, 0, 1});
     keep(model.forward(random_tokens(4, 50), gathered));
+    gathered.reorder(std::vector<std::size_t>{1, 2, 0, 2});
+    const auto few = random_tokens(5, 50, 3), more = random_tokens(270, 50, 4);
+    keep(model.forward(std::vector<minimamba::Run>{{3, few}, {0, more}, {1, {}}}, gathered));
+    auto work = typename Model::WorkspaceType();
+    keep(model.forward_last(std::vector<minimamba::Run>{{3, more}, {2, few}}, gathered, work));
     keep_states(gathered);
     many.reset();
     keep_states(many);

@@ -242,6 +242,28 @@ Model trained_looking_model(const minimamba::MambaConfig& config, std::uint64_t 
   return model;
 }
 
+/// What a layer needs to be run alone, for calls of `rows` rows.
+template <class Layer, class Backend>
+class Alone {
+ public:
+  Alone(const minimamba::MambaConfig& config, std::size_t rows) : rows_(rows) {
+    buffer_.reserve(Backend(), Layer::activation_widths(config), rows);
+  }
+  auto activations() { return buffer_(rows_); }
+
+ private:
+  minimamba::ActivationBuffer<Backend> buffer_;
+  std::size_t rows_;
+};
+
+/// A cache for `batch` sequences of layers that a test runs by hand.
+template <template <class> class Backend, class Scalar>
+minimamba::InferenceCache<Scalar, Backend> cache_alone(const minimamba::MambaConfig& config,
+                                                       const Backend<Scalar>& backend, std::int64_t batch) {
+  const auto parts = minimamba::S6<Scalar, Backend>::state_parts(config);
+  return {config, minimamba::StateLayout(parts, static_cast<std::size_t>(config.n_layer)), backend, batch};
+}
+
 inline minimamba::MambaConfig small_config() {
   return {.d_model = 24, .n_layer = 2, .vocab_size = 50, .d_state = 5, .d_conv = 4, .dt_rank = 3};
 }

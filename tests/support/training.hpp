@@ -47,11 +47,9 @@ typename Model::Cache random_states(const Model& model, std::size_t batch, std::
   using Scalar = typename Model::ScalarType;
   auto cache = model.make_cache(static_cast<std::int64_t>(batch));
   minimamba::Random random(seed);
-  for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-    for (const minimamba::View<Scalar> state : {cache.state(layer).conv, cache.state(layer).ssm}) {
-      for (std::size_t i = 0; i < state.rows(); ++i) {
-        for (Scalar& value : state.row(i)) value = static_cast<Scalar>(static_cast<float>(0.3 * random.normal()));
-      }
+  for (std::size_t slot = 0; slot < batch; ++slot) {
+    for (Scalar& value : cache.slot(slot).row(0)) {
+      value = static_cast<Scalar>(static_cast<float>(0.3 * random.normal()));
     }
   }
   return cache;

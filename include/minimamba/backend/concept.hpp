@@ -4,7 +4,8 @@
 //   static_assert(minimamba::InferenceBackend<MyBackend<float>>);
 // makes the compiler say what is missing yet.
 //
-// Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank, K d_conv, V padded vocabulary, M = B L rows.
+// Shapes: D d_model, E d_inner, N d_state, R dt_rank, K d_conv, V padded vocabulary, M rows of activations: the tokens
+// of all sequences of a call. Which rows belong to which sequence is said by segments: see core/view.hpp.
 #ifndef MINIMAMBA_BACKEND_CONCEPT_HPP
 #define MINIMAMBA_BACKEND_CONCEPT_HPP
 
@@ -21,25 +22,26 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// y[b,t,e] = silu(bias[e] + sum_k weight[e,k] x[b, t - K + 1 + k, e]), where x at negative times is the window.
-/// Afterwards the window holds the last K - 1 inputs, oldest first.
+/// Of each segment, y[t,e] = silu(bias[e] + sum_k weight[e,k] x[t - K + 1 + k, e]), where x at negative times is the
+/// window. Afterwards the window holds the last K - 1 inputs, oldest first.
 template <class Scalar>
 struct Conv1dArguments {
-  Sequence sequence;          // B, L
-  View<const Scalar> x;       // [M, E]
-  View<const Scalar> weight;  // [E, K], oldest first
-  View<const Scalar> bias;    // [1, E], or empty
-  View<Scalar> window;        // [B E, K - 1], oldest first, read and written
-  View<Scalar> y;             // [M, E], not x
+  std::span<const Segment> segments;
+  View<const Scalar> x;          // [M, E]
+  View<const Scalar> weight;     // [E, K], oldest first
+  View<const Scalar> bias;       // [1, E], or empty
+  SlotView<Scalar> window;       // [E, K - 1], oldest first, read and written
+  View<Scalar> y;                // [M, E], not x
+  KeptStates<Scalar> kept = {};  // windows
 };
 
 /// The selective scan (arXiv 2312.00752, section 3.2 and algorithm 2), gate included:
 ///   dt = softplus(delta + delta_bias)                   (the identity above 20, as in the official kernel)
-///   h[b,t] = exp(dt A) h[b,t-1] + dt B u                for each channel e and state n
+///   h[t] = exp(dt A) h[t-1] + dt B u                    for each segment, channel e and state n
 ///   y = (C . h + D u) silu(z)
 template <class Scalar>
 struct ScanArguments {
-  Sequence sequence;              // B, L
+  std::span<const Segment> segments;
   View<const Scalar> u;           // [M, E]
   View<const Scalar> delta;       // [M, E]
   View<const Scalar> delta_bias;  // [1, E]
@@ -48,18 +50,28 @@ struct ScanArguments {
   View<const Scalar> c;           // [M, N]
   View<const Scalar> d;           // [1, E]
   View<const Scalar> z;           // [M, E]
-  View<Scalar> h;                 // [B E, N], the state, read and written
+  SlotView<Scalar> h;             // [E, N], the state, read and written
   View<Scalar> y;                 // [M, E], none of the above
+  KeptStates<Scalar> kept = {};   // states h
+};
+
+/// dropout: x[i,j] is zero with probability `rate`, else divided by 1 - rate. Which ones depends on the seed, i and j
+/// alone, so that backward repeats it.                               x [M, n], read and written
+struct Dropout {
+  double rate = 0;  // from 0 to below 1
+  std::uint64_t seed = 0;
 };
 
 // One concept a kernel, so that a backend that lacks one is told its name.
 
 /// allocate<T>(n): n zeros of T in a movable Buffer<T> with data() and size(). upload and download copy between the
-/// host and such memory. fill(y, value); copy(x, y) copies rows.
+/// host and such memory. fill(y, value); copy(x, y) copies rows; gather_rows(x, rows, y): y[i,:] = x[rows[i],:];
+/// reorder_rows(y, rows): the same within y, of which it has as many rows, with no memory beside it that grows with y.
 template <class B>
 concept HasMemory = requires(const B& backend, typename B::Scalar* device, std::span<typename B::Scalar> host,
                              std::span<const typename B::Scalar> source, View<const typename B::Scalar> x,
-                             View<typename B::Scalar> y, typename B::Scalar value, std::size_t count) {
+                             View<typename B::Scalar> y, typename B::Scalar value, std::size_t count,
+                             std::span<const std::size_t> rows) {
   typename B::template Buffer<typename B::Scalar>;
   {
     backend.template allocate<typename B::Scalar>(count)
@@ -68,6 +80,8 @@ concept HasMemory = requires(const B& backend, typename B::Scalar* device, std::
   backend.download(device, host);
   backend.fill(y, value);
   backend.copy(x, y);
+  backend.gather_rows(x, rows, y);
+  backend.reorder_rows(y, rows);
 };
 
 /// Matrix<W>: [rows, cols] weights in format W, laid out as the backend likes. upload_rows packs rows

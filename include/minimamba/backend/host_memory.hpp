@@ -187,6 +187,38 @@ class HostMemory {
     for (std::size_t i = 0; i < y.rows(); ++i) std::copy_n(x.row(i).data(), x.cols(), y.row(i).data());
   }
 
+  void gather_rows(View<const Scalar> x, std::span<const std::size_t> rows, View<Scalar> y) const {
+    assert(rows.size() == y.rows() && x.cols() == y.cols());
+    for (std::size_t i = 0; i < y.rows(); ++i) std::copy_n(x.row(rows[i]).data(), x.cols(), y.row(i).data());
+  }
+  /// First the rows that nobody asks for any more, each of which frees the one that it is copied from; what is left are
+  /// circles, which turn by swaps.
+  void reorder_rows(View<Scalar> y, std::span<const std::size_t> rows) const {
+    assert(rows.size() == y.rows());
+    constexpr std::size_t done = static_cast<std::size_t>(-1);
+    std::size_t* const asked = thread_scratch<std::size_t>(rows.size());  // how many rows wait for what row i holds
+    std::fill_n(asked, rows.size(), std::size_t{0});
+    for (const std::size_t row : rows) ++asked[row];
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (std::size_t row = i; asked[row] == 0;) {
+        const std::size_t source = rows[row];
+        std::copy_n(y.row(source).data(), y.cols(), y.row(row).data());
+        asked[row] = done;
+        --asked[source];
+        row = source;
+      }
+    }
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (std::size_t row = i; asked[row] != done;) {
+        const std::size_t source = rows[row];
+        asked[row] = done;
+        if (asked[source] == done) break;  // the circle is closed: each swap has moved the first row's numbers on
+        std::swap_ranges(y.row(row).begin(), y.row(row).end(), y.row(source).begin());
+        row = source;
+      }
+    }
+  }
+
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
     return Matrix<W>(rows, cols);

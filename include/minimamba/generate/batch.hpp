@@ -64,7 +64,7 @@ class BatchGeneration {
       const auto logits = model_.forward_last(tokens, working);
       choose(logits, working, active, tokens, on_token);
     }
-    for (std::size_t row = 0; row < rows_.size(); ++row) cache_.copy_row(row, finished_, row);
+    for (std::size_t row = 0; row < rows_.size(); ++row) cache_.assign(row, finished_, row);
     return std::move(rows_);
   }
 
@@ -94,7 +94,7 @@ class BatchGeneration {
       const auto logits = model_.forward_last(prompts[row], alone);
       std::vector<std::size_t> one{row};
       choose(logits, alone, one, tokens, on_token);
-      working.copy_row(row, alone, 0);
+      working.assign(row, alone, 0);
       if (!one.empty()) {
         still.push_back(row);
         next.push_back(tokens.front());
@@ -122,7 +122,7 @@ class BatchGeneration {
         tokens.push_back(token);
       } else {
         rows_[row].unread = {token};
-        finished_.copy_row(row, working, i);
+        finished_.assign(row, working, i);
       }
     }
     if (!still.empty() && still.size() < active.size()) working = working.gather(kept);

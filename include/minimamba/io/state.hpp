@@ -186,17 +186,10 @@ void save_state(const std::filesystem::path& path, const Model& model, const typ
   writer.value(detail::fingerprint(model));
   writer.value(std::uint64_t{cache.batch()});
   for (std::size_t row = 0; row < cache.batch(); ++row) writer.value(cache.position(row));
-  std::vector<Scalar> numbers;
-  const auto write = [&](View<const Scalar> part) {
-    numbers.resize(part.rows() * part.cols());
-    model.backend().download(part.data(), numbers);
+  std::vector<Scalar> numbers(cache.layout().size());
+  for (std::size_t slot = 0; slot < cache.batch(); ++slot) {
+    model.backend().download(cache.slot(slot).data(), numbers);
     writer.write(std::as_bytes(std::span(numbers)));
-  };
-  for (std::size_t row = 0; row < cache.batch(); ++row) {
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      write(cache.conv(layer, row));
-      write(cache.ssm(layer, row));
-    }
   }
   writer.value(static_cast<std::uint32_t>(sections.size()));
   for (const auto& [name, contents] : sections) {
@@ -243,17 +236,10 @@ SavedState<Model> load_state(const ByteSource& source, const Model& model) {
     if (position < 0) throw FormatError(source.name(), "positions from 0 up", std::to_string(position));
     saved.cache.set_position(row, position);
   }
-  std::vector<Scalar> numbers;
-  const auto read = [&](View<Scalar> part) {
-    numbers.resize(part.rows() * part.cols());
+  std::vector<Scalar> numbers(saved.cache.layout().size());
+  for (std::size_t slot = 0; slot < rows; ++slot) {
     bytes.read(std::as_writable_bytes(std::span(numbers)));
-    model.backend().upload(numbers, part.data());
-  };
-  for (std::size_t row = 0; row < rows; ++row) {
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      read(saved.cache.conv(layer, row));
-      read(saved.cache.ssm(layer, row));
-    }
+    model.backend().upload(numbers, saved.cache.slot(slot).data());
   }
   saved.sections = detail::read_sections(source, bytes);
   return saved;

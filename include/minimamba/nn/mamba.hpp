@@ -6,48 +6,33 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "minimamba/backend/concept.hpp"
-#include "minimamba/nn/inference_cache.hpp"
-#include "minimamba/nn/initialize.hpp"
-#include "minimamba/nn/mamba_block.hpp"
+#include "minimamba/nn/mamba_model.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Scalar computes (float or double), Backend runs the kernels, Weight is how the six matrices are stored.
-///
-/// A model is constant while it runs: one model serves many threads, each with a cache of its own. Movable; a copy is
-/// explicit, by clone().
-template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
-class Mamba {
+/// MambaModel between tokens and logits. A copy is explicit, by clone().
+template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar,
+          template <class, template <class> class, class> class Mixer = S6>
+class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
+  using Base = MambaModel<Scalar, Backend, Weight, Mixer>;
+
  public:
-  using ScalarType = Scalar;
-  using BackendType = Backend<Scalar>;
-  using WeightType = Weight;
-  using Cache = InferenceCache<Scalar, Backend>;
-
-  // Not constraints, and here: so that compilers say no more than which kernel a backend lacks.
-  static_assert(InferenceBackend<BackendType>);
-  static_assert(WeightFormat<Weight>);
-
-  /// Rows (batch times tokens) that pass through the layers at once: a longer prompt is read in chunks, so that memory
-  /// does not grow with its length.
-  static constexpr std::size_t chunk_rows = 256;
+  using typename Base::Cache;
+  using typename Base::WorkspaceType;
 
   /// A model with random weights (see initialize_parameters). Throws ConfigError.
   explicit Mamba(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : Mamba(shapes_only(config, std::move(backend))) {
     allocate_parameters(*this, backend_);
     initialize_parameters(*this, config_, backend_, seed);
-    refresh();
+    this->refresh();
   }
 
   /// A model whose parameters have shapes but no memory yet: for loaders, which allocate and fill them one by one and
@@ -56,26 +41,15 @@ class Mamba {
     return Mamba(Resolved{config.resolved()}, std::move(backend));
   }
 
-  Mamba(Mamba&&) noexcept = default;
-  Mamba& operator=(Mamba&&) noexcept = default;
-
   Mamba clone() const {
     Mamba copy = shapes_only(config_, backend_);
     allocate_parameters(copy, copy.backend_);
     copy_parameters(*this, backend_, copy, copy.backend_);
-    copy.refresh();
-    for (std::size_t i = 0; i < layers.size(); ++i) {  // A may be more exact than what refresh makes of A_log
-      backend_.copy(std::as_const(layers[i].mixer.A).view(), copy.layers[i].mixer.A.view());
-    }
+    copy.copy_derived(*this);
     return copy;
   }
 
-  const MambaConfig& config() const { return config_; }
-  const Backend<Scalar>& backend() const { return backend_; }
   std::size_t parameter_count() const { return count_parameters(*this); }
-
-  /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
-  Cache make_cache(std::int64_t batch = 1) const { return Cache(config_, backend_, batch); }
 
   /// Reads L = tokens.size() / B more tokens of each of the cache's B sequences (row-major: sequence by sequence) and
   /// returns the logits after each of them, [B L, V]. L may be any number: a prompt, a chunk, one token, none.
@@ -83,30 +57,54 @@ class Mamba {
   /// ArgumentError for a token id outside [0, vocab_size), a number of tokens that B does not divide, a cache of a
   /// model of another shape, or a model without refresh() since A_log was uploaded; the cache is then as it was.
   View<const Scalar> forward(std::span<const std::int32_t> tokens, Cache& cache) const {
-    return run(tokens, cache, true);
+    return forward(tokens, cache, cache.workspace());
   }
-
   /// The same, but only the logits after the last token of each sequence, [B, V]; no rows if L = 0. Memory does not
   /// grow with L.
   View<const Scalar> forward_last(std::span<const std::int32_t> tokens, Cache& cache) const {
-    return run(tokens, cache, false);
+    return forward_last(tokens, cache, cache.workspace());
+  }
+  /// Reads any number of tokens for each of some slots of the cache, in one call. The logits are in the order of the
+  /// runs, and each run has those that it has alone, bit for bit; one without tokens has none, and changes nothing.
+  /// Throws ArgumentError also for a slot that the cache does not have, or that two runs name.
+  template <RangeOfRuns Runs>
+  View<const Scalar> forward(const Runs& runs, Cache& cache) const {
+    return forward(runs, cache, cache.workspace());
+  }
+  /// The same, but only the logits after the last token of each run that has tokens.
+  template <RangeOfRuns Runs>
+  View<const Scalar> forward_last(const Runs& runs, Cache& cache) const {
+    return forward_last(runs, cache, cache.workspace());
+  }
+
+  /// The same in a workspace of the caller's, which caches may share: the view is then valid until the next call with
+  /// this workspace.
+  View<const Scalar> forward(std::span<const std::int32_t> tokens, Cache& cache, WorkspaceType& work) const {
+    return read(uniform_runs(tokens, cache, work), cache, work, true);
+  }
+  View<const Scalar> forward_last(std::span<const std::int32_t> tokens, Cache& cache, WorkspaceType& work) const {
+    return read(uniform_runs(tokens, cache, work), cache, work, false);
+  }
+  template <RangeOfRuns Runs>
+  View<const Scalar> forward(const Runs& runs, Cache& cache, WorkspaceType& work) const {
+    check_runs(runs, cache, work.named);
+    return read(runs, cache, work, true);
+  }
+  template <RangeOfRuns Runs>
+  View<const Scalar> forward_last(const Runs& runs, Cache& cache, WorkspaceType& work) const {
+    check_runs(runs, cache, work.named);
+    return read(runs, cache, work, false);
   }
 
   /// Refuses what forward refuses. Throws ArgumentError.
   void check(std::span<const std::int32_t> tokens, const Cache& cache) const {
-    if (layers.empty() || cache.batch() == 0) {
-      throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
-    }
-    if (detail::sizes_of(cache.config()) != detail::sizes_of(config_)) {
-      throw ArgumentError("cache", "one of a model with " + detail::sizes_text(config_),
-                          detail::sizes_text(cache.config()));
-    }
+    this->check_cache(cache);
     if (tokens.size() % cache.batch() != 0) {
       throw ArgumentError("tokens", "a multiple of the batch, " + std::to_string(cache.batch()),
                           std::to_string(tokens.size()));
     }
     check_tokens(tokens);
-    for (const auto& layer : layers) layer.mixer.check_derived();
+    this->check_derived();
   }
 
   /// Throws ArgumentError for a token id outside [0, vocab_size).
@@ -119,44 +117,30 @@ class Mamba {
     }
   }
 
-  /// Recomputes what is derived from the parameters; call it after changing them. A model from a GGUF file has its A
-  /// from there, which this may change in the last places.
-  void refresh() {
-    for (auto& layer : layers) layer.mixer.refresh(backend_);
-  }
+  Embedding<Scalar, Backend, Weight> embedding;  // [V, D]
+  Linear<Scalar, Backend, Weight> lm_head;       // [V, D], absent when tied to the embedding
 
-  /// Makes room for what refresh() computes, which then allocates nothing.
-  void reserve_derived() {
-    for (auto& layer : layers) layer.mixer.reserve_derived(backend_);
-  }
-
-  Embedding<Scalar, Backend, Weight> embedding;             // [V, D]
-  std::vector<MambaBlock<Scalar, Backend, Weight>> layers;  // n_layer of them
-  RMSNorm<Scalar, Backend> norm_f;                          // [D]
-  Linear<Scalar, Backend, Weight> lm_head;                  // [V, D], absent when tied to the embedding
+  /// The head's weight, be it the embedding's.
+  const auto& head() const { return config_.tie_embeddings ? embedding.weight : lm_head.weight; }
+  auto& head() { return config_.tie_embeddings ? embedding.weight : lm_head.weight; }
 
   template <class F, class First, class... Self>
   static void visit(F&& f, First& first, Self&... self) {
     f("embedding", first.embedding, self.embedding...);
-    for (std::size_t i = 0; i < first.layers.size(); ++i) {
-      f(detail::joined("layers", std::to_string(i)), first.layers[i], self.layers[i]...);
-    }
-    f("norm_f", first.norm_f, self.norm_f...);
+    Base::visit(f, first, self...);
     f("lm_head", first.lm_head, self.lm_head...);
   }
 
  private:
+  using Base::backend_;
+  using Base::config_;
+
   struct Resolved {
     MambaConfig config;
   };
 
   Mamba(const Resolved& resolved, Backend<Scalar> backend)
-      : embedding(size(resolved.config.padded_vocab_size()), size(resolved.config.d_model)),
-        norm_f(size(resolved.config.d_model), resolved.config.norm_epsilon),
-        config_(resolved.config),
-        backend_(std::move(backend)) {
-    layers.reserve(size(config_.n_layer));
-    for (std::int64_t i = 0; i < config_.n_layer; ++i) layers.emplace_back(config_);
+      : Base(resolved.config, std::move(backend)), embedding(size(config_.padded_vocab_size()), size(config_.d_model)) {
     if (!config_.tie_embeddings) {
       lm_head = Linear<Scalar, Backend, Weight>(size(config_.d_model), size(config_.padded_vocab_size()), false);
     }
@@ -164,97 +148,127 @@ class Mamba {
 
   static std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-  View<const Scalar> run(std::span<const std::int32_t> tokens, Cache& cache, bool every_token) const {
+  /// As many tokens for each slot, once they are checked.
+  std::span<const Run> uniform_runs(std::span<const std::int32_t> tokens, const Cache& cache,
+                                    WorkspaceType& work) const {
     check(tokens, cache);
-    auto& work = cache.workspace();
-    const std::size_t batch = cache.batch(), length = tokens.size() / batch;
-    const std::size_t vocabulary = embedding.weight.rows();
-    if (length == 0) return {nullptr, 0, vocabulary};
-    const std::size_t chunk = std::min(length, std::max<std::size_t>(1, chunk_rows / batch));
-    const std::size_t answers = every_token ? batch * length : batch;
-    work.reserve(backend_, config_, batch * chunk);
-    work.logits.reserve(backend_, answers, vocabulary);
-    // All memory is there before the first layer changes its state: whoever runs out of it keeps a whole cache.
-    layers.front().mixer.reserve(backend_, batch * chunk);  // the others have the same shapes
-    detail::reserve_matmul(backend_, batch * chunk, head_weight());
-    StateKeeper keeper(cache, detail::kernels_allocate<Backend<Scalar>>() && batch * length > 1);
-    const View<Scalar> logits = work.logits(answers);
-    for (std::size_t start = 0; start < length; start += chunk) {
-      const Sequence sequence{.batch = batch, .length = std::min(chunk, length - start)};
-      read_chunk(tokens, start, sequence, cache);
-      if (every_token) {
-        head_of_chunk(start, length, sequence, work, logits);
-      } else if (start + chunk >= length) {
-        head_of_last(sequence, work, logits);
-      }
+    const std::size_t length = tokens.size() / cache.batch();
+    work.runs.resize(cache.batch());
+    for (std::size_t slot = 0; slot < cache.batch(); ++slot) {
+      work.runs[slot] = {slot, tokens.subspan(slot * length, length)};
     }
-    cache.advance(length);
+    return work.runs;
+  }
+
+  void check_runs(std::span<const Run> runs, const Cache& cache, std::vector<bool>& named) const {
+    this->check_cache(cache);
+    named.assign(cache.batch(), false);
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const std::size_t slot = runs[i].slot;
+      if (slot >= cache.batch() || named[slot]) {
+        throw ArgumentError("runs[" + std::to_string(i) + "].slot",
+                            slot < cache.batch() ? "each slot once" : "a slot below " + std::to_string(cache.batch()),
+                            std::to_string(slot));
+      }
+      named[slot] = true;
+      check_tokens(runs[i].tokens);
+    }
+    this->check_derived();
+  }
+
+  View<const Scalar> read(std::span<const Run> runs, Cache& cache, WorkspaceType& work, bool every_token) const {
+    std::size_t total = 0, filled = 0;  // tokens, and runs that have any
+    for (const Run& run : runs) {
+      total += run.length();
+      if (run.length() > 0) ++filled;
+    }
+    const std::size_t vocabulary = embedding.weight.rows(), answers = every_token ? total : filled;
+    if (total == 0) return {nullptr, 0, vocabulary};
+    const std::size_t most = detail::rows_at_once<Backend<Scalar>>(), rows = std::min(total, std::max(most, filled));
+    // All memory is there before the first layer changes its state: whoever runs out of it keeps a whole cache.
+    work.read.assign(runs.size(), 0);
+    work.tokens.reserve(rows);
+    this->reserve_rows(rows, work);
+    if (!every_token) work.last.reserve(backend_, filled, size(config_.d_model));
+    reserve_logits(answers, work);
+    detail::reserve_matmul(backend_, std::max(rows, filled), head().packed());
+    detail::StateKeeper<Cache> keeper(cache, detail::kernels_allocate<Backend<Scalar>>() && total > 1);
+    for (;;) {
+      detail::choose_rows(runs, work.read, most, work.segments, work.owners);
+      if (work.segments.empty()) break;
+      read_segments(runs, cache, work);
+      every_token ? head_of_all(runs, work.logits(answers), work) : take_last(runs, work.last(filled), work);
+      for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
+    }
+    const View<Scalar> logits = work.logits(answers);
+    if (!every_token) head_of_rows(work.last(filled), logits, work);
+    for (const Run& run : runs) cache.advance_slot(run.slot, run.length());
     keeper.release();
     return logits;
   }
 
-  /// Puts the states of a cache back when a kernel throws.
-  class StateKeeper {
-   public:
-    StateKeeper(Cache& cache, bool keeps) : cache_(cache) {
-      if (keeps) before_.emplace(cache.clone());
-    }
-    StateKeeper(const StateKeeper&) = delete;
-    StateKeeper& operator=(const StateKeeper&) = delete;
-    ~StateKeeper() {
-      for (std::size_t row = 0; before_ && row < cache_.batch(); ++row) cache_.copy_row(row, *before_, row);
-    }
-    void release() { before_.reset(); }
+  /// Logits of more rows than pass at once go when fewer are asked for: they may be most of what a cache costs.
+  void reserve_logits(std::size_t rows, WorkspaceType& work) const {
+    const std::size_t vocabulary = embedding.weight.rows(), most = detail::rows_at_once<Backend<Scalar>>();
+    if (work.logits.size() > std::max(rows, most) * vocabulary) work.logits.release();
+    work.logits.reserve(backend_, rows, vocabulary);
+  }
 
-   private:
-    Cache& cache_;
-    std::optional<Cache> before_;
-  };
-
-  /// Tokens [start, start + length) of every sequence through the blocks; the residual stream is left in work.x.
-  void read_chunk(std::span<const std::int32_t> tokens, std::size_t start, Sequence sequence, Cache& cache) const {
-    auto& work = cache.workspace();
-    const std::size_t whole = tokens.size() / sequence.batch;
+  /// The chosen rows through the blocks; the residual stream is left in work.x.
+  void read_segments(std::span<const Run> runs, Cache& cache, WorkspaceType& work) const {
     work.tokens.clear();
-    for (std::size_t row = 0; row < sequence.batch; ++row) {
-      const auto part = tokens.subspan(row * whole + start, sequence.length);
+    for (std::size_t s = 0; s < work.segments.size(); ++s) {
+      const std::size_t run = work.owners[s];
+      const auto part = runs[run].tokens.subspan(work.read[run], work.segments[s].length);
       work.tokens.insert(work.tokens.end(), part.begin(), part.end());
     }
-    const View<Scalar> x = work.x(sequence.rows());
-    backend_.embed(work.tokens, embedding.weight.packed(), x);
-    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-      layers[layer].forward(backend_, {.sequence = sequence, .x = x, .state = cache.state(layer)}, work);
+    const View<Scalar> x = work.x(work.tokens.size());
+    embedding.forward(backend_, work.tokens, x);
+    this->run_blocks(work.segments, x, cache, work);
+  }
+
+  /// Logits of the chosen rows, which lie where those of their runs belong: one product for rows that stay neighbours.
+  void head_of_all(std::span<const Run> runs, View<Scalar> logits, WorkspaceType& work) const {
+    const View<Scalar> x = work.x(work.tokens.size()), normed = work.block(x.rows())[0];
+    this->norm_f.forward(backend_, x, normed);
+    std::size_t begin = 0, end = 0, place = 0;  // rows [begin, end) of the chosen ones belong at `place`
+    const auto flush = [&] {
+      if (begin == end) return;
+      backend_.matmul(normed.rows_from(begin, end - begin), head().packed(), logits.rows_from(place, end - begin));
+    };
+    std::size_t first = 0, run = 0;  // of the logits of `run`
+    for (std::size_t s = 0; s < work.segments.size(); ++s) {
+      for (; run < work.owners[s]; ++run) first += runs[run].length();
+      const std::size_t wanted = first + work.read[run];
+      if (wanted != place + (end - begin)) {
+        flush();
+        begin = end;
+        place = wanted;
+      }
+      end += work.segments[s].length;
+    }
+    flush();
+  }
+
+  /// Keeps the residual stream after the last token of each run that is through.
+  void take_last(std::span<const Run> runs, View<Scalar> last, WorkspaceType& work) const {
+    std::size_t answer = 0, run = 0;  // runs with tokens before `run`
+    for (std::size_t s = 0; s < work.segments.size(); ++s) {
+      for (; run < work.owners[s]; ++run) {
+        if (runs[run].length() > 0) ++answer;
+      }
+      const Segment& segment = work.segments[s];
+      if (work.read[run] + segment.length < runs[run].length()) continue;
+      backend_.copy(work.x(work.tokens.size()).rows_from(segment.first + segment.length - 1, 1),
+                    last.rows_from(answer, 1));
     }
   }
 
-  void head_of_chunk(std::size_t start, std::size_t whole, Sequence sequence, Workspace<Backend<Scalar>>& work,
-                     View<Scalar> logits) const {
-    const View<Scalar> normed = work.normed(sequence.rows());
-    norm_f.forward(backend_, work.x(sequence.rows()), normed);
-    if (sequence.length == whole) return head(normed, logits);
-    for (std::size_t row = 0; row < sequence.batch; ++row) {
-      head(normed.rows_from(row * sequence.length, sequence.length),
-           logits.rows_from(row * whole + start, sequence.length));
-    }
+  void head_of_rows(View<const Scalar> x, View<Scalar> logits, WorkspaceType& work) const {
+    const View<Scalar> normed = work.out(x.rows());
+    this->norm_f.forward(backend_, x, normed);
+    backend_.matmul(normed, head().packed(), logits);
   }
-
-  void head_of_last(Sequence sequence, Workspace<Backend<Scalar>>& work, View<Scalar> logits) const {
-    const View<Scalar> x = work.x(sequence.rows()), last = work.out(sequence.batch),
-                       normed = work.normed(sequence.batch);
-    for (std::size_t row = 0; row < sequence.batch; ++row) {
-      backend_.copy(x.rows_from((row + 1) * sequence.length - 1, 1), last.rows_from(row, 1));
-    }
-    norm_f.forward(backend_, last, normed);
-    head(normed, logits);
-  }
-
-  void head(View<const Scalar> x, View<Scalar> logits) const { backend_.matmul(x, head_weight(), logits); }
-  const auto& head_weight() const {
-    return config_.tie_embeddings ? embedding.weight.packed() : lm_head.weight.packed();
-  }
-
-  MambaConfig config_;
-  Backend<Scalar> backend_;
 };
 
 }  // namespace minimamba

@@ -26,37 +26,16 @@ namespace minimamba::inline MINIMAMBA_ISA {
 ///   dv[i] = sum_k weight[k] ds[i - k], and what comes from the final window, which is the last K - 1 of v
 template <class Scalar>
 struct Conv1dBackwardArguments {
-  Sequence sequence;          // B, L
-  View<const Scalar> x;       // [M, E]
-  View<const Scalar> weight;  // [E, K], oldest first
-  View<const Scalar> bias;    // [1, E], or empty
-  View<const Scalar> window;  // [B E, K - 1], as it was before the forward call
-  View<const Scalar> d_y;     // [M, E]
-  View<Scalar> d_x;           // [M, E], overwritten; not d_y
-  View<Scalar> d_weight;      // [E, K], added to
-  View<Scalar> d_bias;        // [1, E], added to, or empty
-  View<Scalar> d_window;      // [B E, K - 1], of the final window; then of the initial one
-};
-
-namespace detail {
-
-/// Tokens between saved states, of which more than a sequence has come to the same.
-inline std::size_t tokens_of_chunk(std::size_t chunk, std::size_t length) {
-  return chunk < length || length == 0 ? chunk : length;
-}
-/// Chunks of a sequence: ceil(length / chunk), for any chunk but zero.
-inline std::size_t chunks_of(std::size_t length, std::size_t chunk) {
-  return length / chunk + (length % chunk == 0 ? 0 : 1);
-}
-
-}  // namespace detail
-
-/// selective_scan_saving: the selective scan, which also keeps the state before each chunk of tokens.
-template <class Scalar>
-struct ScanSavingArguments {
-  ScanArguments<Scalar> scan;
-  std::size_t chunk = 0;  // tokens between saved states, at least 1; any more than L are the same as L
-  View<Scalar> saved;     // [B ceil(L / chunk) E, N], sequence by sequence
+  std::span<const Segment> segments;
+  View<const Scalar> x;           // [M, E]
+  View<const Scalar> weight;      // [E, K], oldest first
+  View<const Scalar> bias;        // [1, E], or empty
+  KeptStates<const Scalar> kept;  // by the forward call; the first of each segment is looked at
+  View<const Scalar> d_y;         // [M, E]
+  View<Scalar> d_x;               // [M, E], overwritten; not d_y
+  View<Scalar> d_weight;          // [E, K], added to
+  View<Scalar> d_bias;            // [1, E], added to, or empty
+  SlotView<Scalar> d_window;      // [E, K - 1], of the final window; then of the initial one
 };
 
 /// Backward of the selective scan. With g = silu(z), o = C . h + D u, y = o g and dh[L] given:
@@ -67,12 +46,11 @@ struct ScanSavingArguments {
 ///   du[t] = D do[t] + dt[t] sum_n dh[t] B[t]        dD += sum_t do[t] u[t]
 ///   dB[t] = sum_e dh[t] dt[t] u[t]       dC[t] = sum_e do[t] h[t]
 ///   ddelta[t] = ddt[t] sigma(delta[t] + delta_bias) (ddt[t] above 20), and d_delta_bias += sum_t ddelta[t]
-/// h is recomputed from the states before each chunk of tokens, so that memory holds ceil(L / chunk) states of a
-/// sequence and the states of one chunk, never those of all tokens.
+/// h is recomputed from the states before each chunk of tokens, so that memory holds ceil(length / chunk) states of a
+/// segment and the states of one chunk, never those of all tokens.
 template <class Scalar>
 struct ScanBackwardArguments {
-  Sequence sequence;              // B, L
-  std::size_t chunk = 0;          // tokens between saved states, as in the forward call
+  std::span<const Segment> segments;
   View<const Scalar> u;           // [M, E]
   View<const Scalar> delta;       // [M, E]
   View<const Scalar> delta_bias;  // [1, E]
@@ -81,7 +59,7 @@ struct ScanBackwardArguments {
   View<const Scalar> c;           // [M, N]
   View<const Scalar> d;           // [1, E]
   View<const Scalar> z;           // [M, E]
-  View<const Scalar> saved;       // [B ceil(L / chunk) E, N], the state before each chunk, sequence by sequence
+  KeptStates<const Scalar> kept;  // by the forward call
   View<const Scalar> d_y;         // [M, E]
   View<Scalar> d_u;               // [M, E], overwritten, as the next four
   View<Scalar> d_delta;           // [M, E]
@@ -91,7 +69,7 @@ struct ScanBackwardArguments {
   View<Scalar> d_delta_bias;      // [1, E], added to, as the next two
   View<Scalar> d_a;               // [E, N]
   View<Scalar> d_d;               // [1, E]
-  View<Scalar> d_h;               // [B E, N], of the final state; then of the initial one
+  SlotView<Scalar> d_h;           // [E, N], of the final state; then of the initial one
 };
 
 /// Backward of y = x / r * weight, r = sqrt(mean(x^2) + epsilon):
@@ -149,23 +127,14 @@ concept HasCrossEntropy = requires(const B& backend, const CrossEntropyArguments
 
 template <class B>
 concept HasMixerBackward = requires(const B& backend, const Conv1dBackwardArguments<typename B::Scalar>& conv1d,
-                                    const ScanSavingArguments<typename B::Scalar>& saving,
                                     const ScanBackwardArguments<typename B::Scalar>& scan) {
   backend.causal_conv1d_backward(conv1d);
-  backend.selective_scan_saving(saving);
   backend.selective_scan_backward(scan);
 };
 
 template <class B>
 concept HasRmsNormBackward = requires(const B& backend, const RmsNormBackwardArguments<typename B::Scalar>& norm) {
   backend.rms_norm_backward(norm);
-};
-
-/// dropout: x[i,j] is zero with probability `rate`, else divided by 1 - rate. Which ones depends on the seed, i and j
-/// alone, so that backward repeats it.                               x [M, n], read and written
-struct Dropout {
-  double rate = 0;  // from 0 to below 1
-  std::uint64_t seed = 0;
 };
 
 namespace detail {

@@ -11,7 +11,7 @@
 #include <span>
 
 #include "minimamba/backend/host_memory.hpp"
-#include "minimamba/backend/rms_norm.hpp"
+#include "minimamba/backend/host_kernels.hpp"
 #include "minimamba/train/concept.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -42,29 +42,6 @@ class HostTraining : public Inference {
   void negative_exp_backward(View<const Scalar> y, View<const Scalar> d_y, View<Scalar> d_x) const {
     for (std::size_t i = 0; i < y.rows(); ++i) {
       for (std::size_t j = 0; j < y.cols(); ++j) d_x(i, j) += d_y(i, j) * y(i, j);
-    }
-  }
-
-  /// Splitting a sequence changes no bit, so the chunks are scanned one by one, each from what the last one left.
-  void selective_scan_saving(const ScanSavingArguments<Scalar>& p) const {
-    const std::size_t batch = p.scan.sequence.batch, length = p.scan.sequence.length;
-    const std::size_t channels = p.scan.u.cols(), chunks = chunks_of(length, p.chunk);
-    for (std::size_t row = 0; row < batch; ++row) {
-      const View<Scalar> h = p.scan.h.rows_from(row * channels, channels);
-      for (std::size_t k = 0; k < chunks; ++k) {
-        const std::size_t first = row * length + k * p.chunk, count = std::min(p.chunk, length - k * p.chunk);
-        this->copy(h, p.saved.rows_from((row * chunks + k) * channels, channels));
-        ScanArguments<Scalar> part = p.scan;
-        part.sequence = {.batch = 1, .length = count};
-        part.u = p.scan.u.rows_from(first, count);
-        part.delta = p.scan.delta.rows_from(first, count);
-        part.b = p.scan.b.rows_from(first, count);
-        part.c = p.scan.c.rows_from(first, count);
-        part.z = p.scan.z.rows_from(first, count);
-        part.h = h;
-        part.y = p.scan.y.rows_from(first, count);
-        this->selective_scan(part);
-      }
     }
   }
 

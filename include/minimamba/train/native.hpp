@@ -129,64 +129,47 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
 
   void causal_conv1d_backward(const Conv1dBackwardArguments<Scalar>& p) const {
     const std::size_t channels = p.x.cols(), width = p.weight.cols(), room = 4 * width * native::most_lanes;
+    const std::vector<native::SegmentTask<Scalar>> segments = segment_tasks(p.segments, p.kept, p.d_window);
     Scalar* const rooms = this->scratch(room * static_cast<std::size_t>(this->threads()));
     share(ceil(channels, this->strip), this->strip * p.x.rows() * 4 * width,
           [&](std::size_t begin, std::size_t end, std::size_t part) {
-            training_kernels().causal_conv1d_backward(
-                {p.sequence.batch, p.sequence.length, channels, begin * this->strip,
-                 std::min(end * this->strip, channels), width, p.x.data(), p.weight.data(),
-                 p.bias.empty() ? nullptr : p.bias.data(), p.window.data(), p.d_y.data(), p.x.stride(), p.d_y.stride(),
-                 p.d_x.data(), p.d_x.stride(), p.d_weight.data(), p.d_bias.empty() ? nullptr : p.d_bias.data(),
-                 p.d_window.data(), rooms + part * room});
+            training_kernels().causal_conv1d_backward({.segments = segments.data(),
+                                                       .segment_count = segments.size(),
+                                                       .first = begin * this->strip,
+                                                       .last = std::min(end * this->strip, channels),
+                                                       .width = width,
+                                                       .x = p.x.data(),
+                                                       .weight = p.weight.data(),
+                                                       .bias = p.bias.empty() ? nullptr : p.bias.data(),
+                                                       .d_y = p.d_y.data(),
+                                                       .x_stride = p.x.stride(),
+                                                       .d_y_stride = p.d_y.stride(),
+                                                       .d_x = p.d_x.data(),
+                                                       .d_x_stride = p.d_x.stride(),
+                                                       .d_weight = p.d_weight.data(),
+                                                       .d_bias = p.d_bias.empty() ? nullptr : p.d_bias.data(),
+                                                       .scratch = rooms + part * room});
           });
-  }
-
-  void selective_scan_saving(const ScanSavingArguments<Scalar>& p) const {
-    const ScanArguments<Scalar>& scan = p.scan;
-    const std::size_t length = scan.sequence.length, channels = scan.u.cols(), states = scan.a.cols();
-    const std::size_t chunks = detail::chunks_of(length, p.chunk);
-    this->each_channels(scan.sequence.batch, channels, length * states * 4,
-                        [&](std::size_t row, std::size_t first, std::size_t last) {
-                          Scalar* const h = scan.h.data() + row * channels * states;
-                          for (std::size_t k = 0; k < chunks; ++k) {
-                            Scalar* const saved = p.saved.data() + (row * chunks + k) * channels * states;
-                            std::copy(h + first * states, h + last * states, saved + first * states);
-                            const std::size_t begin = row * length + k * p.chunk;
-                            const auto at = [&](const auto& view) { return view.data() + begin * view.stride(); };
-                            this->kernels().selective_scan({std::min(p.chunk, length - k * p.chunk),
-                                                            first,
-                                                            last,
-                                                            states,
-                                                            at(scan.u),
-                                                            at(scan.delta),
-                                                            scan.delta_bias.data(),
-                                                            scan.a.data(),
-                                                            at(scan.b),
-                                                            at(scan.c),
-                                                            scan.d.data(),
-                                                            at(scan.z),
-                                                            scan.u.stride(),
-                                                            scan.delta.stride(),
-                                                            scan.b.stride(),
-                                                            scan.c.stride(),
-                                                            scan.z.stride(),
-                                                            h,
-                                                            at(scan.y),
-                                                            scan.y.stride()});
-                          }
-                        });
   }
 
   void selective_scan_backward(const ScanBackwardArguments<Scalar>& p) const {
     const std::size_t M = p.u.rows(), channels = p.u.cols(), states = p.a.cols();
     const std::size_t groups = ceil(channels, native::channel_group);
-    const std::size_t room = native::scan_backward_scratch(detail::tokens_of_chunk(p.chunk, p.sequence.length), states);
+    const std::size_t chunk =
+        std::max<std::size_t>(detail::tokens_at_once(detail::longest(p.segments), p.kept.chunk), 1);
+    const std::size_t room = native::scan_backward_scratch(chunk, states);
+    const std::vector<native::SegmentTask<Scalar>> segments = segment_tasks(p.segments, p.kept, p.d_h);
     Scalar* const sums = this->scratch(groups * M * 2 * states + room * static_cast<std::size_t>(this->threads()));
     Scalar* const rooms = sums + groups * M * 2 * states;
     share(groups, native::channel_group * M * states * 8, [&](std::size_t begin, std::size_t end, std::size_t part) {
-      for (std::size_t group = begin; group < end; ++group) {
-        training_kernels().selective_scan_backward(
-            scan_task(p, group, sums + group * M * 2 * states, rooms + part * room));
+      native::ScanBackwardTask<Scalar> task = scan_task(p);
+      task.segments = segments.data();
+      task.segment_count = segments.size();
+      task.chunk = chunk;
+      task.scratch = rooms + part * room;
+      for (task.group = begin; task.group < end; ++task.group) {
+        task.sums = sums + task.group * M * 2 * states;
+        training_kernels().selective_scan_backward(task);
       }
     });
     share(M, groups * 2 * states, [&](std::size_t begin, std::size_t end, std::size_t) {
@@ -269,42 +252,54 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     }
   }
 
-  static native::ScanBackwardTask<Scalar> scan_task(const ScanBackwardArguments<Scalar>& p, std::size_t group,
-                                                    Scalar* sums, Scalar* room) {
-    return {p.sequence.batch,
-            p.sequence.length,
-            detail::tokens_of_chunk(p.chunk, p.sequence.length),
-            p.u.cols(),
-            p.a.cols(),
-            group,
-            p.u.data(),
-            p.delta.data(),
-            p.delta_bias.data(),
-            p.a.data(),
-            p.b.data(),
-            p.c.data(),
-            p.d.data(),
-            p.z.data(),
-            p.saved.data(),
-            p.d_y.data(),
-            p.u.stride(),
-            p.delta.stride(),
-            p.b.stride(),
-            p.c.stride(),
-            p.z.stride(),
-            p.d_y.stride(),
-            p.d_u.data(),
-            p.d_delta.data(),
-            p.d_z.data(),
-            p.d_u.stride(),
-            p.d_delta.stride(),
-            p.d_z.stride(),
-            p.d_delta_bias.data(),
-            p.d_a.data(),
-            p.d_d.data(),
-            p.d_h.data(),
-            sums,
-            room};
+  static std::vector<native::SegmentTask<Scalar>> segment_tasks(std::span<const Segment> segments,
+                                                                const KeptStates<const Scalar>& kept,
+                                                                const SlotView<Scalar>& d_state) {
+    std::vector<native::SegmentTask<Scalar>> tasks;
+    std::size_t chunks = 0;
+    for (const Segment& segment : segments) {
+      if (segment.length == 0) continue;
+      tasks.push_back({segment.first, segment.length, kept.states[chunks].data(), d_state[segment.slot].data()});
+      chunks += detail::chunks_of(segment.length, kept.chunk);
+    }
+    return tasks;
+  }
+
+  /// All that is the same for all groups of channels and threads.
+  static native::ScanBackwardTask<Scalar> scan_task(const ScanBackwardArguments<Scalar>& p) {
+    return {.segments = nullptr,
+            .segment_count = 0,
+            .chunk = 0,
+            .kept_stride = p.kept.states.stride(),
+            .channels = p.u.cols(),
+            .states = p.a.cols(),
+            .group = 0,
+            .u = p.u.data(),
+            .delta = p.delta.data(),
+            .delta_bias = p.delta_bias.data(),
+            .a = p.a.data(),
+            .b = p.b.data(),
+            .c = p.c.data(),
+            .d = p.d.data(),
+            .z = p.z.data(),
+            .d_y = p.d_y.data(),
+            .u_stride = p.u.stride(),
+            .delta_stride = p.delta.stride(),
+            .b_stride = p.b.stride(),
+            .c_stride = p.c.stride(),
+            .z_stride = p.z.stride(),
+            .d_y_stride = p.d_y.stride(),
+            .d_u = p.d_u.data(),
+            .d_delta = p.d_delta.data(),
+            .d_z = p.d_z.data(),
+            .d_u_stride = p.d_u.stride(),
+            .d_delta_stride = p.d_delta.stride(),
+            .d_z_stride = p.d_z.stride(),
+            .d_delta_bias = p.d_delta_bias.data(),
+            .d_a = p.d_a.data(),
+            .d_d = p.d_d.data(),
+            .sums = nullptr,
+            .scratch = nullptr};
   }
 
   /// What all groups of channels add to d_b and d_c of one token, in the order of the groups.

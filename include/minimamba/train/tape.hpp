@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "minimamba/nn/mamba.hpp"
-#include "minimamba/train/block.hpp"
+#include "minimamba/train/concept.hpp"
 #include "minimamba/train/gradients.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -86,22 +86,18 @@ class Tape {
     model.check(tokens, cache);
     if (tokens.empty()) throw ArgumentError("tokens", "at least one of each sequence", "none");
     complete_ = false;
-    reserve(model, {.batch = cache.batch(), .length = tokens.size() / cache.batch()});
+    reserve(model, cache, tokens.size() / cache.batch());
     tokens_.assign(tokens.begin(), tokens.end());
     config_ = model.config();
     seed_ = seed;
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      copy_state(cache.state(layer), initial_state(layer));
-    }
+    before_->assign(cache);
     try {
       run_layers(model, cache);
     } catch (...) {
-      for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-        copy_state(initial_state(layer), cache.state(layer));
-      }
+      cache.assign(*before_);
       throw;
     }
-    cache.advance(sequence_.sequence.length);
+    cache.advance(tokens.size() / cache.batch());
     complete_ = true;
   }
 
@@ -121,144 +117,118 @@ class Tape {
     detail::require_shapes(config_, gradients, "gradients");
     if (options.d_state != nullptr) check_state(model, *options.d_state);
     const double scale = options.scale.value_or(1 / static_cast<double>(std::max<std::size_t>(count, 1)));
+    if (options.d_state == nullptr) no_gradient_->reset();
+    if (options_.recompute) again_->assign(*before_);
+    Cache& d_state = options.d_state == nullptr ? *no_gradient_ : *options.d_state;
     const Loss loss = head(model, targets, scale, &gradients);
-    backend_.rms_norm_backward({.x = input(model.layers.size()),
-                                .weight = model.norm_f.weight.view(),
-                                .epsilon = model.norm_f.epsilon,
-                                .d_y = d_activations_.normed(rows()),
-                                .d_x = d_x(),
-                                .d_weight = gradients.norm_f.weight.view()});
+    model.norm_f.backward(backend_, gradients.norm_f,
+                          {.x = input(model.layers.size()), .d_y = d_activations_(rows())[0], .d_x = d_x()});
     for (std::size_t layer = model.layers.size(); layer-- > 0;) {
-      backward_layer(model, layer, gradients,
-                     options.d_state == nullptr ? zero_state() : options.d_state->state(layer));
+      if (options_.recompute) {
+        backend_.copy(input(layer), d_out());
+        run_layer(model, layer, d_out(), again_->state(layer));
+      }
+      model.layers[layer].backward(backend_, gradients.layers[layer],
+                                   {.segments = segments_,
+                                    .x = input(layer),
+                                    .activations = kept_of(layer).activations(rows()),
+                                    .kept = kept_of(layer).kept,
+                                    .d_x = d_x(),
+                                    .d_out = d_out(),
+                                    .d_activations = d_activations_(rows()),
+                                    .scratch = scratch_(1),
+                                    .d_state = d_state.state(layer),
+                                    .dropout = dropout_of(layer)});
     }
-    backend_.embed_backward(tokens_, d_x(), gradients.embedding.weight.packed());
+    model.embedding.backward(backend_, gradients.embedding, tokens_, d_x());
     return loss;
   }
 
  private:
   static constexpr std::size_t logits_at_once = std::size_t{1} << 22;  // numbers: 16 MiB of floats
 
-  struct LayerInput {
-    Activation<Backend> x;     // [M, D], the residual stream before the layer
-    Activation<Backend> conv;  // [B E, K - 1], the states before the pass
-    Activation<Backend> ssm;   // [B E, N]
+  /// What a layer's forward leaves for its backward.
+  struct LayerTape {
+    ActivationBuffer<Backend> activations;
+    std::vector<Activation<Backend>> memory;  // of what is kept
+    std::vector<KeptStates<Scalar>> kept;     // for each part of the state
   };
 
-  void reserve(const Model& model, Sequence sequence) {
-    const MambaConfig& config = model.config();
-    const auto size = [](std::int64_t value) { return static_cast<std::size_t>(value); };
-    const std::size_t n_layer = model.layers.size(), E = size(config.d_inner()), D = size(config.d_model);
-    sequence_ = {.sequence = sequence, .chunk = std::min(options_.chunk, sequence.length)};
-    const std::size_t channels = sequence.batch * E, saved = channels * sequence_.chunks();
+  void reserve(const Model& model, const Cache& cache, std::size_t length) {
+    const std::size_t n_layer = model.layers.size(), D = model.norm_f.weight.cols();
+    segments_ = uniform_segments(cache.batch(), length);
     inputs_.resize(n_layer + 1);
-    const auto reserve_states = [&](LayerInput& input) {
-      input.conv.reserve(backend_, channels, size(config.d_conv - 1));
-      input.ssm.reserve(backend_, channels, size(config.d_state));
-    };
-    for (LayerInput& input : inputs_) {
-      input.x.reserve(backend_, rows(), D);
-      reserve_states(input);
-    }
-    if (options_.recompute) reserve_states(again_);
+    for (Activation<Backend>& x : inputs_) x.reserve(backend_, rows(), D);
     layers_.resize(options_.recompute ? 1 : n_layer);
-    for (auto& layer : layers_) {
-      layer.activations.reserve(backend_, config, rows());
-      layer.states.reserve(backend_, saved, size(config.d_state));
+    const std::vector<std::size_t> widths = Model::Block::activation_widths(model.config());
+    for (LayerTape& layer : layers_) {
+      layer.activations.reserve(backend_, widths, rows());
+      reserve_kept(cache.layout().parts(), length, layer);
     }
-    d_activations_.reserve(backend_, config, rows());
-    d_a_.reserve(backend_, E, size(config.d_state));
-    for (Activation<Backend>* activation : {&head_input_, &d_x_, &d_out_}) activation->reserve(backend_, rows(), D);
+    d_activations_.reserve(backend_, widths, rows());
+    scratch_.reserve(backend_, 1, Model::MixerType::backward_scratch(model.config()));
+    for (Activation<Backend>* x : {&head_input_, &d_x_, &d_out_}) x->reserve(backend_, rows(), D);
     logits_.reserve(backend_, head_rows(model), model.embedding.weight.rows());
+    for (std::optional<Cache>* states : {&before_, &no_gradient_, &again_}) {
+      if (states == &again_ && !options_.recompute) continue;
+      if (!*states || (*states)->batch() != cache.batch() || (*states)->layout() != cache.layout()) {
+        states->emplace(model.make_cache(static_cast<std::int64_t>(cache.batch())));
+      }
+    }
   }
 
-  std::size_t rows() const { return sequence_.rows(); }  // M
-  View<Scalar> input(std::size_t layer) { return inputs_[layer].x(rows()); }
+  void reserve_kept(const std::vector<StatePart>& parts, std::size_t length, LayerTape& layer) {
+    layer.memory.resize(parts.size());
+    layer.kept.resize(parts.size());
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const std::size_t chunk = parts[i].kept_once ? length : std::min(options_.chunk, length);
+      const std::size_t count = detail::chunks_of(segments_, chunk);
+      layer.memory[i].reserve(backend_, count * parts[i].rows, parts[i].cols);
+      layer.kept[i] = {chunk, {layer.memory[i](count * parts[i].rows), parts[i].rows}};
+    }
+  }
+
+  std::size_t rows() const { return detail::rows_of(segments_); }  // M
+  View<Scalar> input(std::size_t layer) { return inputs_[layer](rows()); }
   View<Scalar> head_input() { return head_input_(rows()); }
   View<Scalar> d_x() { return d_x_(rows()); }      // of the residual stream
-  View<Scalar> d_out() { return d_out_(rows()); }  // of a mixer's output; in forward, the output itself
-  LayerState<Scalar> state_of(LayerInput& input) {
-    const std::size_t channels = sequence_.sequence.batch * d_a_rows();
-    return {.conv = input.conv(channels), .ssm = input.ssm(channels)};
-  }
-  std::size_t d_a_rows() { return d_activations_.u(0).cols(); }  // E
-  LayerState<Scalar> initial_state(std::size_t layer) { return state_of(inputs_[layer]); }
-  /// For states that nobody looks at: those of the last input, which no layer reads.
-  LayerState<Scalar> spare_state() { return state_of(inputs_.back()); }
-  LayerState<Scalar> zero_state() {
-    const LayerState<Scalar> state = spare_state();
-    backend_.fill(state.conv, Scalar(0));
-    backend_.fill(state.ssm, Scalar(0));
-    return state;
-  }
-  LayerTape<Backend>& tape_of(std::size_t layer) { return layers_[options_.recompute ? 0 : layer]; }
+  View<Scalar> d_out() { return d_out_(rows()); }  // of a mixer's output; where a layer runs again, its residual stream
+  LayerTape& kept_of(std::size_t layer) { return layers_[options_.recompute ? 0 : layer]; }
   Dropout dropout_of(std::size_t layer) const {
     return {.rate = options_.dropout, .seed = detail::random_bits(seed_, layer)};
   }
 
-  void copy_state(LayerState<Scalar> from, LayerState<Scalar> to) {
-    backend_.copy(from.conv, to.conv);
-    backend_.copy(from.ssm, to.ssm);
-  }
-
   void run_layers(const Model& model, Cache& cache) {
-    backend_.embed(tokens_, model.embedding.weight.packed(), input(0));
+    model.embedding.forward(backend_, tokens_, input(0));
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      run_layer(model, layer, cache.state(layer));
       backend_.copy(input(layer), input(layer + 1));
-      backend_.add(d_out(), input(layer + 1));
+      run_layer(model, layer, input(layer + 1), cache.state(layer));
     }
     model.norm_f.forward(backend_, input(model.layers.size()), head_input());
   }
 
-  /// The mixer's output for input(layer), in d_out().
-  void run_layer(const Model& model, std::size_t layer, LayerState<Scalar> state) {
-    const auto& block = model.layers[layer];
-    block.norm.forward(backend_, input(layer), tape_of(layer).activations.normed(rows()));
-    mixer_forward(block.mixer, backend_, {.tokens = sequence_, .state = state, .y = d_out()}, tape_of(layer));
-    if (options_.dropout > 0) backend_.dropout(d_out(), dropout_of(layer));
-  }
-
-  /// d_x, of the residual stream after the layer, becomes that before it.
-  void backward_layer(const Model& model, std::size_t layer, Gradients<Model>& gradients, LayerState<Scalar> d_state) {
-    const auto& block = model.layers[layer];
-    auto& gradient = gradients.layers[layer];
-    if (options_.recompute) run_again(model, layer);
-    backend_.copy(d_x(), d_out());
-    if (options_.dropout > 0) backend_.dropout(d_out(), dropout_of(layer));
-    mixer_backward(block.mixer, gradient.mixer, backend_,
-                   {.tokens = sequence_,
-                    .tape = tape_of(layer),
-                    .window = initial_state(layer).conv,
-                    .d_y = d_out(),
-                    .d_activations = d_activations_,
-                    .d_a = d_a_(d_a_rows()),
-                    .d_state = d_state});
-    backend_.rms_norm_backward({.x = input(layer),
-                                .weight = block.norm.weight.view(),
-                                .epsilon = block.norm.epsilon,
-                                .d_y = d_activations_.normed(rows()),
-                                .d_x = d_out(),
-                                .d_weight = gradient.norm.weight.view()});
-    backend_.add(d_out(), d_x());
-  }
-
-  void run_again(const Model& model, std::size_t layer) {
-    copy_state(initial_state(layer), state_of(again_));
-    run_layer(model, layer, state_of(again_));
+  /// x: the residual stream before the layer; then behind it.
+  void run_layer(const Model& model, std::size_t layer, View<Scalar> x, LayerState<Scalar> state) {
+    LayerTape& tape = kept_of(layer);
+    model.layers[layer].forward(backend_, {.segments = segments_,
+                                           .x = x,
+                                           .state = state,
+                                           .activations = tape.activations(rows()),
+                                           .out = d_activations_(rows())[0],
+                                           .kept = tape.kept,
+                                           .dropout = dropout_of(layer)});
   }
 
   void check_state(const Model& model, const Cache& d_state) const {
     model.check(tokens_, d_state);
-    if (d_state.batch() == sequence_.sequence.batch) return;
-    throw ArgumentError("d_state", "a batch of " + std::to_string(sequence_.sequence.batch),
-                        std::to_string(d_state.batch()));
+    if (d_state.batch() == segments_.size()) return;
+    throw ArgumentError("d_state", "a batch of " + std::to_string(segments_.size()), std::to_string(d_state.batch()));
   }
 
   std::size_t check_targets(const Model& model, std::span<const std::int32_t> targets) const {
     if (!complete_) throw ArgumentError("Tape", "one that has read tokens", "one that has not");
     detail::require_shapes(config_, model, "model");
-    for (const auto& layer : model.layers) layer.mixer.check_derived();
+    model.check_derived();
     if (targets.size() != tokens_.size()) {
       throw ArgumentError("targets", "as many as tokens, " + std::to_string(tokens_.size()),
                           std::to_string(targets.size()));
@@ -284,8 +254,7 @@ class Tape {
   /// Some rows at a time, whose logits become their own gradients: those of all rows are never there together.
   Loss head(const Model& model, std::span<const std::int32_t> targets, double scale, Gradients<Model>* gradients) {
     Loss loss{.sum = 0, .count = check_targets(model, targets)};
-    const bool tied = model.config().tie_embeddings;
-    const auto& weight = tied ? model.embedding.weight : model.lm_head.weight;
+    const auto& weight = model.head();
     for (std::size_t first = 0; first < rows(); first += head_rows(model)) {
       const std::size_t count = std::min(head_rows(model), rows() - first);
       const View<Scalar> x = head_input().rows_from(first, count), logits = logits_(count);
@@ -293,29 +262,29 @@ class Tape {
       loss.sum += backend_.cross_entropy(
           {.logits = logits, .targets = targets.subspan(first, count), .scale = scale, .d_logits = logits});
       if (gradients == nullptr) continue;
-      auto& d_weight = tied ? gradients->embedding.weight : gradients->lm_head.weight;
-      backend_.matmul_backward_weight(logits, x, d_weight.packed());
-      backend_.matmul_backward_input(logits, weight.packed(), d_activations_.normed(rows()).rows_from(first, count));
+      backend_.matmul_backward_weight(logits, x, gradients->head().packed());
+      backend_.matmul_backward_input(logits, weight.packed(), d_activations_(rows())[0].rows_from(first, count));
     }
     return loss;
   }
 
   TapeOptions options_;
   Backend backend_;
-  TrainingSequence sequence_;
+  std::vector<Segment> segments_;
   std::uint64_t seed_ = 0;
-  bool complete_ = false;                   // whether forward came to its end
-  MambaConfig config_;                      // of the model that read the tokens
-  std::vector<std::int32_t> tokens_;        // [M]
-  std::vector<LayerInput> inputs_;          // of each layer, and of the last norm
-  std::vector<LayerTape<Backend>> layers_;  // of each layer, or one for all
-  Activation<Backend> head_input_;          // [M, D]
-  Activation<Backend> logits_;              // [some rows, V]
-  LayerInput again_;                        // the states of a layer that runs again
+  bool complete_ = false;                    // whether forward came to its end
+  MambaConfig config_;                       // of the model that read the tokens
+  std::vector<std::int32_t> tokens_;         // [M]
+  std::vector<Activation<Backend>> inputs_;  // [M, D], the residual stream before each layer, and the last norm
+  std::vector<LayerTape> layers_;            // of each layer, or one for all
+  Activation<Backend> head_input_;           // [M, D]
+  Activation<Backend> logits_;               // [some rows, V]
+  std::optional<Cache> before_, again_;      // the states before the pass, and those of layers that run again
+  std::optional<Cache> no_gradient_;         // of the final states, where none is given
 
-  MixerActivations<Backend> d_activations_;
-  Activation<Backend> d_x_, d_out_;  // [M, D]
-  Activation<Backend> d_a_;          // [E, N]
+  ActivationBuffer<Backend> d_activations_;  // of one layer
+  Activation<Backend> scratch_;              // [1, backward_scratch of the mixer]
+  Activation<Backend> d_x_, d_out_;          // [M, D]
 };
 
 }  // namespace minimamba

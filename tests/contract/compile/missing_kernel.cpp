@@ -40,6 +40,12 @@ struct Port {
 #ifndef WITHOUT_copy
   void copy(View<const Scalar> x, View<Scalar> y) const;
 #endif
+#ifndef WITHOUT_gather_rows
+  void gather_rows(View<const Scalar> x, std::span<const std::size_t> rows, View<Scalar> y) const;
+#endif
+#ifndef WITHOUT_reorder_rows
+  void reorder_rows(View<Scalar> y, std::span<const std::size_t> rows) const;
+#endif
 #ifndef WITHOUT_make_matrix
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const;

@@ -1,0 +1,153 @@
+// What a mixer is to the rest: the part of a block that passes information from token to token. Blocks, models, caches,
+// training and files know no more of it than stands here, so that another one is an addition.
+//
+// A mixer is a template <class Scalar, template <class> class Backend, class Weight>, made from a resolved MambaConfig,
+// with a table of its parameters (visit: see nn/parameters.hpp) and
+//   static std::vector<StatePart> state_parts(const MambaConfig&);              what it carries from token to token
+//   static std::vector<std::size_t> activation_widths(const MambaConfig&);      what it computes on the way
+//   void forward(const Backend<Scalar>&, const MixerArguments<Scalar>&) const;
+// For training also
+//   static std::size_t backward_scratch(const MambaConfig&);                    numbers that backward needs beside
+//   void backward(const Backend<Scalar>&, Gradient&, const MixerBackwardArguments<Scalar>&) const;
+// where Gradient is the mixer of a module of gradients. It may have
+//   void reserve(const Backend<Scalar>&, std::size_t rows) const;               room for calls of so many rows
+//   void refresh(const Backend<Scalar>&);  void reserve_derived(const Backend<Scalar>&);  void check_derived() const;
+//   void copy_derived(const Backend<Scalar>&, const Mixer& from);
+// for tensors that it derives from its parameters: they are computed anew, given memory, asked for, and copied.
+#ifndef MINIMAMBA_NN_MIXER_HPP
+#define MINIMAMBA_NN_MIXER_HPP
+
+#include <algorithm>
+#include <cassert>
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "minimamba/core/config.hpp"
+#include "minimamba/core/view.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// A part of what a mixer carries from token to token: a [rows, cols] matrix for each sequence and layer.
+struct StatePart {
+  std::string name;
+  std::size_t rows = 0, cols = 0;
+  bool kept_once = false;  // backward asks for it before the first token of a segment alone, not before each chunk
+
+  std::size_t size() const { return rows * cols; }
+  bool operator==(const StatePart&) const = default;
+};
+
+/// How the state of a sequence lies in a slot of a cache: layer by layer, part by part.
+class StateLayout {
+ public:
+  StateLayout() = default;
+  StateLayout(std::vector<StatePart> parts, std::size_t layers) : parts_(std::move(parts)), layers_(layers) {
+    for (const StatePart& part : parts_) {
+      offsets_.push_back(layer_size_);
+      layer_size_ += part.size();
+    }
+  }
+
+  const std::vector<StatePart>& parts() const { return parts_; }
+  std::size_t layers() const { return layers_; }
+  std::size_t size() const { return layers_ * layer_size_; }  // numbers in a slot
+  /// Where a part begins in a slot.
+  std::size_t offset(std::size_t layer, std::size_t part) const { return layer * layer_size_ + offsets_[part]; }
+  /// The part of that name; parts().size() if there is none.
+  std::size_t find(std::string_view name) const {
+    const auto is_it = [&](const StatePart& part) { return part.name == name; };
+    return static_cast<std::size_t>(std::find_if(parts_.begin(), parts_.end(), is_it) - parts_.begin());
+  }
+  bool operator==(const StateLayout& other) const { return parts_ == other.parts_ && layers_ == other.layers_; }
+
+ private:
+  std::vector<StatePart> parts_;
+  std::vector<std::size_t> offsets_;  // within a layer
+  std::size_t layers_ = 0, layer_size_ = 0;
+};
+
+/// The parts of one layer's state, of all slots.
+template <class Scalar>
+class LayerState {
+ public:
+  /// slots: [slots, layout.size()]
+  LayerState(View<Scalar> slots, const StateLayout& layout, std::size_t layer)
+      : slots_(slots), layout_(&layout), layer_(layer) {}
+
+  SlotView<Scalar> operator[](std::size_t part) const {
+    const StatePart& shape = layout_->parts()[part];
+    return {View<Scalar>(slots_.data() + layout_->offset(layer_, part), shape.rows, shape.cols), slots_.rows(),
+            slots_.stride()};
+  }
+
+ private:
+  View<Scalar> slots_;
+  const StateLayout* layout_;
+  std::size_t layer_;
+};
+
+/// Matrices of M rows and several widths: what a layer computes on its way, or the gradients of that.
+template <class Scalar>
+class ActivationViews {
+ public:
+  struct Matrix {
+    Scalar* data;
+    std::size_t cols;
+  };
+
+  ActivationViews() = default;
+  ActivationViews(std::span<const Matrix> matrices, std::size_t rows) : matrices_(matrices), rows_(rows) {}
+
+  View<Scalar> operator[](std::size_t index) const { return {matrices_[index].data, rows_, matrices_[index].cols}; }
+  /// Those from number `first` on.
+  ActivationViews from(std::size_t first) const { return {matrices_.subspan(first), rows_}; }
+
+ private:
+  std::span<const Matrix> matrices_;
+  std::size_t rows_ = 0;
+};
+
+template <class Scalar>
+struct MixerArguments {
+  std::span<const Segment> segments;
+  View<const Scalar> x;                           // [M, D], the normed residual stream
+  LayerState<Scalar> state;                       // read and written
+  ActivationViews<Scalar> activations;            // [M, each of activation_widths], overwritten
+  View<Scalar> y;                                 // [M, D], not x
+  std::span<const KeptStates<Scalar>> kept = {};  // for each part of the state, or none
+
+  KeptStates<Scalar> kept_of(std::size_t part) const { return kept.empty() ? KeptStates<Scalar>() : kept[part]; }
+};
+
+/// The gradient of each parameter is added to.
+template <class Scalar>
+struct MixerBackwardArguments {
+  std::span<const Segment> segments;  // of forward, as the next three
+  View<const Scalar> x;               // [M, D]
+  ActivationViews<Scalar> activations;
+  std::span<const KeptStates<Scalar>> kept;
+  View<const Scalar> d_y;                 // [M, D]
+  View<Scalar> d_x;                       // [M, D], overwritten
+  ActivationViews<Scalar> d_activations;  // overwritten
+  View<Scalar> scratch;                   // [1, backward_scratch], overwritten
+  LayerState<Scalar> d_state;             // of the final state; then of the initial one
+};
+
+namespace detail {
+
+template <class Scalar>
+KeptStates<const Scalar> as_constant(const KeptStates<Scalar>& kept) {
+  return {kept.chunk, kept.states};
+}
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif
