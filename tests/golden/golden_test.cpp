@@ -86,7 +86,8 @@ TYPED_TEST(Golden, HiddenStatesAfterEachBlock) {
     support::Alone<typename TypeParam::Model::Block, typename TypeParam::Backend> alone(model.config(), rows);
     HostMatrix<typename TypeParam::Scalar> x(rows, static_cast<std::size_t>(model.config().d_model)), out = x,
                                                                                                       normed = x;
-    model.backend().embed(expected.tokens("input_ids"), model.embedding.weight.packed(), x.view());
+    const auto tokens = expected.tokens("input_ids");
+    model.backend().embed(support::ids(tokens), model.embedding.weight.packed(), x.view());
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
       model.layers[layer].forward(model.backend(), {.segments = segments,
                                                     .x = x.view(),

@@ -242,6 +242,11 @@ Model trained_looking_model(const minimamba::MambaConfig& config, std::uint64_t 
   return model;
 }
 
+/// Token ids as a kernel of this processor takes them.
+inline minimamba::View<const std::int32_t> ids(const std::vector<std::int32_t>& tokens) {
+  return {tokens.data(), 1, tokens.size()};
+}
+
 /// What a layer needs to be run alone, for calls of `rows` rows.
 template <class Layer, class Backend>
 class Alone {

@@ -74,7 +74,7 @@ void check_products(Activations activations) {
         }
       }
       const std::vector<std::int32_t> tokens{static_cast<std::int32_t>(out - 1), 0};
-      backend.embed(tokens, matrix, embedded.view());
+      backend.embed(support::ids(tokens), matrix, embedded.view());
       for (std::size_t k = 0; k < in; ++k) {
         EXPECT_EQ(embedded(0, k), stored(out - 1, k));
         EXPECT_EQ(embedded(1, k), stored(0, k));

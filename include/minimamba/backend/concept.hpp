@@ -64,20 +64,24 @@ struct Dropout {
 
 // One concept a kernel, so that a backend that lacks one is told its name.
 
-/// allocate<T>(n): n zeros of T in a movable Buffer<T> with data() and size(). upload and download copy between the
-/// host and such memory. fill(y, value); copy(x, y) copies rows; gather_rows(x, rows, y): y[i,:] = x[rows[i],:];
-/// reorder_rows(y, rows): the same within y, of which it has as many rows, with no memory beside it that grows with y.
-template <class B>
-concept HasMemory = requires(const B& backend, typename B::Scalar* device, std::span<typename B::Scalar> host,
-                             std::span<const typename B::Scalar> source, View<const typename B::Scalar> x,
-                             View<typename B::Scalar> y, typename B::Scalar value, std::size_t count,
-                             std::span<const std::size_t> rows) {
-  typename B::template Buffer<typename B::Scalar>;
-  {
-    backend.template allocate<typename B::Scalar>(count)
-    } -> std::same_as<typename B::template Buffer<typename B::Scalar>>;
+/// allocate<T>(n): n zeros of T, which is Scalar, std::int32_t or double, in a movable Buffer<T> with data() and
+/// size(). upload and download copy between the host and such memory. A backend may queue what it is asked for, and
+/// then has copied what it was given of the host's; only download waits.
+template <class B, class T>
+concept HasMemoryOf = requires(const B& backend, T* device, std::span<T> host, std::span<const T> source,
+                               std::size_t count) {
+  typename B::template Buffer<T>;
+  { backend.template allocate<T>(count) } -> std::same_as<typename B::template Buffer<T>>;
   backend.upload(source, device);
   backend.download(device, host);
+};
+
+/// fill(y, value); copy(x, y) copies rows; gather_rows(x, rows, y): y[i,:] = x[rows[i],:]; reorder_rows(y, rows): the
+/// same within y, of which it has as many rows, with no memory beside it that grows with y.
+template <class B>
+concept HasMemory = HasMemoryOf<B, typename B::Scalar> && HasMemoryOf<B, std::int32_t> && HasMemoryOf<B, double> &&
+    requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y, typename B::Scalar value,
+             std::span<const std::size_t> rows) {
   backend.fill(y, value);
   backend.copy(x, y);
   backend.gather_rows(x, rows, y);
@@ -96,9 +100,9 @@ concept HasMatrix = requires(const B& backend, typename B::template Matrix<typen
   backend.download_rows(matrix, count, host);
 };
 
-/// embed: y[i,:] = weight[tokens[i],:]                               weight [V, D], y [M, D]
+/// embed: y[i,:] = weight[tokens[i],:]                               tokens [1, M], weight [V, D], y [M, D]
 template <class B>
-concept HasEmbed = requires(const B& backend, std::span<const std::int32_t> tokens,
+concept HasEmbed = requires(const B& backend, View<const std::int32_t> tokens,
                             const typename B::template Matrix<typename B::Scalar>& weight, View<typename B::Scalar> y) {
   backend.embed(tokens, weight, y);
 };
@@ -143,6 +147,16 @@ concept HasAdd = requires(const B& backend, View<const typename B::Scalar> x, Vi
 template <class B>
 concept HasNegativeExp = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y) {
   backend.negative_exp(x, y);
+};
+
+// What follows a backend may have: who uses it finds it by `requires`, and does without.
+
+/// negative_log_likelihood: nats[i] = log(sum_v exp(logits[i,v])) - logits[i,targets[i]]; see surprise().
+template <class Scalar>
+struct LikelihoodArguments {
+  View<const Scalar> logits;         // [M, V]
+  View<const std::int32_t> targets;  // [1, M]
+  View<double> nats;                 // [1, M], overwritten
 };
 
 /// Everything that inference needs. Backends are cheap to copy; copies share threads.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <span>
 
 #include "minimamba/backend/concept.hpp"
@@ -36,6 +37,19 @@ template <class Scalar>
   for (std::size_t j = 0; j < x.size(); ++j) {
     y[j] = static_cast<Scalar>(static_cast<double>(x[j]) * scale * half) * weight[j];
   }
+}
+
+/// log sum_v exp(logits[v]) - logits[token], in nats                  logits [V]
+template <class Scalar>
+double negative_log_likelihood(std::span<const Scalar> logits, std::size_t token) {
+  Scalar largest = -std::numeric_limits<Scalar>::infinity();
+  for (const Scalar logit : logits) largest = std::max(largest, logit);
+  constexpr std::size_t lanes = 8;  // sums of their own, which a compiler may keep in a register
+  double sums[lanes] = {};
+  for (std::size_t v = 0; v < logits.size(); ++v) sums[v % lanes] += static_cast<double>(std::exp(logits[v] - largest));
+  double sum = 0;
+  for (const double part : sums) sum += part;
+  return std::log(sum) + (static_cast<double>(largest) - static_cast<double>(logits[token]));
 }
 
 /// Input number i of channel e in the window followed by x: output t of the segment is made of inputs t to t + K - 1.

@@ -18,6 +18,7 @@
 #include <pthread.h>
 #endif
 
+#include "minimamba/backend/host_kernels.hpp"
 #include "minimamba/core/formats.hpp"
 #include "minimamba/core/view.hpp"
 
@@ -177,8 +178,14 @@ class HostMemory {
   Buffer<T> allocate(std::size_t count) const {
     return Buffer<T>(count);
   }
-  void upload(std::span<const Scalar> host, Scalar* there) const { std::copy(host.begin(), host.end(), there); }
-  void download(const Scalar* there, std::span<Scalar> host) const { std::copy_n(there, host.size(), host.begin()); }
+  template <class T>
+  void upload(std::type_identity_t<std::span<const T>> host, T* there) const {
+    std::copy(host.begin(), host.end(), there);
+  }
+  template <class T>
+  void download(const T* there, std::type_identity_t<std::span<T>> host) const {
+    std::copy_n(there, host.size(), host.begin());
+  }
   void fill(View<Scalar> y, Scalar value) const {
     for (std::size_t i = 0; i < y.rows(); ++i) std::fill_n(y.row(i).data(), y.cols(), value);
   }
@@ -238,10 +245,16 @@ class HostMemory {
     }
   }
   template <WeightFormat W>
-  void embed(std::span<const std::int32_t> tokens, const HostMatrix<W>& weight, View<Scalar> y) const {
-    assert(tokens.size() == y.rows() && weight.cols() == y.cols());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens[i])), y.cols(), y.row(i).data());
+  void embed(View<const std::int32_t> tokens, const HostMatrix<W>& weight, View<Scalar> y) const {
+    assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
+    for (std::size_t i = 0; i < y.rows(); ++i) {
+      Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens(0, i))), y.cols(), y.row(i).data());
+    }
+  }
+
+  void negative_log_likelihood(const LikelihoodArguments<Scalar>& p) const {
+    for (std::size_t i = 0; i < p.logits.rows(); ++i) {
+      p.nats(0, i) = detail::negative_log_likelihood(p.logits.row(i), static_cast<std::size_t>(p.targets(0, i)));
     }
   }
 

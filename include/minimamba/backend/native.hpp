@@ -105,10 +105,10 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   template <class M>
-  void embed(std::span<const std::int32_t> tokens, const M& weight, View<Scalar> y) const {
-    assert(tokens.size() == y.rows() && weight.cols() == y.cols());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      this->download_rows(weight, static_cast<std::size_t>(tokens[i]), y.rows_from(i, 1));
+  void embed(View<const std::int32_t> tokens, const M& weight, View<Scalar> y) const {
+    assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
+    for (std::size_t i = 0; i < y.rows(); ++i) {
+      this->download_rows(weight, static_cast<std::size_t>(tokens(0, i)), y.rows_from(i, 1));
     }
   }
 

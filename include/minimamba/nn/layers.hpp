@@ -85,12 +85,12 @@ struct Embedding {
   Embedding() = default;
   Embedding(std::size_t rows, std::size_t cols) : weight(Shape{rows, cols}, Role::embedding) {}
 
-  /// y [M, D]
-  void forward(const Backend<Scalar>& backend, std::span<const std::int32_t> tokens, View<Scalar> y) const {
+  /// tokens [1, M], in the backend's memory; y [M, D]
+  void forward(const Backend<Scalar>& backend, View<const std::int32_t> tokens, View<Scalar> y) const {
     backend.embed(tokens, weight.packed(), y);
   }
   /// dweight[tokens[i],:] += dy[i,:]
-  void backward(const Backend<Scalar>& backend, Embedding& gradient, std::span<const std::int32_t> tokens,
+  void backward(const Backend<Scalar>& backend, Embedding& gradient, View<const std::int32_t> tokens,
                 View<const Scalar> d_y) const {
     backend.embed_backward(tokens, d_y, gradient.weight.packed());
   }

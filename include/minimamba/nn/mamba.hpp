@@ -188,6 +188,7 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
     // All memory is there before the first layer changes its state: whoever runs out of it keeps a whole cache.
     work.read.assign(runs.size(), 0);
     work.tokens.reserve(rows);
+    work.ids.reserve(backend_, 1, rows);
     this->reserve_rows(rows, work);
     if (!every_token) work.last.reserve(backend_, filled, size(config_.d_model));
     reserve_logits(answers, work);
@@ -223,7 +224,7 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
       work.tokens.insert(work.tokens.end(), part.begin(), part.end());
     }
     const View<Scalar> x = work.x(work.tokens.size());
-    embedding.forward(backend_, work.tokens, x);
+    embedding.forward(backend_, work.ids.upload(backend_, work.tokens), x);
     this->run_blocks(work.segments, x, cache, work);
   }
 

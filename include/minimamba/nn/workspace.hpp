@@ -16,25 +16,31 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Rows of one width that grow on demand.
-template <class Backend>
+/// Rows of one width, in the backend's memory, that grow on demand.
+template <class Backend, class T = typename Backend::Scalar>
 class Activation {
  public:
-  using Scalar = typename Backend::Scalar;
-
   void reserve(const Backend& backend, std::size_t rows, std::size_t cols) {
     cols_ = cols;
     if (buffer_.size() >= rows * cols) return;
     buffer_ = {};  // the old rows go first: they need not live beside the new
-    buffer_ = backend.template allocate<Scalar>(rows * cols);
+    buffer_ = backend.template allocate<T>(rows * cols);
   }
   /// The first `rows` rows.
-  View<Scalar> operator()(std::size_t rows) { return {buffer_.data(), rows, cols_}; }
+  View<T> operator()(std::size_t rows) { return {buffer_.data(), rows, cols_}; }
+  /// One row of so many; they were reserved.
+  View<T> first(std::size_t count) { return {buffer_.data(), 1, count}; }
+  /// One row of what is given; its length was reserved.
+  View<T> upload(const Backend& backend, std::span<const T> row) {
+    const View<T> there(buffer_.data(), 1, row.size());
+    if (!row.empty()) backend.upload(row, there.data());
+    return there;
+  }
   std::size_t size() const { return buffer_.size(); }
   void release() { buffer_ = {}; }
 
  private:
-  typename Backend::template Buffer<Scalar> buffer_;
+  typename Backend::template Buffer<T> buffer_;
   std::size_t cols_ = 0;
 };
 
@@ -91,7 +97,9 @@ struct Workspace {
   Activation<Backend> last;         // [runs, D] the residual stream after the last token of each run
   Activation<Backend> logits;       // [rows asked for, V]
 
-  std::vector<std::int32_t> tokens;  // of a call's next rows
+  Activation<Backend, std::int32_t> ids;  // [1, M] the same tokens in the backend's memory
+
+  std::vector<std::int32_t> tokens;  // of the rows that pass
   std::vector<Segment> segments;
   std::vector<Run> runs;            // of a uniform call
   std::vector<std::size_t> read;    // tokens of each run that are read

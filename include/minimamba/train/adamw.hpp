@@ -6,7 +6,9 @@
 #define MINIMAMBA_TRAIN_ADAMW_HPP
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -58,7 +60,37 @@ class AdamW {
     if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", detail::number_text(rate));
     detail::require_shapes(mean_.config(), model, "model");
     detail::require_shapes(mean_.config(), gradients, "gradients");
-    const double norm = gradient_norm(gradients);
+    return apply(model, gradients, rate, norm_of(gradients, downloaded_squares(gradients)));
+  }
+
+  /// Queues the sum of the squares of each gradient, in the order of for_each_parameter, to squares [1, parameters].
+  void queue_squares(const Gradients<Model>& gradients, View<double> squares) const {
+    std::size_t i = 0;
+    for_each_parameter(
+        [&](std::string_view, const auto& gradient) {
+          const auto& backend = gradients.backend();
+          backend.sum_of_squares(detail::numbers_of(backend, gradient), squares.columns(i++, 1));
+        },
+        gradients);
+  }
+  /// The norm of all, once their squares are on the host. Throws DivergedError for one that is not finite.
+  double norm_of(const Gradients<Model>& gradients, std::span<const double> squares) const {
+    double total = 0;
+    std::size_t i = 0;
+    for_each_parameter(
+        [&](std::string_view name, const auto&) {
+          const double sum = squares[i++];
+          if (!std::isfinite(sum)) {
+            throw DivergedError("the gradient of " + std::string(name), "finite numbers",
+                                detail::number_text(sum) + " after " + std::to_string(steps_) + " steps");
+          }
+          total += sum;
+        },
+        gradients);
+    return std::sqrt(total);
+  }
+  /// The step itself, with the norm of the gradients.
+  double apply(Model& model, Gradients<Model>& gradients, double rate, double norm) {
     const auto kernels = kernels_of_step(model, gradients, rate, norm);
     model.reserve_derived();
     for (const auto& kernel : kernels) model.backend().adamw(kernel);  // from here on nothing is allocated
@@ -120,24 +152,18 @@ class AdamW {
     return options;
   }
 
-  double gradient_norm(const Gradients<Model>& gradients) const {
-    double total = 0;
-    for_each_parameter(
-        [&](std::string_view name, const auto& gradient) {
-          const auto& backend = gradients.backend();
-          const double sum = backend.sum_of_squares(detail::numbers_of(backend, gradient));
-          if (!std::isfinite(sum)) {
-            throw DivergedError("the gradient of " + std::string(name), "finite numbers",
-                                detail::number_text(sum) + " after " + std::to_string(steps_) + " steps");
-          }
-          total += sum;
-        },
-        gradients);
-    return std::sqrt(total);
+  std::vector<double> downloaded_squares(const Gradients<Model>& gradients) {
+    const auto& backend = gradients.backend();
+    std::vector<double> squares(detail::parameters_in(gradients));
+    squares_.reserve(backend, 1, squares.size());
+    queue_squares(gradients, squares_(1));
+    backend.download(squares_(1).data(), squares);
+    return squares;
   }
 
   AdamWOptions options_;
   Gradients<Model> mean_, variance_;
+  Activation<typename Model::BackendType, double> squares_;  // [1, parameters]
   std::int64_t steps_ = 0;
 };
 

@@ -86,9 +86,9 @@ struct RmsNormBackwardArguments {
 
 /// matmul_backward_input: dx = dy weight                             dy [M, out], weight [out, in], dx [M, in]
 /// matmul_backward_weight: dweight += dy^T x                         dweight [out, in]
-/// embed_backward: dweight[tokens[i],:] += dy[i,:]                   dy [M, D], dweight [V, D]
+/// embed_backward: dweight[tokens[i],:] += dy[i,:]                   tokens [1, M], dy [M, D], dweight [V, D]
 template <class B>
-concept HasMatmulBackward = requires(const B& backend, std::span<const std::int32_t> tokens,
+concept HasMatmulBackward = requires(const B& backend, View<const std::int32_t> tokens,
                                      View<const typename B::Scalar> x, View<typename B::Scalar> y,
                                      typename B::template Matrix<typename B::Scalar>& matrix) {
   backend.matmul_backward_input(x, matrix, y);
@@ -108,21 +108,22 @@ concept HasElementwiseBackward = requires(const B& backend, View<const typename 
 /// The target of a row that has none.
 inline constexpr std::int32_t ignored_target = -100;
 
-/// Cross entropy of some rows, so that the logits of a whole batch are never kept; returns the sum over rows of
+/// Cross entropy of some rows, so that the logits of a whole batch are never kept. Adds to `loss` the sum over rows of
 ///   loss[i] = log(sum_v exp(logits[i,v])) - logits[i, targets[i]]
 ///   d_logits[i,v] = scale (softmax(logits[i])[v] - [v == targets[i]])
 /// Rows whose target is ignored_target have loss and gradient zero.
 template <class Scalar>
 struct CrossEntropyArguments {
-  View<const Scalar> logits;              // [M, V]
-  std::span<const std::int32_t> targets;  // [M], below V or ignored_target
-  double scale = 1;                       // 1 / (targets of the whole batch), for the gradient of the mean
-  View<Scalar> d_logits;                  // [M, V], overwritten; may be logits
+  View<const Scalar> logits;         // [M, V]
+  View<const std::int32_t> targets;  // [1, M], below V or ignored_target
+  double scale = 1;                  // 1 / (targets of the whole batch), for the gradient of the mean
+  View<Scalar> d_logits;             // [M, V], overwritten; may be logits
+  View<double> loss;                 // [1, 1], added to
 };
 
 template <class B>
 concept HasCrossEntropy = requires(const B& backend, const CrossEntropyArguments<typename B::Scalar>& arguments) {
-  { backend.cross_entropy(arguments) } -> std::same_as<double>;
+  backend.cross_entropy(arguments);
 };
 
 template <class B>
@@ -167,15 +168,15 @@ struct AdamWArguments {
 
 /// numbers: all that a matrix holds as one row, in the order in which it lies in memory, which is the same for all
 /// matrices of one shape: what is done element by element needs no other. What fills up its blocks is zero and stays
-/// so. sum_of_squares: the sum of x[i,j]^2, of which the bits do not depend on the threads.
+/// so. sum_of_squares: sum = the sum of x[i,j]^2, of which the bits do not depend on the threads; sum [1, 1].
 template <class B>
 concept HasOptimizer = requires(const B& backend, typename B::template Matrix<typename B::Scalar>& matrix,
                                 const typename B::template Matrix<typename B::Scalar>& constant,
-                                View<const typename B::Scalar> x, View<typename B::Scalar> y,
+                                View<const typename B::Scalar> x, View<typename B::Scalar> y, View<double> sum,
                                 const AdamWArguments<typename B::Scalar>& step) {
   { backend.numbers(matrix) } -> std::same_as<View<typename B::Scalar>>;
   { backend.numbers(constant) } -> std::same_as<View<const typename B::Scalar>>;
-  { backend.sum_of_squares(x) } -> std::same_as<double>;
+  backend.sum_of_squares(x, sum);
   backend.adamw(step);
   backend.dropout(y, Dropout());
 };

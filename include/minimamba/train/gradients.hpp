@@ -16,6 +16,14 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 namespace detail {
 
+/// How many parameters a module has, each a matrix or a vector.
+template <class Module>
+std::size_t parameters_in(const Module& module) {
+  std::size_t count = 0;
+  for_each_parameter([&](std::string_view, const auto&) { ++count; }, module);
+  return count;
+}
+
 /// All numbers of a parameter, for what is done element by element.
 template <class Backend, class P>
 auto numbers_of(const Backend& backend, P& parameter) {

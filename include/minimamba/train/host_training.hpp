@@ -30,11 +30,10 @@ class HostTraining : public Inference {
     return {matrix.row(0), 1, matrix.rows() * matrix.cols()};
   }
 
-  void embed_backward(std::span<const std::int32_t> tokens, View<const Scalar> d_y,
-                      HostMatrix<Scalar>& d_weight) const {
-    assert(tokens.size() == d_y.rows() && d_weight.cols() == d_y.cols());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      Scalar* const row = d_weight.row(static_cast<std::size_t>(tokens[i]));
+  void embed_backward(View<const std::int32_t> tokens, View<const Scalar> d_y, HostMatrix<Scalar>& d_weight) const {
+    assert(tokens.cols() == d_y.rows() && d_weight.cols() == d_y.cols());
+    for (std::size_t i = 0; i < d_y.rows(); ++i) {
+      Scalar* const row = d_weight.row(static_cast<std::size_t>(tokens(0, i)));
       for (std::size_t k = 0; k < d_y.cols(); ++k) row[k] += d_y(i, k);
     }
   }
@@ -49,13 +48,7 @@ class HostTraining : public Inference {
     for (std::size_t i = 0; i < x.rows(); ++i) dropout_row(x, i, dropout);
   }
 
-  double sum_of_squares(View<const Scalar> x) const {
-    double sum = 0;
-    for (std::size_t i = 0; i < x.rows(); ++i) {
-      for (const Scalar value : x.row(i)) sum += static_cast<double>(value) * static_cast<double>(value);
-    }
-    return sum;
-  }
+  void sum_of_squares(View<const Scalar> x, View<double> sum) const { sum(0, 0) = squares_of(x); }
 
   void adamw(const AdamWArguments<Scalar>& p) const {
     for (std::size_t i = 0; i < p.weight.rows(); ++i) {
@@ -74,6 +67,15 @@ class HostTraining : public Inference {
   }
 
  protected:
+  /// In double.
+  static double squares_of(View<const Scalar> x) {
+    double sum = 0;
+    for (std::size_t i = 0; i < x.rows(); ++i) {
+      for (const Scalar value : x.row(i)) sum += static_cast<double>(value) * static_cast<double>(value);
+    }
+    return sum;
+  }
+
   /// The backward of row i, for numbers of any size: overwrites its d_x, and adds to d_weight.
   static void rms_norm_backward_row(const RmsNormBackwardArguments<Scalar>& p, std::size_t i,
                                     std::span<double> d_weight) {

@@ -82,17 +82,18 @@ class LoopTraining : public HostTraining<Inference> {
     }
   }
 
-  double cross_entropy(const CrossEntropyArguments<Scalar>& p) const {
-    assert(p.targets.size() == p.logits.rows() && p.d_logits.rows() == p.logits.rows());
+  void cross_entropy(const CrossEntropyArguments<Scalar>& p) const {
+    assert(p.targets.cols() == p.logits.rows() && p.d_logits.rows() == p.logits.rows());
     double loss = 0;
     for (std::size_t i = 0; i < p.logits.rows(); ++i) {
-      if (p.targets[i] == ignored_target) {
+      const std::int32_t target = p.targets(0, i);
+      if (target == ignored_target) {
         std::fill_n(p.d_logits.row(i).data(), p.d_logits.cols(), Scalar(0));
       } else {
-        loss += cross_entropy_row(p.logits.row(i), static_cast<std::size_t>(p.targets[i]), p.scale, p.d_logits.row(i));
+        loss += cross_entropy_row(p.logits.row(i), static_cast<std::size_t>(target), p.scale, p.d_logits.row(i));
       }
     }
-    return loss;
+    p.loss(0, 0) += loss;
   }
 
  private:

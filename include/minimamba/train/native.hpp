@@ -90,11 +90,10 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     });
   }
 
-  void embed_backward(std::span<const std::int32_t> tokens, View<const Scalar> d_y,
-                      PanelMatrix<Scalar>& d_weight) const {
-    assert(tokens.size() == d_y.rows() && d_weight.cols() == d_y.cols());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      Scalar* const row = d_weight.row(static_cast<std::size_t>(tokens[i]));
+  void embed_backward(View<const std::int32_t> tokens, View<const Scalar> d_y, PanelMatrix<Scalar>& d_weight) const {
+    assert(tokens.cols() == d_y.rows() && d_weight.cols() == d_y.cols());
+    for (std::size_t i = 0; i < d_y.rows(); ++i) {
+      Scalar* const row = d_weight.row(static_cast<std::size_t>(tokens(0, i)));
       for (std::size_t k = 0; k < d_y.cols(); ++k) row[k * native::panel] += d_y(i, k);
     }
   }
@@ -177,24 +176,25 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     });
   }
 
-  double cross_entropy(const CrossEntropyArguments<Scalar>& p) const {
-    assert(p.targets.size() == p.logits.rows() && p.d_logits.rows() == p.logits.rows());
+  void cross_entropy(const CrossEntropyArguments<Scalar>& p) const {
+    assert(p.targets.cols() == p.logits.rows() && p.d_logits.rows() == p.logits.rows());
     std::vector<double> losses(p.logits.rows());
     share(p.logits.rows(), 16 * p.logits.cols(), [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
         Scalar* const d_logits = p.d_logits.row(i).data();
-        if (p.targets[i] == ignored_target) {
+        const std::int32_t target = p.targets(0, i);
+        if (target == ignored_target) {
           std::fill_n(d_logits, p.d_logits.cols(), Scalar(0));
         } else {
           losses[i] =
               training_kernels().cross_entropy({p.logits.row(i).data(), d_logits, p.logits.cols(),
-                                                static_cast<std::size_t>(p.targets[i]), static_cast<Scalar>(p.scale)});
+                                                static_cast<std::size_t>(target), static_cast<Scalar>(p.scale)});
         }
       }
     });
     double sum = 0;
     for (const double loss : losses) sum += loss;
-    return sum;
+    p.loss(0, 0) += sum;
   }
 
   void dropout(View<Scalar> x, const Dropout& dropout) const {
@@ -203,7 +203,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     });
   }
 
-  double sum_of_squares(View<const Scalar> x) const {
+  void sum_of_squares(View<const Scalar> x, View<double> total) const {
     constexpr std::size_t at_once = 4096;
     const std::size_t pieces = ceil(x.cols(), at_once);
     std::vector<double> sums(x.rows() * pieces);
@@ -212,12 +212,11 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
         const std::size_t first = i % pieces * at_once;
         const View<const Scalar> piece(x.row(i / pieces).data() + first, 1, std::min(at_once, x.cols() - first));
         sums[i] = training_kernels().sum_of_squares(piece.data(), piece.cols());
-        if (!std::isfinite(sums[i])) sums[i] = Base::sum_of_squares(piece);  // in double, which holds more
+        if (!std::isfinite(sums[i])) sums[i] = Base::squares_of(piece);  // in double, which holds more
       }
     });
-    double total = 0;
-    for (const double sum : sums) total += sum;
-    return total;
+    total(0, 0) = 0;
+    for (const double sum : sums) total(0, 0) += sum;
   }
 
   void adamw(const AdamWArguments<Scalar>& p) const {

@@ -104,7 +104,12 @@ class Tape {
   /// The loss of what forward read: targets[i] is the token after tokens[i], or ignored_target. Throws ArgumentError
   /// for another number of targets, one that is no token, a model of another shape, or if there was no forward or the
   /// last one threw.
-  Loss loss(const Model& model, std::span<const std::int32_t> targets) { return head(model, targets, 0, nullptr); }
+  Loss loss(const Model& model, std::span<const std::int32_t> targets) {
+    const std::size_t count = check_targets(model, targets);
+    clear_sum();
+    head(model, targets, {.scale = 0, .gradients = nullptr, .sum = sum_(1)});
+    return {.sum = downloaded_sum(), .count = count};
+  }
 
   /// The same, and adds the derivative of scale * sum + <d_state, final states> by each parameter to `gradients`, a
   /// module such as zeros_like(model) makes. The model must be as it was in forward, which may be walked back once.
@@ -113,6 +118,15 @@ class Tape {
   /// two: begin again from set_zero().
   Loss backward(const Model& model, std::span<const std::int32_t> targets, Gradients<Model>& gradients,
                 BackwardOptions<Cache> options = {}) {
+    check_targets(model, targets);
+    clear_sum();
+    const std::size_t count = backward(model, targets, gradients, options, sum_(1));
+    return {.sum = downloaded_sum(), .count = count};
+  }
+  /// The same without waiting for the backend: the loss is added to `sum` [1, 1] in its memory. Returns how many tokens
+  /// have a target.
+  std::size_t backward(const Model& model, std::span<const std::int32_t> targets, Gradients<Model>& gradients,
+                       BackwardOptions<Cache> options, View<double> sum) {
     const std::size_t count = check_targets(model, targets);
     detail::require_shapes(config_, gradients, "gradients");
     if (options.d_state != nullptr) check_state(model, *options.d_state);
@@ -120,7 +134,7 @@ class Tape {
     if (options.d_state == nullptr) no_gradient_->reset();
     if (options_.recompute) again_->assign(*before_);
     Cache& d_state = options.d_state == nullptr ? *no_gradient_ : *options.d_state;
-    const Loss loss = head(model, targets, scale, &gradients);
+    head(model, targets, {.scale = scale, .gradients = &gradients, .sum = sum});
     model.norm_f.backward(backend_, gradients.norm_f,
                           {.x = input(model.layers.size()), .d_y = d_activations_(rows())[0], .d_x = d_x()});
     for (std::size_t layer = model.layers.size(); layer-- > 0;) {
@@ -140,8 +154,8 @@ class Tape {
                                     .d_state = d_state.state(layer),
                                     .dropout = dropout_of(layer)});
     }
-    model.embedding.backward(backend_, gradients.embedding, tokens_, d_x());
-    return loss;
+    model.embedding.backward(backend_, gradients.embedding, ids_.upload(backend_, tokens_), d_x());
+    return count;
   }
 
  private:
@@ -169,6 +183,9 @@ class Tape {
     scratch_.reserve(backend_, 1, Model::MixerType::backward_scratch(model.config()));
     for (Activation<Backend>* x : {&head_input_, &d_x_, &d_out_}) x->reserve(backend_, rows(), D);
     logits_.reserve(backend_, head_rows(model), model.embedding.weight.rows());
+    ids_.reserve(backend_, 1, rows());
+    targets_.reserve(backend_, 1, rows());
+    sum_.reserve(backend_, 1, 1);
     for (std::optional<Cache>* states : {&before_, &no_gradient_, &again_}) {
       if (states == &again_ && !options_.recompute) continue;
       if (!*states || (*states)->batch() != cache.batch() || (*states)->layout() != cache.layout()) {
@@ -199,7 +216,7 @@ class Tape {
   }
 
   void run_layers(const Model& model, Cache& cache) {
-    model.embedding.forward(backend_, tokens_, input(0));
+    model.embedding.forward(backend_, ids_.upload(backend_, tokens_), input(0));
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
       backend_.copy(input(layer), input(layer + 1));
       run_layer(model, layer, input(layer + 1), cache.state(layer));
@@ -251,36 +268,55 @@ class Tape {
     return std::clamp<std::size_t>(logits_at_once / model.embedding.weight.rows(), 1, rows());
   }
 
+  struct HeadArguments {
+    double scale;
+    Gradients<Model>* gradients;  // or null
+    View<double> sum;             // [1, 1], added to
+  };
   /// Some rows at a time, whose logits become their own gradients: those of all rows are never there together.
-  Loss head(const Model& model, std::span<const std::int32_t> targets, double scale, Gradients<Model>* gradients) {
-    Loss loss{.sum = 0, .count = check_targets(model, targets)};
+  void head(const Model& model, std::span<const std::int32_t> targets, const HeadArguments& p) {
     const auto& weight = model.head();
+    const View<const std::int32_t> there = targets_.upload(backend_, targets);
     for (std::size_t first = 0; first < rows(); first += head_rows(model)) {
       const std::size_t count = std::min(head_rows(model), rows() - first);
       const View<Scalar> x = head_input().rows_from(first, count), logits = logits_(count);
       backend_.matmul(x, weight.packed(), logits);
-      loss.sum += backend_.cross_entropy(
-          {.logits = logits, .targets = targets.subspan(first, count), .scale = scale, .d_logits = logits});
-      if (gradients == nullptr) continue;
-      backend_.matmul_backward_weight(logits, x, gradients->head().packed());
+      backend_.cross_entropy({.logits = logits,
+                              .targets = there.columns(first, count),
+                              .scale = p.scale,
+                              .d_logits = logits,
+                              .loss = p.sum});
+      if (p.gradients == nullptr) continue;
+      backend_.matmul_backward_weight(logits, x, p.gradients->head().packed());
       backend_.matmul_backward_input(logits, weight.packed(), d_activations_(rows())[0].rows_from(first, count));
     }
-    return loss;
+  }
+
+  void clear_sum() {
+    const double zero = 0;
+    backend_.upload(std::span(&zero, 1), sum_(1).data());
+  }
+  double downloaded_sum() {
+    double sum = 0;
+    backend_.download(sum_(1).data(), std::span(&sum, 1));
+    return sum;
   }
 
   TapeOptions options_;
   Backend backend_;
   std::vector<Segment> segments_;
   std::uint64_t seed_ = 0;
-  bool complete_ = false;                    // whether forward came to its end
-  MambaConfig config_;                       // of the model that read the tokens
-  std::vector<std::int32_t> tokens_;         // [M]
-  std::vector<Activation<Backend>> inputs_;  // [M, D], the residual stream before each layer, and the last norm
-  std::vector<LayerTape> layers_;            // of each layer, or one for all
-  Activation<Backend> head_input_;           // [M, D]
-  Activation<Backend> logits_;               // [some rows, V]
-  std::optional<Cache> before_, again_;      // the states before the pass, and those of layers that run again
-  std::optional<Cache> no_gradient_;         // of the final states, where none is given
+  bool complete_ = false;                            // whether forward came to its end
+  MambaConfig config_;                               // of the model that read the tokens
+  std::vector<std::int32_t> tokens_;                 // [M]
+  std::vector<Activation<Backend>> inputs_;          // [M, D], the residual stream before each layer, and the last norm
+  std::vector<LayerTape> layers_;                    // of each layer, or one for all
+  Activation<Backend> head_input_;                   // [M, D]
+  Activation<Backend> logits_;                       // [some rows, V]
+  Activation<Backend, std::int32_t> ids_, targets_;  // [1, M]
+  Activation<Backend, double> sum_;                  // [1, 1], of the losses
+  std::optional<Cache> before_, again_;              // the states before the pass, and those of layers that run again
+  std::optional<Cache> no_gradient_;                 // of the final states, where none is given
 
   ActivationBuffer<Backend> d_activations_;  // of one layer
   Activation<Backend> scratch_;              // [1, backward_scratch of the mixer]
