@@ -105,13 +105,14 @@ class Tokenizer {
     if (options.add_special_tokens) ids = prefix_;
     const std::string valid = detail::well_formed(text);
     const bool as_text = options.special_tokens_as_text;
+    RegexWork work;
     const auto token = [&](std::int32_t id) { ids.push_back(id); };
     raw_.split(
         valid, as_text,
         [&](std::string_view between) {
           const std::string normal = normalize_(between);
           normalized_.split(
-              normal, as_text, [&](std::string_view plain) { encode_plain(plain, ids); }, token);
+              normal, as_text, [&](std::string_view plain) { encode_plain(plain, work, ids); }, token);
         },
         token);
     if (options.add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
@@ -162,8 +163,8 @@ class Tokenizer {
   void read_added(const TokenizerParts& parts);
 
   /// Text without added tokens: split, then whole words by table, all others by their merges.
-  void encode_plain(std::string_view text, std::vector<std::int32_t>& ids) const {
-    pre_tokenize_.split(text, [&](std::string_view piece) {
+  void encode_plain(std::string_view text, RegexWork& work, std::vector<std::int32_t>& ids) const {
+    pre_tokenize_.split(text, work, [&](std::string_view piece) {
       const auto whole = whole_.find(piece);
       if (whole != whole_.end()) {
         ids.push_back(whole->second);
