@@ -125,6 +125,8 @@ TEST(Pcre2, RefusesByNameWhatOnigurumaReadsOtherwise) {
                                                                                     {R"(\Qa\E)", R"(\Q)"},
                                                                                     {R"(a\E)", R"(\E)"},
                                                                                     {R"(\Ga)", R"(\G)"},
+                                                                                    {R"(\cA)", R"(\c)"},
+                                                                                    {R"(\R)", R"(\R)"},
                                                                                     {R"([a-z&&[^b]])", "&& in a"},
                                                                                     {"[a[^b]]", "[^ in a class"},
                                                                                     {"[a[]b]]", "[] in a class"},

@@ -80,7 +80,7 @@ class OnigurumaExpression {
 
   void escape(bool in_class) {
     const char letter = peek(1);
-    if (letter != '\0' && std::string_view("hHvVQE").find(letter) != std::string_view::npos) {
+    if (letter != '\0' && std::string_view("hHvVQEcR").find(letter) != std::string_view::npos) {
       refuse(std::string("\\") + letter);
     }
     if (letter == 'p' || letter == 'P') return property();
