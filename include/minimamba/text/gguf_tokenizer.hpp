@@ -153,7 +153,8 @@ inline std::vector<std::string> gguf_tokenizer_notes(const TokenizerParts& parts
   const detail::GgufSplit* const split = detail::gguf_split(parts);
   note(split == nullptr,
        "knows no split like this pre_tokenizer, and has one of its own (tokenizer.ggml.pre \"default\")");
-  note(split != nullptr && split->ignore_merges != parts.ignore_merges, "ignores merges where this tokenizer does not, or the other way round");
+  note(split != nullptr && split->ignore_merges != parts.ignore_merges,
+       "ignores merges where this tokenizer does not, or the other way round");
   note(!parts.normalizers.empty(), "does not normalise text");
   note(std::any_of(parts.added.begin(), parts.added.end(),
                    [](const AddedToken& token) { return token.lstrip || token.rstrip || token.single_word; }),

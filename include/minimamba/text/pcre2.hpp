@@ -107,8 +107,6 @@ class Pcre2Expression {
       if (at == text.size()) return std::nullopt;
     }
     const PCRE2_SIZE* const ends = pcre2_get_ovector_pointer_8(found.get());
-    if (ends[0] < from || ends[1] < ends[0])
-      refuse("matches in the order of the text", "one that begins behind its end");
     return TextRange{ends[0], ends[1]};
   }
 

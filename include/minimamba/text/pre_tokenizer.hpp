@@ -124,6 +124,9 @@ class PreTokenizerSteps {
                         "a regular expression, or a text of 1 to " + std::to_string(most_step_text) + " bytes",
                         std::to_string(step.pattern.size()) + " bytes");
     }
+    if (!is_well_formed(step.pattern)) {
+      throw FormatError(file + ": pre_tokenizer.pattern", "text in UTF-8", "bytes that are none");
+    }
     if (step.regex.empty() || result.known) return result;
     if (!compile) {
       throw FormatError(file + ": pre_tokenizer.pattern",
@@ -212,10 +215,24 @@ class PreTokenizerSteps {
         break;
     }
     if (step.known) return find_known(*step.known, text, from);
-    if (step.search) return step.search(text, from, work);
+    if (step.search) return checked(step.search(text, from, work), text, from);
     const std::size_t at = text.find(step.step.pattern, from);
     if (at == text.npos) return std::nullopt;
     return TextRange{at, at + step.step.pattern.size()};
+  }
+
+  /// What an engine found, which no other code has seen: pieces must be whole characters.
+  static std::optional<TextRange> checked(std::optional<TextRange> found, std::string_view text, std::size_t from) {
+    const auto is_between = [&](std::size_t at) {
+      return at == text.size() || (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0U) != 0x80U);
+    };
+    if (found &&
+        (found->begin < from || found->end < found->begin || !is_between(found->begin) || !is_between(found->end))) {
+      throw ArgumentError("TokenizerOptions::regex",
+                          "matches of whole characters from byte " + std::to_string(from) + " on",
+                          "bytes " + std::to_string(found->begin) + " to " + std::to_string(found->end));
+    }
+    return found;
   }
 
   /// All of a text in parts that match or do not. No empty match follows another match at once.
