@@ -127,6 +127,7 @@ TEST(Pcre2, RefusesByNameWhatOnigurumaReadsOtherwise) {
                                                                                     {R"(\Ga)", R"(\G)"},
                                                                                     {R"(\cA)", R"(\c)"},
                                                                                     {R"(\R)", R"(\R)"},
+                                                                                    {"(*CRLF)a", "(* at byte 0"},
                                                                                     {R"([a-z&&[^b]])", "&& in a"},
                                                                                     {"[a[^b]]", "[^ in a class"},
                                                                                     {"[a[]b]]", "[] in a class"},

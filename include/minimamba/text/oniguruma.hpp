@@ -42,6 +42,8 @@ class OnigurumaExpression {
         escape(false);
       } else if (is("[")) {
         character_class();
+      } else if (is("(*")) {
+        refuse("(*");
       } else if (is("(?")) {
         group();
       } else if (is("{")) {
