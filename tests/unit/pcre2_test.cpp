@@ -36,6 +36,11 @@ TEST(Pcre2, SplitsByWhateverExpression) {
   EXPECT_EQ(pieces("^.", "ab\ncd"), (Texts{"a", "b\n", "c", "d"}));
 }
 
+TEST(Pcre2, TriesAllThatARepeatMayLeave) {  // PCRE2 10.42 does not, if told to be quick
+  EXPECT_EQ(pieces(R"(\P{L}+\P{N})", "a!!1"), (Texts{"a", "!!", "1"}));
+  EXPECT_EQ(pieces(R"(\D{1,2}\p{^Lu})", "\n_"), Texts{"\n_"});
+}
+
 TEST(Pcre2, AgreesWithOurOwnCodeForTheKnownExpressions) {
   const std::string parts[] = {"a",   "\u00C9",  "1", "\u00BD", " ",      "  ",     "\n",     "\r",    "\t", "!", "'s",
                                "'LL", "'\u017F", "'", "\u0301", "\u3000", "\u4E2D", "\u20AC", "\u200D"};

@@ -113,12 +113,14 @@ class Pcre2Expression {
  private:
   static constexpr std::size_t longest_pattern = 1 << 14, few = 64;
 
+  /// Without PCRE2's own possessive repeats: of two such as \P{L}+\P{N} the first would wrongly keep all (10.42).
   static Pcre2Pointer<pcre2_code_8> compile(const std::string& pattern, int& error, PCRE2_SIZE& at) {
+    constexpr std::uint32_t options =
+        PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_POSSESS;
     const auto context = pcre2_pointer(pcre2_compile_context_create_8(nullptr));
     pcre2_set_newline_8(context.get(), PCRE2_NEWLINE_LF);
     return Pcre2Pointer<pcre2_code_8>(pcre2_compile_8(reinterpret_cast<PCRE2_SPTR8>(pattern.data()), pattern.size(),
-                                                      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
-                                                      &error, &at, context.get()));
+                                                      options, &error, &at, context.get()));
   }
   static bool is_script(std::string_view name) {
     int error = 0;
