@@ -137,6 +137,7 @@ minimamba::GgufMetadata carried_metadata(const Arguments& arguments, const minim
   if (has_own || !path) return metadata;
   const auto parts = minimamba::read_tokenizer_json(minimamba::ByteSource::open(*path));
   for (const std::string& note : parts.notes) program::print_note(note);
+  for (const std::string& note : minimamba::gguf_tokenizer_notes(parts)) program::print_note(note);
   for (auto& [key, value] :
        minimamba::gguf_tokenizer(parts, checkpoint.config.padded_vocab_size(), program::read_file(*path))) {
     metadata[key] = value;

@@ -59,6 +59,12 @@ file(WRITE ${WORK}/back/tokenizer_config.json "{}")
 expect(0 "" ${WORK}/back ${WORK}/carried)
 expect_same(${WORK}/back/tokenizer_config.json ${WORK}/carried/tokenizer_config.json)
 
+# What llama.cpp will do otherwise with it is said.
+file(WRITE ${WORK}/lower.json "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": []}, \"normalizer\": {\"type\": \"Lowercase\"},
+  \"pre_tokenizer\": {\"type\": \"Whitespace\"}, \"decoder\": {\"type\": \"ByteLevel\"}}")
+expect(0 "note: .*lower.json: llama.cpp.*knows no split.*note: .*lower.json: llama.cpp.*does not normalise"
+       ${DATA}/tiny-hf ${WORK}/lower.gguf --tokenizer ${WORK}/lower.json)
+
 # Nothing is overwritten unasked, and a refusal changes nothing.
 file(SHA256 ${WORK}/model.gguf before)
 expect(1 "--force" ${DATA}/odd-official ${WORK}/model.gguf)

@@ -524,6 +524,34 @@ TEST_F(FoundFiles, MayBeGgufInParts) {
   EXPECT_THROW(load<Model>(folder / "model-00001-of-00003.gguf"), Error);
 }
 
+TEST_F(FoundFiles, MayBeGgufWithATokenizerWhereTheWeightsAre) {
+  TokenizerParts parts;
+  for (unsigned byte = 0; byte < 256; ++byte) parts.tokens.push_back(detail::byte_spelling(byte));
+  parts.tokens.emplace_back("ab");
+  parts.merges = {"a b"};
+  const std::vector<std::int32_t> ids = {256};
+  const auto save_as = [&](const fs::path& path) {
+    save_gguf(open_checkpoint(folder.path()), path, {}, gguf_tokenizer(parts, tiny().config().padded_vocab_size()));
+  };
+  save_as(folder / "split" / "model.gguf");
+  split_gguf(folder / "split" / "model.gguf", 3);
+  EXPECT_EQ(Tokenizer::load(folder / "split").encode("ab"), ids);
+  for (const char* const part : {"model-00001-of-00003.gguf", "model-00003-of-00003.gguf"}) {
+    EXPECT_EQ(Tokenizer::load(folder / "split" / part).encode("ab"), ids) << part;
+  }
+  save_as(folder / "capitals" / "model.gguf");
+  fs::rename(folder / "capitals" / "model.gguf", folder / "capitals" / "MODEL.GGUF");
+  EXPECT_EQ(Tokenizer::load(folder / "capitals").encode("ab"), ids);
+  fs::remove(folder / "split" / "model-00001-of-00003.gguf");
+  try {
+    Tokenizer::load(folder / "split" / "model-00002-of-00003.gguf");
+    ADD_FAILURE() << "accepted";
+  } catch (const FileError& error) {
+    support::expect_words(error.what(), {"model-00001-of-00003.gguf", "none"});
+  }
+  EXPECT_THROW(Tokenizer::load(folder / "split"), FileError);
+}
+
 TEST_F(FoundFiles, MayBeBytesInMemory) {
   const std::string bytes = read_text(folder / weights), config = read_text(folder / "config.json");
   const ByteSource source(std::as_bytes(std::span(bytes)), "weights"), text(std::as_bytes(std::span(config)), "config");

@@ -67,13 +67,66 @@ TEST(GgufTokenizer, BecomesATokenizerJsonThatSaysTheSame) {
 
 TEST(GgufTokenizer, SplitsAsTheNameOfItsSplitSays) {
   TokenizerParts parts = small_parts();
-  for (const char* const name : {"gpt-2", "mpt", "llama-bpe", "qwen2", "falcon"}) {
+  for (const char* const name : {"gpt-2", "mpt", "llama-bpe", "dbrx", "qwen2", "falcon", "starcoder"}) {
     GgufMetadata metadata = gguf_tokenizer(parts, 264);
     metadata["tokenizer.ggml.pre"] = std::string(name);
     const TokenizerParts read = gguf_tokenizer(metadata, "f");
     EXPECT_EQ(std::get<std::string>(gguf_tokenizer(read, 264)["tokenizer.ggml.pre"]), name);
     EXPECT_EQ(Tokenizer(read).decode(Tokenizer(read).encode(text)), detail::nfc(text)) << name;
   }
+}
+
+TEST(GgufTokenizer, NamesNoSplitThatLlamaCppWouldDoOtherwise) {
+  using Kind = PreTokenizer::Kind;
+  const auto regex = [](detail::KnownPattern known) {
+    return PreTokenizer{.kind = Kind::split, .regex = std::string(detail::text_of(known))};
+  };
+  const PreTokenizer bytes{.use_regex = false}, level, digits{.kind = Kind::digits, .individual_digits = true},
+      all_digits{.kind = Kind::digits}, qwen = regex(detail::KnownPattern::qwen2),
+                                        punctuation{.kind = Kind::punctuation, .behavior = SplitBehavior::contiguous},
+                                        falcon = regex(detail::KnownPattern::falcon),
+                                        other{.kind = Kind::split, .pattern = "-"};
+  const std::vector<std::pair<std::string, std::vector<PreTokenizer>>> splits = {
+      {"gpt-2", {level}},
+      {"qwen2", {qwen, bytes}},
+      {"starcoder", {digits, level}},
+      {"falcon", {punctuation, level, all_digits, falcon}},
+      {"default", {digits, qwen, bytes}},
+      {"default", {all_digits, level}},
+      {"default", {level, digits}},
+      {"default", {digits, punctuation, level, falcon}},
+      {"default", {{.add_prefix_space = true}}},
+      {"default", {other, level}},
+      {"default", {bytes}},
+      {"default", {}}};
+  for (const auto& [name, steps] : splits) {
+    TokenizerParts parts = small_parts();
+    parts.normalizers.clear();
+    parts.pre_tokenizers = steps;
+    EXPECT_EQ(std::get<std::string>(gguf_tokenizer(parts, 264)["tokenizer.ggml.pre"]), name);
+    const Texts notes = gguf_tokenizer_notes(parts);
+    ASSERT_EQ(notes.size(), name == "default" ? 1U : 0U) << testing::PrintToString(notes);
+    if (name == "default") support::expect_words(notes.front(), {"tokenizer: ", "llama.cpp", "split"});
+  }
+}
+
+TEST(GgufTokenizer, NotesWhatElseLlamaCppDoesOtherwise) {
+  TokenizerParts plain = small_parts();
+  plain.normalizers.clear();
+  EXPECT_EQ(gguf_tokenizer_notes(plain), Texts());
+  const auto expect_note = [&](const char* word, const auto& change) {
+    TokenizerParts parts = plain;
+    change(parts);
+    const Texts notes = gguf_tokenizer_notes(parts);
+    ASSERT_EQ(notes.size(), 1U) << word;
+    support::expect_words(notes.front(), {"tokenizer: ", "llama.cpp", word});
+  };
+  expect_note("normalise", [](TokenizerParts& parts) { parts.normalizers.emplace_back(); });
+  expect_note("merges", [](TokenizerParts& parts) { parts.ignore_merges = true; });
+  expect_note("white space", [](TokenizerParts& parts) { parts.added[0].lstrip = true; });
+  expect_note("white space", [](TokenizerParts& parts) { parts.added[1].rstrip = true; });
+  expect_note("white space", [](TokenizerParts& parts) { parts.added[0].single_word = true; });
+  expect_note("one token", [](TokenizerParts& parts) { parts.prefix = {0, 1}; });
 }
 
 TEST(GgufTokenizer, PrefersTheTokenizerJsonThatTheFileCarries) {

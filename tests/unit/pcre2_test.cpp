@@ -10,6 +10,8 @@
 
 #include "minimamba/text.hpp"
 #include "minimamba/text/pcre2.hpp"
+#include "support/files.hpp"
+#include "support/measured.hpp"
 
 namespace {
 
@@ -32,6 +34,11 @@ TEST(Pcre2, SplitsByWhateverExpression) {
   EXPECT_EQ(pieces(R"(\w+)", ""), Texts());
   EXPECT_EQ(pieces("(?=b)", "ab\u00E9b"), (Texts{"a", "b\u00E9", "b"}));  // empty matches cut and take nothing
   EXPECT_EQ(pieces("^.", "ab\ncd"), (Texts{"a", "b\n", "c", "d"}));
+}
+
+TEST(Pcre2, TriesAllThatARepeatMayLeave) {  // PCRE2 10.42 does not, if told to be quick
+  EXPECT_EQ(pieces(R"(\P{L}+\P{N})", "a!!1"), (Texts{"a", "!!", "1"}));
+  EXPECT_EQ(pieces(R"(\D{1,2}\p{^Lu})", "\n_"), Texts{"\n_"});
 }
 
 TEST(Pcre2, AgreesWithOurOwnCodeForTheKnownExpressions) {
@@ -70,6 +77,135 @@ TEST(Pcre2, RefusesWhatDoesNotCompileOrCostsTooMuch) {
   }
 }
 
+std::string repeated(const std::string& text, std::size_t times) {
+  std::string result;
+  for (std::size_t i = 0; i < times; ++i) result += text;
+  return result;
+}
+
+TEST(Pcre2, LimitsWhatAllMatchesOfATextCostTogether) {
+  const std::string small(3000, 'a'), large(100'000, 'a');
+  for (const auto& [regex, text] : std::vector<std::pair<std::string, std::string>>{
+           {"(?=(?:a?){17}b)a|a", small},  // each match costs a little less than one may
+           {"(?:a?){13}(?:a){13}b|.", small},
+           {"(?=a*a*b)a|a", small},
+           {"a(?=.*b)|a", large},  // each looks at all of the text
+           {"(?=a*b)a|a", large},
+           {"a*b|c", large}}) {  // and each beginning of a match
+    support::expect_seconds(1, [&, &regex = regex, &text = text] { EXPECT_THROW(pieces(regex, text), RegexError); });
+  }
+  // The pieces that other steps make share them too.
+  const PreTokenizer words{.kind = PreTokenizer::Kind::whitespace_split};
+  const PreTokenizer hostile{.kind = PreTokenizer::Kind::split, .regex = "(a|aa)+$"};
+  const detail::PreTokenizerSteps steps({words, hostile}, Pcre2(), "steps");
+  steps.split(repeated("a", 20) + "!", [](std::string_view) {});
+  support::expect_seconds(1, [&] {
+    EXPECT_THROW(steps.split(repeated(repeated("a", 20) + "! ", 1000), [](std::string_view) {}), RegexError);
+  });
+}
+
+TEST(Pcre2, LimitsNoTextThatIsOnlyLong) {
+  const std::string lines = R"(\s*[\r\n]+|\s+(?!\S)|\s+|\S+)";
+  for (const std::size_t size : {1U, 63U, 64U, 65U, 255U, 256U, 257U, 1000U, 5000U, 100'000U}) {
+    for (const std::string& letter : {std::string("x"), std::string("\u00E9"), std::string("\u4E2D")}) {
+      const std::string word = repeated(letter, size), spaces(size, ' ');
+      EXPECT_EQ(pieces(lines, word + spaces + "\n" + word), (Texts{word, spaces + "\n", word})) << size;
+      const Texts two = size == 1 ? Texts{word, " ", word} : Texts{word, spaces.substr(1), " ", word};
+      EXPECT_EQ(pieces(lines, word + spaces + word), two) << size;
+      EXPECT_EQ(pieces("\\b", word + " "), (Texts{word, " "})) << size;
+      EXPECT_EQ(pieces("$", word + "\n" + word), (Texts{word, "\n" + word})) << size;
+      EXPECT_EQ(pieces("(?<=" + letter + ")y", word + "yy"), (Texts{word, "y", "y"})) << size;
+    }
+  }
+  const std::string text = repeated(repeated(" ", 300) + "x\n", 1000);
+  EXPECT_EQ(pieces(lines, text).size(), 4000U);
+  EXPECT_EQ(pieces(R"(\S+|\s+)", std::string(10'000'000, 'a')).size(), 1U);
+}
+
+TEST(Pcre2, RefusesByNameWhatOnigurumaReadsOtherwise) {
+  for (const auto& [regex, name] : std::vector<std::pair<std::string, std::string>>{{R"(\h+)", R"(\h)"},
+                                                                                    {R"([^\H])", R"(\H)"},
+                                                                                    {R"(\v)", R"(\v)"},
+                                                                                    {R"(\V)", R"(\V)"},
+                                                                                    {R"(\Qa\E)", R"(\Q)"},
+                                                                                    {R"(a\E)", R"(\E)"},
+                                                                                    {R"(\Ga)", R"(\G)"},
+                                                                                    {R"(\cA)", R"(\c)"},
+                                                                                    {R"(\R)", R"(\R)"},
+                                                                                    {"(*CRLF)a", "(* at byte 0"},
+                                                                                    {R"([a-z&&[^b]])", "&& in a"},
+                                                                                    {"[a[^b]]", "[^ in a class"},
+                                                                                    {"[a[]b]]", "[] in a class"},
+                                                                                    {"[a-[b]]", "- beside"},
+                                                                                    {"[a[b-]c]", "- beside"},
+                                                                                    {"[a[b]-c]", "- beside"},
+                                                                                    {"(?m)a", "(?m)"},
+                                                                                    {"(?m:a)", "(?m)"},
+                                                                                    {"(?i-m:a)", "(?m)"},
+                                                                                    {"(?x)a", "(?x)"},
+                                                                                    {"a{1,2}+", "{n,m}+"},
+                                                                                    {"a{2}+", "{n,m}+"},
+                                                                                    {"a{1,}+", "{n,m}+"},
+                                                                                    {"a{2}?", "{n}?"},
+                                                                                    {"a{,2}", "{,m}"},
+                                                                                    {R"(\pL)", R"(\p without)"},
+                                                                                    {R"(\xC3\xA9)", R"(\xC3)"},
+                                                                                    {R"(\303\251)", R"(\303)"},
+                                                                                    {R"((a)\g1)", R"(\g without)"},
+                                                                                    {"[[:alpha:]]", "[:alpha:]"},
+                                                                                    {"[[:^punct:]]", "[:punct:]"},
+                                                                                    {R"([\W])", R"(\W in a)"}}) {
+    try {
+      pieces(regex, "a");
+      ADD_FAILURE() << regex << " accepted";
+    } catch (const FormatError& error) {
+      support::expect_words(error.what(), {"regular expression " + regex, "Oniguruma", name});
+    }
+  }
+}
+
+// What each is expected to give is what Oniguruma 6.9.8 gives.
+TEST(Pcre2, ReadsAsOnigurumaDoesWhatHasAnEquivalent) {
+  EXPECT_EQ(pieces(R"(\w+)", "a\u0939\u093F_1 \u00BD-"), (Texts{"a\u0939\u093F_1", " ", "\u00BD", "-"}));
+  EXPECT_EQ(pieces(R"([\w]+)", "a\u0939\u093F \u00BD"), (Texts{"a\u0939\u093F", " \u00BD"}));
+  EXPECT_EQ(pieces(R"(\W)", "a\u0939\u093F-b"), (Texts{"a\u0939\u093F", "-", "b"}));
+  EXPECT_EQ(pieces(R"(\bx|\By)", "e\u0301x xyy"), (Texts{"e\u0301x ", "x", "y", "y"}));
+  EXPECT_EQ(pieces(R"(\p{Han}+)", "a\u4E2D\u3001"), (Texts{"a", "\u4E2D", "\u3001"}));
+  EXPECT_EQ(pieces(R"([^\p{^Han}]+|\P{Han})", "a\u4E2D\u3001"), (Texts{"a", "\u4E2D", "\u3001"}));
+  EXPECT_EQ(pieces("[a[bc[d]]e]+", "xabcdex]"), (Texts{"x", "abcde", "x]"}));
+  EXPECT_EQ(pieces(R"([]a\]]+|\[\[&&)", "]a[[&&"), (Texts{"]a", "[[&&"}));
+  EXPECT_EQ(pieces("[[:digit:]]+(?#[[)", "a12"), (Texts{"a", "12"}));
+}
+
+TEST(Pcre2, TakesTheExpressionsOfWellKnownTokenizers) {
+  const std::string contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)", upper = R"([\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])",
+                    lower = R"([\p{Ll}\p{Lm}\p{Lo}\p{M}])", before = R"([^\r\n\p{L}\p{N}]?)",
+                    spaces = R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  const std::string o200k = before + upper + "*" + lower + "+" + contractions + "?|" + before + upper + "+" + lower +
+                            "*" + contractions + R"(?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*)" + spaces;
+  EXPECT_EQ(pieces(o200k, "HelloWorld's 1234 !?\n\n  x"),
+            (Texts{"Hello", "World's", " ", "123", "4", " !?\n\n", " ", " x"}));
+  const std::string bloom = " ?[^(\\s|[.,!?\u2026\u3002\uFF0C\u3001\u0964\u06D4\u060C])]+";
+  EXPECT_EQ(pieces(bloom, "a b, c(d)"), (Texts{"a", " b", ",", " c", "(", "d", ")"}));
+  const std::string deepseek_v3 =
+      R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
+      R"(| ?[\p{P}\p{S}]+[\r\n]*)";
+  const std::string bailing = R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*)";
+  const Texts others = {deepseek_v3 + spaces,
+                        R"(\p{N}{1,3})",
+                        "[\u4E00-\u9FA5\u3040-\u309F\u30A0-\u30FF]+",
+                        "\\s?[!-/:-~\uFF01-\uFF0F\uFF1A-\uFF5E\u2018-\u201F\u3000-\u3002]+",
+                        R"(\s?\p{P}+)",
+                        bailing + spaces,
+                        R"(\d{1,3}(?=(?:\d{3})*\b))",
+                        R"((?=(\d{3})+(?!\d)))",
+                        R"(<\|startoftext\|>|<\|endoftext\|>|'s|'t|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+)",
+                        R"((?<!\n)\n{1}(?!\n)|[^\n]+|[\n]+|\{.*\})"};
+  for (const std::string& regex : others) {
+    EXPECT_NO_THROW(pieces(regex, "a1 \u4E2D")) << regex;
+  }
+}
+
 TEST(Pcre2, ServesTokenizers) {
   nlohmann::json json = {{"decoder", {{"type", "ByteLevel"}}}, {"model", {{"type", "BPE"}, {"merges", {"a b"}}}}};
   for (unsigned byte = 0; byte < 256; ++byte) json["model"]["vocab"][detail::byte_spelling(byte)] = byte;
@@ -83,6 +219,17 @@ TEST(Pcre2, ServesTokenizers) {
   const Tokenizer tokenizer = Tokenizer::load(source, {.regex = Pcre2()});
   EXPECT_EQ(tokenizer.encode("ababc"), (std::vector<std::int32_t>{256, 'a', 'b', 'c'}));
   EXPECT_THROW(Tokenizer::load(source), FormatError);
+}
+
+TEST(Pcre2, LimitsOneCallOfEncode) {
+  TokenizerParts parts;
+  for (unsigned byte = 0; byte < 256; ++byte) parts.tokens.push_back(detail::byte_spelling(byte));
+  parts.added.push_back({.id = 256, .content = "<|end|>", .special = true});
+  parts.pre_tokenizers = {{.kind = PreTokenizer::Kind::split, .regex = "(a|aa)+$"}, {.use_regex = false}};
+  const Tokenizer tokenizer(parts, {.regex = Pcre2()});
+  const std::string text = std::string(20, 'a') + "!<|end|>";
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(tokenizer.encode(text).size(), 22U);
+  support::expect_seconds(1, [&] { EXPECT_THROW(tokenizer.encode(repeated(text, 1000)), RegexError); });
 }
 
 }  // namespace

@@ -176,6 +176,73 @@ TEST(Normalizers, AreRefusedWhereTheyWouldMakeTextHuge) {
   EXPECT_NE(refusal(tokenizer).find("16 steps"), std::string::npos);
 }
 
+TEST(Normalizers, MakeOfATextNoHugeOne) {
+  const Normalizer replace{.kind = Normalizer::Kind::replace, .pattern = "a", .content = std::string(255, 'b')};
+  const detail::NormalizerSteps growing({replace}, "steps"), compatible({{.kind = Normalizer::Kind::nfkd}}, "steps");
+  EXPECT_EQ(growing(std::string(10'000, 'a')).size(), 2'550'000U);
+  EXPECT_THROW(growing(std::string(10'000'000, 'a')), ArgumentError);
+  std::string ligatures, parts;
+  for (int i = 0; i < 600'000; ++i) ligatures += "\uFDFA";  // 18 characters each
+  EXPECT_THROW(compatible(ligatures), ArgumentError);
+  // In a text, what lies between added tokens counts together; one that is long before may stay so.
+  json tokenizer = byte_level();
+  tokenizer["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", std::string(255, 'b')}};
+  tokenizer["added_tokens"] = {{{"id", 256}, {"content", "|"}, {"special", true}}};
+  const Tokenizer small = tokenizer_of(tokenizer);
+  for (int i = 0; i < 70'000; ++i) parts += "a|";
+  EXPECT_THROW(small.encode(parts), ArgumentError);
+  EXPECT_EQ(small.encode(std::string(100, 'a') + "|").size(), 25'501U);
+  const std::size_t most = detail::NormalizerSteps::most_of(17 << 20);
+  EXPECT_EQ(growing(std::string(17 << 20, 'c'), most).size(), 17U << 20);
+}
+
+/// Parts whose tokens are the bytes.
+TokenizerParts byte_parts() {
+  TokenizerParts parts;
+  for (unsigned byte = 0; byte < 256; ++byte) parts.tokens.push_back(detail::byte_spelling(byte));
+  return parts;
+}
+
+TEST(TokenizerParts, NeverCutACharacterInTwo) {
+  const auto refused = [](const auto& change) {
+    TokenizerParts parts = byte_parts();
+    change(parts);
+    EXPECT_THROW(Tokenizer{parts}, FormatError);
+  };
+  using Step = PreTokenizer;
+  refused([](TokenizerParts& parts) {
+    parts.pre_tokenizers = {Step(), Step{.kind = Step::Kind::split, .pattern = "\xA9"}};
+  });
+  refused([](TokenizerParts& parts) {
+    parts.normalizers = {{.kind = Normalizer::Kind::replace, .pattern = "\xA9", .content = "x"}};
+  });
+  refused([](TokenizerParts& parts) {
+    parts.normalizers = {{.kind = Normalizer::Kind::replace, .pattern = "x", .content = "\xC3"}};
+  });
+  refused([](TokenizerParts& parts) { parts.normalizers = {{.kind = Normalizer::Kind::prepend, .content = "\xC3"}}; });
+  for (const bool normalized : {false, true}) {  // no text is or has such a token
+    TokenizerParts parts = byte_parts();
+    parts.added.push_back({.id = 256, .content = "\xA9", .normalized = normalized});
+    EXPECT_EQ(Tokenizer(parts).encode("\u00E9\xA9"), (Ids{0xC3, 0xA9, 0xEF, 0xBF, 0xBD})) << normalized;
+    EXPECT_EQ(Tokenizer(parts).decode(Ids{0xC3, 256}), "\u00E9");
+  }
+}
+
+TEST(PreTokenizers, RefuseWhatAnEngineMayNotFind) {
+  using Step = PreTokenizer;
+  for (const TextRange found :
+       {TextRange{1, 2}, TextRange{0, 1}, TextRange{0, 99}, TextRange{99, 99}, TextRange{2, 0}}) {
+    const RegexCompiler compile = [&](const std::string&) {
+      return [=](std::string_view, std::size_t, RegexWork&) { return std::optional(found); };
+    };
+    TokenizerParts parts = byte_parts();
+    parts.pre_tokenizers = {Step(), Step{.kind = Step::Kind::split, .regex = "some"}};
+    EXPECT_THROW(Tokenizer(parts, {.regex = compile}).encode("\u00E9"), ArgumentError);
+    parts.pre_tokenizers = {Step{.kind = Step::Kind::split, .regex = "some"}, Step()};
+    EXPECT_THROW(Tokenizer(parts, {.regex = compile}).encode("\u00E9"), ArgumentError);
+  }
+}
+
 TEST(PreTokenizers, SplitAtDigitsPunctuationAndWhiteSpace) {
   EXPECT_EQ(pieces(R"({"type":"Digits","individual_digits":true})", "a12\u00BDb"),
             (Texts{"a", "1", "2", "\u00BD", "b"}));

@@ -136,14 +136,13 @@ inline std::filesystem::path weights_in(const std::filesystem::path& folder) {
     if (is_there(folder / name)) return folder / name;
   }
   std::string found = "none of them";
-  const std::vector<std::string> kinds[] = {{".gguf", ".GGUF"}, {".safetensors"}, {".bin", ".pt", ".pth"}};
-  for (const auto& extensions : kinds) {
-    std::vector<std::filesystem::path> files = files_in(folder, extensions);
+  std::vector<std::filesystem::path> kinds[] = {gguf_files_in(folder), files_in(folder, {".safetensors"}),
+                                                files_in(folder, {".bin", ".pt", ".pth"})};
+  for (auto& files : kinds) {
     std::erase_if(files, [](const auto& file) { return file.filename() == "training.safetensors"; });  // of `train`
-    if (extensions.front() == ".gguf") std::erase_if(files, is_later_part);  // the first part knows the others
     if (files.size() == 1) {
       const std::optional<GgufPart> part = gguf_part(files.front());
-      if (extensions.front() == ".gguf" || !part || part->count == 1) return files.front();
+      if (&files == &kinds[0] || !part || part->count == 1) return files.front();
       found = files.front().filename().string() + ", a shard, and no index";
       continue;
     }

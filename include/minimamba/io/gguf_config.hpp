@@ -63,6 +63,12 @@ inline std::filesystem::path name_of_part(const std::filesystem::path& path, std
   name.replace(path.stem().string().size() - (sizeof("00000-of-00000") - 1), digits.size(), digits);
   return path.parent_path() / name;
 }
+/// The GGUF files of a folder; of one in parts only the first, which knows the others and has the metadata.
+inline std::vector<std::filesystem::path> gguf_files_in(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> files = files_in(folder, {".gguf", ".GGUF"});
+  std::erase_if(files, is_later_part);
+  return files;
+}
 
 /// A part of a layer, as the official checkpoint and as GGUF call it.
 struct GgufName {

@@ -28,37 +28,50 @@ struct GgufTokenType {
   static constexpr double normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5;
 };
 
-/// What llama.cpp calls ways to split text, and whether the tokenizers of that name normalise to NFC. Files without a
-/// name are older than the names; their Mambas have GPT-NeoX's tokenizer, as have those of "mpt".
+/// What llama.cpp calls ways to split text, and what the tokenizers of that name do beside it. Files without a name are
+/// older than the names; their Mambas have GPT-NeoX's tokenizer, as have those of "mpt".
 struct GgufSplit {
   std::string_view name;
   KnownPattern pattern;
-  bool nfc;
+  bool nfc = false;            // which llama.cpp does not
+  bool ignore_merges = false;  // which it does
+  bool digits = false;         // each a piece of its own before all else
 };
 inline constexpr GgufSplit gguf_splits[] = {
-    {"mpt", KnownPattern::gpt2, true},          {"olmo", KnownPattern::gpt2, true},
-    {"gpt-2", KnownPattern::gpt2, false},       {"phi-2", KnownPattern::gpt2, false},
-    {"jais", KnownPattern::gpt2, false},        {"qwen2", KnownPattern::qwen2, true},
-    {"llama-bpe", KnownPattern::cl100k, false}, {"falcon", KnownPattern::falcon, false}};
+    {"mpt", KnownPattern::gpt2, true},    {"olmo", KnownPattern::gpt2, true},
+    {"gpt-2", KnownPattern::gpt2},        {"phi-2", KnownPattern::gpt2},
+    {"jais", KnownPattern::gpt2},         {"starcoder", KnownPattern::gpt2, false, false, true},
+    {"qwen2", KnownPattern::qwen2, true}, {"llama-bpe", KnownPattern::cl100k, false, true},
+    {"dbrx", KnownPattern::cl100k},       {"falcon", KnownPattern::falcon}};
 
-/// The steps of a split of that kind; for Falcon as llama.cpp has it, without the step for digits.
-inline std::vector<PreTokenizer> steps_of(KnownPattern pattern) {
+/// The steps of a split; for Falcon as llama.cpp has it, without the step for digits.
+inline std::vector<PreTokenizer> steps_of(const GgufSplit& wanted) {
   using Kind = PreTokenizer::Kind;
-  if (pattern == KnownPattern::gpt2) return {PreTokenizer()};
-  const PreTokenizer split{.kind = Kind::split, .regex = std::string(text_of(pattern))};
-  if (pattern != KnownPattern::falcon) return {split, PreTokenizer{.use_regex = false}};
+  if (wanted.digits) return {PreTokenizer{.kind = Kind::digits, .individual_digits = true}, PreTokenizer()};
+  if (wanted.pattern == KnownPattern::gpt2) return {PreTokenizer()};
+  const PreTokenizer split{.kind = Kind::split, .regex = std::string(text_of(wanted.pattern))};
+  if (wanted.pattern != KnownPattern::falcon) return {split, PreTokenizer{.use_regex = false}};
   return {PreTokenizer{.kind = Kind::punctuation, .behavior = SplitBehavior::contiguous}, PreTokenizer(), split};
 }
 
-/// The name of the split of a tokenizer; of one that llama.cpp has no name for, GPT-2's with or without NFC.
-inline std::string_view gguf_split(const TokenizerParts& parts) {
+/// The split of a tokenizer, of several the one that goes with the rest of it; null if llama.cpp has no name for it.
+inline const GgufSplit* gguf_split(const TokenizerParts& parts) {
   const bool nfc = parts.normalizers == std::vector<Normalizer>{Normalizer()};
-  std::vector<PreTokenizer> steps = parts.pre_tokenizers;
-  std::erase_if(steps, [](const PreTokenizer& step) { return step.kind == PreTokenizer::Kind::digits; });  // Falcon's
+  const GgufSplit* best = nullptr;
+  int most = -1;
   for (const GgufSplit& split : gguf_splits) {
-    if (split.pattern != KnownPattern::gpt2 && steps == steps_of(split.pattern)) return split.name;
+    std::vector<PreTokenizer> steps = steps_of(split);
+    bool same = steps == parts.pre_tokenizers;
+    if (split.pattern == KnownPattern::falcon) {  // whose step for digits matters to no text: no token has a space too
+      steps.insert(steps.begin() + 2, PreTokenizer{.kind = PreTokenizer::Kind::digits});
+      same = same || steps == parts.pre_tokenizers;
+    }
+    const int fit = (split.ignore_merges == parts.ignore_merges ? 2 : 0) + (split.nfc == nfc ? 1 : 0);
+    if (!same || fit <= most) continue;
+    best = &split;
+    most = fit;
   }
-  return nfc ? "mpt" : "gpt-2";
+  return best;
 }
 
 inline constexpr const char* hugging_face_tokenizer_key = "tokenizer.huggingface.json";
@@ -90,11 +103,14 @@ inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::st
   const auto* known = std::begin(detail::gguf_splits);
   while (split != nullptr && known != std::end(detail::gguf_splits) && known->name != *split) ++known;
   if (known == std::end(detail::gguf_splits)) {
-    refuse("tokenizer.ggml.pre", "mpt, olmo, gpt-2, phi-2, jais, qwen2, llama-bpe or falcon", split);
+    std::string names;
+    for (const detail::GgufSplit& one : detail::gguf_splits)
+      names += (names.empty() ? "" : ", ") + std::string(one.name);
+    refuse("tokenizer.ggml.pre", "one of " + names, split);
   }
   if (known->nfc) parts.normalizers.emplace_back();
-  parts.pre_tokenizers = detail::steps_of(known->pattern);
-  parts.ignore_merges = known->pattern == detail::KnownPattern::cl100k;  // as llama.cpp and Llama 3's tokenizer.json
+  parts.pre_tokenizers = detail::steps_of(*known);
+  parts.ignore_merges = known->ignore_merges;
   const auto* tokens = settings.find<Texts>("tokenizer.ggml.tokens");
   const auto* merges = settings.find<Texts>("tokenizer.ggml.merges");
   if (tokens == nullptr) refuse("tokenizer.ggml.tokens", "a list of texts", nullptr);
@@ -127,8 +143,29 @@ inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::st
   return parts;
 }
 
+/// A sentence about each thing for which llama.cpp makes other tokens of some texts than this tokenizer, from what
+/// gguf_tokenizer writes. (We do not, where the file carries its tokenizer.json.)
+inline std::vector<std::string> gguf_tokenizer_notes(const TokenizerParts& parts) {
+  std::vector<std::string> notes;
+  const auto note = [&](bool so, const char* text) {
+    if (so) notes.push_back(parts.name + ": llama.cpp will make other tokens of some texts: it " + text);
+  };
+  const detail::GgufSplit* const split = detail::gguf_split(parts);
+  note(split == nullptr,
+       "knows no split like this pre_tokenizer, and has one of its own (tokenizer.ggml.pre \"default\")");
+  note(split != nullptr && split->ignore_merges != parts.ignore_merges,
+       "ignores merges where this tokenizer does not, or the other way round");
+  note(!parts.normalizers.empty(), "does not normalise text");
+  note(std::any_of(parts.added.begin(), parts.added.end(),
+                   [](const AddedToken& token) { return token.lstrip || token.rstrip || token.single_word; }),
+       "finds added tokens whatever white space and words are beside them");
+  note(parts.prefix.size() > 1 || parts.suffix.size() > 1, "adds at most one token before a text and one behind it");
+  return notes;
+}
+
 /// A tokenizer as GGUF's metadata, for a model with `rows` rows in its embedding: those without a token get one that is
-/// marked as unused. `json` is its tokenizer.json, if there is one, which is carried along.
+/// marked as unused. `json` is its tokenizer.json, if there is one, which is carried along. Its split is "default"
+/// where llama.cpp has no name for it: see gguf_tokenizer_notes.
 inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t rows, const std::string& json = "") {
   using Type = detail::GgufTokenType;
   std::vector<std::string> tokens = parts.tokens;
@@ -147,7 +184,8 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
   }
   GgufMetadata metadata;
   metadata["tokenizer.ggml.model"] = std::string("gpt2");
-  metadata["tokenizer.ggml.pre"] = std::string(detail::gguf_split(parts));
+  const detail::GgufSplit* const split = detail::gguf_split(parts);
+  metadata["tokenizer.ggml.pre"] = std::string(split == nullptr ? "default" : split->name);
   metadata["tokenizer.ggml.tokens"] = std::move(tokens);
   metadata["tokenizer.ggml.token_type"] = std::move(types);
   metadata["tokenizer.ggml.merges"] = parts.merges;

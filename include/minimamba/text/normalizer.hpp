@@ -2,10 +2,12 @@
 #ifndef MINIMAMBA_TEXT_NORMALIZER_HPP
 #define MINIMAMBA_TEXT_NORMALIZER_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "minimamba/core/error.hpp"
@@ -53,26 +55,41 @@ class NormalizerSteps {
     }
   }
 
-  std::string operator()(std::string_view text) const {
+  /// What a text of so many bytes may become.
+  static std::size_t most_of(std::size_t bytes) { return std::max(least_most, 4 * bytes); }
+
+  /// Throws ArgumentError for a text that would become more than `most` bytes.
+  std::string operator()(std::string_view text, std::size_t most = least_most) const {
     std::string result(text);
-    for (const Normalizer& step : steps_) result = apply(step, std::move(result));
+    for (const Normalizer& step : steps_) {
+      result = apply(step, std::move(result), most);
+      if (result.size() > most) refuse_growth();
+    }
     return result;
   }
 
  private:
-  static constexpr std::size_t most_growth = 256;
+  static constexpr std::size_t most_growth = 256, least_most = std::size_t{1} << 24;
+
+  [[noreturn]] static void refuse_growth() {
+    throw ArgumentError("text", "one that its normalizer makes at most 4 times as long, or 16 MiB",
+                        "one that grows more");
+  }
 
   static void check_text(const Normalizer& step, const std::string& file) {
     if (step.pattern.size() > most_step_text || step.content.size() > most_step_text) {
       throw FormatError(file + ": normalizer", "texts of at most " + std::to_string(most_step_text) + " bytes",
                         std::to_string(std::max(step.pattern.size(), step.content.size())));
     }
+    if (!is_well_formed(step.pattern) || !is_well_formed(step.content)) {
+      throw FormatError(file + ": normalizer", "texts in UTF-8", "bytes that are none");
+    }
     if (step.kind == Normalizer::Kind::replace && step.pattern.empty()) {
       throw FormatError(file + ": normalizer.pattern", "some text", "none");
     }
   }
 
-  static std::string apply(const Normalizer& step, std::string text) {
+  static std::string apply(const Normalizer& step, std::string text, std::size_t most) {
     switch (step.kind) {
       case Normalizer::Kind::nfc:
         return normalized(text, NormalForm::nfc);
@@ -85,7 +102,7 @@ class NormalizerSteps {
       case Normalizer::Kind::lowercase:
         return lowercase(text);
       case Normalizer::Kind::replace:
-        return replaced(text, step.pattern, step.content);
+        return replaced(text, step, most);
       case Normalizer::Kind::prepend:
         return text.empty() ? text : step.content + text;
       case Normalizer::Kind::strip:
@@ -93,14 +110,15 @@ class NormalizerSteps {
     }
     return text;
   }
-  static std::string replaced(std::string_view text, std::string_view pattern, std::string_view content) {
+  static std::string replaced(std::string_view text, const Normalizer& step, std::size_t most) {
     std::string result;
     for (;;) {
-      const std::size_t at = text.find(pattern);
+      const std::size_t at = text.find(step.pattern);
       result += text.substr(0, at);
       if (at == text.npos) return result;
-      result += content;
-      text.remove_prefix(at + pattern.size());
+      result += step.content;
+      if (result.size() > most) refuse_growth();
+      text.remove_prefix(at + step.pattern.size());
     }
   }
   static std::string stripped(std::string_view text, bool left, bool right) {

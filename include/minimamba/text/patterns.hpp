@@ -22,8 +22,13 @@ namespace minimamba::inline MINIMAMBA_ISA {
 struct TextRange {
   std::size_t begin, end;
 };
+/// What the searches of one call of encode share, so that an engine can limit what they cost together.
+struct RegexWork {
+  std::uint64_t bytes = 0;  ///< of the text so far
+  std::uint64_t spent = 0;  ///< in a measure of the engine's own
+};
 /// Finds the leftmost match that begins at `from` or later in well-formed UTF-8. Several threads may call one at once.
-using RegexSearch = std::function<std::optional<TextRange>(std::string_view text, std::size_t from)>;
+using RegexSearch = std::function<std::optional<TextRange>(std::string_view text, std::size_t from, RegexWork& work)>;
 /// Makes a search of a regular expression, such as Pcre2 of minimamba/text/pcre2.hpp.
 using RegexCompiler = std::function<RegexSearch(const std::string& pattern)>;
 

@@ -4,6 +4,7 @@
 #ifndef MINIMAMBA_TEXT_PCRE2_HPP
 #define MINIMAMBA_TEXT_PCRE2_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -11,28 +12,39 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
+// A user may have set another width: the names below end in _8.
 #if !defined(PCRE2_CODE_UNIT_WIDTH)
 #define PCRE2_CODE_UNIT_WIDTH 8
+#define MINIMAMBA_SET_PCRE2_WIDTH
 #endif
 #include <pcre2.h>
+#if defined(MINIMAMBA_SET_PCRE2_WIDTH)
+#undef PCRE2_CODE_UNIT_WIDTH
+#undef MINIMAMBA_SET_PCRE2_WIDTH
+#endif
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/io/file.hpp"
+#include "minimamba/text/oniguruma.hpp"
 #include "minimamba/text/patterns.hpp"
+#include "minimamba/text/unicode.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// What one match may cost: attempts, nested backtracking, and KiB of memory for it.
+/// What a text may cost, so that time grows with its length whatever the expression. All matches of one call of encode
+/// share `matches` and 64 for each byte. A match that tries at most 64 ways and sees at most 64 bytes is free; others
+/// cost the ways that they try, a sixteenth of the bytes that they see, and the product of both by 8192.
 struct Pcre2Limits {
-  std::uint32_t matches = 1'000'000;
-  std::uint32_t depth = 10'000;
-  std::uint32_t heap = 16'384;
+  std::uint32_t matches = 1'000'000;  ///< ways to match
+  std::uint32_t depth = 10'000;       ///< of one match: nested backtracking
+  std::uint32_t heap = 16'384;        ///< and KiB of memory for it
 };
 
-/// A match that would have cost more than Pcre2Limits.
+/// A text that would have cost more than Pcre2Limits.
 class RegexError : public Error {
  public:
   using Error::Error;
@@ -65,62 +77,112 @@ inline std::string pcre2_message(int error) {
 /// A compiled expression, which nobody changes; what a match writes to is its own.
 class Pcre2Expression {
  public:
-  Pcre2Expression(const std::string& pattern, const Pcre2Limits& limits) : pattern_(pattern) {
-    const auto context = pcre2_pointer(pcre2_compile_context_create_8(nullptr));
-    pcre2_set_newline_8(context.get(), PCRE2_NEWLINE_LF);
-    pcre2_set_max_pattern_length_8(context.get(), longest_pattern);
+  Pcre2Expression(const std::string& pattern, const Pcre2Limits& limits) : pattern_(pattern), most_(limits.matches) {
+    if (pattern.size() > longest_pattern)
+      refuse_pattern("of at most " + std::to_string(longest_pattern) + " bytes", "more");
+    const std::string translated = OnigurumaExpression(pattern, is_script).for_pcre2();
     int error = 0;
     PCRE2_SIZE at = 0;
-    code_.reset(pcre2_compile_8(reinterpret_cast<PCRE2_SPTR8>(pattern.data()), pattern.size(),
-                                PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &at,
-                                context.get()));
+    code_ = compile(translated, error, at);
     if (code_ == nullptr) {
-      throw FormatError("regular expression " + printable(pattern, 400), "one that PCRE2 compiles",
-                        pcre2_message(error) + " at byte " + std::to_string(at));
+      const std::string of = translated == pattern ? "" : " of " + printable(translated, 400);
+      refuse_pattern("one that PCRE2 compiles", pcre2_message(error) + " at byte " + std::to_string(at) + of);
     }
-    limits_ = pcre2_pointer(pcre2_match_context_create_8(nullptr));
-    pcre2_set_match_limit_8(limits_.get(), limits.matches);
-    pcre2_set_depth_limit_8(limits_.get(), limits.depth);
-    pcre2_set_heap_limit_8(limits_.get(), limits.heap);
+    for (std::uint64_t ways = few;; ways *= 2) {
+      steps_.push_back(pcre2_pointer(pcre2_match_context_create_8(nullptr)));
+      pcre2_set_match_limit_8(steps_.back().get(), static_cast<std::uint32_t>(std::min(ways, most_)));
+      pcre2_set_depth_limit_8(steps_.back().get(), limits.depth);
+      pcre2_set_heap_limit_8(steps_.back().get(), limits.heap);
+      if (ways >= most_) return;
+    }
   }
 
-  std::optional<TextRange> search(std::string_view text, std::size_t from) const {
+  std::optional<TextRange> search(std::string_view text, std::size_t from, RegexWork& work) const {
     const auto found = pcre2_pointer(pcre2_match_data_create_8(1, nullptr));
-    const int result = pcre2_match_8(code_.get(), reinterpret_cast<PCRE2_SPTR8>(text.data()), text.size(), from,
-                                     PCRE2_NO_UTF_CHECK, found.get(), limits_.get());
-    if (result == PCRE2_ERROR_NOMATCH) return std::nullopt;
-    if (result == PCRE2_ERROR_NOMEMORY) throw std::bad_alloc();
-    if (result < 0) refuse("a match within the limits", pcre2_message(result));
+    for (std::size_t at = from;; at += code_point(text, at).size) {
+      const int result = match(text, at, found.get(), work);
+      if (result >= 0) break;
+      if (result == PCRE2_ERROR_NOMEMORY) throw std::bad_alloc();
+      if (result != PCRE2_ERROR_NOMATCH) refuse("a match within the limits", pcre2_message(result));
+      if (at == text.size()) return std::nullopt;
+    }
     const PCRE2_SIZE* const ends = pcre2_get_ovector_pointer_8(found.get());
-    if (ends[0] < from || ends[1] < ends[0])
-      refuse("matches in the order of the text", "one that begins behind its end");
     return TextRange{ends[0], ends[1]};
   }
 
  private:
-  static constexpr std::size_t longest_pattern = 1 << 14;
+  static constexpr std::size_t longest_pattern = 1 << 14, few = 64;
 
+  /// Without PCRE2's own possessive repeats: of two such as \P{L}+\P{N} the first would wrongly keep all (10.42).
+  static Pcre2Pointer<pcre2_code_8> compile(const std::string& pattern, int& error, PCRE2_SIZE& at) {
+    constexpr std::uint32_t options =
+        PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_POSSESS;
+    const auto context = pcre2_pointer(pcre2_compile_context_create_8(nullptr));
+    pcre2_set_newline_8(context.get(), PCRE2_NEWLINE_LF);
+    return Pcre2Pointer<pcre2_code_8>(pcre2_compile_8(reinterpret_cast<PCRE2_SPTR8>(pattern.data()), pattern.size(),
+                                                      options, &error, &at, context.get()));
+  }
+  static bool is_script(std::string_view name) {
+    int error = 0;
+    PCRE2_SIZE at = 0;
+    return compile("\\p{sc:" + std::string(name) + "}", error, at) != nullptr;
+  }
+
+  /// A match that begins at `at`. PCRE2's own limit counts ways, for each beginning anew, and not the bytes that are
+  /// looked at on the way: so this is the only beginning, and both grow from little as they are needed, and are paid.
+  int match(std::string_view text, std::size_t at, pcre2_match_data_8* found, RegexWork& work) const {
+    std::size_t bytes = few;
+    for (auto step = steps_.begin();;) {
+      const bool all = text.size() - at <= bytes;
+      std::size_t end = all ? text.size() : at + bytes;
+      while (!all && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;  // no part of a character
+      const int result =
+          pcre2_match_8(code_.get(), reinterpret_cast<PCRE2_SPTR8>(text.data()), end, at,
+                        PCRE2_ANCHORED | PCRE2_NO_UTF_CHECK | (all ? 0U : PCRE2_PARTIAL_HARD), found, step->get());
+      if (result == PCRE2_ERROR_PARTIAL) {
+        bytes *= 4;
+      } else if (result == PCRE2_ERROR_MATCHLIMIT && step + 1 != steps_.end()) {
+        ++step;
+      } else {
+        return result;
+      }
+      pay(std::uint64_t{few} << (step - steps_.begin()), std::min(bytes, text.size() - at), work);
+    }
+  }
+  void pay(std::uint64_t ways, std::uint64_t bytes, RegexWork& work) const {
+    work.spent += ways + bytes / 16 + ways * bytes / 8192;
+    if (work.spent > most_ + 64 * work.bytes) {
+      refuse("a text within the limits", "match limit exceeded after " + std::to_string(work.bytes) + " bytes");
+    }
+  }
+
+  [[noreturn]] void refuse_pattern(const std::string& expected, const std::string& found) const {
+    throw FormatError("regular expression " + printable(pattern_, 400), expected, found);
+  }
   [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
     throw RegexError("regular expression " + printable(pattern_, 400), expected, found);
   }
 
   std::string pattern_;
+  std::uint64_t most_;
   Pcre2Pointer<pcre2_code_8> code_;
-  Pcre2Pointer<pcre2_match_context_8> limits_;
+  std::vector<Pcre2Pointer<pcre2_match_context_8>> steps_;  // of limits, each twice the one before
 };
 
 }  // namespace detail
 
-/// For TokenizerOptions::regex. The library's own engine is Oniguruma: expressions that the two read alike split alike.
-/// Making a tokenizer throws FormatError for an expression that does not compile, and encode throws RegexError where a
-/// match exceeds a limit.
+/// For TokenizerOptions::regex. The Hugging Face library's own engine is Oniguruma. Making a tokenizer throws
+/// FormatError for an expression that does not compile, or that PCRE2 would read otherwise; encode throws RegexError
+/// where a text exceeds a limit.
 class Pcre2 {
  public:
   explicit Pcre2(const Pcre2Limits& limits = {}) : limits_(limits) {}
 
   RegexSearch operator()(const std::string& pattern) const {
     const auto expression = std::make_shared<const detail::Pcre2Expression>(pattern, limits_);
-    return [expression](std::string_view text, std::size_t from) { return expression->search(text, from); };
+    return [expression](std::string_view text, std::size_t from, RegexWork& work) {
+      return expression->search(text, from, work);
+    };
   }
 
  private:

@@ -92,9 +92,15 @@ class PreTokenizerSteps {
 
   /// Calls on_piece(string_view) for each piece of a text that is not empty, in order.
   template <class OnPiece>
+  void split(std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
+    work.bytes += text.size();
+    if (!spelled_) return run(0, text, work, on_piece);
+    run(0, text, work, [&](std::string_view piece) { on_piece(std::string_view(*spelled_bytes(piece))); });
+  }
+  template <class OnPiece>
   void split(std::string_view text, const OnPiece& on_piece) const {
-    if (!spelled_) return run(0, text, on_piece);
-    run(0, text, [&](std::string_view piece) { on_piece(std::string_view(*spelled_bytes(piece))); });
+    RegexWork work;
+    split(text, work, on_piece);
   }
 
  private:
@@ -118,6 +124,9 @@ class PreTokenizerSteps {
                         "a regular expression, or a text of 1 to " + std::to_string(most_step_text) + " bytes",
                         std::to_string(step.pattern.size()) + " bytes");
     }
+    if (!is_well_formed(step.pattern)) {
+      throw FormatError(file + ": pre_tokenizer.pattern", "text in UTF-8", "bytes that are none");
+    }
     if (step.regex.empty() || result.known) return result;
     if (!compile) {
       throw FormatError(file + ": pre_tokenizer.pattern",
@@ -130,24 +139,24 @@ class PreTokenizerSteps {
   }
 
   template <class OnPiece>
-  void run(std::size_t at, std::string_view text, const OnPiece& on_piece) const {
+  void run(std::size_t at, std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
     if (at == steps_.size()) return on_piece(text);
     const Step& step = steps_[at];
-    if (step.step.kind == Kind::byte_level) return run_byte_level(at, text, on_piece);
+    if (step.step.kind == Kind::byte_level) return run_byte_level(at, text, work, on_piece);
     if (step.known && *step.known != KnownPattern::falcon && step.step.behavior == SplitBehavior::isolated) {
       for (std::size_t begin = 0; begin < text.size();) {  // as below, with no list of parts
         const std::size_t end = find_known(*step.known, text, begin)->end;
-        run(at + 1, text.substr(begin, end - begin), on_piece);
+        run(at + 1, text.substr(begin, end - begin), work, on_piece);
         begin = end;
       }
       return;
     }
-    for (const Part& part : kept(parts(step, text), behavior(step.step))) {
-      if (part.begin < part.end) run(at + 1, text.substr(part.begin, part.end - part.begin), on_piece);
+    for (const Part& part : kept(parts(step, text, work), behavior(step.step))) {
+      if (part.begin < part.end) run(at + 1, text.substr(part.begin, part.end - part.begin), work, on_piece);
     }
   }
   template <class OnPiece>
-  void run_byte_level(std::size_t at, std::string_view text, const OnPiece& on_piece) const {
+  void run_byte_level(std::size_t at, std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
     const PreTokenizer& step = steps_[at].step;
     std::string spaced;
     if (step.add_prefix_space && text.front() != ' ') {
@@ -157,7 +166,7 @@ class PreTokenizerSteps {
     for (std::size_t begin = 0; begin < text.size();) {
       const std::size_t end = step.use_regex ? piece_end(text, begin) : text.size();
       const std::string_view piece = text.substr(begin, end - begin);
-      spelled_ ? run(at + 1, spelling_of(piece), on_piece) : on_piece(piece);
+      spelled_ ? run(at + 1, spelling_of(piece), work, on_piece) : on_piece(piece);
       begin = end;
     }
   }
@@ -192,7 +201,7 @@ class PreTokenizerSteps {
                                      [&](std::int32_t x) { return is_white_space(x) || is_word_character(x) != word; });
     return TextRange{first->begin, next ? next->begin : text.size()};
   }
-  static std::optional<TextRange> find(const Step& step, std::string_view text, std::size_t from) {
+  static std::optional<TextRange> find(const Step& step, std::string_view text, std::size_t from, RegexWork& work) {
     switch (step.step.kind) {
       case Kind::digits:
         return find_character(text, from, [](std::int32_t x) { return character_class(x) == CharacterClass::number; });
@@ -206,19 +215,33 @@ class PreTokenizerSteps {
         break;
     }
     if (step.known) return find_known(*step.known, text, from);
-    if (step.search) return step.search(text, from);
+    if (step.search) return checked(step.search(text, from, work), text, from);
     const std::size_t at = text.find(step.step.pattern, from);
     if (at == text.npos) return std::nullopt;
     return TextRange{at, at + step.step.pattern.size()};
   }
 
+  /// What an engine found, which no other code has seen: pieces must be whole characters.
+  static std::optional<TextRange> checked(std::optional<TextRange> found, std::string_view text, std::size_t from) {
+    const auto is_between = [&](std::size_t at) {
+      return at == text.size() || (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0U) != 0x80U);
+    };
+    if (found &&
+        (found->begin < from || found->end < found->begin || !is_between(found->begin) || !is_between(found->end))) {
+      throw ArgumentError("TokenizerOptions::regex",
+                          "matches of whole characters from byte " + std::to_string(from) + " on",
+                          "bytes " + std::to_string(found->begin) + " to " + std::to_string(found->end));
+    }
+    return found;
+  }
+
   /// All of a text in parts that match or do not. No empty match follows another match at once.
-  static std::vector<Part> parts(const Step& step, std::string_view text) {
+  static std::vector<Part> parts(const Step& step, std::string_view text, RegexWork& work) {
     const bool invert = step.step.invert || step.step.kind == Kind::whitespace;
     std::vector<Part> result;
     std::size_t done = 0, from = 0;
     while (from <= text.size()) {
-      const auto found = find(step, text, from);
+      const auto found = find(step, text, from, work);
       if (!found) break;
       if (found->begin == found->end && found->end == done && !result.empty()) {
         from += from < text.size() ? code_point(text, from).size : 1;

@@ -96,6 +96,8 @@ class Tokenizer {
   /// Number of ids: the largest one plus 1.
   std::int32_t size() const { return static_cast<std::int32_t>(bytes_.size()); }
 
+  /// Throws ArgumentError for a text that normalisation makes huge, or has an unknown character where the token for
+  /// these has no id; and what the engine of TokenizerOptions::regex throws.
   std::vector<std::int32_t> encode(std::string_view text, const EncodeOptions& options = {}) const {
     std::vector<std::int32_t> ids;
     if (!pairs_) {
@@ -105,13 +107,16 @@ class Tokenizer {
     if (options.add_special_tokens) ids = prefix_;
     const std::string valid = detail::well_formed(text);
     const bool as_text = options.special_tokens_as_text;
+    RegexWork work;
+    std::size_t room = detail::NormalizerSteps::most_of(valid.size());
     const auto token = [&](std::int32_t id) { ids.push_back(id); };
     raw_.split(
         valid, as_text,
         [&](std::string_view between) {
-          const std::string normal = normalize_(between);
+          const std::string normal = normalize_(between, room);
+          room -= normal.size();
           normalized_.split(
-              normal, as_text, [&](std::string_view plain) { encode_plain(plain, ids); }, token);
+              normal, as_text, [&](std::string_view plain) { encode_plain(plain, work, ids); }, token);
         },
         token);
     if (options.add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
@@ -162,8 +167,8 @@ class Tokenizer {
   void read_added(const TokenizerParts& parts);
 
   /// Text without added tokens: split, then whole words by table, all others by their merges.
-  void encode_plain(std::string_view text, std::vector<std::int32_t>& ids) const {
-    pre_tokenize_.split(text, [&](std::string_view piece) {
+  void encode_plain(std::string_view text, RegexWork& work, std::vector<std::int32_t>& ids) const {
+    pre_tokenize_.split(text, work, [&](std::string_view piece) {
       const auto whole = whole_.find(piece);
       if (whole != whole_.end()) {
         ids.push_back(whole->second);
@@ -290,7 +295,8 @@ inline void Tokenizer::read_added(const TokenizerParts& parts) {
     if (at >= bytes_.size()) bytes_.resize(at + 1);
     bytes_[at] = decoded(parts, token.content);
     added_.emplace(token.content, token.id);
-    const std::string content = token.normalized ? normalize_(detail::well_formed(token.content)) : token.content;
+    if (!detail::is_well_formed(token.content)) continue;  // which no text has
+    const std::string content = token.normalized ? normalize_(token.content) : token.content;
     if ((total += content.size()) > all) {
       throw FormatError(parts.name, "added tokens of at most " + std::to_string(all) + " bytes in all", "more");
     }

@@ -17,6 +17,7 @@
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/io/file.hpp"
+#include "minimamba/io/gguf_config.hpp"
 #include "minimamba/io/json.hpp"
 #include "minimamba/io/model_folder.hpp"
 #include "minimamba/text/gguf_tokenizer.hpp"
@@ -187,10 +188,12 @@ inline Tokenizer Tokenizer::load(const ByteSource& source, const TokenizerOption
 
 inline Tokenizer Tokenizer::load(const std::filesystem::path& path, const TokenizerOptions& options) {
   std::error_code error;
-  if (!std::filesystem::is_directory(path, error)) return load(ByteSource::open(path), options);
+  if (!std::filesystem::is_directory(path, error)) {
+    return load(ByteSource::open(detail::is_later_part(path) ? detail::name_of_part(path, 1) : path), options);
+  }
   const std::filesystem::path folder = detail::model_folder(path), json = folder / "tokenizer.json";
   if (detail::is_there(json)) return load(ByteSource::open(json), options);
-  const std::vector<std::filesystem::path> files = detail::files_in(folder, {".gguf"});
+  const std::vector<std::filesystem::path> files = detail::gguf_files_in(folder);
   if (files.size() != 1) {
     throw FileError(path.string(), "tokenizer.json or one file *.gguf",
                     files.empty() ? "neither" : std::to_string(files.size()) + " files *.gguf");

@@ -64,6 +64,15 @@ inline std::string well_formed(std::string_view text) {
   return result;
 }
 
+inline bool is_well_formed(std::string_view text) {
+  for (std::size_t at = 0; at < text.size();) {
+    const CodePoint x = code_point(text, at);
+    if (x.value < 0) return false;
+    at += x.size;
+  }
+  return true;
+}
+
 /// Unicode's normalisation forms: C and D, and those that give up what only looks different.
 enum class NormalForm : std::uint8_t { nfc, nfd, nfkc, nfkd };
 

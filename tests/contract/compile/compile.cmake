@@ -87,6 +87,9 @@ function(check_macros)
   # A compiler may carry the intrinsics of machines that it does not compile for; they end in #error.
   list(REMOVE_ITEM theirs "#include <arm_neon.h>" "#include <cpuid.h>" "#include <immintrin.h>")
   list(TRANSFORM theirs REPLACE "#include (<.+>).*" "#if __has_include(\\1)\n#include \\1\n#endif\n")
+  # PCRE2 asks for a macro, which must not stay.
+  list(TRANSFORM theirs REPLACE "(#include <pcre2.h>)"
+                 "#define PCRE2_CODE_UNIT_WIDTH 8\n\\1\n#undef PCRE2_CODE_UNIT_WIDTH")
   string(CONCAT text ${theirs} "#if defined(__ARM_NEON)\n#include <arm_neon.h>\n"
                 "#elif defined(__x86_64__)\n#include <cpuid.h>\n#include <immintrin.h>\n#endif\n")
   file(WRITE ${work}/theirs.hpp "${text}")
