@@ -224,7 +224,8 @@ TYPED_TEST(Layers, ScoreAndBatchWithoutTouchingATensor) {
   const auto plain = support::trained_looking_model<typename TestFixture::Plain>(this->config());
   const auto poisoned = support::trained_looking_model<typename TestFixture::Poisoned>(this->config());
   const auto tokens = random_tokens(60, 50);
-  Scorer one(plain, 16), other(poisoned, 16);
+  Scorer one(plain, 16);
+  Scorer other(poisoned, 16);
   one.read(tokens);
   other.read(tokens);
   EXPECT_EQ(one.score().nats, other.score().nats);
