@@ -88,6 +88,8 @@ class Pcre2Expression {
       const std::string of = translated == pattern ? "" : " of " + printable(translated, 400);
       refuse_pattern("one that PCRE2 compiles", pcre2_message(error) + " at byte " + std::to_string(at) + of);
     }
+    check(PCRE2_INFO_CAPTURECOUNT, most_groups, "groups");  // all are copied for each way that is tried
+    check(PCRE2_INFO_MAXLOOKBEHIND, most_behind, "characters behind a place");  // which are walked for each place
     for (std::uint64_t ways = few;; ways *= 2) {
       steps_.push_back(pcre2_pointer(pcre2_match_context_create_8(nullptr)));
       pcre2_set_match_limit_8(steps_.back().get(), static_cast<std::uint32_t>(std::min(ways, most_)));
@@ -112,6 +114,13 @@ class Pcre2Expression {
 
  private:
   static constexpr std::size_t longest_pattern = 1 << 14, few = 64;
+  static constexpr std::uint32_t most_groups = 100, most_behind = 255;
+
+  void check(std::uint32_t what, std::uint32_t most, const std::string& name) const {
+    std::uint32_t found = 0;
+    pcre2_pattern_info_8(code_.get(), what, &found);
+    if (found > most) refuse_pattern("of at most " + std::to_string(most) + " " + name, std::to_string(found));
+  }
 
   /// Without PCRE2's own possessive repeats: of two such as \P{L}+\P{N} the first would wrongly keep all (10.42).
   static Pcre2Pointer<pcre2_code_8> compile(const std::string& pattern, int& error, PCRE2_SIZE& at) {
