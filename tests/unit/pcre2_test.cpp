@@ -97,6 +97,11 @@ TEST(Pcre2, LimitsWhatAllMatchesOfATextCostTogether) {
            {"a*b|c", large}}) {  // and each beginning of a match
     support::expect_seconds(1, [&, &regex = regex, &text = text] { EXPECT_THROW(pieces(regex, text), RegexError); });
   }
+  std::string list = "[^";  // a class costs what it lists
+  for (int i = 0; i < 500; ++i) list += "\u1400\u1500";
+  const std::string heavy = "(" + list + "]{50}z)" + repeated("|(?1)", 40) + "|.", letters = repeated("\u0100", 5000);
+  support::expect_seconds(5, [&] { EXPECT_THROW(pieces(heavy, letters), RegexError); });
+  EXPECT_EQ(pieces("\\s?" + list + " ]+|.", repeated(repeated("\u0100", 9) + " ", 30'000)).size(), 30'001U);
   // The pieces that other steps make share them too.
   const PreTokenizer words{.kind = PreTokenizer::Kind::whitespace_split};
   const PreTokenizer hostile{.kind = PreTokenizer::Kind::split, .regex = "(a|aa)+$"};

@@ -61,6 +61,9 @@ class OnigurumaExpression {
     return std::move(result_);
   }
 
+  /// Bytes of the longest class, each of whose parts may be compared with each character.
+  std::size_t longest_class() const { return longest_class_; }
+
  private:
   static constexpr std::string_view digits = "0123456789", octal = "01234567", hexadecimal = "0123456789abcdefABCDEF";
 
@@ -151,6 +154,7 @@ class OnigurumaExpression {
 
   /// A class within a class adds its characters, so that its brackets can go.
   void character_class() {
+    const std::size_t begin = result_.size();
     copy(1);
     if (is("^")) copy(1);
     if (is("]")) write(1, "\\]");
@@ -167,6 +171,7 @@ class OnigurumaExpression {
         copy(1);
       }
     }
+    longest_class_ = std::max(longest_class_, result_.size() - begin);
   }
   std::size_t open_inner() {
     if (peek(1) == '^' || peek(1) == ']') refuse(std::string("[") + peek(1) + " in a class");
@@ -189,7 +194,7 @@ class OnigurumaExpression {
   std::string_view text_;
   std::function<bool(std::string_view)> is_script_;
   std::string result_;
-  std::size_t at_ = 0;
+  std::size_t at_ = 0, longest_class_ = 0;
 };
 
 }  // namespace detail
