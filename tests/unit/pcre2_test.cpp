@@ -27,6 +27,12 @@ Texts pieces(const std::string& regex, std::string_view text, SplitBehavior beha
   return result;
 }
 
+std::string repeated(const std::string& text, std::size_t times) {
+  std::string result;
+  for (std::size_t i = 0; i < times; ++i) result += text;
+  return result;
+}
+
 TEST(Pcre2, SplitsByWhateverExpression) {
   EXPECT_EQ(pieces(R"(\d{2}|\p{Lu})", "aB1234\u00C9c"), (Texts{"a", "B", "12", "34", "\u00C9", "c"}));
   EXPECT_EQ(pieces(R"(\s+)", " a  \u00E9\u3000", SplitBehavior::removed), (Texts{"a", "\u00E9"}));
@@ -34,6 +40,7 @@ TEST(Pcre2, SplitsByWhateverExpression) {
   EXPECT_EQ(pieces(R"(\w+)", ""), Texts());
   EXPECT_EQ(pieces("(?=b)", "ab\u00E9b"), (Texts{"a", "b\u00E9", "b"}));  // empty matches cut and take nothing
   EXPECT_EQ(pieces("^.", "ab\ncd"), (Texts{"a", "b\n", "c", "d"}));
+  EXPECT_EQ(pieces("^", "a\n"), Texts{"a\n"});  // the end begins no line
 }
 
 TEST(Pcre2, TriesAllThatARepeatMayLeave) {  // PCRE2 10.42 does not, if told to be quick
@@ -64,6 +71,8 @@ TEST(Pcre2, RefusesWhatDoesNotCompileOrCostsTooMuch) {
   EXPECT_THROW(pieces("(", "a"), FormatError);
   EXPECT_THROW(pieces("\\C", "a"), FormatError);
   EXPECT_THROW(pieces(std::string(1 << 15, 'a'), "a"), FormatError);
+  EXPECT_THROW(pieces("(?<=.{256})a|.", "a"), FormatError);                      // each place would walk so far back
+  EXPECT_THROW(pieces("(?:b" + repeated("()", 101) + ")|a", "a"), FormatError);  // all are copied for each way
   const std::string text = std::string(40, 'a') + "!";
   EXPECT_THROW(pieces("(a+)+$", text), RegexError);
   EXPECT_THROW(pieces("(a|b)*c", std::string(1000, 'a') + "dc", SplitBehavior::isolated, {.depth = 10}), RegexError);
@@ -77,12 +86,6 @@ TEST(Pcre2, RefusesWhatDoesNotCompileOrCostsTooMuch) {
   }
 }
 
-std::string repeated(const std::string& text, std::size_t times) {
-  std::string result;
-  for (std::size_t i = 0; i < times; ++i) result += text;
-  return result;
-}
-
 TEST(Pcre2, LimitsWhatAllMatchesOfATextCostTogether) {
   const std::string small(3000, 'a'), large(100'000, 'a');
   for (const auto& [regex, text] : std::vector<std::pair<std::string, std::string>>{
@@ -94,6 +97,11 @@ TEST(Pcre2, LimitsWhatAllMatchesOfATextCostTogether) {
            {"a*b|c", large}}) {  // and each beginning of a match
     support::expect_seconds(1, [&, &regex = regex, &text = text] { EXPECT_THROW(pieces(regex, text), RegexError); });
   }
+  std::string list = "[^";  // a class costs what it lists
+  for (int i = 0; i < 500; ++i) list += "\u1400\u1500";
+  const std::string heavy = "(" + list + "]{50}z)" + repeated("|(?1)", 40) + "|.", letters = repeated("\u0100", 5000);
+  support::expect_seconds(5, [&] { EXPECT_THROW(pieces(heavy, letters), RegexError); });
+  EXPECT_EQ(pieces("\\s?" + list + " ]+|.", repeated(repeated("\u0100", 9) + " ", 30'000)).size(), 30'001U);
   // The pieces that other steps make share them too.
   const PreTokenizer words{.kind = PreTokenizer::Kind::whitespace_split};
   const PreTokenizer hostile{.kind = PreTokenizer::Kind::split, .regex = "(a|aa)+$"};
@@ -113,6 +121,7 @@ TEST(Pcre2, LimitsNoTextThatIsOnlyLong) {
       const Texts two = size == 1 ? Texts{word, " ", word} : Texts{word, spaces.substr(1), " ", word};
       EXPECT_EQ(pieces(lines, word + spaces + word), two) << size;
       EXPECT_EQ(pieces("\\b", word + " "), (Texts{word, " "})) << size;
+      EXPECT_EQ(pieces("x+\n^y|x+", std::string(size, 'x') + "\ny"), Texts{std::string(size, 'x') + "\ny"}) << size;
       EXPECT_EQ(pieces("$", word + "\n" + word), (Texts{word, "\n" + word})) << size;
       EXPECT_EQ(pieces("(?<=" + letter + ")y", word + "yy"), (Texts{word, "y", "y"})) << size;
     }
@@ -132,6 +141,9 @@ TEST(Pcre2, RefusesByNameWhatOnigurumaReadsOtherwise) {
                                                                                     {R"(\Ga)", R"(\G)"},
                                                                                     {R"(\cA)", R"(\c)"},
                                                                                     {R"(\R)", R"(\R)"},
+                                                                                    {R"(\X)", R"(\X)"},
+                                                                                    {"a(?i)b|c", "(?i) behind"},
+                                                                                    {"(a(?i)b|c)", "(?i) behind"},
                                                                                     {"(*CRLF)a", "(* at byte 0"},
                                                                                     {R"([a-z&&[^b]])", "&& in a"},
                                                                                     {"[a[^b]]", "[^ in a class"},
@@ -175,6 +187,12 @@ TEST(Pcre2, ReadsAsOnigurumaDoesWhatHasAnEquivalent) {
   EXPECT_EQ(pieces("[a[bc[d]]e]+", "xabcdex]"), (Texts{"x", "abcde", "x]"}));
   EXPECT_EQ(pieces(R"([]a\]]+|\[\[&&)", "]a[[&&"), (Texts{"]a", "[[&&"}));
   EXPECT_EQ(pieces("[[:digit:]]+(?#[[)", "a12"), (Texts{"a", "12"}));
+  EXPECT_EQ(pieces("(?i)a|b", "xAB"), (Texts{"x", "A", "B"}));
+  const std::string vowel = "a\u180Eb", spaces = "\t\v\f\u0085\u00A0\u1680\u2000\u200A\u2028\u2029\u202F\u205F\u3000";
+  EXPECT_EQ(pieces(R"(\S+)", vowel + spaces + "c"), (Texts{vowel, spaces, "c"}));
+  EXPECT_EQ(pieces(R"(\s+)", vowel + spaces + "c"), (Texts{vowel, spaces, "c"}));
+  EXPECT_EQ(pieces(R"([^\s]+)", vowel + spaces + "c"), (Texts{vowel, spaces, "c"}));
+  EXPECT_EQ(pieces(R"([^\S]+)", vowel + spaces + "c"), (Texts{vowel, spaces, "c"}));
 }
 
 TEST(Pcre2, TakesTheExpressionsOfWellKnownTokenizers) {

@@ -27,6 +27,10 @@ inline constexpr std::string_view onig_word =
 /// What it calls so in addition outside classes, and where it looks for the boundaries of words.
 inline constexpr std::string_view onig_lone_word = R"(\xB2\xB3\xB9\xBC-\xBE)";
 
+/// What it calls \s, as the inside of a class: PCRE2's has U+180E too, which Unicode no longer calls white space.
+inline constexpr std::string_view onig_space =
+    R"(\x09-\x0D\x20\x85\xA0\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
+
 /// One pass over an expression, which knows escapes, classes and groups.
 class OnigurumaExpression {
  public:
@@ -48,12 +52,17 @@ class OnigurumaExpression {
         group();
       } else if (is("{")) {
         interval();
+      } else if (is("^")) {  // as PCRE2's own, which is sure of the end of a text where it has not seen all of it
+        write(1, R"((?:\A|(?<=\n)(?!\z)))");
       } else {
         copy(1);
       }
     }
     return std::move(result_);
   }
+
+  /// Bytes of the longest class, each of whose parts may be compared with each character.
+  std::size_t longest_class() const { return longest_class_; }
 
  private:
   static constexpr std::string_view digits = "0123456789", octal = "01234567", hexadecimal = "0123456789abcdefABCDEF";
@@ -82,11 +91,13 @@ class OnigurumaExpression {
 
   void escape(bool in_class) {
     const char letter = peek(1);
-    if (letter != '\0' && std::string_view("hHvVQEcR").find(letter) != std::string_view::npos) {
+    if (letter != '\0' && std::string_view("hHvVQEcRX").find(letter) != std::string_view::npos) {
       refuse(std::string("\\") + letter);
     }
     if (letter == 'p' || letter == 'P') return property();
     if (letter == 'w' || letter == 'W') return word(letter, in_class);
+    if (letter == 's') return in_class ? write(2, onig_space) : write(2, "[" + std::string(onig_space) + "]");
+    if (letter == 'S') return write(2, in_class ? R"(\S\x{180E})" : R"([\S\x{180E}])");
     const bool is_byte = letter == 'x' ? run(2, hexadecimal) >= 2 && peek(2) >= '8'
                                        : (letter == '2' || letter == '3') && run(1, octal) >= 3;
     if (is_byte) refuse("a byte of a character, " + printable(std::string(rest().substr(0, 4))));
@@ -125,6 +136,8 @@ class OnigurumaExpression {
     for (const char letter : {'m', 'x'}) {  // what follows x has other rules
       if (letters.find(letter) != letters.npos) refuse(std::string("(?") + letter + ")");
     }
+    // Oniguruma takes all alternatives behind it as one group: a(?i)b|c as a(?i:b|c).
+    if (!letters.empty() && end == ')' && at_ > 0) refuse("(?" + std::string(letters) + ") behind the beginning");
     copy(2);
   }
 
@@ -141,6 +154,7 @@ class OnigurumaExpression {
 
   /// A class within a class adds its characters, so that its brackets can go.
   void character_class() {
+    const std::size_t begin = result_.size();
     copy(1);
     if (is("^")) copy(1);
     if (is("]")) write(1, "\\]");
@@ -157,6 +171,7 @@ class OnigurumaExpression {
         copy(1);
       }
     }
+    longest_class_ = std::max(longest_class_, result_.size() - begin);
   }
   std::size_t open_inner() {
     if (peek(1) == '^' || peek(1) == ']') refuse(std::string("[") + peek(1) + " in a class");
@@ -167,7 +182,7 @@ class OnigurumaExpression {
   bool posix() {
     const std::size_t name = peek(2) == '^' ? 3 : 2, letters = run(name, "abcdefghijklmnopqrstuvwxyz");
     if (!is("[:") || !rest().substr(std::min(name + letters, rest().size())).starts_with(":]")) return false;
-    constexpr std::string_view same[] = {"ascii", "blank", "cntrl", "digit", "space", "xdigit"};
+    constexpr std::string_view same[] = {"ascii", "cntrl", "digit", "xdigit"};
     const std::string_view found = rest().substr(name, letters);
     if (std::find(std::begin(same), std::end(same), found) == std::end(same)) {
       refuse("[:" + std::string(found) + ":]");
@@ -179,7 +194,7 @@ class OnigurumaExpression {
   std::string_view text_;
   std::function<bool(std::string_view)> is_script_;
   std::string result_;
-  std::size_t at_ = 0;
+  std::size_t at_ = 0, longest_class_ = 0;
 };
 
 }  // namespace detail

@@ -37,7 +37,8 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 /// What a text may cost, so that time grows with its length whatever the expression. All matches of one call of encode
 /// share `matches` and 64 for each byte. A match that tries at most 64 ways and sees at most 64 bytes is free; others
-/// cost the ways that they try, a sixteenth of the bytes that they see, and the product of both by 8192.
+/// cost the ways that they try, a sixteenth of the bytes that they see, and the product of both by 8192. A class of
+/// more than 127 bytes makes fewer ways free, and all others dearer.
 struct Pcre2Limits {
   std::uint32_t matches = 1'000'000;  ///< ways to match
   std::uint32_t depth = 10'000;       ///< of one match: nested backtracking
@@ -80,7 +81,10 @@ class Pcre2Expression {
   Pcre2Expression(const std::string& pattern, const Pcre2Limits& limits) : pattern_(pattern), most_(limits.matches) {
     if (pattern.size() > longest_pattern)
       refuse_pattern("of at most " + std::to_string(longest_pattern) + " bytes", "more");
-    const std::string translated = OnigurumaExpression(pattern, is_script).for_pcre2();
+    OnigurumaExpression expression(pattern, is_script);
+    const std::string translated = expression.for_pcre2();
+    weight_ = 1 + expression.longest_class() / 128;
+    few_ = std::max<std::uint64_t>(1, few / weight_);
     int error = 0;
     PCRE2_SIZE at = 0;
     code_ = compile(translated, error, at);
@@ -88,7 +92,9 @@ class Pcre2Expression {
       const std::string of = translated == pattern ? "" : " of " + printable(translated, 400);
       refuse_pattern("one that PCRE2 compiles", pcre2_message(error) + " at byte " + std::to_string(at) + of);
     }
-    for (std::uint64_t ways = few;; ways *= 2) {
+    check(PCRE2_INFO_CAPTURECOUNT, most_groups, "groups");  // all are copied for each way that is tried
+    check(PCRE2_INFO_MAXLOOKBEHIND, most_behind, "characters behind a place");  // which are walked for each place
+    for (std::uint64_t ways = few_;; ways *= 2) {
       steps_.push_back(pcre2_pointer(pcre2_match_context_create_8(nullptr)));
       pcre2_set_match_limit_8(steps_.back().get(), static_cast<std::uint32_t>(std::min(ways, most_)));
       pcre2_set_depth_limit_8(steps_.back().get(), limits.depth);
@@ -112,6 +118,13 @@ class Pcre2Expression {
 
  private:
   static constexpr std::size_t longest_pattern = 1 << 14, few = 64;
+  static constexpr std::uint32_t most_groups = 100, most_behind = 255;
+
+  void check(std::uint32_t what, std::uint32_t most, const std::string& name) const {
+    std::uint32_t found = 0;
+    pcre2_pattern_info_8(code_.get(), what, &found);
+    if (found > most) refuse_pattern("of at most " + std::to_string(most) + " " + name, std::to_string(found));
+  }
 
   /// Without PCRE2's own possessive repeats: of two such as \P{L}+\P{N} the first would wrongly keep all (10.42).
   static Pcre2Pointer<pcre2_code_8> compile(const std::string& pattern, int& error, PCRE2_SIZE& at) {
@@ -146,11 +159,11 @@ class Pcre2Expression {
       } else {
         return result;
       }
-      pay(std::uint64_t{few} << (step - steps_.begin()), std::min(bytes, text.size() - at), work);
+      pay(few_ << (step - steps_.begin()), std::min(bytes, text.size() - at), work);
     }
   }
   void pay(std::uint64_t ways, std::uint64_t bytes, RegexWork& work) const {
-    work.spent += ways + bytes / 16 + ways * bytes / 8192;
+    work.spent += weight_ * (ways + bytes / 16 + ways * bytes / 8192);
     if (work.spent > most_ + 64 * work.bytes) {
       refuse("a text within the limits", "match limit exceeded after " + std::to_string(work.bytes) + " bytes");
     }
@@ -164,7 +177,7 @@ class Pcre2Expression {
   }
 
   std::string pattern_;
-  std::uint64_t most_;
+  std::uint64_t most_, weight_ = 1, few_ = few;  // what a comparison with the longest class costs; ways that are free
   Pcre2Pointer<pcre2_code_8> code_;
   std::vector<Pcre2Pointer<pcre2_match_context_8>> steps_;  // of limits, each twice the one before
 };
