@@ -66,26 +66,31 @@ struct Dropout {
 
 /// allocate<T>(n): n zeros of T, which is Scalar, std::int32_t or double, in a movable Buffer<T> with data() and
 /// size(). upload and download copy between the host and such memory. A backend may queue what it is asked for, and
-/// then has copied what it was given of the host's; only download waits.
-template <class B, class T>
-concept HasMemoryOf = requires(const B& backend, T* device, std::span<T> host, std::span<const T> source,
-                               std::size_t count) {
-  typename B::template Buffer<T>;
-  { backend.template allocate<T>(count) } -> std::same_as<typename B::template Buffer<T>>;
+/// then has copied what it was given of the host's; only download waits. fill(y, value); copy(x, y) copies rows;
+/// gather_rows(x, rows, y): y[i,:] = x[rows[i],:]; reorder_rows(y, rows): the same within y, of which it has as many
+/// rows, with no memory beside it that grows with y.
+template <class B>
+concept HasMemory = requires(const B& backend, typename B::Scalar* device, std::span<typename B::Scalar> host,
+                             std::span<const typename B::Scalar> source, View<const typename B::Scalar> x,
+                             View<typename B::Scalar> y, typename B::Scalar value, std::span<const std::size_t> rows) {
+  typename B::template Buffer<typename B::Scalar>;
+  { backend.template allocate<typename B::Scalar>(1) } -> std::same_as<typename B::template Buffer<typename B::Scalar>>;
   backend.upload(source, device);
   backend.download(device, host);
-};
-
-/// fill(y, value); copy(x, y) copies rows; gather_rows(x, rows, y): y[i,:] = x[rows[i],:]; reorder_rows(y, rows): the
-/// same within y, of which it has as many rows, with no memory beside it that grows with y.
-template <class B>
-concept HasMemory = HasMemoryOf<B, typename B::Scalar> && HasMemoryOf<B, std::int32_t> && HasMemoryOf<B, double> &&
-    requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y, typename B::Scalar value,
-             std::span<const std::size_t> rows) {
   backend.fill(y, value);
   backend.copy(x, y);
   backend.gather_rows(x, rows, y);
   backend.reorder_rows(y, rows);
+};
+
+/// The same memory for token ids, and for sums in double.
+template <class B>
+concept HasMemoryOfOtherTypes = requires(const B& backend, std::int32_t* tokens, double* numbers,
+                                         std::span<const std::int32_t> ids, std::span<double> sums) {
+  backend.template allocate<std::int32_t>(1);
+  backend.template allocate<double>(1);
+  backend.upload(ids, tokens);
+  backend.download(numbers, sums);
 };
 
 /// Matrix<W>: [rows, cols] weights in format W, laid out as the backend likes. upload_rows packs rows
@@ -161,9 +166,9 @@ struct LikelihoodArguments {
 
 /// Everything that inference needs. Backends are cheap to copy; copies share threads.
 template <class B>
-concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMatrix<B> && HasEmbed<B> && HasRmsNorm<B> &&
-    HasMatmul<B> && HasCausalConv1d<B> && HasSelectiveScan<B> && HasAdd<B> && HasNegativeExp<B> &&
-    requires(const B& backend) {
+concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMemoryOfOtherTypes<B> && HasMatrix<B> &&
+    HasEmbed<B> && HasRmsNorm<B> && HasMatmul<B> && HasCausalConv1d<B> && HasSelectiveScan<B> && HasAdd<B> &&
+    HasNegativeExp<B> && requires(const B& backend) {
   { backend.name() } -> std::convertible_to<const char*>;
   { backend.threads() } -> std::convertible_to<int>;
 };

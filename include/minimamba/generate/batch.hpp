@@ -2,7 +2,6 @@
 #ifndef MINIMAMBA_GENERATE_BATCH_HPP
 #define MINIMAMBA_GENERATE_BATCH_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -12,6 +11,7 @@
 
 #include "minimamba/core/view.hpp"
 #include "minimamba/generate/generate.hpp"
+#include "minimamba/nn/workspace.hpp"
 
 #include "minimamba/core/isa.hpp"
 

@@ -31,8 +31,9 @@ class InferenceCache {
       : config_(config.resolved()),
         layout_(std::move(layout)),
         backend_(std::move(backend)),
-        positions_(checked(batch)),
-        states_(backend_.template allocate<Scalar>(positions_.size() * layout_.size())) {}
+        positions_(checked(batch)) {
+    states_ = backend_.template allocate<Scalar>(positions_.size() * layout_.size());
+  }
   InferenceCache(InferenceCache&&) noexcept = default;
   InferenceCache& operator=(InferenceCache&&) noexcept = default;
 

@@ -11,28 +11,39 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/nn/mamba_model.hpp"
+#include "minimamba/nn/blocks.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// MambaModel between tokens and logits. A copy is explicit, by clone().
+/// Scalar computes (float or double), Backend runs the kernels, Weight is how the matrices are stored, Mixer passes
+/// information from token to token: see nn/mixer.hpp.
+///
+/// A model is constant while it runs: one model serves many threads, each with a cache of its own. Movable; a copy is
+/// explicit, by clone().
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar,
           template <class, template <class> class, class> class Mixer = S6>
-class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
-  using Base = MambaModel<Scalar, Backend, Weight, Mixer>;
-
+class Mamba {
  public:
-  using typename Base::Cache;
-  using typename Base::WorkspaceType;
+  using ScalarType = Scalar;
+  using BackendType = Backend<Scalar>;
+  using WeightType = Weight;
+  using Cache = InferenceCache<Scalar, Backend>;
+  using WorkspaceType = Workspace<Backend<Scalar>>;
+  using MixerType = Mixer<Scalar, Backend, Weight>;
+  using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
+
+  // Not constraints, and here: so that compilers say no more than which kernel a backend lacks.
+  static_assert(InferenceBackend<BackendType>);
+  static_assert(WeightFormat<Weight>);
 
   /// A model with random weights (see initialize_parameters). Throws ConfigError.
   explicit Mamba(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : Mamba(shapes_only(config, std::move(backend))) {
-    allocate_parameters(*this, backend_);
-    initialize_parameters(*this, config_, backend_, seed);
-    this->refresh();
+    allocate_parameters(*this, backend());
+    initialize_parameters(*this, this->config(), this->backend(), seed);
+    refresh();
   }
 
   /// A model whose parameters have shapes but no memory yet: for loaders, which allocate and fill them one by one and
@@ -41,13 +52,30 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
     return Mamba(Resolved{config.resolved()}, std::move(backend));
   }
 
+  Mamba(Mamba&&) noexcept = default;
+  Mamba& operator=(Mamba&&) noexcept = default;
+
   Mamba clone() const {
-    Mamba copy = shapes_only(config_, backend_);
-    allocate_parameters(copy, copy.backend_);
-    copy_parameters(*this, backend_, copy, copy.backend_);
-    copy.copy_derived(*this);
+    Mamba copy = shapes_only(config(), backend());
+    allocate_parameters(copy, copy.backend());
+    copy_parameters(*this, backend(), copy, copy.backend());
+    blocks_.copy_derived(layers, copy.layers);
     return copy;
   }
+
+  const MambaConfig& config() const { return blocks_.config; }
+  const Backend<Scalar>& backend() const { return blocks_.backend; }
+
+  /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
+  Cache make_cache(std::int64_t batch = 1) const { return Cache(config(), blocks_.layout, backend(), batch); }
+
+  /// Recomputes what is derived from the parameters; call it after changing them. A model from a GGUF file has its A
+  /// from there, which this may change in the last places.
+  void refresh() { blocks_.refresh(layers); }
+  /// Makes room for what refresh() computes, which then allocates nothing.
+  void reserve_derived() { blocks_.reserve_derived(layers); }
+  /// Throws ArgumentError where a derived tensor is missing or older than what it is made of.
+  void check_derived() const { blocks_.check_derived(layers); }
 
   std::size_t parameter_count() const { return count_parameters(*this); }
 
@@ -98,51 +126,56 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
 
   /// Refuses what forward refuses. Throws ArgumentError.
   void check(std::span<const std::int32_t> tokens, const Cache& cache) const {
-    this->check_cache(cache);
+    blocks_.check_cache(layers, cache);
     if (tokens.size() % cache.batch() != 0) {
       throw ArgumentError("tokens", "a multiple of the batch, " + std::to_string(cache.batch()),
                           std::to_string(tokens.size()));
     }
     check_tokens(tokens);
-    this->check_derived();
+    check_derived();
   }
 
   /// Throws ArgumentError for a token id outside [0, vocab_size).
   void check_tokens(std::span<const std::int32_t> tokens) const {
     const auto bad = std::find_if(tokens.begin(), tokens.end(),
-                                  [&](std::int32_t token) { return token < 0 || token >= config_.vocab_size; });
+                                  [&](std::int32_t token) { return token < 0 || token >= config().vocab_size; });
     if (bad != tokens.end()) {
       throw ArgumentError("tokens[" + std::to_string(bad - tokens.begin()) + "]",
-                          "a token id from 0 to " + std::to_string(config_.vocab_size - 1), std::to_string(*bad));
+                          "a token id from 0 to " + std::to_string(config().vocab_size - 1), std::to_string(*bad));
     }
   }
 
   Embedding<Scalar, Backend, Weight> embedding;  // [V, D]
+  std::vector<Block> layers;                     // n_layer of them
+  RMSNorm<Scalar, Backend> norm_f;               // [D]
   Linear<Scalar, Backend, Weight> lm_head;       // [V, D], absent when tied to the embedding
 
   /// The head's weight, be it the embedding's.
-  const auto& head() const { return config_.tie_embeddings ? embedding.weight : lm_head.weight; }
-  auto& head() { return config_.tie_embeddings ? embedding.weight : lm_head.weight; }
+  const auto& head() const { return config().tie_embeddings ? embedding.weight : lm_head.weight; }
+  auto& head() { return config().tie_embeddings ? embedding.weight : lm_head.weight; }
 
   template <class F, class First, class... Self>
   static void visit(F&& f, First& first, Self&... self) {
     f("embedding", first.embedding, self.embedding...);
-    Base::visit(f, first, self...);
+    for (std::size_t i = 0; i < first.layers.size(); ++i) {
+      f(detail::joined("layers", std::to_string(i)), first.layers[i], self.layers[i]...);
+    }
+    f("norm_f", first.norm_f, self.norm_f...);
     f("lm_head", first.lm_head, self.lm_head...);
   }
 
  private:
-  using Base::backend_;
-  using Base::config_;
-
   struct Resolved {
     MambaConfig config;
   };
 
   Mamba(const Resolved& resolved, Backend<Scalar> backend)
-      : Base(resolved.config, std::move(backend)), embedding(size(config_.padded_vocab_size()), size(config_.d_model)) {
-    if (!config_.tie_embeddings) {
-      lm_head = Linear<Scalar, Backend, Weight>(size(config_.d_model), size(config_.padded_vocab_size()), false);
+      : embedding(size(resolved.config.padded_vocab_size()), size(resolved.config.d_model)),
+        norm_f(size(resolved.config.d_model), resolved.config.norm_epsilon),
+        blocks_(resolved.config, std::move(backend)) {
+    layers = blocks_.make();
+    if (!resolved.config.tie_embeddings) {
+      lm_head = Linear<Scalar, Backend, Weight>(size(config().d_model), size(config().padded_vocab_size()), false);
     }
   }
 
@@ -161,7 +194,7 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
   }
 
   void check_runs(std::span<const Run> runs, const Cache& cache, std::vector<bool>& named) const {
-    this->check_cache(cache);
+    blocks_.check_cache(layers, cache);
     named.assign(cache.batch(), false);
     for (std::size_t i = 0; i < runs.size(); ++i) {
       const std::size_t slot = runs[i].slot;
@@ -173,7 +206,7 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
       named[slot] = true;
       check_tokens(runs[i].tokens);
     }
-    this->check_derived();
+    check_derived();
   }
 
   View<const Scalar> read(std::span<const Run> runs, Cache& cache, WorkspaceType& work, bool every_token) const {
@@ -188,11 +221,11 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
     // All memory is there before the first layer changes its state: whoever runs out of it keeps a whole cache.
     work.read.assign(runs.size(), 0);
     work.tokens.reserve(rows);
-    work.ids.reserve(backend_, 1, rows);
-    this->reserve_rows(rows, work);
-    if (!every_token) work.last.reserve(backend_, filled, size(config_.d_model));
+    work.ids.reserve(backend(), 1, rows);
+    blocks_.reserve_rows(layers, rows, work);
+    if (!every_token) work.last.reserve(backend(), filled, size(config().d_model));
     reserve_logits(answers, work);
-    detail::reserve_matmul(backend_, std::max(rows, filled), head().packed());
+    detail::reserve_matmul(backend(), std::max(rows, filled), head().packed());
     detail::StateKeeper<Cache> keeper(cache, detail::kernels_allocate<Backend<Scalar>>() && total > 1);
     for (;;) {
       detail::choose_rows(runs, work.read, most, work.segments, work.owners);
@@ -212,7 +245,7 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
   void reserve_logits(std::size_t rows, WorkspaceType& work) const {
     const std::size_t vocabulary = embedding.weight.rows(), most = detail::rows_at_once<Backend<Scalar>>();
     if (work.logits.size() > std::max(rows, most) * vocabulary) work.logits.release();
-    work.logits.reserve(backend_, rows, vocabulary);
+    work.logits.reserve(backend(), rows, vocabulary);
   }
 
   /// The chosen rows through the blocks; the residual stream is left in work.x.
@@ -224,18 +257,18 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
       work.tokens.insert(work.tokens.end(), part.begin(), part.end());
     }
     const View<Scalar> x = work.x(work.tokens.size());
-    embedding.forward(backend_, work.ids.upload(backend_, work.tokens), x);
-    this->run_blocks(work.segments, x, cache, work);
+    embedding.forward(backend(), work.ids.upload(backend(), work.tokens), x);
+    blocks_.run(layers, x.rows(), cache, work);
   }
 
   /// Logits of the chosen rows, which lie where those of their runs belong: one product for rows that stay neighbours.
   void head_of_all(std::span<const Run> runs, View<Scalar> logits, WorkspaceType& work) const {
     const View<Scalar> x = work.x(work.tokens.size()), normed = work.block(x.rows())[0];
-    this->norm_f.forward(backend_, x, normed);
+    norm_f.forward(backend(), x, normed);
     std::size_t begin = 0, end = 0, place = 0;  // rows [begin, end) of the chosen ones belong at `place`
     const auto flush = [&] {
       if (begin == end) return;
-      backend_.matmul(normed.rows_from(begin, end - begin), head().packed(), logits.rows_from(place, end - begin));
+      backend().matmul(normed.rows_from(begin, end - begin), head().packed(), logits.rows_from(place, end - begin));
     };
     std::size_t first = 0, run = 0;  // of the logits of `run`
     for (std::size_t s = 0; s < work.segments.size(); ++s) {
@@ -260,16 +293,18 @@ class Mamba : public MambaModel<Scalar, Backend, Weight, Mixer> {
       }
       const Segment& segment = work.segments[s];
       if (work.read[run] + segment.length < runs[run].length()) continue;
-      backend_.copy(work.x(work.tokens.size()).rows_from(segment.first + segment.length - 1, 1),
-                    last.rows_from(answer, 1));
+      backend().copy(work.x(work.tokens.size()).rows_from(segment.first + segment.length - 1, 1),
+                     last.rows_from(answer, 1));
     }
   }
 
   void head_of_rows(View<const Scalar> x, View<Scalar> logits, WorkspaceType& work) const {
     const View<Scalar> normed = work.out(x.rows());
-    this->norm_f.forward(backend_, x, normed);
-    backend_.matmul(normed, head().packed(), logits);
+    norm_f.forward(backend(), x, normed);
+    backend().matmul(normed, head().packed(), logits);
   }
+
+  detail::Blocks<Scalar, Backend, Weight, Mixer> blocks_;
 };
 
 }  // namespace minimamba
