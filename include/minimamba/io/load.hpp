@@ -123,10 +123,10 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
 }
 
 /// The model that the tensors of a checkpoint are to fill, without memory for its parameters, once they are known to
-/// fit it.
+/// fit it. Its type is deduced, so that compilers which refuse the model's backend say no more of it.
 template <class Model>
-Model shapes_of(const Checkpoint& checkpoint,
-                const typename Model::BackendType& backend = typename Model::BackendType()) {
+auto shapes_of(const Checkpoint& checkpoint,
+               const typename Model::BackendType& backend = typename Model::BackendType()) {
   return beside_other_weights(checkpoint.other_weights, [&] {
     check_layers(checkpoint);
     Model shapes = Model::shapes_only(checkpoint.config, backend);
