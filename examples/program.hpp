@@ -185,9 +185,10 @@ inline std::string read_file(const std::filesystem::path& path) {
 class Pieces {
  public:
   template <class Model>
-  Pieces(const Model& model, std::size_t most)
+  Pieces(const Model&, std::size_t most)
       : most_(most),
-        size_(std::string_view(model.backend().name()) == "eigen" ? most : std::min<std::size_t>(most, 16)) {}
+        size_(minimamba::BackendTraits<typename Model::BackendType>::splits_exactly ? std::min<std::size_t>(most, 16)
+                                                                                    : most) {}
 
   /// The size of the next piece, asked for as soon as the last one was read.
   std::size_t next() {

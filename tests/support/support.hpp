@@ -30,7 +30,7 @@ struct Kind {
   template <class Weight>
   using ModelOf = minimamba::Mamba<ScalarType, BackendTemplate, Weight>;
   /// Backends that promise the same bits however a sequence is split; the others promise a tolerance.
-  static constexpr bool exact = !std::is_base_of_v<minimamba::EigenBackend<ScalarType>, Backend>;
+  static constexpr bool exact = minimamba::BackendTraits<Backend>::splits_exactly;
 
   /// Whether this machine can run it.
   static bool available() {

@@ -1,4 +1,5 @@
 // Runs of any lengths for any slots of a cache, in one call; the workspace; and slots that are moved about.
+#include <algorithm>
 #include <cstddef>
 #include <fstream>
 #include <numeric>
@@ -222,6 +223,45 @@ TYPED_TEST(Runs, ReorderedSlotsAreThoseThatGatherGives) {
   auto cache = model.make_cache(2);
   EXPECT_THROW(cache.reorder(std::vector<std::size_t>{0}), ArgumentError);
   EXPECT_THROW(cache.reorder(std::vector<std::size_t>{0, 2}), ArgumentError);
+}
+
+TYPED_TEST(Runs, AreTakenBackToAnyTokenThatWasKept) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  for (const std::size_t every : {1U, 3U, 1000U}) {
+    auto cache = model.make_cache(3);
+    const auto before = random_tokens(5, 50, 9), one = random_tokens(8, 50, 1), two = random_tokens(300, 50, 2);
+    model.forward_last(std::vector<OneRun>{{2, before}}, cache);
+    cache.keep_every(every);
+    const std::vector<OneRun> runs{{2, one}, {0, two}};
+    model.forward_last(runs, cache);
+    EXPECT_EQ(cache.kept_positions(2).front(), 5);
+    EXPECT_EQ(cache.kept_positions(2).size(), (8 + every - 1) / every);
+    EXPECT_TRUE(cache.kept_positions(1).empty());
+    for (const OneRun& run : runs) {
+      const std::int64_t start = run.slot == 2 ? 5 : 0;
+      const auto positions = cache.kept_positions(run.slot);
+      EXPECT_TRUE(std::is_sorted(positions.begin(), positions.end()));
+      for (std::size_t i = positions.size(); i-- > 0;) {  // later ones first, and any of them after any other
+        auto alone = model.make_cache();
+        if (run.slot == 2) model.forward_last(before, alone);
+        const auto count = static_cast<std::size_t>(positions[i] - start);
+        model.forward_last(run.tokens.first(count), alone);
+        cache.rollback(run.slot, positions[i]);
+        EXPECT_EQ(cache.position(run.slot), positions[i]);
+        support::expect_same<TypeParam>(copy_of(cache.slot(run.slot)), copy_of(alone.slot(0)), "state");
+      }
+      EXPECT_THROW(cache.rollback(run.slot, start + 100'000), ArgumentError);
+    }
+    EXPECT_THROW(cache.rollback(1, 0), ArgumentError);
+    EXPECT_THROW(cache.rollback(3, 0), ArgumentError);
+    // It goes on as if it had read no more.
+    auto alone = model.make_cache();
+    model.forward_last(before, alone);
+    support::expect_same<TypeParam>(copy_of(model.forward(std::vector<OneRun>{{2, two}}, cache)),
+                                    copy_of(model.forward(two, alone)), "logits");
+    cache.keep_every(0);
+    EXPECT_TRUE(cache.kept_positions(2).empty());
+  }
 }
 
 TYPED_TEST(Runs, SlotsAreResetAndAssignedOneByOne) {

@@ -122,7 +122,7 @@ concept HasRmsNorm = requires(const B& backend, View<const typename B::Scalar> x
 /// matmul: y = x weight^T                                            x [M, in], weight [out, in], y [M, out]
 /// With weights of bf16, q8 and q4 it takes round_activations(x) in place of x, unless an option of the backend says
 /// otherwise. A backend may have reserve_matmul(rows, weight), after which products of so many rows or fewer allocate
-/// nothing; one whose kernels allocate all the same says so by `static constexpr bool kernels_allocate = true`.
+/// nothing.
 template <class B>
 concept HasMatmul = requires(const B& backend, View<const typename B::Scalar> x,
                              const typename B::template Matrix<typename B::Scalar>& weight,
@@ -171,6 +171,33 @@ concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMemoryOfOtherT
     HasNegativeExp<B> && requires(const B& backend) {
   { backend.name() } -> std::convertible_to<const char*>;
   { backend.threads() } -> std::convertible_to<int>;
+};
+
+/// What is best for a backend and what is true of it, unless it has a static constexpr member of the same name that
+/// says otherwise.
+template <class B>
+struct BackendTraits {
+  /// Rows that pass through the layers at once: longer runs are read in chunks, so that memory does not grow with
+  /// their length.
+  static constexpr std::size_t rows_at_once = [] {
+    if constexpr (requires { B::rows_at_once; }) return std::size_t{B::rows_at_once};
+    return std::size_t{256};
+  }();
+  /// Logits that training has in memory at once: 16 MiB of floats.
+  static constexpr std::size_t logits_at_once = [] {
+    if constexpr (requires { B::logits_at_once; }) return std::size_t{B::logits_at_once};
+    return std::size_t{1} << 22;
+  }();
+  /// A sequence has the same bits however it is split into calls, and whatever is beside it.
+  static constexpr bool splits_exactly = [] {
+    if constexpr (requires { B::splits_exactly; }) return bool{B::splits_exactly};
+    return true;
+  }();
+  /// Kernels may run out of memory although reserve_matmul has been called.
+  static constexpr bool kernels_allocate = [] {
+    if constexpr (requires { B::kernels_allocate; }) return bool{B::kernels_allocate};
+    return false;
+  }();
 };
 
 /// Options of the backends on the processor.

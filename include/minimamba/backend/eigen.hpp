@@ -33,8 +33,8 @@ class EigenBackend : public detail::HostMemory<Number> {
   template <WeightFormat W>
   using Matrix = HostMatrix<W>;
 
-  /// Eigen's products of several rows allocate, and so may fail.
-  static constexpr bool kernels_allocate = true;
+  /// Eigen's products of several rows allocate, and so may fail; and they sum one row otherwise than several.
+  static constexpr bool kernels_allocate = true, splits_exactly = false;
 
   explicit EigenBackend(CpuOptions options = {})
       : pool_(std::make_shared<ThreadPool>(options.threads)), activations_(options.activations) {}

@@ -22,14 +22,6 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Rows that pass through the layers at once: longer runs are read in chunks, so that memory does not grow with their
-/// length. A backend may say another number.
-template <class Backend>
-constexpr std::size_t rows_at_once() {
-  if constexpr (requires { Backend::rows_at_once; }) return Backend::rows_at_once;
-  return 256;
-}
-
 /// Chooses the next rows of runs of which read[i] tokens have been read: about as many of each that has any left, in
 /// the order of the runs. owners[s] is the run of segment s. Nothing is chosen once all is read.
 inline void choose_rows(std::span<const Run> runs, std::span<const std::size_t> read, std::size_t most,
@@ -149,12 +141,15 @@ struct Blocks {
 
   /// The residual stream work.x through all blocks, which leave what they remember in the cache.
   void run(const Layers& layers, std::size_t rows, Cache& cache, Workspace<Backend<Scalar>>& work) const {
+    work.kept.clear();
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+      if (cache.keeps_every() > 0) cache.kept_of(layer, work.kept);
       layers[layer].forward(backend, {.segments = work.segments,
                                       .x = work.x(rows),
                                       .state = cache.state(layer),
                                       .activations = work.block(rows),
-                                      .out = work.out(rows)});
+                                      .out = work.out(rows),
+                                      .kept = work.kept});
     }
   }
 };

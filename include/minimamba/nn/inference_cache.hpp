@@ -140,6 +140,53 @@ class InferenceCache {
     positions_[slot] = position;
   }
 
+  /// From now on forward keeps the state of each slot before every `tokens` tokens of a call, for rollback(), and drops
+  /// those of the call before; 0 keeps none, and gives their memory back. Of long runs more are kept: those at which
+  /// forward cuts them as well.
+  void keep_every(std::size_t tokens) {
+    keep_every_ = tokens;
+    kept_.clear();
+    if (tokens == 0) kept_states_ = {};
+  }
+  std::size_t keeps_every() const { return keep_every_; }
+  /// The positions to which a slot can return, in their order.
+  std::vector<std::int64_t> kept_positions(std::size_t slot) const {
+    std::vector<std::int64_t> positions;
+    for (const Kept& kept : kept_) {
+      if (kept.slot == checked_slot(slot)) positions.push_back(kept.position);
+    }
+    return positions;
+  }
+  /// Puts a slot back to a position that the last call has kept: as if it had read no more. Throws ArgumentError for
+  /// another one.
+  void rollback(std::size_t slot, std::int64_t position) {
+    for (std::size_t i = 0; i < kept_.size(); ++i) {
+      if (kept_[i].slot != checked_slot(slot) || kept_[i].position != position) continue;
+      backend_.copy(View<const Scalar>(kept_states_.data() + i * layout_.size(), 1, layout_.size()), this->slot(slot));
+      positions_[slot] = position;
+      return;
+    }
+    throw ArgumentError("position", "one of kept_positions()", std::to_string(position));
+  }
+
+  /// For models that keep states: room for so many, none of them yet.
+  void reserve_kept(std::size_t count) {
+    kept_.clear();
+    kept_.reserve(count);
+    if (kept_states_.size() >= count * layout_.size()) return;
+    kept_states_ = {};
+    kept_states_ = backend_.template allocate<Scalar>(count * layout_.size());
+  }
+  /// Where the states of a layer go that are kept next.
+  void kept_of(std::size_t layer, std::vector<KeptStates<Scalar>>& parts) {
+    parts.clear();
+    const View<Scalar> all(kept_states_.data(), kept_states_.size() / std::max<std::size_t>(layout_.size(), 1),
+                           layout_.size());
+    const LayerState<Scalar> states(all.rows_from(kept_.size(), all.rows() - kept_.size()), layout_, layer);
+    for (std::size_t part = 0; part < layout_.parts().size(); ++part) parts.push_back({keep_every_, states[part]});
+  }
+  void note_kept(std::size_t slot, std::int64_t position) { kept_.push_back({slot, position}); }
+
   /// For whoever restores a state: the slot has read so many tokens. Throws ArgumentError if that is negative.
   void set_position(std::size_t slot, std::int64_t tokens) {
     if (tokens < 0) throw ArgumentError("position", "at least 0", std::to_string(tokens));
@@ -158,6 +205,11 @@ class InferenceCache {
   void release_workspace() { workspace_ = {}; }
 
  private:
+  struct Kept {
+    std::size_t slot;
+    std::int64_t position;
+  };
+
   static std::size_t checked(std::int64_t batch) {
     if (batch >= 1 && batch <= largest_batch) return static_cast<std::size_t>(batch);
     throw ArgumentError("batch", "a number from 1 to " + std::to_string(largest_batch), std::to_string(batch));
@@ -183,7 +235,10 @@ class InferenceCache {
   StateLayout layout_;
   Backend<Scalar> backend_;
   std::vector<std::int64_t> positions_, order_;
-  typename Backend<Scalar>::template Buffer<Scalar> states_;  // [B, layout.size()]
+  typename Backend<Scalar>::template Buffer<Scalar> states_;       // [B, layout.size()]
+  std::size_t keep_every_ = 0;                                     // tokens
+  std::vector<Kept> kept_;                                         // what each row of kept_states_ is
+  typename Backend<Scalar>::template Buffer<Scalar> kept_states_;  // [some, layout.size()]
   Workspace<Backend<Scalar>> workspace_;
 };
 

@@ -24,12 +24,6 @@ template <class Backend, class Matrix>
 void reserve_matmul(const Backend& backend, std::size_t rows, const Matrix& weight) {
   if constexpr (requires { backend.reserve_matmul(rows, weight); }) backend.reserve_matmul(rows, weight);
 }
-/// Whether kernels of a backend may run out of memory all the same.
-template <class Backend>
-constexpr bool kernels_allocate() {
-  if constexpr (requires { Backend::kernels_allocate; }) return Backend::kernels_allocate;
-  return false;
-}
 
 }  // namespace detail
 

@@ -217,8 +217,9 @@ class Mamba {
     }
     const std::size_t vocabulary = embedding.weight.rows(), answers = every_token ? total : filled;
     if (total == 0) return {nullptr, 0, vocabulary};
-    const std::size_t most = detail::rows_at_once<Backend<Scalar>>(), rows = std::min(total, std::max(most, filled));
+    const std::size_t most = BackendTraits<BackendType>::rows_at_once, rows = std::min(total, std::max(most, filled));
     // All memory is there before the first layer changes its state: whoever runs out of it keeps a whole cache.
+    if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(runs, cache.keeps_every(), work));
     work.read.assign(runs.size(), 0);
     work.tokens.reserve(rows);
     work.ids.reserve(backend(), 1, rows);
@@ -226,12 +227,13 @@ class Mamba {
     if (!every_token) work.last.reserve(backend(), filled, size(config().d_model));
     reserve_logits(answers, work);
     detail::reserve_matmul(backend(), std::max(rows, filled), head().packed());
-    detail::StateKeeper<Cache> keeper(cache, detail::kernels_allocate<Backend<Scalar>>() && total > 1);
+    detail::StateKeeper<Cache> keeper(cache, BackendTraits<BackendType>::kernels_allocate && total > 1);
     for (;;) {
       detail::choose_rows(runs, work.read, most, work.segments, work.owners);
       if (work.segments.empty()) break;
       read_segments(runs, cache, work);
       every_token ? head_of_all(runs, work.logits(answers), work) : take_last(runs, work.last(filled), work);
+      note_kept(cache, work);
       for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
     }
     const View<Scalar> logits = work.logits(answers);
@@ -241,9 +243,31 @@ class Mamba {
     return logits;
   }
 
+  /// How many states a call keeps, by a rehearsal of its chunks.
+  std::size_t count_kept(std::span<const Run> runs, std::size_t every, WorkspaceType& work) const {
+    std::size_t count = 0;
+    work.read.assign(runs.size(), 0);
+    for (;;) {
+      detail::choose_rows(runs, work.read, BackendTraits<BackendType>::rows_at_once, work.segments, work.owners);
+      if (work.segments.empty()) return count;
+      count += detail::chunks_of(work.segments, every);
+      for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
+    }
+  }
+  void note_kept(Cache& cache, const WorkspaceType& work) const {
+    const std::size_t every = cache.keeps_every();
+    for (std::size_t s = 0; every > 0 && s < work.segments.size(); ++s) {
+      const Segment& segment = work.segments[s];
+      const std::int64_t begin = cache.position(segment.slot) + static_cast<std::int64_t>(work.read[work.owners[s]]);
+      for (std::size_t k = 0; k < detail::chunks_of(segment.length, every); ++k) {
+        cache.note_kept(segment.slot, begin + static_cast<std::int64_t>(k * every));
+      }
+    }
+  }
+
   /// Logits of more rows than pass at once go when fewer are asked for: they may be most of what a cache costs.
   void reserve_logits(std::size_t rows, WorkspaceType& work) const {
-    const std::size_t vocabulary = embedding.weight.rows(), most = detail::rows_at_once<Backend<Scalar>>();
+    const std::size_t vocabulary = embedding.weight.rows(), most = BackendTraits<BackendType>::rows_at_once;
     if (work.logits.size() > std::max(rows, most) * vocabulary) work.logits.release();
     work.logits.reserve(backend(), rows, vocabulary);
   }

@@ -101,10 +101,11 @@ struct Workspace {
 
   std::vector<std::int32_t> tokens;  // of the rows that pass
   std::vector<Segment> segments;
-  std::vector<Run> runs;            // of a uniform call
-  std::vector<std::size_t> read;    // tokens of each run that are read
-  std::vector<std::size_t> owners;  // the run of each segment
-  std::vector<bool> named;          // slots that a call has named
+  std::vector<Run> runs;                                   // of a uniform call
+  std::vector<std::size_t> read;                           // tokens of each run that are read
+  std::vector<std::size_t> owners;                         // the run of each segment
+  std::vector<KeptStates<typename Backend::Scalar>> kept;  // of a layer
+  std::vector<bool> named;                                 // slots that a call has named
 };
 
 }  // namespace minimamba

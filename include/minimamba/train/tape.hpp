@@ -159,8 +159,6 @@ class Tape {
   }
 
  private:
-  static constexpr std::size_t logits_at_once = std::size_t{1} << 22;  // numbers: 16 MiB of floats
-
   /// What a layer's forward leaves for its backward.
   struct LayerTape {
     ActivationBuffer<Backend> activations;
@@ -265,7 +263,7 @@ class Tape {
   }
 
   std::size_t head_rows(const Model& model) const {
-    return std::clamp<std::size_t>(logits_at_once / model.embedding.weight.rows(), 1, rows());
+    return std::clamp<std::size_t>(BackendTraits<Backend>::logits_at_once / model.embedding.weight.rows(), 1, rows());
   }
 
   struct HeadArguments {
