@@ -222,6 +222,9 @@ class Mamba {
     if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(runs, cache.keeps_every(), work));
     work.read.assign(runs.size(), 0);
     work.tokens.reserve(rows);
+    work.segments.reserve(filled);
+    work.owners.reserve(filled);
+    work.kept.reserve(blocks_.layout.parts().size());
     work.ids.reserve(backend(), 1, rows);
     blocks_.reserve_rows(layers, rows, work);
     if (!every_token) work.last.reserve(backend(), filled, size(config().d_model));
