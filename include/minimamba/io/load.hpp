@@ -211,7 +211,9 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
                     detail::clamped_text(clamped, detail::dtype_of_weight<typename Model::WeightType>()));
   }
   model.refresh();
-  if (checkpoint.format == CheckpointFormat::gguf) detail::load_a(checkpoint, model);
+  if constexpr (requires { model.layers.front().mixer.A; }) {
+    if (checkpoint.format == CheckpointFormat::gguf) detail::load_a(checkpoint, model);
+  }
   return model;
 }
 
