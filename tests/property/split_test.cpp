@@ -144,8 +144,9 @@ TYPED_TEST(Splitting, ChangesNothingWithNarrowWeightsEither) {
     const auto logits = copy_of(model.forward(rows, cache));
     for (std::size_t row = 0; row < 3; ++row) {
       const auto own = std::span(rows).subspan(row * 60, 60);
-      support::expect_same<TypeParam>(Narrow::read(model, {own.begin(), own.end()}, {}).logits,
-                                      copy_of(logits.view().rows_from(row * 60, 60)), "rows of a batch");
+      support::expect_same<support::NarrowKind<TypeParam, decltype(weight)>>(
+          Narrow::read(model, {own.begin(), own.end()}, {}).logits, copy_of(logits.view().rows_from(row * 60, 60)),
+          "rows of a batch");
     }
   };
   check(bf16());
