@@ -41,7 +41,7 @@ class Mamba {
   /// A model with random weights (see initialize_parameters). Throws ConfigError.
   explicit Mamba(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : Mamba(shapes_only(config, std::move(backend))) {
-    allocate_parameters(*this, backend());
+    allocate_parameters(*this, this->backend());
     initialize_parameters(*this, this->config(), this->backend(), seed);
     refresh();
   }
