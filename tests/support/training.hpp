@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "minimamba/train/eigen.hpp"
-#include "minimamba/train/native.hpp"
-#include "minimamba/train/reference.hpp"
+#include "minimamba/backend/eigen_training.hpp"
+#include "minimamba/backend/native_training.hpp"
+#include "minimamba/backend/reference_training.hpp"
 #include "minimamba/train/tape.hpp"
 #include "support/support.hpp"
 

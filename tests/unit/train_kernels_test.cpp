@@ -3,9 +3,9 @@
 
 #include <functional>
 
-#include "minimamba/train/eigen.hpp"
-#include "minimamba/train/native.hpp"
-#include "minimamba/train/reference.hpp"
+#include "minimamba/backend/eigen_training.hpp"
+#include "minimamba/backend/native_training.hpp"
+#include "minimamba/backend/reference_training.hpp"
 
 namespace {
 

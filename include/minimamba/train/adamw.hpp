@@ -16,7 +16,7 @@
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/nn/mamba.hpp"
-#include "minimamba/train/concept.hpp"
+#include "minimamba/backend/training_concept.hpp"
 #include "minimamba/train/gradients.hpp"
 
 #include "minimamba/core/isa.hpp"

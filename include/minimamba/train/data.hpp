@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
-#include "minimamba/train/concept.hpp"
+#include "minimamba/backend/training_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
 

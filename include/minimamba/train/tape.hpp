@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "minimamba/nn/mamba.hpp"
-#include "minimamba/train/concept.hpp"
+#include "minimamba/backend/training_concept.hpp"
 #include "minimamba/train/gradients.hpp"
 
 #include "minimamba/core/isa.hpp"

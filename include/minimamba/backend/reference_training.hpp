@@ -1,7 +1,8 @@
-// The backward of every kernel as plain loops, in the order of the equations of train/concept.hpp, on top of any
-// backend of this processor whose weights lie in rows. Runs on one thread; sums are carried in double.
-#ifndef MINIMAMBA_TRAIN_LOOPS_HPP
-#define MINIMAMBA_TRAIN_LOOPS_HPP
+// ReferenceTraining: the reference backend and the backward of each of its kernels, as plain loops in the order of the
+// equations of training_concept.hpp. Every other backend is compared with it. The loops may stand on any backend of this
+// processor whose weights lie in rows; they run on one thread, and sums are carried in double.
+#ifndef MINIMAMBA_BACKEND_REFERENCE_TRAINING_HPP
+#define MINIMAMBA_BACKEND_REFERENCE_TRAINING_HPP
 
 #include <algorithm>
 #include <cassert>
@@ -11,8 +12,9 @@
 #include <span>
 #include <vector>
 
-#include "minimamba/train/concept.hpp"
-#include "minimamba/train/host_training.hpp"
+#include "minimamba/backend/host_training.hpp"
+#include "minimamba/backend/reference.hpp"
+#include "minimamba/backend/training_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -195,6 +197,14 @@ class LoopTraining : public HostTraining<Inference> {
 };
 
 }  // namespace detail
+
+template <class Number>
+class ReferenceTraining : public detail::LoopTraining<ReferenceBackend<Number>> {
+ public:
+  using Scalar = Number;
+  using detail::LoopTraining<ReferenceBackend<Number>>::LoopTraining;
+};
+
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

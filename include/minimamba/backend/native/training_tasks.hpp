@@ -1,6 +1,6 @@
 // What the native kernels of training are called with: see backend/native/tasks.hpp.
-#ifndef MINIMAMBA_TRAIN_NATIVE_TASKS_HPP
-#define MINIMAMBA_TRAIN_NATIVE_TASKS_HPP
+#ifndef MINIMAMBA_BACKEND_NATIVE_TRAINING_TASKS_HPP
+#define MINIMAMBA_BACKEND_NATIVE_TRAINING_TASKS_HPP
 
 #include <cstddef>
 

@@ -1,7 +1,7 @@
 // EigenTraining: the Eigen backend and the backward of its kernels. Products and optimising go through Eigen, the scan
-// over strips of channels; what costs little is the loops of train/loops.hpp.
-#ifndef MINIMAMBA_TRAIN_EIGEN_HPP
-#define MINIMAMBA_TRAIN_EIGEN_HPP
+// over strips of channels; what costs little is the loops of reference_training.hpp.
+#ifndef MINIMAMBA_BACKEND_EIGEN_TRAINING_HPP
+#define MINIMAMBA_BACKEND_EIGEN_TRAINING_HPP
 
 #include <Eigen/Core>
 
@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "minimamba/backend/eigen.hpp"
-#include "minimamba/train/loops.hpp"
+#include "minimamba/backend/reference_training.hpp"
 
 #include "minimamba/core/isa.hpp"
 

@@ -5,8 +5,8 @@
 // A gradient has the shape of what it belongs to: d_x is the derivative of the loss by x. Gradients of parameters are
 // added to, so that several calls accumulate; those of activations are overwritten. Gradients of a state are read as
 // that of the final state and left as that of the initial one: pass them from the last call of a sequence to the first.
-#ifndef MINIMAMBA_TRAIN_CONCEPT_HPP
-#define MINIMAMBA_TRAIN_CONCEPT_HPP
+#ifndef MINIMAMBA_BACKEND_TRAINING_CONCEPT_HPP
+#define MINIMAMBA_BACKEND_TRAINING_CONCEPT_HPP
 
 #include <concepts>
 #include <cstddef>

@@ -1,8 +1,8 @@
 // NativeTraining: the native backend and the backward of each of its kernels. Gradients and moments lie in panels as
 // the weights do, so optimising is one pass over memory. Work is divided by outputs, never by the terms of a sum, and
 // sums over channels go by groups of a fixed size: so threads change no bit.
-#ifndef MINIMAMBA_TRAIN_NATIVE_HPP
-#define MINIMAMBA_TRAIN_NATIVE_HPP
+#ifndef MINIMAMBA_BACKEND_NATIVE_TRAINING_HPP
+#define MINIMAMBA_BACKEND_NATIVE_TRAINING_HPP
 
 #include <algorithm>
 #include <cassert>
@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "minimamba/backend/native.hpp"
-#include "minimamba/train/concept.hpp"
-#include "minimamba/train/host_training.hpp"
-#include "minimamba/train/native/targets.hpp"
+#include "minimamba/backend/training_concept.hpp"
+#include "minimamba/backend/host_training.hpp"
+#include "minimamba/backend/native/training_targets.hpp"
 
 #include "minimamba/core/isa.hpp"
 

@@ -1,7 +1,7 @@
 // The half of training that every backend on this processor may share: plain loops over numbers, and what is made of
 // the kernels of inference. A backend puts its own in place of those that cost it time.
-#ifndef MINIMAMBA_TRAIN_HOST_TRAINING_HPP
-#define MINIMAMBA_TRAIN_HOST_TRAINING_HPP
+#ifndef MINIMAMBA_BACKEND_HOST_TRAINING_HPP
+#define MINIMAMBA_BACKEND_HOST_TRAINING_HPP
 
 #include <algorithm>
 #include <cassert>
@@ -12,7 +12,7 @@
 
 #include "minimamba/backend/host_memory.hpp"
 #include "minimamba/backend/host_kernels.hpp"
-#include "minimamba/train/concept.hpp"
+#include "minimamba/backend/training_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
 
