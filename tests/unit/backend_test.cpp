@@ -169,7 +169,7 @@ TYPED_TEST(Backend, NormsRowsThatAreNotFiniteAsTheEquationDoes) {
         if (j == place || std::isnan(bad)) {
           EXPECT_TRUE(std::isnan(y(0, j)));
         } else {
-          EXPECT_EQ(y(0, j), 0);
+          EXPECT_EQ(y(0, j), Scalar(0));
         }
       }
     }
