@@ -54,6 +54,12 @@ class Device {
     return aliases_.back().begin;
   }
 
+  /// The address that stands for real memory of the device.
+  template <class T>
+  T* address_of(T* real) const {
+    return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(real) - size);
+  }
+
   /// What is asked for is done when something is downloaded, and not before.
   void later(std::function<void()> work) { queue_.push_back(std::move(work)); }
   void finish() {
@@ -305,10 +311,16 @@ class PoisonTraining : public PoisonBackend<Number> {
 
   static View<Scalar> numbers(Weights& matrix) {
     const View<Scalar> all = reference().numbers(*matrix.hidden_);
+    if (Device::get().holds(all.data())) return {Device::get().address_of(all.data()), 1, all.cols()};
     const std::byte* const there = Device::get().alias(all.data(), all.cols() * sizeof(Scalar));
     return {reinterpret_cast<Scalar*>(const_cast<std::byte*>(there)), 1, all.cols()};
   }
   static View<const Scalar> numbers(const Weights& matrix) { return numbers(const_cast<Weights&>(matrix)); }
+
+  static std::size_t matrix_size(std::size_t rows, std::size_t cols) { return reference().matrix_size(rows, cols); }
+  static Weights matrix_over(std::size_t rows, std::size_t cols, Scalar* memory) {
+    return Weights(reference().matrix_over(rows, cols, real(memory)));
+  }
 
   void matmul_backward_input(View<const Scalar> d_y, const Weights& weight, View<Scalar> d_x) const {
     later([d_y = real(d_y), hidden = weight.hidden_, d_x = real(d_x)] {

@@ -27,6 +27,7 @@ struct Kind {
   using Mixer = minimamba::S6<ScalarType, BackendTemplate>;
   using Block = minimamba::MambaBlock<ScalarType, BackendTemplate>;
   using Model = minimamba::Mamba<ScalarType, BackendTemplate>;
+  using Backbone = minimamba::MambaModel<ScalarType, BackendTemplate>;
   template <class Weight>
   using ModelOf = minimamba::Mamba<ScalarType, BackendTemplate, Weight>;
   /// Backends that promise the same bits however a sequence is split; the others promise a tolerance.

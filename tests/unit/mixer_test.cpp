@@ -177,7 +177,7 @@ TEST(AMixerOfOnesOwn, Trains) {
   Tape<Trained> tape(model, {.chunk = 4});
   tape.forward(model, tokens, cache);
   tape.backward(model, targets, gradients);
-  const auto slopes = support::parameters(gradients);
+  const auto slopes = support::parameters_of(gradients);
   constexpr double step = 1e-5;
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {

@@ -67,17 +67,21 @@ class HostMatrix {
 
   HostMatrix() = default;
   HostMatrix(std::size_t rows, std::size_t cols)
-      : rows_(rows), cols_(cols), row_blocks_(blocks_in<W>(cols)), blocks_(rows * row_blocks_) {}
+      : rows_(rows), cols_(cols), row_blocks_(blocks_in<W>(cols)), own_(rows * row_blocks_), blocks_(own_.data()) {}
+  /// In memory of somebody else, who keeps it alive: rows * blocks_in<W>(cols) blocks.
+  HostMatrix(std::size_t rows, std::size_t cols, Block* memory)
+      : rows_(rows), cols_(cols), row_blocks_(blocks_in<W>(cols)), blocks_(memory) {}
 
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }
-  std::size_t bytes() const { return blocks_.size() * sizeof(Block); }
-  Block* row(std::size_t i) { return blocks_.data() + i * row_blocks_; }
-  const Block* row(std::size_t i) const { return blocks_.data() + i * row_blocks_; }
+  std::size_t bytes() const { return rows_ * row_blocks_ * sizeof(Block); }
+  Block* row(std::size_t i) { return blocks_ + i * row_blocks_; }
+  const Block* row(std::size_t i) const { return blocks_ + i * row_blocks_; }
 
  private:
   std::size_t rows_ = 0, cols_ = 0, row_blocks_ = 0;
-  HostBuffer<Block> blocks_;
+  HostBuffer<Block> own_;
+  Block* blocks_ = nullptr;  // in own_, or elsewhere
 };
 
 namespace detail {

@@ -30,6 +30,11 @@ class HostTraining : public Inference {
     return {matrix.row(0), 1, matrix.rows() * matrix.cols()};
   }
 
+  static std::size_t matrix_size(std::size_t rows, std::size_t cols) { return rows * cols; }
+  static HostMatrix<Scalar> matrix_over(std::size_t rows, std::size_t cols, Scalar* memory) {
+    return HostMatrix<Scalar>(rows, cols, memory);
+  }
+
   void embed_backward(View<const std::int32_t> tokens, View<const Scalar> d_y, HostMatrix<Scalar>& d_weight) const {
     assert(tokens.cols() == d_y.rows() && d_weight.cols() == d_y.cols());
     for (std::size_t i = 0; i < d_y.rows(); ++i) {

@@ -49,6 +49,13 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     return {matrix.row(0), 1, matrix.bytes() / sizeof(Scalar)};
   }
 
+  static std::size_t matrix_size(std::size_t rows, std::size_t cols) {
+    return ceil(rows, native::panel) * native::panel * cols;
+  }
+  static PanelMatrix<Scalar> matrix_over(std::size_t rows, std::size_t cols, Scalar* memory) {
+    return PanelMatrix<Scalar>(rows, cols, memory);
+  }
+
   void matmul_backward_input(View<const Scalar> d_y, const PanelMatrix<Scalar>& weight, View<Scalar> d_x) const {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
     const std::size_t tile = training_kernels().tile, panels = ceil(weight.cols(), native::panel);

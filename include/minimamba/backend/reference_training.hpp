@@ -1,6 +1,6 @@
 // ReferenceTraining: the reference backend and the backward of each of its kernels, as plain loops in the order of the
-// equations of training_concept.hpp. Every other backend is compared with it. The loops may stand on any backend of this
-// processor whose weights lie in rows; they run on one thread, and sums are carried in double.
+// equations of training_concept.hpp. Every other backend is compared with it. The loops may stand on any backend of
+// this processor whose weights lie in rows; they run on one thread, and sums are carried in double.
 #ifndef MINIMAMBA_BACKEND_REFERENCE_TRAINING_HPP
 #define MINIMAMBA_BACKEND_REFERENCE_TRAINING_HPP
 

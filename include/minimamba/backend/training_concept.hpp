@@ -168,12 +168,17 @@ struct AdamWArguments {
 
 /// numbers: all that a matrix holds as one row, in the order in which it lies in memory, which is the same for all
 /// matrices of one shape: what is done element by element needs no other. What fills up its blocks is zero and stays
-/// so. sum_of_squares: sum = the sum of x[i,j]^2, of which the bits do not depend on the threads; sum [1, 1].
+/// so. matrix_over: a matrix in matrix_size(rows, cols) numbers of a buffer, all zero, that somebody else keeps alive;
+/// they begin at a multiple of 64 bytes. sum_of_squares: sum = the sum of x[i,j]^2, of which the bits do not depend on
+/// the threads; sum [1, 1].
 template <class B>
 concept HasOptimizer = requires(const B& backend, typename B::template Matrix<typename B::Scalar>& matrix,
                                 const typename B::template Matrix<typename B::Scalar>& constant,
                                 View<const typename B::Scalar> x, View<typename B::Scalar> y, View<double> sum,
-                                const AdamWArguments<typename B::Scalar>& step) {
+                                const AdamWArguments<typename B::Scalar>& step, std::size_t size,
+                                typename B::Scalar* memory) {
+  { backend.matrix_size(size, size) } -> std::same_as<std::size_t>;
+  matrix = backend.matrix_over(size, size, memory);
   { backend.numbers(matrix) } -> std::same_as<View<typename B::Scalar>>;
   { backend.numbers(constant) } -> std::same_as<View<const typename B::Scalar>>;
   backend.sum_of_squares(x, sum);
@@ -188,15 +193,23 @@ concept TrainingBackend = InferenceBackend<B> && HasMatmulBackward<B> && HasElem
 
 namespace detail {
 
+template <class Model>
+inline constexpr bool trains_its_weights = [] {
+  if constexpr (requires { typename Model::WeightType; }) {
+    return std::is_same_v<typename Model::WeightType, typename Model::ScalarType>;
+  }
+  return true;
+}();
+
 /// What all that train ask of a model beyond inference: in a class that is made once, and spelled out, so that
 /// compilers say once, and in few words, which kernel its backend lacks. To name its Type makes clang stop there.
 template <class Model>
 struct Trainable {
   using Type = Model;
-  using Backend = typename Model::BackendType;
+  using Backend = std::remove_cvref_t<decltype(std::declval<const Model&>().backend())>;
   static_assert(HasMatmulBackward<Backend> && HasElementwiseBackward<Backend> && HasRmsNormBackward<Backend>);
   static_assert(HasMixerBackward<Backend> && HasCrossEntropy<Backend> && HasOptimizer<Backend>);
-  static_assert(std::is_same_v<typename Model::WeightType, typename Model::ScalarType>);
+  static_assert(trains_its_weights<Model>, "only weights in Scalar can be trained");
 };
 
 }  // namespace detail

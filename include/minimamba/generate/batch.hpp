@@ -30,8 +30,8 @@ namespace detail {
 template <class Model>
 class BatchGeneration {
  public:
-  using Cache = typename Model::Cache;
-  using Scalar = typename Model::ScalarType;
+  using Cache = typename detail::ModelOfLanguage<Model>::Type::Cache;
+  using Scalar = ScalarOf<Model>;
   using Prompts = std::vector<std::vector<std::int32_t>>;
 
   BatchGeneration(const Model& model, Cache& cache, const Prompts& prompts, const GenerateOptions& options)
@@ -40,7 +40,7 @@ class BatchGeneration {
         options_(options),
         rows_(prompts.size()),
         next_(prompts.size()),
-        logits_(model.embedding.weight.rows()) {
+        logits_(detail::vocabulary_of(model)) {
     if (prompts.size() != cache.batch()) {
       throw ArgumentError("prompts", std::to_string(cache.batch()) + " of them, one for each slot of the cache",
                           std::to_string(prompts.size()));

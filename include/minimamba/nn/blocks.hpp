@@ -1,5 +1,5 @@
-// What models of blocks share: how several sequences of unequal lengths pass through the blocks, some rows at a time,
-// and what belongs to all blocks together.
+// What models of blocks share (MambaModel and Mamba): how several sequences of unequal lengths pass through the blocks,
+// some rows at a time, and what belongs to all blocks together.
 #ifndef MINIMAMBA_NN_BLOCKS_HPP
 #define MINIMAMBA_NN_BLOCKS_HPP
 
@@ -22,10 +22,12 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Chooses the next rows of runs of which read[i] tokens have been read: about as many of each that has any left, in
-/// the order of the runs. owners[s] is the run of segment s. Nothing is chosen once all is read.
-inline void choose_rows(std::span<const Run> runs, std::span<const std::size_t> read, std::size_t most,
-                        std::vector<Segment>& segments, std::vector<std::size_t>& owners) {
+/// Chooses the next rows of runs, which have a slot and a length(), of which read[i] have been read: about as many of
+/// each that has any left, in the order of the runs. owners[s] is the run of segment s. Nothing is chosen once all is
+/// read.
+template <class AnyRun>
+void choose_rows(std::span<const AnyRun> runs, std::size_t most, std::span<const std::size_t> read,
+                 std::vector<Segment>& segments, std::vector<std::size_t>& owners) {
   segments.clear();
   owners.clear();
   for (std::size_t i = 0; i < runs.size(); ++i) {
@@ -47,6 +49,38 @@ inline void choose_rows(std::span<const Run> runs, std::span<const std::size_t> 
   }
   for (std::size_t s = 1; s < segments.size(); ++s) {
     segments[s].first = segments[s - 1].first + segments[s - 1].length;
+  }
+}
+
+/// Calls body(first row, count, place) for chosen rows that stay neighbours among the results of a call, which has one
+/// for each token, run by run: they belong at `place`.
+template <class AnyRun, class Work, class Body>
+void for_each_place(std::span<const AnyRun> runs, const Work& work, Body&& body) {
+  std::size_t begin = 0, end = 0, place = 0, first = 0, run = 0;  // first: of the results of `run`
+  for (std::size_t s = 0; s < work.segments.size(); ++s) {
+    for (; run < work.owners[s]; ++run) first += runs[run].length();
+    const std::size_t wanted = first + work.read[run];
+    if (wanted != place + (end - begin)) {
+      if (begin < end) body(begin, end - begin, place);
+      begin = end;
+      place = wanted;
+    }
+    end += work.segments[s].length;
+  }
+  if (begin < end) body(begin, end - begin, place);
+}
+
+/// Calls body(row, place) for the chosen row that is the last of a run, for each run that is through: it belongs at
+/// `place` among those of all runs that have any rows.
+template <class AnyRun, class Work, class Body>
+void for_each_last(std::span<const AnyRun> runs, const Work& work, Body&& body) {
+  std::size_t place = 0, run = 0;
+  for (std::size_t s = 0; s < work.segments.size(); ++s) {
+    for (; run < work.owners[s]; ++run) {
+      if (runs[run].length() > 0) ++place;
+    }
+    const Segment& segment = work.segments[s];
+    if (work.read[run] + segment.length == runs[run].length()) body(segment.first + segment.length - 1, place);
   }
 }
 
@@ -76,7 +110,19 @@ struct Blocks {
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
   using MixerType = Mixer<Scalar, Backend, Weight>;
   using Cache = InferenceCache<Scalar, Backend>;
+  using Work = Workspace<Backend<Scalar>>;
   using Layers = std::vector<Block>;
+
+  /// A call that reads runs: anything with a slot and a length(), in rows.
+  template <class AnyRun>
+  struct Call {
+    const Layers& layers;
+    std::span<const AnyRun> runs;
+    Cache& cache;
+    Work& work;
+    std::size_t rows = 0, filled = 0;  // of all runs; runs that have any
+    std::size_t at_once = 0;           // rows that pass together, at most
+  };
 
   MambaConfig config;  // resolved
   Backend<Scalar> backend;
@@ -128,19 +174,108 @@ struct Blocks {
     }
   }
 
-  /// Makes room for calls of up to `rows` rows: whoever runs out of memory then keeps a whole cache.
-  void reserve_rows(const Layers& layers, std::size_t rows, Workspace<Backend<Scalar>>& work) const {
+  /// As many tokens, or rows of inputs, for each slot as of the others: run i is slot i's, part(first, count).
+  template <class AnyRun, class Part>
+  static std::span<const AnyRun> uniform_runs(std::size_t rows, std::size_t batch, std::vector<AnyRun>& runs,
+                                              Part&& part) {
+    runs.resize(batch);
+    for (std::size_t slot = 0; slot < batch; ++slot) runs[slot] = {slot, part(slot * (rows / batch), rows / batch)};
+    return runs;
+  }
+  /// Throws ArgumentError for a slot that the cache does not have, or that two runs name.
+  template <class AnyRun>
+  static void check_slots(std::span<const AnyRun> runs, const Cache& cache, std::vector<bool>& named) {
+    named.assign(cache.batch(), false);
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const std::size_t slot = runs[i].slot;
+      if (slot >= cache.batch() || named[slot]) {
+        throw ArgumentError("runs[" + std::to_string(i) + "].slot",
+                            slot < cache.batch() ? "each slot once" : "a slot below " + std::to_string(cache.batch()),
+                            std::to_string(slot));
+      }
+      named[slot] = true;
+    }
+  }
+
+  /// Makes room for a call, all that it takes before the first layer changes its state: whoever runs out of memory then
+  /// keeps a whole cache.
+  template <class AnyRun>
+  Call<AnyRun> prepare(const Layers& layers, std::span<const AnyRun> runs, Cache& cache, Work& work) const {
+    Call<AnyRun> call{layers, runs, cache, work};
+    for (const AnyRun& run : runs) {
+      call.rows += run.length();
+      if (run.length() > 0) ++call.filled;
+    }
+    call.at_once = std::min(call.rows, std::max(BackendTraits<Backend<Scalar>>::rows_at_once, call.filled));
+    if (call.rows == 0) return call;
+    if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(call));
     const auto width = static_cast<std::size_t>(config.d_model);
-    work.x.reserve(backend, rows, width);
-    work.out.reserve(backend, rows, width);
-    work.block.reserve(backend, widths, rows);
-    if constexpr (requires(const MixerType& mixer) { mixer.reserve(backend, rows); }) {
-      layers.front().mixer.reserve(backend, rows);  // the others have the same shapes
+    work.read.assign(runs.size(), 0);
+    work.segments.reserve(call.filled);
+    work.owners.reserve(call.filled);
+    work.kept.reserve(layout.parts().size());
+    work.x.reserve(backend, call.at_once, width);
+    work.out.reserve(backend, std::max(call.at_once, call.filled), width);
+    work.block.reserve(backend, widths, call.at_once);
+    if constexpr (requires(const MixerType& mixer) { mixer.reserve(backend, width); }) {
+      layers.front().mixer.reserve(backend, call.at_once);  // the others have the same shapes
+    }
+    return call;
+  }
+
+  /// Reads the runs of a call that is prepared, some rows at a time: feed(x) fills the residual stream of the chosen
+  /// segments, sink(x) takes it behind the blocks, and finish() is called after all of them. If a kernel throws, the
+  /// cache is as it was.
+  template <class AnyRun, class Feed, class Sink, class Finish>
+  void read(const Call<AnyRun>& call, Feed&& feed, Sink&& sink, Finish&& finish) const {
+    Work& work = call.work;
+    StateKeeper<Cache> keeper(call.cache, BackendTraits<Backend<Scalar>>::kernels_allocate && call.rows > 1);
+    work.read.assign(call.runs.size(), 0);
+    while (choose(call)) {
+      const View<Scalar> x = work.x(rows_of(work.segments));
+      feed(x);
+      run(call.layers, x.rows(), call.cache, work);
+      sink(x);
+      note_kept(call.cache, work);
+      note_read(work);
+    }
+    finish();
+    for (const AnyRun& run : call.runs) call.cache.advance_slot(run.slot, run.length());
+    keeper.release();
+  }
+
+ private:
+  template <class AnyRun>
+  static bool choose(const Call<AnyRun>& call) {
+    choose_rows(call.runs, call.at_once, call.work.read, call.work.segments, call.work.owners);
+    return !call.work.segments.empty();
+  }
+  static void note_read(Work& work) {
+    for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
+  }
+
+  /// How many states a call keeps, by a rehearsal of its chunks.
+  template <class AnyRun>
+  static std::size_t count_kept(const Call<AnyRun>& call) {
+    std::size_t count = 0;
+    for (call.work.read.assign(call.runs.size(), 0); choose(call); note_read(call.work)) {
+      count += chunks_of(call.work.segments, call.cache.keeps_every());
+    }
+    return count;
+  }
+  static void note_kept(Cache& cache, const Work& work) {
+    const std::size_t every = cache.keeps_every();
+    for (std::size_t s = 0; every > 0 && s < work.segments.size(); ++s) {
+      const Segment& segment = work.segments[s];
+      const std::int64_t begin = cache.position(segment.slot) + static_cast<std::int64_t>(work.read[work.owners[s]]);
+      for (std::size_t k = 0; k < chunks_of(segment.length, every); ++k) {
+        cache.note_kept(segment.slot, begin + static_cast<std::int64_t>(k * every));
+      }
     }
   }
 
   /// The residual stream work.x through all blocks, which leave what they remember in the cache.
-  void run(const Layers& layers, std::size_t rows, Cache& cache, Workspace<Backend<Scalar>>& work) const {
+  void run(const Layers& layers, std::size_t rows, Cache& cache, Work& work) const {
     work.kept.clear();
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
       if (cache.keeps_every() > 0) cache.kept_of(layer, work.kept);

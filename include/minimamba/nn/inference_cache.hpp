@@ -24,6 +24,7 @@ namespace minimamba::inline MINIMAMBA_ISA {
 template <class Scalar = float, template <class> class Backend = NativeBackend>
 class InferenceCache {
  public:
+  using ScalarType = Scalar;
   static constexpr std::int64_t largest_batch = 1 << 20;
 
   /// A cache at position 0, all states zero. Throws ArgumentError unless batch is from 1 to largest_batch.

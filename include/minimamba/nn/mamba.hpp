@@ -63,6 +63,9 @@ class Mamba {
     return copy;
   }
 
+  /// The same parameters by name and shape, without memory.
+  Mamba shapes() const { return shapes_only(config(), backend()); }
+
   const MambaConfig& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }
 
@@ -115,18 +118,18 @@ class Mamba {
   }
   template <RangeOfRuns Runs>
   View<const Scalar> forward(const Runs& runs, Cache& cache, WorkspaceType& work) const {
-    check_runs(runs, cache, work.named);
+    check_runs(runs, cache, work);
     return read(runs, cache, work, true);
   }
   template <RangeOfRuns Runs>
   View<const Scalar> forward_last(const Runs& runs, Cache& cache, WorkspaceType& work) const {
-    check_runs(runs, cache, work.named);
+    check_runs(runs, cache, work);
     return read(runs, cache, work, false);
   }
 
   /// Refuses what forward refuses. Throws ArgumentError.
   void check(std::span<const std::int32_t> tokens, const Cache& cache) const {
-    blocks_.check_cache(layers, cache);
+    check_cache(cache);
     if (tokens.size() % cache.batch() != 0) {
       throw ArgumentError("tokens", "a multiple of the batch, " + std::to_string(cache.batch()),
                           std::to_string(tokens.size()));
@@ -134,6 +137,9 @@ class Mamba {
     check_tokens(tokens);
     check_derived();
   }
+
+  /// Throws ArgumentError for a cache of a model of another shape.
+  void check_cache(const Cache& cache) const { blocks_.check_cache(layers, cache); }
 
   /// Throws ArgumentError for a token id outside [0, vocab_size).
   void check_tokens(std::span<const std::int32_t> tokens) const {
@@ -185,87 +191,34 @@ class Mamba {
   std::span<const Run> uniform_runs(std::span<const std::int32_t> tokens, const Cache& cache,
                                     WorkspaceType& work) const {
     check(tokens, cache);
-    const std::size_t length = tokens.size() / cache.batch();
-    work.runs.resize(cache.batch());
-    for (std::size_t slot = 0; slot < cache.batch(); ++slot) {
-      work.runs[slot] = {slot, tokens.subspan(slot * length, length)};
-    }
-    return work.runs;
+    return Blocks::uniform_runs(tokens.size(), cache.batch(), work.runs,
+                                [&](std::size_t first, std::size_t count) { return tokens.subspan(first, count); });
   }
 
-  void check_runs(std::span<const Run> runs, const Cache& cache, std::vector<bool>& named) const {
-    blocks_.check_cache(layers, cache);
-    named.assign(cache.batch(), false);
-    for (std::size_t i = 0; i < runs.size(); ++i) {
-      const std::size_t slot = runs[i].slot;
-      if (slot >= cache.batch() || named[slot]) {
-        throw ArgumentError("runs[" + std::to_string(i) + "].slot",
-                            slot < cache.batch() ? "each slot once" : "a slot below " + std::to_string(cache.batch()),
-                            std::to_string(slot));
-      }
-      named[slot] = true;
-      check_tokens(runs[i].tokens);
-    }
+  void check_runs(std::span<const Run> runs, const Cache& cache, WorkspaceType& work) const {
+    check_cache(cache);
+    Blocks::check_slots(runs, cache, work.named);
+    for (const Run& run : runs) check_tokens(run.tokens);
     check_derived();
   }
 
   View<const Scalar> read(std::span<const Run> runs, Cache& cache, WorkspaceType& work, bool every_token) const {
-    std::size_t total = 0, filled = 0;  // tokens, and runs that have any
-    for (const Run& run : runs) {
-      total += run.length();
-      if (run.length() > 0) ++filled;
-    }
-    const std::size_t vocabulary = embedding.weight.rows(), answers = every_token ? total : filled;
-    if (total == 0) return {nullptr, 0, vocabulary};
-    const std::size_t most = BackendTraits<BackendType>::rows_at_once, rows = std::min(total, std::max(most, filled));
-    // All memory is there before the first layer changes its state: whoever runs out of it keeps a whole cache.
-    if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(runs, cache.keeps_every(), work));
-    work.read.assign(runs.size(), 0);
-    work.tokens.reserve(rows);
-    work.segments.reserve(filled);
-    work.owners.reserve(filled);
-    work.kept.reserve(blocks_.layout.parts().size());
-    work.ids.reserve(backend(), 1, rows);
-    blocks_.reserve_rows(layers, rows, work);
-    if (!every_token) work.last.reserve(backend(), filled, size(config().d_model));
+    const auto call = blocks_.prepare(layers, runs, cache, work);
+    const std::size_t vocabulary = embedding.weight.rows(), answers = every_token ? call.rows : call.filled;
+    if (call.rows == 0) return {nullptr, 0, vocabulary};
+    work.tokens.reserve(call.at_once);
+    work.ids.reserve(backend(), 1, call.at_once);
+    if (!every_token) work.last.reserve(backend(), call.filled, size(config().d_model));
     reserve_logits(answers, work);
-    detail::reserve_matmul(backend(), std::max(rows, filled), head().packed());
-    detail::StateKeeper<Cache> keeper(cache, BackendTraits<BackendType>::kernels_allocate && total > 1);
-    for (;;) {
-      detail::choose_rows(runs, work.read, most, work.segments, work.owners);
-      if (work.segments.empty()) break;
-      read_segments(runs, cache, work);
-      every_token ? head_of_all(runs, work.logits(answers), work) : take_last(runs, work.last(filled), work);
-      note_kept(cache, work);
-      for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
-    }
-    const View<Scalar> logits = work.logits(answers);
-    if (!every_token) head_of_rows(work.last(filled), logits, work);
-    for (const Run& run : runs) cache.advance_slot(run.slot, run.length());
-    keeper.release();
+    detail::reserve_matmul(backend(), std::max(call.at_once, call.filled), head().packed());
+    const View<Scalar> logits = work.logits(answers), last = every_token ? View<Scalar>() : work.last(call.filled);
+    blocks_.read(
+        call, [&](View<Scalar> x) { embed_chosen(runs, x, work); },
+        [&](View<Scalar> x) { every_token ? head_of_all(runs, x, logits, work) : take_last(runs, x, last, work); },
+        [&] {
+          if (!every_token) head_of_rows(last, work.out(last.rows()), logits);
+        });
     return logits;
-  }
-
-  /// How many states a call keeps, by a rehearsal of its chunks.
-  std::size_t count_kept(std::span<const Run> runs, std::size_t every, WorkspaceType& work) const {
-    std::size_t count = 0;
-    work.read.assign(runs.size(), 0);
-    for (;;) {
-      detail::choose_rows(runs, work.read, BackendTraits<BackendType>::rows_at_once, work.segments, work.owners);
-      if (work.segments.empty()) return count;
-      count += detail::chunks_of(work.segments, every);
-      for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
-    }
-  }
-  void note_kept(Cache& cache, const WorkspaceType& work) const {
-    const std::size_t every = cache.keeps_every();
-    for (std::size_t s = 0; every > 0 && s < work.segments.size(); ++s) {
-      const Segment& segment = work.segments[s];
-      const std::int64_t begin = cache.position(segment.slot) + static_cast<std::int64_t>(work.read[work.owners[s]]);
-      for (std::size_t k = 0; k < detail::chunks_of(segment.length, every); ++k) {
-        cache.note_kept(segment.slot, begin + static_cast<std::int64_t>(k * every));
-      }
-    }
   }
 
   /// Logits of more rows than pass at once go when fewer are asked for: they may be most of what a cache costs.
@@ -275,63 +228,36 @@ class Mamba {
     work.logits.reserve(backend(), rows, vocabulary);
   }
 
-  /// The chosen rows through the blocks; the residual stream is left in work.x.
-  void read_segments(std::span<const Run> runs, Cache& cache, WorkspaceType& work) const {
+  void embed_chosen(std::span<const Run> runs, View<Scalar> x, WorkspaceType& work) const {
     work.tokens.clear();
     for (std::size_t s = 0; s < work.segments.size(); ++s) {
       const std::size_t run = work.owners[s];
       const auto part = runs[run].tokens.subspan(work.read[run], work.segments[s].length);
       work.tokens.insert(work.tokens.end(), part.begin(), part.end());
     }
-    const View<Scalar> x = work.x(work.tokens.size());
     embedding.forward(backend(), work.ids.upload(backend(), work.tokens), x);
-    blocks_.run(layers, x.rows(), cache, work);
   }
 
-  /// Logits of the chosen rows, which lie where those of their runs belong: one product for rows that stay neighbours.
-  void head_of_all(std::span<const Run> runs, View<Scalar> logits, WorkspaceType& work) const {
-    const View<Scalar> x = work.x(work.tokens.size()), normed = work.block(x.rows())[0];
+  /// One product for rows whose logits stay neighbours.
+  void head_of_all(std::span<const Run> runs, View<const Scalar> x, View<Scalar> logits, WorkspaceType& work) const {
+    const View<Scalar> normed = work.block(x.rows())[0];
     norm_f.forward(backend(), x, normed);
-    std::size_t begin = 0, end = 0, place = 0;  // rows [begin, end) of the chosen ones belong at `place`
-    const auto flush = [&] {
-      if (begin == end) return;
-      backend().matmul(normed.rows_from(begin, end - begin), head().packed(), logits.rows_from(place, end - begin));
-    };
-    std::size_t first = 0, run = 0;  // of the logits of `run`
-    for (std::size_t s = 0; s < work.segments.size(); ++s) {
-      for (; run < work.owners[s]; ++run) first += runs[run].length();
-      const std::size_t wanted = first + work.read[run];
-      if (wanted != place + (end - begin)) {
-        flush();
-        begin = end;
-        place = wanted;
-      }
-      end += work.segments[s].length;
-    }
-    flush();
+    detail::for_each_place(runs, work, [&](std::size_t first, std::size_t count, std::size_t place) {
+      backend().matmul(normed.rows_from(first, count), head().packed(), logits.rows_from(place, count));
+    });
   }
-
-  /// Keeps the residual stream after the last token of each run that is through.
-  void take_last(std::span<const Run> runs, View<Scalar> last, WorkspaceType& work) const {
-    std::size_t answer = 0, run = 0;  // runs with tokens before `run`
-    for (std::size_t s = 0; s < work.segments.size(); ++s) {
-      for (; run < work.owners[s]; ++run) {
-        if (runs[run].length() > 0) ++answer;
-      }
-      const Segment& segment = work.segments[s];
-      if (work.read[run] + segment.length < runs[run].length()) continue;
-      backend().copy(work.x(work.tokens.size()).rows_from(segment.first + segment.length - 1, 1),
-                     last.rows_from(answer, 1));
-    }
+  void take_last(std::span<const Run> runs, View<const Scalar> x, View<Scalar> last, const WorkspaceType& work) const {
+    detail::for_each_last(runs, work, [&](std::size_t row, std::size_t place) {
+      backend().copy(x.rows_from(row, 1), last.rows_from(place, 1));
+    });
   }
-
-  void head_of_rows(View<const Scalar> x, View<Scalar> logits, WorkspaceType& work) const {
-    const View<Scalar> normed = work.out(x.rows());
+  void head_of_rows(View<const Scalar> x, View<Scalar> normed, View<Scalar> logits) const {
     norm_f.forward(backend(), x, normed);
     backend().matmul(normed, head().packed(), logits);
   }
 
-  detail::Blocks<Scalar, Backend, Weight, Mixer> blocks_;
+  using Blocks = detail::Blocks<Scalar, Backend, Weight, Mixer>;
+  Blocks blocks_;
 };
 
 }  // namespace minimamba

@@ -83,6 +83,15 @@ struct Run {
   std::size_t length() const { return tokens.size(); }
 };
 
+/// Rows of inputs, for models without an embedding, that go on from the state in a slot of a cache.
+template <class Scalar>
+struct InputRun {
+  std::size_t slot = 0;
+  View<const Scalar> inputs = {};  // [L, D], in the backend's memory
+
+  std::size_t length() const { return inputs.rows(); }
+};
+
 /// A span of runs, or what converts to one: std::vector<Run>, std::array.
 template <class Runs>
 concept RangeOfRuns = std::convertible_to<const Runs&, std::span<const Run>>;
@@ -96,12 +105,14 @@ struct Workspace {
   ActivationBuffer<Backend> block;  // [M, each width] what a block computes on the way
   Activation<Backend> last;         // [runs, D] the residual stream after the last token of each run
   Activation<Backend> logits;       // [rows asked for, V]
+  Activation<Backend> outputs;      // [rows asked for, D], of a model without a head
 
   Activation<Backend, std::int32_t> ids;  // [1, M] the same tokens in the backend's memory
 
   std::vector<std::int32_t> tokens;  // of the rows that pass
   std::vector<Segment> segments;
-  std::vector<Run> runs;                                   // of a uniform call
+  std::vector<Run> runs;  // of a uniform call, as the next
+  std::vector<InputRun<typename Backend::Scalar>> input_runs;
   std::vector<std::size_t> read;                           // tokens of each run that are read
   std::vector<std::size_t> owners;                         // the run of each segment
   std::vector<KeptStates<typename Backend::Scalar>> kept;  // of a layer

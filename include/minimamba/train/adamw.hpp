@@ -15,7 +15,8 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
-#include "minimamba/nn/mamba.hpp"
+#include "minimamba/nn/model.hpp"
+#include "minimamba/nn/workspace.hpp"
 #include "minimamba/backend/training_concept.hpp"
 #include "minimamba/train/gradients.hpp"
 
@@ -42,8 +43,8 @@ inline bool decays(const Extents& parameter) { return parameter.shape().size() >
 
 }  // namespace detail
 
-/// The moments of a model's gradient; source: Loshchilov and Hutter, arXiv 1711.05101. The equation is at
-/// AdamWArguments.
+/// The moments of a model's gradient: of a language model, or anything else that is a TrainableModel. Source:
+/// Loshchilov and Hutter, arXiv 1711.05101. The equation is at AdamWArguments.
 template <class Model>
 class AdamW {
  public:
@@ -58,8 +59,8 @@ class AdamW {
   /// rate is not, or for a model or gradients of another shape, and std::bad_alloc; nothing has changed then.
   double step(Model& model, Gradients<Model>& gradients, double rate) {
     if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", detail::number_text(rate));
-    detail::require_shapes(mean_.config(), model, "model");
-    detail::require_shapes(mean_.config(), gradients, "gradients");
+    detail::require_same_parameters(mean_, model, "model");
+    detail::require_same_parameters(mean_, gradients, "gradients");
     return apply(model, gradients, rate, norm_of(gradients, downloaded_squares(gradients)));
   }
 
@@ -92,9 +93,9 @@ class AdamW {
   /// The step itself, with the norm of the gradients.
   double apply(Model& model, Gradients<Model>& gradients, double rate, double norm) {
     const auto kernels = kernels_of_step(model, gradients, rate, norm);
-    model.reserve_derived();
+    if constexpr (requires { model.reserve_derived(); }) model.reserve_derived();
     for (const auto& kernel : kernels) model.backend().adamw(kernel);  // from here on nothing is allocated
-    model.refresh();
+    if constexpr (requires { model.refresh(); }) model.refresh();
     ++steps_;
     return norm;
   }
@@ -110,7 +111,7 @@ class AdamW {
   }
 
  private:
-  using KernelArguments = AdamWArguments<typename Model::ScalarType>;
+  using KernelArguments = AdamWArguments<ScalarOf<Model>>;
 
   /// What the kernel is called with for each parameter: to walk over them allocates their names.
   std::vector<KernelArguments> kernels_of_step(Model& model, Gradients<Model>& gradients, double rate, double norm) {
@@ -163,7 +164,7 @@ class AdamW {
 
   AdamWOptions options_;
   Gradients<Model> mean_, variance_;
-  Activation<typename Model::BackendType, double> squares_;  // [1, parameters]
+  Activation<BackendOf<Model>, double> squares_;  // [1, parameters]
   std::int64_t steps_ = 0;
 };
 

@@ -4,12 +4,18 @@
 //   tape.forward(model, tokens, cache);                          // cache: where the sequences begin, and then end
 //   const Loss loss = tape.backward(model, targets, gradients);  // adds to gradients, which has the shape of the model
 //
+// Of a backbone, or of a language model that is given inputs in place of tokens:
+//
+//   const auto outputs = tape.forward(model, inputs, cache);     // [M, D], as norm_f gives them
+//   tape.backward(model, d_outputs, gradients, {.d_inputs = d_inputs});
+//
 // Sequences may go on from call to call (truncated back-propagation through time): the cache carries their states, and
 // with a tape for each call their gradients go back through BackwardOptions::d_state, from the last call to the first.
 #ifndef MINIMAMBA_TRAIN_TAPE_HPP
 #define MINIMAMBA_TRAIN_TAPE_HPP
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -19,8 +25,10 @@
 #include <vector>
 
 #include "minimamba/nn/mamba.hpp"
+#include "minimamba/nn/mamba_model.hpp"
 #include "minimamba/backend/training_concept.hpp"
 #include "minimamba/train/gradients.hpp"
+#include "minimamba/train/loss.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -32,33 +40,29 @@ struct TapeOptions {
   double dropout = 0;      // probability that an output of a mixer is left out of the residual stream
 };
 
-/// Cross entropy over the tokens that have a target, in nats.
-struct Loss {
-  double sum = 0;
-  std::size_t count = 0;
-
-  double mean() const { return count == 0 ? 0 : sum / static_cast<double>(count); }
-};
-
 template <class Cache>
 struct BackwardOptions {
   std::optional<double> scale = {};  // of the loss's sum; by default 1 / count, which makes it the mean
   Cache* d_state = nullptr;          // the gradient of the final states, which becomes that of the initial ones
+  View<typename Cache::ScalarType> d_inputs = {};  // [M, D], or none: overwritten by that of the first block's input
 };
 
-/// Targets for labels [B, L] that are the tokens themselves: after each token comes the next one of its sequence, and
-/// after the last none. A label may be ignored_target. Throws ArgumentError unless batch divides the labels.
-inline std::vector<std::int32_t> next_token_targets(std::span<const std::int32_t> labels, std::size_t batch = 1) {
-  if (batch == 0 || labels.size() % batch != 0) {
-    throw ArgumentError("labels", "a multiple of the batch, " + std::to_string(batch), std::to_string(labels.size()));
-  }
-  std::vector<std::int32_t> targets(labels.size(), ignored_target);
-  const std::size_t length = labels.size() / batch;
-  for (std::size_t i = 0; i < labels.size(); ++i) {
-    if ((i + 1) % length != 0) targets[i] = labels[i + 1];
-  }
-  return targets;
+namespace detail {
+
+/// Throws ArgumentError unless two models have the same sizes and parts.
+inline void require_sizes(const MambaConfig& expected, const MambaConfig& found, const char* argument) {
+  const auto parts = [](const MambaConfig& c) { return std::array{c.bias, c.conv_bias, c.tie_embeddings}; };
+  if (sizes_of(found) == sizes_of(expected) && parts(found) == parts(expected)) return;
+  const auto text = [&](const MambaConfig& c) {
+    const char* const names[] = {"bias", "conv_bias", "tie_embeddings"};
+    std::string result = sizes_text(c);
+    for (std::size_t i = 0; i < 3; ++i) result += std::string(parts(c)[i] ? ", " : ", no ") + names[i];
+    return result;
+  };
+  throw ArgumentError(argument, "one with " + text(expected), text(found));
 }
+
+}  // namespace detail
 
 /// One model, and batches of any size; memory grows to the largest. One tape serves one thread.
 template <class Model>
@@ -85,20 +89,23 @@ class Tape {
   void forward(const Model& model, std::span<const std::int32_t> tokens, Cache& cache, std::uint64_t seed = 0) {
     model.check(tokens, cache);
     if (tokens.empty()) throw ArgumentError("tokens", "at least one of each sequence", "none");
-    complete_ = false;
+    read_ = Read::nothing;
     reserve(model, cache, tokens.size() / cache.batch());
+    reserve_head(model);
     tokens_.assign(tokens.begin(), tokens.end());
-    config_ = model.config();
-    seed_ = seed;
-    before_->assign(cache);
-    try {
-      run_layers(model, cache);
-    } catch (...) {
-      cache.assign(*before_);
-      throw;
-    }
-    cache.advance(tokens.size() / cache.batch());
-    complete_ = true;
+    walk(model, cache, seed, [&] { model.embedding.forward(backend_, ids_.upload(backend_, tokens_), input(0)); });
+    read_ = Read::tokens;
+  }
+  /// The same of inputs [B L, D] in the backend's memory, which are the first block's. Returns what the last norm makes
+  /// of the last block's output, [B L, D], until the next call of this tape. Throws ArgumentError also for inputs of
+  /// another width.
+  View<const Scalar> forward(const Model& model, View<const Scalar> inputs, Cache& cache, std::uint64_t seed = 0) {
+    check_inputs(model, inputs, cache);
+    read_ = Read::nothing;
+    reserve(model, cache, inputs.rows() / cache.batch());
+    walk(model, cache, seed, [&] { backend_.copy(inputs, input(0)); });
+    read_ = Read::inputs;
+    return head_input();
   }
 
   /// The loss of what forward read: targets[i] is the token after tokens[i], or ignored_target. Throws ArgumentError
@@ -128,13 +135,54 @@ class Tape {
   std::size_t backward(const Model& model, std::span<const std::int32_t> targets, Gradients<Model>& gradients,
                        BackwardOptions<Cache> options, View<double> sum) {
     const std::size_t count = check_targets(model, targets);
-    detail::require_shapes(config_, gradients, "gradients");
-    if (options.d_state != nullptr) check_state(model, *options.d_state);
+    check_gradients(model, gradients, options);
     const double scale = options.scale.value_or(1 / static_cast<double>(std::max<std::size_t>(count, 1)));
+    head(model, targets, {.scale = scale, .gradients = &gradients, .sum = sum});
+    walk_back(model, gradients, options);
+    model.embedding.backward(backend_, gradients.embedding, ids_.upload(backend_, tokens_), d_x());
+    return count;
+  }
+  /// Adds the derivative of <d_outputs, outputs> + <d_state, final states> by each parameter, after a forward of
+  /// inputs; d_outputs [B L, D]. Throws ArgumentError as above, and for d_outputs or d_inputs of another shape.
+  void backward(const Model& model, View<const Scalar> d_outputs, GradientsOf<Model> gradients,
+                BackwardOptions<Cache> options = {}) {
+    check_read(model, Read::inputs);
+    check_rows("d_outputs", d_outputs);
+    check_gradients(model, gradients.module, options);
+    backend_.copy(d_outputs, d_activations_(rows())[0]);
+    walk_back(model, gradients.module, options);
+  }
+
+ private:
+  enum class Read { nothing, tokens, inputs };  // what the last forward has read
+
+  /// What a layer's forward leaves for its backward.
+  struct LayerTape {
+    ActivationBuffer<Backend> activations;
+    std::vector<Activation<Backend>> memory;  // of what is kept
+    std::vector<KeptStates<Scalar>> kept;     // for each part of the state
+  };
+
+  template <class Start>
+  void walk(const Model& model, Cache& cache, std::uint64_t seed, Start&& start) {
+    config_ = model.config();
+    seed_ = seed;
+    before_->assign(cache);
+    try {
+      start();
+      run_layers(model, cache);
+    } catch (...) {
+      cache.assign(*before_);
+      throw;
+    }
+    cache.advance(rows() / cache.batch());
+  }
+
+  /// From the gradient of the last norm's output, in d_activations_, to that of the first block's input, in d_x().
+  void walk_back(const Model& model, Model& gradients, const BackwardOptions<Cache>& options) {
     if (options.d_state == nullptr) no_gradient_->reset();
     if (options_.recompute) again_->assign(*before_);
     Cache& d_state = options.d_state == nullptr ? *no_gradient_ : *options.d_state;
-    head(model, targets, {.scale = scale, .gradients = &gradients, .sum = sum});
     model.norm_f.backward(backend_, gradients.norm_f,
                           {.x = input(model.layers.size()), .d_y = d_activations_(rows())[0], .d_x = d_x()});
     for (std::size_t layer = model.layers.size(); layer-- > 0;) {
@@ -154,17 +202,8 @@ class Tape {
                                     .d_state = d_state.state(layer),
                                     .dropout = dropout_of(layer)});
     }
-    model.embedding.backward(backend_, gradients.embedding, ids_.upload(backend_, tokens_), d_x());
-    return count;
+    if (!options.d_inputs.empty()) backend_.copy(d_x(), options.d_inputs);
   }
-
- private:
-  /// What a layer's forward leaves for its backward.
-  struct LayerTape {
-    ActivationBuffer<Backend> activations;
-    std::vector<Activation<Backend>> memory;  // of what is kept
-    std::vector<KeptStates<Scalar>> kept;     // for each part of the state
-  };
 
   void reserve(const Model& model, const Cache& cache, std::size_t length) {
     const std::size_t n_layer = model.layers.size(), D = model.norm_f.weight.cols();
@@ -180,16 +219,19 @@ class Tape {
     d_activations_.reserve(backend_, widths, rows());
     scratch_.reserve(backend_, 1, Model::MixerType::backward_scratch(model.config()));
     for (Activation<Backend>* x : {&head_input_, &d_x_, &d_out_}) x->reserve(backend_, rows(), D);
-    logits_.reserve(backend_, head_rows(model), model.embedding.weight.rows());
-    ids_.reserve(backend_, 1, rows());
-    targets_.reserve(backend_, 1, rows());
-    sum_.reserve(backend_, 1, 1);
     for (std::optional<Cache>* states : {&before_, &no_gradient_, &again_}) {
       if (states == &again_ && !options_.recompute) continue;
       if (!*states || (*states)->batch() != cache.batch() || (*states)->layout() != cache.layout()) {
         states->emplace(model.make_cache(static_cast<std::int64_t>(cache.batch())));
       }
     }
+  }
+
+  void reserve_head(const Model& model) {
+    logits_.reserve(backend_, head_rows(model), model.embedding.weight.rows());
+    ids_.reserve(backend_, 1, rows());
+    targets_.reserve(backend_, 1, rows());
+    sum_.reserve(backend_, 1, 1);
   }
 
   void reserve_kept(const std::vector<StatePart>& parts, std::size_t length, LayerTape& layer) {
@@ -214,7 +256,6 @@ class Tape {
   }
 
   void run_layers(const Model& model, Cache& cache) {
-    model.embedding.forward(backend_, ids_.upload(backend_, tokens_), input(0));
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
       backend_.copy(input(layer), input(layer + 1));
       run_layer(model, layer, input(layer + 1), cache.state(layer));
@@ -234,16 +275,43 @@ class Tape {
                                            .dropout = dropout_of(layer)});
   }
 
-  void check_state(const Model& model, const Cache& d_state) const {
-    model.check(tokens_, d_state);
-    if (d_state.batch() == segments_.size()) return;
-    throw ArgumentError("d_state", "a batch of " + std::to_string(segments_.size()), std::to_string(d_state.batch()));
+  static void check_inputs(const Model& model, View<const Scalar> inputs, const Cache& cache) {
+    model.check_cache(cache);
+    model.check_derived();
+    const std::size_t D = model.norm_f.weight.cols();
+    if (inputs.rows() == 0 || inputs.rows() % cache.batch() != 0 || inputs.cols() != D) {
+      throw ArgumentError("inputs",
+                          "a multiple of the batch, " + std::to_string(cache.batch()) + ", in rows of " +
+                              std::to_string(D) + " numbers",
+                          std::to_string(inputs.rows()) + " of " + std::to_string(inputs.cols()));
+    }
+  }
+  void check_rows(const char* argument, View<const Scalar> x) const {
+    const std::size_t D = static_cast<std::size_t>(config_.d_model);
+    if (x.rows() == rows() && x.cols() == D) return;
+    throw ArgumentError(argument, std::to_string(rows()) + " rows of " + std::to_string(D) + " numbers",
+                        std::to_string(x.rows()) + " of " + std::to_string(x.cols()));
+  }
+  void check_read(const Model& model, Read read) const {
+    if (read_ == Read::nothing || read_ != read) {
+      throw ArgumentError("Tape", read == Read::tokens ? "one that has read tokens" : "one that has read inputs",
+                          "one that has not");
+    }
+    detail::require_sizes(config_, model.config(), "model");
+    model.check_derived();
+  }
+  void check_gradients(const Model& model, const Model& gradients, const BackwardOptions<Cache>& options) const {
+    detail::require_same_parameters(model, gradients, "gradients");
+    if (!options.d_inputs.empty()) check_rows("d_inputs", options.d_inputs);
+    if (options.d_state == nullptr) return;
+    model.check_cache(*options.d_state);
+    if (options.d_state->batch() == segments_.size()) return;
+    throw ArgumentError("d_state", "a batch of " + std::to_string(segments_.size()),
+                        std::to_string(options.d_state->batch()));
   }
 
   std::size_t check_targets(const Model& model, std::span<const std::int32_t> targets) const {
-    if (!complete_) throw ArgumentError("Tape", "one that has read tokens", "one that has not");
-    detail::require_shapes(config_, model, "model");
-    model.check_derived();
+    check_read(model, Read::tokens);
     if (targets.size() != tokens_.size()) {
       throw ArgumentError("targets", "as many as tokens, " + std::to_string(tokens_.size()),
                           std::to_string(targets.size()));
@@ -304,7 +372,7 @@ class Tape {
   Backend backend_;
   std::vector<Segment> segments_;
   std::uint64_t seed_ = 0;
-  bool complete_ = false;                            // whether forward came to its end
+  Read read_ = Read::nothing;
   MambaConfig config_;                               // of the model that read the tokens
   std::vector<std::int32_t> tokens_;                 // [M]
   std::vector<Activation<Backend>> inputs_;          // [M, D], the residual stream before each layer, and the last norm
