@@ -26,12 +26,10 @@ HostMatrix<Scalar> random_inputs(std::size_t rows, std::size_t cols, std::uint64
 template <class K>
 class Backbone : public support::KernelTest<K> {
  public:
-  using Scalar = typename K::Scalar;
-  using Model = typename K::Backbone;
-
   /// Outputs of one sequence that is read in calls of so many rows.
-  static HostMatrix<Scalar> read(const Model& model, HostMatrix<Scalar>& x, const std::vector<std::size_t>& cuts) {
-    HostMatrix<Scalar> all(0, x.cols);
+  static HostMatrix<typename K::Scalar> read(const typename K::Backbone& model, HostMatrix<typename K::Scalar>& x,
+                                             const std::vector<std::size_t>& cuts) {
+    HostMatrix<typename K::Scalar> all(0, x.cols);
     auto cache = model.make_cache();
     std::size_t first = 0;
     for (const std::size_t count : cuts) {

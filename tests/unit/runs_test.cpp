@@ -110,7 +110,7 @@ TEST(RowsThatPassAtOnce, CoverAllRunsAndFavourNone) {
                                               [](std::size_t sum, const OneRun&run) { return sum + run.length(); });
     std::size_t calls = 0;
     for (;; ++calls) {
-      detail::choose_rows(runs, read, most, segments, owners);
+      detail::choose_rows(std::span<const OneRun>(runs), most, read, segments, owners);
       if (segments.empty()) break;
       ASSERT_EQ(segments.size(), owners.size());
       const std::size_t unfinished = segments.size();

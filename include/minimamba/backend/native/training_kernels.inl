@@ -2,7 +2,7 @@
 // kernels.inl.
 
 #include "minimamba/backend/native/training_products.inl"
-#include "minimamba/backend/native/training_mixer.inl"
+#include "minimamba/backend/native/training_scan.inl"
 
 inline Scalar rms_norm_backward(const native::NormBackwardTask<Scalar>& task) {
   Vector squares = splat(0), dots = splat(0);
