@@ -17,6 +17,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "minimamba/backend/host_kernels.hpp"
 #include "minimamba/core/formats.hpp"
@@ -36,7 +39,12 @@ class HostBuffer {
   explicit HostBuffer(std::size_t size) : size_(size) {
     if (size == 0) return;
     if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
-    data_.reset(static_cast<T*>(::operator new(size * sizeof(T), alignment)));
+    const bool large = size * sizeof(T) >= 4 * huge_page;  // smaller ones would be rounded up
+    const std::align_val_t alignment{large ? huge_page : line};
+    data_ = {static_cast<T*>(::operator new(size * sizeof(T), alignment)), Free{alignment}};
+#if defined(__linux__)
+    if (large) ::madvise(data_.get(), size * sizeof(T), MADV_HUGEPAGE);  // a wish: nothing but speed depends on it
+#endif
     std::uninitialized_value_construct_n(data_.get(), size);
   }
   HostBuffer(HostBuffer&& other) noexcept : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
@@ -51,8 +59,9 @@ class HostBuffer {
   std::size_t size() const { return size_; }
 
  private:
-  static constexpr std::align_val_t alignment{64};
+  static constexpr std::size_t line = 64, huge_page = std::size_t{2} << 20;
   struct Free {
+    std::align_val_t alignment{line};
     void operator()(T* pointer) const { ::operator delete(pointer, alignment); }
   };
   std::unique_ptr<T, Free> data_;
