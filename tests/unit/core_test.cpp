@@ -6,10 +6,13 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <span>
+#include <string_view>
 #include <vector>
 
 #include "minimamba/core/config.hpp"
 #include "minimamba/core/formats.hpp"
+#include "minimamba/core/hash.hpp"
 #include "minimamba/core/random.hpp"
 #include "minimamba/core/version.hpp"
 #include "minimamba/core/view.hpp"
@@ -156,6 +159,19 @@ TEST(Error, SaysWhatWhatWasExpectedAndWhatWasFound) {
   EXPECT_EQ(error.subject(), "tokens[3]");
   EXPECT_EQ(error.expected(), "a token id from 0 to 9");
   EXPECT_EQ(error.found(), "12");
+}
+
+TEST(Hash, IsFnv1aOf64Bits) {  // published values
+  const auto of = [](std::string_view text) {
+    detail::Fnv1a hash, of_bytes;
+    hash.add(text);
+    of_bytes.add(std::as_bytes(std::span(text)));
+    EXPECT_EQ(hash.value(), of_bytes.value());
+    return hash.value();
+  };
+  EXPECT_EQ(of(""), 0xCBF29CE484222325U);
+  EXPECT_EQ(of("a"), 0xAF63DC4C8601EC8CU);
+  EXPECT_EQ(of("foobar"), 0x85944171F73967E8U);
 }
 
 TEST(Random, GivesTheSameNumbersEverywhere) {
