@@ -7,21 +7,19 @@
 #define MINIMAMBA_IO_SAFETENSORS_HPP
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
-#include <span>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "minimamba/io/atomic_file.hpp"
+#include "minimamba/io/file.hpp"
 #include "minimamba/io/json.hpp"
+#include "minimamba/io/paths.hpp"
 #include "minimamba/io/tensors.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -157,10 +155,6 @@ inline void check_layout(const std::string& file, std::vector<SafetensorsHeader:
   }
 }
 
-}  // namespace detail
-
-namespace detail {
-
 /// read_safetensors; but the set may hold some of the tensors when this throws.
 inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
   const std::string file = source.name();
@@ -287,113 +281,6 @@ inline void read_sharded_safetensors(const std::filesystem::path& index, TensorS
   const auto open = [&](const std::string& file) { return open_shard(index, file); };
   read_sharded_safetensors(ByteSource::open(index), open, set);
 }
-
-/// Writes a safetensors file tensor by tensor: all are announced first, then their numbers follow in the same order.
-/// The file appears when commit() is called; see AtomicFile. Every call throws FileError when the disk refuses.
-class SafetensorsWriter {
- public:
-  /// Of each tensor, name, dtype and shape are used. Throws ArgumentError for a name that comes twice, a type that is
-  /// no floating-point type, or more than read_safetensors takes.
-  SafetensorsWriter(const std::filesystem::path& path, std::vector<StoredTensor> tensors)
-      : file_(path), tensors_(std::move(tensors)) {
-    const std::string header = lay_out();
-    const std::uint64_t length = header.size();
-    for (StoredTensor& tensor : tensors_) tensor.begin += sizeof(length) + length;
-    file_.write(std::as_bytes(std::span(&length, 1)));
-    file_.write(header);
-  }
-
-  /// Appends numbers to the present tensor, converted to its dtype with one rounding; a full tensor is followed by the
-  /// next. Throws ArgumentError if the tensor was announced with another dtype or fewer numbers.
-  template <class Scalar>
-  void write(std::span<const Scalar> values, DType dtype) {
-    if (values.empty()) return;
-    skip_full();
-    const bool fits = current_ < tensors_.size() && tensors_[current_].dtype == dtype &&
-                      values.size() <= tensors_[current_].size() - written_;
-    if (!fits) {
-      throw ArgumentError(subject(), "no more than was announced",
-                          std::to_string(values.size()) + " numbers of " + std::string(name_of(dtype)));
-    }
-    file_.seek(tensors_[current_].begin + written_ * bytes_of(dtype));
-    detail::with_float_type(dtype, [&](auto stored) { write_as<decltype(stored)>(values); });
-    written_ += values.size();
-  }
-
-  /// Everything is on the disk, under a temporary name. Throws ArgumentError if numbers are missing.
-  void finish() {
-    skip_full();
-    if (current_ < tensors_.size()) {
-      throw ArgumentError(subject(), std::to_string(tensors_[current_].size()) + " numbers", std::to_string(written_));
-    }
-    file_.finish();
-  }
-  void commit() {
-    finish();
-    file_.commit();
-  }
-  /// What is written to, for commit_together.
-  AtomicFile& file() { return file_; }
-
- private:
-  /// Gives each tensor its place in the data and returns the header. Wider numbers lie before narrower ones, so that
-  /// all are aligned: PyTorch reads no others.
-  std::string lay_out() {
-    if (tensors_.size() > detail::most_tensors) {  // or it could not be read again
-      throw ArgumentError("safetensors", "at most " + std::to_string(detail::most_tensors) + " tensors",
-                          std::to_string(tensors_.size()));
-    }
-    JsonWriter header;
-    header.open('{').key("__metadata__").open('{').key("format").value("pt").close('}');
-    std::uint64_t offset = 0;
-    std::set<std::string> names{"__metadata__"};
-    for (const std::size_t width : {8U, 4U, 2U, 1U}) {
-      for (StoredTensor& tensor : tensors_) {
-        if (bytes_of(tensor.dtype) != width) continue;
-        const bool floating = detail::with_float_type(tensor.dtype, [](auto) {});
-        const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
-        if (!floating || !bytes || tensor.shape.size() > detail::most_dimensions || !names.insert(tensor.name).second) {
-          throw ArgumentError("safetensors: " + detail::printable(tensor.name),
-                              "a floating-point tensor of a possible size and a name of its own",
-                              std::string(name_of(tensor.dtype)) + " " + detail::shape_text(tensor.shape));
-        }
-        tensor.begin = std::exchange(offset, offset + *bytes);
-        header.key(tensor.name).open('{').key("dtype").value(name_of(tensor.dtype)).key("shape").value(tensor.shape);
-        header.key("data_offsets").open('[').value(tensor.begin).value(offset).close(']').close('}');
-      }
-    }
-    std::string text = header.close('}').text();
-    text.append((8 - text.size() % 8) % 8, ' ');
-    return text;
-  }
-
-  void skip_full() {
-    for (; current_ < tensors_.size() && written_ == tensors_[current_].size(); ++current_) written_ = 0;
-  }
-  std::string subject() const {
-    return file_.target().string() + ": " +
-           (current_ < tensors_.size() ? detail::printable(tensors_[current_].name) : "end");
-  }
-
-  template <class Stored, class Scalar>
-  void write_as(std::span<const Scalar> values) {
-    if constexpr (std::is_same_v<Stored, Scalar>) {
-      file_.write(std::as_bytes(values));
-    } else {
-      std::array<Stored, 4096> piece;
-      for (std::size_t done = 0; done < values.size(); done += piece.size()) {
-        const auto part = values.subspan(done, std::min(piece.size(), values.size() - done));
-        std::transform(part.begin(), part.end(), piece.begin(), [](Scalar x) { return static_cast<Stored>(x); });
-        file_.write(std::as_bytes(std::span(piece).first(part.size())));
-      }
-    }
-  }
-
-  AtomicFile file_;
-  std::vector<StoredTensor> tensors_;
-  std::size_t current_ = 0;
-  std::uint64_t written_ = 0;  // numbers of the present tensor
-};
 
 }  // namespace minimamba
 

@@ -20,7 +20,10 @@
 #include <vector>
 
 #include "minimamba/backend/reference.hpp"
+#include "minimamba/io/commit_together.hpp"
+#include "minimamba/io/folders.hpp"
 #include "minimamba/io/load.hpp"
+#include "minimamba/io/safetensors_writer.hpp"
 #include "minimamba/nn/mamba.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -217,39 +220,6 @@ inline const char* torch_name(DType dtype) {
       return "float32";
   }
 }
-
-/// Makes a folder and those above it. Unless they are kept, those that were made go away again.
-class MadeFolders {
- public:
-  explicit MadeFolders(const std::filesystem::path& folder) {
-    std::error_code error, ignored;
-    std::vector<std::filesystem::path> missing;
-    for (auto path = folder; !path.empty() && !std::filesystem::exists(path, ignored); path = path.parent_path()) {
-      missing.push_back(path);
-    }
-    made_.reserve(missing.size());  // so that none that is made can be forgotten
-    for (; !missing.empty() && !error; missing.pop_back()) {
-      if (std::filesystem::create_directory(missing.back(), error)) made_.push_back(std::move(missing.back()));
-    }
-    if (std::filesystem::is_directory(folder, ignored)) return;
-    remove();
-    throw FileError(folder.string(), "a folder, or a place for one", error ? error.message() : "something else");
-  }
-  MadeFolders(const MadeFolders&) = delete;
-  MadeFolders& operator=(const MadeFolders&) = delete;
-  ~MadeFolders() { remove(); }
-
-  void keep() { made_.clear(); }
-
- private:
-  /// The innermost first; a folder in which there is something stays.
-  void remove() noexcept {
-    std::error_code error;
-    for (; !made_.empty(); made_.pop_back()) std::filesystem::remove(made_.back(), error);
-  }
-
-  std::vector<std::filesystem::path> made_;
-};
 
 inline void copy_to(const ByteSource& source, AtomicFile& file) {
   std::vector<std::byte> piece(std::size_t{1} << 18);
