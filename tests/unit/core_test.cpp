@@ -143,13 +143,13 @@ TEST(MambaConfig, RefusesSizesThatNoModelCanHave) {
 
 TEST(Error, WritesNumbersWithAPointInEveryLocale) {
   const support::CommaLocale comma;
-  EXPECT_EQ(detail::number_text(-1234.5), "-1234.5");
-  EXPECT_EQ(detail::number_text(1e-5), "1e-05");
-  EXPECT_EQ(detail::number_text(0.1), "0.1");
-  EXPECT_EQ(detail::number_text(1234567890.0), "1.23456789e+09");
-  EXPECT_EQ(detail::number_text(std::int64_t{1234567}), "1234567");
-  EXPECT_EQ(detail::number_text(std::numeric_limits<double>::infinity()), "inf");
-  EXPECT_EQ(detail::number_text(std::numeric_limits<double>::quiet_NaN()), "nan");
+  EXPECT_EQ(number_text(-1234.5), "-1234.5");
+  EXPECT_EQ(number_text(1e-5), "1e-05");
+  EXPECT_EQ(number_text(0.1), "0.1");
+  EXPECT_EQ(number_text(1234567890.0), "1.23456789e+09");
+  EXPECT_EQ(number_text(std::int64_t{1234567}), "1234567");
+  EXPECT_EQ(number_text(std::numeric_limits<double>::infinity()), "inf");
+  EXPECT_EQ(number_text(std::numeric_limits<double>::quiet_NaN()), "nan");
   if (!comma.reaches_c()) GTEST_SKIP() << "no locale with a decimal comma here; only C++'s was changed";
 }
 

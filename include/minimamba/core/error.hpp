@@ -14,9 +14,8 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace detail {
 
-/// A number as people write it: 1e-05, not 0.000010. The same in every locale.
+/// A number as people write it, in every locale: 1e-05, not 0.000010.
 inline std::string number_text(double value) {
   char text[32];
   return {text, std::to_chars(text, text + sizeof(text), value, std::chars_format::general, 9).ptr};
@@ -30,6 +29,8 @@ inline std::string printable(std::string_view text, std::size_t longest = 200) {
   return text.size() > longest ? result + "..." : result;
 }
 
+namespace detail {
+using minimamba::number_text;
 }  // namespace detail
 
 /// The base of every exception of the library. what() reads "subject: expected this, found that".

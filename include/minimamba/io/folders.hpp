@@ -136,7 +136,10 @@ inline void tidy_folder(const std::filesystem::path& folder) {
   remove_strays_under_lock(folder);
 }
 
-/// Makes a folder and those above it. Unless they are kept, those that were made go away again.
+}  // namespace detail
+
+/// Makes a folder and those above it. Unless keep() is called, those that it made go away with it, as long as nothing
+/// is in them. Throws FileError where there can be no folder.
 class MadeFolders {
  public:
   explicit MadeFolders(const std::filesystem::path& folder) {
@@ -157,6 +160,7 @@ class MadeFolders {
   MadeFolders& operator=(const MadeFolders&) = delete;
   ~MadeFolders() { remove(); }
 
+  /// They stay.
   void keep() { made_.clear(); }
 
  private:
@@ -169,7 +173,6 @@ class MadeFolders {
   std::vector<std::filesystem::path> made_;
 };
 
-}  // namespace detail
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

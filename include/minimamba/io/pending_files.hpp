@@ -154,10 +154,14 @@ inline std::filesystem::path place_of(const std::filesystem::path& path) {
   return path;
 }
 
-/// Whether there is something of that name. A link counts, be it broken: opening it says what is wrong with it.
-inline bool is_there(const std::filesystem::path& path) { return has_entry(path) || place_of(path) != path; }
-
 }  // namespace detail
+
+/// Whether ByteSource::open would find something of that name: a file, or one that an interrupted save has left
+/// complete beside it. A link counts, be it broken: opening it says what is wrong with it. Throws as ByteSource::open
+/// does for what such a save has left.
+inline bool is_there(const std::filesystem::path& path) {
+  return detail::has_entry(path) || detail::place_of(path) != path;
+}
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -209,9 +209,8 @@ inline std::map<std::string, std::string> read_shard_index(const ByteSource& sou
     auto entry = map->object()->extract(map->object()->begin());
     std::string* const file = entry.mapped().text();
     if (file == nullptr || !detail::is_plain_name(*file)) {
-      throw FormatError(source.name() + ": " + detail::printable(entry.key()),
-                        "the plain name of a file in the same folder",
-                        file == nullptr ? entry.mapped().type_name() : "\"" + detail::printable(*file) + "\"");
+      throw FormatError(source.name() + ": " + printable(entry.key()), "the plain name of a file in the same folder",
+                        file == nullptr ? entry.mapped().type_name() : "\"" + printable(*file) + "\"");
     }
     files.emplace_hint(files.end(), std::move(entry.key()), std::move(*file));
   }
@@ -239,20 +238,20 @@ void read_shards(const ByteSource& index, Add&& add, TensorSet& set, MayLack&& m
       const StoredTensor* stored = joined.find(*tensor);
       if (stored != nullptr && stored->source == number) continue;
       if (stored == nullptr && may_lack(*tensor)) {
-        joined.note(index.name() + ": " + detail::printable(*tensor) + " is not in " + detail::printable(file));
+        joined.note(index.name() + ": " + printable(*tensor) + " is not in " + printable(file));
         --expected;
         continue;
       }
-      throw CheckpointError(index.name() + ": " + detail::printable(*tensor), "it in " + detail::printable(file),
+      throw CheckpointError(index.name() + ": " + printable(*tensor), "it in " + printable(file),
                             stored == nullptr ? "no such tensor" : "it in " + joined.source_name(*stored));
     }
     if (joined.tensors().size() - before == expected) continue;
     for (const auto& [name, tensor] : joined.tensors()) {
       const auto place = files.find(name);
       if (tensor.source != number || (place != files.end() && place->second == file)) continue;
-      throw CheckpointError(joined.source_name(tensor) + ": " + detail::printable(name),
+      throw CheckpointError(joined.source_name(tensor) + ": " + printable(name),
                             "only tensors that the index has there",
-                            place == files.end() ? "this one" : "one of " + detail::printable(place->second));
+                            place == files.end() ? "this one" : "one of " + printable(place->second));
     }
   }
   set = std::move(joined);

@@ -89,9 +89,9 @@ class SafetensorsWriter {
         const bool floating = detail::with_float_type(tensor.dtype, [](auto) {});
         const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
         if (!floating || !bytes || tensor.shape.size() > detail::most_dimensions || !names.insert(tensor.name).second) {
-          throw ArgumentError("safetensors: " + detail::printable(tensor.name),
+          throw ArgumentError("safetensors: " + printable(tensor.name),
                               "a floating-point tensor of a possible size and a name of its own",
-                              std::string(name_of(tensor.dtype)) + " " + detail::shape_text(tensor.shape));
+                              std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
         }
         tensor.begin = std::exchange(offset, offset + *bytes);
         header.key(tensor.name).open('{').key("dtype").value(name_of(tensor.dtype)).key("shape").value(tensor.shape);
@@ -107,8 +107,7 @@ class SafetensorsWriter {
     for (; current_ < tensors_.size() && written_ == tensors_[current_].size(); ++current_) written_ = 0;
   }
   std::string subject() const {
-    return file_.target().string() + ": " +
-           (current_ < tensors_.size() ? detail::printable(tensors_[current_].name) : "end");
+    return file_.target().string() + ": " + (current_ < tensors_.size() ? printable(tensors_[current_].name) : "end");
   }
 
   template <class Stored, class Scalar>

@@ -45,18 +45,72 @@ struct SaveOptions {
   std::function<void(const std::string&)> on_note = {};
 };
 
-namespace detail {
-
 /// A parameter that is to be saved.
-struct Saved {
+struct SavedParameter {
   std::string_view name;
-  const Extents& extents;
-  bool is_matrix;  // one of the six
+  const detail::Extents& extents;
+  bool is_matrix;  // whether it carries the weight format
   DType dtype;     // whose numbers it has
 };
 
-/// What is to be saved, tensor by tensor: for_each calls body(Saved, pieces), and pieces(f) calls f(first row, View)
-/// until all rows are done.
+/// The parameters of a checkpoint in the order in which save writes them, read as they are asked for: in double, so
+/// that no number is rounded twice. The checkpoint must outlive it.
+class CheckpointParameters {
+ public:
+  using Scalar = double;
+  using Weight = float;
+
+  /// Throws CheckpointError unless the tensors are those of a model with the checkpoint's settings.
+  explicit CheckpointParameters(const Checkpoint& checkpoint)
+      : checkpoint_(checkpoint), shapes_(detail::shapes_of<Shapes>(checkpoint)) {}
+  const MambaConfig& config() const { return shapes_.config(); }
+  /// What to call a parameter in a message.
+  std::string subject(std::string_view name) const {
+    const StoredTensor& tensor = *checkpoint_.find(name);
+    return checkpoint_.tensors.source_name(tensor) + ": " + printable(tensor.name);
+  }
+  /// Numbers in all parameters together.
+  std::size_t parameter_count() const { return shapes_.parameter_count(); }
+
+  /// Calls body(SavedParameter, pieces) for each; pieces(f) calls f(first row, View) until all its rows are read.
+  /// Throws FileError, FormatError or CheckpointError where they cannot be.
+  template <class Body>
+  void for_each(Body&& body) const {
+    for_each_parameter(
+        [&](std::string_view name, const auto& parameter) {
+          using Parameter = std::remove_cvref_t<decltype(parameter)>;
+          constexpr bool is_matrix = !std::is_same_v<Parameter, Tensor<ReferenceBackend<float>>>;
+          body(SavedParameter{name, parameter, is_matrix, checkpoint_.find(name)->dtype}, [&](auto&& piece_body) {
+            detail::in_pieces<double>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<double> piece) {
+              checkpoint_.read(name, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+              piece_body(first, piece);
+            });
+          });
+        },
+        shapes_);
+  }
+  /// The same of a layer's A = -exp(A_log), which GGUF stores.
+  template <class Body>
+  void a_pieces(std::size_t layer, Body&& body) const {
+    const auto& a_log = shapes_.layers[layer].mixer.A_log;
+    const std::string name = "layers." + std::to_string(layer) + ".mixer.A_log";
+    detail::in_pieces<double>(a_log.rows(), a_log.cols(), [&](std::size_t first, View<double> piece) {
+      checkpoint_.read_a(name, first * a_log.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+      body(first, piece);
+    });
+  }
+
+ private:
+  using Shapes = Mamba<float, ReferenceBackend>;  // never allocated
+
+  const Checkpoint& checkpoint_;
+  Shapes shapes_;
+};
+
+namespace detail {
+
+/// What is to be saved, tensor by tensor: for_each calls body(SavedParameter, pieces), and pieces(f) calls f(first row,
+/// View) until all rows are done.
 template <class Model>
 class ModelParameters {
  public:
@@ -77,7 +131,7 @@ class ModelParameters {
         [&](std::string_view name, const auto& parameter) {
           using Parameter = std::remove_cvref_t<decltype(parameter)>;
           constexpr bool is_matrix = !std::is_same_v<Parameter, Tensor<typename Model::BackendType>>;
-          body(Saved{name, parameter, is_matrix, kept_as<Parameter>()}, [&](auto&& piece_body) {
+          body(SavedParameter{name, parameter, is_matrix, kept_as<Parameter>()}, [&](auto&& piece_body) {
             in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
               parameter.download(model_.backend(), first, piece);
               piece_body(first, piece);
@@ -98,53 +152,6 @@ class ModelParameters {
 
  private:
   const Model& model_;
-};
-
-/// The same from a checkpoint, which is read while it is written again. In double, so that no number is rounded twice.
-class CheckpointParameters {
- public:
-  using Scalar = double;
-  using Weight = float;
-
-  explicit CheckpointParameters(const Checkpoint& checkpoint)
-      : checkpoint_(checkpoint), shapes_(shapes_of<Shapes>(checkpoint)) {}
-  const MambaConfig& config() const { return shapes_.config(); }
-  std::string subject(std::string_view name) const {
-    const StoredTensor& tensor = *checkpoint_.find(name);
-    return checkpoint_.tensors.source_name(tensor) + ": " + printable(tensor.name);
-  }
-  std::size_t parameter_count() const { return shapes_.parameter_count(); }
-
-  template <class Body>
-  void for_each(Body&& body) const {
-    for_each_parameter(
-        [&](std::string_view name, const auto& parameter) {
-          using Parameter = std::remove_cvref_t<decltype(parameter)>;
-          constexpr bool is_matrix = !std::is_same_v<Parameter, Tensor<ReferenceBackend<float>>>;
-          body(Saved{name, parameter, is_matrix, checkpoint_.find(name)->dtype}, [&](auto&& piece_body) {
-            in_pieces<double>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<double> piece) {
-              checkpoint_.read(name, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
-              piece_body(first, piece);
-            });
-          });
-        },
-        shapes_);
-  }
-  template <class Body>
-  void a_pieces(std::size_t layer, Body&& body) const {
-    const auto& a_log = shapes_.layers[layer].mixer.A_log;
-    const std::string name = "layers." + std::to_string(layer) + ".mixer.A_log";
-    in_pieces<double>(a_log.rows(), a_log.cols(), [&](std::size_t first, View<double> piece) {
-      checkpoint_.read_a(name, first * a_log.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
-      body(first, piece);
-    });
-  }
-
- private:
-  using Shapes = Mamba<float, ReferenceBackend>;  // never allocated
-
-  const Checkpoint& checkpoint_;
-  Shapes shapes_;
 };
 
 /// Counts what is written, and asks whether to go on.
@@ -179,7 +186,7 @@ class Fitting {
   /// in the file of one parameter after another.
   template <class Parameters, class Type>
   void check(const Parameters& parameters, Type&& type) const {
-    parameters.for_each([&](const Saved& parameter, auto&& pieces) {
+    parameters.for_each([&](const SavedParameter& parameter, auto&& pieces) {
       const Narrowing narrowing(parameter.dtype, type(parameter));
       if (options_.saturate || !narrowing.needed()) return;
       pieces([&](std::size_t, auto piece) {
@@ -252,9 +259,9 @@ template <class Parameters>
 void save_folder(const Parameters& parameters, const std::filesystem::path& folder, const SaveOptions& options) {
   const std::pair<DType, DType> types = types_in_folder<Parameters>(options);
   check_names(options);
-  const auto type = [&](const Saved& parameter) { return parameter.is_matrix ? types.first : types.second; };
+  const auto type = [&](const SavedParameter& parameter) { return parameter.is_matrix ? types.first : types.second; };
   std::vector<StoredTensor> tensors;
-  parameters.for_each([&](const Saved& parameter, auto&&) {
+  parameters.for_each([&](const SavedParameter& parameter, auto&&) {
     const std::string name(parameter.name);
     const std::string stored = name == "embedding.weight" ? "backbone.embeddings.weight"
                                : name == "lm_head.weight" ? name
@@ -270,7 +277,7 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   SafetensorsWriter weights(folder / "model.safetensors", tensors);
   AtomicFile config(folder / "config.json");
   SaveProgress progress(options, folder.string(), parameters.parameter_count());
-  parameters.for_each([&](const Saved& parameter, auto&& pieces) {
+  parameters.for_each([&](const SavedParameter& parameter, auto&& pieces) {
     const Narrowing narrowing(parameter.dtype, type(parameter));
     pieces([&](std::size_t, auto piece) {
       fitting.apply(narrowing, piece);
@@ -308,7 +315,7 @@ void save(const Model& model, const std::filesystem::path& folder, const SaveOpt
 /// F32 unless the options say otherwise.
 inline void save(const Checkpoint& checkpoint, const std::filesystem::path& folder, SaveOptions options = {}) {
   if (!options.matrices) options.matrices = DType::F32;
-  detail::save_folder(detail::CheckpointParameters(checkpoint), folder, options);
+  detail::save_folder(CheckpointParameters(checkpoint), folder, options);
 }
 
 }  // namespace minimamba
