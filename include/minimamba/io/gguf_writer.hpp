@@ -257,14 +257,14 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   for (const StoredTensor& tensor : tensors) writer.tensor(tensor);
   const std::string header = std::move(writer).finish();
 
-  Fitting fitting(options);
+  Fitting fitting(options.saturate);
   std::size_t looked_at = 0;
   fitting.check(parameters, [&](const SavedParameter&) { return tensors[looked_at++].dtype; });
   MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
   AtomicFile::remove_strays_beside(path);
   AtomicFile file(path);
   file.write(header);
-  SaveProgress progress(options, path.string(), parameters.parameter_count());
+  Progress progress(options.progress, path.string(), "to be written whole", parameters.parameter_count());
   std::size_t next = 0;
   std::uint64_t end = 0;
   parameters.for_each([&](const SavedParameter& parameter, auto&& pieces) {
@@ -279,7 +279,7 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     });
     progress.add(parameter.extents.size());
   });
-  fitting.tell(path.string());
+  fitting.tell(path.string(), options.on_note);
   file.commit();
   folders.keep();
 }

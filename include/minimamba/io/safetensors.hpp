@@ -30,6 +30,7 @@ namespace detail {
 inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
 inline constexpr std::size_t most_shards = 1024;
 inline constexpr std::size_t most_metadata_bytes = std::size_t{16} << 20;
+inline constexpr std::uint64_t longest_header_text = std::uint64_t{1} << 20;
 inline constexpr std::uint64_t most_index_bytes = std::uint64_t{8} << 20;
 
 /// Reads the header's events: {name: {"dtype": text, "shape": [n...], "data_offsets": [begin, end]}, ...}
@@ -41,7 +42,9 @@ class SafetensorsHeader {
   };
   std::vector<Entry> entries;
 
-  explicit SafetensorsHeader(std::string file) : file_(std::move(file)) {}
+  /// Texts of __metadata__ go where it is said, or nowhere.
+  explicit SafetensorsHeader(std::string file, std::map<std::string, std::string>* texts = nullptr)
+      : file_(std::move(file)), texts_(texts) {}
 
   void key(std::string& name) {
     if (depth_ == 1) {
@@ -73,12 +76,13 @@ class SafetensorsHeader {
 
   void value(Json&& value) {
     if (depth_ == 2 && metadata_) {
-      const std::string* text = value.text();
+      std::string* const text = value.text();
       if (text == nullptr) refuse("texts", std::string(value.type_name()) + " for \"" + printable(field_) + "\"");
       metadata_bytes_ += text->size();
       if (metadata_bytes_ > most_metadata_bytes) {
         refuse("texts of " + std::to_string(most_metadata_bytes) + " bytes in all", "more");
       }
+      if (texts_ != nullptr) texts_->insert_or_assign(field_, std::move(*text));
     } else if (depth_ == 2 && field_ == "dtype" && value.text() != nullptr) {
       dtype_ = std::move(*value.text());
     } else if (depth_ == 3 && value.whole() != nullptr) {
@@ -131,6 +135,7 @@ class SafetensorsHeader {
 
   std::string file_, name_, field_, dtype_;
   std::vector<std::uint64_t> shape_, offsets_;
+  std::map<std::string, std::string>* texts_;
   std::set<std::string> fields_;  // seen in the present object
   std::size_t name_bytes_ = 0, metadata_bytes_ = 0;
   int depth_ = 0;
@@ -155,9 +160,9 @@ inline void check_layout(const std::string& file, std::vector<SafetensorsHeader:
   }
 }
 
-/// read_safetensors; but the set may hold some of the tensors when this throws.
-inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
-  const std::string file = source.name();
+/// Reads the header of a file, and returns where the data begins.
+inline std::uint64_t read_safetensors_header(const ByteSource& source, SafetensorsHeader& header) {
+  const std::string& file = source.name();
   const auto length = source.read_value<std::uint64_t>(0);
   const std::uint64_t data = sizeof(length) + length;
   if (length > source.size() - sizeof(length) || length > largest_safetensors_header) {
@@ -168,9 +173,16 @@ inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
   if (length == 0 || source.read_value<char>(sizeof(length)) != '{') {
     throw FormatError(file, "a header that begins with '{'", "something else");
   }
-  SafetensorsHeader header(file);
-  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * most_tensors, .token = 1U << 20};
+  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * most_tensors, .token = longest_header_text};
   parse_json(source, sizeof(length), data, limits, header);
+  return data;
+}
+
+/// read_safetensors; but the set may hold some of the tensors when this throws.
+inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
+  const std::string file = source.name();
+  SafetensorsHeader header(file);
+  const std::uint64_t data = read_safetensors_header(source, header);
   if (header.entries.size() > most_tensors - std::min(most_tensors, set.tensors().size())) {
     throw FormatError(file, "at most " + std::to_string(most_tensors) + " tensors in a checkpoint", "more");
   }
@@ -194,6 +206,18 @@ inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
   const std::size_t index = detail::add_safetensors(std::move(source), joined);
   set = std::move(joined);
   return index;
+}
+
+/// The texts that a safetensors file has under __metadata__, of whatever is in it besides; "format" is "pt" where
+/// PyTorch can read the file. Throws FormatError.
+inline std::map<std::string, std::string> read_safetensors_metadata(const ByteSource& source) {
+  std::map<std::string, std::string> texts;
+  detail::SafetensorsHeader header(source.name(), &texts);
+  detail::read_safetensors_header(source, header);
+  return texts;
+}
+inline std::map<std::string, std::string> read_safetensors_metadata(const std::filesystem::path& path) {
+  return read_safetensors_metadata(ByteSource::open(path));
 }
 
 /// The contents of a sharded checkpoint's index: which file holds each tensor. Throws FormatError, also for a file name

@@ -7,10 +7,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -29,10 +31,13 @@ namespace minimamba::inline MINIMAMBA_ISA {
 class SafetensorsWriter {
  public:
   /// Of each tensor, name, dtype and shape are used. Throws ArgumentError for a name that comes twice, a type that is
-  /// no floating-point type, or more than read_safetensors takes.
-  SafetensorsWriter(const std::filesystem::path& path, std::vector<StoredTensor> tensors)
+  /// no floating-point type, or more than read_safetensors takes. The metadata are texts in UTF-8, which
+  /// read_safetensors_metadata reads; "format" is "pt" unless they say otherwise.
+  SafetensorsWriter(const std::filesystem::path& path, std::vector<StoredTensor> tensors,
+                    std::map<std::string, std::string> metadata = {})
       : file_(path), tensors_(std::move(tensors)) {
-    const std::string header = lay_out();
+    metadata.try_emplace("format", "pt");
+    const std::string header = lay_out(metadata);
     const std::uint64_t length = header.size();
     for (StoredTensor& tensor : tensors_) tensor.begin += sizeof(length) + length;
     file_.write(std::as_bytes(std::span(&length, 1)));
@@ -74,13 +79,14 @@ class SafetensorsWriter {
  private:
   /// Gives each tensor its place in the data and returns the header. Wider numbers lie before narrower ones, so that
   /// all are aligned: PyTorch reads no others.
-  std::string lay_out() {
+  std::string lay_out(const std::map<std::string, std::string>& metadata) {
     if (tensors_.size() > detail::most_tensors) {  // or it could not be read again
       throw ArgumentError("safetensors", "at most " + std::to_string(detail::most_tensors) + " tensors",
                           std::to_string(tensors_.size()));
     }
     JsonWriter header;
-    header.open('{').key("__metadata__").open('{').key("format").value("pt").close('}');
+    header.open('{');
+    std::size_t name_bytes = add_metadata(header, metadata) + std::string_view("__metadata__").size();
     std::uint64_t offset = 0;
     std::set<std::string> names{"__metadata__"};
     for (const std::size_t width : {8U, 4U, 2U, 1U}) {
@@ -93,6 +99,7 @@ class SafetensorsWriter {
                               "a floating-point tensor of a possible size and a name of its own",
                               std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
         }
+        name_bytes += tensor.name.size();
         tensor.begin = std::exchange(offset, offset + *bytes);
         header.key(tensor.name).open('{').key("dtype").value(name_of(tensor.dtype)).key("shape").value(tensor.shape);
         header.key("data_offsets").open('[').value(tensor.begin).value(offset).close(']').close('}');
@@ -100,7 +107,29 @@ class SafetensorsWriter {
     }
     std::string text = header.close('}').text();
     text.append((8 - text.size() % 8) % 8, ' ');
+    if (name_bytes > detail::most_name_bytes || text.size() > detail::largest_safetensors_header) {
+      throw ArgumentError("safetensors", "names of 4 MiB in all, in a header of 100 MB", "more");
+    }
     return text;
+  }
+
+  /// Throws ArgumentError for more than SafetensorsHeader takes. Returns the bytes of all keys.
+  static std::size_t add_metadata(JsonWriter& header, const std::map<std::string, std::string>& metadata) {
+    std::size_t key_bytes = 0, bytes = 0;
+    bool fits = metadata.size() <= detail::most_tensors;
+    header.key("__metadata__").open('{');
+    for (const auto& [key, text] : metadata) {
+      const std::size_t before = header.text().size();
+      header.key(key);
+      const std::size_t between = header.text().size();  // with what is escaped
+      header.value(text);
+      fits = fits && std::max(between - before, header.text().size() - between) <= detail::longest_header_text;
+      key_bytes += key.size();
+      bytes += text.size();
+    }
+    header.close('}');
+    if (fits && bytes <= detail::most_metadata_bytes) return key_bytes;
+    throw ArgumentError("metadata", "texts of at most 1 MiB each and 16 MiB in all", "more");
   }
 
   void skip_full() {
