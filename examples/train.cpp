@@ -2,7 +2,6 @@
 #include <minimamba/text.hpp>
 #include <minimamba/train.hpp>
 #include <minimamba/train/checkpoint.hpp>
-#include <minimamba/train/report.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -22,6 +21,7 @@
 #include <vector>
 
 #include "program.hpp"
+#include "report.hpp"
 
 namespace {
 
@@ -227,8 +227,8 @@ class Program {
     save_training(trainer_, checkpoint_);
     minimamba::save(trainer_.model(), out);
     if (!vocabulary_.json.empty()) write_file(out / "tokenizer.json", vocabulary_.json);
-    write_file(out / "loss.csv", loss_csv(trainer_.history()));
-    write_file(out / "loss.svg", loss_svg(trainer_.history()));
+    write_file(out / "loss.csv", program::loss_csv(trainer_.history()));
+    write_file(out / "loss.svg", program::loss_svg(trainer_.history()));
     folders_->keep();
   }
 
