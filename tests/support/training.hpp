@@ -2,6 +2,8 @@
 #ifndef MINIMAMBA_TESTS_TRAINING_HPP
 #define MINIMAMBA_TESTS_TRAINING_HPP
 
+#include <bit>
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -10,6 +12,7 @@
 #include "minimamba/backend/native_training.hpp"
 #include "minimamba/backend/reference_training.hpp"
 #include "minimamba/train/tape.hpp"
+#include "minimamba/train/trainer.hpp"
 #include "support/support.hpp"
 
 namespace support {
@@ -39,6 +42,18 @@ Parameters<Model> parameters_of(const Model& model) {
       },
       model);
   return found;
+}
+
+/// All numbers of a history as bits, for NaN stands where nothing was validated.
+inline std::vector<std::uint64_t> bits_of(const std::vector<minimamba::StepRecord>& history) {
+  std::vector<std::uint64_t> bits;
+  for (const minimamba::StepRecord& record : history) {
+    bits.push_back(static_cast<std::uint64_t>(record.step));
+    for (const double x : {record.loss, record.rate, record.gradient_norm, record.validation_loss}) {
+      bits.push_back(std::bit_cast<std::uint64_t>(x));
+    }
+  }
+  return bits;
 }
 
 /// A cache whose every state is a random number.

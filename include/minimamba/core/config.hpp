@@ -102,8 +102,7 @@ inline MambaConfig MambaConfig::resolved() const {
   detail::check_positive("dt_scale", dt_scale);
   detail::check_positive("dt_init_floor", dt_init_floor);
   if (!(dt_max >= dt_min) || !std::isfinite(dt_max)) {
-    throw ConfigError("MambaConfig.dt_max", "at least dt_min = " + detail::number_text(dt_min),
-                      detail::number_text(dt_max));
+    throw ConfigError("MambaConfig.dt_max", "at least dt_min = " + number_text(dt_min), number_text(dt_max));
   }
   MambaConfig config = *this;
   if (config.dt_rank == 0) config.dt_rank = (d_model + 15) / 16;

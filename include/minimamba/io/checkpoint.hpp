@@ -47,6 +47,9 @@ struct Checkpoint {
   std::string other_weights;       ///< the index of shards beside the file of weights, which is not read
   std::vector<std::string> notes;  ///< a sentence about each thing in the files that is ignored or settled
 
+  /// Whether config.json names the settings as the official code (state-spaces/mamba) does, not as Hugging Face's.
+  bool has_official_names() const { return keys == &detail::official_keys; }
+
   /// What the file calls a parameter, if it has it, or should call it.
   std::string name_of(std::string_view parameter) const {
     if (const auto place = names.find(parameter); place != names.end()) return place->second;
@@ -83,7 +86,7 @@ struct Checkpoint {
         a = static_cast<Scalar>(-std::exp(static_cast<double>(a)));
       } else if (a > 0) {
         throw CheckpointError(tensors.source_name(stored) + ": " + stored.name, "numbers that are at most zero",
-                              detail::number_text(static_cast<double>(a)));
+                              number_text(static_cast<double>(a)));
       }
     }
   }
@@ -320,17 +323,17 @@ inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path
 /// in Hugging Face's cache stands for its newest snapshot. Throws FileError, FormatError, ConfigError, or
 /// CheckpointError for tensors that contradict each other.
 inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
-  if (!detail::is_there(path)) throw FileError(path.string(), "a model's folder or file", "nothing of that name");
+  if (!is_there(path)) throw FileError(path.string(), "a model's folder or file", "nothing of that name");
   std::error_code error;
   const bool is_folder = std::filesystem::is_directory(path, error);
-  const std::filesystem::path folder = is_folder ? detail::model_folder(path) : path.parent_path();
+  const std::filesystem::path folder = is_folder ? model_folder(path) : path.parent_path();
   const std::filesystem::path weights = is_folder ? detail::weights_in(folder) : path;
   ByteSource source = ByteSource::open(weights);
   Checkpoint checkpoint;
   checkpoint.folder = folder;
   checkpoint.weights_name = checkpoint.config_name = source.name();
   const std::filesystem::path name = weights.filename(), index = folder / (name.string() + ".index.json");
-  const bool both = (name == "model.safetensors" || name == "pytorch_model.bin") && detail::is_there(index);
+  const bool both = (name == "model.safetensors" || name == "pytorch_model.bin") && is_there(index);
   if (both) checkpoint.other_weights = index.string();
   detail::beside_other_weights(checkpoint.other_weights, [&] {
     if (is_gguf(source)) return detail::open_gguf(checkpoint, weights, std::move(source));

@@ -139,9 +139,9 @@ class WithA : public Parameters {
   template <class Body>
   void for_each(Body&& body) const {
     std::size_t layer = 0;
-    Parameters::for_each([&](const Saved& parameter, auto&& pieces) {
+    Parameters::for_each([&](const SavedParameter& parameter, auto&& pieces) {
       if (!parameter.name.ends_with("A_log")) return body(parameter, pieces);
-      body(Saved{parameter.name, parameter.extents, parameter.is_matrix, DType::F64},
+      body(SavedParameter{parameter.name, parameter.extents, parameter.is_matrix, DType::F64},
            [&](auto&& piece_body) { this->a_pieces(layer, piece_body); });
       ++layer;
     });
@@ -228,7 +228,7 @@ template <class Parameters>
 std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matrices, bool own_types) {
   std::vector<StoredTensor> tensors;
   std::uint64_t offset = 0;
-  parameters.for_each([&](const Saved& parameter, auto&&) {
+  parameters.for_each([&](const SavedParameter& parameter, auto&&) {
     const Shape& shape = parameter.extents.shape();
     StoredTensor tensor{gguf_name(parameter.name), DType::F32, {shape.begin(), shape.end()}};
     if (tensor.shape.size() == 3) tensor.shape.erase(tensor.shape.begin() + 1);  // conv1d [E, 1, K]
@@ -257,17 +257,17 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   for (const StoredTensor& tensor : tensors) writer.tensor(tensor);
   const std::string header = std::move(writer).finish();
 
-  Fitting fitting(options);
+  Fitting fitting(options.saturate);
   std::size_t looked_at = 0;
-  fitting.check(parameters, [&](const Saved&) { return tensors[looked_at++].dtype; });
+  fitting.check(parameters, [&](const SavedParameter&) { return tensors[looked_at++].dtype; });
   MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
   AtomicFile::remove_strays_beside(path);
   AtomicFile file(path);
   file.write(header);
-  SaveProgress progress(options, path.string(), parameters.parameter_count());
+  Progress progress(options.progress, path.string(), "to be written whole", parameters.parameter_count());
   std::size_t next = 0;
   std::uint64_t end = 0;
-  parameters.for_each([&](const Saved& parameter, auto&& pieces) {
+  parameters.for_each([&](const SavedParameter& parameter, auto&& pieces) {
     const StoredTensor& tensor = tensors[next++];
     constexpr char zeros[gguf_alignment] = {};
     file.write(std::string_view(zeros, static_cast<std::size_t>(tensor.begin - end)));
@@ -279,7 +279,7 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     });
     progress.add(parameter.extents.size());
   });
-  fitting.tell(path.string());
+  fitting.tell(path.string(), options.on_note);
   file.commit();
   folders.keep();
 }
@@ -302,7 +302,7 @@ void save_gguf(const Model& model, const std::filesystem::path& path, const Save
 /// The same from a checkpoint of any format, tensor by tensor.
 inline void save_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options = {},
                       const GgufMetadata& metadata = {}) {
-  detail::save_gguf_file(detail::WithA<detail::CheckpointParameters>(checkpoint), path, options, metadata);
+  detail::save_gguf_file(detail::WithA<CheckpointParameters>(checkpoint), path, options, metadata);
 }
 
 }  // namespace minimamba

@@ -2,20 +2,16 @@
 #ifndef MINIMAMBA_IO_LOAD_HPP
 #define MINIMAMBA_IO_LOAD_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <optional>
 #include <set>
-#include <span>
 #include <string>
 #include <string_view>
-#include <type_traits>
-#include <vector>
 
 #include "minimamba/io/checkpoint.hpp"
+#include "minimamba/io/transfer.hpp"
 #include "minimamba/nn/mamba.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -34,12 +30,6 @@ struct LoadOptions {
   /// Numbers that do not fit the model's weight format, as 1e5 does not fit f16, are clamped, and how many is noted;
   /// otherwise they are refused.
   bool saturate = false;
-};
-
-/// The caller's callback asked to stop.
-class CancelledError : public Error {
- public:
-  using Error::Error;
 };
 
 namespace detail {
@@ -98,16 +88,8 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
       [&](std::string_view name, auto& parameter) {
         const StoredTensor* stored = checkpoint.find(name);
         if (stored == nullptr) refuse_missing(checkpoint, name, parameter.shape());
-        const std::string subject = checkpoint.tensors.source_name(*stored) + ": " + stored->name;
-        const Shape shape = checkpoint.stored_shape(parameter.shape());
-        if (!std::equal(stored->shape.begin(), stored->shape.end(), shape.begin(), shape.end())) {
-          throw CheckpointError(subject,
-                                "shape " + shape_text(shape) + ", by " + settings_of(checkpoint, name, false, true),
-                                "shape " + shape_text(stored->shape));
-        }
-        if (!is_floating(stored->dtype)) {
-          throw CheckpointError(subject, "floating-point numbers", type_of(*stored));
-        }
+        check_stored(checkpoint.tensors, *stored, checkpoint.stored_shape(parameter.shape()),
+                     [&] { return ", by " + settings_of(checkpoint, name, false, true); });
         expected.insert(stored->name);
       },
       model);
@@ -135,28 +117,6 @@ auto shapes_of(const Checkpoint& checkpoint,
   });
 }
 
-/// How a parameter keeps its numbers.
-template <class Parameter>
-constexpr DType kept_as() {
-  if constexpr (requires { typename Parameter::Weight; }) {
-    return dtype_of_weight<typename Parameter::Weight>();
-  } else {
-    return dtype_of<typename Parameter::Scalar>();
-  }
-}
-
-/// Refuses or clamps the numbers of a piece of a tensor that do not fit. Returns how many were clamped.
-template <class Scalar>
-std::size_t fit(const Checkpoint& checkpoint, const StoredTensor& tensor, const Narrowing& narrowing, bool saturate,
-                std::span<Scalar> numbers) {
-  if (!narrowing.needed()) return 0;
-  if (saturate) return narrowing.clamp(numbers);
-  const std::optional<double> number = narrowing.first_beyond(std::span<const Scalar>(numbers));
-  if (!number) return 0;
-  throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(tensor.name), narrowing.expected(),
-                        number_text(*number));
-}
-
 /// Of GGUF, A as the file has it: what is made of its logarithm may differ in the last places.
 template <class Model>
 void load_a(const Checkpoint& checkpoint, Model& model) {
@@ -165,7 +125,7 @@ void load_a(const Checkpoint& checkpoint, Model& model) {
     auto& a = model.layers[layer].mixer.A;
     const std::string name = "layers." + std::to_string(layer) + ".mixer.A_log";
     in_pieces<Scalar>(a.rows(), a.cols(), [&](std::size_t first, View<Scalar> piece) {
-      checkpoint.read_a(name, first * a.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+      checkpoint.read_a(name, first * a.cols(), numbers_of(piece));
       a.upload(model.backend(), first, piece);
     });
   }
@@ -177,39 +137,18 @@ void load_a(const Checkpoint& checkpoint, Model& model) {
 template <class Model>
 Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {}) {
   Model model = detail::shapes_of<Model>(checkpoint, options.backend);
-  const double total = static_cast<double>(model.parameter_count());
-  double done = 0;
-  std::size_t clamped = 0;
+  detail::Fitting fitting(options.saturate);
+  detail::Progress progress(options.progress, checkpoint.weights_name, "to be loaded whole", model.parameter_count());
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {
-        using Scalar = typename Model::ScalarType;
-        using Parameter = std::remove_cvref_t<decltype(parameter)>;
         const StoredTensor& stored = *checkpoint.find(name);
-        const detail::Narrowing narrowing(stored.dtype, detail::kept_as<Parameter>());
-        parameter.allocate(model.backend());
-        detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
-          const std::span numbers(piece.data(), piece.rows() * piece.cols());
-          if (std::is_same_v<Scalar, float> && stored.dtype == DType::F64) {  // a float would hide what does not fit
-            std::vector<double> wide(numbers.size());
-            checkpoint.read(name, first * parameter.cols(), std::span(wide));
-            clamped += detail::fit(checkpoint, stored, narrowing, options.saturate, std::span(wide));
-            std::transform(wide.begin(), wide.end(), numbers.begin(), [](double x) { return static_cast<Scalar>(x); });
-          } else {
-            checkpoint.read(name, first * parameter.cols(), numbers);
-            clamped += detail::fit(checkpoint, stored, narrowing, options.saturate, numbers);
-          }
-          parameter.upload(model.backend(), first, piece);
-        });
-        done += static_cast<double>(parameter.size());
-        if (options.progress && !options.progress(done / total)) {
-          throw CancelledError(checkpoint.weights_name, "to be loaded whole", "the request to stop");
-        }
+        const std::string subject = checkpoint.tensors.source_name(stored) + ": " + printable(stored.name);
+        detail::read_parameter(parameter, model.backend(), {stored.dtype, subject, fitting},
+                               [&](std::size_t first, auto numbers) { checkpoint.read(name, first, numbers); });
+        progress.add(parameter.size());
       },
       model);
-  if (clamped > 0 && options.on_note) {
-    options.on_note(checkpoint.weights_name + ": " +
-                    detail::clamped_text(clamped, detail::dtype_of_weight<typename Model::WeightType>()));
-  }
+  fitting.tell(checkpoint.weights_name, options.on_note);
   model.refresh();
   if constexpr (requires { model.layers.front().mixer.A; }) {
     if (checkpoint.format == CheckpointFormat::gguf) detail::load_a(checkpoint, model);
