@@ -130,20 +130,18 @@ constexpr DType gguf_dtype() {
   return std::is_same_v<Weight, double> ? DType::F32 : dtype_of_weight<Weight>();
 }
 
-/// Parameters as GGUF holds them: A = -exp(A_log), whose numbers may not fit where those of A_log do.
+/// Parameters as GGUF holds them: of A_log A = -exp(A_log), whose numbers may not fit where those of A_log do.
 template <class Parameters>
-class WithA : public Parameters {
+class GgufParameters : public Parameters {
  public:
   using Parameters::Parameters;
 
   template <class Body>
   void for_each(Body&& body) const {
-    std::size_t layer = 0;
     Parameters::for_each([&](const SavedParameter& parameter, auto&& pieces) {
-      if (!parameter.name.ends_with("A_log")) return body(parameter, pieces);
+      if (stored_in_gguf(parameter.name) == StoredAs::itself) return body(parameter, pieces);
       body(SavedParameter{parameter.name, parameter.extents, parameter.is_matrix, DType::F64},
-           [&](auto&& piece_body) { this->a_pieces(layer, piece_body); });
-      ++layer;
+           [&](auto&& piece_body) { this->minus_exp_pieces(parameter, piece_body); });
     });
   }
 };
@@ -229,12 +227,15 @@ std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matri
   std::vector<StoredTensor> tensors;
   std::uint64_t offset = 0;
   parameters.for_each([&](const SavedParameter& parameter, auto&&) {
+    if (entry_of(parameter.name) == nullptr) {
+      throw ArgumentError("model", "one whose parameters GGUF has names for", std::string(parameter.name));
+    }
     const Shape& shape = parameter.extents.shape();
     StoredTensor tensor{gguf_name(parameter.name), DType::F32, {shape.begin(), shape.end()}};
     if (tensor.shape.size() == 3) tensor.shape.erase(tensor.shape.begin() + 1);  // conv1d [E, 1, K]
     const bool wider = parameter.extents.cols() % block_size_of(matrices) != 0;
-    const bool selection = own_types && matrices == DType::Q8_0 && parameter.name.ends_with("x_proj.weight");
-    if (parameter.is_matrix) tensor.dtype = selection ? DType::BF16 : wider ? DType::F16 : matrices;
+    const bool kept = own_types && matrices == DType::Q8_0 && parameter.dtype == DType::BF16;
+    if (parameter.is_matrix) tensor.dtype = kept ? DType::BF16 : wider ? DType::F16 : matrices;
     tensor.begin = offset;
     offset += (*tensor_bytes(tensor.dtype, tensor.shape) + gguf_alignment - 1) / gguf_alignment * gguf_alignment;
     tensors.push_back(std::move(tensor));
@@ -296,13 +297,13 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
 template <class Model>
 void save_gguf(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {},
                const GgufMetadata& metadata = {}) {
-  detail::save_gguf_file(detail::WithA<detail::ModelParameters<Model>>(model), path, options, metadata);
+  detail::save_gguf_file(detail::GgufParameters<detail::ModelParameters<Model>>(model), path, options, metadata);
 }
 
 /// The same from a checkpoint of any format, tensor by tensor.
 inline void save_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options = {},
                       const GgufMetadata& metadata = {}) {
-  detail::save_gguf_file(detail::WithA<CheckpointParameters>(checkpoint), path, options, metadata);
+  detail::save_gguf_file(detail::GgufParameters<CheckpointParameters>(checkpoint), path, options, metadata);
 }
 
 }  // namespace minimamba

@@ -10,7 +10,7 @@
 #include <string>
 #include <string_view>
 
-#include "minimamba/io/checkpoint.hpp"
+#include "minimamba/io/open_checkpoint.hpp"
 #include "minimamba/io/transfer.hpp"
 #include "minimamba/nn/mamba.hpp"
 
@@ -39,27 +39,30 @@ namespace detail {
 inline std::string settings_of(const Checkpoint& checkpoint, std::string_view parameter, bool presence, bool shape) {
   const MambaConfig& config = checkpoint.config;
   const ConfigKeys& keys = *checkpoint.keys;
-  const auto is = [&](auto... ends) { return (parameter.ends_with(ends) || ...); };
-  const bool in_mixer = parameter.find(".mixer.") != parameter.npos;
+  const ParameterEntry* const entry = entry_of(parameter);
+  unsigned matters =
+      entry == nullptr ? unsigned{setting::none} : (presence ? entry->presence : 0U) | (shape ? entry->shape : 0U);
+  if (shape) matters |= setting::d_model;
+  if (presence && parameter.find("layers.") != parameter.npos) matters |= setting::n_layer;
   std::string text;
-  const auto add = [&](bool matters, const char* key, std::int64_t value) {
-    if (matters) text += (text.empty() ? "" : ", ") + std::string(key) + " " + std::to_string(value);
+  const auto add = [&](setting::Setting which, const char* key, std::int64_t value) {
+    if ((matters & which) != 0) text += (text.empty() ? "" : ", ") + std::string(key) + " " + std::to_string(value);
   };
-  const auto add_flag = [&](bool matters, const char* key, bool value) {
-    if (matters) text += (text.empty() ? "" : ", ") + std::string(key) + (value ? " true" : " false");
+  const auto add_flag = [&](setting::Setting which, const char* key, bool value) {
+    if ((matters & which) != 0) text += (text.empty() ? "" : ", ") + std::string(key) + (value ? " true" : " false");
   };
-  add(presence && parameter.find("layers.") != parameter.npos, keys.n_layer, config.n_layer);
-  add_flag(presence && is("lm_head.weight"), keys.tie_embeddings, config.tie_embeddings);
-  add_flag(presence && is("in_proj.bias", "out_proj.bias"), keys.bias, config.bias);
-  add_flag(presence && is("conv1d.bias"), keys.conv_bias, config.conv_bias);
-  add(shape && is("embedding.weight", "lm_head.weight"), keys.vocab_size, config.padded_vocab_size());
-  add(shape, keys.d_model, config.d_model);
+  add(setting::n_layer, keys.n_layer, config.n_layer);
+  add_flag(setting::tie_embeddings, keys.tie_embeddings, config.tie_embeddings);
+  add_flag(setting::bias, keys.bias, config.bias);
+  add_flag(setting::conv_bias, keys.conv_bias, config.conv_bias);
+  add(setting::vocab_size, keys.vocab_size, config.padded_vocab_size());
+  add(setting::d_model, keys.d_model, config.d_model);
   const bool by_inner = checkpoint.format == CheckpointFormat::gguf, own_size = config.inner_size != 0;
-  add(shape && in_mixer, own_size && !by_inner ? "d_inner" : keys.expand,
+  add(setting::d_inner, own_size && !by_inner ? "d_inner" : keys.expand,
       by_inner || own_size ? config.d_inner() : config.expand);
-  add(shape && is("A_log", "x_proj.weight"), keys.d_state, config.d_state);
-  add(shape && is("conv1d.weight"), keys.d_conv, config.d_conv);
-  add(shape && is("x_proj.weight", "dt_proj.weight"), keys.dt_rank, config.dt_rank);
+  add(setting::d_state, keys.d_state, config.d_state);
+  add(setting::d_conv, keys.d_conv, config.d_conv);
+  add(setting::dt_rank, keys.dt_rank, config.dt_rank);
   return text.empty() ? checkpoint.config_name : text + " in " + checkpoint.config_name;
 }
 
@@ -97,7 +100,8 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
     if (expected.contains(name)) continue;
     const std::string parameter = parameter_of(checkpoint, name);
     const bool tied_head = checkpoint.config.tie_embeddings && name == checkpoint.name_of("lm_head.weight");
-    if (tied_head || (!is_parameter(parameter) && !changes_result(parameter, tensor))) continue;  // noted when opened
+    if (tied_head || (entry_of(parameter) == nullptr && !changes_result(parameter, tensor)))
+      continue;  // noted when opened
     throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),
                           "only tensors of the model by " + settings_of(checkpoint, parameter, true, false),
                           "this one");
@@ -117,18 +121,31 @@ auto shapes_of(const Checkpoint& checkpoint,
   });
 }
 
+/// Calls body(name of the parameter, tensor) for each tensor that a file may have in place of the parameter that it is
+/// derived from: see S6::visit_derived.
+template <class Model, class Body>
+void for_each_derived(Model& model, Body&& body) {
+  using MixerType = typename std::remove_const_t<Model>::MixerType;
+  if constexpr (requires(MixerType & mixer) { MixerType::visit_derived(IgnoreParts(), mixer); }) {
+    for (std::size_t i = 0; i < model.layers.size(); ++i) {
+      const std::string layer = "layers." + std::to_string(i) + ".mixer";
+      MixerType::visit_derived([&](std::string_view part, auto& tensor) { body(joined(layer, part), tensor); },
+                               model.layers[i].mixer);
+    }
+  }
+}
+
 /// Of GGUF, A as the file has it: what is made of its logarithm may differ in the last places.
 template <class Model>
-void load_a(const Checkpoint& checkpoint, Model& model) {
+void load_derived(const Checkpoint& checkpoint, Model& model) {
   using Scalar = typename Model::ScalarType;
-  for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-    auto& a = model.layers[layer].mixer.A;
-    const std::string name = "layers." + std::to_string(layer) + ".mixer.A_log";
-    in_pieces<Scalar>(a.rows(), a.cols(), [&](std::size_t first, View<Scalar> piece) {
-      checkpoint.read_a(name, first * a.cols(), numbers_of(piece));
-      a.upload(model.backend(), first, piece);
+  for_each_derived(model, [&](const std::string& name, auto& tensor) {
+    if (stored_in_gguf(name) != StoredAs::minus_exp) return;
+    in_pieces<Scalar>(tensor.rows(), tensor.cols(), [&](std::size_t first, View<Scalar> piece) {
+      checkpoint.read_minus_exp(name, first * tensor.cols(), numbers_of(piece));
+      tensor.upload(model.backend(), first, piece);
     });
-  }
+  });
 }
 
 }  // namespace detail
@@ -150,9 +167,7 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
       model);
   fitting.tell(checkpoint.weights_name, options.on_note);
   model.refresh();
-  if constexpr (requires { model.layers.front().mixer.A; }) {
-    if (checkpoint.format == CheckpointFormat::gguf) detail::load_a(checkpoint, model);
-  }
+  if (checkpoint.format == CheckpointFormat::gguf) detail::load_derived(checkpoint, model);
   return model;
 }
 

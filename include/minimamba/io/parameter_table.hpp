@@ -45,7 +45,6 @@ struct ParameterEntry {
   unsigned presence = setting::none;  // settings that decide whether it is there
   unsigned shape = setting::none;     // and what shape it has
   StoredAs in_gguf = StoredAs::itself;
-  bool in_own_format = false;  // it has a weight format of its own: see SelectionFormat
 };
 
 inline constexpr ParameterEntry parameter_table[] = {
@@ -75,8 +74,7 @@ inline constexpr ParameterEntry parameter_table[] = {
      .shape = setting::d_model | setting::d_inner},
     {.name = "mixer.x_proj.weight",
      .gguf = "ssm_x.weight",
-     .shape = setting::d_model | setting::d_inner | setting::d_state | setting::dt_rank,
-     .in_own_format = true},
+     .shape = setting::d_model | setting::d_inner | setting::d_state | setting::dt_rank},
     {.name = "mixer.dt_proj.weight",
      .gguf = "ssm_dt.weight",
      .shape = setting::d_model | setting::d_inner | setting::dt_rank},

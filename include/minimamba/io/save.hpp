@@ -81,13 +81,12 @@ class CheckpointParameters {
         },
         shapes_);
   }
-  /// The same of a layer's A = -exp(A_log), which GGUF stores.
+  /// The same of -exp of a parameter, which GGUF stores in place of A_log.
   template <class Body>
-  void a_pieces(std::size_t layer, Body&& body) const {
-    const auto& a_log = shapes_.layers[layer].mixer.A_log;
-    const std::string name = "layers." + std::to_string(layer) + ".mixer.A_log";
-    detail::in_pieces<double>(a_log.rows(), a_log.cols(), [&](std::size_t first, View<double> piece) {
-      checkpoint_.read_a(name, first * a_log.cols(), detail::numbers_of(piece));
+  void minus_exp_pieces(const SavedParameter& parameter, Body&& body) const {
+    const detail::Extents& extents = parameter.extents;
+    detail::in_pieces<double>(extents.rows(), extents.cols(), [&](std::size_t first, View<double> piece) {
+      checkpoint_.read_minus_exp(parameter.name, first * extents.cols(), detail::numbers_of(piece));
       body(first, piece);
     });
   }
@@ -113,13 +112,15 @@ class ModelParameters : public ModuleParameters<Model, typename Model::BackendTy
     if (model.layers.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
   }
   const MambaConfig& config() const { return model_.config(); }
-  /// The pieces of a layer's A.
+  /// The pieces of the tensor -exp(parameter), as the model has it.
   template <class Body>
-  void a_pieces(std::size_t layer, Body&& body) const {
-    const auto& a = model_.layers[layer].mixer.A;
-    in_pieces<Scalar>(a.rows(), a.cols(), [&](std::size_t first, View<Scalar> piece) {
-      a.download(model_.backend(), first, piece);
-      body(first, piece);
+  void minus_exp_pieces(const SavedParameter& parameter, Body&& body) const {
+    for_each_derived(model_, [&](const std::string& name, const auto& tensor) {
+      if (name != parameter.name) return;
+      in_pieces<Scalar>(tensor.rows(), tensor.cols(), [&](std::size_t first, View<Scalar> piece) {
+        tensor.download(model_.backend(), first, piece);
+        body(first, piece);
+      });
     });
   }
 

@@ -180,6 +180,12 @@ struct S6 {
     in_proj.backward(backend, gradient.in_proj, {.x = p.x, .d_y = d_uz, .d_x = p.d_x});
   }
 
+  /// Tensors that a file may have in place of the parameters they are derived from, whose names are given: GGUF has A.
+  template <class F, class... Self>
+  static void visit_derived(F&& f, Self&... self) {
+    f("A_log", self.A...);
+  }
+
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     f("A_log", self.A_log...);
