@@ -29,10 +29,6 @@ inline std::string printable(std::string_view text, std::size_t longest = 200) {
   return text.size() > longest ? result + "..." : result;
 }
 
-namespace detail {
-using minimamba::number_text;
-}  // namespace detail
-
 /// The base of every exception of the library. what() reads "subject: expected this, found that".
 class Error : public std::runtime_error {
  public:

@@ -58,7 +58,7 @@ class AdamW {
   /// Returns the norm of the gradient before clipping. Throws DivergedError if it is not finite, ArgumentError if the
   /// rate is not, or for a model or gradients of another shape, and std::bad_alloc; nothing has changed then.
   double step(Model& model, Gradients<Model>& gradients, double rate) {
-    if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", detail::number_text(rate));
+    if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", number_text(rate));
     detail::require_same_parameters(mean_, model, "model");
     detail::require_same_parameters(mean_, gradients, "gradients");
     return apply(model, gradients, rate, norm_of(gradients, downloaded_squares(gradients)));
@@ -83,7 +83,7 @@ class AdamW {
           const double sum = squares[i++];
           if (!std::isfinite(sum)) {
             throw DivergedError("the gradient of " + std::string(name), "finite numbers",
-                                detail::number_text(sum) + " after " + std::to_string(steps_) + " steps");
+                                number_text(sum) + " after " + std::to_string(steps_) + " steps");
           }
           total += sum;
         },
@@ -139,7 +139,7 @@ class AdamW {
 
   static AdamWOptions checked(AdamWOptions options) {
     const auto require = [](bool good, const char* name, const char* expected, double found) {
-      if (!good) throw ArgumentError(name, expected, detail::number_text(found));
+      if (!good) throw ArgumentError(name, expected, number_text(found));
     };
     require(options.beta1 >= 0 && options.beta1 < 1, "AdamWOptions.beta1", "from 0 to below 1", options.beta1);
     require(options.beta2 >= 0 && options.beta2 < 1, "AdamWOptions.beta2", "from 0 to below 1", options.beta2);

@@ -25,7 +25,7 @@ struct TokenSplit {
 /// `length` tokens and the one that follows it.
 inline TokenSplit split_tokens(std::span<const std::int32_t> tokens, double validation_fraction, std::size_t length) {
   if (!(validation_fraction >= 0 && validation_fraction < 1)) {
-    throw ArgumentError("validation fraction", "from 0 to below 1", detail::number_text(validation_fraction));
+    throw ArgumentError("validation fraction", "from 0 to below 1", number_text(validation_fraction));
   }
   const auto size = static_cast<double>(tokens.size());
   const std::size_t validation = static_cast<std::size_t>(size * validation_fraction);

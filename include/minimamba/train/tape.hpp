@@ -77,8 +77,7 @@ class Tape {
   explicit Tape(const Model& model, TapeOptions options = {}) : options_(options), backend_(model.backend()) {
     if (options.chunk == 0) throw ArgumentError("TapeOptions.chunk", "at least 1", "0");
     if (!(options.dropout >= 0 && options.dropout < 1)) {
-      throw ArgumentError("TapeOptions.dropout", "a probability from 0 to below 1",
-                          detail::number_text(options.dropout));
+      throw ArgumentError("TapeOptions.dropout", "a probability from 0 to below 1", number_text(options.dropout));
     }
   }
 

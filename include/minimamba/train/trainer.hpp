@@ -168,7 +168,7 @@ class Trainer {
     }
     for (const auto& [name, rate] : {std::pair("peak", schedule.peak), {"least", schedule.least}}) {
       require(rate >= 0 && std::isfinite(rate), std::string("TrainerOptions.schedule.") + name,
-              "a finite rate of at least 0", detail::number_text(rate));
+              "a finite rate of at least 0", number_text(rate));
     }
     return options;
   }
@@ -241,7 +241,7 @@ class Trainer {
     if (culprit.empty() && !not_finite(gradients_).empty()) culprit = "the gradient of " + not_finite(gradients_);
     throw DivergedError(
         subject, "a finite loss",
-        detail::number_text(loss) + (culprit.empty() ? "" : ", and numbers in " + culprit + " that are not finite"));
+        number_text(loss) + (culprit.empty() ? "" : ", and numbers in " + culprit + " that are not finite"));
   }
 
   TrainerOptions options_;
