@@ -67,13 +67,26 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
       for (std::size_t first = 0; first < d_y.cols(); first += native::block_outputs) {
         const std::size_t outputs = std::min(native::block_outputs, d_y.cols() - first);
         share(ceil(rows, tile), tile * outputs, [&](std::size_t begin, std::size_t end, std::size_t) {
-          training_kernels().pack_rows(
-              {d_y.data() + row * d_y.stride() + first, d_y.stride(), rows, outputs, begin, end, packed});
+          training_kernels().pack_rows({.d_y = d_y.data() + row * d_y.stride() + first,
+                                        .d_y_stride = d_y.stride(),
+                                        .rows = rows,
+                                        .outputs = outputs,
+                                        .first_tile = begin,
+                                        .last_tile = end,
+                                        .packed = packed});
         });
         share(panels, native::panel * rows * outputs, [&](std::size_t begin, std::size_t end, std::size_t part) {
-          training_kernels().input_gradient({packed, weight.row(first), rows, weight.cols(), outputs, begin, end,
-                                             first != 0, d_x.data() + row * d_x.stride(), d_x.stride(),
-                                             rooms + part * room});
+          training_kernels().input_gradient({.packed = packed,
+                                             .weight = weight.row(first),
+                                             .rows = rows,
+                                             .in = weight.cols(),
+                                             .outputs = outputs,
+                                             .first = begin,
+                                             .last = end,
+                                             .accumulate = first != 0,
+                                             .d_x = d_x.data() + row * d_x.stride(),
+                                             .d_x_stride = d_x.stride(),
+                                             .scratch = rooms + part * room});
         });
       }
     });
@@ -87,12 +100,26 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
       Scalar* const packed = this->scratch(tiles * tile * rows + room * threads);
       Scalar* const rooms = packed + tiles * tile * rows;
       share(tiles, tile * rows, [&](std::size_t begin, std::size_t end, std::size_t) {
-        training_kernels().pack_columns({x.data() + row * x.stride(), x.stride(), rows, in, begin, end, packed});
+        training_kernels().pack_columns({.x = x.data() + row * x.stride(),
+                                         .x_stride = x.stride(),
+                                         .rows = rows,
+                                         .in = in,
+                                         .first_tile = begin,
+                                         .last_tile = end,
+                                         .packed = packed});
       });
       share(d_weight.panels() * tiles, tile * native::panel * rows,
             [&](std::size_t begin, std::size_t end, std::size_t part) {
-              training_kernels().weight_gradient({d_y.data() + row * d_y.stride(), d_y.stride(), rows, in, d_y.cols(),
-                                                  packed, begin, end, d_weight.row(0), rooms + part * room});
+              training_kernels().weight_gradient({.d_y = d_y.data() + row * d_y.stride(),
+                                                  .d_y_stride = d_y.stride(),
+                                                  .rows = rows,
+                                                  .in = in,
+                                                  .out = d_y.cols(),
+                                                  .packed = packed,
+                                                  .first = begin,
+                                                  .last = end,
+                                                  .d_weight = d_weight.row(0),
+                                                  .scratch = rooms + part * room});
             });
     });
   }
@@ -113,16 +140,25 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     Scalar* const scales = this->scratch(p.x.rows());
     share(p.x.rows(), 4 * p.x.cols(), [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
-        scales[i] =
-            training_kernels().rms_norm_backward({p.x.row(i).data(), p.weight.data(), p.d_y.row(i).data(),
-                                                  p.d_x.row(i).data(), p.x.cols(), static_cast<Scalar>(p.epsilon)});
+        scales[i] = training_kernels().rms_norm_backward({.x = p.x.row(i).data(),
+                                                          .weight = p.weight.data(),
+                                                          .d_y = p.d_y.row(i).data(),
+                                                          .d_x = p.d_x.row(i).data(),
+                                                          .cols = p.x.cols(),
+                                                          .epsilon = static_cast<Scalar>(p.epsilon)});
       }
     });
     share(ceil(p.x.cols(), this->strip), 2 * this->strip * p.x.rows(),
           [&](std::size_t begin, std::size_t end, std::size_t) {
-            training_kernels().norm_weight_gradient({p.x.data(), p.d_y.data(), scales, p.x.stride(), p.d_y.stride(),
-                                                     p.x.rows(), begin * this->strip,
-                                                     std::min(end * this->strip, p.x.cols()), p.d_weight.data()});
+            training_kernels().norm_weight_gradient({.x = p.x.data(),
+                                                     .d_y = p.d_y.data(),
+                                                     .scales = scales,
+                                                     .x_stride = p.x.stride(),
+                                                     .d_y_stride = p.d_y.stride(),
+                                                     .rows = p.x.rows(),
+                                                     .first = begin * this->strip,
+                                                     .last = std::min(end * this->strip, p.x.cols()),
+                                                     .d_weight = p.d_weight.data()});
           });
     std::vector<double> d_weight;  // of rows whose sums are not finite, if there are any
     for (std::size_t i = 0; i < p.x.rows(); ++i) {
@@ -193,9 +229,11 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
         if (target == ignored_target) {
           std::fill_n(d_logits, p.d_logits.cols(), Scalar(0));
         } else {
-          losses[i] =
-              training_kernels().cross_entropy({p.logits.row(i).data(), d_logits, p.logits.cols(),
-                                                static_cast<std::size_t>(target), static_cast<Scalar>(p.scale)});
+          losses[i] = training_kernels().cross_entropy({.logits = p.logits.row(i).data(),
+                                                        .d_logits = d_logits,
+                                                        .cols = p.logits.cols(),
+                                                        .target = static_cast<std::size_t>(target),
+                                                        .scale = static_cast<Scalar>(p.scale)});
         }
       }
     });
@@ -230,11 +268,18 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     const auto number = [](double value) { return static_cast<Scalar>(value); };
     for (std::size_t i = 0; i < p.weight.rows(); ++i) {
       share(p.weight.cols(), 4, [&](std::size_t begin, std::size_t end, std::size_t) {
-        training_kernels().adamw({p.weight.row(i).data() + begin, p.gradient.row(i).data() + begin,
-                                  p.mean.row(i).data() + begin, p.variance.row(i).data() + begin, end - begin,
-                                  number(1 - p.rate * p.decay), number(p.rate / p.mean_correction), number(p.beta1),
-                                  number(p.beta2), number(p.epsilon), number(p.gradient_scale),
-                                  number(1 / p.variance_correction)});
+        training_kernels().adamw({.weight = p.weight.row(i).data() + begin,
+                                  .gradient = p.gradient.row(i).data() + begin,
+                                  .mean = p.mean.row(i).data() + begin,
+                                  .variance = p.variance.row(i).data() + begin,
+                                  .count = end - begin,
+                                  .keep = number(1 - p.rate * p.decay),
+                                  .step = number(p.rate / p.mean_correction),
+                                  .beta1 = number(p.beta1),
+                                  .beta2 = number(p.beta2),
+                                  .epsilon = number(p.epsilon),
+                                  .gradient_scale = number(p.gradient_scale),
+                                  .variance_scale = number(1 / p.variance_correction)});
       });
     }
   }

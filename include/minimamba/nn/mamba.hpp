@@ -37,6 +37,7 @@ class Mamba {
   // Not constraints, and here: so that compilers say no more than which kernel a backend lacks.
   static_assert(InferenceBackend<BackendType>);
   static_assert(WeightFormat<Weight>);
+  static_assert(detail::is_causal<MixerType>, "a language model reads from left to right: its mixer must be causal");
 
   /// A model with random weights (see initialize_parameters). Throws ConfigError.
   explicit Mamba(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)

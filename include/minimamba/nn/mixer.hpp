@@ -6,7 +6,8 @@
 //   static std::vector<StatePart> state_parts(const MambaConfig&);              what it carries from token to token
 //   static std::vector<std::size_t> activation_widths(const MambaConfig&);      what it computes on the way
 //   void forward(const Backend<Scalar>&, const MixerArguments<Scalar>&) const;
-// For training also
+// A mixer that is not causal, of which a row may depend on later ones, says so: static constexpr bool causal = false;
+// language models refuse it. For training also
 //   static std::size_t backward_scratch(const MambaConfig&);                    numbers that backward needs beside
 //   void backward(const Backend<Scalar>&, Gradient&, const MixerBackwardArguments<Scalar>&) const;
 // where Gradient is the mixer of a module of gradients. It may have
@@ -142,6 +143,13 @@ struct MixerBackwardArguments {
 };
 
 namespace detail {
+
+/// Whether no row depends on later ones.
+template <class MixerType>
+inline constexpr bool is_causal = [] {
+  if constexpr (requires { MixerType::causal; }) return bool{MixerType::causal};
+  return true;
+}();
 
 template <class Scalar>
 KeptStates<const Scalar> as_constant(const KeptStates<Scalar>& kept) {
