@@ -121,7 +121,8 @@ inline MambaConfig MambaConfig::resolved() const {
 namespace detail {
 
 /// What two models must share for one to read the other's state.
-inline std::array<std::int64_t, 7> sizes_of(const MambaConfig& config) {
+using ModelSizes = std::array<std::int64_t, 7>;
+inline ModelSizes sizes_of(const MambaConfig& config) {
   return {config.d_model, config.n_layer, config.d_inner(),          config.d_state,
           config.d_conv,  config.dt_rank, config.padded_vocab_size()};
 }

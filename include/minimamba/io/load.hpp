@@ -13,6 +13,7 @@
 #include "minimamba/io/open_checkpoint.hpp"
 #include "minimamba/io/transfer.hpp"
 #include "minimamba/nn/mamba.hpp"
+#include "minimamba/nn/model.hpp"
 
 #include "minimamba/core/isa.hpp"
 

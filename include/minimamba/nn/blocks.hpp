@@ -127,12 +127,14 @@ struct Blocks {
   MambaConfig config;  // resolved
   Backend<Scalar> backend;
   StateLayout layout;
+  ModelSizes sizes;                 // sizes_of(config)
   std::vector<std::size_t> widths;  // of what a block computes on the way
 
   Blocks(const MambaConfig& resolved, Backend<Scalar> own_backend)
       : config(resolved),
         backend(std::move(own_backend)),
         layout(MixerType::state_parts(resolved), static_cast<std::size_t>(resolved.n_layer)),
+        sizes(sizes_of(resolved)),
         widths(Block::activation_widths(resolved)) {}
 
   /// With their shapes, but without memory.
@@ -169,7 +171,7 @@ struct Blocks {
     if (layers.empty() || cache.batch() == 0) {
       throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
     }
-    if (sizes_of(cache.config()) != sizes_of(config) || cache.layout() != layout) {
+    if (cache.sizes() != sizes || cache.layout() != layout) {
       throw ArgumentError("cache", "one of a model with " + sizes_text(config), sizes_text(cache.config()));
     }
   }
@@ -210,7 +212,7 @@ struct Blocks {
     if (call.rows == 0) return call;
     if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(call));
     const auto width = static_cast<std::size_t>(config.d_model);
-    work.read.assign(runs.size(), 0);
+    work.read.reserve(runs.size());
     work.segments.reserve(call.filled);
     work.owners.reserve(call.filled);
     work.kept.reserve(layout.parts().size());
@@ -231,13 +233,15 @@ struct Blocks {
     Work& work = call.work;
     StateKeeper<Cache> keeper(call.cache, BackendTraits<Backend<Scalar>>::kernels_allocate && call.rows > 1);
     work.read.assign(call.runs.size(), 0);
-    while (choose(call)) {
+    for (std::size_t left = call.rows; left > 0;) {
+      choose_rows(call.runs, call.at_once, work.read, work.segments, work.owners);
       const View<Scalar> x = work.x(rows_of(work.segments));
       feed(x);
       run(call.layers, x.rows(), call.cache, work);
       sink(x);
       note_kept(call.cache, work);
       note_read(work);
+      left -= x.rows();
     }
     finish();
     for (const AnyRun& run : call.runs) call.cache.advance_slot(run.slot, run.length());
@@ -245,11 +249,6 @@ struct Blocks {
   }
 
  private:
-  template <class AnyRun>
-  static bool choose(const Call<AnyRun>& call) {
-    choose_rows(call.runs, call.at_once, call.work.read, call.work.segments, call.work.owners);
-    return !call.work.segments.empty();
-  }
   static void note_read(Work& work) {
     for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
   }
@@ -258,8 +257,12 @@ struct Blocks {
   template <class AnyRun>
   static std::size_t count_kept(const Call<AnyRun>& call) {
     std::size_t count = 0;
-    for (call.work.read.assign(call.runs.size(), 0); choose(call); note_read(call.work)) {
-      count += chunks_of(call.work.segments, call.cache.keeps_every());
+    Work& work = call.work;
+    work.read.assign(call.runs.size(), 0);
+    for (std::size_t left = call.rows; left > 0; left -= rows_of(work.segments)) {
+      choose_rows(call.runs, call.at_once, work.read, work.segments, work.owners);
+      count += chunks_of(work.segments, call.cache.keeps_every());
+      note_read(work);
     }
     return count;
   }

@@ -30,6 +30,7 @@ class InferenceCache {
   /// A cache at position 0, all states zero. Throws ArgumentError unless batch is from 1 to largest_batch.
   InferenceCache(const MambaConfig& config, StateLayout layout, Backend<Scalar> backend, std::int64_t batch = 1)
       : config_(config.resolved()),
+        sizes_(detail::sizes_of(config_)),
         layout_(std::move(layout)),
         backend_(std::move(backend)),
         positions_(checked(batch)) {
@@ -44,6 +45,7 @@ class InferenceCache {
   }  // tokens that it has read
   const MambaConfig& config() const { return config_; }
   const StateLayout& layout() const { return layout_; }
+  const detail::ModelSizes& sizes() const { return sizes_; }
 
   /// A part of the state of a layer in one slot, by its name. Throws ArgumentError.
   View<Scalar> state(std::size_t layer, std::size_t slot, std::string_view name) {
@@ -220,7 +222,7 @@ class InferenceCache {
     throw ArgumentError("cache slot", "a slot below " + std::to_string(batch()), std::to_string(slot));
   }
   void check_like(const InferenceCache& other) const {
-    if (detail::sizes_of(other.config_) == detail::sizes_of(config_) && other.layout_ == layout_) return;
+    if (other.sizes_ == sizes_ && other.layout_ == layout_) return;
     throw ArgumentError("cache", "one of a model with " + detail::sizes_text(config_),
                         detail::sizes_text(other.config_));
   }
@@ -233,6 +235,7 @@ class InferenceCache {
   InferenceCache& mutable_self() const { return const_cast<InferenceCache&>(*this); }
 
   MambaConfig config_;
+  detail::ModelSizes sizes_;
   StateLayout layout_;
   Backend<Scalar> backend_;
   std::vector<std::int64_t> positions_, order_;

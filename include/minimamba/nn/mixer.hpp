@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -50,14 +51,18 @@ struct StatePart {
 class StateLayout {
  public:
   StateLayout() = default;
-  StateLayout(std::vector<StatePart> parts, std::size_t layers) : parts_(std::move(parts)), layers_(layers) {
-    for (const StatePart& part : parts_) {
+  StateLayout(std::vector<StatePart> parts, std::size_t layers) : layers_(layers) {
+    for (const StatePart& part : parts) {
       offsets_.push_back(layer_size_);
       layer_size_ += part.size();
     }
+    parts_ = std::make_shared<const std::vector<StatePart>>(std::move(parts));
   }
 
-  const std::vector<StatePart>& parts() const { return parts_; }
+  const std::vector<StatePart>& parts() const {
+    static const std::vector<StatePart> none;  // of what was moved from
+    return parts_ ? *parts_ : none;
+  }
   std::size_t layers() const { return layers_; }
   std::size_t size() const { return layers_ * layer_size_; }  // numbers in a slot
   /// Where a part begins in a slot.
@@ -65,12 +70,14 @@ class StateLayout {
   /// The part of that name; parts().size() if there is none.
   std::size_t find(std::string_view name) const {
     const auto is_it = [&](const StatePart& part) { return part.name == name; };
-    return static_cast<std::size_t>(std::find_if(parts_.begin(), parts_.end(), is_it) - parts_.begin());
+    return static_cast<std::size_t>(std::find_if(parts().begin(), parts().end(), is_it) - parts().begin());
   }
-  bool operator==(const StateLayout& other) const { return parts_ == other.parts_ && layers_ == other.layers_; }
+  bool operator==(const StateLayout& other) const {
+    return layers_ == other.layers_ && (parts_ == other.parts_ || parts() == other.parts());
+  }
 
  private:
-  std::vector<StatePart> parts_;
+  std::shared_ptr<const std::vector<StatePart>> parts_;
   std::vector<std::size_t> offsets_;  // within a layer
   std::size_t layers_ = 0, layer_size_ = 0;
 };

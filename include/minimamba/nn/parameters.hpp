@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -26,7 +28,8 @@ enum class Role { linear, residual_linear, embedding, convolution, time_step, ti
 
 namespace detail {
 
-/// Shape, and the [rows, cols] matrix it is read and written as: [E] is one row, [E, 1, K] has E rows of K.
+/// Shape, and the [rows, cols] matrix it is read and written as: [E] is one row, [E, 1, K] has E rows of K, and any
+/// other has rows of its last extent.
 class Extents {
  public:
   Extents() = default;
@@ -35,7 +38,10 @@ class Extents {
   const Shape& shape() const { return shape_; }
   Role role() const { return role_; }
   bool present() const { return !shape_.empty(); }
-  std::size_t rows() const { return shape_.size() > 1 ? shape_.front() : shape_.size(); }
+  std::size_t rows() const {
+    if (shape_.empty()) return 0;
+    return std::accumulate(shape_.begin(), shape_.end() - 1, std::size_t{1}, std::multiplies<>());
+  }
   std::size_t cols() const { return shape_.empty() ? 0 : shape_.back(); }
   std::size_t size() const { return rows() * cols(); }
 

@@ -3,6 +3,7 @@
 #ifndef MINIMAMBA_NN_WORKSPACE_HPP
 #define MINIMAMBA_NN_WORKSPACE_HPP
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -53,10 +54,13 @@ class ActivationBuffer {
 
   void reserve(const Backend& backend, std::span<const std::size_t> widths, std::size_t rows) {
     constexpr std::size_t line = 16;  // numbers: each matrix begins with a line of the cache
+    const auto same = [](const typename Views::Matrix& matrix, std::size_t width) { return matrix.cols == width; };
+    if (rows == rows_ && std::ranges::equal(matrices_, widths, same)) return;
     std::size_t size = 0;
     for (const std::size_t width : widths) size += (rows * width + line - 1) / line * line;
     matrices_.reserve(widths.size());
     if (buffer_.size() < size) {
+      matrices_.clear();
       buffer_ = {};
       buffer_ = backend.template allocate<Scalar>(size);
     }
@@ -66,6 +70,7 @@ class ActivationBuffer {
       matrices_.push_back({data, width});
       data += (rows * width + line - 1) / line * line;
     }
+    rows_ = rows;
   }
   /// `rows` rows, at most as many as were reserved.
   Views operator()(std::size_t rows) { return Views(matrices_, rows); }
@@ -73,6 +78,7 @@ class ActivationBuffer {
  private:
   typename Backend::template Buffer<Scalar> buffer_;
   std::vector<typename Views::Matrix> matrices_;
+  std::size_t rows_ = 0;  // for which they lie so
 };
 
 /// Tokens that go on from the state in a slot of a cache.
