@@ -70,9 +70,9 @@ void slide_window(const Conv1dArguments<Scalar>& p, const Segment& segment) {
   }
 }
 
-/// Keeps the windows that are asked for, before any of them slides.
+/// Keeps the windows before every chunk, before any of them slides.
 template <class Scalar>
-void keep_windows(const Conv1dArguments<Scalar>& p) {
+void keep_each_window(const Conv1dArguments<Scalar>& p) {
   std::size_t kept = 0;
   for (const Segment& segment : p.segments) {
     for (std::size_t k = 0; k < chunks_of(segment.length, p.kept.chunk); ++k) {
@@ -84,6 +84,12 @@ void keep_windows(const Conv1dArguments<Scalar>& p) {
       }
     }
   }
+}
+
+/// The same, if any are asked for.
+template <class Scalar>
+inline void keep_windows(const Conv1dArguments<Scalar>& p) {
+  if (p.kept.chunk != 0) keep_each_window(p);
 }
 
 }  // namespace detail

@@ -30,6 +30,13 @@ void choose_rows(std::span<const AnyRun> runs, std::size_t most, std::span<const
                  std::vector<Segment>& segments, std::vector<std::size_t>& owners) {
   segments.clear();
   owners.clear();
+  if (runs.size() == 1) {  // a prompt, or a token: nothing is divided
+    const std::size_t left = runs[0].length() - read[0];
+    if (left == 0) return;
+    segments.push_back({.first = 0, .length = std::min(left, std::max<std::size_t>(most, 1)), .slot = runs[0].slot});
+    owners.push_back(0);
+    return;
+  }
   for (std::size_t i = 0; i < runs.size(); ++i) {
     if (read[i] == runs[i].length()) continue;
     segments.push_back({.first = 0, .length = 0, .slot = runs[i].slot});
@@ -280,13 +287,15 @@ struct Blocks {
   /// The residual stream work.x through all blocks, which leave what they remember in the cache.
   void run(const Layers& layers, std::size_t rows, Cache& cache, Work& work) const {
     work.kept.clear();
+    const View<Scalar> x = work.x(rows), out = work.out(rows);
+    const ActivationViews<Scalar> activations = work.block(rows);
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
       if (cache.keeps_every() > 0) cache.kept_of(layer, work.kept);
       layers[layer].forward(backend, {.segments = work.segments,
-                                      .x = work.x(rows),
+                                      .x = x,
                                       .state = cache.state(layer),
-                                      .activations = work.block(rows),
-                                      .out = work.out(rows),
+                                      .activations = activations,
+                                      .out = out,
                                       .kept = work.kept});
     }
   }

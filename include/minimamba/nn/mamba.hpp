@@ -207,7 +207,7 @@ class Mamba {
     const auto call = blocks_.prepare(layers, runs, cache, work);
     const std::size_t vocabulary = embedding.weight.rows(), answers = every_token ? call.rows : call.filled;
     if (call.rows == 0) return {nullptr, 0, vocabulary};
-    work.tokens.reserve(call.at_once);
+    if (call.filled > 1) work.tokens.reserve(call.at_once);
     work.ids.reserve(backend(), 1, call.at_once);
     if (!every_token) work.last.reserve(backend(), call.filled, size(config().d_model));
     reserve_logits(answers, work);
@@ -230,13 +230,19 @@ class Mamba {
   }
 
   void embed_chosen(std::span<const Run> runs, View<Scalar> x, WorkspaceType& work) const {
-    work.tokens.clear();
-    for (std::size_t s = 0; s < work.segments.size(); ++s) {
+    const auto part = [&](std::size_t s) {
       const std::size_t run = work.owners[s];
-      const auto part = runs[run].tokens.subspan(work.read[run], work.segments[s].length);
-      work.tokens.insert(work.tokens.end(), part.begin(), part.end());
+      return runs[run].tokens.subspan(work.read[run], work.segments[s].length);
+    };
+    std::span<const std::int32_t> tokens = part(0);
+    if (work.segments.size() > 1) {
+      work.tokens.clear();
+      for (std::size_t s = 0; s < work.segments.size(); ++s) {
+        work.tokens.insert(work.tokens.end(), part(s).begin(), part(s).end());
+      }
+      tokens = work.tokens;
     }
-    embedding.forward(backend(), work.ids.upload(backend(), work.tokens), x);
+    embedding.forward(backend(), work.ids.upload(backend(), tokens), x);
   }
 
   /// One product for rows whose logits stay neighbours.

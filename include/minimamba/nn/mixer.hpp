@@ -53,7 +53,7 @@ class StateLayout {
   StateLayout() = default;
   StateLayout(std::vector<StatePart> parts, std::size_t layers) : layers_(layers) {
     for (const StatePart& part : parts) {
-      offsets_.push_back(layer_size_);
+      places_.push_back({layer_size_, part.rows, part.cols});
       layer_size_ += part.size();
     }
     parts_ = std::make_shared<const std::vector<StatePart>>(std::move(parts));
@@ -65,8 +65,12 @@ class StateLayout {
   }
   std::size_t layers() const { return layers_; }
   std::size_t size() const { return layers_ * layer_size_; }  // numbers in a slot
-  /// Where a part begins in a slot.
-  std::size_t offset(std::size_t layer, std::size_t part) const { return layer * layer_size_ + offsets_[part]; }
+  /// Where the parts of a layer begin in a slot, and the shape that each has there.
+  struct Place {
+    std::size_t offset, rows, cols;  // from the layer's first number
+  };
+  std::size_t offset(std::size_t layer) const { return layer * layer_size_; }
+  const Place* places() const { return places_.data(); }
   /// The part of that name; parts().size() if there is none.
   std::size_t find(std::string_view name) const {
     const auto is_it = [&](const StatePart& part) { return part.name == name; };
@@ -78,7 +82,7 @@ class StateLayout {
 
  private:
   std::shared_ptr<const std::vector<StatePart>> parts_;
-  std::vector<std::size_t> offsets_;  // within a layer
+  std::vector<Place> places_;
   std::size_t layers_ = 0, layer_size_ = 0;
 };
 
@@ -88,18 +92,20 @@ class LayerState {
  public:
   /// slots: [slots, layout.size()]
   LayerState(View<Scalar> slots, const StateLayout& layout, std::size_t layer)
-      : slots_(slots), layout_(&layout), layer_(layer) {}
+      : first_(slots.data() + layout.offset(layer)),
+        slots_(slots.rows()),
+        stride_(slots.stride()),
+        places_(layout.places()) {}
 
   SlotView<Scalar> operator[](std::size_t part) const {
-    const StatePart& shape = layout_->parts()[part];
-    return {View<Scalar>(slots_.data() + layout_->offset(layer_, part), shape.rows, shape.cols), slots_.rows(),
-            slots_.stride()};
+    const StateLayout::Place& place = places_[part];
+    return {View<Scalar>(first_ + place.offset, place.rows, place.cols), slots_, stride_};
   }
 
  private:
-  View<Scalar> slots_;
-  const StateLayout* layout_;
-  std::size_t layer_;
+  Scalar* first_;  // of the layer, in the first slot
+  std::size_t slots_, stride_;
+  const StateLayout::Place* places_;
 };
 
 /// Matrices of M rows and several widths: what a layer computes on its way, or the gradients of that.
