@@ -218,17 +218,18 @@ struct Blocks {
     call.at_once = std::min(call.rows, std::max(BackendTraits<Backend<Scalar>>::rows_at_once, call.filled));
     if (call.rows == 0) return call;
     if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(call));
+    reserve_scratch(layers, call.at_once);
+    if (work.prepared == Prepared{number_, call.at_once, runs.size()}) return call;  // by the call before
+    work.prepared = {};
     const auto width = static_cast<std::size_t>(config.d_model);
     work.read.reserve(runs.size());
-    work.segments.reserve(call.filled);
-    work.owners.reserve(call.filled);
+    work.segments.reserve(runs.size());
+    work.owners.reserve(runs.size());
     work.kept.reserve(layout.parts().size());
     work.x.reserve(backend, call.at_once, width);
     work.out.reserve(backend, std::max(call.at_once, call.filled), width);
     work.block.reserve(backend, widths, call.at_once);
-    if constexpr (requires(const MixerType& mixer) { mixer.reserve(backend, width); }) {
-      layers.front().mixer.reserve(backend, call.at_once);  // the others have the same shapes
-    }
+    work.prepared = {number_, call.at_once, runs.size()};
     return call;
   }
 
@@ -256,6 +257,12 @@ struct Blocks {
   }
 
  private:
+  /// Scratch of this thread.
+  void reserve_scratch(const Layers& layers, std::size_t rows) const {
+    if constexpr (requires(const MixerType& mixer) { mixer.reserve(backend, rows); }) {
+      layers.front().mixer.reserve(backend, rows);  // the others have the same shapes
+    }
+  }
   static void note_read(Work& work) {
     for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
   }
@@ -299,6 +306,8 @@ struct Blocks {
                                       .kept = work.kept});
     }
   }
+
+  std::uint64_t number_ = next_version();  // tells workspaces whom they are prepared for
 };
 
 }  // namespace detail

@@ -102,6 +102,14 @@ struct InputRun {
 template <class Runs>
 concept RangeOfRuns = std::convertible_to<const Runs&, std::span<const Run>>;
 
+/// What a workspace was prepared for: blocks by their number, rows that pass at once, and runs.
+struct Prepared {
+  std::uint64_t blocks = 0;
+  std::size_t rows = 0, runs = 0;
+
+  bool operator==(const Prepared&) const = default;
+};
+
 /// Made empty; it takes the memory that calls need, and keeps it. One workspace serves one thread, and any number of
 /// caches one after the other.
 template <class Backend>
@@ -123,6 +131,7 @@ struct Workspace {
   std::vector<std::size_t> owners;                         // the run of each segment
   std::vector<KeptStates<typename Backend::Scalar>> kept;  // of a layer
   std::vector<bool> named;                                 // slots that a call has named
+  Prepared prepared;
 };
 
 }  // namespace minimamba
