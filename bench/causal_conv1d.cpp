@@ -16,12 +16,13 @@ void causal_conv1d(benchmark::State& state, const Backend& backend, std::size_t 
   const Work work{.tokens = real(tokens),
                   .operations = 2 * real(tokens * E * K),
                   .bytes = real((2 * tokens * E + E * (K + 1) + 2 * E * (K - 1)) * sizeof(Scalar))};
+  const std::vector<minimamba::Segment> segments = minimamba::uniform_segments(1, tokens);
   measure(state, work, {read_limit(static_cast<std::size_t>(work.bytes), backend.threads())}, [&] {
-    backend.causal_conv1d({.sequence = {.batch = 1, .length = tokens},
+    backend.causal_conv1d({.segments = segments,
                            .x = x.view(),
                            .weight = weight.view(),
                            .bias = bias.view(),
-                           .window = window.view(),
+                           .window = {window.view(), E},
                            .y = y.view()});
   });
 }

@@ -21,8 +21,9 @@ void embed(benchmark::State& state, const Backend& backend, std::size_t tokens) 
   const Work work{
       .tokens = real(tokens),
       .bytes = bytes_of_matrix<W>(tokens, d_model) + real(tokens * d_model * sizeof(typename Backend::Scalar))};
-  measure(state, work, {read_limit(static_cast<std::size_t>(work.bytes), backend.threads())},
-          [&] { backend.embed(ids, weight, y.view()); });
+  measure(state, work, {read_limit(static_cast<std::size_t>(work.bytes), backend.threads())}, [&] {
+    backend.embed({ids.data(), 1, ids.size()}, weight, y.view());
+  });
 }
 
 template <class Backend>

@@ -24,8 +24,9 @@ void selective_scan(benchmark::State& state, const Backend& backend, std::size_t
   const int threads = backend.threads();
   const Limit limit = tokens == 1 ? read_limit(static_cast<std::size_t>(work.bytes), threads)
                                   : arithmetic_limit(Arithmetic::f32_fma, threads);
+  const std::vector<minimamba::Segment> segments = minimamba::uniform_segments(1, tokens);
   measure(state, work, {limit}, [&] {
-    backend.selective_scan({.sequence = {.batch = 1, .length = tokens},
+    backend.selective_scan({.segments = segments,
                             .u = u.view(),
                             .delta = delta.view(),
                             .delta_bias = delta_bias.view(),
@@ -34,7 +35,7 @@ void selective_scan(benchmark::State& state, const Backend& backend, std::size_t
                             .c = c.view(),
                             .d = d.view(),
                             .z = z.view(),
-                            .h = h.view(),
+                            .h = {h.view(), E},
                             .y = y.view()});
   });
 }

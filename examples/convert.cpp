@@ -40,7 +40,7 @@ struct Arguments {
 const char* layout_of(const minimamba::Checkpoint& checkpoint) {
   const bool torch = checkpoint.format == minimamba::CheckpointFormat::torch;
   if (checkpoint.format == minimamba::CheckpointFormat::gguf) return "GGUF";
-  if (checkpoint.keys == &minimamba::detail::official_keys) {
+  if (checkpoint.has_official_names()) {
     return torch ? "official (state-spaces/mamba), PyTorch" : "official (state-spaces/mamba), safetensors";
   }
   return torch ? "Hugging Face, PyTorch" : "Hugging Face, safetensors";
@@ -76,11 +76,11 @@ void print_tensors(const minimamba::Checkpoint& checkpoint) {
     }
     std::string line = minimamba::type_of(tensor);
     line.resize(std::max<std::size_t>(line.size(), 5), ' ');
-    line += minimamba::detail::shape_text(tensor.shape);
+    line += minimamba::shape_text(tensor.shape);
     if (counts[pattern + line]++ == 0) lines.emplace_back(pattern, line);
   }
   for (const auto& [pattern, line] : lines) {
-    std::printf("  %-44s %-24s", minimamba::detail::printable(pattern).c_str(), line.c_str());
+    std::printf("  %-44s %-24s", minimamba::printable(pattern).c_str(), line.c_str());
     std::printf(counts[pattern + line] > 1 ? " x %zu\n" : "\n", counts[pattern + line]);
   }
 }
@@ -88,7 +88,7 @@ void print_tensors(const minimamba::Checkpoint& checkpoint) {
 void print_info(const minimamba::Checkpoint& checkpoint) {
   std::printf("%s\nlayout %s\n", checkpoint.weights_name.c_str(), layout_of(checkpoint));
   print_settings(checkpoint.config);
-  const minimamba::detail::CheckpointParameters parameters(checkpoint);
+  const minimamba::CheckpointParameters parameters(checkpoint);
   std::printf("parameters %zu, state of a sequence %llu bytes\n", parameters.parameter_count(),
               static_cast<unsigned long long>(state_bytes(checkpoint.config)));
   print_tensors(checkpoint);
@@ -98,8 +98,8 @@ void print_info(const minimamba::Checkpoint& checkpoint) {
 /// In GGUF, F16 stands in for rows that are no whole blocks of 32 numbers.
 DType own_type(const minimamba::Checkpoint& checkpoint, bool gguf) {
   std::set<DType> all, of_ragged_rows;
-  const minimamba::detail::CheckpointParameters parameters(checkpoint);
-  parameters.for_each([&](const minimamba::detail::Saved& parameter, auto&&) {
+  const minimamba::CheckpointParameters parameters(checkpoint);
+  parameters.for_each([&](const minimamba::SavedParameter& parameter, auto&&) {
     if (parameter.is_matrix) (parameter.extents.cols() % 32 == 0 ? all : of_ragged_rows).insert(parameter.dtype);
   });
   const bool blocks = all == std::set{DType::Q8_0} || all == std::set{DType::Q4_0};
@@ -120,10 +120,10 @@ constexpr const char* tokenizer_files[] = {
 std::optional<fs::path> tokenizer_path(const Arguments& arguments, const minimamba::Checkpoint& checkpoint) {
   if (!arguments.tokenizer.empty()) {
     const fs::path path = arguments.tokenizer;
-    return fs::is_directory(path) ? minimamba::detail::model_folder(path) / "tokenizer.json" : path;
+    return fs::is_directory(path) ? minimamba::model_folder(path) / "tokenizer.json" : path;
   }
   const fs::path path = checkpoint.folder / "tokenizer.json";
-  return minimamba::detail::is_there(path) ? std::optional(path) : std::nullopt;
+  return minimamba::is_there(path) ? std::optional(path) : std::nullopt;
 }
 
 /// What the output's metadata says about the text: taken over from GGUF, or made of tokenizer.json.
@@ -151,8 +151,7 @@ std::vector<std::pair<std::string, minimamba::ByteSource>> carried_files(const A
                                                                          std::string& text) {
   std::vector<std::pair<std::string, minimamba::ByteSource>> files;
   for (const char* const name : tokenizer_files) {
-    if (minimamba::detail::is_there(checkpoint.folder / name) &&
-        checkpoint.format != minimamba::CheckpointFormat::gguf) {
+    if (minimamba::is_there(checkpoint.folder / name) && checkpoint.format != minimamba::CheckpointFormat::gguf) {
       files.emplace_back(name, minimamba::ByteSource::open(checkpoint.folder / name));
     }
   }
@@ -182,7 +181,7 @@ void check_output(const Arguments& arguments, bool gguf, const minimamba::SaveOp
   }
   for (const auto& [name, source] : options.files) kept.push_back(output / name);
   for (const fs::path& path : kept) {
-    if (!minimamba::detail::is_there(path)) continue;
+    if (!minimamba::is_there(path)) continue;
     throw minimamba::FileError(path.string(), "no file yet, or --force to overwrite it", "one");
   }
 }

@@ -185,9 +185,10 @@ inline std::string read_file(const std::filesystem::path& path) {
 class Pieces {
  public:
   template <class Model>
-  Pieces(const Model& model, std::size_t most)
+  Pieces(const Model&, std::size_t most)
       : most_(most),
-        size_(std::string_view(model.backend().name()) == "eigen" ? most : std::min<std::size_t>(most, 16)) {}
+        size_(minimamba::BackendTraits<typename Model::BackendType>::splits_exactly ? std::min<std::size_t>(most, 16)
+                                                                                    : most) {}
 
   /// The size of the next piece, asked for as soon as the last one was read.
   std::size_t next() {
@@ -243,7 +244,7 @@ inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& pat
   }
   const std::filesystem::path json = checkpoint.folder / "tokenizer.json";
   const bool gguf = checkpoint.format == minimamba::CheckpointFormat::gguf;
-  if (!gguf && minimamba::detail::is_there(json)) return with_notes(minimamba::Tokenizer::load(json, options));
+  if (!gguf && minimamba::is_there(json)) return with_notes(minimamba::Tokenizer::load(json, options));
   if (checkpoint.config.padded_vocab_size() == 256) return minimamba::Tokenizer::bytes();
   return std::nullopt;
 }
@@ -271,7 +272,7 @@ template <class Model>
           });
           if (bad == part.end()) continue;
           throw minimamba::CheckpointError(checkpoint.weights_name + ": " + checkpoint.find(name)->name, expected,
-                                           minimamba::detail::number_text(*bad) + " in element " +
+                                           minimamba::number_text(*bad) + " in element " +
                                                std::to_string(first + static_cast<std::size_t>(bad - part.begin())));
         }
       },
@@ -283,14 +284,14 @@ template <class Model>
 /// The tokenizer in a GGUF file as tokenizer.json: the one that it holds, or one made of its parts. Empty if its tokens
 /// are the bytes, or if it has none.
 inline std::string gguf_tokenizer_json(const minimamba::Checkpoint& checkpoint) {
-  const auto json = checkpoint.metadata.find(minimamba::detail::hugging_face_tokenizer_key);
+  const auto json = checkpoint.metadata.find(minimamba::hugging_face_tokenizer_key);
   const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
   if (json != checkpoint.metadata.end() && std::holds_alternative<std::string>(json->second)) {
     return std::get<std::string>(json->second);
   }
   if (model == checkpoint.metadata.end() || model->second != minimamba::GgufValue(std::string("gpt2"))) return "";
   const auto parts = minimamba::gguf_tokenizer(checkpoint.metadata, checkpoint.weights_name);
-  return minimamba::detail::are_bytes(parts.tokens) ? "" : minimamba::tokenizer_json(parts);
+  return minimamba::are_bytes(parts.tokens) ? "" : minimamba::tokenizer_json(parts);
 }
 
 /// Where this program lies; empty where the system does not tell.

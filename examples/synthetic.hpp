@@ -129,7 +129,7 @@ inline void write_plot(const Options& options, const std::string& svg) {
 inline void check_outputs(const Options& options) {
   if (!options.plot.empty()) minimamba::AtomicFile(options.plot);
   if (options.save.empty()) return;
-  const minimamba::detail::MadeFolders folders(options.save);
+  const minimamba::MadeFolders folders(options.save);
   for (const char* const name : {"model.safetensors", "config.json"}) {
     minimamba::AtomicFile(std::filesystem::path(options.save) / name);
   }

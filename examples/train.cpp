@@ -2,7 +2,6 @@
 #include <minimamba/text.hpp>
 #include <minimamba/train.hpp>
 #include <minimamba/train/checkpoint.hpp>
-#include <minimamba/train/report.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -22,6 +21,7 @@
 #include <vector>
 
 #include "program.hpp"
+#include "report.hpp"
 
 namespace {
 
@@ -66,12 +66,11 @@ class Progress {
     const double rate = static_cast<double>(record.step - first_) / std::max(seconds, 1e-9);
     const auto left = static_cast<long>(static_cast<double>(options.schedule.steps - record.step) / rate);
     char text[200];
-    std::snprintf(
-        text, sizeof(text), "step %lld/%lld  loss %.4f  validation %s  %.0f tokens/s  %ld:%02ld:%02ld left",
-        static_cast<long long>(record.step), static_cast<long long>(options.schedule.steps), record.loss,
-        std::isnan(validation) ? "-" : minimamba::detail::number_text(std::round(validation * 1e4) / 1e4).c_str(),
-        rate * static_cast<double>(options.batch * options.length * options.accumulate), left / 3600, left / 60 % 60,
-        left % 60);
+    std::snprintf(text, sizeof(text), "step %lld/%lld  loss %.4f  validation %s  %.0f tokens/s  %ld:%02ld:%02ld left",
+                  static_cast<long long>(record.step), static_cast<long long>(options.schedule.steps), record.loss,
+                  std::isnan(validation) ? "-" : minimamba::number_text(std::round(validation * 1e4) / 1e4).c_str(),
+                  rate * static_cast<double>(options.batch * options.length * options.accumulate), left / 3600,
+                  left / 60 % 60, left % 60);
     last_ = text;
     line_.show(last_);
     if (record.step == options.schedule.steps || (!terminal_ && record.step % 10 == 0)) end_line();
@@ -109,7 +108,7 @@ struct Vocabulary {
 Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init) {
   if (!arguments.tokenizer.empty()) {
     const fs::path given(arguments.tokenizer),
-        file = fs::is_directory(given) ? minimamba::detail::model_folder(given) / "tokenizer.json" : given;
+        file = fs::is_directory(given) ? minimamba::model_folder(given) / "tokenizer.json" : given;
     const auto parts = minimamba::read_tokenizer_json(minimamba::ByteSource::open(file));
     return {program::with_notes(minimamba::Tokenizer(parts, program::tokenizer_options())), read_file(file)};
   }
@@ -121,7 +120,7 @@ Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minim
   }
   if (init->format == minimamba::CheckpointFormat::gguf) return {*std::move(own), program::gguf_tokenizer_json(*init)};
   const fs::path json = init->folder / "tokenizer.json";
-  return {*std::move(own), minimamba::detail::is_there(json) ? read_file(json) : ""};
+  return {*std::move(own), minimamba::is_there(json) ? read_file(json) : ""};
 }
 
 std::optional<minimamba::Checkpoint> open_init(const Arguments& arguments) {
@@ -145,7 +144,7 @@ class Program {
     folders_.emplace(fs::path(arguments_.out));
     if (arguments_.resume) {
       resume_training(trainer_, checkpoint_, program::print_note);
-    } else if (minimamba::detail::is_there(checkpoint_)) {
+    } else if (minimamba::is_there(checkpoint_)) {
       throw minimamba::FileError(checkpoint_.string(), "no training yet, or --resume", "one");
     }
     minimamba::AtomicFile::remove_strays(arguments_.out);
@@ -228,8 +227,8 @@ class Program {
     save_training(trainer_, checkpoint_);
     minimamba::save(trainer_.model(), out);
     if (!vocabulary_.json.empty()) write_file(out / "tokenizer.json", vocabulary_.json);
-    write_file(out / "loss.csv", loss_csv(trainer_.history()));
-    write_file(out / "loss.svg", loss_svg(trainer_.history()));
+    write_file(out / "loss.csv", program::loss_csv(trainer_.history()));
+    write_file(out / "loss.svg", program::loss_svg(trainer_.history()));
     folders_->keep();
   }
 
@@ -252,7 +251,7 @@ class Program {
   minimamba::Trainer<Model> trainer_;
   fs::path checkpoint_;
   std::vector<std::int32_t> prompt_;  // of samples
-  std::optional<minimamba::detail::MadeFolders> folders_;
+  std::optional<minimamba::MadeFolders> folders_;
   double validation_ = std::numeric_limits<double>::quiet_NaN();
 };
 

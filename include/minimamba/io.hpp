@@ -6,6 +6,7 @@
 
 #include "minimamba/io/gguf_writer.hpp"
 #include "minimamba/io/load.hpp"
+#include "minimamba/io/parameter_file.hpp"
 #include "minimamba/io/save.hpp"
 #include "minimamba/io/state.hpp"
 

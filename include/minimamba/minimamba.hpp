@@ -16,6 +16,7 @@
 #include "minimamba/backend/reference.hpp"
 
 #include "minimamba/nn/mamba.hpp"
+#include "minimamba/nn/mamba_model.hpp"
 
 #include "minimamba/generate/batch.hpp"
 #include "minimamba/generate/generate.hpp"

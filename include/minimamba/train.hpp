@@ -7,9 +7,9 @@
 
 #include "minimamba/train/adamw.hpp"
 #include "minimamba/train/data.hpp"
-#include "minimamba/train/eigen.hpp"
-#include "minimamba/train/native.hpp"
-#include "minimamba/train/reference.hpp"
+#include "minimamba/backend/eigen_training.hpp"
+#include "minimamba/backend/native_training.hpp"
+#include "minimamba/backend/reference_training.hpp"
 #include "minimamba/train/schedule.hpp"
 #include "minimamba/train/tape.hpp"
 #include "minimamba/train/trainer.hpp"

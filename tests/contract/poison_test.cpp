@@ -1,201 +1,25 @@
-// Layers never follow a pointer: a whole model runs on a backend whose memory cannot be touched at the addresses it
-// hands out, as that of another device could not, and gives the bits of the reference backend.
+// Layers never follow a pointer and never wait: whole models run, score and train on a backend whose memory cannot be
+// touched at the addresses it hands out, as that of another device could not, and which does nothing before something
+// is downloaded; and they give the bits of the reference backend.
 #if __has_include(<sys/mman.h>)
-#include <sys/mman.h>
-
 #include <filesystem>
 #include <fstream>
-#include <new>
 #include <optional>
-#include <stdexcept>
 
 #include "minimamba/io.hpp"
+#include "minimamba/train/checkpoint.hpp"
+#include "support/poison.hpp"
 #include "support/support.hpp"
 
 namespace {
 
 using namespace minimamba;
+using support::Device;
+using support::PoisonBackend;
+using support::PoisonTraining;
 using support::random_tokens;
 
-/// Addresses that fault, and as far beyond each of them the memory that is meant, which only the backend knows.
-class Device {
- public:
-  static Device& get() {
-    static Device device;
-    return device;
-  }
-
-  std::byte* allocate(std::size_t bytes) {
-    const std::size_t begin = used_, rounded = (bytes + 63) / 64 * 64;
-    if (rounded > size - used_) throw std::bad_alloc();
-    used_ += rounded;
-    return base_ + begin;
-  }
-  /// What is given back is never handed out again, but filled with what is no number in any type.
-  void release(std::byte* there, std::size_t bytes) { std::fill_n(there + size, bytes, std::byte{0xFF}); }
-
-  bool holds(const void* pointer) const {
-    const auto address = reinterpret_cast<std::uintptr_t>(pointer), base = reinterpret_cast<std::uintptr_t>(base_);
-    return address >= base && address - base < 2 * size;
-  }
-  /// Where the memory of an address of the device really lies.
-  template <class T>
-  T* real(T* there) const {
-    if (there == nullptr) return nullptr;
-    if (!holds(there)) throw std::logic_error("a kernel was given a pointer to the host's memory");
-    return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(there) + size);
-  }
-
- private:
-  static constexpr std::size_t size = std::size_t{1} << 28;
-
-  Device() {
-    void* const pages = mmap(nullptr, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (pages == MAP_FAILED) throw std::bad_alloc();
-    base_ = static_cast<std::byte*>(pages);
-    if (mprotect(base_ + size, size, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
-  }
-
-  std::byte* base_ = nullptr;
-  std::size_t used_ = 0;
-};
-
-template <class T>
-class DeviceBuffer {
- public:
-  DeviceBuffer() = default;
-  explicit DeviceBuffer(std::size_t size)
-      : data_(size == 0 ? nullptr : reinterpret_cast<T*>(Device::get().allocate(size * sizeof(T)))), size_(size) {}
-  DeviceBuffer(DeviceBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    return *this;
-  }
-  ~DeviceBuffer() {
-    if (size_ != 0) Device::get().release(reinterpret_cast<std::byte*>(data_), size_ * sizeof(T));
-  }
-
-  T* data() { return data_; }
-  const T* data() const { return data_; }
-  std::size_t size() const { return size_; }
-
- private:
-  T* data_ = nullptr;
-  std::size_t size_ = 0;
-};
-
-template <class Number>
-class PoisonBackend;
-
-/// Weights in a layout of the backend's own: nothing but their extents can be asked of them.
-template <WeightFormat W>
-class OpaqueMatrix {
- public:
-  OpaqueMatrix() = default;
-  std::size_t rows() const { return hidden_.rows(); }
-  std::size_t cols() const { return hidden_.cols(); }
-
- private:
-  template <class>
-  friend class PoisonBackend;
-  explicit OpaqueMatrix(minimamba::HostMatrix<W> hidden) : hidden_(std::move(hidden)) {}
-  minimamba::HostMatrix<W> hidden_;
-};
-
-/// The kernels of the reference backend on the memory behind the addresses it is given. To upload or download with a
-/// pointer of the wrong side is refused.
-template <class Number>
-class PoisonBackend {
- public:
-  using Scalar = Number;
-  template <class T>
-  using Buffer = DeviceBuffer<T>;
-  template <WeightFormat W>
-  using Matrix = OpaqueMatrix<W>;
-
-  explicit PoisonBackend(CpuOptions = {}) {}
-
-  const char* name() const { return "poison"; }
-  int threads() const { return 1; }
-
-  template <class T>
-  Buffer<T> allocate(std::size_t count) const {
-    return Buffer<T>(count);
-  }
-  void upload(std::span<const Scalar> from, Scalar* there) const { reference_.upload(host(from), real(there)); }
-  void download(const Scalar* there, std::span<Scalar> to) const { reference_.download(real(there), host(to)); }
-  void fill(View<Scalar> y, Scalar value) const { reference_.fill(real(y), value); }
-  void copy(View<const Scalar> x, View<Scalar> y) const { reference_.copy(real(x), real(y)); }
-
-  template <WeightFormat W>
-  Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
-    return Matrix<W>(reference_.template make_matrix<W>(rows, cols));
-  }
-  template <WeightFormat W>
-  void upload_rows(View<const Scalar> from, std::size_t first, OpaqueMatrix<W>& matrix) const {
-    reference_.upload_rows(host(from), first, matrix.hidden_);
-  }
-  template <WeightFormat W>
-  void download_rows(const OpaqueMatrix<W>& matrix, std::size_t first, View<Scalar> to) const {
-    reference_.download_rows(matrix.hidden_, first, host(to));
-  }
-
-  template <WeightFormat W>
-  void embed(std::span<const std::int32_t> tokens, const OpaqueMatrix<W>& weight, View<Scalar> y) const {
-    reference_.embed(tokens, weight.hidden_, real(y));
-  }
-  void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
-    reference_.rms_norm(real(x), real(weight), epsilon, real(y));
-  }
-  template <WeightFormat W>
-  void matmul(View<const Scalar> x, const OpaqueMatrix<W>& weight, View<Scalar> y) const {
-    reference_.matmul(real(x), weight.hidden_, real(y));
-  }
-  void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
-    reference_.causal_conv1d({.sequence = p.sequence,
-                              .x = real(p.x),
-                              .weight = real(p.weight),
-                              .bias = real(p.bias),
-                              .window = real(p.window),
-                              .y = real(p.y)});
-  }
-  void selective_scan(const ScanArguments<Scalar>& p) const {
-    reference_.selective_scan({.sequence = p.sequence,
-                               .u = real(p.u),
-                               .delta = real(p.delta),
-                               .delta_bias = real(p.delta_bias),
-                               .a = real(p.a),
-                               .b = real(p.b),
-                               .c = real(p.c),
-                               .d = real(p.d),
-                               .z = real(p.z),
-                               .h = real(p.h),
-                               .y = real(p.y)});
-  }
-  void add(View<const Scalar> x, View<Scalar> y) const { reference_.add(real(x), real(y)); }
-  void negative_exp(View<const Scalar> x, View<Scalar> y) const { reference_.negative_exp(real(x), real(y)); }
-
- private:
-  template <class T>
-  static T* real(T* there) {
-    return Device::get().real(there);
-  }
-  template <class T>
-  static View<T> real(const View<T>& there) {
-    return {real(there.data()), there.rows(), there.cols(), there.stride()};
-  }
-  template <class Memory>
-  static const Memory& host(const Memory& memory) {
-    if (Device::get().holds(memory.data())) throw std::logic_error("the host was given a pointer to the device");
-    return memory;
-  }
-
-  ReferenceBackend<Scalar> reference_;
-};
-
-static_assert(InferenceBackend<PoisonBackend<float>>);
+static_assert(InferenceBackend<PoisonBackend<float>> && TrainingBackend<PoisonTraining<float>>);
 
 template <class ScalarType, class WeightType>
 struct Stored {
@@ -313,6 +137,11 @@ class Layers : public testing::Test {
     const auto clone = many.clone();
     auto gathered = clone.gather({2, 0, 0, 1});
     keep(model.forward(random_tokens(4, 50), gathered));
+    gathered.reorder(std::vector<std::size_t>{1, 2, 0, 2});
+    const auto few = random_tokens(5, 50, 3), more = random_tokens(270, 50, 4);
+    keep(model.forward(std::vector<minimamba::Run>{{3, few}, {0, more}, {1, {}}}, gathered));
+    auto work = typename Model::WorkspaceType();
+    keep(model.forward_last(std::vector<minimamba::Run>{{3, more}, {2, few}}, gathered, work));
     keep_states(gathered);
     many.reset();
     keep_states(many);
@@ -389,6 +218,75 @@ TYPED_TEST(Layers, AreSavedAndLoadedWithoutTouchingATensor) {
   const auto loaded = load<typename TestFixture::Poisoned>(folder / "poisoned");
   this->expect_identical(this->parameters(plain), this->parameters(loaded));
   this->expect_identical(this->read(plain), this->read(loaded));
+}
+
+TYPED_TEST(Layers, ScoreAndBatchWithoutTouchingATensor) {
+  const auto plain = support::trained_looking_model<typename TestFixture::Plain>(this->config());
+  const auto poisoned = support::trained_looking_model<typename TestFixture::Poisoned>(this->config());
+  const auto tokens = random_tokens(60, 50);
+  Scorer one(plain, 16);
+  Scorer other(poisoned, 16);
+  one.read(tokens);
+  other.read(tokens);
+  EXPECT_EQ(one.score().nats, other.score().nats);
+  const std::vector<std::vector<std::int32_t>> prompts{random_tokens(3, 50), random_tokens(40, 50),
+                                                       random_tokens(1, 50)};
+  auto a = plain.make_cache(3);
+  auto b = poisoned.make_cache(3);
+  const auto expected = generate_batch(plain, a, prompts, {.max_new_tokens = 6});
+  const auto found = generate_batch(poisoned, b, prompts, {.max_new_tokens = 6});
+  for (std::size_t row = 0; row < 3; ++row) EXPECT_EQ(expected[row].tokens, found[row].tokens);
+  this->expect_identical(this->states(a), this->states(b));
+}
+
+TYPED_TEST(Layers, KeepTheirStateInFilesWithoutTouchingATensor) {
+  const Folder folder;
+  const auto plain = support::trained_looking_model<typename TestFixture::Plain>(this->config());
+  const auto poisoned = support::trained_looking_model<typename TestFixture::Poisoned>(this->config());
+  auto a = plain.make_cache(2);
+  auto b = poisoned.make_cache(2);
+  plain.forward_last(random_tokens(30, 50), a);
+  poisoned.forward_last(random_tokens(30, 50), b);
+  save_state(folder / "a", plain, a);
+  save_state(folder / "b", poisoned, b);
+  EXPECT_EQ(text_of(folder / "a"), text_of(folder / "b"));
+  const auto restored = load_state(folder / "a", poisoned);
+  this->expect_identical(this->states(a), this->states(restored.cache));
+}
+
+TEST(PoisonTraining, TakesTheStepsOfTheReferenceAndWaitsOnceInEach) {
+  using Plain = Mamba<float, ReferenceTraining>;
+  using Poisoned = Mamba<float, PoisonTraining>;
+  const auto config = support::small_config();
+  const auto tokens = random_tokens(300, config.vocab_size);
+  for (const bool recompute : {false, true}) {
+    const TrainerOptions options{.batch = 2,
+                                 .length = 20,
+                                 .accumulate = 2,
+                                 .schedule = {.steps = 10},
+                                 .tape = {.chunk = 6, .recompute = recompute, .dropout = 0.1}};
+    Trainer plain(Plain(config), tokens, options);
+    Trainer poisoned(Poisoned(config), tokens, options);
+    int hooked = 0;
+    poisoned.on_gradients([&](Gradients<Poisoned>&) { ++hooked; });
+    for (int i = 0; i < 4; ++i) {
+      const std::size_t waits = Device::get().waits();
+      const StepRecord expected = plain.step(), found = poisoned.step();
+      EXPECT_EQ(Device::get().waits() - waits, 1U);
+      EXPECT_EQ(expected.loss, found.loss);
+      EXPECT_EQ(expected.gradient_norm, found.gradient_norm);
+    }
+    EXPECT_EQ(hooked, 4);
+    EXPECT_GT(Device::get().waiting(), 0U) << "the last optimiser step waits for nobody";
+    EXPECT_EQ(plain.validate(2), poisoned.validate(2));
+    plain.require_finite();
+    poisoned.require_finite();
+    const Folder folder;
+    save_training(poisoned, folder / "training");
+    Trainer again(Poisoned(config), tokens, options);
+    resume_training(again, folder / "training");
+    EXPECT_EQ(plain.step().loss, again.step().loss);
+  }
 }
 
 TEST(PoisonBackend, FaultsWhereItsMemoryIsTouched) {

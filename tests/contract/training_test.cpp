@@ -1,11 +1,9 @@
 // Trainings: they learn, go on from a checkpoint to the same bits, and refuse what cannot be.
 #include "support/files.hpp"
-#include "support/locale.hpp"
 #include "support/training.hpp"
 
 #include "minimamba/train.hpp"
 #include "minimamba/train/checkpoint.hpp"
-#include "minimamba/train/report.hpp"
 
 namespace {
 
@@ -81,7 +79,7 @@ TYPED_TEST(Trainings, GoOnFromACheckpointToTheSameBits) {
   support::expect_identical(support::parameters_of(whole.model()), support::parameters_of(resumed.model()));
   support::expect_identical(support::parameters_of(whole.optimizer().variance()),
                             support::parameters_of(resumed.optimizer().variance()));
-  EXPECT_EQ(loss_csv(whole.history()), loss_csv(resumed.history()));
+  EXPECT_EQ(support::bits_of(whole.history()), support::bits_of(resumed.history()));
 }
 
 TYPED_TEST(Trainings, KeepTheOldCheckpointWhenTheDiskIsFull) {
@@ -280,23 +278,6 @@ TEST(RefusedTrainings, ThatDivergeKeepTheLastGoodCheckpoint) {
   spoiled.mutable_model().norm_f.weight.view()(0, 2) = std::numeric_limits<float>::quiet_NaN();
   expect_error<DivergedError>([&] { save_training(spoiled, file); }, {"after step 1", "norm_f.weight"});
   EXPECT_EQ(support::contents(folder.path()), before);
-}
-
-TEST(Reports, ShowEveryStepAndWhatWasValidated) {
-  std::vector<StepRecord> history(1000);
-  for (std::size_t i = 0; i < history.size(); ++i) {
-    history[i] = {.step = static_cast<std::int64_t>(i) + 1, .loss = 5.0 / static_cast<double>(i + 1), .rate = 0.5};
-  }
-  history[1].validation_loss = 2.75;
-  const std::string csv = loss_csv(history), svg = loss_svg(history);
-  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 1001);
-  EXPECT_NE(csv.find("\n1,5,,0.5,0\n2,2.5,2.75,0.5,0\n"), csv.npos);
-  EXPECT_EQ(svg.find("nan"), svg.npos);
-  EXPECT_EQ(svg.compare(0, 4, "<svg"), 0);
-  EXPECT_EQ(loss_svg({}).find("nan"), std::string::npos);
-  const support::CommaLocale comma;
-  EXPECT_EQ(loss_csv(history), csv);
-  EXPECT_EQ(loss_svg(history), svg);
 }
 
 }  // namespace

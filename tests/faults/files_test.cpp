@@ -128,6 +128,51 @@ INSTANTIATE_TEST_SUITE_P(Formats, Loading,
                                          golden("OfficialLayout", "odd-official")),
                          [](const auto& row) { return row.param.name; });
 
+/// The parameters of a module on their way in, as load_parameters reads them.
+class LoadingParameters : public testing::Test {
+ protected:
+  LoadingParameters() { save_parameters(other, other.backend(), folder / "file"); }
+  void load() {
+    load_parameters(model, model.backend(), folder / "file");
+    model.refresh();
+  }
+
+  const Folder folder;
+  const Model other = support::trained_looking_model<Model>(support::tiny_config(), 4);
+  Model model = support::trained_looking_model<Model>(support::tiny_config());
+  const Model before = model.clone();
+};
+
+TEST_F(LoadingParameters, LeavesTheModuleWhenMemoryRunsOut) {
+  const auto old_logits = logits_of(before), loaded = logits_of(other);
+  EXPECT_FALSE(identical(old_logits, loaded));
+  support::with_each_allocation_failing([&] { load_parameters(model, model.backend(), folder / "file"); },
+                                        [&](bool threw) {
+                                          model.refresh();
+                                          EXPECT_TRUE(identical(logits_of(model), threw ? old_logits : loaded));
+                                          model = before.clone();
+                                        },
+                                        step);
+}
+
+TEST_F(LoadingParameters, LeavesTheModuleWhenAReadFails) {
+  const auto old_logits = logits_of(before), loaded = logits_of(other);
+  bool happened = true;
+  for (long index = 0; happened && !HasFailure(); ++index) {
+    const FaultyCall call(FaultyCall::pread, index, Outcome::fails);
+    try {
+      load();
+      happened = call.happened();
+      EXPECT_FALSE(happened) << "read " << index << " is not missed";
+      EXPECT_GT(index, 3) << "is pread replaced?";
+      EXPECT_TRUE(identical(logits_of(model), loaded));
+    } catch (const FileError& error) {
+      support::expect_words(error.what(), {(folder / "file").string(), "error"});
+      EXPECT_TRUE(identical(logits_of(model), old_logits));
+    }
+  }
+}
+
 /// Something that saves into a folder.
 struct Saving {
   std::string name;

@@ -1,5 +1,5 @@
 // Any bytes at all as config.json: an Error or a configuration that a model can have.
-#include "minimamba/io/config.hpp"
+#include "minimamba/io/config_json.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
   try {

@@ -14,7 +14,7 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const minimamba::Mamba<float, minimamba::ReferenceBackend> model(
       {.d_model = 2, .n_layer = 1, .vocab_size = 3, .d_state = 1, .d_conv = 2, .expand = 1});
   std::vector<std::uint8_t> bytes(data, data + size);
-  minimamba::detail::Checksum sum;
+  minimamba::detail::Fnv1a sum;
   sum.add(std::as_bytes(std::span(bytes)));
   for (int i = 0; i < 8; ++i) bytes.push_back(static_cast<std::uint8_t>(sum.value() >> (8 * i)));
   try {

@@ -80,16 +80,20 @@ TYPED_TEST(Golden, HiddenStatesAfterEachBlock) {
     SCOPED_TRACE(folder);
     const Expected expected(folder);
     const auto model = load<typename TypeParam::Model>(folder);
-    const Sequence sequence{expected.shape("input_ids")[0], expected.shape("input_ids")[1]};
-    auto cache = support::start(model, expected, sequence.batch);
-    Workspace<typename TypeParam::Backend> work;
-    work.reserve(model.backend(), model.config(), sequence.rows());
-    HostMatrix<typename TypeParam::Scalar> x(sequence.rows(), static_cast<std::size_t>(model.config().d_model)),
-        normed = x;
-    model.backend().embed(expected.tokens("input_ids"), model.embedding.weight.packed(), x.view());
+    const std::size_t batch = expected.shape("input_ids")[0], rows = batch * expected.shape("input_ids")[1];
+    const std::vector<Segment> segments = uniform_segments(batch, rows / batch);
+    auto cache = support::start(model, expected, batch);
+    support::Alone<typename TypeParam::Model::Block, typename TypeParam::Backend> alone(model.config(), rows);
+    HostMatrix<typename TypeParam::Scalar> x(rows, static_cast<std::size_t>(model.config().d_model)), out = x,
+                                                                                                      normed = x;
+    const auto tokens = expected.tokens("input_ids");
+    model.backend().embed(support::ids(tokens), model.embedding.weight.packed(), x.view());
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      model.layers[layer].forward(model.backend(), {.sequence = sequence, .x = x.view(), .state = cache.state(layer)},
-                                  work);
+      model.layers[layer].forward(model.backend(), {.segments = segments,
+                                                    .x = x.view(),
+                                                    .state = cache.state(layer),
+                                                    .activations = alone.activations(),
+                                                    .out = out.view()});
       this->expect_close(x, expected.matrix("hidden." + std::to_string(layer)), "hidden " + std::to_string(layer));
     }
     model.norm_f.forward(model.backend(), x.view(), normed.view());

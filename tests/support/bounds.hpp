@@ -47,23 +47,23 @@ struct Rough {
     }
     /// Token by token, since each rounds the state anew.
     void selective_scan(const minimamba::ScanArguments<Scalar>& p) const {
-      const std::size_t channels = p.u.cols();
-      for (std::size_t row = 0; row < p.sequence.batch; ++row) {
-        for (std::size_t t = 0; t < p.sequence.length; ++t) {
-          const std::size_t i = row * p.sequence.length + t;
+      for (const minimamba::Segment& segment : p.segments) {
+        for (std::size_t t = 0; t < segment.length; ++t) {
+          const std::size_t i = segment.first + t;
+          const minimamba::Segment token{.first = 0, .length = 1, .slot = 0};
           HostMatrix<Scalar> delta = copy_of(p.delta.rows_from(i, 1));
           disturb(delta.view(), 16);
           minimamba::ScanArguments<Scalar> one = p;
-          one.sequence = {.batch = 1, .length = 1};
+          one.segments = {&token, 1};
           one.u = p.u.rows_from(i, 1);
           one.delta = delta.view();
           one.b = p.b.rows_from(i, 1);
           one.c = p.c.rows_from(i, 1);
           one.z = p.z.rows_from(i, 1);
-          one.h = p.h.rows_from(row * channels, channels);
+          one.h = {p.h[segment.slot], 1, 0};
           one.y = p.y.rows_from(i, 1);
           Base::selective_scan(one);
-          disturb(one.h, 4);
+          disturb(p.h[segment.slot], 4);
           disturb(one.y, 4 + p.a.cols());
         }
       }

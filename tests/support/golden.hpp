@@ -63,10 +63,12 @@ typename Model::Cache states_of(const Model& model, const Expected& expected, st
     const std::string i = std::to_string(layer);
     if (!expected.has(name + ".ssm." + i)) continue;
     const auto conv = expected.matrix(name + ".conv." + i), ssm = expected.matrix(name + ".ssm." + i);
-    const auto state = cache.state(layer);
+    const std::size_t channels = ssm.rows / batch;
     for (std::size_t row = 0; row < ssm.rows; ++row) {
-      for (std::size_t n = 0; n < ssm.cols; ++n) state.ssm(row, n) = static_cast<Scalar>(ssm(row, n));
-      for (std::size_t k = 1; k < conv.cols; ++k) state.conv(row, k - 1) = static_cast<Scalar>(conv(row, k));
+      const std::size_t slot = row / channels, e = row % channels;
+      const auto h = cache.ssm(layer, slot), window = cache.conv(layer, slot);
+      for (std::size_t n = 0; n < ssm.cols; ++n) h(e, n) = static_cast<Scalar>(ssm(row, n));
+      for (std::size_t k = 1; k < conv.cols; ++k) window(e, k - 1) = static_cast<Scalar>(conv(row, k));
     }
   }
   return cache;

@@ -27,10 +27,11 @@ struct Kind {
   using Mixer = minimamba::S6<ScalarType, BackendTemplate>;
   using Block = minimamba::MambaBlock<ScalarType, BackendTemplate>;
   using Model = minimamba::Mamba<ScalarType, BackendTemplate>;
+  using Backbone = minimamba::MambaModel<ScalarType, BackendTemplate>;
   template <class Weight>
   using ModelOf = minimamba::Mamba<ScalarType, BackendTemplate, Weight>;
   /// Backends that promise the same bits however a sequence is split; the others promise a tolerance.
-  static constexpr bool exact = !std::is_base_of_v<minimamba::EigenBackend<ScalarType>, Backend>;
+  static constexpr bool exact = minimamba::BackendTraits<Backend>::splits_exactly;
   static constexpr double step = 0;  // to which activations are rounded, in parts of the largest
 
   /// Whether this machine can run it.
@@ -246,6 +247,33 @@ Model trained_looking_model(const minimamba::MambaConfig& config, std::uint64_t 
       model);
   model.refresh();
   return model;
+}
+
+/// Token ids as a kernel of this processor takes them.
+inline minimamba::View<const std::int32_t> ids(const std::vector<std::int32_t>& tokens) {
+  return {tokens.data(), 1, tokens.size()};
+}
+
+/// What a layer needs to be run alone, for calls of `rows` rows.
+template <class Layer, class Backend>
+class Alone {
+ public:
+  Alone(const minimamba::MambaConfig& config, std::size_t rows) : rows_(rows) {
+    buffer_.reserve(Backend(), Layer::activation_widths(config), rows);
+  }
+  auto activations() { return buffer_(rows_); }
+
+ private:
+  minimamba::ActivationBuffer<Backend> buffer_;
+  std::size_t rows_;
+};
+
+/// A cache for `batch` sequences of layers that a test runs by hand.
+template <template <class> class Backend, class Scalar>
+minimamba::InferenceCache<Scalar, Backend> cache_alone(const minimamba::MambaConfig& config,
+                                                       const Backend<Scalar>& backend, std::int64_t batch) {
+  const auto parts = minimamba::S6<Scalar, Backend>::state_parts(config);
+  return {config, minimamba::StateLayout(parts, static_cast<std::size_t>(config.n_layer)), backend, batch};
 }
 
 inline minimamba::MambaConfig small_config() {

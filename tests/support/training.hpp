@@ -2,14 +2,17 @@
 #ifndef MINIMAMBA_TESTS_TRAINING_HPP
 #define MINIMAMBA_TESTS_TRAINING_HPP
 
+#include <bit>
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
-#include "minimamba/train/eigen.hpp"
-#include "minimamba/train/native.hpp"
-#include "minimamba/train/reference.hpp"
+#include "minimamba/backend/eigen_training.hpp"
+#include "minimamba/backend/native_training.hpp"
+#include "minimamba/backend/reference_training.hpp"
 #include "minimamba/train/tape.hpp"
+#include "minimamba/train/trainer.hpp"
 #include "support/support.hpp"
 
 namespace support {
@@ -41,17 +44,27 @@ Parameters<Model> parameters_of(const Model& model) {
   return found;
 }
 
+/// All numbers of a history as bits, for NaN stands where nothing was validated.
+inline std::vector<std::uint64_t> bits_of(const std::vector<minimamba::StepRecord>& history) {
+  std::vector<std::uint64_t> bits;
+  for (const minimamba::StepRecord& record : history) {
+    bits.push_back(static_cast<std::uint64_t>(record.step));
+    for (const double x : {record.loss, record.rate, record.gradient_norm, record.validation_loss}) {
+      bits.push_back(std::bit_cast<std::uint64_t>(x));
+    }
+  }
+  return bits;
+}
+
 /// A cache whose every state is a random number.
 template <class Model>
 typename Model::Cache random_states(const Model& model, std::size_t batch, std::uint64_t seed) {
   using Scalar = typename Model::ScalarType;
   auto cache = model.make_cache(static_cast<std::int64_t>(batch));
   minimamba::Random random(seed);
-  for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-    for (const minimamba::View<Scalar> state : {cache.state(layer).conv, cache.state(layer).ssm}) {
-      for (std::size_t i = 0; i < state.rows(); ++i) {
-        for (Scalar& value : state.row(i)) value = static_cast<Scalar>(static_cast<float>(0.3 * random.normal()));
-      }
+  for (std::size_t slot = 0; slot < batch; ++slot) {
+    for (Scalar& value : cache.slot(slot).row(0)) {
+      value = static_cast<Scalar>(static_cast<float>(0.3 * random.normal()));
     }
   }
   return cache;

@@ -74,7 +74,7 @@ void check_products(Activations activations) {
         }
       }
       const std::vector<std::int32_t> tokens{static_cast<std::int32_t>(out - 1), 0};
-      backend.embed(tokens, matrix, embedded.view());
+      backend.embed(support::ids(tokens), matrix, embedded.view());
       for (std::size_t k = 0; k < in; ++k) {
         EXPECT_EQ(embedded(0, k), stored(out - 1, k));
         EXPECT_EQ(embedded(1, k), stored(0, k));
@@ -214,11 +214,12 @@ TYPED_TEST(Backend, ConvolvesCausallyAndSlidesItsWindow) {
         auto window = random_matrix<Scalar>(batch * channels, past, 12);
         const auto before = window;
         HostMatrix<Scalar> y(batch * length, channels);
-        backend.causal_conv1d({.sequence = {batch, length},
+        const std::vector<Segment> segments = uniform_segments(batch, length);
+        backend.causal_conv1d({.segments = segments,
                                .x = x,
                                .weight = weight.view(),
                                .bias = with_bias ? bias.view() : View<const Scalar>(),
-                               .window = window.view(),
+                               .window = {window.view(), channels},
                                .y = y.view()});
         for (std::size_t b = 0; b < batch; ++b) {
           for (std::size_t e = 0; e < channels; ++e) {
@@ -259,7 +260,8 @@ void check_scan(std::size_t batch, std::size_t length, std::size_t channels, std
   HostMatrix<double> state(batch * channels, states);
   std::copy(h.values.begin(), h.values.end(), state.values.begin());
   HostMatrix<Scalar> y(rows, channels);
-  backend.selective_scan({.sequence = {batch, length},
+  const std::vector<Segment> segments = uniform_segments(batch, length);
+  backend.selective_scan({.segments = segments,
                           .u = u.view(),
                           .delta = delta.view(),
                           .delta_bias = bias.view(),
@@ -268,7 +270,7 @@ void check_scan(std::size_t batch, std::size_t length, std::size_t channels, std
                           .c = c,
                           .d = d.view(),
                           .z = z.view(),
-                          .h = h.view(),
+                          .h = {h.view(), channels},
                           .y = y.view()});
   for (std::size_t i = 0; i < rows; ++i) {
     for (std::size_t e = 0; e < channels; ++e) {

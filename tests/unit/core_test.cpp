@@ -6,10 +6,13 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <span>
+#include <string_view>
 #include <vector>
 
 #include "minimamba/core/config.hpp"
 #include "minimamba/core/formats.hpp"
+#include "minimamba/core/hash.hpp"
 #include "minimamba/core/random.hpp"
 #include "minimamba/core/version.hpp"
 #include "minimamba/core/view.hpp"
@@ -140,13 +143,13 @@ TEST(MambaConfig, RefusesSizesThatNoModelCanHave) {
 
 TEST(Error, WritesNumbersWithAPointInEveryLocale) {
   const support::CommaLocale comma;
-  EXPECT_EQ(detail::number_text(-1234.5), "-1234.5");
-  EXPECT_EQ(detail::number_text(1e-5), "1e-05");
-  EXPECT_EQ(detail::number_text(0.1), "0.1");
-  EXPECT_EQ(detail::number_text(1234567890.0), "1.23456789e+09");
-  EXPECT_EQ(detail::number_text(std::int64_t{1234567}), "1234567");
-  EXPECT_EQ(detail::number_text(std::numeric_limits<double>::infinity()), "inf");
-  EXPECT_EQ(detail::number_text(std::numeric_limits<double>::quiet_NaN()), "nan");
+  EXPECT_EQ(number_text(-1234.5), "-1234.5");
+  EXPECT_EQ(number_text(1e-5), "1e-05");
+  EXPECT_EQ(number_text(0.1), "0.1");
+  EXPECT_EQ(number_text(1234567890.0), "1.23456789e+09");
+  EXPECT_EQ(number_text(std::int64_t{1234567}), "1234567");
+  EXPECT_EQ(number_text(std::numeric_limits<double>::infinity()), "inf");
+  EXPECT_EQ(number_text(std::numeric_limits<double>::quiet_NaN()), "nan");
   if (!comma.reaches_c()) GTEST_SKIP() << "no locale with a decimal comma here; only C++'s was changed";
 }
 
@@ -156,6 +159,19 @@ TEST(Error, SaysWhatWhatWasExpectedAndWhatWasFound) {
   EXPECT_EQ(error.subject(), "tokens[3]");
   EXPECT_EQ(error.expected(), "a token id from 0 to 9");
   EXPECT_EQ(error.found(), "12");
+}
+
+TEST(Hash, IsFnv1aOf64Bits) {  // published values
+  const auto of = [](std::string_view text) {
+    detail::Fnv1a hash, of_bytes;
+    hash.add(text);
+    of_bytes.add(std::as_bytes(std::span(text)));
+    EXPECT_EQ(hash.value(), of_bytes.value());
+    return hash.value();
+  };
+  EXPECT_EQ(of(""), 0xCBF29CE484222325U);
+  EXPECT_EQ(of("a"), 0xAF63DC4C8601EC8CU);
+  EXPECT_EQ(of("foobar"), 0x85944171F73967E8U);
 }
 
 TEST(Random, GivesTheSameNumbersEverywhere) {

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "minimamba/io/atomic_file.hpp"
+#include "minimamba/io/commit_together.hpp"
+#include "minimamba/io/file.hpp"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/resource.h>

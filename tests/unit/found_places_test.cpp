@@ -162,4 +162,10 @@ TEST_F(FoundFiles, MayBeBytesInMemory) {
   EXPECT_TRUE(identical(logits_of(load<Model>(open_checkpoint(source, text))), expected));
 }
 
+TEST_F(FoundFiles, SayWhoseNamesTheirSettingsHave) {
+  EXPECT_TRUE(open_checkpoint(fs::path(GOLDEN_FOLDER) / "tiny-official").has_official_names());
+  EXPECT_FALSE(open_checkpoint(fs::path(GOLDEN_FOLDER) / "tiny-hf").has_official_names());
+  EXPECT_FALSE(open_checkpoint(fs::path(GOLDEN_FOLDER) / "gguf" / "tied.gguf").has_official_names());
+}
+
 }  // namespace

@@ -134,7 +134,8 @@ TEST_P(NarrowWeights, ComeBackAsTheirFormatRoundsThem) {
     const auto matrix = packed<W>(native, weight);
     HostMatrix<float> stored(70, 45), embedded(2, 45);
     native.download_rows(matrix, 0, stored.view());
-    native.embed(std::vector<std::int32_t>{69, 3}, matrix, embedded.view());
+    const std::vector<std::int32_t> tokens{69, 3};
+    native.embed(support::ids(tokens), matrix, embedded.view());
     std::vector<typename Format<W>::Block> blocks(blocks_in<W>(45));
     for (std::size_t i = 0; i < 70; ++i) {
       Format<W>::pack(weight.view().row(i).data(), 45, blocks.data());

@@ -53,21 +53,25 @@ TYPED_TEST(Layers, S6WorksAloneAndAgreesWithTheReferenceInDouble) {
   auto oracle = oracle_of(mixer, backend, S6<double, ReferenceBackend>(config));
   oracle.refresh(reference);
 
-  const Sequence sequence{2, 7};
+  const std::vector<Segment> segments = uniform_segments(2, 7);
   const auto x = random_matrix<Scalar>(14, 24, 1);
   const auto x_in_double = random_matrix<double>(14, 24, 1);
-  auto cache = InferenceCache<Scalar, TypeParam::template BackendOf>(config, backend, 2);
-  auto oracle_cache = InferenceCache<double, ReferenceBackend>(config, reference, 2);
-  Workspace<typename TypeParam::Backend> work;
-  Workspace<ReferenceBackend<double>> oracle_work;
-  work.reserve(backend, config, 14);
-  oracle_work.reserve(reference, config, 14);
+  auto cache = support::cache_alone<TypeParam::template BackendOf, Scalar>(config, backend, 2);
+  auto oracle_cache = support::cache_alone<ReferenceBackend, double>(config, reference, 2);
+  support::Alone<typename TypeParam::Mixer, typename TypeParam::Backend> alone(config, 14);
+  support::Alone<S6<double, ReferenceBackend>, ReferenceBackend<double>> oracle_alone(config, 14);
   HostMatrix<Scalar> y(14, 24);
   HostMatrix<double> expected(14, 24);
-  mixer.forward(backend, {.sequence = sequence, .x = x.view(), .state = cache.state(0), .y = y.view()}, work);
-  oracle.forward(reference,
-                 {.sequence = sequence, .x = x_in_double.view(), .state = oracle_cache.state(0), .y = expected.view()},
-                 oracle_work);
+  mixer.forward(backend, {.segments = segments,
+                          .x = x.view(),
+                          .state = cache.state(0),
+                          .activations = alone.activations(),
+                          .y = y.view()});
+  oracle.forward(reference, {.segments = segments,
+                             .x = x_in_double.view(),
+                             .state = oracle_cache.state(0),
+                             .activations = oracle_alone.activations(),
+                             .y = expected.view()});
   const double allowed = support::tolerance<Scalar>(48) * support::largest_magnitude(expected);
   EXPECT_LE(support::largest_difference(y, expected), allowed);
   EXPECT_LE(support::largest_difference(copy_of(cache.ssm(0, 1)), copy_of(oracle_cache.ssm(0, 1))),
@@ -83,13 +87,17 @@ TYPED_TEST(Layers, S6RefusesAnAThatIsMissingOrOlderThanItsLogarithm) {
   typename TypeParam::Mixer mixer(config);
   allocate_parameters(mixer, backend);
   initialize_parameters(mixer, config, backend, 0);
-  auto cache = InferenceCache<Scalar, TypeParam::template BackendOf>(config, backend, 1);
-  Workspace<typename TypeParam::Backend> work;
-  work.reserve(backend, config, 5);
+  auto cache = support::cache_alone<TypeParam::template BackendOf, Scalar>(config, backend, 1);
+  support::Alone<typename TypeParam::Mixer, typename TypeParam::Backend> alone(config, 5);
+  const std::vector<Segment> segments = uniform_segments(1, 5);
   const auto x = random_matrix<Scalar>(5, 24, 1);
   HostMatrix<Scalar> y(5, 24);
   const auto forward = [&] {
-    mixer.forward(backend, {.sequence = {1, 5}, .x = x.view(), .state = cache.state(0), .y = y.view()}, work);
+    mixer.forward(backend, {.segments = segments,
+                            .x = x.view(),
+                            .state = cache.state(0),
+                            .activations = alone.activations(),
+                            .y = y.view()});
   };
   EXPECT_THROW(forward(), ArgumentError);
   mixer.refresh(backend);
@@ -146,17 +154,25 @@ TYPED_TEST(Layers, MambaBlockAddsItsMixerToTheStream) {
   allocate_parameters(block, backend);
   initialize_parameters(block, config, backend, 0);
   block.mixer.refresh(backend);
-  auto cache = InferenceCache<Scalar, TypeParam::template BackendOf>(config, backend, 1);
-  Workspace<typename TypeParam::Backend> work;
-  work.reserve(backend, config, 5);
+  auto cache = support::cache_alone<TypeParam::template BackendOf, Scalar>(config, backend, 1);
+  support::Alone<typename TypeParam::Block, typename TypeParam::Backend> alone(config, 5);
+  const std::vector<Segment> segments = uniform_segments(1, 5);
   auto x = random_matrix<Scalar>(5, 24, 1);
   const auto before = x;
-  block.forward(backend, {.sequence = {1, 5}, .x = x.view(), .state = cache.state(0)}, work);
+  HostMatrix<Scalar> normed(5, 24), y(5, 24);
+  block.forward(backend, {.segments = segments,
+                          .x = x.view(),
+                          .state = cache.state(0),
+                          .activations = alone.activations(),
+                          .out = y.view()});
 
   cache.reset();
-  HostMatrix<Scalar> normed(5, 24), y(5, 24);
   block.norm.forward(backend, before.view(), normed.view());
-  block.mixer.forward(backend, {.sequence = {1, 5}, .x = normed.view(), .state = cache.state(0), .y = y.view()}, work);
+  block.mixer.forward(backend, {.segments = segments,
+                                .x = normed.view(),
+                                .state = cache.state(0),
+                                .activations = alone.activations().from(1),
+                                .y = y.view()});
   for (std::size_t i = 0; i < x.values.size(); ++i) EXPECT_EQ(x.values[i], before.values[i] + y.values[i]);
 }
 
@@ -353,7 +369,7 @@ TYPED_TEST(Model, RunsWithNarrowWeights) {
 TEST(InferenceCache, HasTheSizeOfThePublishedModels) {
   const auto bytes = [](std::int64_t d_model, std::int64_t n_layer) {
     const MambaConfig config{.d_model = d_model, .n_layer = n_layer, .vocab_size = 50277};
-    return InferenceCache<float>(config, NativeBackend<float>({.threads = 1})).state_bytes();
+    return support::cache_alone<NativeBackend, float>(config, NativeBackend<float>({.threads = 1}), 1).state_bytes();
   };
   EXPECT_EQ(bytes(768, 24), 2801664U);
   EXPECT_EQ(bytes(1024, 48), 7471104U);

@@ -79,7 +79,7 @@ struct Saved {
   /// With a checksum that is right.
   static std::string summed(std::string bytes) {
     bytes.resize(bytes.size() - 8);
-    detail::Checksum sum;
+    detail::Fnv1a sum;
     sum.add(std::as_bytes(std::span(bytes)));
     const std::uint64_t value = sum.value();
     return bytes.append(reinterpret_cast<const char*>(&value), sizeof(value));

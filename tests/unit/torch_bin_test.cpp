@@ -118,7 +118,7 @@ TEST(Tensors, AreGatheredByTheirStrides) {
       expected.push_back(static_cast<double>(place));
     }
     set.read(tensor, 0, std::span(all));
-    EXPECT_EQ(all, expected) << detail::shape_text(shape);
+    EXPECT_EQ(all, expected) << shape_text(shape);
     for (const std::size_t first : {1U, 33U, 103U}) {
       std::vector<float> part(std::min<std::size_t>(all.size() - first, 777));
       set.read(tensor, first, std::span(part));

@@ -3,9 +3,9 @@
 
 #include <functional>
 
-#include "minimamba/train/eigen.hpp"
-#include "minimamba/train/native.hpp"
-#include "minimamba/train/reference.hpp"
+#include "minimamba/backend/eigen_training.hpp"
+#include "minimamba/backend/native_training.hpp"
+#include "minimamba/backend/reference_training.hpp"
 
 namespace {
 
@@ -86,10 +86,10 @@ TYPED_TEST(TrainingKernels, DifferentiateEmbeddingsWhoseTokensRepeat) {
   const auto loss = [&] {
     Matrix y(3, 4);
     backend.upload_rows(weight.view(), 0, packed);
-    backend.embed(tokens, packed, y.view());
+    backend.embed(support::ids(tokens), packed, y.view());
     return dot(y, d_y);
   };
-  backend.embed_backward(tokens, d_y.view(), gradient);
+  backend.embed_backward(support::ids(tokens), d_y.view(), gradient);
   backend.download_rows(gradient, 0, d_weight.view());
   expect_gradient("weight", loss, weight, d_weight);
 }
@@ -119,14 +119,21 @@ TYPED_TEST(TrainingKernels, DifferentiateCrossEntropyAndLeaveIgnoredRowsOut) {
   const std::vector<std::int32_t> targets{2, ignored_target, 0};
   Matrix logits = random_matrix<double>(3, 5, 1), d_logits(3, 5), unused(3, 5);
   for (std::size_t v = 0; v < 5; ++v) logits.values[v] += 800;  // exp alone would overflow
-  const auto loss = [&] { return 0.5 * backend.cross_entropy({logits.view(), targets, 0.5, unused.view()}); };
-  backend.cross_entropy({logits.view(), targets, 0.5, d_logits.view()});
+  const auto loss = [&] {
+    Matrix sum(1, 1);
+    backend.cross_entropy({logits.view(), support::ids(targets), 0.5, unused.view(), sum.view()});
+    return 0.5 * sum(0, 0);
+  };
+  Matrix sum(1, 1);
+  backend.cross_entropy({logits.view(), support::ids(targets), 0.5, d_logits.view(), sum.view()});
   expect_gradient("logits", loss, logits, d_logits);
   for (std::size_t v = 0; v < 5; ++v) EXPECT_EQ(d_logits(1, v), 0);
   const Matrix even(1, 8);
   Matrix slope(1, 8);
   const std::vector<std::int32_t> first{0};
-  EXPECT_NEAR(backend.cross_entropy({even.view(), first, 1, slope.view()}), std::log(8.0), 1e-14);
+  const double before = sum(0, 0);
+  backend.cross_entropy({even.view(), support::ids(first), 1, slope.view(), sum.view()});
+  EXPECT_NEAR(sum(0, 0) - before, std::log(8.0), 1e-12) << "the loss is added";
 }
 
 TYPED_TEST(TrainingKernels, DifferentiateNorms) {
@@ -205,34 +212,54 @@ TYPED_TEST(TrainingKernelsOfAnyScalar, SumSquaresThatAreNoFloats) {
   auto x = random_matrix<Scalar>(3, 5000, 1);
   x.values[4999] = Scalar(1e20);
   x.values[5000] = Scalar(-3e38);
-  EXPECT_NEAR(backend.sum_of_squares(x.view()) / 9e76, 1, 1e-6);
+  Matrix sum(1, 1);
+  backend.sum_of_squares(x.view(), sum.view());
+  EXPECT_NEAR(sum(0, 0) / 9e76, 1, 1e-6);
   x.values[1] = std::numeric_limits<Scalar>::infinity();
-  EXPECT_EQ(backend.sum_of_squares(x.view()), std::numeric_limits<double>::infinity());
+  backend.sum_of_squares(x.view(), sum.view());
+  EXPECT_EQ(sum(0, 0), std::numeric_limits<double>::infinity());
+}
+
+/// Segments of unequal lengths whose slots are not in order; one has no tokens.
+std::vector<Segment> ragged(std::size_t longest) {
+  return {{.first = 0, .length = longest, .slot = 2},
+          {.first = longest, .length = 0, .slot = 1},
+          {.first = longest, .length = longest / 2 + 1, .slot = 0}};
 }
 
 TYPED_TEST(TrainingKernels, DifferentiateConvolutionsAndTheirWindows) {
   const TypeParam backend;
   for (const std::size_t L : support::Sizes{1, 2, 6}) {  // shorter than the window, and longer
-    const std::size_t B = 2, E = 3, K = 4, M = B * L;
+    const std::vector<Segment> segments = ragged(L);
+    const std::size_t slots = 3, E = 3, K = 4, M = detail::rows_of(segments);
     Matrix x = random_matrix<double>(M, E, 1), weight = random_matrix<double>(E, K, 2);
-    Matrix bias = random_matrix<double>(1, E, 3), window = random_matrix<double>(B * E, K - 1, 4);
-    const Matrix d_y = random_matrix<double>(M, E, 5), d_final = random_matrix<double>(B * E, K - 1, 6);
+    Matrix bias = random_matrix<double>(1, E, 3), window = random_matrix<double>(slots * E, K - 1, 4);
+    const Matrix d_y = random_matrix<double>(M, E, 5), d_final = random_matrix<double>(slots * E, K - 1, 6);
+    Matrix starts(2 * E, K - 1);
+    const KeptStates<double> kept{L, {starts.view(), E}};
     const auto loss = [&] {
       Matrix y(M, E), slid = window;
-      backend.causal_conv1d({{B, L}, x.view(), weight.view(), bias.view(), slid.view(), y.view()});
+      backend.causal_conv1d({.segments = segments,
+                             .x = x.view(),
+                             .weight = weight.view(),
+                             .bias = bias.view(),
+                             .window = {slid.view(), E},
+                             .y = y.view(),
+                             .kept = kept});
       return dot(y, d_y) + dot(slid, d_final);
     };
+    loss();
     Matrix d_x(M, E), d_weight(E, K), d_bias(1, E), d_window = d_final;
-    backend.causal_conv1d_backward({{B, L},
-                                    x.view(),
-                                    weight.view(),
-                                    bias.view(),
-                                    window.view(),
-                                    d_y.view(),
-                                    d_x.view(),
-                                    d_weight.view(),
-                                    d_bias.view(),
-                                    d_window.view()});
+    backend.causal_conv1d_backward({.segments = segments,
+                                    .x = x.view(),
+                                    .weight = weight.view(),
+                                    .bias = bias.view(),
+                                    .kept = {kept.chunk, kept.states},
+                                    .d_y = d_y.view(),
+                                    .d_x = d_x.view(),
+                                    .d_weight = d_weight.view(),
+                                    .d_bias = d_bias.view(),
+                                    .d_window = {d_window.view(), E}});
     expect_gradient("x", loss, x, d_x);
     expect_gradient("weight", loss, weight, d_weight);
     expect_gradient("bias", loss, bias, d_bias);
@@ -242,45 +269,62 @@ TYPED_TEST(TrainingKernels, DifferentiateConvolutionsAndTheirWindows) {
 
 TYPED_TEST(TrainingKernels, DifferentiateScansFromTheStatesBeforeChunks) {
   const TypeParam backend;
-  const std::size_t B = 2, L = 7, E = 3, N = 4, M = B * L, chunk = 3, chunks = 3;
+  const std::vector<Segment> segments = ragged(7);
+  const std::size_t slots = 3, E = 3, N = 4, M = detail::rows_of(segments), chunk = 3, chunks = 3 + 2;
   Matrix u = random_matrix<double>(M, E, 1), delta = random_matrix<double>(M, E, 2);
   Matrix bias = random_matrix<double>(1, E, 3), a = random_matrix<double>(E, N, 4);
   Matrix b = random_matrix<double>(M, N, 5), c = random_matrix<double>(M, N, 6), d = random_matrix<double>(1, E, 7);
-  Matrix z = random_matrix<double>(M, E, 8), h = random_matrix<double>(B * E, N, 9);
+  Matrix z = random_matrix<double>(M, E, 8), h = random_matrix<double>(slots * E, N, 9);
   for (double& value : a.values) value = -std::abs(value);
   delta.values[0] = 25;  // where softplus is the identity
-  const Matrix d_y = random_matrix<double>(M, E, 10), d_final = random_matrix<double>(B * E, N, 11);
-  Matrix starts(B * chunks * E, N);
+  const Matrix d_y = random_matrix<double>(M, E, 10), d_final = random_matrix<double>(slots * E, N, 11);
+  Matrix starts(chunks * E, N);
+  const KeptStates<double> kept{chunk, {starts.view(), E}};
   const auto loss = [&] {
     Matrix y(M, E), state = h;
-    for (std::size_t row = 0; row < B; ++row) {
-      const auto of_row = state.view().rows_from(row * E, E);
-      for (std::size_t k = 0; k < chunks; ++k) {
-        const std::size_t first = row * L + k * chunk, length = std::min(chunk, L - k * chunk);
-        const auto part = [&](Matrix& m) { return m.view().rows_from(first, length); };
-        backend.copy(of_row, starts.view().rows_from((row * chunks + k) * E, E));
-        backend.selective_scan({{1, length},
-                                part(u),
-                                part(delta),
-                                bias.view(),
-                                a.view(),
-                                part(b),
-                                part(c),
-                                d.view(),
-                                part(z),
-                                of_row,
-                                part(y)});
-      }
-    }
+    backend.selective_scan({.segments = segments,
+                            .u = u.view(),
+                            .delta = delta.view(),
+                            .delta_bias = bias.view(),
+                            .a = a.view(),
+                            .b = b.view(),
+                            .c = c.view(),
+                            .d = d.view(),
+                            .z = z.view(),
+                            .h = {state.view(), E},
+                            .y = y.view(),
+                            .kept = kept});
     return dot(y, d_y) + dot(state, d_final);
   };
   loss();
-  Matrix d_u(M, E), d_delta(M, E), d_b(M, N), d_c(M, N), d_z(M, E), d_bias(1, E), d_a(E, N), d_d(1, E), d_h = d_final;
   const Matrix saved = starts;
-  backend.selective_scan_backward({{B, L},     chunk,          u.view(),   delta.view(), bias.view(),  a.view(),
-                                   b.view(),   c.view(),       d.view(),   z.view(),     saved.view(), d_y.view(),
-                                   d_u.view(), d_delta.view(), d_b.view(), d_c.view(),   d_z.view(),   d_bias.view(),
-                                   d_a.view(), d_d.view(),     d_h.view()});
+  for (std::size_t i = 0; i < E; ++i) {
+    for (std::size_t n = 0; n < N; ++n) {
+      EXPECT_EQ(saved(i, n), h(2 * E + i, n));  // before the first chunk of the first segment
+      EXPECT_EQ(saved(3 * E + i, n), h(i, n));  // and of the last
+    }
+  }
+  Matrix d_u(M, E), d_delta(M, E), d_b(M, N), d_c(M, N), d_z(M, E), d_bias(1, E), d_a(E, N), d_d(1, E), d_h = d_final;
+  backend.selective_scan_backward({.segments = segments,
+                                   .u = u.view(),
+                                   .delta = delta.view(),
+                                   .delta_bias = bias.view(),
+                                   .a = a.view(),
+                                   .b = b.view(),
+                                   .c = c.view(),
+                                   .d = d.view(),
+                                   .z = z.view(),
+                                   .kept = {chunk, {saved.view(), E}},
+                                   .d_y = d_y.view(),
+                                   .d_u = d_u.view(),
+                                   .d_delta = d_delta.view(),
+                                   .d_b = d_b.view(),
+                                   .d_c = d_c.view(),
+                                   .d_z = d_z.view(),
+                                   .d_delta_bias = d_bias.view(),
+                                   .d_a = d_a.view(),
+                                   .d_d = d_d.view(),
+                                   .d_h = {d_h.view(), E}});
   expect_gradient("u", loss, u, d_u);
   expect_gradient("delta", loss, delta, d_delta);
   expect_gradient("delta_bias", loss, bias, d_bias);

@@ -19,7 +19,7 @@
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
-#include "minimamba/backend/rms_norm.hpp"
+#include "minimamba/backend/host_kernels.hpp"
 #include "minimamba/core/parallel.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -33,8 +33,8 @@ class EigenBackend : public detail::HostMemory<Number> {
   template <WeightFormat W>
   using Matrix = HostMatrix<W>;
 
-  /// Eigen's products of several rows allocate, and so may fail.
-  static constexpr bool kernels_allocate = true;
+  /// Eigen's products of several rows allocate, and so may fail; and they sum one row otherwise than several.
+  static constexpr bool kernels_allocate = true, splits_exactly = false;
 
   explicit EigenBackend(CpuOptions options = {})
       : pool_(std::make_shared<ThreadPool>(options.threads)), activations_(options.activations) {}
@@ -83,22 +83,29 @@ class EigenBackend : public detail::HostMemory<Number> {
 
   void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
     assert((p.y.empty() || p.x.data() != p.y.data()) && p.weight.cols() == p.window.cols() + 1);
-    share_strips(p.sequence.batch, p.x.cols(), p.sequence.length * p.weight.cols(),
-                 [&](std::size_t begin, std::size_t end) {
-                   each_strip(begin, end, p.x.cols(), [&](auto lanes, std::size_t row, std::size_t channel) {
-                     if (p.sequence.length != 0) conv1d_strip<lanes.value>(p, row, channel);
-                   });
-                 });
+    detail::keep_windows(p);
+    share_strips(p.segments, p.x.cols(), p.weight.cols(), [&](std::size_t number, std::size_t begin, std::size_t end) {
+      const Segment& segment = p.segments[number];
+      each_strip(begin, end, p.x.cols(), [&](auto lanes, std::size_t channel) {
+        if (segment.length != 0) conv1d_strip<lanes.value>(p, segment, channel);
+      });
+    });
   }
 
   void selective_scan(const ScanArguments<Scalar>& p) const {
-    const std::size_t length = p.sequence.length, operations = length * p.a.cols() * 16;
-    // Block by block of tokens: what the strips beside each other read then comes from the cache.
-    share_strips(p.sequence.batch, p.u.cols(), operations, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t start = 0; start < length; start += block_tokens) {
-        const std::size_t count = std::min(block_tokens, length - start);
-        each_strip(begin, end, p.u.cols(), [&](auto lanes, std::size_t row, std::size_t channel) {
-          scan_strip<lanes.value>(p, row, channel, start, count);
+    share_strips(p.segments, p.u.cols(), 16 * p.a.cols(), [&](std::size_t number, std::size_t begin, std::size_t end) {
+      const Segment& segment = p.segments[number];
+      std::size_t kept = detail::chunks_of(p.segments.first(number), p.kept.chunk);
+      const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk);
+      // Block by block of tokens: what the strips beside each other read then comes from the cache.
+      for (std::size_t start = 0, count = 0; start < segment.length; start += count) {
+        if (p.kept.chunk != 0 && start % chunk == 0) {
+          const std::size_t first = begin * strip, rows = std::min(end * strip, p.u.cols()) - first;
+          this->copy(p.h[segment.slot].rows_from(first, rows), p.kept.states[kept++].rows_from(first, rows));
+        }
+        count = std::min({block_tokens, segment.length - start, chunk - start % chunk});
+        each_strip(begin, end, p.u.cols(), [&](auto lanes, std::size_t channel) {
+          scan_strip<lanes.value>(p, p.h[segment.slot], channel, {segment.first + start, count});
         });
       }
     });
@@ -153,22 +160,32 @@ class EigenBackend : public detail::HostMemory<Number> {
                                                          Eigen::OuterStride<>(static_cast<Eigen::Index>(y.stride())));
   }
 
-  /// Divides the strips that cover the channels of every row among the threads.
+  /// Divides the strips that cover the channels of every segment among the threads: calls body(number of the segment,
+  /// first strip, last strip). A token of a channel takes so many operations.
   template <class Body>
-  void share_strips(std::size_t batch, std::size_t channels, std::size_t operations, Body&& body) const {
-    parallel_for(*pool_, batch * ((channels + strip - 1) / strip), grain(strip * operations), body);
+  void share_strips(std::span<const Segment> segments, std::size_t channels, std::size_t operations,
+                    Body&& body) const {
+    const std::size_t strips = (channels + strip - 1) / strip;
+    if (segments.empty()) return;
+    const std::size_t tokens = detail::rows_of(segments) / segments.size();
+    parallel_for(*pool_, segments.size() * strips, grain(strip * operations * tokens),
+                 [&](std::size_t begin, std::size_t end) {
+                   for (std::size_t i = begin, next = 0; i < end; i = next) {
+                     const std::size_t number = i / strips;
+                     next = std::min(end, (number + 1) * strips);
+                     body(number, i - number * strips, next - number * strips);
+                   }
+                 });
   }
 
-  /// Calls body(lanes, row, first channel) for strips [begin, end); the last few channels of a row go one by one.
+  /// Calls body(lanes, first channel) for strips [begin, end); the last few channels go one by one.
   template <class Body>
   static void each_strip(std::size_t begin, std::size_t end, std::size_t channels, Body&& body) {
-    const std::size_t strips = (channels + strip - 1) / strip;
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::size_t row = i / strips, channel = i % strips * strip;
+    for (std::size_t channel = begin * strip; channel < std::min(end * strip, channels); channel += strip) {
       if (channel + strip <= channels) {
-        body(std::integral_constant<int, static_cast<int>(strip)>(), row, channel);
+        body(std::integral_constant<int, static_cast<int>(strip)>(), channel);
       } else {
-        for (std::size_t e = channel; e < channels; ++e) body(std::integral_constant<int, 1>(), row, e);
+        for (std::size_t e = channel; e < channels; ++e) body(std::integral_constant<int, 1>(), e);
       }
     }
   }
@@ -230,11 +247,11 @@ class EigenBackend : public detail::HostMemory<Number> {
   }
 
   template <int lanes>
-  static void conv1d_strip(const Conv1dArguments<Scalar>& p, std::size_t row, std::size_t channel) {
+  static void conv1d_strip(const Conv1dArguments<Scalar>& p, const Segment& segment, std::size_t channel) {
     using Strip = Lanes<lanes>;
-    const std::size_t length = p.sequence.length, past = p.window.cols(), state = row * p.x.cols() + channel;
-    const View<const Scalar> x = p.x.rows_from(row * length, length);
-    const View<Scalar> y = p.y.rows_from(row * length, length);
+    const std::size_t length = segment.length, past = p.window.cols();
+    const View<const Scalar> x = p.x.rows_from(segment.first, length);
+    const View<Scalar> y = p.y.rows_from(segment.first, length), window = p.window[segment.slot];
     const auto output = [&](std::size_t t) { return Eigen::Map<Strip>(&y(t, channel)); };
     const Strip bias = p.bias.empty() ? Strip(Strip::Zero()) : load<lanes>(&p.bias(0, channel));
     for (std::size_t t = 0; t < length; ++t) output(t) = bias;
@@ -242,27 +259,29 @@ class EigenBackend : public detail::HostMemory<Number> {
       const Strip weight = column<lanes>(p.weight, channel, k);
       const std::size_t ago = past - k;
       for (std::size_t t = 0; t < std::min(ago, length); ++t)
-        output(t) += weight * column<lanes>(p.window, state, t + k);
+        output(t) += weight * column<lanes>(window, channel, t + k);
       for (std::size_t t = ago; t < length; ++t) output(t) += weight * load<lanes>(&x(t - ago, channel));
     }
     for (std::size_t t = 0; t < length; ++t) output(t) = output(t) / (1 + (-output(t)).exp());
     for (std::size_t j = 0; j < past; ++j) {  // ascending: a column is read before it is overwritten
       const std::size_t from = length + j;    // in the window followed by x
       if (from < past) {
-        column<lanes>(p.window, state, j) = Strip(column<lanes>(p.window, state, from));
+        column<lanes>(window, channel, j) = Strip(column<lanes>(window, channel, from));
       } else {
-        column<lanes>(p.window, state, j) = load<lanes>(&x(from - past, channel));
+        column<lanes>(window, channel, j) = load<lanes>(&x(from - past, channel));
       }
     }
   }
 
-  /// Tokens [start, start + count) of one strip of channels, at most block_tokens.
+  struct Rows {
+    std::size_t first, count;
+  };
+  /// Some tokens of one strip of channels, at most block_tokens.
   template <int lanes>
-  static void scan_strip(const ScanArguments<Scalar>& p, std::size_t row, std::size_t channel, std::size_t start,
-                         std::size_t count) {
+  static void scan_strip(const ScanArguments<Scalar>& p, View<Scalar> state, std::size_t channel, Rows rows) {
     using Strip = Lanes<lanes>;
     std::array<Strip, block_tokens> dt, dt_u, y;
-    const std::size_t state = row * p.u.cols() + channel, first = row * p.sequence.length + start;
+    const auto [first, count] = rows;
     const Strip bias = load<lanes>(&p.delta_bias(0, channel)), d = load<lanes>(&p.d(0, channel));
     for (std::size_t t = 0; t < count; ++t) {
       const Strip u = load<lanes>(&p.u(first + t, channel));
@@ -274,12 +293,12 @@ class EigenBackend : public detail::HostMemory<Number> {
     }
     for (std::size_t n = 0; n < p.a.cols(); ++n) {
       const Strip a = column<lanes>(p.a, channel, n);
-      Strip h = column<lanes>(p.h, state, n);
+      Strip h = column<lanes>(state, channel, n);
       for (std::size_t t = 0; t < count; ++t) {
         h = (dt[t] * a).exp() * h + dt_u[t] * p.b(first + t, n);
         y[t] += h * p.c(first + t, n);
       }
-      column<lanes>(p.h, state, n) = h;
+      column<lanes>(state, channel, n) = h;
     }
     for (std::size_t t = 0; t < count; ++t) {
       const Strip z = load<lanes>(&p.z(first + t, channel));

@@ -17,7 +17,11 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
+#include "minimamba/backend/host_kernels.hpp"
 #include "minimamba/core/formats.hpp"
 #include "minimamba/core/view.hpp"
 
@@ -35,7 +39,12 @@ class HostBuffer {
   explicit HostBuffer(std::size_t size) : size_(size) {
     if (size == 0) return;
     if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
-    data_.reset(static_cast<T*>(::operator new(size * sizeof(T), alignment)));
+    const bool large = size * sizeof(T) >= 4 * huge_page;  // smaller ones would be rounded up
+    const std::align_val_t alignment{large ? huge_page : line};
+    data_ = {static_cast<T*>(::operator new(size * sizeof(T), alignment)), Free{alignment}};
+#if defined(__linux__)
+    if (large) ::madvise(data_.get(), size * sizeof(T), MADV_HUGEPAGE);  // a wish: nothing but speed depends on it
+#endif
     std::uninitialized_value_construct_n(data_.get(), size);
   }
   HostBuffer(HostBuffer&& other) noexcept : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
@@ -50,8 +59,9 @@ class HostBuffer {
   std::size_t size() const { return size_; }
 
  private:
-  static constexpr std::align_val_t alignment{64};
+  static constexpr std::size_t line = 64, huge_page = std::size_t{2} << 20;
   struct Free {
+    std::align_val_t alignment{line};
     void operator()(T* pointer) const { ::operator delete(pointer, alignment); }
   };
   std::unique_ptr<T, Free> data_;
@@ -66,17 +76,21 @@ class HostMatrix {
 
   HostMatrix() = default;
   HostMatrix(std::size_t rows, std::size_t cols)
-      : rows_(rows), cols_(cols), row_blocks_(blocks_in<W>(cols)), blocks_(rows * row_blocks_) {}
+      : rows_(rows), cols_(cols), row_blocks_(blocks_in<W>(cols)), own_(rows * row_blocks_), blocks_(own_.data()) {}
+  /// In memory of somebody else, who keeps it alive: rows * blocks_in<W>(cols) blocks.
+  HostMatrix(std::size_t rows, std::size_t cols, Block* memory)
+      : rows_(rows), cols_(cols), row_blocks_(blocks_in<W>(cols)), blocks_(memory) {}
 
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }
-  std::size_t bytes() const { return blocks_.size() * sizeof(Block); }
-  Block* row(std::size_t i) { return blocks_.data() + i * row_blocks_; }
-  const Block* row(std::size_t i) const { return blocks_.data() + i * row_blocks_; }
+  std::size_t bytes() const { return rows_ * row_blocks_ * sizeof(Block); }
+  Block* row(std::size_t i) { return blocks_ + i * row_blocks_; }
+  const Block* row(std::size_t i) const { return blocks_ + i * row_blocks_; }
 
  private:
   std::size_t rows_ = 0, cols_ = 0, row_blocks_ = 0;
-  HostBuffer<Block> blocks_;
+  HostBuffer<Block> own_;
+  Block* blocks_ = nullptr;  // in own_, or elsewhere
 };
 
 namespace detail {
@@ -177,14 +191,52 @@ class HostMemory {
   Buffer<T> allocate(std::size_t count) const {
     return Buffer<T>(count);
   }
-  void upload(std::span<const Scalar> host, Scalar* there) const { std::copy(host.begin(), host.end(), there); }
-  void download(const Scalar* there, std::span<Scalar> host) const { std::copy_n(there, host.size(), host.begin()); }
+  template <class T>
+  void upload(std::type_identity_t<std::span<const T>> host, T* there) const {
+    std::copy(host.begin(), host.end(), there);
+  }
+  template <class T>
+  void download(const T* there, std::type_identity_t<std::span<T>> host) const {
+    std::copy_n(there, host.size(), host.begin());
+  }
   void fill(View<Scalar> y, Scalar value) const {
     for (std::size_t i = 0; i < y.rows(); ++i) std::fill_n(y.row(i).data(), y.cols(), value);
   }
   void copy(View<const Scalar> x, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols());
     for (std::size_t i = 0; i < y.rows(); ++i) std::copy_n(x.row(i).data(), x.cols(), y.row(i).data());
+  }
+
+  void gather_rows(View<const Scalar> x, std::span<const std::size_t> rows, View<Scalar> y) const {
+    assert(rows.size() == y.rows() && x.cols() == y.cols());
+    for (std::size_t i = 0; i < y.rows(); ++i) std::copy_n(x.row(rows[i]).data(), x.cols(), y.row(i).data());
+  }
+  /// First the rows that nobody asks for any more, each of which frees the one that it is copied from; what is left are
+  /// circles, which turn by swaps.
+  void reorder_rows(View<Scalar> y, std::span<const std::size_t> rows) const {
+    assert(rows.size() == y.rows());
+    constexpr std::size_t done = static_cast<std::size_t>(-1);
+    std::size_t* const asked = thread_scratch<std::size_t>(rows.size());  // how many rows wait for what row i holds
+    std::fill_n(asked, rows.size(), std::size_t{0});
+    for (const std::size_t row : rows) ++asked[row];
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (std::size_t row = i; asked[row] == 0;) {
+        const std::size_t source = rows[row];
+        std::copy_n(y.row(source).data(), y.cols(), y.row(row).data());
+        asked[row] = done;
+        --asked[source];
+        row = source;
+      }
+    }
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (std::size_t row = i; asked[row] != done;) {
+        const std::size_t source = rows[row];
+        asked[row] = done;
+        if (asked[source] == done) break;  // the circle is closed: each swap has moved the first row's numbers on
+        std::swap_ranges(y.row(row).begin(), y.row(row).end(), y.row(source).begin());
+        row = source;
+      }
+    }
   }
 
   template <WeightFormat W>
@@ -206,10 +258,16 @@ class HostMemory {
     }
   }
   template <WeightFormat W>
-  void embed(std::span<const std::int32_t> tokens, const HostMatrix<W>& weight, View<Scalar> y) const {
-    assert(tokens.size() == y.rows() && weight.cols() == y.cols());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens[i])), y.cols(), y.row(i).data());
+  void embed(View<const std::int32_t> tokens, const HostMatrix<W>& weight, View<Scalar> y) const {
+    assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
+    for (std::size_t i = 0; i < y.rows(); ++i) {
+      Format<W>::unpack(weight.row(static_cast<std::size_t>(tokens(0, i))), y.cols(), y.row(i).data());
+    }
+  }
+
+  void negative_log_likelihood(const LikelihoodArguments<Scalar>& p) const {
+    for (std::size_t i = 0; i < p.logits.rows(); ++i) {
+      p.nats(0, i) = detail::negative_log_likelihood(p.logits.row(i), static_cast<std::size_t>(p.targets(0, i)));
     }
   }
 

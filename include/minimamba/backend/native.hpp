@@ -20,7 +20,7 @@
 #include "minimamba/backend/native/arena.hpp"
 #include "minimamba/backend/native/panels.hpp"
 #include "minimamba/backend/native/targets.hpp"
-#include "minimamba/backend/rms_norm.hpp"
+#include "minimamba/backend/host_kernels.hpp"
 #include "minimamba/core/parallel.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -105,10 +105,10 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   template <class M>
-  void embed(std::span<const std::int32_t> tokens, const M& weight, View<Scalar> y) const {
-    assert(tokens.size() == y.rows() && weight.cols() == y.cols());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      this->download_rows(weight, static_cast<std::size_t>(tokens[i]), y.rows_from(i, 1));
+  void embed(View<const std::int32_t> tokens, const M& weight, View<Scalar> y) const {
+    assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
+    for (std::size_t i = 0; i < y.rows(); ++i) {
+      this->download_rows(weight, static_cast<std::size_t>(tokens(0, i)), y.rows_from(i, 1));
     }
   }
 
@@ -154,43 +154,58 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
-    const std::size_t length = p.sequence.length, channels = p.x.cols(), past = p.window.cols();
-    if (length == 0) return;
-    each_channels(p.sequence.batch, channels, length * p.weight.cols(),
-                  [&](std::size_t row, std::size_t first, std::size_t last) {
-                    kernels().causal_conv1d({length, first, last, past + 1, p.x.data() + row * length * p.x.stride(),
-                                             p.x.stride(), p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(),
-                                             p.window.data() + row * channels * past,
-                                             p.y.data() + row * length * p.y.stride(), p.y.stride()});
+    detail::keep_windows(p);
+    each_channels(p.segments, p.x.cols(), p.weight.cols(),
+                  [&](std::size_t number, std::size_t first, std::size_t last) {
+                    const Segment& segment = p.segments[number];
+                    kernels().causal_conv1d({.length = segment.length,
+                                             .first = first,
+                                             .last = last,
+                                             .width = p.weight.cols(),
+                                             .x = p.x.data() + segment.first * p.x.stride(),
+                                             .x_stride = p.x.stride(),
+                                             .weight = p.weight.data(),
+                                             .bias = p.bias.empty() ? nullptr : p.bias.data(),
+                                             .window = p.window[segment.slot].data(),
+                                             .y = p.y.data() + segment.first * p.y.stride(),
+                                             .y_stride = p.y.stride()});
                   });
   }
 
   void selective_scan(const ScanArguments<Scalar>& p) const {
-    const std::size_t length = p.sequence.length, channels = p.u.cols(), states = p.a.cols();
-    const auto at = [&](const auto& view, std::size_t row) { return view.data() + row * length * view.stride(); };
-    each_channels(p.sequence.batch, channels, length * states * 4,
-                  [&](std::size_t row, std::size_t first, std::size_t last) {
-                    kernels().selective_scan({length,
-                                              first,
-                                              last,
-                                              states,
-                                              at(p.u, row),
-                                              at(p.delta, row),
-                                              p.delta_bias.data(),
-                                              p.a.data(),
-                                              at(p.b, row),
-                                              at(p.c, row),
-                                              p.d.data(),
-                                              at(p.z, row),
-                                              p.u.stride(),
-                                              p.delta.stride(),
-                                              p.b.stride(),
-                                              p.c.stride(),
-                                              p.z.stride(),
-                                              p.h.data() + row * channels * states,
-                                              at(p.y, row),
-                                              p.y.stride()});
-                  });
+    const std::size_t states = p.a.cols();
+    each_channels(p.segments, p.u.cols(), 4 * states, [&](std::size_t number, std::size_t first, std::size_t last) {
+      const Segment& segment = p.segments[number];
+      const View<Scalar> h = p.h[segment.slot];
+      const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk);
+      std::size_t kept = detail::chunks_of(p.segments.first(number), p.kept.chunk);
+      for (std::size_t start = 0; start < segment.length; start += chunk) {
+        if (p.kept.chunk != 0) {
+          this->copy(h.rows_from(first, last - first), p.kept.states[kept++].rows_from(first, last - first));
+        }
+        const std::size_t row = segment.first + start;
+        kernels().selective_scan({.length = std::min(chunk, segment.length - start),
+                                  .first = first,
+                                  .last = last,
+                                  .states = states,
+                                  .u = p.u.data() + row * p.u.stride(),
+                                  .delta = p.delta.data() + row * p.delta.stride(),
+                                  .delta_bias = p.delta_bias.data(),
+                                  .a = p.a.data(),
+                                  .b = p.b.data() + row * p.b.stride(),
+                                  .c = p.c.data() + row * p.c.stride(),
+                                  .d = p.d.data(),
+                                  .z = p.z.data() + row * p.z.stride(),
+                                  .u_stride = p.u.stride(),
+                                  .delta_stride = p.delta.stride(),
+                                  .b_stride = p.b.stride(),
+                                  .c_stride = p.c.stride(),
+                                  .z_stride = p.z.stride(),
+                                  .h = h.data(),
+                                  .y = p.y.data() + row * p.y.stride(),
+                                  .y_stride = p.y.stride()});
+      }
+    });
   }
 
   void add(View<const Scalar> x, View<Scalar> y) const {
@@ -219,17 +234,23 @@ class NativeBackend : public detail::HostMemory<Number> {
 
   ThreadPool& pool() const { return *pool_; }
 
-  /// Calls body(row, first channel, last channel) on parts that cover the channels of every row.
+  /// Calls body(number of the segment, first channel, last channel) on parts that cover the channels of every segment
+  /// that has tokens. A token of a channel takes so many operations.
   template <class Body>
-  void each_channels(std::size_t batch, std::size_t channels, std::size_t operations, Body&& body) const {
-    const std::size_t strips = (channels + strip - 1) / strip;
-    parallel_for(*pool_, batch * strips, grain(strip * operations), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end;) {
-        const std::size_t row = i / strips, next = std::min(end, (row + 1) * strips);
-        body(row, i % strips * strip, std::min(channels, (next - row * strips) * strip));
-        i = next;
-      }
-    });
+  void each_channels(std::span<const Segment> segments, std::size_t channels, std::size_t operations,
+                     Body&& body) const {
+    if (segments.empty()) return;
+    const std::size_t strips = (channels + strip - 1) / strip, tokens = detail::rows_of(segments) / segments.size();
+    parallel_for(*pool_, segments.size() * strips, grain(strip * operations * tokens),
+                 [&](std::size_t begin, std::size_t end) {
+                   for (std::size_t i = begin; i < end;) {
+                     const std::size_t number = i / strips, next = std::min(end, (number + 1) * strips);
+                     if (segments[number].length > 0) {
+                       body(number, i % strips * strip, std::min(channels, (next - number * strips) * strip));
+                     }
+                     i = next;
+                   }
+                 });
   }
 
  private:

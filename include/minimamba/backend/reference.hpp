@@ -14,7 +14,7 @@
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
-#include "minimamba/backend/rms_norm.hpp"
+#include "minimamba/backend/host_kernels.hpp"
 #include "minimamba/core/parallel.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -59,20 +59,22 @@ class ReferenceBackend : public detail::HostMemory<Number> {
     if (rounds_activations<W> && activations_ == Activations::rounded) detail::thread_scratch<double>(weight.cols());
   }
 
-  void causal_conv1d(const Conv1dArguments<Scalar>& arguments) const {
-    const auto [batch, length] = arguments.sequence;
-    for (std::size_t row = 0; row < batch; ++row) {
-      for (std::size_t t = 0; t < length; ++t) conv1d_token(arguments, row, t);
-      slide_window(arguments, row);
+  void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
+    detail::keep_windows(p);
+    for (const Segment& segment : p.segments) {
+      for (std::size_t t = 0; t < segment.length; ++t) conv1d_token(p, segment, t);
+      detail::slide_window(p, segment);
     }
   }
 
-  void selective_scan(const ScanArguments<Scalar>& arguments) const {
-    const auto [batch, length] = arguments.sequence;
-    const std::size_t channels = arguments.u.cols();
-    for (std::size_t row = 0; row < batch; ++row) {
-      const View<Scalar> h = arguments.h.rows_from(row * channels, channels);
-      for (std::size_t t = 0; t < length; ++t) scan_token(arguments, row * length + t, h);
+  void selective_scan(const ScanArguments<Scalar>& p) const {
+    std::size_t kept = 0;
+    for (const Segment& segment : p.segments) {
+      const View<Scalar> h = p.h[segment.slot];
+      for (std::size_t t = 0; t < segment.length; ++t) {
+        if (p.kept.chunk != 0 && t % p.kept.chunk == 0) this->copy(h, p.kept.states[kept++]);
+        scan_token(p, segment.first + t, h);
+      }
     }
   }
 
@@ -99,32 +101,13 @@ class ReferenceBackend : public detail::HostMemory<Number> {
     }
   }
 
-  /// The input of channel e at time t, which may lie before this call: then it is in the window.
-  static Scalar conv1d_input(const Conv1dArguments<Scalar>& p, std::size_t row, std::ptrdiff_t t, std::size_t e) {
-    if (t >= 0) return p.x(row * p.sequence.length + static_cast<std::size_t>(t), e);
-    return p.window(row * p.x.cols() + e, static_cast<std::size_t>(t + static_cast<std::ptrdiff_t>(p.window.cols())));
-  }
-
-  [[gnu::noinline]] static void conv1d_token(const Conv1dArguments<Scalar>& p, std::size_t row, std::size_t t) {
-    const std::size_t width = p.weight.cols();
-    const std::ptrdiff_t oldest = static_cast<std::ptrdiff_t>(t) - static_cast<std::ptrdiff_t>(width) + 1;
+  [[gnu::noinline]] static void conv1d_token(const Conv1dArguments<Scalar>& p, const Segment& segment, std::size_t t) {
     for (std::size_t e = 0; e < p.x.cols(); ++e) {
       double sum = p.bias.empty() ? 0.0 : static_cast<double>(p.bias(0, e));
-      for (std::size_t k = 0; k < width; ++k) {
-        const Scalar input = conv1d_input(p, row, oldest + static_cast<std::ptrdiff_t>(k), e);
-        sum += static_cast<double>(p.weight(e, k)) * static_cast<double>(input);
+      for (std::size_t k = 0; k < p.weight.cols(); ++k) {
+        sum += static_cast<double>(p.weight(e, k)) * static_cast<double>(detail::conv1d_input(p, segment, t + k, e));
       }
-      p.y(row * p.sequence.length + t, e) = silu(static_cast<Scalar>(sum));
-    }
-  }
-
-  static void slide_window(const Conv1dArguments<Scalar>& p, std::size_t row) {
-    const std::size_t columns = p.window.cols();
-    const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(p.sequence.length) - static_cast<std::ptrdiff_t>(columns);
-    for (std::size_t e = 0; e < p.x.cols(); ++e) {
-      for (std::size_t j = 0; j < columns; ++j) {  // ascending: a column is read before it is overwritten
-        p.window(row * p.x.cols() + e, j) = conv1d_input(p, row, first + static_cast<std::ptrdiff_t>(j), e);
-      }
+      p.y(segment.first + t, e) = silu(static_cast<Scalar>(sum));
     }
   }
 

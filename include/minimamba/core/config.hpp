@@ -102,8 +102,7 @@ inline MambaConfig MambaConfig::resolved() const {
   detail::check_positive("dt_scale", dt_scale);
   detail::check_positive("dt_init_floor", dt_init_floor);
   if (!(dt_max >= dt_min) || !std::isfinite(dt_max)) {
-    throw ConfigError("MambaConfig.dt_max", "at least dt_min = " + detail::number_text(dt_min),
-                      detail::number_text(dt_max));
+    throw ConfigError("MambaConfig.dt_max", "at least dt_min = " + number_text(dt_min), number_text(dt_max));
   }
   MambaConfig config = *this;
   if (config.dt_rank == 0) config.dt_rank = (d_model + 15) / 16;
@@ -122,7 +121,8 @@ inline MambaConfig MambaConfig::resolved() const {
 namespace detail {
 
 /// What two models must share for one to read the other's state.
-inline std::array<std::int64_t, 7> sizes_of(const MambaConfig& config) {
+using ModelSizes = std::array<std::int64_t, 7>;
+inline ModelSizes sizes_of(const MambaConfig& config) {
   return {config.d_model, config.n_layer, config.d_inner(),          config.d_state,
           config.d_conv,  config.dt_rank, config.padded_vocab_size()};
 }

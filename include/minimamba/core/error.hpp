@@ -4,24 +4,30 @@
 #define MINIMAMBA_CORE_ERROR_HPP
 
 #include <charconv>
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace detail {
 
-/// A number as people write it: 1e-05, not 0.000010. The same in every locale.
+/// A number as people write it, in every locale: 1e-05, not 0.000010.
 inline std::string number_text(double value) {
   char text[32];
   return {text, std::to_chars(text, text + sizeof(text), value, std::chars_format::general, 9).ptr};
 }
 inline std::string number_text(std::int64_t value) { return std::to_string(value); }
 
-}  // namespace detail
+/// Text from an untrusted file, fit for a message: what is no printable ASCII becomes '?', long text is cut.
+inline std::string printable(std::string_view text, std::size_t longest = 200) {
+  std::string result(text.substr(0, longest));
+  for (char& x : result) x = x < ' ' || x > '~' ? '?' : x;
+  return text.size() > longest ? result + "..." : result;
+}
 
 /// The base of every exception of the library. what() reads "subject: expected this, found that".
 class Error : public std::runtime_error {

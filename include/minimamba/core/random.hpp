@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "minimamba/core/hash.hpp"
+
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
@@ -58,10 +60,10 @@ class Random {
   std::array<std::uint64_t, 4> state{};
 
  private:
-  static constexpr std::uint64_t hash(std::string_view name) {  // FNV-1a
-    std::uint64_t value = 0xCBF29CE484222325U;
-    for (const char c : name) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3U;
-    return value;
+  static constexpr std::uint64_t hash(std::string_view name) {
+    detail::Fnv1a hash;
+    hash.add(name);
+    return hash.value();
   }
 };
 

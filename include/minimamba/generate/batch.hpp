@@ -2,7 +2,6 @@
 #ifndef MINIMAMBA_GENERATE_BATCH_HPP
 #define MINIMAMBA_GENERATE_BATCH_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -12,6 +11,7 @@
 
 #include "minimamba/core/view.hpp"
 #include "minimamba/generate/generate.hpp"
+#include "minimamba/nn/workspace.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -30,19 +30,19 @@ namespace detail {
 template <class Model>
 class BatchGeneration {
  public:
-  using Cache = typename Model::Cache;
-  using Scalar = typename Model::ScalarType;
+  using Cache = typename detail::ModelOfLanguage<Model>::Type::Cache;
+  using Scalar = ScalarOf<Model>;
   using Prompts = std::vector<std::vector<std::int32_t>>;
 
   BatchGeneration(const Model& model, Cache& cache, const Prompts& prompts, const GenerateOptions& options)
       : model_(model),
         cache_(cache),
-        finished_(cache.clone()),
         options_(options),
         rows_(prompts.size()),
-        logits_(model.embedding.weight.rows()) {
+        next_(prompts.size()),
+        logits_(detail::vocabulary_of(model)) {
     if (prompts.size() != cache.batch()) {
-      throw ArgumentError("prompts", std::to_string(cache.batch()) + " of them, one for each row of the cache",
+      throw ArgumentError("prompts", std::to_string(cache.batch()) + " of them, one for each slot of the cache",
                           std::to_string(prompts.size()));
     }
     for (std::size_t row = 0; row < prompts.size(); ++row) {
@@ -56,77 +56,39 @@ class BatchGeneration {
 
   template <class OnToken>
   std::vector<BatchRow> run(const Prompts& prompts, OnToken&& on_token) {
-    std::vector<std::size_t> active(prompts.size());
-    for (std::size_t row = 0; row < active.size(); ++row) active[row] = row;
-    Cache working = cache_.clone();
-    std::vector<std::int32_t> tokens = read_prompts(prompts, working, on_token, active);
-    while (!active.empty()) {
-      const auto logits = model_.forward_last(tokens, working);
-      choose(logits, working, active, tokens, on_token);
+    for (std::size_t row = 0; row < prompts.size(); ++row) runs_.push_back({.slot = row, .tokens = prompts[row]});
+    if (options_.max_new_tokens == 0) {
+      for (std::size_t row = 0; row < prompts.size(); ++row) rows_[row].unread = prompts[row];
+      return std::move(rows_);
     }
-    for (std::size_t row = 0; row < rows_.size(); ++row) cache_.copy_row(row, finished_, row);
+    const Cache before = cache_.clone();
+    try {
+      while (!runs_.empty()) choose(model_.forward_last(runs_, cache_), on_token);
+    } catch (...) {
+      cache_.assign(before);
+      throw;
+    }
     return std::move(rows_);
   }
 
  private:
-  /// Prompts of one length are read together; others, of which each needs its own number of calls, one by one.
+  /// Chooses the next token of each row that goes on, whose run it will be; a row that ends is not named any more.
   template <class OnToken>
-  std::vector<std::int32_t> read_prompts(const Prompts& prompts, Cache& working, OnToken&& on_token,
-                                         std::vector<std::size_t>& active) {
-    std::vector<std::int32_t> tokens;
-    if (options_.max_new_tokens == 0) {
-      for (const std::size_t row : active) rows_[row].unread = prompts[row];
-      active.clear();
-      return tokens;
-    }
-    const bool together = std::all_of(prompts.begin(), prompts.end(),
-                                      [&](const auto& prompt) { return prompt.size() == prompts.front().size(); });
-    if (together) {
-      for (const auto& prompt : prompts) tokens.insert(tokens.end(), prompt.begin(), prompt.end());
-      const auto logits = model_.forward_last(tokens, working);
-      choose(logits, working, active, tokens, on_token);
-      return tokens;
-    }
-    std::vector<std::size_t> still;
-    std::vector<std::int32_t> next;
-    for (const std::size_t row : active) {
-      Cache alone = working.gather({row});
-      const auto logits = model_.forward_last(prompts[row], alone);
-      std::vector<std::size_t> one{row};
-      choose(logits, alone, one, tokens, on_token);
-      working.copy_row(row, alone, 0);
-      if (!one.empty()) {
-        still.push_back(row);
-        next.push_back(tokens.front());
-      }
-    }
-    if (!still.empty() && still.size() < active.size()) working = working.gather(still);
-    active = std::move(still);
-    return next;
-  }
-
-  /// Chooses a token for each active row; those that end leave their state behind and go.
-  template <class OnToken>
-  void choose(View<const Scalar> logits, Cache& working, std::vector<std::size_t>& active,
-              std::vector<std::int32_t>& tokens, OnToken&& on_token) {
-    std::vector<std::size_t> still, kept;
-    tokens.clear();
-    for (std::size_t i = 0; i < active.size(); ++i) {
-      const std::size_t row = active[i];
+  void choose(View<const Scalar> logits, OnToken&& on_token) {
+    std::size_t still = 0;
+    for (std::size_t i = 0; i < runs_.size(); ++i) {
+      const std::size_t row = runs_[i].slot;
       model_.backend().download(logits.row(i).data(), logits_);
       const std::int32_t token = samplers_[row](std::span<const Scalar>(logits_));
       samplers_[row].accept(token);
       if (goes_on(row, token, on_token)) {
-        still.push_back(row);
-        kept.push_back(i);
-        tokens.push_back(token);
+        next_[row] = token;
+        runs_[still++] = {.slot = row, .tokens = {&next_[row], 1}};
       } else {
         rows_[row].unread = {token};
-        finished_.copy_row(row, working, i);
       }
     }
-    if (!still.empty() && still.size() < active.size()) working = working.gather(kept);
-    active = std::move(still);
+    runs_.resize(still);
   }
 
   template <class OnToken>
@@ -146,20 +108,21 @@ class BatchGeneration {
 
   const Model& model_;
   Cache& cache_;
-  Cache finished_;  // the caller's cache as it will be
   GenerateOptions options_;
   std::vector<Sampler> samplers_;
   std::vector<BatchRow> rows_;
-  std::vector<Scalar> logits_;  // of one row, on the host
+  std::vector<Run> runs_;           // of the rows that go on
+  std::vector<std::int32_t> next_;  // the token chosen last, of each row
+  std::vector<Scalar> logits_;      // of one row, on the host
 };
 
 }  // namespace detail
 
-/// Continues prompts[row] in row `row` of the cache, all rows at once: the weights are read once for all of them. Row
-/// `row` is what generate() gives for it alone with the seed options.seed + row. on_token(row, token) returns whether
-/// that row goes on; a row that ends makes the others faster. Afterwards each row of the cache has read all but
-/// `unread`. Throws ArgumentError as generate() does, and unless there are as many prompts as rows; the cache is then
-/// as it was.
+/// Continues prompts[row] in slot `row` of the cache, all rows at once: the weights are read once for all of them, and
+/// prompts of unequal length together. Row `row` is what generate() gives for it alone with the seed options.seed +
+/// row. on_token(row, token) returns whether that row goes on; a row that ends makes the others faster. Afterwards each
+/// slot of the cache has read all but `unread`. Throws ArgumentError as generate() does, and unless there are as many
+/// prompts as slots; after an exception, be it of on_token, the cache is as it was.
 template <class Model, class OnToken>
 std::vector<BatchRow> generate_batch(const Model& model, typename Model::Cache& cache,
                                      const std::vector<std::vector<std::int32_t>>& prompts,

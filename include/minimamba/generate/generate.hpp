@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "minimamba/generate/sampler.hpp"
+#include "minimamba/nn/model.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -28,8 +29,8 @@ class Generation {
   struct State;
 
  public:
-  using Cache = typename Model::Cache;
-  using Scalar = typename Model::ScalarType;
+  using Cache = typename detail::ModelOfLanguage<Model>::Type::Cache;
+  using Scalar = ScalarOf<Model>;
 
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options)
       : Generation(model, cache, prompt, options, Sampler(options, model.config().vocab_size)) {
@@ -44,7 +45,7 @@ class Generation {
                          .unread = {prompt.begin(), prompt.end()},
                          .options = options,
                          .sampler = std::move(sampler),
-                         .logits = std::vector<Scalar>(model.embedding.weight.rows())}) {
+                         .logits = std::vector<Scalar>(detail::vocabulary_of(model))}) {
     if (cache.batch() != 1) throw ArgumentError("cache", "a batch of 1", std::to_string(cache.batch()));
     if (prompt.empty()) throw ArgumentError("prompt", "at least one token", "none");
   }

@@ -124,7 +124,7 @@ class Sampler {
 
   static const GenerateOptions& checked(const GenerateOptions& options) {
     const auto require = [](bool good, const char* name, const char* expected, auto found) {
-      if (!good) throw ArgumentError(name, expected, detail::number_text(found));
+      if (!good) throw ArgumentError(name, expected, number_text(found));
     };
     require(options.max_new_tokens >= 0, "max_new_tokens", "at least 0", options.max_new_tokens);
     require(options.temperature >= 0 && std::isfinite(options.temperature), "temperature", "a number from 0 up",

@@ -6,12 +6,12 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <span>
 #include <vector>
 
-#include "minimamba/core/view.hpp"
+#include "minimamba/backend/host_kernels.hpp"
+#include "minimamba/nn/workspace.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -30,14 +30,7 @@ struct Score {
 /// NaN or infinite; infinity for a token whose logit alone is -infinity.
 template <class Scalar>
 double surprise(std::span<const Scalar> logits, std::size_t token) {
-  Scalar largest = -std::numeric_limits<Scalar>::infinity();
-  for (const Scalar logit : logits) largest = std::max(largest, logit);
-  constexpr std::size_t lanes = 8;  // sums of their own, which a compiler may keep in a register
-  double sums[lanes] = {};
-  for (std::size_t v = 0; v < logits.size(); ++v) sums[v % lanes] += static_cast<double>(std::exp(logits[v] - largest));
-  double sum = 0;
-  for (const double part : sums) sum += part;
-  return std::log(sum) + (static_cast<double>(largest) - static_cast<double>(logits[token]));
+  return detail::negative_log_likelihood(logits, token);
 }
 
 /// Scores tokens in the order in which they come, call after call; the very first has nothing before it and is not
@@ -58,12 +51,12 @@ class Scorer {
   void read(std::span<const std::int32_t> tokens) {
     model_.check(tokens, cache_);
     while (!tokens.empty()) {
-      if (begun_) count(tokens.front(), last_);
+      if (begun_) count(surprise<Scalar>(last_, static_cast<std::size_t>(tokens.front())));
       const auto some = tokens.first(std::min(chunk_, tokens.size()));
       const auto logits = model_.forward(some, cache_);
-      for (std::size_t i = 0; i + 1 < some.size(); ++i) count(some[i + 1], logits.row(i));
-      const auto end = logits.row(some.size() - 1);
-      last_.assign(end.begin(), end.end());
+      count_rows(logits.rows_from(0, some.size() - 1), some.subspan(1));
+      last_.resize(logits.cols());
+      model_.backend().download(logits.rows_from(some.size() - 1, 1).data(), last_);
       begun_ = true;
       tokens = tokens.subspan(some.size());
     }
@@ -78,8 +71,28 @@ class Scorer {
  private:
   using Scalar = typename Model::ScalarType;
 
-  void count(std::int32_t token, std::span<const Scalar> logits) {
-    const double nats = surprise<Scalar>(logits, static_cast<std::size_t>(token));
+  /// Row i is the logits of tokens[i]. Backends that can do so compute where the logits are.
+  void count_rows(View<const Scalar> logits, std::span<const std::int32_t> tokens) {
+    if (tokens.empty()) return;
+    const auto& backend = model_.backend();
+    using Arguments = LikelihoodArguments<Scalar>;
+    if constexpr (requires(const Arguments& p) { backend.negative_log_likelihood(p); }) {
+      tokens_.reserve(backend, 1, tokens.size());
+      nats_.reserve(backend, 1, tokens.size());
+      std::vector<double> nats(tokens.size());
+      backend.negative_log_likelihood(
+          {.logits = logits, .targets = tokens_.upload(backend, tokens), .nats = nats_.first(tokens.size())});
+      backend.download(nats_.first(tokens.size()).data(), nats);
+      for (const double one : nats) count(one);
+    } else {
+      std::vector<Scalar> row(logits.cols());
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        backend.download(logits.rows_from(i, 1).data(), row);
+        count(surprise<Scalar>(row, static_cast<std::size_t>(tokens[i])));
+      }
+    }
+  }
+  void count(double nats) {
     score_.nats += nats;
     ++score_.tokens;
     if (!not_finite_after_ && !std::isfinite(nats)) not_finite_after_ = score_.tokens;
@@ -89,6 +102,8 @@ class Scorer {
   std::size_t chunk_;
   typename Model::Cache cache_;
   std::vector<Scalar> last_;  // [V] logits after the last token that was read
+  Activation<typename Model::BackendType, std::int32_t> tokens_;
+  Activation<typename Model::BackendType, double> nats_;
   bool begun_ = false;
   Score score_;
   std::optional<std::size_t> not_finite_after_;

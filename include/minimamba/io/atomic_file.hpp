@@ -1,25 +1,20 @@
-// Writing files: AtomicFile writes a file that appears under its name only when it is complete, and commit_together
-// lets several files of a folder appear together, whenever the program is killed.
+// Writing files: AtomicFile writes a file that appears under its name only when it is complete.
 #ifndef MINIMAMBA_IO_ATOMIC_FILE_HPP
 #define MINIMAMBA_IO_ATOMIC_FILE_HPP
 
-#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
-#include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
-#include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -27,13 +22,15 @@
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/core/random.hpp"
-#include "minimamba/io/file.hpp"
+#include "minimamba/io/folders.hpp"
+#include "minimamba/io/paths.hpp"
+#include "minimamba/io/pending_files.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-class AtomicFile;
 namespace detail {
+
 struct CommitTogether;
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -55,58 +52,6 @@ inline bool hold(std::FILE* file) {
   return ::fstat(::fileno(file), &status) != 0 || status.st_nlink > 0;
 }
 
-/// Removes a temporary file unless a living program holds it.
-inline void remove_stray(const std::filesystem::path& path) noexcept {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
-  if (descriptor < 0) return;
-  struct stat opened {
-  }, named{};
-  const bool alone = ::flock(descriptor, LOCK_EX | LOCK_NB) == 0 && ::fstat(descriptor, &opened) == 0;
-  const bool same = alone && ::lstat(path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
-                    opened.st_ino == named.st_ino;  // it may have got its name meanwhile
-  if (same && S_ISREG(opened.st_mode)) ::unlink(path.c_str());
-  ::close(descriptor);
-}
-
-inline int open_folder(const std::filesystem::path& folder) noexcept {
-  return ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-}
-
-/// Lets a rename in the folder survive a power cut, where the system knows how.
-inline void synchronise_folder(const std::filesystem::path& folder) noexcept {
-  const int descriptor = open_folder(folder);
-  if (descriptor < 0) return;
-  ::fsync(descriptor);
-  ::close(descriptor);
-}
-
-/// While it lives, no other program gives several files of the folder their names, or takes away what was left there.
-class FolderLock {
- public:
-  /// Waits for others at most so many times 10 ms; see held().
-  FolderLock(const std::filesystem::path& folder, int patience) noexcept : descriptor_(open_folder(folder)) {
-    for (; descriptor_ >= 0 && ::flock(descriptor_, LOCK_EX | LOCK_NB) != 0; --patience) {
-      if (errno != EWOULDBLOCK && errno != EINTR) break;  // a file system that knows no locks
-      held_ = patience > 0;
-      if (!held_) break;
-      ::usleep(10'000);
-    }
-  }
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
-  ~FolderLock() {
-    if (descriptor_ < 0) return;
-    if (held_) ::flock(descriptor_, LOCK_UN);  // a child of the program may have the descriptor too
-    ::close(descriptor_);
-  }
-  /// False if another program had the lock all the time.
-  bool held() const { return held_; }
-
- private:
-  int descriptor_;
-  bool held_ = true;
-};
-
 #else
 
 #if defined(_WIN32)
@@ -125,63 +70,12 @@ inline bool seek_to(std::FILE* file, std::uint64_t offset) {
 inline bool synchronise(std::FILE*) { return true; }
 inline constexpr bool renames_open_files = false;
 inline bool hold(std::FILE*) { return true; }
-/// The system keeps files that are open from being removed.
-inline void remove_stray(const std::filesystem::path& path) noexcept {
-  std::error_code error;
-  if (std::filesystem::symlink_status(path, error).type() == std::filesystem::file_type::regular) {
-    std::filesystem::remove(path, error);
-  }
-}
-inline void synchronise_folder(const std::filesystem::path&) noexcept {}
-class FolderLock {
- public:
-  FolderLock(const std::filesystem::path&, int) noexcept {}
-  bool held() const { return true; }
-};
 
 #endif
 
 struct CloseFile {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
-
-inline constexpr int patience = 3000;  // half a minute
-
-inline void require_lock(const FolderLock& lock, const std::filesystem::path& folder) {
-  if (!lock.held()) throw FileError(folder.string(), "a folder that no other program has locked", "a locked one");
-}
-
-/// Ends what a program that was killed while it renamed has begun. Only under the folder's lock. Throws FormatError if
-/// the list of files is none of ours, FileError if they cannot be renamed.
-inline void complete_commit(const std::filesystem::path& folder) {
-  const std::filesystem::path journal = folder / journal_name;
-  if (!is_trusted(journal)) return;
-  std::error_code error;
-  for (const PendingFile& file : pending_files(folder)) {
-    std::filesystem::rename(file.temporary, file.target, error);
-    if (error) throw FileError(file.target.string(), "a place to move the new file to", error.message());
-  }
-  synchronise_folder(folder);
-  std::filesystem::remove(journal, error);
-}
-
-/// Removes temporary files that no living program holds and no commit needs. Only under the folder's lock.
-inline void remove_strays_under_lock(const std::filesystem::path& folder) {
-  const std::vector<PendingFile> pending = pending_files(folder);
-  for (const std::filesystem::path& path : entries_of(folder, is_temporary)) {
-    const auto is_needed = [&](const PendingFile& file) { return file.temporary.filename() == path.filename(); };
-    if (std::none_of(pending.begin(), pending.end(), is_needed)) remove_stray(path);
-  }
-}
-
-/// Before files of a folder are saved together: nothing of programs that were killed is left. Throws as
-/// complete_commit.
-inline void tidy_folder(const std::filesystem::path& folder) {
-  const FolderLock lock(folder, patience);
-  require_lock(lock, folder);
-  complete_commit(folder);
-  remove_strays_under_lock(folder);
-}
 
 }  // namespace detail
 
@@ -343,98 +237,6 @@ class AtomicFile {
   std::uint64_t position_ = 0;
   bool finished_ = false;
 };
-
-namespace detail {
-
-/// commit_together, which a friend of AtomicFile must do.
-struct CommitTogether {
-  static void check(std::span<AtomicFile* const> files);
-  static void commit(std::span<AtomicFile* const> files);
-  static void commit_in_one_folder(std::span<AtomicFile* const> files);
-};
-
-/// Throws ArgumentError for what the reader of the list would refuse, or could not tell apart.
-inline void CommitTogether::check(std::span<AtomicFile* const> files) {
-  std::set<std::filesystem::path> seen;
-  const auto is_plain = [](const std::filesystem::path& path) {
-    const std::u8string name = path.filename().u8string();
-    return is_file_name(std::string(name.begin(), name.end()));
-  };
-  for (const AtomicFile* const file : files) {
-    std::error_code error;  // two links may lead to one file by different ways
-    const std::filesystem::path place =
-        std::filesystem::weakly_canonical(file->folder_.empty() ? "." : file->folder_, error) /
-        file->target_.filename();
-    const bool fits = file->name_.parent_path() == files.front()->name_.parent_path() && is_plain(file->name_) &&
-                      is_plain(file->target_) && seen.insert(place).second;
-    if (!fits) {
-      throw ArgumentError("files", "plain names in one folder, each once", printable(file->name_.string()));
-    }
-  }
-  if (files.size() > most_journal_files) {
-    throw ArgumentError("files", "at most " + std::to_string(most_journal_files) + " to be saved together",
-                        std::to_string(files.size()));
-  }
-}
-
-inline void CommitTogether::commit_in_one_folder(std::span<AtomicFile* const> files) {
-  const std::filesystem::path folder = files.front()->folder_;
-  const FolderLock lock(folder, patience);
-  require_lock(lock, folder);
-  complete_commit(folder);
-  std::string list(journal_title);
-  for (AtomicFile* const file : files) {  // identities as they are now that nobody else commits
-    const std::u8string from = file->temporary_.filename().u8string(), to = file->target_.filename().u8string();
-    list.append(from.begin(), from.end()).append("\t").append(identity_of(file->target_));
-    list.append("\t").append(to.begin(), to.end()).append("\n");
-  }
-  AtomicFile journal(folder / journal_name, false);
-  journal.make_readable();
-  journal.write(list);
-  journal.commit();  // now the new files count; nothing below needs memory
-  std::error_code error, ignored;
-  for (AtomicFile* const file : files) {
-    if (file->rename(error)) continue;
-    const bool undone = file == files.front() && std::filesystem::remove(journal.target(), ignored);
-    for (AtomicFile* const other : files) {
-      if (!undone) other->leave();
-    }
-    file->refuse_rename(error);
-  }
-  synchronise_folder(folder);
-  std::filesystem::remove(journal.target(), ignored);
-}
-
-/// Files that links lead to elsewhere come first, folder by folder.
-inline void CommitTogether::commit(std::span<AtomicFile* const> files) {
-  std::vector<AtomicFile*> left(files.begin(), files.end());
-  for (AtomicFile* const file : files) file->finish();
-  while (!left.empty()) {
-    const std::filesystem::path& last = left.back()->folder_;
-    const auto elsewhere =
-        std::find_if(left.begin(), left.end(), [&](const AtomicFile* file) { return file->folder_ != last; });
-    const std::filesystem::path& folder = elsewhere == left.end() ? last : (*elsewhere)->folder_;
-    const auto rest = std::stable_partition(left.begin(), left.end(),
-                                            [&](const AtomicFile* file) { return file->folder_ == folder; });
-    commit_in_one_folder({left.data(), static_cast<std::size_t>(rest - left.begin())});
-    left.erase(left.begin(), rest);
-  }
-}
-
-}  // namespace detail
-
-/// Gives several files of one folder their names, all or none of them, even if the program is killed on the way: a list
-/// of them, .minimamba-commit, is put there first and taken away at the end. While it is there, ByteSource::open reads
-/// the new files in place of those that they replace, and whoever saves into the folder next ends what was begun. (Of
-/// files that are links to another folder, all or none of that folder, before the others.) Programs that save into one
-/// folder at once do this one after the other. Throws FileError, FormatError for such a list that is none of ours, and
-/// ArgumentError for files of several folders, names that are not plain or given twice, and more than 256 files: then
-/// no file has been replaced. An error of the disk while files are being renamed is a FileError as well, after which
-/// the new files are what is read, as if the program had been killed.
-inline void commit_together(std::span<AtomicFile* const> files) {
-  detail::CommitTogether::check(files);
-  detail::CommitTogether::commit(files);
-}
 
 }  // namespace minimamba
 

@@ -102,15 +102,15 @@ bool with_float_type(DType dtype, Body&& body) {
   }
 }
 
-/// "[64, 1, 4]"
+}  // namespace detail
+
+/// A shape as text: "[64, 1, 4]".
 template <class Numbers>
 std::string shape_text(const Numbers& shape) {
   std::string text = "[";
   for (const auto extent : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
   return text + "]";
 }
-
-}  // namespace detail
 
 /// The name of a type, as safetensors or GGUF spells it, the numbers in one block of it, and the bytes of a block.
 inline std::string_view name_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].name; }

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/io/config.hpp"
+#include "minimamba/io/config_json.hpp"
 
 #include "minimamba/core/isa.hpp"
 

@@ -295,7 +295,7 @@ inline GgufMetadata read_gguf(ByteSource source, TensorSet& set) {
     const bool inside =
         header.data <= size && tensor.begin <= size - header.data && bytes <= size - header.data - tensor.begin;
     if (!inside || header.data + tensor.begin < end) {
-      throw FormatError(file + ": " + detail::printable(tensor.name),
+      throw FormatError(file + ": " + printable(tensor.name),
                         inside ? "data beginning at byte " + std::to_string(end) + " or later"
                                : std::to_string(bytes) + " bytes within the file",
                         inside ? "it overlaps others, at " + std::to_string(header.data + tensor.begin)

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/io/config.hpp"
+#include "minimamba/io/config_json.hpp"
 #include "minimamba/io/gguf.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -68,56 +68,6 @@ inline std::vector<std::filesystem::path> gguf_files_in(const std::filesystem::p
   std::vector<std::filesystem::path> files = files_in(folder, {".gguf", ".GGUF"});
   std::erase_if(files, is_later_part);
   return files;
-}
-
-/// A part of a layer, as the official checkpoint and as GGUF call it.
-struct GgufName {
-  std::string_view part, stored;
-};
-inline constexpr GgufName gguf_names[] = {{"norm.weight", "attn_norm.weight"},
-                                          {"mixer.in_proj.weight", "ssm_in.weight"},
-                                          {"mixer.in_proj.bias", "ssm_in.bias"},
-                                          {"mixer.conv1d.weight", "ssm_conv1d.weight"},
-                                          {"mixer.conv1d.bias", "ssm_conv1d.bias"},
-                                          {"mixer.x_proj.weight", "ssm_x.weight"},
-                                          {"mixer.dt_proj.weight", "ssm_dt.weight"},
-                                          {"mixer.dt_proj.bias", "ssm_dt.bias"},
-                                          {"mixer.A_log", "ssm_a"},  // which holds A = -exp(A_log)
-                                          {"mixer.D", "ssm_d"},
-                                          {"mixer.out_proj.weight", "ssm_out.weight"},
-                                          {"mixer.out_proj.bias", "ssm_out.bias"}};
-
-/// GGUF's name of a parameter: blk.3.ssm_in.weight for layers.3.mixer.in_proj.weight.
-inline std::string gguf_name(std::string_view parameter) {
-  if (parameter == "embedding.weight") return "token_embd.weight";
-  if (parameter == "norm_f.weight") return "output_norm.weight";
-  if (parameter == "lm_head.weight") return "output.weight";
-  const std::size_t dot = parameter.find('.', sizeof("layers.") - 1);
-  const std::string_view part = parameter.substr(dot + 1);
-  for (const GgufName& name : gguf_names) {
-    if (name.part == part) {
-      return "blk" +
-             std::string(parameter.substr(sizeof("layers") - 1, dot + 1 - (sizeof("layers") - 1))).append(name.stored);
-    }
-  }
-  return std::string(parameter);
-}
-
-/// The parameter that GGUF calls so; of what is none, the name as it stands, "layers." in place of "blk.".
-inline std::string gguf_parameter(std::string_view stored) {
-  if (stored == "token_embd.weight") return "embedding.weight";
-  if (stored == "output_norm.weight") return "norm_f.weight";
-  if (stored == "output.weight") return "lm_head.weight";
-  if (!stored.starts_with("blk.")) return std::string(stored);
-  const std::size_t dot = std::min(stored.find('.', sizeof("blk.") - 1), stored.size() - 1);
-  std::string_view part = stored.substr(dot + 1);
-  for (const GgufName& name : gguf_names) {
-    if (name.stored == part) {
-      part = name.part;
-      break;
-    }
-  }
-  return "layers" + std::string(stored.substr(sizeof("blk") - 1, dot + 1 - (sizeof("blk") - 1))).append(part);
 }
 
 /// The A_log of which -exp is `a`. An A that was made from a float A_log, with an exponential rounded correctly, gives

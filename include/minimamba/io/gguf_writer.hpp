@@ -130,20 +130,18 @@ constexpr DType gguf_dtype() {
   return std::is_same_v<Weight, double> ? DType::F32 : dtype_of_weight<Weight>();
 }
 
-/// Parameters as GGUF holds them: A = -exp(A_log), whose numbers may not fit where those of A_log do.
+/// Parameters as GGUF holds them: of A_log A = -exp(A_log), whose numbers may not fit where those of A_log do.
 template <class Parameters>
-class WithA : public Parameters {
+class GgufParameters : public Parameters {
  public:
   using Parameters::Parameters;
 
   template <class Body>
   void for_each(Body&& body) const {
-    std::size_t layer = 0;
-    Parameters::for_each([&](const Saved& parameter, auto&& pieces) {
-      if (!parameter.name.ends_with("A_log")) return body(parameter, pieces);
-      body(Saved{parameter.name, parameter.extents, parameter.is_matrix, DType::F64},
-           [&](auto&& piece_body) { this->a_pieces(layer, piece_body); });
-      ++layer;
+    Parameters::for_each([&](const SavedParameter& parameter, auto&& pieces) {
+      if (stored_in_gguf(parameter.name) == StoredAs::itself) return body(parameter, pieces);
+      body(SavedParameter{parameter.name, parameter.extents, parameter.is_matrix, DType::F64},
+           [&](auto&& piece_body) { this->minus_exp_pieces(parameter, piece_body); });
     });
   }
 };
@@ -228,13 +226,16 @@ template <class Parameters>
 std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matrices, bool own_types) {
   std::vector<StoredTensor> tensors;
   std::uint64_t offset = 0;
-  parameters.for_each([&](const Saved& parameter, auto&&) {
+  parameters.for_each([&](const SavedParameter& parameter, auto&&) {
+    if (entry_of(parameter.name) == nullptr) {
+      throw ArgumentError("model", "one whose parameters GGUF has names for", std::string(parameter.name));
+    }
     const Shape& shape = parameter.extents.shape();
     StoredTensor tensor{gguf_name(parameter.name), DType::F32, {shape.begin(), shape.end()}};
     if (tensor.shape.size() == 3) tensor.shape.erase(tensor.shape.begin() + 1);  // conv1d [E, 1, K]
     const bool wider = parameter.extents.cols() % block_size_of(matrices) != 0;
-    const bool selection = own_types && matrices == DType::Q8_0 && parameter.name.ends_with("x_proj.weight");
-    if (parameter.is_matrix) tensor.dtype = selection ? DType::BF16 : wider ? DType::F16 : matrices;
+    const bool kept = own_types && matrices == DType::Q8_0 && parameter.dtype == DType::BF16;
+    if (parameter.is_matrix) tensor.dtype = kept ? DType::BF16 : wider ? DType::F16 : matrices;
     tensor.begin = offset;
     offset += (*tensor_bytes(tensor.dtype, tensor.shape) + gguf_alignment - 1) / gguf_alignment * gguf_alignment;
     tensors.push_back(std::move(tensor));
@@ -257,17 +258,17 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   for (const StoredTensor& tensor : tensors) writer.tensor(tensor);
   const std::string header = std::move(writer).finish();
 
-  Fitting fitting(options);
+  Fitting fitting(options.saturate);
   std::size_t looked_at = 0;
-  fitting.check(parameters, [&](const Saved&) { return tensors[looked_at++].dtype; });
+  fitting.check(parameters, [&](const SavedParameter&) { return tensors[looked_at++].dtype; });
   MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
   AtomicFile::remove_strays_beside(path);
   AtomicFile file(path);
   file.write(header);
-  SaveProgress progress(options, path.string(), parameters.parameter_count());
+  Progress progress(options.progress, path.string(), "to be written whole", parameters.parameter_count());
   std::size_t next = 0;
   std::uint64_t end = 0;
-  parameters.for_each([&](const Saved& parameter, auto&& pieces) {
+  parameters.for_each([&](const SavedParameter& parameter, auto&& pieces) {
     const StoredTensor& tensor = tensors[next++];
     constexpr char zeros[gguf_alignment] = {};
     file.write(std::string_view(zeros, static_cast<std::size_t>(tensor.begin - end)));
@@ -279,7 +280,7 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     });
     progress.add(parameter.extents.size());
   });
-  fitting.tell(path.string());
+  fitting.tell(path.string(), options.on_note);
   file.commit();
   folders.keep();
 }
@@ -296,13 +297,13 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
 template <class Model>
 void save_gguf(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {},
                const GgufMetadata& metadata = {}) {
-  detail::save_gguf_file(detail::WithA<detail::ModelParameters<Model>>(model), path, options, metadata);
+  detail::save_gguf_file(detail::GgufParameters<detail::ModelParameters<Model>>(model), path, options, metadata);
 }
 
 /// The same from a checkpoint of any format, tensor by tensor.
 inline void save_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options = {},
                       const GgufMetadata& metadata = {}) {
-  detail::save_gguf_file(detail::WithA<detail::CheckpointParameters>(checkpoint), path, options, metadata);
+  detail::save_gguf_file(detail::GgufParameters<CheckpointParameters>(checkpoint), path, options, metadata);
 }
 
 }  // namespace minimamba

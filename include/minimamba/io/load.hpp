@@ -2,21 +2,18 @@
 #ifndef MINIMAMBA_IO_LOAD_HPP
 #define MINIMAMBA_IO_LOAD_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <optional>
 #include <set>
-#include <span>
 #include <string>
 #include <string_view>
-#include <type_traits>
-#include <vector>
 
-#include "minimamba/io/checkpoint.hpp"
+#include "minimamba/io/open_checkpoint.hpp"
+#include "minimamba/io/transfer.hpp"
 #include "minimamba/nn/mamba.hpp"
+#include "minimamba/nn/model.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -36,12 +33,6 @@ struct LoadOptions {
   bool saturate = false;
 };
 
-/// The caller's callback asked to stop.
-class CancelledError : public Error {
- public:
-  using Error::Error;
-};
-
 namespace detail {
 
 /// The settings that decide whether a parameter is there and what shape it has, as in "hidden_size 8, expand 2 in
@@ -49,27 +40,30 @@ namespace detail {
 inline std::string settings_of(const Checkpoint& checkpoint, std::string_view parameter, bool presence, bool shape) {
   const MambaConfig& config = checkpoint.config;
   const ConfigKeys& keys = *checkpoint.keys;
-  const auto is = [&](auto... ends) { return (parameter.ends_with(ends) || ...); };
-  const bool in_mixer = parameter.find(".mixer.") != parameter.npos;
+  const ParameterEntry* const entry = entry_of(parameter);
+  unsigned matters =
+      entry == nullptr ? unsigned{setting::none} : (presence ? entry->presence : 0U) | (shape ? entry->shape : 0U);
+  if (shape) matters |= setting::d_model;
+  if (presence && parameter.find("layers.") != parameter.npos) matters |= setting::n_layer;
   std::string text;
-  const auto add = [&](bool matters, const char* key, std::int64_t value) {
-    if (matters) text += (text.empty() ? "" : ", ") + std::string(key) + " " + std::to_string(value);
+  const auto add = [&](setting::Setting which, const char* key, std::int64_t value) {
+    if ((matters & which) != 0) text += (text.empty() ? "" : ", ") + std::string(key) + " " + std::to_string(value);
   };
-  const auto add_flag = [&](bool matters, const char* key, bool value) {
-    if (matters) text += (text.empty() ? "" : ", ") + std::string(key) + (value ? " true" : " false");
+  const auto add_flag = [&](setting::Setting which, const char* key, bool value) {
+    if ((matters & which) != 0) text += (text.empty() ? "" : ", ") + std::string(key) + (value ? " true" : " false");
   };
-  add(presence && parameter.find("layers.") != parameter.npos, keys.n_layer, config.n_layer);
-  add_flag(presence && is("lm_head.weight"), keys.tie_embeddings, config.tie_embeddings);
-  add_flag(presence && is("in_proj.bias", "out_proj.bias"), keys.bias, config.bias);
-  add_flag(presence && is("conv1d.bias"), keys.conv_bias, config.conv_bias);
-  add(shape && is("embedding.weight", "lm_head.weight"), keys.vocab_size, config.padded_vocab_size());
-  add(shape, keys.d_model, config.d_model);
+  add(setting::n_layer, keys.n_layer, config.n_layer);
+  add_flag(setting::tie_embeddings, keys.tie_embeddings, config.tie_embeddings);
+  add_flag(setting::bias, keys.bias, config.bias);
+  add_flag(setting::conv_bias, keys.conv_bias, config.conv_bias);
+  add(setting::vocab_size, keys.vocab_size, config.padded_vocab_size());
+  add(setting::d_model, keys.d_model, config.d_model);
   const bool by_inner = checkpoint.format == CheckpointFormat::gguf, own_size = config.inner_size != 0;
-  add(shape && in_mixer, own_size && !by_inner ? "d_inner" : keys.expand,
+  add(setting::d_inner, own_size && !by_inner ? "d_inner" : keys.expand,
       by_inner || own_size ? config.d_inner() : config.expand);
-  add(shape && is("A_log", "x_proj.weight"), keys.d_state, config.d_state);
-  add(shape && is("conv1d.weight"), keys.d_conv, config.d_conv);
-  add(shape && is("x_proj.weight", "dt_proj.weight"), keys.dt_rank, config.dt_rank);
+  add(setting::d_state, keys.d_state, config.d_state);
+  add(setting::d_conv, keys.d_conv, config.d_conv);
+  add(setting::dt_rank, keys.dt_rank, config.dt_rank);
   return text.empty() ? checkpoint.config_name : text + " in " + checkpoint.config_name;
 }
 
@@ -98,16 +92,8 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
       [&](std::string_view name, auto& parameter) {
         const StoredTensor* stored = checkpoint.find(name);
         if (stored == nullptr) refuse_missing(checkpoint, name, parameter.shape());
-        const std::string subject = checkpoint.tensors.source_name(*stored) + ": " + stored->name;
-        const Shape shape = checkpoint.stored_shape(parameter.shape());
-        if (!std::equal(stored->shape.begin(), stored->shape.end(), shape.begin(), shape.end())) {
-          throw CheckpointError(subject,
-                                "shape " + shape_text(shape) + ", by " + settings_of(checkpoint, name, false, true),
-                                "shape " + shape_text(stored->shape));
-        }
-        if (!is_floating(stored->dtype)) {
-          throw CheckpointError(subject, "floating-point numbers", type_of(*stored));
-        }
+        check_stored(checkpoint.tensors, *stored, checkpoint.stored_shape(parameter.shape()),
+                     [&] { return ", by " + settings_of(checkpoint, name, false, true); });
         expected.insert(stored->name);
       },
       model);
@@ -115,7 +101,8 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
     if (expected.contains(name)) continue;
     const std::string parameter = parameter_of(checkpoint, name);
     const bool tied_head = checkpoint.config.tie_embeddings && name == checkpoint.name_of("lm_head.weight");
-    if (tied_head || (!is_parameter(parameter) && !changes_result(parameter, tensor))) continue;  // noted when opened
+    if (tied_head || (entry_of(parameter) == nullptr && !changes_result(parameter, tensor)))
+      continue;  // noted when opened
     throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),
                           "only tensors of the model by " + settings_of(checkpoint, parameter, true, false),
                           "this one");
@@ -135,40 +122,31 @@ auto shapes_of(const Checkpoint& checkpoint,
   });
 }
 
-/// How a parameter keeps its numbers.
-template <class Parameter>
-constexpr DType kept_as() {
-  if constexpr (requires { typename Parameter::Weight; }) {
-    return dtype_of_weight<typename Parameter::Weight>();
-  } else {
-    return dtype_of<typename Parameter::Scalar>();
+/// Calls body(name of the parameter, tensor) for each tensor that a file may have in place of the parameter that it is
+/// derived from: see S6::visit_derived.
+template <class Model, class Body>
+void for_each_derived(Model& model, Body&& body) {
+  using MixerType = typename std::remove_const_t<Model>::MixerType;
+  if constexpr (requires(MixerType & mixer) { MixerType::visit_derived(IgnoreParts(), mixer); }) {
+    for (std::size_t i = 0; i < model.layers.size(); ++i) {
+      const std::string layer = "layers." + std::to_string(i) + ".mixer";
+      MixerType::visit_derived([&](std::string_view part, auto& tensor) { body(joined(layer, part), tensor); },
+                               model.layers[i].mixer);
+    }
   }
-}
-
-/// Refuses or clamps the numbers of a piece of a tensor that do not fit. Returns how many were clamped.
-template <class Scalar>
-std::size_t fit(const Checkpoint& checkpoint, const StoredTensor& tensor, const Narrowing& narrowing, bool saturate,
-                std::span<Scalar> numbers) {
-  if (!narrowing.needed()) return 0;
-  if (saturate) return narrowing.clamp(numbers);
-  const std::optional<double> number = narrowing.first_beyond(std::span<const Scalar>(numbers));
-  if (!number) return 0;
-  throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(tensor.name), narrowing.expected(),
-                        number_text(*number));
 }
 
 /// Of GGUF, A as the file has it: what is made of its logarithm may differ in the last places.
 template <class Model>
-void load_a(const Checkpoint& checkpoint, Model& model) {
+void load_derived(const Checkpoint& checkpoint, Model& model) {
   using Scalar = typename Model::ScalarType;
-  for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-    auto& a = model.layers[layer].mixer.A;
-    const std::string name = "layers." + std::to_string(layer) + ".mixer.A_log";
-    in_pieces<Scalar>(a.rows(), a.cols(), [&](std::size_t first, View<Scalar> piece) {
-      checkpoint.read_a(name, first * a.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
-      a.upload(model.backend(), first, piece);
+  for_each_derived(model, [&](const std::string& name, auto& tensor) {
+    if (stored_in_gguf(name) != StoredAs::minus_exp) return;
+    in_pieces<Scalar>(tensor.rows(), tensor.cols(), [&](std::size_t first, View<Scalar> piece) {
+      checkpoint.read_minus_exp(name, first * tensor.cols(), numbers_of(piece));
+      tensor.upload(model.backend(), first, piece);
     });
-  }
+  });
 }
 
 }  // namespace detail
@@ -177,41 +155,20 @@ void load_a(const Checkpoint& checkpoint, Model& model) {
 template <class Model>
 Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {}) {
   Model model = detail::shapes_of<Model>(checkpoint, options.backend);
-  const double total = static_cast<double>(model.parameter_count());
-  double done = 0;
-  std::size_t clamped = 0;
+  detail::Fitting fitting(options.saturate);
+  detail::Progress progress(options.progress, checkpoint.weights_name, "to be loaded whole", model.parameter_count());
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {
-        using Scalar = typename Model::ScalarType;
-        using Parameter = std::remove_cvref_t<decltype(parameter)>;
         const StoredTensor& stored = *checkpoint.find(name);
-        const detail::Narrowing narrowing(stored.dtype, detail::kept_as<Parameter>());
-        parameter.allocate(model.backend());
-        detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
-          const std::span numbers(piece.data(), piece.rows() * piece.cols());
-          if (std::is_same_v<Scalar, float> && stored.dtype == DType::F64) {  // a float would hide what does not fit
-            std::vector<double> wide(numbers.size());
-            checkpoint.read(name, first * parameter.cols(), std::span(wide));
-            clamped += detail::fit(checkpoint, stored, narrowing, options.saturate, std::span(wide));
-            std::transform(wide.begin(), wide.end(), numbers.begin(), [](double x) { return static_cast<Scalar>(x); });
-          } else {
-            checkpoint.read(name, first * parameter.cols(), numbers);
-            clamped += detail::fit(checkpoint, stored, narrowing, options.saturate, numbers);
-          }
-          parameter.upload(model.backend(), first, piece);
-        });
-        done += static_cast<double>(parameter.size());
-        if (options.progress && !options.progress(done / total)) {
-          throw CancelledError(checkpoint.weights_name, "to be loaded whole", "the request to stop");
-        }
+        const std::string subject = checkpoint.tensors.source_name(stored) + ": " + printable(stored.name);
+        detail::read_parameter(parameter, model.backend(), {stored.dtype, subject, fitting},
+                               [&](std::size_t first, auto numbers) { checkpoint.read(name, first, numbers); });
+        progress.add(parameter.size());
       },
       model);
-  if (clamped > 0 && options.on_note) {
-    options.on_note(checkpoint.weights_name + ": " +
-                    detail::clamped_text(clamped, detail::dtype_of_weight<typename Model::WeightType>()));
-  }
+  fitting.tell(checkpoint.weights_name, options.on_note);
   model.refresh();
-  if (checkpoint.format == CheckpointFormat::gguf) detail::load_a(checkpoint, model);
+  if (checkpoint.format == CheckpointFormat::gguf) detail::load_derived(checkpoint, model);
   return model;
 }
 

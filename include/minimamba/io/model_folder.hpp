@@ -16,9 +16,10 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace detail {
 
-/// The folder that a path means: of the root of a model in Hugging Face's cache, the snapshot of its main branch.
+/// The folder in which the files of a model lie: of the root of a model in Hugging Face's cache, the snapshot of its
+/// main branch; of any other path, the path itself. Throws FileError, or FormatError for a cache that names no
+/// snapshot.
 inline std::filesystem::path model_folder(const std::filesystem::path& path) {
   const std::filesystem::path main = path / "refs" / "main";
   std::error_code error;
@@ -29,12 +30,11 @@ inline std::filesystem::path model_folder(const std::filesystem::path& path) {
   std::string name(static_cast<std::size_t>(std::min<std::uint64_t>(source.size(), 256)), '\0');
   source.read(0, std::as_writable_bytes(std::span(name)));
   name.erase(std::min(name.find_last_not_of(" \t\r\n") + 1, name.size()));
-  if (!is_plain_name(name))
+  if (!detail::is_plain_name(name))
     throw FormatError(source.name(), "the name of a snapshot", "\"" + printable(name, 100) + "\"");
   return path / "snapshots" / name;
 }
 
-}  // namespace detail
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

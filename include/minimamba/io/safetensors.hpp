@@ -7,21 +7,19 @@
 #define MINIMAMBA_IO_SAFETENSORS_HPP
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
-#include <span>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "minimamba/io/atomic_file.hpp"
+#include "minimamba/io/file.hpp"
 #include "minimamba/io/json.hpp"
+#include "minimamba/io/paths.hpp"
 #include "minimamba/io/tensors.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -32,6 +30,7 @@ namespace detail {
 inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
 inline constexpr std::size_t most_shards = 1024;
 inline constexpr std::size_t most_metadata_bytes = std::size_t{16} << 20;
+inline constexpr std::uint64_t longest_header_text = std::uint64_t{1} << 20;
 inline constexpr std::uint64_t most_index_bytes = std::uint64_t{8} << 20;
 
 /// Reads the header's events: {name: {"dtype": text, "shape": [n...], "data_offsets": [begin, end]}, ...}
@@ -43,7 +42,9 @@ class SafetensorsHeader {
   };
   std::vector<Entry> entries;
 
-  explicit SafetensorsHeader(std::string file) : file_(std::move(file)) {}
+  /// Texts of __metadata__ go where it is said, or nowhere.
+  explicit SafetensorsHeader(std::string file, std::map<std::string, std::string>* texts = nullptr)
+      : file_(std::move(file)), texts_(texts) {}
 
   void key(std::string& name) {
     if (depth_ == 1) {
@@ -75,12 +76,13 @@ class SafetensorsHeader {
 
   void value(Json&& value) {
     if (depth_ == 2 && metadata_) {
-      const std::string* text = value.text();
+      std::string* const text = value.text();
       if (text == nullptr) refuse("texts", std::string(value.type_name()) + " for \"" + printable(field_) + "\"");
       metadata_bytes_ += text->size();
       if (metadata_bytes_ > most_metadata_bytes) {
         refuse("texts of " + std::to_string(most_metadata_bytes) + " bytes in all", "more");
       }
+      if (texts_ != nullptr) texts_->insert_or_assign(field_, std::move(*text));
     } else if (depth_ == 2 && field_ == "dtype" && value.text() != nullptr) {
       dtype_ = std::move(*value.text());
     } else if (depth_ == 3 && value.whole() != nullptr) {
@@ -133,6 +135,7 @@ class SafetensorsHeader {
 
   std::string file_, name_, field_, dtype_;
   std::vector<std::uint64_t> shape_, offsets_;
+  std::map<std::string, std::string>* texts_;
   std::set<std::string> fields_;  // seen in the present object
   std::size_t name_bytes_ = 0, metadata_bytes_ = 0;
   int depth_ = 0;
@@ -157,13 +160,9 @@ inline void check_layout(const std::string& file, std::vector<SafetensorsHeader:
   }
 }
 
-}  // namespace detail
-
-namespace detail {
-
-/// read_safetensors; but the set may hold some of the tensors when this throws.
-inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
-  const std::string file = source.name();
+/// Reads the header of a file, and returns where the data begins.
+inline std::uint64_t read_safetensors_header(const ByteSource& source, SafetensorsHeader& header) {
+  const std::string& file = source.name();
   const auto length = source.read_value<std::uint64_t>(0);
   const std::uint64_t data = sizeof(length) + length;
   if (length > source.size() - sizeof(length) || length > largest_safetensors_header) {
@@ -174,9 +173,16 @@ inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
   if (length == 0 || source.read_value<char>(sizeof(length)) != '{') {
     throw FormatError(file, "a header that begins with '{'", "something else");
   }
-  SafetensorsHeader header(file);
-  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * most_tensors, .token = 1U << 20};
+  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * most_tensors, .token = longest_header_text};
   parse_json(source, sizeof(length), data, limits, header);
+  return data;
+}
+
+/// read_safetensors; but the set may hold some of the tensors when this throws.
+inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
+  const std::string file = source.name();
+  SafetensorsHeader header(file);
+  const std::uint64_t data = read_safetensors_header(source, header);
   if (header.entries.size() > most_tensors - std::min(most_tensors, set.tensors().size())) {
     throw FormatError(file, "at most " + std::to_string(most_tensors) + " tensors in a checkpoint", "more");
   }
@@ -202,6 +208,18 @@ inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
   return index;
 }
 
+/// The texts that a safetensors file has under __metadata__, of whatever is in it besides; "format" is "pt" where
+/// PyTorch can read the file. Throws FormatError.
+inline std::map<std::string, std::string> read_safetensors_metadata(const ByteSource& source) {
+  std::map<std::string, std::string> texts;
+  detail::SafetensorsHeader header(source.name(), &texts);
+  detail::read_safetensors_header(source, header);
+  return texts;
+}
+inline std::map<std::string, std::string> read_safetensors_metadata(const std::filesystem::path& path) {
+  return read_safetensors_metadata(ByteSource::open(path));
+}
+
 /// The contents of a sharded checkpoint's index: which file holds each tensor. Throws FormatError, also for a file name
 /// that would lead out of the folder.
 inline std::map<std::string, std::string> read_shard_index(const ByteSource& source) {
@@ -215,9 +233,8 @@ inline std::map<std::string, std::string> read_shard_index(const ByteSource& sou
     auto entry = map->object()->extract(map->object()->begin());
     std::string* const file = entry.mapped().text();
     if (file == nullptr || !detail::is_plain_name(*file)) {
-      throw FormatError(source.name() + ": " + detail::printable(entry.key()),
-                        "the plain name of a file in the same folder",
-                        file == nullptr ? entry.mapped().type_name() : "\"" + detail::printable(*file) + "\"");
+      throw FormatError(source.name() + ": " + printable(entry.key()), "the plain name of a file in the same folder",
+                        file == nullptr ? entry.mapped().type_name() : "\"" + printable(*file) + "\"");
     }
     files.emplace_hint(files.end(), std::move(entry.key()), std::move(*file));
   }
@@ -245,20 +262,20 @@ void read_shards(const ByteSource& index, Add&& add, TensorSet& set, MayLack&& m
       const StoredTensor* stored = joined.find(*tensor);
       if (stored != nullptr && stored->source == number) continue;
       if (stored == nullptr && may_lack(*tensor)) {
-        joined.note(index.name() + ": " + detail::printable(*tensor) + " is not in " + detail::printable(file));
+        joined.note(index.name() + ": " + printable(*tensor) + " is not in " + printable(file));
         --expected;
         continue;
       }
-      throw CheckpointError(index.name() + ": " + detail::printable(*tensor), "it in " + detail::printable(file),
+      throw CheckpointError(index.name() + ": " + printable(*tensor), "it in " + printable(file),
                             stored == nullptr ? "no such tensor" : "it in " + joined.source_name(*stored));
     }
     if (joined.tensors().size() - before == expected) continue;
     for (const auto& [name, tensor] : joined.tensors()) {
       const auto place = files.find(name);
       if (tensor.source != number || (place != files.end() && place->second == file)) continue;
-      throw CheckpointError(joined.source_name(tensor) + ": " + detail::printable(name),
+      throw CheckpointError(joined.source_name(tensor) + ": " + printable(name),
                             "only tensors that the index has there",
-                            place == files.end() ? "this one" : "one of " + detail::printable(place->second));
+                            place == files.end() ? "this one" : "one of " + printable(place->second));
     }
   }
   set = std::move(joined);
@@ -287,113 +304,6 @@ inline void read_sharded_safetensors(const std::filesystem::path& index, TensorS
   const auto open = [&](const std::string& file) { return open_shard(index, file); };
   read_sharded_safetensors(ByteSource::open(index), open, set);
 }
-
-/// Writes a safetensors file tensor by tensor: all are announced first, then their numbers follow in the same order.
-/// The file appears when commit() is called; see AtomicFile. Every call throws FileError when the disk refuses.
-class SafetensorsWriter {
- public:
-  /// Of each tensor, name, dtype and shape are used. Throws ArgumentError for a name that comes twice, a type that is
-  /// no floating-point type, or more than read_safetensors takes.
-  SafetensorsWriter(const std::filesystem::path& path, std::vector<StoredTensor> tensors)
-      : file_(path), tensors_(std::move(tensors)) {
-    const std::string header = lay_out();
-    const std::uint64_t length = header.size();
-    for (StoredTensor& tensor : tensors_) tensor.begin += sizeof(length) + length;
-    file_.write(std::as_bytes(std::span(&length, 1)));
-    file_.write(header);
-  }
-
-  /// Appends numbers to the present tensor, converted to its dtype with one rounding; a full tensor is followed by the
-  /// next. Throws ArgumentError if the tensor was announced with another dtype or fewer numbers.
-  template <class Scalar>
-  void write(std::span<const Scalar> values, DType dtype) {
-    if (values.empty()) return;
-    skip_full();
-    const bool fits = current_ < tensors_.size() && tensors_[current_].dtype == dtype &&
-                      values.size() <= tensors_[current_].size() - written_;
-    if (!fits) {
-      throw ArgumentError(subject(), "no more than was announced",
-                          std::to_string(values.size()) + " numbers of " + std::string(name_of(dtype)));
-    }
-    file_.seek(tensors_[current_].begin + written_ * bytes_of(dtype));
-    detail::with_float_type(dtype, [&](auto stored) { write_as<decltype(stored)>(values); });
-    written_ += values.size();
-  }
-
-  /// Everything is on the disk, under a temporary name. Throws ArgumentError if numbers are missing.
-  void finish() {
-    skip_full();
-    if (current_ < tensors_.size()) {
-      throw ArgumentError(subject(), std::to_string(tensors_[current_].size()) + " numbers", std::to_string(written_));
-    }
-    file_.finish();
-  }
-  void commit() {
-    finish();
-    file_.commit();
-  }
-  /// What is written to, for commit_together.
-  AtomicFile& file() { return file_; }
-
- private:
-  /// Gives each tensor its place in the data and returns the header. Wider numbers lie before narrower ones, so that
-  /// all are aligned: PyTorch reads no others.
-  std::string lay_out() {
-    if (tensors_.size() > detail::most_tensors) {  // or it could not be read again
-      throw ArgumentError("safetensors", "at most " + std::to_string(detail::most_tensors) + " tensors",
-                          std::to_string(tensors_.size()));
-    }
-    JsonWriter header;
-    header.open('{').key("__metadata__").open('{').key("format").value("pt").close('}');
-    std::uint64_t offset = 0;
-    std::set<std::string> names{"__metadata__"};
-    for (const std::size_t width : {8U, 4U, 2U, 1U}) {
-      for (StoredTensor& tensor : tensors_) {
-        if (bytes_of(tensor.dtype) != width) continue;
-        const bool floating = detail::with_float_type(tensor.dtype, [](auto) {});
-        const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
-        if (!floating || !bytes || tensor.shape.size() > detail::most_dimensions || !names.insert(tensor.name).second) {
-          throw ArgumentError("safetensors: " + detail::printable(tensor.name),
-                              "a floating-point tensor of a possible size and a name of its own",
-                              std::string(name_of(tensor.dtype)) + " " + detail::shape_text(tensor.shape));
-        }
-        tensor.begin = std::exchange(offset, offset + *bytes);
-        header.key(tensor.name).open('{').key("dtype").value(name_of(tensor.dtype)).key("shape").value(tensor.shape);
-        header.key("data_offsets").open('[').value(tensor.begin).value(offset).close(']').close('}');
-      }
-    }
-    std::string text = header.close('}').text();
-    text.append((8 - text.size() % 8) % 8, ' ');
-    return text;
-  }
-
-  void skip_full() {
-    for (; current_ < tensors_.size() && written_ == tensors_[current_].size(); ++current_) written_ = 0;
-  }
-  std::string subject() const {
-    return file_.target().string() + ": " +
-           (current_ < tensors_.size() ? detail::printable(tensors_[current_].name) : "end");
-  }
-
-  template <class Stored, class Scalar>
-  void write_as(std::span<const Scalar> values) {
-    if constexpr (std::is_same_v<Stored, Scalar>) {
-      file_.write(std::as_bytes(values));
-    } else {
-      std::array<Stored, 4096> piece;
-      for (std::size_t done = 0; done < values.size(); done += piece.size()) {
-        const auto part = values.subspan(done, std::min(piece.size(), values.size() - done));
-        std::transform(part.begin(), part.end(), piece.begin(), [](Scalar x) { return static_cast<Stored>(x); });
-        file_.write(std::as_bytes(std::span(piece).first(part.size())));
-      }
-    }
-  }
-
-  AtomicFile file_;
-  std::vector<StoredTensor> tensors_;
-  std::size_t current_ = 0;
-  std::uint64_t written_ = 0;  // numbers of the present tensor
-};
 
 }  // namespace minimamba
 

@@ -20,7 +20,11 @@
 #include <vector>
 
 #include "minimamba/backend/reference.hpp"
+#include "minimamba/io/commit_together.hpp"
+#include "minimamba/io/folders.hpp"
 #include "minimamba/io/load.hpp"
+#include "minimamba/io/safetensors_writer.hpp"
+#include "minimamba/io/transfer.hpp"
 #include "minimamba/nn/mamba.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -42,97 +46,47 @@ struct SaveOptions {
   std::function<void(const std::string&)> on_note = {};
 };
 
-namespace detail {
-
-/// A parameter that is to be saved.
-struct Saved {
-  std::string_view name;
-  const Extents& extents;
-  bool is_matrix;  // one of the six
-  DType dtype;     // whose numbers it has
-};
-
-/// What is to be saved, tensor by tensor: for_each calls body(Saved, pieces), and pieces(f) calls f(first row, View)
-/// until all rows are done.
-template <class Model>
-class ModelParameters {
- public:
-  using Scalar = typename Model::ScalarType;
-  using Weight = typename Model::WeightType;
-
-  explicit ModelParameters(const Model& model) : model_(model) {
-    if (model.layers.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
-  }
-  const MambaConfig& config() const { return model_.config(); }
-  /// What to call a parameter in a message.
-  std::string subject(std::string_view name) const { return "model: " + std::string(name); }
-  std::size_t parameter_count() const { return model_.parameter_count(); }
-
-  template <class Body>
-  void for_each(Body&& body) const {
-    for_each_parameter(
-        [&](std::string_view name, const auto& parameter) {
-          using Parameter = std::remove_cvref_t<decltype(parameter)>;
-          constexpr bool is_matrix = !std::is_same_v<Parameter, Tensor<typename Model::BackendType>>;
-          body(Saved{name, parameter, is_matrix, kept_as<Parameter>()}, [&](auto&& piece_body) {
-            in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
-              parameter.download(model_.backend(), first, piece);
-              piece_body(first, piece);
-            });
-          });
-        },
-        model_);
-  }
-  /// The pieces of a layer's A.
-  template <class Body>
-  void a_pieces(std::size_t layer, Body&& body) const {
-    const auto& a = model_.layers[layer].mixer.A;
-    in_pieces<Scalar>(a.rows(), a.cols(), [&](std::size_t first, View<Scalar> piece) {
-      a.download(model_.backend(), first, piece);
-      body(first, piece);
-    });
-  }
-
- private:
-  const Model& model_;
-};
-
-/// The same from a checkpoint, which is read while it is written again. In double, so that no number is rounded twice.
+/// The parameters of a checkpoint in the order in which save writes them, read as they are asked for: in double, so
+/// that no number is rounded twice. The checkpoint must outlive it.
 class CheckpointParameters {
  public:
   using Scalar = double;
   using Weight = float;
 
+  /// Throws CheckpointError unless the tensors are those of a model with the checkpoint's settings.
   explicit CheckpointParameters(const Checkpoint& checkpoint)
-      : checkpoint_(checkpoint), shapes_(shapes_of<Shapes>(checkpoint)) {}
+      : checkpoint_(checkpoint), shapes_(detail::shapes_of<Shapes>(checkpoint)) {}
   const MambaConfig& config() const { return shapes_.config(); }
+  /// What to call a parameter in a message.
   std::string subject(std::string_view name) const {
     const StoredTensor& tensor = *checkpoint_.find(name);
     return checkpoint_.tensors.source_name(tensor) + ": " + printable(tensor.name);
   }
+  /// Numbers in all parameters together.
   std::size_t parameter_count() const { return shapes_.parameter_count(); }
 
+  /// Calls body(SavedParameter, pieces) for each; pieces(f) calls f(first row, View) until all its rows are read.
+  /// Throws FileError, FormatError or CheckpointError where they cannot be.
   template <class Body>
   void for_each(Body&& body) const {
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
-          using Parameter = std::remove_cvref_t<decltype(parameter)>;
-          constexpr bool is_matrix = !std::is_same_v<Parameter, Tensor<ReferenceBackend<float>>>;
-          body(Saved{name, parameter, is_matrix, checkpoint_.find(name)->dtype}, [&](auto&& piece_body) {
-            in_pieces<double>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<double> piece) {
-              checkpoint_.read(name, first * parameter.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+          constexpr bool is_matrix = detail::is_weight_matrix<std::remove_cvref_t<decltype(parameter)>>;
+          body(SavedParameter{name, parameter, is_matrix, checkpoint_.find(name)->dtype}, [&](auto&& piece_body) {
+            detail::in_pieces<double>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<double> piece) {
+              checkpoint_.read(name, first * parameter.cols(), detail::numbers_of(piece));
               piece_body(first, piece);
             });
           });
         },
         shapes_);
   }
+  /// The same of -exp of a parameter, which GGUF stores in place of A_log.
   template <class Body>
-  void a_pieces(std::size_t layer, Body&& body) const {
-    const auto& a_log = shapes_.layers[layer].mixer.A_log;
-    const std::string name = "layers." + std::to_string(layer) + ".mixer.A_log";
-    in_pieces<double>(a_log.rows(), a_log.cols(), [&](std::size_t first, View<double> piece) {
-      checkpoint_.read_a(name, first * a_log.cols(), std::span(piece.data(), piece.rows() * piece.cols()));
+  void minus_exp_pieces(const SavedParameter& parameter, Body&& body) const {
+    const detail::Extents& extents = parameter.extents;
+    detail::in_pieces<double>(extents.rows(), extents.cols(), [&](std::size_t first, View<double> piece) {
+      checkpoint_.read_minus_exp(parameter.name, first * extents.cols(), detail::numbers_of(piece));
       body(first, piece);
     });
   }
@@ -144,65 +98,34 @@ class CheckpointParameters {
   Shapes shapes_;
 };
 
-/// Counts what is written, and asks whether to go on.
-class SaveProgress {
+namespace detail {
+
+/// The parameters of a model, with what a file says beside them.
+template <class Model>
+class ModelParameters : public ModuleParameters<Model, typename Model::BackendType> {
  public:
-  SaveProgress(const SaveOptions& options, std::string file, std::size_t total)
-      : options_(options), file_(std::move(file)), total_(static_cast<double>(total)) {}
-  void add(std::size_t numbers) {
-    done_ += static_cast<double>(numbers);
-    if (options_.progress && !options_.progress(done_ / total_)) {
-      throw CancelledError(file_, "to be written whole", "the request to stop");
-    }
+  using Scalar = typename Model::ScalarType;
+  using Weight = typename Model::WeightType;
+
+  explicit ModelParameters(const Model& model)
+      : ModuleParameters<Model, typename Model::BackendType>(model, model.backend()), model_(model) {
+    if (model.layers.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
   }
-
- private:
-  const SaveOptions& options_;
-  std::string file_;
-  double total_ = 0, done_ = 0;
-};
-
-template <class Scalar>
-std::span<const Scalar> as_constants(View<Scalar> piece) {
-  return {piece.data(), piece.rows() * piece.cols()};
-}
-
-/// What happens to the numbers of a tensor on their way into a file.
-class Fitting {
- public:
-  explicit Fitting(const SaveOptions& options) : options_(options) {}
-
-  /// Before anything is written: throws CheckpointError for the first number that would not fit. `type` gives the type
-  /// in the file of one parameter after another.
-  template <class Parameters, class Type>
-  void check(const Parameters& parameters, Type&& type) const {
-    parameters.for_each([&](const Saved& parameter, auto&& pieces) {
-      const Narrowing narrowing(parameter.dtype, type(parameter));
-      if (options_.saturate || !narrowing.needed()) return;
-      pieces([&](std::size_t, auto piece) {
-        const auto number = narrowing.first_beyond(as_constants(piece));
-        if (number) {
-          throw CheckpointError(parameters.subject(parameter.name), narrowing.expected(), number_text(*number));
-        }
+  const MambaConfig& config() const { return model_.config(); }
+  /// The pieces of the tensor -exp(parameter), as the model has it.
+  template <class Body>
+  void minus_exp_pieces(const SavedParameter& parameter, Body&& body) const {
+    for_each_derived(model_, [&](const std::string& name, const auto& tensor) {
+      if (name != parameter.name) return;
+      in_pieces<Scalar>(tensor.rows(), tensor.cols(), [&](std::size_t first, View<Scalar> piece) {
+        tensor.download(model_.backend(), first, piece);
+        body(first, piece);
       });
     });
   }
-  /// Clamps what does not fit, if that is wanted.
-  template <class Scalar>
-  void apply(const Narrowing& narrowing, View<Scalar> piece) {
-    if (!options_.saturate || !narrowing.needed()) return;
-    clamped_[narrowing.type()] += narrowing.clamp(std::span(piece.data(), piece.rows() * piece.cols()));
-  }
-  /// Before the file gets its name: what fails after that would say that it has not.
-  void tell(const std::string& file) const {
-    for (const auto& [type, count] : clamped_) {
-      if (count > 0 && options_.on_note) options_.on_note(file + ": " + clamped_text(count, type));
-    }
-  }
 
  private:
-  const SaveOptions& options_;
-  std::map<DType, std::size_t> clamped_;  // numbers, by the type that they did not fit
+  const Model& model_;
 };
 
 inline const char* torch_name(DType dtype) {
@@ -218,39 +141,6 @@ inline const char* torch_name(DType dtype) {
   }
 }
 
-/// Makes a folder and those above it. Unless they are kept, those that were made go away again.
-class MadeFolders {
- public:
-  explicit MadeFolders(const std::filesystem::path& folder) {
-    std::error_code error, ignored;
-    std::vector<std::filesystem::path> missing;
-    for (auto path = folder; !path.empty() && !std::filesystem::exists(path, ignored); path = path.parent_path()) {
-      missing.push_back(path);
-    }
-    made_.reserve(missing.size());  // so that none that is made can be forgotten
-    for (; !missing.empty() && !error; missing.pop_back()) {
-      if (std::filesystem::create_directory(missing.back(), error)) made_.push_back(std::move(missing.back()));
-    }
-    if (std::filesystem::is_directory(folder, ignored)) return;
-    remove();
-    throw FileError(folder.string(), "a folder, or a place for one", error ? error.message() : "something else");
-  }
-  MadeFolders(const MadeFolders&) = delete;
-  MadeFolders& operator=(const MadeFolders&) = delete;
-  ~MadeFolders() { remove(); }
-
-  void keep() { made_.clear(); }
-
- private:
-  /// The innermost first; a folder in which there is something stays.
-  void remove() noexcept {
-    std::error_code error;
-    for (; !made_.empty(); made_.pop_back()) std::filesystem::remove(made_.back(), error);
-  }
-
-  std::vector<std::filesystem::path> made_;
-};
-
 inline void copy_to(const ByteSource& source, AtomicFile& file) {
   std::vector<std::byte> piece(std::size_t{1} << 18);
   for (std::uint64_t done = 0; done < source.size(); done += piece.size()) {
@@ -264,10 +154,7 @@ inline void copy_to(const ByteSource& source, AtomicFile& file) {
 template <class Parameters>
 std::pair<DType, DType> types_in_folder(const SaveOptions& options) {
   if (!options.matrices) return {dtype_of<typename Parameters::Weight>(), dtype_of<typename Parameters::Scalar>()};
-  if (!with_float_type(*options.matrices, [](auto) {})) {
-    throw ArgumentError("matrices", "F32, F16, BF16 or F64 in a folder", std::string(name_of(*options.matrices)));
-  }
-  return {*options.matrices, *options.matrices == DType::F64 ? DType::F64 : DType::F32};
+  return {*options.matrices, type_beside(*options.matrices)};
 }
 
 inline void check_names(const SaveOptions& options) {
@@ -282,32 +169,20 @@ template <class Parameters>
 void save_folder(const Parameters& parameters, const std::filesystem::path& folder, const SaveOptions& options) {
   const std::pair<DType, DType> types = types_in_folder<Parameters>(options);
   check_names(options);
-  const auto type = [&](const Saved& parameter) { return parameter.is_matrix ? types.first : types.second; };
-  std::vector<StoredTensor> tensors;
-  parameters.for_each([&](const Saved& parameter, auto&&) {
-    const std::string name(parameter.name);
-    const std::string stored = name == "embedding.weight" ? "backbone.embeddings.weight"
-                               : name == "lm_head.weight" ? name
-                                                          : "backbone." + name;
-    const Shape& shape = parameter.extents.shape();
-    tensors.push_back({stored, type(parameter), {shape.begin(), shape.end()}});
-  });
-
-  Fitting fitting(options);
+  const auto type = [&](const SavedParameter& parameter) { return parameter.is_matrix ? types.first : types.second; };
+  const auto stored_name = [](std::string_view name) {
+    return name == "embedding.weight" ? "backbone.embeddings.weight"
+           : name == "lm_head.weight" ? std::string(name)
+                                      : "backbone." + std::string(name);
+  };
+  Fitting fitting(options.saturate);
   fitting.check(parameters, type);
   MadeFolders folders(folder);
   tidy_folder(folder);
-  SafetensorsWriter weights(folder / "model.safetensors", tensors);
+  SafetensorsWriter weights(folder / "model.safetensors", safetensors_of(parameters, type, stored_name));
   AtomicFile config(folder / "config.json");
-  SaveProgress progress(options, folder.string(), parameters.parameter_count());
-  parameters.for_each([&](const Saved& parameter, auto&& pieces) {
-    const Narrowing narrowing(parameter.dtype, type(parameter));
-    pieces([&](std::size_t, auto piece) {
-      fitting.apply(narrowing, piece);
-      weights.write(as_constants(piece), type(parameter));
-    });
-    progress.add(parameter.extents.size());
-  });
+  Progress progress(options.progress, folder.string(), "to be written whole", parameters.parameter_count());
+  write_safetensors(parameters, type, {weights, fitting, progress});
   config.write(hugging_face_config(parameters.config(), torch_name(types.first)));
   std::list<AtomicFile> others;
   for (const auto& [name, source] : options.files) copy_to(source, others.emplace_back(folder / path_of(name)));
@@ -315,7 +190,7 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   std::vector<AtomicFile*> files{&weights.file()};
   for (AtomicFile& file : others) files.push_back(&file);
   files.push_back(&config);
-  fitting.tell(folder.string());
+  fitting.tell(folder.string(), options.on_note);
   commit_together(files);
   folders.keep();
 }
@@ -338,7 +213,7 @@ void save(const Model& model, const std::filesystem::path& folder, const SaveOpt
 /// F32 unless the options say otherwise.
 inline void save(const Checkpoint& checkpoint, const std::filesystem::path& folder, SaveOptions options = {}) {
   if (!options.matrices) options.matrices = DType::F32;
-  detail::save_folder(detail::CheckpointParameters(checkpoint), folder, options);
+  detail::save_folder(CheckpointParameters(checkpoint), folder, options);
 }
 
 }  // namespace minimamba

@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/core/hash.hpp"
 #include "minimamba/io/atomic_file.hpp"
 #include "minimamba/io/file.hpp"
 #include "minimamba/nn/mamba.hpp"
@@ -47,27 +48,11 @@ inline constexpr std::uint32_t state_version = 2;
 inline constexpr std::uint32_t most_state_sections = 64;
 inline constexpr std::uint32_t longest_section_name = 255;
 
-/// FNV-1a of 64 bits: any other byte gives another sum.
-class Checksum {
- public:
-  void add(std::span<const std::byte> bytes) {
-    for (const std::byte byte : bytes) value_ = (value_ ^ std::to_integer<std::uint64_t>(byte)) * 0x100000001B3U;
-  }
-  template <class T>
-  void add_value(const T& value) {
-    add(std::as_bytes(std::span(&value, 1)));
-  }
-  std::uint64_t value() const { return value_; }
-
- private:
-  std::uint64_t value_ = 0xCBF29CE484222325U;
-};
-
 /// Tells models apart that go on from a state in other ways: by their settings, and by the weights of all norms as
 /// floats, which every weight format leaves as they are.
 template <class Model>
 std::uint64_t fingerprint(const Model& model) {
-  Checksum sum;
+  Fnv1a sum;
   const MambaConfig& config = model.config();
   for (const std::int64_t size : sizes_of(config)) sum.add_value(size);
   sum.add_value(config.vocab_size);
@@ -104,7 +89,7 @@ class StateWriter {
 
  private:
   AtomicFile file_;
-  Checksum sum_;
+  Fnv1a sum_;
 };
 
 /// Throws FormatError unless the file ends with the sum of what is before it.
@@ -115,7 +100,7 @@ inline void check_sum(const ByteSource& source) {
   if (magic != state_magic) throw FormatError(source.name(), "a state file", "something else");
   if (source.size() < magic.size() + sum_bytes) throw FormatError(source.name(), "a whole state file", "its beginning");
   const std::uint64_t end = source.size() - sum_bytes;
-  Checksum sum;
+  Fnv1a sum;
   std::vector<std::byte> piece(std::size_t{1} << 16);
   for (std::uint64_t at = 0; at < end; at += piece.size()) {
     piece.resize(static_cast<std::size_t>(std::min<std::uint64_t>(piece.size(), end - at)));
@@ -186,17 +171,10 @@ void save_state(const std::filesystem::path& path, const Model& model, const typ
   writer.value(detail::fingerprint(model));
   writer.value(std::uint64_t{cache.batch()});
   for (std::size_t row = 0; row < cache.batch(); ++row) writer.value(cache.position(row));
-  std::vector<Scalar> numbers;
-  const auto write = [&](View<const Scalar> part) {
-    numbers.resize(part.rows() * part.cols());
-    model.backend().download(part.data(), numbers);
+  std::vector<Scalar> numbers(cache.layout().size());
+  for (std::size_t slot = 0; slot < cache.batch(); ++slot) {
+    model.backend().download(cache.slot(slot).data(), numbers);
     writer.write(std::as_bytes(std::span(numbers)));
-  };
-  for (std::size_t row = 0; row < cache.batch(); ++row) {
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      write(cache.conv(layer, row));
-      write(cache.ssm(layer, row));
-    }
   }
   writer.value(static_cast<std::uint32_t>(sections.size()));
   for (const auto& [name, contents] : sections) {
@@ -243,17 +221,10 @@ SavedState<Model> load_state(const ByteSource& source, const Model& model) {
     if (position < 0) throw FormatError(source.name(), "positions from 0 up", std::to_string(position));
     saved.cache.set_position(row, position);
   }
-  std::vector<Scalar> numbers;
-  const auto read = [&](View<Scalar> part) {
-    numbers.resize(part.rows() * part.cols());
+  std::vector<Scalar> numbers(saved.cache.layout().size());
+  for (std::size_t slot = 0; slot < rows; ++slot) {
     bytes.read(std::as_writable_bytes(std::span(numbers)));
-    model.backend().upload(numbers, part.data());
-  };
-  for (std::size_t row = 0; row < rows; ++row) {
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      read(saved.cache.conv(layer, row));
-      read(saved.cache.ssm(layer, row));
-    }
+    model.backend().upload(numbers, saved.cache.slot(slot).data());
   }
   saved.sections = detail::read_sections(source, bytes);
   return saved;

@@ -45,7 +45,7 @@ struct StoredTensor {
 
 /// The name of a tensor's type, fit for a message.
 inline std::string type_of(const StoredTensor& tensor) {
-  return tensor.dtype == DType::OTHER ? detail::printable(tensor.other, 40) : std::string(name_of(tensor.dtype));
+  return tensor.dtype == DType::OTHER ? printable(tensor.other, 40) : std::string(name_of(tensor.dtype));
 }
 
 /// All tensors of a checkpoint, from one file or several.
@@ -62,7 +62,7 @@ class TensorSet {
     const std::string& file = source_name(tensor);
     const auto [place, added] = tensors_.try_emplace(name, std::move(tensor));
     if (!added)
-      throw CheckpointError(file + ": " + detail::printable(name), "each tensor once",
+      throw CheckpointError(file + ": " + printable(name), "each tensor once",
                             "it also in " + source_name(place->second));
   }
 

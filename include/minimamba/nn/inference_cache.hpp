@@ -1,156 +1,248 @@
-// InferenceCache: all that a model remembers of the tokens it has read. For each layer and row of the batch, the last
-// K - 1 inputs of the convolution and the state h. Its size does not depend on how much was read.
+// InferenceCache: all that a model remembers of the tokens it has read: for each sequence, in a slot of its own, what
+// the mixers carry from token to token. Its size does not depend on how much was read.
 #ifndef MINIMAMBA_NN_INFERENCE_CACHE_HPP
 #define MINIMAMBA_NN_INFERENCE_CACHE_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
-#include "minimamba/nn/s6.hpp"
+#include "minimamba/nn/mamba_block.hpp"
 #include "minimamba/nn/workspace.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A value: move it, clone() it, gather() rows of it. Made by Mamba::make_cache(). One cache serves one thread.
+/// A value: move it, clone() it, gather() slots of it. Made by Mamba::make_cache(). One cache serves one thread. All
+/// states lie in one allocation, [B, numbers of a slot].
 template <class Scalar = float, template <class> class Backend = NativeBackend>
 class InferenceCache {
  public:
+  using ScalarType = Scalar;
   static constexpr std::int64_t largest_batch = 1 << 20;
 
   /// A cache at position 0, all states zero. Throws ArgumentError unless batch is from 1 to largest_batch.
-  InferenceCache(const MambaConfig& config, Backend<Scalar> backend, std::int64_t batch = 1)
-      : config_(config.resolved()), backend_(std::move(backend)), positions_(checked(batch)) {
-    layers_.resize(static_cast<std::size_t>(config_.n_layer));
-    for (Layer& layer : layers_) {
-      layer.conv = backend_.template allocate<Scalar>(this->batch() * d_inner() * conv_columns());
-      layer.ssm = backend_.template allocate<Scalar>(this->batch() * d_inner() * d_state());
-    }
+  InferenceCache(const MambaConfig& config, StateLayout layout, Backend<Scalar> backend, std::int64_t batch = 1)
+      : config_(config.resolved()),
+        sizes_(detail::sizes_of(config_)),
+        layout_(std::move(layout)),
+        backend_(std::move(backend)),
+        positions_(checked(batch)) {
+    states_ = backend_.template allocate<Scalar>(positions_.size() * layout_.size());
   }
   InferenceCache(InferenceCache&&) noexcept = default;
   InferenceCache& operator=(InferenceCache&&) noexcept = default;
 
-  std::size_t batch() const { return positions_.size(); }  // B
-  std::int64_t position(std::size_t row = 0) const {
-    return positions_[checked_row(row)];
-  }  // tokens that the row has read
+  std::size_t batch() const { return positions_.size(); }  // B, the number of slots
+  std::int64_t position(std::size_t slot = 0) const {
+    return positions_[checked_slot(slot)];
+  }  // tokens that it has read
   const MambaConfig& config() const { return config_; }
+  const StateLayout& layout() const { return layout_; }
+  const detail::ModelSizes& sizes() const { return sizes_; }
 
-  /// The window of one row, [E, K - 1], oldest first, and its state, [E, N].
-  View<Scalar> conv(std::size_t layer, std::size_t row) { return one_row(state(layer).conv, row); }
-  View<Scalar> ssm(std::size_t layer, std::size_t row) { return one_row(state(layer).ssm, row); }
-  View<const Scalar> conv(std::size_t layer, std::size_t row) const { return mutable_self().conv(layer, row); }
-  View<const Scalar> ssm(std::size_t layer, std::size_t row) const { return mutable_self().ssm(layer, row); }
+  /// A part of the state of a layer in one slot, by its name. Throws ArgumentError.
+  View<Scalar> state(std::size_t layer, std::size_t slot, std::string_view name) {
+    const std::size_t part = layout_.find(name);
+    if (part == layout_.parts().size()) throw ArgumentError("cache state", parts_text(), std::string(name));
+    return state(layer)[part][checked_slot(slot)];
+  }
+  View<const Scalar> state(std::size_t layer, std::size_t slot, std::string_view name) const {
+    return mutable_self().state(layer, slot, name);
+  }
+  /// Of S6: the window of the convolution, [E, K - 1], oldest first, and the state h, [E, N].
+  View<Scalar> conv(std::size_t layer, std::size_t slot) { return state(layer, slot, "conv"); }
+  View<Scalar> ssm(std::size_t layer, std::size_t slot) { return state(layer, slot, "ssm"); }
+  View<const Scalar> conv(std::size_t layer, std::size_t slot) const { return state(layer, slot, "conv"); }
+  View<const Scalar> ssm(std::size_t layer, std::size_t slot) const { return state(layer, slot, "ssm"); }
 
-  /// All rows of a layer at once: [B E, K - 1] and [B E, N].
+  /// All parts of a layer's state in all slots; refers to this cache where it lies. Throws ArgumentError.
   LayerState<Scalar> state(std::size_t layer) {
-    if (layer >= layers_.size()) {
-      throw ArgumentError("cache layer", "a layer below " + std::to_string(layers_.size()), std::to_string(layer));
+    if (layer >= layout_.layers()) {
+      throw ArgumentError("cache layer", "a layer below " + std::to_string(layout_.layers()), std::to_string(layer));
     }
-    Layer& l = layers_[layer];
-    const std::size_t rows = batch() * d_inner();
-    return {.conv = View<Scalar>(l.conv.data(), rows, conv_columns()),
-            .ssm = View<Scalar>(l.ssm.data(), rows, d_state())};
+    return {states(), layout_, layer};
   }
+  /// All that a slot holds, [1, numbers of a slot]: layer by layer, part by part.
+  View<Scalar> slot(std::size_t slot) { return states().rows_from(checked_slot(slot), 1); }
+  View<const Scalar> slot(std::size_t slot) const { return mutable_self().slot(slot); }
 
-  /// Bytes of conv and ssm state of all layers and rows.
-  std::size_t state_bytes() const {
-    return layers_.size() * batch() * d_inner() * (conv_columns() + d_state()) * sizeof(Scalar);
-  }
+  /// Bytes of the states of all layers and slots.
+  std::size_t state_bytes() const { return batch() * layout_.size() * sizeof(Scalar); }
 
   /// Back to position 0.
   void reset() {
-    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-      backend_.fill(state(layer).conv, Scalar(0));
-      backend_.fill(state(layer).ssm, Scalar(0));
-    }
+    backend_.fill(states(), Scalar(0));
     std::fill(positions_.begin(), positions_.end(), 0);
+  }
+  void reset(std::size_t slot) {
+    backend_.fill(this->slot(slot), Scalar(0));
+    positions_[slot] = 0;
   }
 
   /// A cache with the same value.
   InferenceCache clone() const {
-    std::vector<std::size_t> rows(batch());
-    for (std::size_t row = 0; row < rows.size(); ++row) rows[row] = row;
-    return gather(rows);
+    InferenceCache copy(config_, layout_, backend_, static_cast<std::int64_t>(batch()));
+    copy.assign(*this);
+    return copy;
   }
 
-  /// A cache whose row i is row rows[i] of this one: repeat, drop or reorder sequences. `rows` is any range of whole
-  /// numbers. Throws ArgumentError for an index that is no row, or for none at all.
-  template <class Rows>
-  InferenceCache gather(const Rows& rows) const {
+  /// A cache whose slot i is slot slots[i] of this one: repeat, drop or reorder sequences. `slots` is any range of
+  /// whole numbers. Throws ArgumentError for an index that is no slot, or for none at all.
+  template <class Slots>
+  InferenceCache gather(const Slots& slots) const {
     std::vector<std::size_t> sources;
-    for (const auto row : rows) {
-      if (std::cmp_less(row, 0) || std::cmp_greater_equal(row, batch())) {
-        throw ArgumentError("InferenceCache::gather", "rows below " + std::to_string(batch()), std::to_string(row));
+    for (const auto slot : slots) {
+      if (std::cmp_less(slot, 0) || std::cmp_greater_equal(slot, batch())) {
+        throw ArgumentError("InferenceCache::gather", "slots below " + std::to_string(batch()), std::to_string(slot));
       }
-      sources.push_back(static_cast<std::size_t>(row));
+      sources.push_back(static_cast<std::size_t>(slot));
     }
-    InferenceCache result(config_, backend_, static_cast<std::int64_t>(sources.size()));
-    for (std::size_t row = 0; row < sources.size(); ++row) {
-      result.copy_row(row, *this, sources[row]);
-    }
+    InferenceCache result(config_, layout_, backend_, static_cast<std::int64_t>(sources.size()));
+    backend_.gather_rows(mutable_self().states(), sources, result.states());
+    for (std::size_t i = 0; i < sources.size(); ++i) result.positions_[i] = positions_[sources[i]];
     return result;
   }
-  InferenceCache gather(std::initializer_list<std::size_t> rows) const {
-    return gather<std::initializer_list<std::size_t>>(rows);
+  InferenceCache gather(std::initializer_list<std::size_t> slots) const {
+    return gather<std::initializer_list<std::size_t>>(slots);
   }
 
-  /// Row `row` becomes what row `source_row` of another cache of the same sizes is. Throws ArgumentError.
-  void copy_row(std::size_t row, const InferenceCache& source, std::size_t source_row) {
-    if (detail::sizes_of(source.config_) != detail::sizes_of(config_)) {
-      throw ArgumentError("cache", "one of a model with " + detail::sizes_text(config_),
-                          detail::sizes_text(source.config_));
+  /// Slot i becomes what slot slots[i] was, in place: a slot may be repeated, and one that nobody names is lost. Throws
+  /// ArgumentError unless there is one for each slot, below batch().
+  void reorder(std::span<const std::size_t> slots) {
+    if (slots.size() != batch()) {
+      throw ArgumentError("InferenceCache::reorder", std::to_string(batch()) + " slots", std::to_string(slots.size()));
     }
-    positions_[checked_row(row)] = source.position(source_row);
-    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-      backend_.copy(source.conv(layer, source_row), conv(layer, row));
-      backend_.copy(source.ssm(layer, source_row), ssm(layer, row));
-    }
+    for (const std::size_t slot : slots) checked_slot(slot);
+    order_.resize(batch());
+    for (std::size_t i = 0; i < batch(); ++i) order_[i] = positions_[slots[i]];
+    backend_.reorder_rows(states(), slots);
+    positions_.swap(order_);
   }
 
-  /// For whoever restores a state: the row has read so many tokens. Throws ArgumentError if that is negative.
-  void set_position(std::size_t row, std::int64_t tokens) {
+  /// Becomes what another cache of the same sizes is. Throws ArgumentError.
+  void assign(const InferenceCache& other) {
+    check_like(other);
+    if (other.batch() != batch()) {
+      throw ArgumentError("cache", "one of " + std::to_string(batch()) + " slots", std::to_string(other.batch()));
+    }
+    backend_.copy(other.mutable_self().states(), states());
+    positions_ = other.positions_;
+  }
+  /// Slot `slot` becomes what slot `other_slot` of a cache of the same sizes is. Throws ArgumentError.
+  void assign(std::size_t slot, const InferenceCache& other, std::size_t other_slot) {
+    check_like(other);
+    const std::int64_t position = other.position(other_slot);
+    backend_.copy(other.slot(other_slot), this->slot(slot));
+    positions_[slot] = position;
+  }
+
+  /// From now on forward keeps the state of each slot before every `tokens` tokens of a call, for rollback(), and drops
+  /// those of the call before; 0 keeps none, and gives their memory back. Of long runs more are kept: those at which
+  /// forward cuts them as well.
+  void keep_every(std::size_t tokens) {
+    keep_every_ = tokens;
+    kept_.clear();
+    if (tokens == 0) kept_states_ = {};
+  }
+  std::size_t keeps_every() const { return keep_every_; }
+  /// The positions to which a slot can return, in their order.
+  std::vector<std::int64_t> kept_positions(std::size_t slot) const {
+    std::vector<std::int64_t> positions;
+    for (const Kept& kept : kept_) {
+      if (kept.slot == checked_slot(slot)) positions.push_back(kept.position);
+    }
+    return positions;
+  }
+  /// Puts a slot back to a position that the last call has kept: as if it had read no more. Throws ArgumentError for
+  /// another one.
+  void rollback(std::size_t slot, std::int64_t position) {
+    for (std::size_t i = 0; i < kept_.size(); ++i) {
+      if (kept_[i].slot != checked_slot(slot) || kept_[i].position != position) continue;
+      backend_.copy(View<const Scalar>(kept_states_.data() + i * layout_.size(), 1, layout_.size()), this->slot(slot));
+      positions_[slot] = position;
+      return;
+    }
+    throw ArgumentError("position", "one of kept_positions()", std::to_string(position));
+  }
+
+  /// For models that keep states: room for so many, none of them yet.
+  void reserve_kept(std::size_t count) {
+    kept_.clear();
+    kept_.reserve(count);
+    if (kept_states_.size() >= count * layout_.size()) return;
+    kept_states_ = {};
+    kept_states_ = backend_.template allocate<Scalar>(count * layout_.size());
+  }
+  /// Where the states of a layer go that are kept next.
+  void kept_of(std::size_t layer, std::vector<KeptStates<Scalar>>& parts) {
+    parts.clear();
+    const View<Scalar> all(kept_states_.data(), kept_states_.size() / std::max<std::size_t>(layout_.size(), 1),
+                           layout_.size());
+    const LayerState<Scalar> states(all.rows_from(kept_.size(), all.rows() - kept_.size()), layout_, layer);
+    for (std::size_t part = 0; part < layout_.parts().size(); ++part) parts.push_back({keep_every_, states[part]});
+  }
+  void note_kept(std::size_t slot, std::int64_t position) { kept_.push_back({slot, position}); }
+
+  /// For whoever restores a state: the slot has read so many tokens. Throws ArgumentError if that is negative.
+  void set_position(std::size_t slot, std::int64_t tokens) {
     if (tokens < 0) throw ArgumentError("position", "at least 0", std::to_string(tokens));
-    positions_[checked_row(row)] = tokens;
+    positions_[checked_slot(slot)] = tokens;
   }
 
-  /// For whoever runs layers by hand: every row has read `tokens` more.
+  /// For whoever runs layers by hand: every slot, or one, has read `tokens` more.
   void advance(std::size_t tokens) {
     for (std::int64_t& position : positions_) position += static_cast<std::int64_t>(tokens);
   }
+  void advance_slot(std::size_t slot, std::size_t tokens) { positions_[slot] += static_cast<std::int64_t>(tokens); }
+
+  /// Its own workspace, in which forward computes unless it is given another.
   Workspace<Backend<Scalar>>& workspace() { return workspace_; }
+  /// Gives back the memory of its own workspace; views of logits in it end. What is left is the state.
+  void release_workspace() { workspace_ = {}; }
 
  private:
-  struct Layer {
-    typename Backend<Scalar>::template Buffer<Scalar> conv;  // [B, E, K - 1]
-    typename Backend<Scalar>::template Buffer<Scalar> ssm;   // [B, E, N]
+  struct Kept {
+    std::size_t slot;
+    std::int64_t position;
   };
 
   static std::size_t checked(std::int64_t batch) {
     if (batch >= 1 && batch <= largest_batch) return static_cast<std::size_t>(batch);
     throw ArgumentError("batch", "a number from 1 to " + std::to_string(largest_batch), std::to_string(batch));
   }
-  std::size_t d_inner() const { return static_cast<std::size_t>(config_.d_inner()); }
-  std::size_t d_state() const { return static_cast<std::size_t>(config_.d_state); }
-  std::size_t conv_columns() const { return static_cast<std::size_t>(config_.d_conv - 1); }
-  std::size_t checked_row(std::size_t row) const {
-    if (row < batch()) return row;
-    throw ArgumentError("cache row", "a row below " + std::to_string(batch()), std::to_string(row));
+  std::size_t checked_slot(std::size_t slot) const {
+    if (slot < batch()) return slot;
+    throw ArgumentError("cache slot", "a slot below " + std::to_string(batch()), std::to_string(slot));
   }
-  View<Scalar> one_row(View<Scalar> all, std::size_t row) const {
-    return all.rows_from(checked_row(row) * d_inner(), d_inner());
+  void check_like(const InferenceCache& other) const {
+    if (other.sizes_ == sizes_ && other.layout_ == layout_) return;
+    throw ArgumentError("cache", "one of a model with " + detail::sizes_text(config_),
+                        detail::sizes_text(other.config_));
   }
+  std::string parts_text() const {
+    std::string text = "one of";
+    for (const StatePart& part : layout_.parts()) text += " " + part.name;
+    return text;
+  }
+  View<Scalar> states() { return {states_.data(), batch(), layout_.size()}; }
   InferenceCache& mutable_self() const { return const_cast<InferenceCache&>(*this); }
 
   MambaConfig config_;
+  detail::ModelSizes sizes_;
+  StateLayout layout_;
   Backend<Scalar> backend_;
-  std::vector<Layer> layers_;
-  std::vector<std::int64_t> positions_;
+  std::vector<std::int64_t> positions_, order_;
+  typename Backend<Scalar>::template Buffer<Scalar> states_;       // [B, layout.size()]
+  std::size_t keep_every_ = 0;                                     // tokens
+  std::vector<Kept> kept_;                                         // what each row of kept_states_ is
+  typename Backend<Scalar>::template Buffer<Scalar> kept_states_;  // [some, layout.size()]
   Workspace<Backend<Scalar>> workspace_;
 };
 

@@ -1,8 +1,11 @@
-// The small layers: Linear, Embedding, Conv1d and RMSNorm. Members are named as in the checkpoint.
+// The small layers: Linear, Embedding, Conv1d and RMSNorm, forward and, for who trains, backward. Members are named as
+// in the checkpoint. A backward adds to the gradients of parameters, and overwrites those of activations.
 #ifndef MINIMAMBA_NN_LAYERS_HPP
 #define MINIMAMBA_NN_LAYERS_HPP
 
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <utility>
 
 #include "minimamba/nn/parameters.hpp"
@@ -21,14 +24,16 @@ template <class Backend, class Matrix>
 void reserve_matmul(const Backend& backend, std::size_t rows, const Matrix& weight) {
   if constexpr (requires { backend.reserve_matmul(rows, weight); }) backend.reserve_matmul(rows, weight);
 }
-/// Whether kernels of a backend may run out of memory all the same.
-template <class Backend>
-constexpr bool kernels_allocate() {
-  if constexpr (requires { Backend::kernels_allocate; }) return Backend::kernels_allocate;
-  return false;
-}
 
 }  // namespace detail
+
+/// Of a layer from x [M, in] to y [M, out].
+template <class Scalar>
+struct BackwardArguments {
+  View<const Scalar> x;    // [M, in]
+  View<const Scalar> d_y;  // [M, out]
+  View<Scalar> d_x;        // [M, in], overwritten; not x
+};
 
 /// y = x weight^T + bias
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
@@ -45,6 +50,13 @@ struct Linear {
   void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
     backend.matmul(x, weight.packed(), y);
     if (bias.present()) backend.add(bias.view(), y);
+  }
+
+  /// dx = dy weight, dweight += dy^T x, dbias += the sum of dy's rows.
+  void backward(const Backend<Scalar>& backend, Linear& gradient, const BackwardArguments<Scalar>& p) const {
+    backend.matmul_backward_weight(p.d_y, p.x, gradient.weight.packed());
+    backend.matmul_backward_input(p.d_y, weight.packed(), p.d_x);
+    if (bias.present()) backend.add_backward(p.d_y, gradient.bias.view());
   }
 
   /// After it, forward of up to `rows` rows allocates nothing in this thread, where the backend can promise that.
@@ -67,13 +79,41 @@ struct Embedding {
   Embedding() = default;
   Embedding(std::size_t rows, std::size_t cols) : weight(Shape{rows, cols}, Role::embedding) {}
 
+  /// tokens [1, M], in the backend's memory; y [M, D]
+  void forward(const Backend<Scalar>& backend, View<const std::int32_t> tokens, View<Scalar> y) const {
+    backend.embed(tokens, weight.packed(), y);
+  }
+  /// dweight[tokens[i],:] += dy[i,:]
+  void backward(const Backend<Scalar>& backend, Embedding& gradient, View<const std::int32_t> tokens,
+                View<const Scalar> d_y) const {
+    backend.embed_backward(tokens, d_y, gradient.weight.packed());
+  }
+
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     f("weight", self.weight...);
   }
 };
 
-/// The parameters of the causal depthwise convolution; the kernel is the backend's causal_conv1d.
+template <class Scalar>
+struct Conv1dForward {
+  std::span<const Segment> segments;
+  View<const Scalar> x;          // [M, E]
+  SlotView<Scalar> window;       // [E, K - 1], read and written
+  View<Scalar> y;                // [M, E], not x
+  KeptStates<Scalar> kept = {};  // windows
+};
+template <class Scalar>
+struct Conv1dBackward {
+  std::span<const Segment> segments;
+  View<const Scalar> x;  // [M, E]
+  KeptStates<const Scalar> kept;
+  View<const Scalar> d_y;     // [M, E]
+  View<Scalar> d_x;           // [M, E], overwritten; not d_y
+  SlotView<Scalar> d_window;  // of the final window; then of the initial one
+};
+
+/// y = silu(causal depthwise convolution of x): see Conv1dArguments.
 template <class Scalar = float, template <class> class Backend = NativeBackend>
 struct Conv1d {
   Tensor<Backend<Scalar>> weight;  // [E, 1, K], oldest first
@@ -83,6 +123,28 @@ struct Conv1d {
   Conv1d(std::size_t channels, std::size_t width, bool with_bias)
       : weight(Shape{channels, 1, width}, Role::convolution) {
     if (with_bias) bias = {Shape{channels}, Role::convolution};
+  }
+
+  void forward(const Backend<Scalar>& backend, const Conv1dForward<Scalar>& p) const {
+    backend.causal_conv1d({.segments = p.segments,
+                           .x = p.x,
+                           .weight = weight.view(),
+                           .bias = bias.view(),
+                           .window = p.window,
+                           .y = p.y,
+                           .kept = p.kept});
+  }
+  void backward(const Backend<Scalar>& backend, Conv1d& gradient, const Conv1dBackward<Scalar>& p) const {
+    backend.causal_conv1d_backward({.segments = p.segments,
+                                    .x = p.x,
+                                    .weight = weight.view(),
+                                    .bias = bias.view(),
+                                    .kept = p.kept,
+                                    .d_y = p.d_y,
+                                    .d_x = p.d_x,
+                                    .d_weight = gradient.weight.view(),
+                                    .d_bias = gradient.bias.view(),
+                                    .d_window = p.d_window});
   }
 
   template <class F, class... Self>
@@ -104,6 +166,14 @@ struct RMSNorm {
   /// x, y [M, D]
   void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
     backend.rms_norm(x, weight.view(), epsilon, y);
+  }
+  void backward(const Backend<Scalar>& backend, RMSNorm& gradient, const BackwardArguments<Scalar>& p) const {
+    backend.rms_norm_backward({.x = p.x,
+                               .weight = weight.view(),
+                               .epsilon = epsilon,
+                               .d_y = p.d_y,
+                               .d_x = p.d_x,
+                               .d_weight = gradient.weight.view()});
   }
 
   template <class F, class... Self>

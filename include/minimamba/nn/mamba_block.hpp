@@ -2,6 +2,10 @@
 #ifndef MINIMAMBA_NN_MAMBA_BLOCK_HPP
 #define MINIMAMBA_NN_MAMBA_BLOCK_HPP
 
+#include <cstddef>
+#include <span>
+#include <vector>
+
 #include "minimamba/nn/s6.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -10,32 +14,87 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 template <class Scalar>
 struct BlockArguments {
-  Sequence sequence;         // B, L
-  View<Scalar> x;            // [M, D], the residual stream, read and written
-  LayerState<Scalar> state;  // read and written
+  std::span<const Segment> segments;
+  View<Scalar> x;                                 // [M, D], the residual stream, read and written
+  LayerState<Scalar> state;                       // read and written
+  ActivationViews<Scalar> activations;            // [M, each of activation_widths], overwritten
+  View<Scalar> out;                               // [M, D], overwritten
+  std::span<const KeptStates<Scalar>> kept = {};  // for each part of the state, or none
+  Dropout dropout = {};                           // of the mixer's output
 };
 
-template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
+template <class Scalar>
+struct BlockBackwardArguments {
+  std::span<const Segment> segments;
+  View<const Scalar> x;                 // [M, D], the residual stream before the block
+  ActivationViews<Scalar> activations;  // of forward
+  std::span<const KeptStates<Scalar>> kept;
+  View<Scalar> d_x;    // [M, D], of the residual stream behind the block; then before it
+  View<Scalar> d_out;  // [M, D], overwritten, as the next two
+  ActivationViews<Scalar> d_activations;
+  View<Scalar> scratch;        // [1, backward_scratch of the mixer]
+  LayerState<Scalar> d_state;  // of the final state; then of the initial one
+  Dropout dropout = {};        // of forward
+};
+
+template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar,
+          template <class, template <class> class, class> class Mixer = S6>
 struct MambaBlock {
   RMSNorm<Scalar, Backend> norm;  // [D]
-  S6<Scalar, Backend, Weight> mixer;
+  Mixer<Scalar, Backend, Weight> mixer;
 
   MambaBlock() = default;
   explicit MambaBlock(const MambaConfig& config)
       : norm(static_cast<std::size_t>(config.d_model), config.norm_epsilon), mixer(config) {}
 
-  void forward(const Backend<Scalar>& backend, const BlockArguments<Scalar>& p,
-               Workspace<Backend<Scalar>>& work) const {
-    const View<Scalar> normed = work.normed(p.x.rows()), out = work.out(p.x.rows());
+  /// What a block computes on the way: the mixer's input, and what the mixer computes.
+  static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
+    std::vector<std::size_t> widths = Mixer<Scalar, Backend, Weight>::activation_widths(config);
+    widths.insert(widths.begin(), static_cast<std::size_t>(config.d_model));
+    return widths;
+  }
+
+  void forward(const Backend<Scalar>& backend, const BlockArguments<Scalar>& p) const {
+    const View<Scalar> normed = p.activations[0];
     norm.forward(backend, p.x, normed);
-    mixer.forward(backend, {.sequence = p.sequence, .x = normed, .state = p.state, .y = out}, work);
-    backend.add(out, p.x);
+    mixer.forward(backend, {.segments = p.segments,
+                            .x = normed,
+                            .state = p.state,
+                            .activations = p.activations.from(1),
+                            .y = p.out,
+                            .kept = p.kept});
+    drop(backend, p.out, p.dropout);
+    backend.add(p.out, p.x);
+  }
+
+  void backward(const Backend<Scalar>& backend, MambaBlock& gradient, const BlockBackwardArguments<Scalar>& p) const {
+    backend.copy(p.d_x, p.d_out);
+    drop(backend, p.d_out, p.dropout);
+    mixer.backward(backend, gradient.mixer,
+                   {.segments = p.segments,
+                    .x = p.activations[0],
+                    .activations = p.activations.from(1),
+                    .kept = p.kept,
+                    .d_y = p.d_out,
+                    .d_x = p.d_activations[0],
+                    .d_activations = p.d_activations.from(1),
+                    .scratch = p.scratch,
+                    .d_state = p.d_state});
+    norm.backward(backend, gradient.norm, {.x = p.x, .d_y = p.d_activations[0], .d_x = p.d_out});
+    backend.add(p.d_out, p.d_x);
   }
 
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     f("norm", self.norm...);
     f("mixer", self.mixer...);
+  }
+
+ private:
+  static void drop(const Backend<Scalar>& backend, View<Scalar> x, const Dropout& dropout) {
+    if constexpr (requires { backend.dropout(x, dropout); }) {
+      if (dropout.rate > 0) backend.dropout(x, dropout);
+    }
   }
 };
 

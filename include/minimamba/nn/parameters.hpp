@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -26,7 +28,8 @@ enum class Role { linear, residual_linear, embedding, convolution, time_step, ti
 
 namespace detail {
 
-/// Shape, and the [rows, cols] matrix it is read and written as: [E] is one row, [E, 1, K] has E rows of K.
+/// Shape, and the [rows, cols] matrix it is read and written as: [E] is one row, [E, 1, K] has E rows of K, and any
+/// other has rows of its last extent.
 class Extents {
  public:
   Extents() = default;
@@ -35,7 +38,10 @@ class Extents {
   const Shape& shape() const { return shape_; }
   Role role() const { return role_; }
   bool present() const { return !shape_.empty(); }
-  std::size_t rows() const { return shape_.size() > 1 ? shape_.front() : shape_.size(); }
+  std::size_t rows() const {
+    if (shape_.empty()) return 0;
+    return std::accumulate(shape_.begin(), shape_.end() - 1, std::size_t{1}, std::multiplies<>());
+  }
   std::size_t cols() const { return shape_.empty() ? 0 : shape_.back(); }
   std::size_t size() const { return rows() * cols(); }
 
@@ -44,21 +50,23 @@ class Extents {
   Role role_ = Role::linear;
 };
 
-/// A number that goes with what is moved.
-struct Version {
-  std::uint64_t number = 0;
+/// A value that goes with what is moved.
+template <class T>
+struct Moving {
+  T value{};
 
-  Version() = default;
-  Version(Version&& other) noexcept : number(std::exchange(other.number, 0)) {}
-  Version& operator=(Version&& other) noexcept {
-    number = std::exchange(other.number, 0);
+  Moving() = default;
+  Moving(Moving&& other) noexcept : value(std::exchange(other.value, T{})) {}
+  Moving& operator=(Moving&& other) noexcept {
+    value = std::exchange(other.value, T{});
     return *this;
   }
-  void renew() {
-    static constinit std::atomic<std::uint64_t> last{0};
-    number = last.fetch_add(1, std::memory_order_relaxed) + 1;
-  }
 };
+
+inline std::uint64_t next_version() {
+  static constinit std::atomic<std::uint64_t> last{0};
+  return last.fetch_add(1, std::memory_order_relaxed) + 1;
+}
 
 }  // namespace detail
 
@@ -72,29 +80,39 @@ class Tensor : public detail::Extents {
 
   void allocate(const Backend& backend) {
     buffer_ = backend.template allocate<Scalar>(size());
-    version_.renew();
+    data_.value = buffer_.data();
+    version_.value = detail::next_version();
   }
-  bool allocated() const { return buffer_.size() == size(); }
+  bool allocated() const { return data_.value != nullptr || size() == 0; }
+
+  /// Numbers of memory that it takes from somebody else, who keeps it alive: see Gradients.
+  std::size_t memory_size(const Backend&) const { return size(); }
+  void place(const Backend&, Scalar* memory) {
+    buffer_ = {};
+    data_.value = memory;
+    version_.value = detail::next_version();
+  }
 
   /// Another number after each allocate() and upload(), never one that another tensor has: what is derived from the
   /// numbers is of one version. It does not see what is written through view(). 0 without memory.
-  std::uint64_t version() const { return version_.number; }
+  std::uint64_t version() const { return version_.value; }
 
-  View<Scalar> view() { return {buffer_.data(), rows(), cols()}; }
-  View<const Scalar> view() const { return {buffer_.data(), rows(), cols()}; }
+  View<Scalar> view() { return {data_.value, rows(), cols()}; }
+  View<const Scalar> view() const { return {data_.value, rows(), cols()}; }
 
   /// Copies rows [first, first + host.rows()) from or to the host.
   void upload(const Backend& backend, std::size_t first, View<const Scalar> host) {
-    backend.upload({host.data(), host.rows() * host.cols()}, buffer_.data() + first * cols());
-    version_.renew();
+    backend.upload({host.data(), host.rows() * host.cols()}, data_.value + first * cols());
+    version_.value = detail::next_version();
   }
   void download(const Backend& backend, std::size_t first, View<Scalar> host) const {
-    backend.download(buffer_.data() + first * cols(), {host.data(), host.rows() * host.cols()});
+    backend.download(data_.value + first * cols(), {host.data(), host.rows() * host.cols()});
   }
 
  private:
   typename Backend::template Buffer<Scalar> buffer_;
-  detail::Version version_;
+  detail::Moving<Scalar*> data_;  // in buffer_, or where it was placed
+  detail::Moving<std::uint64_t> version_;
 };
 
 /// One of the matrices that carry the weight format W: in_proj, x_proj, dt_proj, out_proj, embedding, lm_head.
@@ -107,6 +125,10 @@ class WeightMatrix : public detail::Extents {
 
   void allocate(const Backend& backend) { matrix_ = backend.template make_matrix<W>(rows(), cols()); }
   bool allocated() const { return matrix_.rows() == rows(); }
+
+  /// Numbers of memory that it takes from somebody else, who keeps it alive, for a backend that trains: see Gradients.
+  std::size_t memory_size(const Backend& backend) const { return backend.matrix_size(rows(), cols()); }
+  void place(const Backend& backend, Scalar* memory) { matrix_ = backend.matrix_over(rows(), cols(), memory); }
 
   typename Backend::template Matrix<W>& packed() { return matrix_; }
   const typename Backend::template Matrix<W>& packed() const { return matrix_; }

@@ -12,29 +12,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "minimamba/core/config.hpp"
 #include "minimamba/nn/layers.hpp"
-#include "minimamba/nn/workspace.hpp"
+#include "minimamba/nn/mixer.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-/// What a layer carries from token to token, for all rows of the batch.
-template <class Scalar>
-struct LayerState {
-  View<Scalar> conv;  // [B E, K - 1], inputs of the convolution, oldest first
-  View<Scalar> ssm;   // [B E, N], the state h
-};
-
-template <class Scalar>
-struct S6Arguments {
-  Sequence sequence;         // B, L
-  View<const Scalar> x;      // [M, D], the normed residual stream
-  LayerState<Scalar> state;  // read and written
-  View<Scalar> y;            // [M, D], not x
-};
 
 /// The format of x_proj, whose outputs steer the state: dt is exponentiated, B and C are multiplied into h. Where the
 /// other matrices have 8 bits it keeps 16, which are 3 % more bytes and take away up to a third of the error; where
@@ -98,21 +85,42 @@ struct S6 {
     throw ArgumentError("S6::A", "refresh() after changing A_log", "an A that is older than A_log");
   }
 
+  /// A may be more exact than what refresh() makes of A_log.
+  void copy_derived(const Backend<Scalar>& backend, const S6& from) {
+    reserve_derived(backend);
+    backend.copy(from.A.view(), A.view());
+    derived_from_ = A_log.version();
+  }
+
+  /// The window of the convolution and h.
+  static std::vector<StatePart> state_parts(const MambaConfig& config) {
+    const auto E = static_cast<std::size_t>(config.d_inner());
+    return {{.name = "conv", .rows = E, .cols = static_cast<std::size_t>(config.d_conv - 1), .kept_once = true},
+            {.name = "ssm", .rows = E, .cols = static_cast<std::size_t>(config.d_state)}};
+  }
+  /// What forward computes on the way, and what backward computes the gradients of.
+  static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
+    const auto E = static_cast<std::size_t>(config.d_inner());
+    return {2 * E, E, static_cast<std::size_t>(config.dt_rank + 2 * config.d_state), E, E};
+  }
+  static std::size_t backward_scratch(const MambaConfig& config) {
+    return static_cast<std::size_t>(config.d_inner() * config.d_state);
+  }
+
   /// Throws ArgumentError for an A that is not there or older than A_log: see check_derived.
-  void forward(const Backend<Scalar>& backend, const S6Arguments<Scalar>& p, Workspace<Backend<Scalar>>& work) const {
+  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
     check_derived();
-    const std::size_t M = p.sequence.rows(), E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
-    const View<Scalar> uz = work.uz(M), u = work.u(M), dt_b_c = work.dt_b_c(M), delta = work.delta(M), y = work.y(M);
+    const auto [uz, u, dt_b_c, delta, y] = computed(p.activations);
+    const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
     in_proj.forward(backend, p.x, uz);
-    backend.causal_conv1d({.sequence = p.sequence,
-                           .x = uz.columns(0, E),
-                           .weight = conv1d.weight.view(),
-                           .bias = conv1d.bias.view(),
-                           .window = p.state.conv,
-                           .y = u});
+    conv1d.forward(backend, {.segments = p.segments,
+                             .x = uz.columns(0, E),
+                             .window = p.state[conv_part],
+                             .y = u,
+                             .kept = p.kept_of(conv_part)});
     x_proj.forward(backend, u, dt_b_c);
     backend.matmul(dt_b_c.columns(0, R), dt_proj.weight.packed(), delta);
-    backend.selective_scan({.sequence = p.sequence,
+    backend.selective_scan({.segments = p.segments,
                             .u = u,
                             .delta = delta,
                             .delta_bias = dt_proj.bias.view(),
@@ -121,9 +129,61 @@ struct S6 {
                             .c = dt_b_c.columns(R + N, N),
                             .d = D.view(),
                             .z = uz.columns(E, E),
-                            .h = p.state.ssm,
-                            .y = y});
+                            .h = p.state[ssm_part],
+                            .y = y,
+                            .kept = p.kept_of(ssm_part)});
     out_proj.forward(backend, y, p.y);
+  }
+
+  /// The same in reverse. Throws ArgumentError as forward does.
+  void backward(const Backend<Scalar>& backend, S6& gradient, const MixerBackwardArguments<Scalar>& p) const {
+    check_derived();
+    const auto [uz, u, dt_b_c, delta, y] = computed(p.activations);
+    const auto [d_uz, d_u, d_dt_b_c, d_delta, d_y] = computed(p.d_activations);
+    const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
+    const View<Scalar> d_a(p.scratch.data(), E, N);
+    out_proj.backward(backend, gradient.out_proj, {.x = y, .d_y = p.d_y, .d_x = d_y});
+    backend.fill(d_a, Scalar(0));
+    backend.selective_scan_backward({.segments = p.segments,
+                                     .u = u,
+                                     .delta = delta,
+                                     .delta_bias = dt_proj.bias.view(),
+                                     .a = A.view(),
+                                     .b = dt_b_c.columns(R, N),
+                                     .c = dt_b_c.columns(R + N, N),
+                                     .d = D.view(),
+                                     .z = uz.columns(E, E),
+                                     .kept = detail::as_constant(p.kept[ssm_part]),
+                                     .d_y = d_y,
+                                     .d_u = d_u,
+                                     .d_delta = d_delta,
+                                     .d_b = d_dt_b_c.columns(R, N),
+                                     .d_c = d_dt_b_c.columns(R + N, N),
+                                     .d_z = d_uz.columns(E, E),
+                                     .d_delta_bias = gradient.dt_proj.bias.view(),
+                                     .d_a = d_a,
+                                     .d_d = gradient.D.view(),
+                                     .d_h = p.d_state[ssm_part]});
+    backend.negative_exp_backward(A.view(), d_a, gradient.A_log.view());
+    backend.matmul_backward_weight(d_delta, dt_b_c.columns(0, R), gradient.dt_proj.weight.packed());
+    backend.matmul_backward_input(d_delta, dt_proj.weight.packed(), d_dt_b_c.columns(0, R));
+    // u goes into the scan and into x_proj: the gradients add up, the second in the place of d_y, which is read.
+    x_proj.backward(backend, gradient.x_proj, {.x = u, .d_y = d_dt_b_c, .d_x = d_y});
+    backend.add(d_y, d_u);
+    conv1d.backward(backend, gradient.conv1d,
+                    {.segments = p.segments,
+                     .x = uz.columns(0, E),
+                     .kept = detail::as_constant(p.kept[conv_part]),
+                     .d_y = d_u,
+                     .d_x = d_uz.columns(0, E),
+                     .d_window = p.d_state[conv_part]});
+    in_proj.backward(backend, gradient.in_proj, {.x = p.x, .d_y = d_uz, .d_x = p.d_x});
+  }
+
+  /// Tensors that a file may have in place of the parameters they are derived from, whose names are given: GGUF has A.
+  template <class F, class... Self>
+  static void visit_derived(F&& f, Self&... self) {
+    f("A_log", self.A...);
   }
 
   template <class F, class... Self>
@@ -138,6 +198,19 @@ struct S6 {
   }
 
  private:
+  enum Part : std::size_t { conv_part, ssm_part };  // of the state
+
+  struct Computed {
+    View<Scalar> uz;      // [M, 2E] u and z side by side
+    View<Scalar> u;       // [M, E] after the convolution
+    View<Scalar> dt_b_c;  // [M, R + 2N] dt, B and C side by side
+    View<Scalar> delta;   // [M, E]
+    View<Scalar> y;       // [M, E] output of the scan
+  };
+  static Computed computed(const ActivationViews<Scalar>& views) {
+    return {views[0], views[1], views[2], views[3], views[4]};
+  }
+
   std::uint64_t derived_from_ = 0;  // A_log.version() of the last refresh()
 
   S6(std::size_t d_model, std::size_t d_inner, std::size_t d_state, std::size_t dt_rank, const MambaConfig& config)

@@ -74,24 +74,26 @@ inline const GgufSplit* gguf_split(const TokenizerParts& parts) {
   return best;
 }
 
+}  // namespace detail
+
+/// The key under which a GGUF file may hold a whole tokenizer.json.
 inline constexpr const char* hugging_face_tokenizer_key = "tokenizer.huggingface.json";
 
-/// The 256 bytes in their order, and nothing else.
+/// Whether tokens, as TokenizerParts spells them, are the 256 bytes in their order and nothing else:
+/// Tokenizer::bytes().
 inline bool are_bytes(const std::vector<std::string>& tokens) {
   for (unsigned byte = 0; byte < 256; ++byte) {
-    if (tokens.size() != 256 || tokens[byte] != byte_spelling(byte)) return false;
+    if (tokens.size() != 256 || tokens[byte] != detail::byte_spelling(byte)) return false;
   }
   return true;
 }
-
-}  // namespace detail
 
 /// The tokenizer of a GGUF file as its parts. Throws FormatError when there is none, or it is of another kind than
 /// byte-level byte-pair encoding with a split that is known here, or a part of it has another type.
 inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::string& file) {
   const detail::GgufSettings settings(metadata, file);
   const auto refuse = [&](const char* key, const std::string& expected, const std::string* found) {
-    const std::string what = found == nullptr ? "none" : "\"" + detail::printable(*found, 100) + "\"";
+    const std::string what = found == nullptr ? "none" : "\"" + printable(*found, 100) + "\"";
     throw FormatError(file + ": " + key, expected, what);
   };
   using Texts = std::vector<std::string>;
@@ -195,7 +197,7 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
   };
   add("tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id", parts.prefix);
   add("tokenizer.ggml.add_eos_token", "tokenizer.ggml.eos_token_id", parts.suffix);
-  if (!json.empty()) metadata[detail::hugging_face_tokenizer_key] = json;
+  if (!json.empty()) metadata[hugging_face_tokenizer_key] = json;
   return metadata;
 }
 

@@ -261,7 +261,7 @@ inline void Tokenizer::read_merges(const TokenizerParts& parts) {
     const auto id = [&](const std::optional<std::string>& bytes) {
       const auto found = bytes ? ids_.find(*bytes) : ids_.end();
       if (found == ids_.end()) {
-        throw FormatError(parts.name, "merges of two tokens into a third", "\"" + detail::printable(merge) + "\"");
+        throw FormatError(parts.name, "merges of two tokens into a third", "\"" + printable(merge) + "\"");
       }
       return found->second;
     };
@@ -281,7 +281,7 @@ inline void Tokenizer::read_added(const TokenizerParts& parts) {
     const auto at = static_cast<std::size_t>(token.id);
     if (token.id < 0 || token.id >= most || token.content.empty()) {
       throw FormatError(parts.name, "added tokens with text and an id below " + std::to_string(most),
-                        "\"" + detail::printable(token.content) + "\" with id " + std::to_string(token.id));
+                        "\"" + printable(token.content) + "\" with id " + std::to_string(token.id));
     }
     if (token.content.size() > longest) {
       throw FormatError(parts.name, "added tokens of at most " + std::to_string(longest) + " bytes",
@@ -289,8 +289,8 @@ inline void Tokenizer::read_added(const TokenizerParts& parts) {
     }
     if (at < parts.tokens.size() && !parts.tokens[at].empty() && parts.tokens[at] != token.content) {
       throw FormatError(parts.name, "each id for one token",
-                        "id " + std::to_string(token.id) + " for \"" + detail::printable(parts.tokens[at]) +
-                            "\" and for \"" + detail::printable(token.content) + "\"");
+                        "id " + std::to_string(token.id) + " for \"" + printable(parts.tokens[at]) + "\" and for \"" +
+                            printable(token.content) + "\"");
     }
     if (at >= bytes_.size()) bytes_.resize(at + 1);
     bytes_[at] = decoded(parts, token.content);

@@ -171,13 +171,13 @@ inline TokenizerParts read_tokenizer_json(const ByteSource& source) { return det
 
 inline Tokenizer Tokenizer::load(const GgufMetadata& metadata, const std::string& file,
                                  const TokenizerOptions& options) {
-  const auto json = metadata.find(detail::hugging_face_tokenizer_key);
+  const auto json = metadata.find(hugging_face_tokenizer_key);
   if (json != metadata.end() && std::holds_alternative<std::string>(json->second)) {
     const auto& text = std::get<std::string>(json->second);
     return load(ByteSource(std::as_bytes(std::span(text)), file + ": " + json->first), options);
   }
   const TokenizerParts parts = gguf_tokenizer(metadata, file);
-  return detail::are_bytes(parts.tokens) ? bytes() : Tokenizer(parts, options);
+  return are_bytes(parts.tokens) ? bytes() : Tokenizer(parts, options);
 }
 
 inline Tokenizer Tokenizer::load(const ByteSource& source, const TokenizerOptions& options) {
@@ -191,8 +191,8 @@ inline Tokenizer Tokenizer::load(const std::filesystem::path& path, const Tokeni
   if (!std::filesystem::is_directory(path, error)) {
     return load(ByteSource::open(detail::is_later_part(path) ? detail::name_of_part(path, 1) : path), options);
   }
-  const std::filesystem::path folder = detail::model_folder(path), json = folder / "tokenizer.json";
-  if (detail::is_there(json)) return load(ByteSource::open(json), options);
+  const std::filesystem::path folder = model_folder(path), json = folder / "tokenizer.json";
+  if (is_there(json)) return load(ByteSource::open(json), options);
   const std::vector<std::filesystem::path> files = detail::gguf_files_in(folder);
   if (files.size() != 1) {
     throw FileError(path.string(), "tokenizer.json or one file *.gguf",

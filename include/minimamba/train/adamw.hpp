@@ -6,15 +6,18 @@
 #define MINIMAMBA_TRAIN_ADAMW_HPP
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "minimamba/core/error.hpp"
-#include "minimamba/nn/mamba.hpp"
-#include "minimamba/train/concept.hpp"
+#include "minimamba/nn/model.hpp"
+#include "minimamba/nn/workspace.hpp"
+#include "minimamba/backend/training_concept.hpp"
 #include "minimamba/train/gradients.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -40,8 +43,8 @@ inline bool decays(const Extents& parameter) { return parameter.shape().size() >
 
 }  // namespace detail
 
-/// The moments of a model's gradient; source: Loshchilov and Hutter, arXiv 1711.05101. The equation is at
-/// AdamWArguments.
+/// The moments of a model's gradient: of a language model, or anything else that is a TrainableModel. Source:
+/// Loshchilov and Hutter, arXiv 1711.05101. The equation is at AdamWArguments.
 template <class Model>
 class AdamW {
  public:
@@ -55,14 +58,44 @@ class AdamW {
   /// Returns the norm of the gradient before clipping. Throws DivergedError if it is not finite, ArgumentError if the
   /// rate is not, or for a model or gradients of another shape, and std::bad_alloc; nothing has changed then.
   double step(Model& model, Gradients<Model>& gradients, double rate) {
-    if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", detail::number_text(rate));
-    detail::require_shapes(mean_.config(), model, "model");
-    detail::require_shapes(mean_.config(), gradients, "gradients");
-    const double norm = gradient_norm(gradients);
+    if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", number_text(rate));
+    detail::require_same_parameters(mean_, model, "model");
+    detail::require_same_parameters(mean_, gradients, "gradients");
+    return apply(model, gradients, rate, norm_of(gradients, downloaded_squares(gradients)));
+  }
+
+  /// Queues the sum of the squares of each gradient, in the order of for_each_parameter, to squares [1, parameters].
+  void queue_squares(const Gradients<Model>& gradients, View<double> squares) const {
+    std::size_t i = 0;
+    for_each_parameter(
+        [&](std::string_view, const auto& gradient) {
+          const auto& backend = gradients.backend();
+          backend.sum_of_squares(detail::numbers_of(backend, gradient), squares.columns(i++, 1));
+        },
+        gradients);
+  }
+  /// The norm of all, once their squares are on the host. Throws DivergedError for one that is not finite.
+  double norm_of(const Gradients<Model>& gradients, std::span<const double> squares) const {
+    double total = 0;
+    std::size_t i = 0;
+    for_each_parameter(
+        [&](std::string_view name, const auto&) {
+          const double sum = squares[i++];
+          if (!std::isfinite(sum)) {
+            throw DivergedError("the gradient of " + std::string(name), "finite numbers",
+                                number_text(sum) + " after " + std::to_string(steps_) + " steps");
+          }
+          total += sum;
+        },
+        gradients);
+    return std::sqrt(total);
+  }
+  /// The step itself, with the norm of the gradients.
+  double apply(Model& model, Gradients<Model>& gradients, double rate, double norm) {
     const auto kernels = kernels_of_step(model, gradients, rate, norm);
-    model.reserve_derived();
+    if constexpr (requires { model.reserve_derived(); }) model.reserve_derived();
     for (const auto& kernel : kernels) model.backend().adamw(kernel);  // from here on nothing is allocated
-    model.refresh();
+    if constexpr (requires { model.refresh(); }) model.refresh();
     ++steps_;
     return norm;
   }
@@ -78,7 +111,7 @@ class AdamW {
   }
 
  private:
-  using KernelArguments = AdamWArguments<typename Model::ScalarType>;
+  using KernelArguments = AdamWArguments<ScalarOf<Model>>;
 
   /// What the kernel is called with for each parameter: to walk over them allocates their names.
   std::vector<KernelArguments> kernels_of_step(Model& model, Gradients<Model>& gradients, double rate, double norm) {
@@ -106,7 +139,7 @@ class AdamW {
 
   static AdamWOptions checked(AdamWOptions options) {
     const auto require = [](bool good, const char* name, const char* expected, double found) {
-      if (!good) throw ArgumentError(name, expected, detail::number_text(found));
+      if (!good) throw ArgumentError(name, expected, number_text(found));
     };
     require(options.beta1 >= 0 && options.beta1 < 1, "AdamWOptions.beta1", "from 0 to below 1", options.beta1);
     require(options.beta2 >= 0 && options.beta2 < 1, "AdamWOptions.beta2", "from 0 to below 1", options.beta2);
@@ -120,24 +153,18 @@ class AdamW {
     return options;
   }
 
-  double gradient_norm(const Gradients<Model>& gradients) const {
-    double total = 0;
-    for_each_parameter(
-        [&](std::string_view name, const auto& gradient) {
-          const auto& backend = gradients.backend();
-          const double sum = backend.sum_of_squares(detail::numbers_of(backend, gradient));
-          if (!std::isfinite(sum)) {
-            throw DivergedError("the gradient of " + std::string(name), "finite numbers",
-                                detail::number_text(sum) + " after " + std::to_string(steps_) + " steps");
-          }
-          total += sum;
-        },
-        gradients);
-    return std::sqrt(total);
+  std::vector<double> downloaded_squares(const Gradients<Model>& gradients) {
+    const auto& backend = gradients.backend();
+    std::vector<double> squares(detail::parameters_in(gradients));
+    squares_.reserve(backend, 1, squares.size());
+    queue_squares(gradients, squares_(1));
+    backend.download(squares_(1).data(), squares);
+    return squares;
   }
 
   AdamWOptions options_;
   Gradients<Model> mean_, variance_;
+  Activation<BackendOf<Model>, double> squares_;  // [1, parameters]
   std::int64_t steps_ = 0;
 };
 

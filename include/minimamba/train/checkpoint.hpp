@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/core/hash.hpp"
 #include "minimamba/io.hpp"
 #include "minimamba/train/trainer.hpp"
 
@@ -24,11 +25,11 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// 53 bits that tell one text from another (FNV-1a), which a double holds.
+/// 53 bits that tell one text from another, which a double holds.
 inline double fingerprint(std::span<const std::int32_t> tokens) {
-  std::uint64_t value = 0xCBF29CE484222325U;
-  for (const std::int32_t token : tokens) value = (value ^ static_cast<std::uint32_t>(token)) * 0x100000001B3U;
-  return static_cast<double>(value >> 11);
+  Fnv1a hash;
+  for (const std::int32_t token : tokens) hash.add(std::uint64_t{static_cast<std::uint32_t>(token)});
+  return static_cast<double>(hash.value() >> 11);
 }
 
 /// What computes: others round otherwise.

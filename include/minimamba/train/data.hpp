@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
-#include "minimamba/train/concept.hpp"
+#include "minimamba/backend/training_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -25,7 +25,7 @@ struct TokenSplit {
 /// `length` tokens and the one that follows it.
 inline TokenSplit split_tokens(std::span<const std::int32_t> tokens, double validation_fraction, std::size_t length) {
   if (!(validation_fraction >= 0 && validation_fraction < 1)) {
-    throw ArgumentError("validation fraction", "from 0 to below 1", detail::number_text(validation_fraction));
+    throw ArgumentError("validation fraction", "from 0 to below 1", number_text(validation_fraction));
   }
   const auto size = static_cast<double>(tokens.size());
   const std::size_t validation = static_cast<std::size_t>(size * validation_fraction);
@@ -47,6 +47,11 @@ struct Windows {
   std::vector<std::int32_t> tokens, targets;  // [B, L]
 };
 
+/// Windows side by side, and tokens of each.
+struct WindowShape {
+  std::size_t batch = 0, length = 0;
+};
+
 namespace detail {
 
 inline void add_window(std::span<const std::int32_t> tokens, std::size_t start, std::size_t length, Windows& windows) {
@@ -61,30 +66,29 @@ inline void add_window(std::span<const std::int32_t> tokens, std::size_t start, 
 /// Windows at random places. Which ones depends on the seed and the number of the batch alone, so that a training that
 /// is resumed draws what it would have drawn. Throws ArgumentError for fewer tokens than a window and the one that
 /// follows it.
-inline Windows random_windows(std::span<const std::int32_t> tokens, Sequence sequence, std::uint64_t seed,
+inline Windows random_windows(std::span<const std::int32_t> tokens, WindowShape shape, std::uint64_t seed,
                               std::uint64_t number) {
-  if (tokens.size() <= sequence.length) {
-    throw ArgumentError("tokens", "more than " + std::to_string(sequence.length) + ", a window and one more",
+  if (tokens.size() <= shape.length) {
+    throw ArgumentError("tokens", "more than " + std::to_string(shape.length) + ", a window and one more",
                         std::to_string(tokens.size()));
   }
   Windows windows;
-  for (std::size_t row = 0; row < sequence.batch; ++row) {
-    const std::uint64_t bits = detail::random_bits(seed, number * sequence.batch + row);
-    detail::add_window(tokens, static_cast<std::size_t>(bits % (tokens.size() - sequence.length)), sequence.length,
-                       windows);
+  for (std::size_t row = 0; row < shape.batch; ++row) {
+    const std::uint64_t bits = detail::random_bits(seed, number * shape.batch + row);
+    detail::add_window(tokens, static_cast<std::size_t>(bits % (tokens.size() - shape.length)), shape.length, windows);
   }
   return windows;
 }
 
 /// Batch number `number` of windows that lie behind each other; empty when fewer tokens than a whole window are left.
-inline Windows windows_in_order(std::span<const std::int32_t> tokens, Sequence sequence, std::size_t number) {
+inline Windows windows_in_order(std::span<const std::int32_t> tokens, WindowShape shape, std::size_t number) {
   Windows windows;
-  if (tokens.empty() || sequence.length == 0 || sequence.batch == 0) return windows;
-  const std::size_t whole = (tokens.size() - 1) / sequence.length;  // windows with a token behind them
-  if (number > whole / sequence.batch) return windows;
-  for (std::size_t row = 0; row < sequence.batch; ++row) {
-    const std::size_t window = number * sequence.batch + row;
-    if (window < whole) detail::add_window(tokens, window * sequence.length, sequence.length, windows);
+  if (tokens.empty() || shape.length == 0 || shape.batch == 0) return windows;
+  const std::size_t whole = (tokens.size() - 1) / shape.length;  // windows with a token behind them
+  if (number > whole / shape.batch) return windows;
+  for (std::size_t row = 0; row < shape.batch; ++row) {
+    const std::size_t window = number * shape.batch + row;
+    if (window < whole) detail::add_window(tokens, window * shape.length, shape.length, windows);
   }
   return windows;
 }

@@ -2,12 +2,15 @@
 #ifndef MINIMAMBA_TRAIN_GRADIENTS_HPP
 #define MINIMAMBA_TRAIN_GRADIENTS_HPP
 
-#include <array>
+#include <cstddef>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
-#include "minimamba/core/config.hpp"
 #include "minimamba/core/error.hpp"
+#include "minimamba/nn/model.hpp"
 #include "minimamba/nn/parameters.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -15,6 +18,14 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 namespace detail {
+
+/// How many parameters a module has, each a matrix or a vector.
+template <class Module>
+std::size_t parameters_in(const Module& module) {
+  std::size_t count = 0;
+  for_each_parameter([&](std::string_view, const auto&) { ++count; }, module);
+  return count;
+}
 
 /// All numbers of a parameter, for what is done element by element.
 template <class Backend, class P>
@@ -29,23 +40,55 @@ auto numbers_of(const Backend& backend, P& parameter) {
 }  // namespace detail
 
 /// The gradients, or moments, of a model: a module of its shape, all zero at first, which for_each_parameter walks
-/// beside it. A type of its own, so that a model and its gradients cannot be taken for each other.
+/// beside it. A type of its own, so that a model and its gradients cannot be taken for each other. All numbers lie in
+/// one allocation: see memory().
 template <class Model>
-class Gradients : public Model {
- public:
-  explicit Gradients(const Model& model) : Model(Model::shapes_only(model.config(), model.backend())) {
-    allocate_parameters(*this, this->backend());
-  }
+class Gradients : public detail::ModelForTraining<Model>::Type {
+  using Backend = BackendOf<Model>;
 
-  /// Forgets what was added, as after a backward that threw.
-  void set_zero() {
+ public:
+  using Scalar = typename Backend::Scalar;
+
+  explicit Gradients(const Model& model) : Model(model.shapes()) {
     const auto& backend = this->backend();
+    std::size_t size = 0;
+    for_each_parameter([&](std::string_view, auto& parameter) { size += lines(parameter.memory_size(backend)); },
+                       *this);
+    memory_ = backend.template allocate<Scalar>(size);
+    Scalar* next = memory_.data();
     for_each_parameter(
         [&](std::string_view, auto& parameter) {
-          backend.fill(detail::numbers_of(backend, parameter), typename Model::ScalarType(0));
+          parameter.place(backend, next);
+          next += lines(parameter.memory_size(backend));
         },
         *this);
   }
+
+  /// Forgets what was added, as after a backward that threw.
+  void set_zero() { this->backend().fill(memory(), Scalar(0)); }
+
+  /// All numbers as one row, parameter by parameter as the backend has them, with zeros between: of two Gradients of
+  /// one configuration and backend, they can be added up as they are.
+  View<Scalar> memory() { return {memory_.data(), 1, memory_.size()}; }
+  View<const Scalar> memory() const { return {memory_.data(), 1, memory_.size()}; }
+
+ private:
+  static std::size_t lines(std::size_t numbers) {
+    constexpr std::size_t line = 64 / sizeof(Scalar);
+    return (numbers + line - 1) / line * line;
+  }
+
+  typename Backend::template Buffer<Scalar> memory_;
+};
+
+/// Those of a model, or, when it is said so, of a part of a model whose gradients are part of its own:
+///   tape.backward(model.backbone, d_outputs, GradientsOf(gradients.backbone));
+template <class Model>
+struct GradientsOf {
+  Model& module;
+
+  GradientsOf(Gradients<Model>& gradients) : module(gradients) {}
+  explicit GradientsOf(Model& part) : module(part) {}
 };
 
 template <class Model>
@@ -55,20 +98,29 @@ Gradients<Model> zeros_like(const Model& model) {
 
 namespace detail {
 
-/// Throws ArgumentError unless a module has the parameters that a configuration asks for.
-template <class Model>
-void require_shapes(const MambaConfig& config, const Model& module, const char* argument) {
-  if (module.layers.empty()) throw ArgumentError(argument, "one that holds something", "one that was moved from");
-  const MambaConfig& found = module.config();
-  const auto parts = [](const MambaConfig& c) { return std::array{c.bias, c.conv_bias, c.tie_embeddings}; };
-  if (sizes_of(found) == sizes_of(config) && parts(found) == parts(config)) return;
-  const auto text = [&](const MambaConfig& c) {
-    const char* const names[] = {"bias", "conv_bias", "tie_embeddings"};
-    std::string result = sizes_text(c);
-    for (std::size_t i = 0; i < 3; ++i) result += std::string(parts(c)[i] ? ", " : ", no ") + names[i];
-    return result;
+/// Throws ArgumentError unless a module has the parameters of another, by name and shape.
+template <class Expected, class Module>
+void require_same_parameters(const Expected& expected, const Module& module, const char* argument) {
+  std::vector<std::string> names;
+  const auto described = [](std::string_view name, const auto& parameter) {
+    std::string text(name);
+    for (const std::size_t extent : parameter.shape()) text += " " + std::to_string(extent);
+    return text;
   };
-  throw ArgumentError(argument, "one with " + text(config), text(found));
+  for_each_parameter([&](std::string_view name, const auto& parameter) { names.push_back(described(name, parameter)); },
+                     expected);
+  std::size_t number = 0;
+  for_each_parameter(
+      [&](std::string_view name, const auto& parameter) {
+        const std::string text = described(name, parameter);
+        if (number >= names.size() || names[number] != text) {
+          throw ArgumentError(argument, number < names.size() ? "one with " + names[number] : "no more parameters",
+                              text);
+        }
+        ++number;
+      },
+      module);
+  if (number < names.size()) throw ArgumentError(argument, "one with " + names[number], "one without");
 }
 
 }  // namespace detail

@@ -4,12 +4,18 @@
 //   tape.forward(model, tokens, cache);                          // cache: where the sequences begin, and then end
 //   const Loss loss = tape.backward(model, targets, gradients);  // adds to gradients, which has the shape of the model
 //
+// Of a backbone, or of a language model that is given inputs in place of tokens:
+//
+//   const auto outputs = tape.forward(model, inputs, cache);     // [M, D], as norm_f gives them
+//   tape.backward(model, d_outputs, gradients, {.d_inputs = d_inputs});
+//
 // Sequences may go on from call to call (truncated back-propagation through time): the cache carries their states, and
 // with a tape for each call their gradients go back through BackwardOptions::d_state, from the last call to the first.
 #ifndef MINIMAMBA_TRAIN_TAPE_HPP
 #define MINIMAMBA_TRAIN_TAPE_HPP
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -19,8 +25,10 @@
 #include <vector>
 
 #include "minimamba/nn/mamba.hpp"
-#include "minimamba/train/block.hpp"
+#include "minimamba/nn/mamba_model.hpp"
+#include "minimamba/backend/training_concept.hpp"
 #include "minimamba/train/gradients.hpp"
+#include "minimamba/train/loss.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -32,33 +40,29 @@ struct TapeOptions {
   double dropout = 0;      // probability that an output of a mixer is left out of the residual stream
 };
 
-/// Cross entropy over the tokens that have a target, in nats.
-struct Loss {
-  double sum = 0;
-  std::size_t count = 0;
-
-  double mean() const { return count == 0 ? 0 : sum / static_cast<double>(count); }
-};
-
 template <class Cache>
 struct BackwardOptions {
   std::optional<double> scale = {};  // of the loss's sum; by default 1 / count, which makes it the mean
   Cache* d_state = nullptr;          // the gradient of the final states, which becomes that of the initial ones
+  View<typename Cache::ScalarType> d_inputs = {};  // [M, D], or none: overwritten by that of the first block's input
 };
 
-/// Targets for labels [B, L] that are the tokens themselves: after each token comes the next one of its sequence, and
-/// after the last none. A label may be ignored_target. Throws ArgumentError unless batch divides the labels.
-inline std::vector<std::int32_t> next_token_targets(std::span<const std::int32_t> labels, std::size_t batch = 1) {
-  if (batch == 0 || labels.size() % batch != 0) {
-    throw ArgumentError("labels", "a multiple of the batch, " + std::to_string(batch), std::to_string(labels.size()));
-  }
-  std::vector<std::int32_t> targets(labels.size(), ignored_target);
-  const std::size_t length = labels.size() / batch;
-  for (std::size_t i = 0; i < labels.size(); ++i) {
-    if ((i + 1) % length != 0) targets[i] = labels[i + 1];
-  }
-  return targets;
+namespace detail {
+
+/// Throws ArgumentError unless two models have the same sizes and parts.
+inline void require_sizes(const MambaConfig& expected, const MambaConfig& found, const char* argument) {
+  const auto parts = [](const MambaConfig& c) { return std::array{c.bias, c.conv_bias, c.tie_embeddings}; };
+  if (sizes_of(found) == sizes_of(expected) && parts(found) == parts(expected)) return;
+  const auto text = [&](const MambaConfig& c) {
+    const char* const names[] = {"bias", "conv_bias", "tie_embeddings"};
+    std::string result = sizes_text(c);
+    for (std::size_t i = 0; i < 3; ++i) result += std::string(parts(c)[i] ? ", " : ", no ") + names[i];
+    return result;
+  };
+  throw ArgumentError(argument, "one with " + text(expected), text(found));
 }
+
+}  // namespace detail
 
 /// One model, and batches of any size; memory grows to the largest. One tape serves one thread.
 template <class Model>
@@ -73,8 +77,7 @@ class Tape {
   explicit Tape(const Model& model, TapeOptions options = {}) : options_(options), backend_(model.backend()) {
     if (options.chunk == 0) throw ArgumentError("TapeOptions.chunk", "at least 1", "0");
     if (!(options.dropout >= 0 && options.dropout < 1)) {
-      throw ArgumentError("TapeOptions.dropout", "a probability from 0 to below 1",
-                          detail::number_text(options.dropout));
+      throw ArgumentError("TapeOptions.dropout", "a probability from 0 to below 1", number_text(options.dropout));
     }
   }
 
@@ -85,30 +88,34 @@ class Tape {
   void forward(const Model& model, std::span<const std::int32_t> tokens, Cache& cache, std::uint64_t seed = 0) {
     model.check(tokens, cache);
     if (tokens.empty()) throw ArgumentError("tokens", "at least one of each sequence", "none");
-    complete_ = false;
-    reserve(model, {.batch = cache.batch(), .length = tokens.size() / cache.batch()});
+    read_ = Read::nothing;
+    reserve(model, cache, tokens.size() / cache.batch());
+    reserve_head(model);
     tokens_.assign(tokens.begin(), tokens.end());
-    config_ = model.config();
-    seed_ = seed;
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      copy_state(cache.state(layer), initial_state(layer));
-    }
-    try {
-      run_layers(model, cache);
-    } catch (...) {
-      for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-        copy_state(initial_state(layer), cache.state(layer));
-      }
-      throw;
-    }
-    cache.advance(sequence_.sequence.length);
-    complete_ = true;
+    walk(model, cache, seed, [&] { model.embedding.forward(backend_, ids_.upload(backend_, tokens_), input(0)); });
+    read_ = Read::tokens;
+  }
+  /// The same of inputs [B L, D] in the backend's memory, which are the first block's. Returns what the last norm makes
+  /// of the last block's output, [B L, D], until the next call of this tape. Throws ArgumentError also for inputs of
+  /// another width.
+  View<const Scalar> forward(const Model& model, View<const Scalar> inputs, Cache& cache, std::uint64_t seed = 0) {
+    check_inputs(model, inputs, cache);
+    read_ = Read::nothing;
+    reserve(model, cache, inputs.rows() / cache.batch());
+    walk(model, cache, seed, [&] { backend_.copy(inputs, input(0)); });
+    read_ = Read::inputs;
+    return head_input();
   }
 
   /// The loss of what forward read: targets[i] is the token after tokens[i], or ignored_target. Throws ArgumentError
   /// for another number of targets, one that is no token, a model of another shape, or if there was no forward or the
   /// last one threw.
-  Loss loss(const Model& model, std::span<const std::int32_t> targets) { return head(model, targets, 0, nullptr); }
+  Loss loss(const Model& model, std::span<const std::int32_t> targets) {
+    const std::size_t count = check_targets(model, targets);
+    clear_sum();
+    head(model, targets, {.scale = 0, .gradients = nullptr, .sum = sum_(1)});
+    return {.sum = downloaded_sum(), .count = count};
+  }
 
   /// The same, and adds the derivative of scale * sum + <d_state, final states> by each parameter to `gradients`, a
   /// module such as zeros_like(model) makes. The model must be as it was in forward, which may be walked back once.
@@ -117,148 +124,193 @@ class Tape {
   /// two: begin again from set_zero().
   Loss backward(const Model& model, std::span<const std::int32_t> targets, Gradients<Model>& gradients,
                 BackwardOptions<Cache> options = {}) {
+    check_targets(model, targets);
+    clear_sum();
+    const std::size_t count = backward(model, targets, gradients, options, sum_(1));
+    return {.sum = downloaded_sum(), .count = count};
+  }
+  /// The same without waiting for the backend: the loss is added to `sum` [1, 1] in its memory. Returns how many tokens
+  /// have a target.
+  std::size_t backward(const Model& model, std::span<const std::int32_t> targets, Gradients<Model>& gradients,
+                       BackwardOptions<Cache> options, View<double> sum) {
     const std::size_t count = check_targets(model, targets);
-    detail::require_shapes(config_, gradients, "gradients");
-    if (options.d_state != nullptr) check_state(model, *options.d_state);
+    check_gradients(model, gradients, options);
     const double scale = options.scale.value_or(1 / static_cast<double>(std::max<std::size_t>(count, 1)));
-    const Loss loss = head(model, targets, scale, &gradients);
-    backend_.rms_norm_backward({.x = input(model.layers.size()),
-                                .weight = model.norm_f.weight.view(),
-                                .epsilon = model.norm_f.epsilon,
-                                .d_y = d_activations_.normed(rows()),
-                                .d_x = d_x(),
-                                .d_weight = gradients.norm_f.weight.view()});
-    for (std::size_t layer = model.layers.size(); layer-- > 0;) {
-      backward_layer(model, layer, gradients,
-                     options.d_state == nullptr ? zero_state() : options.d_state->state(layer));
-    }
-    backend_.embed_backward(tokens_, d_x(), gradients.embedding.weight.packed());
-    return loss;
+    head(model, targets, {.scale = scale, .gradients = &gradients, .sum = sum});
+    walk_back(model, gradients, options);
+    model.embedding.backward(backend_, gradients.embedding, ids_.upload(backend_, tokens_), d_x());
+    return count;
+  }
+  /// Adds the derivative of <d_outputs, outputs> + <d_state, final states> by each parameter, after a forward of
+  /// inputs; d_outputs [B L, D]. Throws ArgumentError as above, and for d_outputs or d_inputs of another shape.
+  void backward(const Model& model, View<const Scalar> d_outputs, GradientsOf<Model> gradients,
+                BackwardOptions<Cache> options = {}) {
+    check_read(model, Read::inputs);
+    check_rows("d_outputs", d_outputs);
+    check_gradients(model, gradients.module, options);
+    backend_.copy(d_outputs, d_activations_(rows())[0]);
+    walk_back(model, gradients.module, options);
   }
 
  private:
-  static constexpr std::size_t logits_at_once = std::size_t{1} << 22;  // numbers: 16 MiB of floats
+  enum class Read { nothing, tokens, inputs };  // what the last forward has read
 
-  struct LayerInput {
-    Activation<Backend> x;     // [M, D], the residual stream before the layer
-    Activation<Backend> conv;  // [B E, K - 1], the states before the pass
-    Activation<Backend> ssm;   // [B E, N]
+  /// What a layer's forward leaves for its backward.
+  struct LayerTape {
+    ActivationBuffer<Backend> activations;
+    std::vector<Activation<Backend>> memory;  // of what is kept
+    std::vector<KeptStates<Scalar>> kept;     // for each part of the state
   };
 
-  void reserve(const Model& model, Sequence sequence) {
-    const MambaConfig& config = model.config();
-    const auto size = [](std::int64_t value) { return static_cast<std::size_t>(value); };
-    const std::size_t n_layer = model.layers.size(), E = size(config.d_inner()), D = size(config.d_model);
-    sequence_ = {.sequence = sequence, .chunk = std::min(options_.chunk, sequence.length)};
-    const std::size_t channels = sequence.batch * E, saved = channels * sequence_.chunks();
-    inputs_.resize(n_layer + 1);
-    const auto reserve_states = [&](LayerInput& input) {
-      input.conv.reserve(backend_, channels, size(config.d_conv - 1));
-      input.ssm.reserve(backend_, channels, size(config.d_state));
-    };
-    for (LayerInput& input : inputs_) {
-      input.x.reserve(backend_, rows(), D);
-      reserve_states(input);
+  template <class Start>
+  void walk(const Model& model, Cache& cache, std::uint64_t seed, Start&& start) {
+    config_ = model.config();
+    seed_ = seed;
+    before_->assign(cache);
+    try {
+      start();
+      run_layers(model, cache);
+    } catch (...) {
+      cache.assign(*before_);
+      throw;
     }
-    if (options_.recompute) reserve_states(again_);
-    layers_.resize(options_.recompute ? 1 : n_layer);
-    for (auto& layer : layers_) {
-      layer.activations.reserve(backend_, config, rows());
-      layer.states.reserve(backend_, saved, size(config.d_state));
-    }
-    d_activations_.reserve(backend_, config, rows());
-    d_a_.reserve(backend_, E, size(config.d_state));
-    for (Activation<Backend>* activation : {&head_input_, &d_x_, &d_out_}) activation->reserve(backend_, rows(), D);
-    logits_.reserve(backend_, head_rows(model), model.embedding.weight.rows());
+    cache.advance(rows() / cache.batch());
   }
 
-  std::size_t rows() const { return sequence_.rows(); }  // M
-  View<Scalar> input(std::size_t layer) { return inputs_[layer].x(rows()); }
+  /// From the gradient of the last norm's output, in d_activations_, to that of the first block's input, in d_x().
+  void walk_back(const Model& model, Model& gradients, const BackwardOptions<Cache>& options) {
+    if (options.d_state == nullptr) no_gradient_->reset();
+    if (options_.recompute) again_->assign(*before_);
+    Cache& d_state = options.d_state == nullptr ? *no_gradient_ : *options.d_state;
+    model.norm_f.backward(backend_, gradients.norm_f,
+                          {.x = input(model.layers.size()), .d_y = d_activations_(rows())[0], .d_x = d_x()});
+    for (std::size_t layer = model.layers.size(); layer-- > 0;) {
+      if (options_.recompute) {
+        backend_.copy(input(layer), d_out());
+        run_layer(model, layer, d_out(), again_->state(layer));
+      }
+      model.layers[layer].backward(backend_, gradients.layers[layer],
+                                   {.segments = segments_,
+                                    .x = input(layer),
+                                    .activations = kept_of(layer).activations(rows()),
+                                    .kept = kept_of(layer).kept,
+                                    .d_x = d_x(),
+                                    .d_out = d_out(),
+                                    .d_activations = d_activations_(rows()),
+                                    .scratch = scratch_(1),
+                                    .d_state = d_state.state(layer),
+                                    .dropout = dropout_of(layer)});
+    }
+    if (!options.d_inputs.empty()) backend_.copy(d_x(), options.d_inputs);
+  }
+
+  void reserve(const Model& model, const Cache& cache, std::size_t length) {
+    const std::size_t n_layer = model.layers.size(), D = model.norm_f.weight.cols();
+    segments_ = uniform_segments(cache.batch(), length);
+    inputs_.resize(n_layer + 1);
+    for (Activation<Backend>& x : inputs_) x.reserve(backend_, rows(), D);
+    layers_.resize(options_.recompute ? 1 : n_layer);
+    const std::vector<std::size_t> widths = Model::Block::activation_widths(model.config());
+    for (LayerTape& layer : layers_) {
+      layer.activations.reserve(backend_, widths, rows());
+      reserve_kept(cache.layout().parts(), length, layer);
+    }
+    d_activations_.reserve(backend_, widths, rows());
+    scratch_.reserve(backend_, 1, Model::MixerType::backward_scratch(model.config()));
+    for (Activation<Backend>* x : {&head_input_, &d_x_, &d_out_}) x->reserve(backend_, rows(), D);
+    for (std::optional<Cache>* states : {&before_, &no_gradient_, &again_}) {
+      if (states == &again_ && !options_.recompute) continue;
+      if (!*states || (*states)->batch() != cache.batch() || (*states)->layout() != cache.layout()) {
+        states->emplace(model.make_cache(static_cast<std::int64_t>(cache.batch())));
+      }
+    }
+  }
+
+  void reserve_head(const Model& model) {
+    logits_.reserve(backend_, head_rows(model), model.embedding.weight.rows());
+    ids_.reserve(backend_, 1, rows());
+    targets_.reserve(backend_, 1, rows());
+    sum_.reserve(backend_, 1, 1);
+  }
+
+  void reserve_kept(const std::vector<StatePart>& parts, std::size_t length, LayerTape& layer) {
+    layer.memory.resize(parts.size());
+    layer.kept.resize(parts.size());
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const std::size_t chunk = parts[i].kept_once ? length : std::min(options_.chunk, length);
+      const std::size_t count = detail::chunks_of(segments_, chunk);
+      layer.memory[i].reserve(backend_, count * parts[i].rows, parts[i].cols);
+      layer.kept[i] = {chunk, {layer.memory[i](count * parts[i].rows), parts[i].rows}};
+    }
+  }
+
+  std::size_t rows() const { return detail::rows_of(segments_); }  // M
+  View<Scalar> input(std::size_t layer) { return inputs_[layer](rows()); }
   View<Scalar> head_input() { return head_input_(rows()); }
   View<Scalar> d_x() { return d_x_(rows()); }      // of the residual stream
-  View<Scalar> d_out() { return d_out_(rows()); }  // of a mixer's output; in forward, the output itself
-  LayerState<Scalar> state_of(LayerInput& input) {
-    const std::size_t channels = sequence_.sequence.batch * d_a_rows();
-    return {.conv = input.conv(channels), .ssm = input.ssm(channels)};
-  }
-  std::size_t d_a_rows() { return d_activations_.u(0).cols(); }  // E
-  LayerState<Scalar> initial_state(std::size_t layer) { return state_of(inputs_[layer]); }
-  /// For states that nobody looks at: those of the last input, which no layer reads.
-  LayerState<Scalar> spare_state() { return state_of(inputs_.back()); }
-  LayerState<Scalar> zero_state() {
-    const LayerState<Scalar> state = spare_state();
-    backend_.fill(state.conv, Scalar(0));
-    backend_.fill(state.ssm, Scalar(0));
-    return state;
-  }
-  LayerTape<Backend>& tape_of(std::size_t layer) { return layers_[options_.recompute ? 0 : layer]; }
+  View<Scalar> d_out() { return d_out_(rows()); }  // of a mixer's output; where a layer runs again, its residual stream
+  LayerTape& kept_of(std::size_t layer) { return layers_[options_.recompute ? 0 : layer]; }
   Dropout dropout_of(std::size_t layer) const {
     return {.rate = options_.dropout, .seed = detail::random_bits(seed_, layer)};
   }
 
-  void copy_state(LayerState<Scalar> from, LayerState<Scalar> to) {
-    backend_.copy(from.conv, to.conv);
-    backend_.copy(from.ssm, to.ssm);
-  }
-
   void run_layers(const Model& model, Cache& cache) {
-    backend_.embed(tokens_, model.embedding.weight.packed(), input(0));
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      run_layer(model, layer, cache.state(layer));
       backend_.copy(input(layer), input(layer + 1));
-      backend_.add(d_out(), input(layer + 1));
+      run_layer(model, layer, input(layer + 1), cache.state(layer));
     }
     model.norm_f.forward(backend_, input(model.layers.size()), head_input());
   }
 
-  /// The mixer's output for input(layer), in d_out().
-  void run_layer(const Model& model, std::size_t layer, LayerState<Scalar> state) {
-    const auto& block = model.layers[layer];
-    block.norm.forward(backend_, input(layer), tape_of(layer).activations.normed(rows()));
-    mixer_forward(block.mixer, backend_, {.tokens = sequence_, .state = state, .y = d_out()}, tape_of(layer));
-    if (options_.dropout > 0) backend_.dropout(d_out(), dropout_of(layer));
+  /// x: the residual stream before the layer; then behind it.
+  void run_layer(const Model& model, std::size_t layer, View<Scalar> x, LayerState<Scalar> state) {
+    LayerTape& tape = kept_of(layer);
+    model.layers[layer].forward(backend_, {.segments = segments_,
+                                           .x = x,
+                                           .state = state,
+                                           .activations = tape.activations(rows()),
+                                           .out = d_activations_(rows())[0],
+                                           .kept = tape.kept,
+                                           .dropout = dropout_of(layer)});
   }
 
-  /// d_x, of the residual stream after the layer, becomes that before it.
-  void backward_layer(const Model& model, std::size_t layer, Gradients<Model>& gradients, LayerState<Scalar> d_state) {
-    const auto& block = model.layers[layer];
-    auto& gradient = gradients.layers[layer];
-    if (options_.recompute) run_again(model, layer);
-    backend_.copy(d_x(), d_out());
-    if (options_.dropout > 0) backend_.dropout(d_out(), dropout_of(layer));
-    mixer_backward(block.mixer, gradient.mixer, backend_,
-                   {.tokens = sequence_,
-                    .tape = tape_of(layer),
-                    .window = initial_state(layer).conv,
-                    .d_y = d_out(),
-                    .d_activations = d_activations_,
-                    .d_a = d_a_(d_a_rows()),
-                    .d_state = d_state});
-    backend_.rms_norm_backward({.x = input(layer),
-                                .weight = block.norm.weight.view(),
-                                .epsilon = block.norm.epsilon,
-                                .d_y = d_activations_.normed(rows()),
-                                .d_x = d_out(),
-                                .d_weight = gradient.norm.weight.view()});
-    backend_.add(d_out(), d_x());
+  static void check_inputs(const Model& model, View<const Scalar> inputs, const Cache& cache) {
+    model.check_cache(cache);
+    model.check_derived();
+    const std::size_t D = model.norm_f.weight.cols();
+    if (inputs.rows() == 0 || inputs.rows() % cache.batch() != 0 || inputs.cols() != D) {
+      throw ArgumentError("inputs",
+                          "a multiple of the batch, " + std::to_string(cache.batch()) + ", in rows of " +
+                              std::to_string(D) + " numbers",
+                          std::to_string(inputs.rows()) + " of " + std::to_string(inputs.cols()));
+    }
   }
-
-  void run_again(const Model& model, std::size_t layer) {
-    copy_state(initial_state(layer), state_of(again_));
-    run_layer(model, layer, state_of(again_));
+  void check_rows(const char* argument, View<const Scalar> x) const {
+    const std::size_t D = static_cast<std::size_t>(config_.d_model);
+    if (x.rows() == rows() && x.cols() == D) return;
+    throw ArgumentError(argument, std::to_string(rows()) + " rows of " + std::to_string(D) + " numbers",
+                        std::to_string(x.rows()) + " of " + std::to_string(x.cols()));
   }
-
-  void check_state(const Model& model, const Cache& d_state) const {
-    model.check(tokens_, d_state);
-    if (d_state.batch() == sequence_.sequence.batch) return;
-    throw ArgumentError("d_state", "a batch of " + std::to_string(sequence_.sequence.batch),
-                        std::to_string(d_state.batch()));
+  void check_read(const Model& model, Read read) const {
+    if (read_ == Read::nothing || read_ != read) {
+      throw ArgumentError("Tape", read == Read::tokens ? "one that has read tokens" : "one that has read inputs",
+                          "one that has not");
+    }
+    detail::require_sizes(config_, model.config(), "model");
+    model.check_derived();
+  }
+  void check_gradients(const Model& model, const Model& gradients, const BackwardOptions<Cache>& options) const {
+    detail::require_same_parameters(model, gradients, "gradients");
+    if (!options.d_inputs.empty()) check_rows("d_inputs", options.d_inputs);
+    if (options.d_state == nullptr) return;
+    model.check_cache(*options.d_state);
+    if (options.d_state->batch() == segments_.size()) return;
+    throw ArgumentError("d_state", "a batch of " + std::to_string(segments_.size()),
+                        std::to_string(options.d_state->batch()));
   }
 
   std::size_t check_targets(const Model& model, std::span<const std::int32_t> targets) const {
-    if (!complete_) throw ArgumentError("Tape", "one that has read tokens", "one that has not");
-    detail::require_shapes(config_, model, "model");
-    for (const auto& layer : model.layers) layer.mixer.check_derived();
+    check_read(model, Read::tokens);
     if (targets.size() != tokens_.size()) {
       throw ArgumentError("targets", "as many as tokens, " + std::to_string(tokens_.size()),
                           std::to_string(targets.size()));
@@ -278,44 +330,62 @@ class Tape {
   }
 
   std::size_t head_rows(const Model& model) const {
-    return std::clamp<std::size_t>(logits_at_once / model.embedding.weight.rows(), 1, rows());
+    return std::clamp<std::size_t>(BackendTraits<Backend>::logits_at_once / model.embedding.weight.rows(), 1, rows());
   }
 
+  struct HeadArguments {
+    double scale;
+    Gradients<Model>* gradients;  // or null
+    View<double> sum;             // [1, 1], added to
+  };
   /// Some rows at a time, whose logits become their own gradients: those of all rows are never there together.
-  Loss head(const Model& model, std::span<const std::int32_t> targets, double scale, Gradients<Model>* gradients) {
-    Loss loss{.sum = 0, .count = check_targets(model, targets)};
-    const bool tied = model.config().tie_embeddings;
-    const auto& weight = tied ? model.embedding.weight : model.lm_head.weight;
+  void head(const Model& model, std::span<const std::int32_t> targets, const HeadArguments& p) {
+    const auto& weight = model.head();
+    const View<const std::int32_t> there = targets_.upload(backend_, targets);
     for (std::size_t first = 0; first < rows(); first += head_rows(model)) {
       const std::size_t count = std::min(head_rows(model), rows() - first);
       const View<Scalar> x = head_input().rows_from(first, count), logits = logits_(count);
       backend_.matmul(x, weight.packed(), logits);
-      loss.sum += backend_.cross_entropy(
-          {.logits = logits, .targets = targets.subspan(first, count), .scale = scale, .d_logits = logits});
-      if (gradients == nullptr) continue;
-      auto& d_weight = tied ? gradients->embedding.weight : gradients->lm_head.weight;
-      backend_.matmul_backward_weight(logits, x, d_weight.packed());
-      backend_.matmul_backward_input(logits, weight.packed(), d_activations_.normed(rows()).rows_from(first, count));
+      backend_.cross_entropy({.logits = logits,
+                              .targets = there.columns(first, count),
+                              .scale = p.scale,
+                              .d_logits = logits,
+                              .loss = p.sum});
+      if (p.gradients == nullptr) continue;
+      backend_.matmul_backward_weight(logits, x, p.gradients->head().packed());
+      backend_.matmul_backward_input(logits, weight.packed(), d_activations_(rows())[0].rows_from(first, count));
     }
-    return loss;
+  }
+
+  void clear_sum() {
+    const double zero = 0;
+    backend_.upload(std::span(&zero, 1), sum_(1).data());
+  }
+  double downloaded_sum() {
+    double sum = 0;
+    backend_.download(sum_(1).data(), std::span(&sum, 1));
+    return sum;
   }
 
   TapeOptions options_;
   Backend backend_;
-  TrainingSequence sequence_;
+  std::vector<Segment> segments_;
   std::uint64_t seed_ = 0;
-  bool complete_ = false;                   // whether forward came to its end
-  MambaConfig config_;                      // of the model that read the tokens
-  std::vector<std::int32_t> tokens_;        // [M]
-  std::vector<LayerInput> inputs_;          // of each layer, and of the last norm
-  std::vector<LayerTape<Backend>> layers_;  // of each layer, or one for all
-  Activation<Backend> head_input_;          // [M, D]
-  Activation<Backend> logits_;              // [some rows, V]
-  LayerInput again_;                        // the states of a layer that runs again
+  Read read_ = Read::nothing;
+  MambaConfig config_;                               // of the model that read the tokens
+  std::vector<std::int32_t> tokens_;                 // [M]
+  std::vector<Activation<Backend>> inputs_;          // [M, D], the residual stream before each layer, and the last norm
+  std::vector<LayerTape> layers_;                    // of each layer, or one for all
+  Activation<Backend> head_input_;                   // [M, D]
+  Activation<Backend> logits_;                       // [some rows, V]
+  Activation<Backend, std::int32_t> ids_, targets_;  // [1, M]
+  Activation<Backend, double> sum_;                  // [1, 1], of the losses
+  std::optional<Cache> before_, again_;              // the states before the pass, and those of layers that run again
+  std::optional<Cache> no_gradient_;                 // of the final states, where none is given
 
-  MixerActivations<Backend> d_activations_;
-  Activation<Backend> d_x_, d_out_;  // [M, D]
-  Activation<Backend> d_a_;          // [E, N]
+  ActivationBuffer<Backend> d_activations_;  // of one layer
+  Activation<Backend> scratch_;              // [1, backward_scratch of the mixer]
+  Activation<Backend> d_x_, d_out_;          // [M, D]
 };
 
 }  // namespace minimamba

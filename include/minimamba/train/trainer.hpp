@@ -80,17 +80,15 @@ class Trainer {
     if (gradients_begun_) gradients_.set_zero();  // of a step that threw
     gradients_begun_ = true;
     const double scale = 1 / static_cast<double>(options_.batch * options_.length * options_.accumulate);
+    const std::vector<double> numbers = losses_and_squares(static_cast<std::uint64_t>(number), scale);
     double loss = 0;
-    for (std::size_t i = 0; i < options_.accumulate; ++i) {
-      const std::uint64_t part = static_cast<std::uint64_t>(number) * options_.accumulate + i;
-      const Windows windows = read_windows(part);
-      loss += tape_.backward(model_, windows.targets, gradients_, {.scale = scale}).sum * scale;
-    }
+    for (std::size_t i = 0; i < options_.accumulate; ++i) loss += numbers[i] * scale;
     if (!std::isfinite(loss)) refuse("step " + std::to_string(number + 1), loss);
+    const double norm = optimizer_.norm_of(gradients_, std::span(numbers).subspan(options_.accumulate));
     const double rate = options_.schedule.rate(number);
     history_.push_back({.step = number + 1, .loss = loss, .rate = rate});  // before what cannot be taken back
     try {
-      history_.back().gradient_norm = optimizer_.step(model_, gradients_, rate);
+      history_.back().gradient_norm = optimizer_.apply(model_, gradients_, rate, norm);
     } catch (...) {
       history_.pop_back();
       throw;
@@ -98,6 +96,10 @@ class Trainer {
     gradients_begun_ = false;
     return history_.back();
   }
+
+  /// Called with the gradients of each step before anything is made of them: several machines add theirs up here, for
+  /// example. Without one nothing is called.
+  void on_gradients(std::function<void(Gradients<Model>&)> hook) { hook_ = std::move(hook); }
 
   /// Throws DivergedError, which names the step and the tensor, unless all parameters are finite and so is the loss of
   /// the first windows that the next step would learn from. save_training asks this first: a step that went astray is
@@ -166,7 +168,7 @@ class Trainer {
     }
     for (const auto& [name, rate] : {std::pair("peak", schedule.peak), {"least", schedule.least}}) {
       require(rate >= 0 && std::isfinite(rate), std::string("TrainerOptions.schedule.") + name,
-              "a finite rate of at least 0", detail::number_text(rate));
+              "a finite rate of at least 0", number_text(rate));
     }
     return options;
   }
@@ -177,6 +179,23 @@ class Trainer {
     cache_.reset();
     tape_.forward(model_, windows.tokens, cache_, detail::random_bits(~options_.seed, batch));
     return windows;
+  }
+
+  /// The sums of the losses of a step's batches, and the squares of each gradient: all that the host asks of the
+  /// backend in a step, in one download.
+  std::vector<double> losses_and_squares(std::uint64_t number, double scale) {
+    const auto& backend = model_.backend();
+    std::vector<double> numbers(options_.accumulate + detail::parameters_in(gradients_));
+    numbers_.reserve(backend, 1, numbers.size());
+    const View<double> there = numbers_.upload(backend, numbers);
+    for (std::size_t i = 0; i < options_.accumulate; ++i) {
+      const Windows windows = read_windows(number * options_.accumulate + i);
+      tape_.backward(model_, windows.targets, gradients_, {.scale = scale}, there.columns(i, 1));
+    }
+    if (hook_) hook_(gradients_);
+    optimizer_.queue_squares(gradients_, there.columns(options_.accumulate, numbers.size() - options_.accumulate));
+    backend.download(there.data(), numbers);
+    return numbers;
   }
 
   template <class Backend, class P>
@@ -194,12 +213,22 @@ class Trainer {
 
   /// The name of the first parameter that is not finite; empty if there is none.
   static std::string not_finite(const Model& module) {
+    const auto& backend = module.backend();
+    Activation<typename Model::BackendType, double> there;
+    std::vector<double> squares(detail::parameters_in(module));
+    there.reserve(backend, 1, squares.size());
+    std::size_t number = 0;
+    for_each_parameter(
+        [&](std::string_view, const auto& parameter) {
+          backend.sum_of_squares(detail::numbers_of(backend, parameter), there(1).columns(number++, 1));
+        },
+        module);
+    backend.download(there(1).data(), squares);
     std::string culprit;
+    number = 0;
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
-          const auto& backend = module.backend();
-          if (!culprit.empty()) return;
-          if (std::isfinite(backend.sum_of_squares(detail::numbers_of(backend, parameter)))) return;
+          if (std::isfinite(squares[number++]) || !culprit.empty()) return;
           if (!are_finite(backend, parameter)) culprit = name;  // their squares may just be too large
         },
         module);
@@ -212,7 +241,7 @@ class Trainer {
     if (culprit.empty() && !not_finite(gradients_).empty()) culprit = "the gradient of " + not_finite(gradients_);
     throw DivergedError(
         subject, "a finite loss",
-        detail::number_text(loss) + (culprit.empty() ? "" : ", and numbers in " + culprit + " that are not finite"));
+        number_text(loss) + (culprit.empty() ? "" : ", and numbers in " + culprit + " that are not finite"));
   }
 
   TrainerOptions options_;
@@ -225,6 +254,8 @@ class Trainer {
   Tape<Model> tape_, validation_tape_;
   typename Model::Cache cache_;
   std::vector<StepRecord> history_;
+  Activation<typename Model::BackendType, double> numbers_;  // [1, accumulate + parameters]
+  std::function<void(Gradients<Model>&)> hook_;
 };
 
 }  // namespace minimamba

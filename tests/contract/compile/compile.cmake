@@ -132,7 +132,7 @@ endfunction()
 # The same of training, by each that trains; what it asks for are the calls in its concepts.
 function(check_missing_training_kernel)
   set(source -fsyntax-only ${here}/missing_training_kernel.cpp)
-  file(STRINGS ${INCLUDE}/minimamba/train/concept.hpp functions REGEX "^ .*backend\\.[a-z0-9_]+\\(.*;$")
+  file(STRINGS ${INCLUDE}/minimamba/backend/training_concept.hpp functions REGEX "^ .*backend\\.[a-z0-9_]+\\(.*;$")
   list(TRANSFORM functions REPLACE ".*backend\\.([a-z0-9_]+).*" "\\1")
   list(REMOVE_DUPLICATES functions)
   foreach(by IN ITEMS TRAINER ADAMW TAPE)

@@ -29,16 +29,24 @@ struct Port {
   Buffer<T> allocate(std::size_t count) const;
 #endif
 #ifndef WITHOUT_upload
-  void upload(std::span<const Scalar> host, Scalar* there) const;
+  template <class T>
+  void upload(std::span<const T> host, T* there) const;
 #endif
 #ifndef WITHOUT_download
-  void download(const Scalar* there, std::span<Scalar> host) const;
+  template <class T>
+  void download(const T* there, std::span<T> host) const;
 #endif
 #ifndef WITHOUT_fill
   void fill(View<Scalar> y, Scalar value) const;
 #endif
 #ifndef WITHOUT_copy
   void copy(View<const Scalar> x, View<Scalar> y) const;
+#endif
+#ifndef WITHOUT_gather_rows
+  void gather_rows(View<const Scalar> x, std::span<const std::size_t> rows, View<Scalar> y) const;
+#endif
+#ifndef WITHOUT_reorder_rows
+  void reorder_rows(View<Scalar> y, std::span<const std::size_t> rows) const;
 #endif
 #ifndef WITHOUT_make_matrix
   template <WeightFormat W>
@@ -54,7 +62,7 @@ struct Port {
 #endif
 #ifndef WITHOUT_embed
   template <WeightFormat W>
-  void embed(std::span<const std::int32_t> tokens, const HostMatrix<W>& weight, View<Scalar> y) const;
+  void embed(View<const std::int32_t> tokens, const HostMatrix<W>& weight, View<Scalar> y) const;
 #endif
 #ifndef WITHOUT_rms_norm
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const;

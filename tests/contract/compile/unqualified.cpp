@@ -25,14 +25,16 @@ int main() {
   use(Mamba<float, EigenBackend, bf16>(config), "folder");
   use(Mamba<float, ReferenceBackend, f16>(config), "folder");
 
-  InferenceCache<float, ReferenceBackend> cache(config, ReferenceBackend<float>());
+  const StateLayout layout(S6<float>::state_parts(config.resolved()), 1);
+  InferenceCache<float, ReferenceBackend> cache(config, layout, ReferenceBackend<float>());
   const Linear<float> linear(1, 2, true);
   const Embedding<float> embedding(1, 2);
   const Conv1d<float> conv1d(1, 2, true);
   const RMSNorm<float> norm(1, 1e-5);
   const S6<float> mixer(config.resolved());
   const MambaBlock<float> block(config.resolved());
-  const Sequence sequence{.batch = 1, .length = 1};
+  const Segment segment{.first = 0, .length = 1, .slot = 0};
+  const Run run{.slot = 0, .tokens = {}};
   Random random(1);
   GenerateOptions options{.seed = static_cast<uint64_t>(random.uniform(0, 1))};
   static_assert(WeightFormat<bf16> && InferenceBackend<NativeBackend<float>>);
@@ -40,6 +42,6 @@ int main() {
   try {
     throw ArgumentError("subject", "expected", "found");
   } catch (const Error& error) {
-    return error.subject().empty() || available(InstructionSet::best) ? 0 : 1;
+    return error.subject().empty() || segment.length != 1 || run.slot != 0 || available(InstructionSet::best) ? 0 : 1;
   }
 }

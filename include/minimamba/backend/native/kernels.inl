@@ -3,7 +3,7 @@
 // sequence change nothing. Products that are summed are written fmadd, never left to the compiler to fuse or not.
 
 #include "minimamba/backend/native/matmul.inl"
-#include "minimamba/backend/native/mixer.inl"
+#include "minimamba/backend/native/scan.inl"
 
 /// Calls body(first, count) for each register of [0, size).
 template <class Body>

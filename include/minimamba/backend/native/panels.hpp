@@ -121,6 +121,9 @@ class PanelMatrix {
   PanelMatrix() = default;
   PanelMatrix(std::size_t rows, std::size_t cols, native::Arena& arena)
       : rows_(rows), cols_(cols), values_(arena.zeros<Scalar>(panels() * native::panel * cols)) {}
+  /// In memory of somebody else, who keeps it alive: bytes() of zeros.
+  PanelMatrix(std::size_t rows, std::size_t cols, Scalar* memory)
+      : rows_(rows), cols_(cols), values_(std::shared_ptr<Scalar>(), memory) {}
 
   PanelMatrix(PanelMatrix&& other) noexcept = default;
   PanelMatrix& operator=(PanelMatrix&& other) noexcept = default;

@@ -1,6 +1,5 @@
-// Compiles the kernel text once for each instruction set. Each region below switches the compiler to one of them, for
-// the functions it includes and nothing else, so no flag is asked of whoever includes this. Inside, g++ is told not to
-// fuse products and sums of its own accord: what is fused is written fmadd, in every copy of a kernel alike.
+// Compiles the kernel text once for each instruction set of regions.inl, without any flag asked of whoever includes
+// this, and picks among the copies.
 #ifndef MINIMAMBA_BACKEND_NATIVE_TARGETS_HPP
 #define MINIMAMBA_BACKEND_NATIVE_TARGETS_HPP
 
@@ -24,122 +23,10 @@
 
 #include "minimamba/core/isa.hpp"
 
-#if defined(__clang__)
-#define MINIMAMBA_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__)
-#define MINIMAMBA_UNROLL _Pragma("GCC unroll 32")
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"  // false, from inside the compiler's own intrinsics
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wsign-conversion"  // intrinsics are macros where nothing is optimised
-#else
-#define MINIMAMBA_UNROLL
-#endif
-
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace native {
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=off")
-#endif
-
-namespace portable_float {
-using Scalar = float;
-#include "minimamba/backend/native/vector_portable.inl"
-#include "minimamba/backend/native/math_float.inl"
-#include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow_portable.inl"
-#include "minimamba/backend/native/narrow.inl"
-#include "minimamba/backend/native/blocks.inl"
-}  // namespace portable_float
-
-namespace portable_double {
-using Scalar = double;
-#include "minimamba/backend/native/vector_portable.inl"
-#include "minimamba/backend/native/math_double.inl"
-#include "minimamba/backend/native/kernels.inl"
-}  // namespace portable_double
-
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
-namespace avx2 {
-#include "minimamba/backend/native/vector_avx2.inl"
-#include "minimamba/backend/native/math_float.inl"
-#include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow.inl"
-#include "minimamba/backend/native/blocks.inl"
-}  // namespace avx2
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
-#endif
-namespace avx512 {
-#include "minimamba/backend/native/vector_avx512.inl"
-#include "minimamba/backend/native/math_float.inl"
-#include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow.inl"
-}  // namespace avx512
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx512vnni")
-#endif
-namespace avx512 {
-#include "minimamba/backend/native/vector_avx512vnni.inl"
-#include "minimamba/backend/native/blocks.inl"
-}  // namespace avx512
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx512bf16")
-#endif
-namespace avx512 {
-#include "minimamba/backend/native/vector_avx512bf16.inl"
-#include "minimamba/backend/native/pairs.inl"
-}  // namespace avx512
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-
-// Every AArch64 machine has it: no region is needed.
-namespace neon {
-#include "minimamba/backend/native/vector_neon.inl"
-#include "minimamba/backend/native/math_float.inl"
-#include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow.inl"
-#include "minimamba/backend/native/blocks.inl"
-}  // namespace neon
-
-#endif
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC pop_options
-#pragma GCC diagnostic pop
-#endif
+#include "minimamba/backend/native/regions.inl"
 
 /// The kernels for an available instruction set; those of double are portable on every machine.
 template <class Scalar>
@@ -198,6 +85,5 @@ inline const Functions<float>& functions_for([[maybe_unused]] InstructionSet set
 }  // namespace native
 }  // namespace minimamba
 
-#undef MINIMAMBA_UNROLL
 #undef MINIMAMBA_ISA
 #endif

@@ -88,7 +88,7 @@ inline constexpr std::size_t narrow_scratch(std::size_t rows, std::size_t in) {
   return (most_packed_rows(rows, in) + panel) * round_up(in, panel);
 }
 
-/// Channels [first, last) of one sequence of the batch; see Conv1dArguments.
+/// Channels [first, last) of one segment; see Conv1dArguments.
 template <class Scalar>
 struct Conv1dTask {
   std::size_t length, first, last, width;
@@ -101,7 +101,7 @@ struct Conv1dTask {
   std::size_t y_stride;
 };
 
-/// Channels [first, last) of one sequence of the batch; see ScanArguments.
+/// Channels [first, last) of some tokens of a segment; see ScanArguments.
 template <class Scalar>
 struct ScanTask {
   std::size_t length, first, last, states;

@@ -173,3 +173,5 @@ inline void store_bytes(std::int8_t* to, Vector x) {
   const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(halves, halves));
 }
+
+inline Vector square_root(Vector x) { return {_mm256_sqrt_ps(x.value)}; }

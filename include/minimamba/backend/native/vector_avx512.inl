@@ -154,3 +154,5 @@ inline void store_interleaved(float* to, const Vector (&columns)[count]) {
     store(to + r * lanes, {value});
   }
 }
+
+inline Vector square_root(Vector x) { return {_mm512_sqrt_ps(x.value)}; }

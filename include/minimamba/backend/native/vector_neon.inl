@@ -206,3 +206,5 @@ inline void store_bytes(std::int8_t* to, Vector x) {
   vst1_s8(bytes, vmovn_s16(vcombine_s16(halves, halves)));
   for (std::size_t i = 0; i < lanes; ++i) to[i] = bytes[i];
 }
+
+inline Vector square_root(Vector x) { return {vsqrtq_f32(x.value)}; }

@@ -151,3 +151,8 @@ template <std::size_t count>
 inline void store_interleaved(Scalar* to, const Vector (&columns)[count]) {
   for (std::size_t j = 0; j < count; ++j) store_column(to + j, count, columns[j]);
 }
+
+inline Vector square_root(Vector x) {
+  for (std::size_t i = 0; i < lanes; ++i) x.value[i] = std::sqrt(x.value[i]);
+  return x;
+}

@@ -1,7 +1,7 @@
 // The half of training that every backend on this processor may share: plain loops over numbers, and what is made of
 // the kernels of inference. A backend puts its own in place of those that cost it time.
-#ifndef MINIMAMBA_TRAIN_HOST_TRAINING_HPP
-#define MINIMAMBA_TRAIN_HOST_TRAINING_HPP
+#ifndef MINIMAMBA_BACKEND_HOST_TRAINING_HPP
+#define MINIMAMBA_BACKEND_HOST_TRAINING_HPP
 
 #include <algorithm>
 #include <cassert>
@@ -11,8 +11,8 @@
 #include <span>
 
 #include "minimamba/backend/host_memory.hpp"
-#include "minimamba/backend/rms_norm.hpp"
-#include "minimamba/train/concept.hpp"
+#include "minimamba/backend/host_kernels.hpp"
+#include "minimamba/backend/training_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -30,11 +30,15 @@ class HostTraining : public Inference {
     return {matrix.row(0), 1, matrix.rows() * matrix.cols()};
   }
 
-  void embed_backward(std::span<const std::int32_t> tokens, View<const Scalar> d_y,
-                      HostMatrix<Scalar>& d_weight) const {
-    assert(tokens.size() == d_y.rows() && d_weight.cols() == d_y.cols());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      Scalar* const row = d_weight.row(static_cast<std::size_t>(tokens[i]));
+  static std::size_t matrix_size(std::size_t rows, std::size_t cols) { return rows * cols; }
+  static HostMatrix<Scalar> matrix_over(std::size_t rows, std::size_t cols, Scalar* memory) {
+    return HostMatrix<Scalar>(rows, cols, memory);
+  }
+
+  void embed_backward(View<const std::int32_t> tokens, View<const Scalar> d_y, HostMatrix<Scalar>& d_weight) const {
+    assert(tokens.cols() == d_y.rows() && d_weight.cols() == d_y.cols());
+    for (std::size_t i = 0; i < d_y.rows(); ++i) {
+      Scalar* const row = d_weight.row(static_cast<std::size_t>(tokens(0, i)));
       for (std::size_t k = 0; k < d_y.cols(); ++k) row[k] += d_y(i, k);
     }
   }
@@ -45,40 +49,11 @@ class HostTraining : public Inference {
     }
   }
 
-  /// Splitting a sequence changes no bit, so the chunks are scanned one by one, each from what the last one left.
-  void selective_scan_saving(const ScanSavingArguments<Scalar>& p) const {
-    const std::size_t batch = p.scan.sequence.batch, length = p.scan.sequence.length;
-    const std::size_t channels = p.scan.u.cols(), chunks = chunks_of(length, p.chunk);
-    for (std::size_t row = 0; row < batch; ++row) {
-      const View<Scalar> h = p.scan.h.rows_from(row * channels, channels);
-      for (std::size_t k = 0; k < chunks; ++k) {
-        const std::size_t first = row * length + k * p.chunk, count = std::min(p.chunk, length - k * p.chunk);
-        this->copy(h, p.saved.rows_from((row * chunks + k) * channels, channels));
-        ScanArguments<Scalar> part = p.scan;
-        part.sequence = {.batch = 1, .length = count};
-        part.u = p.scan.u.rows_from(first, count);
-        part.delta = p.scan.delta.rows_from(first, count);
-        part.b = p.scan.b.rows_from(first, count);
-        part.c = p.scan.c.rows_from(first, count);
-        part.z = p.scan.z.rows_from(first, count);
-        part.h = h;
-        part.y = p.scan.y.rows_from(first, count);
-        this->selective_scan(part);
-      }
-    }
-  }
-
   void dropout(View<Scalar> x, const Dropout& dropout) const {
     for (std::size_t i = 0; i < x.rows(); ++i) dropout_row(x, i, dropout);
   }
 
-  double sum_of_squares(View<const Scalar> x) const {
-    double sum = 0;
-    for (std::size_t i = 0; i < x.rows(); ++i) {
-      for (const Scalar value : x.row(i)) sum += static_cast<double>(value) * static_cast<double>(value);
-    }
-    return sum;
-  }
+  void sum_of_squares(View<const Scalar> x, View<double> sum) const { sum(0, 0) = squares_of(x); }
 
   void adamw(const AdamWArguments<Scalar>& p) const {
     for (std::size_t i = 0; i < p.weight.rows(); ++i) {
@@ -97,6 +72,15 @@ class HostTraining : public Inference {
   }
 
  protected:
+  /// In double.
+  static double squares_of(View<const Scalar> x) {
+    double sum = 0;
+    for (std::size_t i = 0; i < x.rows(); ++i) {
+      for (const Scalar value : x.row(i)) sum += static_cast<double>(value) * static_cast<double>(value);
+    }
+    return sum;
+  }
+
   /// The backward of row i, for numbers of any size: overwrites its d_x, and adds to d_weight.
   static void rms_norm_backward_row(const RmsNormBackwardArguments<Scalar>& p, std::size_t i,
                                     std::span<double> d_weight) {

@@ -1,6 +1,6 @@
 // What the native kernels of training are called with: see backend/native/tasks.hpp.
-#ifndef MINIMAMBA_TRAIN_NATIVE_TASKS_HPP
-#define MINIMAMBA_TRAIN_NATIVE_TASKS_HPP
+#ifndef MINIMAMBA_BACKEND_NATIVE_TRAINING_TASKS_HPP
+#define MINIMAMBA_BACKEND_NATIVE_TRAINING_TASKS_HPP
 
 #include <cstddef>
 
@@ -57,30 +57,41 @@ struct InputGradientTask {
   Scalar* scratch;  // [outputs rounded up to panels][panel]
 };
 
-/// Channels [first, last) of all sequences; see Conv1dBackwardArguments.
+/// A segment, and what it finds where: `kept` is the first of its kept states, and `d_state` what its slot has of the
+/// gradient.
+template <class Scalar>
+struct SegmentTask {
+  std::size_t first, length;
+  const Scalar* kept;
+  Scalar* d_state;
+};
+
+/// Channels [first, last) of all segments; see Conv1dBackwardArguments.
 template <class Scalar>
 struct Conv1dBackwardTask {
-  std::size_t batch, length, channels, first, last, width;
-  const Scalar *x, *weight, *bias, *window, *d_y;  // bias: or null
+  const SegmentTask<Scalar>* segments;
+  std::size_t segment_count, first, last, width;
+  const Scalar *x, *weight, *bias, *d_y;  // bias: or null
   std::size_t x_stride, d_y_stride;
   Scalar* d_x;
   std::size_t d_x_stride;
-  Scalar *d_weight, *d_bias, *d_window;  // d_bias: or null
-  Scalar* scratch;                       // 4 * width registers
+  Scalar *d_weight, *d_bias;  // d_bias: or null
+  Scalar* scratch;            // 4 * width registers
 };
 
 /// Channels that share sums over channels: each group sums by itself, and then groups are added in order.
 inline constexpr std::size_t channel_group = 64;
 
-/// Group number `group` of the channels of all sequences; see ScanBackwardArguments.
+/// Group number `group` of the channels of all segments; see ScanBackwardArguments.
 template <class Scalar>
 struct ScanBackwardTask {
-  std::size_t batch, length, chunk, channels, states, group;
-  const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z, *saved, *d_y;
+  const SegmentTask<Scalar>* segments;
+  std::size_t segment_count, chunk, kept_stride, channels, states, group;
+  const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z, *d_y;
   std::size_t u_stride, delta_stride, b_stride, c_stride, z_stride, d_y_stride;
   Scalar *d_u, *d_delta, *d_z;
   std::size_t d_u_stride, d_delta_stride, d_z_stride;
-  Scalar *d_delta_bias, *d_a, *d_d, *d_h;
+  Scalar *d_delta_bias, *d_a, *d_d;
   Scalar* sums;     // [M, 2 N], overwritten: what the group adds to d_b and d_c
   Scalar* scratch;  // scan_backward_scratch(chunk, states) numbers
 };

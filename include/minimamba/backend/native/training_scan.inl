@@ -4,9 +4,9 @@ inline Vector sigmoid(Vector x) { return splat(1) / (splat(1) + exp(splat(0) - x
 
 // ---- causal convolution --------------------------------------------------------------------------------------------
 
-/// Channels [e, e + count) of all sequences. First ds goes where dx will be; then dx[t] is made of ds from t on.
+/// Channels [e, e + count) of all segments. First ds goes where dx will be; then dx[t] is made of ds from t on.
 inline void conv1d_backward_strip(const native::Conv1dBackwardTask<Scalar>& task, std::size_t e, std::size_t count) {
-  const std::size_t width = task.width, past = width - 1, length = task.length;
+  const std::size_t width = task.width, past = width - 1;
   Scalar *const weight = task.scratch, *const d_weight = weight + width * lanes,
                 *const window = d_weight + width * lanes, *const d_window = window + width * lanes;
   for (std::size_t k = 0; k < width; ++k) {
@@ -15,14 +15,16 @@ inline void conv1d_backward_strip(const native::Conv1dBackwardTask<Scalar>& task
   }
   const Vector bias = task.bias == nullptr ? splat(0) : load_channels(task.bias + e, count);
   Vector d_bias = splat(0);
-  for (std::size_t row = 0; row < task.batch; ++row) {
-    const std::size_t channel = row * task.channels + e;
-    const Scalar* const x = task.x + row * length * task.x_stride + e;
-    const Scalar* const d_y = task.d_y + row * length * task.d_y_stride + e;
-    Scalar* const d_x = task.d_x + row * length * task.d_x_stride + e;
+  for (std::size_t number = 0; number < task.segment_count; ++number) {
+    const native::SegmentTask<Scalar>& segment = task.segments[number];
+    const std::size_t length = segment.length;
+    if (length == 0) continue;
+    const Scalar* const x = task.x + segment.first * task.x_stride + e;
+    const Scalar* const d_y = task.d_y + segment.first * task.d_y_stride + e;
+    Scalar* const d_x = task.d_x + segment.first * task.d_x_stride + e;
     for (std::size_t j = 0; j < past; ++j) {
-      store(window + j * lanes, load_column_some(task.window + channel * past + j, past, count));
-      store(d_window + j * lanes, load_column_some(task.d_window + channel * past + j, past, count));
+      store(window + j * lanes, load_column_some(segment.kept + e * past + j, past, count));
+      store(d_window + j * lanes, load_column_some(segment.d_state + e * past + j, past, count));
     }
     const auto input = [&](std::size_t i) {  // number i of the window followed by x
       return i < past ? load(window + i * lanes) : load_channels(x + (i - past) * task.x_stride, count);
@@ -47,8 +49,7 @@ inline void conv1d_backward_strip(const native::Conv1dBackwardTask<Scalar>& task
       }
       return sum;
     };
-    for (std::size_t j = 0; j < past; ++j)
-      store_column_some(task.d_window + channel * past + j, past, d_input(j), count);
+    for (std::size_t j = 0; j < past; ++j) store_column_some(segment.d_state + e * past + j, past, d_input(j), count);
     for (std::size_t t = 0; t < length; ++t) store_channels(d_x + t * task.d_x_stride, d_input(past + t), count);
   }
   for (std::size_t k = 0; k < width; ++k) {
@@ -84,12 +85,12 @@ inline BackwardStrip strip_of(const native::ScanBackwardTask<Scalar>& task) {
           s + 5 * one, s + 6 * one, s + 10 * one, s + 14 * one, s + 14 * one + one * task.states};
 }
 
-/// One chunk of one sequence and one register of channels.
+/// One chunk of one segment and one register of channels.
 struct BackwardPlace {
   std::size_t first, tokens;  // rows of the activations
   std::size_t e, count;       // channels
-  std::size_t start;          // row of the saved states
-  std::size_t state;          // row of d_h
+  const Scalar* kept;         // [E, N], the states before the chunk
+  Scalar* d_h;                // [E, N]
 };
 
 /// `some` states from n on. h: before the chunk; d_h: after the chunk, then before; d_a is added to.
@@ -151,10 +152,10 @@ inline void scan_backward_states(const native::ScanBackwardTask<Scalar>& task, c
                                  std::size_t n, const BackwardStrip& strip) {
   constexpr std::size_t some = group < 4 ? group : 4;
   Vector a[group], h[group], d_h[group], d_a[group];
-  Scalar* const of_d_h = task.d_h + (place.state + place.e) * task.states + n;
+  Scalar* const of_d_h = place.d_h + place.e * task.states + n;
   Scalar* const of_d_a = task.d_a + place.e * task.states + n;
   load_states(task.a + place.e * task.states + n, task.states, place.count, a);
-  load_states(task.saved + (place.start + place.e) * task.states + n, task.states, place.count, h);
+  load_states(place.kept + place.e * task.states + n, task.states, place.count, h);
   load_states(static_cast<const Scalar*>(of_d_h), task.states, place.count, d_h);
   load_states(static_cast<const Scalar*>(of_d_a), task.states, place.count, d_a);
   for (std::size_t i = 0; i < group; i += some) {
@@ -227,10 +228,10 @@ inline void sum_lanes(const Scalar* from, std::size_t count, Scalar* to) {
   }
 }
 
-inline void scan_backward_chunk(const native::ScanBackwardTask<Scalar>& task, std::size_t row, std::size_t chunk) {
-  const std::size_t chunks = (task.length + task.chunk - 1) / task.chunk, N = task.states;
-  const std::size_t first = row * task.length + chunk * task.chunk;
-  const std::size_t tokens = less(task.chunk, task.length - chunk * task.chunk);
+inline void scan_backward_chunk(const native::ScanBackwardTask<Scalar>& task,
+                                const native::SegmentTask<Scalar>& segment, std::size_t chunk) {
+  const std::size_t N = task.states, first = segment.first + chunk * task.chunk;
+  const std::size_t tokens = less(task.chunk, segment.length - chunk * task.chunk);
   const BackwardStrip strip = strip_of(task);
   for (std::size_t i = 0; i < tokens * N; ++i) {
     store(strip.d_b + i * lanes, splat(0)), store(strip.d_c + i * lanes, splat(0));
@@ -238,8 +239,8 @@ inline void scan_backward_chunk(const native::ScanBackwardTask<Scalar>& task, st
   const std::size_t begin = task.group * native::channel_group;
   const std::size_t end = less(begin + native::channel_group, task.channels);
   for (std::size_t e = begin; e < end; e += lanes) {
-    const BackwardPlace place{
-        first, tokens, e, less(lanes, end - e), (row * chunks + chunk) * task.channels, row * task.channels};
+    const BackwardPlace place{first,          tokens, e, less(lanes, end - e), segment.kept + chunk * task.kept_stride,
+                              segment.d_state};
     scan_backward_begin(task, place, strip);
     std::size_t n = 0;
     for (; n + state_group <= N; n += state_group) scan_backward_states<state_group>(task, place, n, strip);
@@ -254,8 +255,9 @@ inline void scan_backward_chunk(const native::ScanBackwardTask<Scalar>& task, st
 }
 
 inline void selective_scan_backward(const native::ScanBackwardTask<Scalar>& task) {
-  const std::size_t chunks = (task.length + task.chunk - 1) / task.chunk;
-  for (std::size_t row = 0; row < task.batch; ++row) {
-    for (std::size_t chunk = chunks; chunk-- > 0;) scan_backward_chunk(task, row, chunk);
+  for (std::size_t number = 0; number < task.segment_count; ++number) {
+    const native::SegmentTask<Scalar>& segment = task.segments[number];
+    const std::size_t chunks = (segment.length + task.chunk - 1) / task.chunk;
+    for (std::size_t chunk = chunks; chunk-- > 0;) scan_backward_chunk(task, segment, chunk);
   }
 }

@@ -1,7 +1,7 @@
 // EigenTraining: the Eigen backend and the backward of its kernels. Products and optimising go through Eigen, the scan
-// over strips of channels; what costs little is the loops of train/loops.hpp.
-#ifndef MINIMAMBA_TRAIN_EIGEN_HPP
-#define MINIMAMBA_TRAIN_EIGEN_HPP
+// over strips of channels; what costs little is the loops of reference_training.hpp.
+#ifndef MINIMAMBA_BACKEND_EIGEN_TRAINING_HPP
+#define MINIMAMBA_BACKEND_EIGEN_TRAINING_HPP
 
 #include <Eigen/Core>
 
@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "minimamba/backend/eigen.hpp"
-#include "minimamba/train/loops.hpp"
+#include "minimamba/backend/reference_training.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -126,20 +126,23 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
   /// Channels [e, e + lanes) of all sequences, chunk by chunk from the end.
   template <std::size_t lanes>
   static void scan_strip(const ScanBackwardArguments<Scalar>& p, std::size_t e, View<Scalar> sums) {
-    const std::size_t length = p.sequence.length, chunks = detail::chunks_of(length, p.chunk);
-    Chunk<lanes> work(std::min(p.chunk, length));
-    for (std::size_t row = 0; row < p.sequence.batch; ++row) {
+    constexpr int width = static_cast<int>(lanes);
+    Chunk<lanes> work(detail::tokens_at_once(detail::longest(p.segments), p.kept.chunk));
+    std::size_t kept = 0;  // chunks of the segments before
+    for (const Segment& segment : p.segments) {
+      const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk);
+      const std::size_t chunks = detail::chunks_of(segment.length, chunk);
       for (std::size_t k = chunks; k-- > 0;) {
-        const std::size_t first = row * length + k * p.chunk, count = std::min(p.chunk, length - k * p.chunk);
+        const std::size_t first = segment.first + k * chunk, count = std::min(chunk, segment.length - k * chunk);
         begin_chunk<lanes>(p, e, first, count, work);
         for (std::size_t n = 0; n < p.a.cols(); ++n) {
-          auto d_h = EigenTraining::template column<static_cast<int>(lanes)>(p.d_h, row * p.u.cols() + e, n);
-          const Strip<lanes> h =
-              EigenTraining::template column<static_cast<int>(lanes)>(p.saved, (row * chunks + k) * p.u.cols() + e, n);
+          auto d_h = EigenTraining::template column<width>(p.d_h[segment.slot], e, n);
+          const Strip<lanes> h = EigenTraining::template column<width>(p.kept.states[kept + k], e, n);
           d_h = scan_state<lanes>(p, e, n, first, count, {h, Strip<lanes>(d_h)}, work, sums);
         }
         end_chunk<lanes>(p, e, first, count, work);
       }
+      kept += chunks;
     }
   }
 

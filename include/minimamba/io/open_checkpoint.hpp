@@ -1,6 +1,6 @@
 // A checkpoint, whatever format it came in: its configuration, its tensors, and which of them is which parameter.
-#ifndef MINIMAMBA_IO_CHECKPOINT_HPP
-#define MINIMAMBA_IO_CHECKPOINT_HPP
+#ifndef MINIMAMBA_IO_OPEN_CHECKPOINT_HPP
+#define MINIMAMBA_IO_OPEN_CHECKPOINT_HPP
 
 #include <algorithm>
 #include <cmath>
@@ -16,11 +16,12 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/io/config.hpp"
+#include "minimamba/io/config_json.hpp"
 #include "minimamba/io/end_tokens.hpp"
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/io/gguf_config.hpp"
 #include "minimamba/io/model_folder.hpp"
+#include "minimamba/io/parameter_table.hpp"
 #include "minimamba/io/safetensors.hpp"
 #include "minimamba/io/tokenizer_ids.hpp"
 #include "minimamba/io/torch_bin.hpp"
@@ -47,6 +48,9 @@ struct Checkpoint {
   std::string other_weights;       ///< the index of shards beside the file of weights, which is not read
   std::vector<std::string> notes;  ///< a sentence about each thing in the files that is ignored or settled
 
+  /// Whether config.json names the settings as the official code (state-spaces/mamba) does, not as Hugging Face's.
+  bool has_official_names() const { return keys == &detail::official_keys; }
+
   /// What the file calls a parameter, if it has it, or should call it.
   std::string name_of(std::string_view parameter) const {
     if (const auto place = names.find(parameter); place != names.end()) return place->second;
@@ -66,16 +70,16 @@ struct Checkpoint {
   /// FormatError, or CheckpointError for numbers that it cannot have.
   template <class Scalar>
   void read(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
-    if (format != CheckpointFormat::gguf || !parameter.ends_with("A_log")) {
+    if (format != CheckpointFormat::gguf || detail::stored_in_gguf(parameter) == detail::StoredAs::itself) {
       return tensors.read(*find(parameter), first, out);
     }
-    read_a(parameter, first, out);
+    read_minus_exp(parameter, first, out);
     for (Scalar& a : out) a = detail::logarithm_of_a(a);
   }
 
-  /// The same of A = -exp(A_log), which GGUF stores in place of A_log, the parameter that is named.
+  /// The same of -exp(parameter), which GGUF stores in place of A_log.
   template <class Scalar>
-  void read_a(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
+  void read_minus_exp(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
     const StoredTensor& stored = *find(parameter);
     tensors.read(stored, first, out);
     for (Scalar& a : out) {
@@ -83,7 +87,7 @@ struct Checkpoint {
         a = static_cast<Scalar>(-std::exp(static_cast<double>(a)));
       } else if (a > 0) {
         throw CheckpointError(tensors.source_name(stored) + ": " + stored.name, "numbers that are at most zero",
-                              detail::number_text(static_cast<double>(a)));
+                              number_text(static_cast<double>(a)));
       }
     }
   }
@@ -105,18 +109,6 @@ inline std::string parameter_of(const Checkpoint& checkpoint, std::string_view s
   }
   // The official and Hugging Face's layouts differ in whether the embedding is plural.
   return name == "embeddings.weight" ? "embedding.weight" : name;
-}
-
-/// Whether some model has a parameter of that name.
-inline bool is_parameter(std::string_view name) {
-  if (name == "embedding.weight" || name == "norm_f.weight" || name == "lm_head.weight") return true;
-  constexpr std::string_view layers = "layers.";
-  if (!name.starts_with(layers)) return false;
-  name.remove_prefix(layers.size());
-  const std::size_t digits = std::min(name.find_first_not_of("0123456789"), name.size());
-  if (digits == 0 || digits == name.size() || name[digits] != '.') return false;
-  name.remove_prefix(digits + 1);
-  return std::any_of(std::begin(gguf_names), std::end(gguf_names), [&](const auto& part) { return part.part == name; });
 }
 
 /// Whether a tensor that is no parameter belongs to a part of the model: without it that part would compute something
@@ -180,7 +172,7 @@ inline void find_parameters(Checkpoint& checkpoint) {
   std::size_t count = 0;
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
     const std::string parameter = parameter_of(checkpoint, name);
-    if (is_parameter(parameter)) {
+    if (entry_of(parameter) != nullptr) {
       checkpoint.names[parameter] = name;
     } else if (!changes_result(parameter, tensor) && ++count <= 5) {
       unused += (count > 1 ? ", " : "") + printable(name, 100);
@@ -320,17 +312,17 @@ inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path
 /// in Hugging Face's cache stands for its newest snapshot. Throws FileError, FormatError, ConfigError, or
 /// CheckpointError for tensors that contradict each other.
 inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
-  if (!detail::is_there(path)) throw FileError(path.string(), "a model's folder or file", "nothing of that name");
+  if (!is_there(path)) throw FileError(path.string(), "a model's folder or file", "nothing of that name");
   std::error_code error;
   const bool is_folder = std::filesystem::is_directory(path, error);
-  const std::filesystem::path folder = is_folder ? detail::model_folder(path) : path.parent_path();
+  const std::filesystem::path folder = is_folder ? model_folder(path) : path.parent_path();
   const std::filesystem::path weights = is_folder ? detail::weights_in(folder) : path;
   ByteSource source = ByteSource::open(weights);
   Checkpoint checkpoint;
   checkpoint.folder = folder;
   checkpoint.weights_name = checkpoint.config_name = source.name();
   const std::filesystem::path name = weights.filename(), index = folder / (name.string() + ".index.json");
-  const bool both = (name == "model.safetensors" || name == "pytorch_model.bin") && detail::is_there(index);
+  const bool both = (name == "model.safetensors" || name == "pytorch_model.bin") && is_there(index);
   if (both) checkpoint.other_weights = index.string();
   detail::beside_other_weights(checkpoint.other_weights, [&] {
     if (is_gguf(source)) return detail::open_gguf(checkpoint, weights, std::move(source));

@@ -1,6 +1,8 @@
 // The history of a training as a table and as a picture that needs nothing beside it.
-#ifndef MINIMAMBA_TRAIN_REPORT_HPP
-#define MINIMAMBA_TRAIN_REPORT_HPP
+#ifndef MINIMAMBA_EXAMPLES_REPORT_HPP
+#define MINIMAMBA_EXAMPLES_REPORT_HPP
+
+#include <minimamba/train.hpp>
 
 #include <algorithm>
 #include <charconv>
@@ -10,25 +12,19 @@
 #include <string>
 #include <vector>
 
-#include "minimamba/train/trainer.hpp"
-
-#include "minimamba/core/isa.hpp"
-
-namespace minimamba::inline MINIMAMBA_ISA {
+namespace program {
 
 /// step,loss,validation_loss,rate,gradient_norm: one line a step, and nothing where nothing was measured.
-inline std::string loss_csv(std::span<const StepRecord> history) {
+inline std::string loss_csv(std::span<const minimamba::StepRecord> history) {
   std::string text = "step,loss,validation_loss,rate,gradient_norm\n";
-  for (const StepRecord& record : history) {
+  for (const minimamba::StepRecord& record : history) {
     const bool validated = !std::isnan(record.validation_loss);
-    text += std::to_string(record.step) + "," + detail::number_text(record.loss) + "," +
-            (validated ? detail::number_text(record.validation_loss) : "") + "," + detail::number_text(record.rate) +
-            "," + detail::number_text(record.gradient_norm) + "\n";
+    text += std::to_string(record.step) + "," + minimamba::number_text(record.loss) + "," +
+            (validated ? minimamba::number_text(record.validation_loss) : "") + "," +
+            minimamba::number_text(record.rate) + "," + minimamba::number_text(record.gradient_norm) + "\n";
   }
   return text;
 }
-
-namespace detail {
 
 /// With one digit behind the point, whatever the locale.
 inline std::string tenths(double value) {
@@ -58,38 +54,35 @@ inline std::string plot_curve(const PlotFrame& frame, std::span<const PlotPoint>
 }
 
 inline std::string plot_text(double x, double y, const std::string& anchor, const std::string& content) {
-  return "<text x=\"" + number_text(x) + "\" y=\"" + number_text(y) + "\" text-anchor=\"" + anchor + "\">" + content +
-         "</text>\n";
+  return "<text x=\"" + minimamba::number_text(x) + "\" y=\"" + minimamba::number_text(y) + "\" text-anchor=\"" +
+         anchor + "\">" + content + "</text>\n";
 }
 
 /// Means of so many steps that about 400 points are left: the noise of single batches hides the curve.
-inline std::vector<PlotPoint> smoothed(std::span<const StepRecord> history) {
+inline std::vector<PlotPoint> smoothed(std::span<const minimamba::StepRecord> history) {
   const std::size_t some = std::max<std::size_t>(history.size() / 400, 1);
   std::vector<PlotPoint> points;
   for (std::size_t first = 0; first < history.size(); first += some) {
     const auto part = history.subspan(first, std::min(some, history.size() - first));
     double sum = 0;
-    for (const StepRecord& record : part) sum += record.loss;
+    for (const minimamba::StepRecord& record : part) sum += record.loss;
     points.push_back({static_cast<double>(part.back().step), sum / static_cast<double>(part.size())});
   }
   return points;
 }
 
-}  // namespace detail
-
 /// Loss and validation loss over the steps, as an SVG picture.
-inline std::string loss_svg(std::span<const StepRecord> history) {
-  const std::vector<detail::PlotPoint> losses = detail::smoothed(history);
-  std::vector<detail::PlotPoint> validations;
-  for (const StepRecord& record : history) {
+inline std::string loss_svg(std::span<const minimamba::StepRecord> history) {
+  const std::vector<PlotPoint> losses = smoothed(history);
+  std::vector<PlotPoint> validations;
+  for (const minimamba::StepRecord& record : history) {
     if (!std::isnan(record.validation_loss)) {
       validations.push_back({static_cast<double>(record.step), record.validation_loss});
     }
   }
-  detail::PlotFrame frame;
-  for (const std::span<const detail::PlotPoint> points :
-       {std::span(losses), std::span<const detail::PlotPoint>(validations)}) {
-    for (const detail::PlotPoint& point : points) {
+  PlotFrame frame;
+  for (const std::span<const PlotPoint> points : {std::span(losses), std::span<const PlotPoint>(validations)}) {
+    for (const PlotPoint& point : points) {
       frame.greatest = std::max(frame.greatest, std::ceil(point.y));
       frame.last_step = std::max(frame.last_step, point.x);
     }
@@ -99,18 +92,17 @@ inline std::string loss_svg(std::span<const StepRecord> history) {
       "font-size=\"12\">\n<rect width=\"800\" height=\"400\" fill=\"white\"/>\n";
   for (int tick = 0; tick <= 5; ++tick) {
     const double part = tick / 5.0, value = frame.greatest * part, y = frame.top + frame.height * (1 - part);
-    svg += "<line x1=\"60\" x2=\"780\" y1=\"" + detail::number_text(y) + "\" y2=\"" + detail::number_text(y) +
+    svg += "<line x1=\"60\" x2=\"780\" y1=\"" + minimamba::number_text(y) + "\" y2=\"" + minimamba::number_text(y) +
            "\" stroke=\"#ddd\"/>\n";
-    svg += detail::plot_text(frame.left - 8, y + 4, "end", detail::number_text(value));
-    svg += detail::plot_text(frame.left + frame.width * part, frame.top + frame.height + 18, "middle",
-                             detail::number_text(std::round(frame.last_step * part)));
+    svg += plot_text(frame.left - 8, y + 4, "end", minimamba::number_text(value));
+    svg += plot_text(frame.left + frame.width * part, frame.top + frame.height + 18, "middle",
+                     minimamba::number_text(std::round(frame.last_step * part)));
   }
-  svg += detail::plot_curve(frame, losses, "#1f77b4") + detail::plot_curve(frame, validations, "#d62728");
-  svg += detail::plot_text(420, 392, "middle", "steps; loss in nats a token: blue training, red validation");
+  svg += plot_curve(frame, losses, "#1f77b4") + plot_curve(frame, validations, "#d62728");
+  svg += plot_text(420, 392, "middle", "steps; loss in nats a token: blue training, red validation");
   return svg + "</svg>\n";
 }
 
-}  // namespace minimamba
+}  // namespace program
 
-#undef MINIMAMBA_ISA
 #endif

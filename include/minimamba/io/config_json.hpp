@@ -1,6 +1,6 @@
 // config.json in its two layouts: that of state-spaces/mamba ("official") and that of Hugging Face transformers.
-#ifndef MINIMAMBA_IO_CONFIG_HPP
-#define MINIMAMBA_IO_CONFIG_HPP
+#ifndef MINIMAMBA_IO_CONFIG_JSON_HPP
+#define MINIMAMBA_IO_CONFIG_JSON_HPP
 
 #include <algorithm>
 #include <cmath>

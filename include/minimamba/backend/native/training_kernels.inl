@@ -1,8 +1,8 @@
 // The one text of the native kernels of training, over the vector type of whichever region includes it: see
-// backend/native/kernels.inl. A region has square_root besides.
+// kernels.inl.
 
-#include "minimamba/train/native/products.inl"
-#include "minimamba/train/native/mixer.inl"
+#include "minimamba/backend/native/training_products.inl"
+#include "minimamba/backend/native/training_scan.inl"
 
 inline Scalar rms_norm_backward(const native::NormBackwardTask<Scalar>& task) {
   Vector squares = splat(0), dots = splat(0);

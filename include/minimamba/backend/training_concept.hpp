@@ -5,8 +5,8 @@
 // A gradient has the shape of what it belongs to: d_x is the derivative of the loss by x. Gradients of parameters are
 // added to, so that several calls accumulate; those of activations are overwritten. Gradients of a state are read as
 // that of the final state and left as that of the initial one: pass them from the last call of a sequence to the first.
-#ifndef MINIMAMBA_TRAIN_CONCEPT_HPP
-#define MINIMAMBA_TRAIN_CONCEPT_HPP
+#ifndef MINIMAMBA_BACKEND_TRAINING_CONCEPT_HPP
+#define MINIMAMBA_BACKEND_TRAINING_CONCEPT_HPP
 
 #include <concepts>
 #include <cstddef>
@@ -26,37 +26,16 @@ namespace minimamba::inline MINIMAMBA_ISA {
 ///   dv[i] = sum_k weight[k] ds[i - k], and what comes from the final window, which is the last K - 1 of v
 template <class Scalar>
 struct Conv1dBackwardArguments {
-  Sequence sequence;          // B, L
-  View<const Scalar> x;       // [M, E]
-  View<const Scalar> weight;  // [E, K], oldest first
-  View<const Scalar> bias;    // [1, E], or empty
-  View<const Scalar> window;  // [B E, K - 1], as it was before the forward call
-  View<const Scalar> d_y;     // [M, E]
-  View<Scalar> d_x;           // [M, E], overwritten; not d_y
-  View<Scalar> d_weight;      // [E, K], added to
-  View<Scalar> d_bias;        // [1, E], added to, or empty
-  View<Scalar> d_window;      // [B E, K - 1], of the final window; then of the initial one
-};
-
-namespace detail {
-
-/// Tokens between saved states, of which more than a sequence has come to the same.
-inline std::size_t tokens_of_chunk(std::size_t chunk, std::size_t length) {
-  return chunk < length || length == 0 ? chunk : length;
-}
-/// Chunks of a sequence: ceil(length / chunk), for any chunk but zero.
-inline std::size_t chunks_of(std::size_t length, std::size_t chunk) {
-  return length / chunk + (length % chunk == 0 ? 0 : 1);
-}
-
-}  // namespace detail
-
-/// selective_scan_saving: the selective scan, which also keeps the state before each chunk of tokens.
-template <class Scalar>
-struct ScanSavingArguments {
-  ScanArguments<Scalar> scan;
-  std::size_t chunk = 0;  // tokens between saved states, at least 1; any more than L are the same as L
-  View<Scalar> saved;     // [B ceil(L / chunk) E, N], sequence by sequence
+  std::span<const Segment> segments;
+  View<const Scalar> x;           // [M, E]
+  View<const Scalar> weight;      // [E, K], oldest first
+  View<const Scalar> bias;        // [1, E], or empty
+  KeptStates<const Scalar> kept;  // by the forward call; the first of each segment is looked at
+  View<const Scalar> d_y;         // [M, E]
+  View<Scalar> d_x;               // [M, E], overwritten; not d_y
+  View<Scalar> d_weight;          // [E, K], added to
+  View<Scalar> d_bias;            // [1, E], added to, or empty
+  SlotView<Scalar> d_window;      // [E, K - 1], of the final window; then of the initial one
 };
 
 /// Backward of the selective scan. With g = silu(z), o = C . h + D u, y = o g and dh[L] given:
@@ -67,12 +46,11 @@ struct ScanSavingArguments {
 ///   du[t] = D do[t] + dt[t] sum_n dh[t] B[t]        dD += sum_t do[t] u[t]
 ///   dB[t] = sum_e dh[t] dt[t] u[t]       dC[t] = sum_e do[t] h[t]
 ///   ddelta[t] = ddt[t] sigma(delta[t] + delta_bias) (ddt[t] above 20), and d_delta_bias += sum_t ddelta[t]
-/// h is recomputed from the states before each chunk of tokens, so that memory holds ceil(L / chunk) states of a
-/// sequence and the states of one chunk, never those of all tokens.
+/// h is recomputed from the states before each chunk of tokens, so that memory holds ceil(length / chunk) states of a
+/// segment and the states of one chunk, never those of all tokens.
 template <class Scalar>
 struct ScanBackwardArguments {
-  Sequence sequence;              // B, L
-  std::size_t chunk = 0;          // tokens between saved states, as in the forward call
+  std::span<const Segment> segments;
   View<const Scalar> u;           // [M, E]
   View<const Scalar> delta;       // [M, E]
   View<const Scalar> delta_bias;  // [1, E]
@@ -81,7 +59,7 @@ struct ScanBackwardArguments {
   View<const Scalar> c;           // [M, N]
   View<const Scalar> d;           // [1, E]
   View<const Scalar> z;           // [M, E]
-  View<const Scalar> saved;       // [B ceil(L / chunk) E, N], the state before each chunk, sequence by sequence
+  KeptStates<const Scalar> kept;  // by the forward call
   View<const Scalar> d_y;         // [M, E]
   View<Scalar> d_u;               // [M, E], overwritten, as the next four
   View<Scalar> d_delta;           // [M, E]
@@ -91,7 +69,7 @@ struct ScanBackwardArguments {
   View<Scalar> d_delta_bias;      // [1, E], added to, as the next two
   View<Scalar> d_a;               // [E, N]
   View<Scalar> d_d;               // [1, E]
-  View<Scalar> d_h;               // [B E, N], of the final state; then of the initial one
+  SlotView<Scalar> d_h;           // [E, N], of the final state; then of the initial one
 };
 
 /// Backward of y = x / r * weight, r = sqrt(mean(x^2) + epsilon):
@@ -108,9 +86,9 @@ struct RmsNormBackwardArguments {
 
 /// matmul_backward_input: dx = dy weight                             dy [M, out], weight [out, in], dx [M, in]
 /// matmul_backward_weight: dweight += dy^T x                         dweight [out, in]
-/// embed_backward: dweight[tokens[i],:] += dy[i,:]                   dy [M, D], dweight [V, D]
+/// embed_backward: dweight[tokens[i],:] += dy[i,:]                   tokens [1, M], dy [M, D], dweight [V, D]
 template <class B>
-concept HasMatmulBackward = requires(const B& backend, std::span<const std::int32_t> tokens,
+concept HasMatmulBackward = requires(const B& backend, View<const std::int32_t> tokens,
                                      View<const typename B::Scalar> x, View<typename B::Scalar> y,
                                      typename B::template Matrix<typename B::Scalar>& matrix) {
   backend.matmul_backward_input(x, matrix, y);
@@ -130,42 +108,34 @@ concept HasElementwiseBackward = requires(const B& backend, View<const typename 
 /// The target of a row that has none.
 inline constexpr std::int32_t ignored_target = -100;
 
-/// Cross entropy of some rows, so that the logits of a whole batch are never kept; returns the sum over rows of
+/// Cross entropy of some rows, so that the logits of a whole batch are never kept. Adds to `loss` the sum over rows of
 ///   loss[i] = log(sum_v exp(logits[i,v])) - logits[i, targets[i]]
 ///   d_logits[i,v] = scale (softmax(logits[i])[v] - [v == targets[i]])
 /// Rows whose target is ignored_target have loss and gradient zero.
 template <class Scalar>
 struct CrossEntropyArguments {
-  View<const Scalar> logits;              // [M, V]
-  std::span<const std::int32_t> targets;  // [M], below V or ignored_target
-  double scale = 1;                       // 1 / (targets of the whole batch), for the gradient of the mean
-  View<Scalar> d_logits;                  // [M, V], overwritten; may be logits
+  View<const Scalar> logits;         // [M, V]
+  View<const std::int32_t> targets;  // [1, M], below V or ignored_target
+  double scale = 1;                  // 1 / (targets of the whole batch), for the gradient of the mean
+  View<Scalar> d_logits;             // [M, V], overwritten; may be logits
+  View<double> loss;                 // [1, 1], added to
 };
 
 template <class B>
 concept HasCrossEntropy = requires(const B& backend, const CrossEntropyArguments<typename B::Scalar>& arguments) {
-  { backend.cross_entropy(arguments) } -> std::same_as<double>;
+  backend.cross_entropy(arguments);
 };
 
 template <class B>
 concept HasMixerBackward = requires(const B& backend, const Conv1dBackwardArguments<typename B::Scalar>& conv1d,
-                                    const ScanSavingArguments<typename B::Scalar>& saving,
                                     const ScanBackwardArguments<typename B::Scalar>& scan) {
   backend.causal_conv1d_backward(conv1d);
-  backend.selective_scan_saving(saving);
   backend.selective_scan_backward(scan);
 };
 
 template <class B>
 concept HasRmsNormBackward = requires(const B& backend, const RmsNormBackwardArguments<typename B::Scalar>& norm) {
   backend.rms_norm_backward(norm);
-};
-
-/// dropout: x[i,j] is zero with probability `rate`, else divided by 1 - rate. Which ones depends on the seed, i and j
-/// alone, so that backward repeats it.                               x [M, n], read and written
-struct Dropout {
-  double rate = 0;  // from 0 to below 1
-  std::uint64_t seed = 0;
 };
 
 namespace detail {
@@ -198,15 +168,20 @@ struct AdamWArguments {
 
 /// numbers: all that a matrix holds as one row, in the order in which it lies in memory, which is the same for all
 /// matrices of one shape: what is done element by element needs no other. What fills up its blocks is zero and stays
-/// so. sum_of_squares: the sum of x[i,j]^2, of which the bits do not depend on the threads.
+/// so. matrix_over: a matrix in matrix_size(rows, cols) numbers of a buffer, all zero, that somebody else keeps alive;
+/// they begin at a multiple of 64 bytes. sum_of_squares: sum = the sum of x[i,j]^2, of which the bits do not depend on
+/// the threads; sum [1, 1].
 template <class B>
 concept HasOptimizer = requires(const B& backend, typename B::template Matrix<typename B::Scalar>& matrix,
                                 const typename B::template Matrix<typename B::Scalar>& constant,
-                                View<const typename B::Scalar> x, View<typename B::Scalar> y,
-                                const AdamWArguments<typename B::Scalar>& step) {
+                                View<const typename B::Scalar> x, View<typename B::Scalar> y, View<double> sum,
+                                const AdamWArguments<typename B::Scalar>& step, std::size_t size,
+                                typename B::Scalar* memory) {
+  { backend.matrix_size(size, size) } -> std::same_as<std::size_t>;
+  matrix = backend.matrix_over(size, size, memory);
   { backend.numbers(matrix) } -> std::same_as<View<typename B::Scalar>>;
   { backend.numbers(constant) } -> std::same_as<View<const typename B::Scalar>>;
-  { backend.sum_of_squares(x) } -> std::same_as<double>;
+  backend.sum_of_squares(x, sum);
   backend.adamw(step);
   backend.dropout(y, Dropout());
 };
@@ -218,15 +193,23 @@ concept TrainingBackend = InferenceBackend<B> && HasMatmulBackward<B> && HasElem
 
 namespace detail {
 
+template <class Model>
+inline constexpr bool trains_its_weights = [] {
+  if constexpr (requires { typename Model::WeightType; }) {
+    return std::is_same_v<typename Model::WeightType, typename Model::ScalarType>;
+  }
+  return true;
+}();
+
 /// What all that train ask of a model beyond inference: in a class that is made once, and spelled out, so that
 /// compilers say once, and in few words, which kernel its backend lacks. To name its Type makes clang stop there.
 template <class Model>
 struct Trainable {
   using Type = Model;
-  using Backend = typename Model::BackendType;
+  using Backend = std::remove_cvref_t<decltype(std::declval<const Model&>().backend())>;
   static_assert(HasMatmulBackward<Backend> && HasElementwiseBackward<Backend> && HasRmsNormBackward<Backend>);
   static_assert(HasMixerBackward<Backend> && HasCrossEntropy<Backend> && HasOptimizer<Backend>);
-  static_assert(std::is_same_v<typename Model::WeightType, typename Model::ScalarType>);
+  static_assert(trains_its_weights<Model>, "only weights in Scalar can be trained");
 };
 
 }  // namespace detail

@@ -1,7 +1,8 @@
-// The backward of every kernel as plain loops, in the order of the equations of train/concept.hpp, on top of any
-// backend of this processor whose weights lie in rows. Runs on one thread; sums are carried in double.
-#ifndef MINIMAMBA_TRAIN_LOOPS_HPP
-#define MINIMAMBA_TRAIN_LOOPS_HPP
+// ReferenceTraining: the reference backend and the backward of each of its kernels, as plain loops in the order of the
+// equations of training_concept.hpp. Every other backend is compared with it. The loops may stand on any backend of
+// this processor whose weights lie in rows; they run on one thread, and sums are carried in double.
+#ifndef MINIMAMBA_BACKEND_REFERENCE_TRAINING_HPP
+#define MINIMAMBA_BACKEND_REFERENCE_TRAINING_HPP
 
 #include <algorithm>
 #include <cassert>
@@ -11,8 +12,9 @@
 #include <span>
 #include <vector>
 
-#include "minimamba/train/concept.hpp"
-#include "minimamba/train/host_training.hpp"
+#include "minimamba/backend/host_training.hpp"
+#include "minimamba/backend/reference.hpp"
+#include "minimamba/backend/training_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -63,8 +65,10 @@ class LoopTraining : public HostTraining<Inference> {
   }
 
   void causal_conv1d_backward(const Conv1dBackwardArguments<Scalar>& p) const {
-    for (std::size_t row = 0; row < p.sequence.batch; ++row) {
-      for (std::size_t e = 0; e < p.x.cols(); ++e) conv1d_channel(p, row, e);
+    std::size_t kept = 0;
+    for (const Segment& segment : p.segments) {
+      for (std::size_t e = 0; e < p.x.cols() && segment.length > 0; ++e) conv1d_channel(p, segment, kept, e);
+      kept += chunks_of(segment.length, p.kept.chunk);
     }
   }
 
@@ -73,22 +77,25 @@ class LoopTraining : public HostTraining<Inference> {
       std::fill_n(p.d_b.row(i).data(), p.d_b.cols(), Scalar(0));
       std::fill_n(p.d_c.row(i).data(), p.d_c.cols(), Scalar(0));
     }
-    for (std::size_t row = 0; row < p.sequence.batch; ++row) {
-      for (std::size_t e = 0; e < p.u.cols(); ++e) scan_channel(p, row, e);
+    std::size_t kept = 0;
+    for (const Segment& segment : p.segments) {
+      for (std::size_t e = 0; e < p.u.cols(); ++e) scan_channel(p, segment, kept, e);
+      kept += chunks_of(segment.length, p.kept.chunk);
     }
   }
 
-  double cross_entropy(const CrossEntropyArguments<Scalar>& p) const {
-    assert(p.targets.size() == p.logits.rows() && p.d_logits.rows() == p.logits.rows());
+  void cross_entropy(const CrossEntropyArguments<Scalar>& p) const {
+    assert(p.targets.cols() == p.logits.rows() && p.d_logits.rows() == p.logits.rows());
     double loss = 0;
     for (std::size_t i = 0; i < p.logits.rows(); ++i) {
-      if (p.targets[i] == ignored_target) {
+      const std::int32_t target = p.targets(0, i);
+      if (target == ignored_target) {
         std::fill_n(p.d_logits.row(i).data(), p.d_logits.cols(), Scalar(0));
       } else {
-        loss += cross_entropy_row(p.logits.row(i), static_cast<std::size_t>(p.targets[i]), p.scale, p.d_logits.row(i));
+        loss += cross_entropy_row(p.logits.row(i), static_cast<std::size_t>(target), p.scale, p.d_logits.row(i));
       }
     }
-    return loss;
+    p.loss(0, 0) += loss;
   }
 
  private:
@@ -110,13 +117,15 @@ class LoopTraining : public HostTraining<Inference> {
   static double softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
   static double silu_slope(double x) { return sigmoid(x) * (1 + x * (1 - sigmoid(x))); }
 
-  static void conv1d_channel(const Conv1dBackwardArguments<Scalar>& p, std::size_t row, std::size_t e) {
-    const std::size_t length = p.sequence.length, width = p.weight.cols(), past = width - 1;
-    const std::size_t first = row * length, channel = row * p.x.cols() + e;
+  static void conv1d_channel(const Conv1dBackwardArguments<Scalar>& p, const Segment& segment, std::size_t kept,
+                             std::size_t e) {
+    const auto [first, length, slot] = segment;
+    const std::size_t width = p.weight.cols(), past = width - 1;
+    const View<Scalar> d_window = p.d_window[slot];
     std::vector<double> v(past + length), d_v(past + length), d_weight(width);
-    for (std::size_t j = 0; j < past; ++j) v[j] = wide(p.window(channel, j));
+    for (std::size_t j = 0; j < past; ++j) v[j] = wide(p.kept.states[kept](e, j));
     for (std::size_t t = 0; t < length; ++t) v[past + t] = wide(p.x(first + t, e));
-    for (std::size_t j = 0; j < past; ++j) d_v[length + j] = wide(p.d_window(channel, j));
+    for (std::size_t j = 0; j < past; ++j) d_v[length + j] = wide(d_window(e, j));
     double d_bias = 0;
     for (std::size_t t = 0; t < length; ++t) {
       double s = p.bias.empty() ? 0 : wide(p.bias(0, e));
@@ -130,22 +139,23 @@ class LoopTraining : public HostTraining<Inference> {
     }
     for (std::size_t k = 0; k < width; ++k) p.d_weight(e, k) += static_cast<Scalar>(d_weight[k]);
     if (!p.d_bias.empty()) p.d_bias(0, e) += static_cast<Scalar>(d_bias);
-    for (std::size_t j = 0; j < past; ++j) p.d_window(channel, j) = static_cast<Scalar>(d_v[j]);
+    for (std::size_t j = 0; j < past; ++j) d_window(e, j) = static_cast<Scalar>(d_v[j]);
     for (std::size_t t = 0; t < length; ++t) p.d_x(first + t, e) = static_cast<Scalar>(d_v[past + t]);
   }
 
-  /// One channel of one sequence, chunk by chunk from the end.
-  static void scan_channel(const ScanBackwardArguments<Scalar>& p, std::size_t row, std::size_t e) {
-    const std::size_t length = p.sequence.length, channels = p.u.cols(), states = p.a.cols();
+  /// One channel of one segment, chunk by chunk from the end. Its kept states are those from `kept` on.
+  static void scan_channel(const ScanBackwardArguments<Scalar>& p, const Segment& segment, std::size_t kept,
+                           std::size_t e) {
+    const std::size_t length = segment.length, states = p.a.cols();
     if (length == 0) return;
-    const std::size_t chunk = tokens_of_chunk(p.chunk, length), chunks = chunks_of(length, chunk);
+    const std::size_t chunk = tokens_at_once(length, p.kept.chunk), chunks = chunks_of(length, chunk);
     std::vector<double> h((chunk + 1) * states);  // before each token of the chunk, and after the last
     for (std::size_t k = chunks; k-- > 0;) {
       const std::size_t begin = k * chunk, end = std::min(length, begin + chunk);
-      const auto start = p.saved.row((row * chunks + k) * channels + e);
+      const auto start = p.kept.states[kept + k].row(e);
       for (std::size_t n = 0; n < states; ++n) h[n] = wide(start[n]);
       for (std::size_t t = begin; t < end; ++t) {
-        const std::size_t i = row * length + t;
+        const std::size_t i = segment.first + t;
         const double dt = softplus(wide(p.delta(i, e)) + wide(p.delta_bias(0, e)));
         double* const before = h.data() + (t - begin) * states;
         for (std::size_t n = 0; n < states; ++n) {
@@ -153,7 +163,7 @@ class LoopTraining : public HostTraining<Inference> {
         }
       }
       for (std::size_t t = end; t-- > begin;) {
-        scan_token(p, row * length + t, e, h.data() + (t - begin) * states, p.d_h.row(row * channels + e));
+        scan_token(p, segment.first + t, e, h.data() + (t - begin) * states, p.d_h[segment.slot].row(e));
       }
     }
   }
@@ -187,6 +197,14 @@ class LoopTraining : public HostTraining<Inference> {
 };
 
 }  // namespace detail
+
+template <class Number>
+class ReferenceTraining : public detail::LoopTraining<ReferenceBackend<Number>> {
+ public:
+  using Scalar = Number;
+  using detail::LoopTraining<ReferenceBackend<Number>>::LoopTraining;
+};
+
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

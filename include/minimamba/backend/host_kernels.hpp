@@ -1,0 +1,99 @@
+// Plain loops that several backends on this processor share: RMSNorm of a row, for numbers of any size, which is all
+// that the reference backend does, and what the others do with a row whose squares are beyond their type; and the
+// windows of the convolution.
+#ifndef MINIMAMBA_BACKEND_HOST_KERNELS_HPP
+#define MINIMAMBA_BACKEND_HOST_KERNELS_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <span>
+
+#include "minimamba/backend/concept.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// What numbers are multiplied by, twice, before they are squared: 1, but a power of two where the sum of their squares
+/// is no double. Those that vanish then count nothing beside the largest.
+template <class Scalar>
+double norm_scale(std::span<const Scalar> x) {
+  double squares = 0;
+  for (const Scalar value : x) squares += static_cast<double>(value) * static_cast<double>(value);
+  return std::isfinite(squares) ? 1 : 0x1p-384;
+}
+
+/// y = x / sqrt(mean(x^2) + epsilon) * weight                         x, weight, y [D]
+template <class Scalar>
+[[gnu::noinline]] void rms_norm_row(std::span<const Scalar> x, std::span<const Scalar> weight, double epsilon,
+                                    std::span<Scalar> y) {
+  const double half = norm_scale(x), whole = half * half;
+  double squares = 0;
+  for (const Scalar value : x) squares += (static_cast<double>(value) * whole) * (static_cast<double>(value) * whole);
+  const double scale = 1 / std::sqrt(squares / static_cast<double>(x.size()) + epsilon * whole * whole) * half;
+  for (std::size_t j = 0; j < x.size(); ++j) {
+    y[j] = static_cast<Scalar>(static_cast<double>(x[j]) * scale * half) * weight[j];
+  }
+}
+
+/// log sum_v exp(logits[v]) - logits[token], in nats                  logits [V]
+template <class Scalar>
+double negative_log_likelihood(std::span<const Scalar> logits, std::size_t token) {
+  Scalar largest = -std::numeric_limits<Scalar>::infinity();
+  for (const Scalar logit : logits) largest = std::max(largest, logit);
+  constexpr std::size_t lanes = 8;  // sums of their own, which a compiler may keep in a register
+  double sums[lanes] = {};
+  for (std::size_t v = 0; v < logits.size(); ++v) sums[v % lanes] += static_cast<double>(std::exp(logits[v] - largest));
+  double sum = 0;
+  for (const double part : sums) sum += part;
+  return std::log(sum) + (static_cast<double>(largest) - static_cast<double>(logits[token]));
+}
+
+/// Input number i of channel e in the window followed by x: output t of the segment is made of inputs t to t + K - 1.
+template <class Scalar>
+Scalar conv1d_input(const Conv1dArguments<Scalar>& p, const Segment& segment, std::size_t i, std::size_t e) {
+  const std::size_t past = p.window.cols();
+  return i < past ? p.window[segment.slot](e, i) : p.x(segment.first + i - past, e);
+}
+
+/// Leaves the last K - 1 inputs in the window of a segment.
+template <class Scalar>
+void slide_window(const Conv1dArguments<Scalar>& p, const Segment& segment) {
+  const View<Scalar> window = p.window[segment.slot];
+  for (std::size_t e = 0; e < window.rows(); ++e) {
+    for (std::size_t j = 0; j < window.cols(); ++j) {  // ascending: a column is read before it is overwritten
+      window(e, j) = conv1d_input(p, segment, segment.length + j, e);
+    }
+  }
+}
+
+/// Keeps the windows before every chunk, before any of them slides.
+template <class Scalar>
+void keep_each_window(const Conv1dArguments<Scalar>& p) {
+  std::size_t kept = 0;
+  for (const Segment& segment : p.segments) {
+    for (std::size_t k = 0; k < chunks_of(segment.length, p.kept.chunk); ++k) {
+      const View<Scalar> window = p.kept.states[kept++];
+      for (std::size_t e = 0; e < window.rows(); ++e) {
+        for (std::size_t j = 0; j < window.cols(); ++j) {
+          window(e, j) = conv1d_input(p, segment, k * p.kept.chunk + j, e);
+        }
+      }
+    }
+  }
+}
+
+/// The same, if any are asked for.
+template <class Scalar>
+inline void keep_windows(const Conv1dArguments<Scalar>& p) {
+  if (p.kept.chunk != 0) keep_each_window(p);
+}
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,143 @@
+// The list of instruction sets for which the kernel text is compiled, included by targets.hpp for inference and, where
+// MINIMAMBA_TRAINING_REGIONS is defined, once more by training_targets.hpp, which goes on with the same namespaces: so
+// programs that only infer compile none of it. Each region below switches the compiler to one set, for the functions
+// that it includes and nothing else. Inside, g++ is told not to fuse products and sums of its own accord: what is fused
+// is written fmadd, in every copy of a kernel alike.
+
+#if defined(__clang__)
+#define MINIMAMBA_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define MINIMAMBA_UNROLL _Pragma("GCC unroll 32")
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // false, from inside the compiler's own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // intrinsics are macros where nothing is optimised
+#else
+#define MINIMAMBA_UNROLL
+#endif
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+namespace portable_float {
+#ifdef MINIMAMBA_TRAINING_REGIONS
+#include "minimamba/backend/native/training_kernels.inl"
+#else
+using Scalar = float;
+#include "minimamba/backend/native/vector_portable.inl"
+#include "minimamba/backend/native/math_float.inl"
+#include "minimamba/backend/native/kernels.inl"
+#include "minimamba/backend/native/narrow_portable.inl"
+#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/blocks.inl"
+#endif
+}  // namespace portable_float
+
+namespace portable_double {
+#ifdef MINIMAMBA_TRAINING_REGIONS
+#include "minimamba/backend/native/training_kernels.inl"
+#else
+using Scalar = double;
+#include "minimamba/backend/native/vector_portable.inl"
+#include "minimamba/backend/native/math_double.inl"
+#include "minimamba/backend/native/kernels.inl"
+#endif
+}  // namespace portable_double
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+namespace avx2 {
+#ifdef MINIMAMBA_TRAINING_REGIONS
+#include "minimamba/backend/native/training_kernels.inl"
+#else
+#include "minimamba/backend/native/vector_avx2.inl"
+#include "minimamba/backend/native/math_float.inl"
+#include "minimamba/backend/native/kernels.inl"
+#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/blocks.inl"
+#endif
+}  // namespace avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
+namespace avx512 {
+#ifdef MINIMAMBA_TRAINING_REGIONS
+#include "minimamba/backend/native/training_kernels.inl"
+#else
+#include "minimamba/backend/native/vector_avx512.inl"
+#include "minimamba/backend/native/math_float.inl"
+#include "minimamba/backend/native/kernels.inl"
+#include "minimamba/backend/native/narrow.inl"
+#endif
+}  // namespace avx512
+#ifndef MINIMAMBA_TRAINING_REGIONS  // whose kernels need no more
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512vnni")
+#endif
+namespace avx512 {
+#include "minimamba/backend/native/vector_avx512vnni.inl"
+#include "minimamba/backend/native/blocks.inl"
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512bf16")
+#endif
+namespace avx512 {
+#include "minimamba/backend/native/vector_avx512bf16.inl"
+#include "minimamba/backend/native/pairs.inl"
+}  // namespace avx512
+#endif  // MINIMAMBA_TRAINING_REGIONS
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+
+// Every AArch64 machine has it: no region is needed.
+namespace neon {
+#ifdef MINIMAMBA_TRAINING_REGIONS
+#include "minimamba/backend/native/training_kernels.inl"
+#else
+#include "minimamba/backend/native/vector_neon.inl"
+#include "minimamba/backend/native/math_float.inl"
+#include "minimamba/backend/native/kernels.inl"
+#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/blocks.inl"
+#endif
+}  // namespace neon
+
+#endif
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#pragma GCC diagnostic pop
+#endif
+
+#undef MINIMAMBA_UNROLL

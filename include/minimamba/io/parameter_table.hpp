@@ -1,0 +1,147 @@
+// The table of parameters: what files call those of a model, how they have them, and which settings decide their shape.
+// One line for each; a mixer adds its own. Loading, saving, GGUF's names and messages all read it.
+#ifndef MINIMAMBA_IO_PARAMETER_TABLE_HPP
+#define MINIMAMBA_IO_PARAMETER_TABLE_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// Settings of a configuration, as bits of a set.
+namespace setting {
+enum Setting : unsigned {
+  none = 0,
+  n_layer = 1,
+  tie_embeddings = 2,
+  bias = 4,
+  conv_bias = 8,
+  vocab_size = 16,
+  d_model = 32,
+  d_inner = 64,
+  d_state = 128,
+  d_conv = 256,
+  dt_rank = 512
+};
+}  // namespace setting
+
+/// How a file has the numbers of a parameter.
+enum class StoredAs {
+  itself,
+  minus_exp,  // -exp of them, in GGUF
+};
+
+struct ParameterEntry {
+  std::string_view name;              // of a layer's: without "layers.3."
+  std::string_view gguf;              // without "blk.3."
+  bool in_layer = true;               // else the model has it once
+  unsigned presence = setting::none;  // settings that decide whether it is there
+  unsigned shape = setting::none;     // and what shape it has
+  StoredAs in_gguf = StoredAs::itself;
+};
+
+inline constexpr ParameterEntry parameter_table[] = {
+    {.name = "embedding.weight",
+     .gguf = "token_embd.weight",
+     .in_layer = false,
+     .shape = setting::vocab_size | setting::d_model},
+    {.name = "norm_f.weight", .gguf = "output_norm.weight", .in_layer = false, .shape = setting::d_model},
+    {.name = "lm_head.weight",
+     .gguf = "output.weight",
+     .in_layer = false,
+     .presence = setting::tie_embeddings,
+     .shape = setting::vocab_size | setting::d_model},
+    {.name = "norm.weight", .gguf = "attn_norm.weight", .shape = setting::d_model},
+    // S6
+    {.name = "mixer.in_proj.weight", .gguf = "ssm_in.weight", .shape = setting::d_model | setting::d_inner},
+    {.name = "mixer.in_proj.bias",
+     .gguf = "ssm_in.bias",
+     .presence = setting::bias,
+     .shape = setting::d_model | setting::d_inner},
+    {.name = "mixer.conv1d.weight",
+     .gguf = "ssm_conv1d.weight",
+     .shape = setting::d_model | setting::d_inner | setting::d_conv},
+    {.name = "mixer.conv1d.bias",
+     .gguf = "ssm_conv1d.bias",
+     .presence = setting::conv_bias,
+     .shape = setting::d_model | setting::d_inner},
+    {.name = "mixer.x_proj.weight",
+     .gguf = "ssm_x.weight",
+     .shape = setting::d_model | setting::d_inner | setting::d_state | setting::dt_rank},
+    {.name = "mixer.dt_proj.weight",
+     .gguf = "ssm_dt.weight",
+     .shape = setting::d_model | setting::d_inner | setting::dt_rank},
+    {.name = "mixer.dt_proj.bias", .gguf = "ssm_dt.bias", .shape = setting::d_model | setting::d_inner},
+    {.name = "mixer.A_log",
+     .gguf = "ssm_a",
+     .shape = setting::d_model | setting::d_inner | setting::d_state,
+     .in_gguf = StoredAs::minus_exp},
+    {.name = "mixer.D", .gguf = "ssm_d", .shape = setting::d_model | setting::d_inner},
+    {.name = "mixer.out_proj.weight", .gguf = "ssm_out.weight", .shape = setting::d_model | setting::d_inner},
+    {.name = "mixer.out_proj.bias",
+     .gguf = "ssm_out.bias",
+     .presence = setting::bias,
+     .shape = setting::d_model | setting::d_inner},
+};
+
+/// A name taken apart: "layers." or "blk.", the digits of the layer, and what is behind.
+struct LayerName {
+  std::string_view layer, part;
+};
+inline std::optional<LayerName> in_layer(std::string_view name, std::string_view prefix) {
+  if (!name.starts_with(prefix)) return std::nullopt;
+  name.remove_prefix(prefix.size());
+  const std::size_t dot = name.find('.');
+  if (dot == name.npos) return std::nullopt;
+  return LayerName{name.substr(0, dot), name.substr(dot + 1)};
+}
+
+/// The table's line for a parameter; null if no model has one of that name.
+inline const ParameterEntry* entry_of(std::string_view parameter) {
+  const std::optional<LayerName> split = in_layer(parameter, "layers.");
+  if (split && (split->layer.empty() || split->layer.find_first_not_of("0123456789") != parameter.npos)) return nullptr;
+  const auto is_it = [&](const ParameterEntry& entry) {
+    return entry.in_layer == split.has_value() && entry.name == (split ? split->part : parameter);
+  };
+  const auto* const place = std::find_if(std::begin(parameter_table), std::end(parameter_table), is_it);
+  return place == std::end(parameter_table) ? nullptr : place;
+}
+
+inline StoredAs stored_in_gguf(std::string_view parameter) {
+  const ParameterEntry* const entry = entry_of(parameter);
+  return entry == nullptr ? StoredAs::itself : entry->in_gguf;
+}
+
+/// GGUF's name of a parameter: blk.3.ssm_in.weight for layers.3.mixer.in_proj.weight. One that GGUF has no name for
+/// keeps its own, "blk." in place of "layers.".
+inline std::string gguf_name(std::string_view parameter) {
+  const ParameterEntry* const entry = entry_of(parameter);
+  const std::optional<LayerName> split = in_layer(parameter, "layers.");
+  if (!split) return std::string(entry == nullptr ? parameter : entry->gguf);
+  return "blk." + std::string(split->layer) + "." + std::string(entry == nullptr ? split->part : entry->gguf);
+}
+
+/// The parameter that GGUF calls so; of what is none, the name as it stands, "layers." in place of "blk.".
+inline std::string gguf_parameter(std::string_view stored) {
+  const std::optional<LayerName> split = in_layer(stored, "blk.");
+  const std::string_view part = split ? split->part : stored;
+  const auto is_it = [&](const ParameterEntry& entry) {
+    return entry.in_layer == split.has_value() && entry.gguf == part;
+  };
+  const auto* const place = std::find_if(std::begin(parameter_table), std::end(parameter_table), is_it);
+  const std::string name(place == std::end(parameter_table) ? part : place->name);
+  return split ? "layers." + std::string(split->layer) + "." + name : name;
+}
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,317 @@
+// What models of blocks share (MambaModel and Mamba): how several sequences of unequal lengths pass through the blocks,
+// some rows at a time, and what belongs to all blocks together.
+#ifndef MINIMAMBA_NN_BLOCKS_HPP
+#define MINIMAMBA_NN_BLOCKS_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "minimamba/backend/concept.hpp"
+#include "minimamba/nn/inference_cache.hpp"
+#include "minimamba/nn/initialize.hpp"
+#include "minimamba/nn/mamba_block.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace detail {
+
+/// Chooses the next rows of runs, which have a slot and a length(), of which read[i] have been read: about as many of
+/// each that has any left, in the order of the runs. owners[s] is the run of segment s. Nothing is chosen once all is
+/// read.
+template <class AnyRun>
+void choose_rows(std::span<const AnyRun> runs, std::size_t most, std::span<const std::size_t> read,
+                 std::vector<Segment>& segments, std::vector<std::size_t>& owners) {
+  segments.clear();
+  owners.clear();
+  if (runs.size() == 1) {  // a prompt, or a token: nothing is divided
+    const std::size_t left = runs[0].length() - read[0];
+    if (left == 0) return;
+    segments.push_back({.first = 0, .length = std::min(left, std::max<std::size_t>(most, 1)), .slot = runs[0].slot});
+    owners.push_back(0);
+    return;
+  }
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    if (read[i] == runs[i].length()) continue;
+    segments.push_back({.first = 0, .length = 0, .slot = runs[i].slot});
+    owners.push_back(i);
+  }
+  const auto wanted = [&](std::size_t s) { return runs[owners[s]].length() - read[owners[s]] - segments[s].length; };
+  std::size_t hungry = segments.size(), left = std::max(most, hungry);
+  while (hungry > 0 && left >= hungry) {
+    const std::size_t share = left / hungry;
+    hungry = 0;
+    for (std::size_t s = 0; s < segments.size(); ++s) {
+      const std::size_t taken = std::min(share, wanted(s));
+      segments[s].length += taken;
+      left -= taken;
+      if (wanted(s) > 0) ++hungry;
+    }
+  }
+  for (std::size_t s = 1; s < segments.size(); ++s) {
+    segments[s].first = segments[s - 1].first + segments[s - 1].length;
+  }
+}
+
+/// Calls body(first row, count, place) for chosen rows that stay neighbours among the results of a call, which has one
+/// for each token, run by run: they belong at `place`.
+template <class AnyRun, class Work, class Body>
+void for_each_place(std::span<const AnyRun> runs, const Work& work, Body&& body) {
+  std::size_t begin = 0, end = 0, place = 0, first = 0, run = 0;  // first: of the results of `run`
+  for (std::size_t s = 0; s < work.segments.size(); ++s) {
+    for (; run < work.owners[s]; ++run) first += runs[run].length();
+    const std::size_t wanted = first + work.read[run];
+    if (wanted != place + (end - begin)) {
+      if (begin < end) body(begin, end - begin, place);
+      begin = end;
+      place = wanted;
+    }
+    end += work.segments[s].length;
+  }
+  if (begin < end) body(begin, end - begin, place);
+}
+
+/// Calls body(row, place) for the chosen row that is the last of a run, for each run that is through: it belongs at
+/// `place` among those of all runs that have any rows.
+template <class AnyRun, class Work, class Body>
+void for_each_last(std::span<const AnyRun> runs, const Work& work, Body&& body) {
+  std::size_t place = 0, run = 0;
+  for (std::size_t s = 0; s < work.segments.size(); ++s) {
+    for (; run < work.owners[s]; ++run) {
+      if (runs[run].length() > 0) ++place;
+    }
+    const Segment& segment = work.segments[s];
+    if (work.read[run] + segment.length == runs[run].length()) body(segment.first + segment.length - 1, place);
+  }
+}
+
+/// Puts the states of a cache back when a kernel throws.
+template <class Cache>
+class StateKeeper {
+ public:
+  StateKeeper(Cache& cache, bool keeps) : cache_(cache) {
+    if (keeps) before_.emplace(cache.clone());
+  }
+  StateKeeper(const StateKeeper&) = delete;
+  StateKeeper& operator=(const StateKeeper&) = delete;
+  ~StateKeeper() {
+    if (before_) cache_.assign(*before_);
+  }
+  void release() { before_.reset(); }
+
+ private:
+  Cache& cache_;
+  std::optional<Cache> before_;
+};
+
+/// The blocks of a model, whose parameters lie in the model: its settings, and what is done with all of them.
+template <class Scalar, template <class> class Backend, class Weight,
+          template <class, template <class> class, class> class Mixer>
+struct Blocks {
+  using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
+  using MixerType = Mixer<Scalar, Backend, Weight>;
+  using Cache = InferenceCache<Scalar, Backend>;
+  using Work = Workspace<Backend<Scalar>>;
+  using Layers = std::vector<Block>;
+
+  /// A call that reads runs: anything with a slot and a length(), in rows.
+  template <class AnyRun>
+  struct Call {
+    const Layers& layers;
+    std::span<const AnyRun> runs;
+    Cache& cache;
+    Work& work;
+    std::size_t rows = 0, filled = 0;  // of all runs; runs that have any
+    std::size_t at_once = 0;           // rows that pass together, at most
+  };
+
+  MambaConfig config;  // resolved
+  Backend<Scalar> backend;
+  StateLayout layout;
+  ModelSizes sizes;                 // sizes_of(config)
+  std::vector<std::size_t> widths;  // of what a block computes on the way
+
+  Blocks(const MambaConfig& resolved, Backend<Scalar> own_backend)
+      : config(resolved),
+        backend(std::move(own_backend)),
+        layout(MixerType::state_parts(resolved), static_cast<std::size_t>(resolved.n_layer)),
+        sizes(sizes_of(resolved)),
+        widths(Block::activation_widths(resolved)) {}
+
+  /// With their shapes, but without memory.
+  Layers make() const {
+    Layers layers;
+    layers.reserve(static_cast<std::size_t>(config.n_layer));
+    for (std::int64_t i = 0; i < config.n_layer; ++i) layers.emplace_back(config);
+    return layers;
+  }
+
+  void refresh(Layers& layers) const {
+    if constexpr (requires(MixerType & mixer) { mixer.refresh(backend); }) {
+      for (Block& layer : layers) layer.mixer.refresh(backend);
+    }
+  }
+  void reserve_derived(Layers& layers) const {
+    if constexpr (requires(MixerType & mixer) { mixer.reserve_derived(backend); }) {
+      for (Block& layer : layers) layer.mixer.reserve_derived(backend);
+    }
+  }
+  void check_derived(const Layers& layers) const {
+    if constexpr (requires(const MixerType& mixer) { mixer.check_derived(); }) {
+      for (const Block& layer : layers) layer.mixer.check_derived();
+    }
+  }
+  void copy_derived(const Layers& from, Layers& to) const {
+    if constexpr (requires(MixerType & mixer) { mixer.copy_derived(backend, mixer); }) {
+      for (std::size_t i = 0; i < to.size(); ++i) to[i].mixer.copy_derived(backend, from[i].mixer);
+    }
+  }
+
+  /// Refuses a cache of a model of another shape. Throws ArgumentError.
+  void check_cache(const Layers& layers, const Cache& cache) const {
+    if (layers.empty() || cache.batch() == 0) {
+      throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
+    }
+    if (cache.sizes() != sizes || cache.layout() != layout) {
+      throw ArgumentError("cache", "one of a model with " + sizes_text(config), sizes_text(cache.config()));
+    }
+  }
+
+  /// As many tokens, or rows of inputs, for each slot as of the others: run i is slot i's, part(first, count).
+  template <class AnyRun, class Part>
+  static std::span<const AnyRun> uniform_runs(std::size_t rows, std::size_t batch, std::vector<AnyRun>& runs,
+                                              Part&& part) {
+    runs.resize(batch);
+    for (std::size_t slot = 0; slot < batch; ++slot) runs[slot] = {slot, part(slot * (rows / batch), rows / batch)};
+    return runs;
+  }
+  /// Throws ArgumentError for a slot that the cache does not have, or that two runs name.
+  template <class AnyRun>
+  static void check_slots(std::span<const AnyRun> runs, const Cache& cache, std::vector<bool>& named) {
+    named.assign(cache.batch(), false);
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const std::size_t slot = runs[i].slot;
+      if (slot >= cache.batch() || named[slot]) {
+        throw ArgumentError("runs[" + std::to_string(i) + "].slot",
+                            slot < cache.batch() ? "each slot once" : "a slot below " + std::to_string(cache.batch()),
+                            std::to_string(slot));
+      }
+      named[slot] = true;
+    }
+  }
+
+  /// Makes room for a call, all that it takes before the first layer changes its state: whoever runs out of memory then
+  /// keeps a whole cache.
+  template <class AnyRun>
+  Call<AnyRun> prepare(const Layers& layers, std::span<const AnyRun> runs, Cache& cache, Work& work) const {
+    Call<AnyRun> call{layers, runs, cache, work};
+    for (const AnyRun& run : runs) {
+      call.rows += run.length();
+      if (run.length() > 0) ++call.filled;
+    }
+    call.at_once = std::min(call.rows, std::max(BackendTraits<Backend<Scalar>>::rows_at_once, call.filled));
+    if (call.rows == 0) return call;
+    if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(call));
+    reserve_scratch(layers, call.at_once);
+    if (work.prepared == Prepared{number_, call.at_once, runs.size()}) return call;  // by the call before
+    work.prepared = {};
+    const auto width = static_cast<std::size_t>(config.d_model);
+    work.read.reserve(runs.size());
+    work.segments.reserve(runs.size());
+    work.owners.reserve(runs.size());
+    work.kept.reserve(layout.parts().size());
+    work.x.reserve(backend, call.at_once, width);
+    work.out.reserve(backend, std::max(call.at_once, call.filled), width);
+    work.block.reserve(backend, widths, call.at_once);
+    work.prepared = {number_, call.at_once, runs.size()};
+    return call;
+  }
+
+  /// Reads the runs of a call that is prepared, some rows at a time: feed(x) fills the residual stream of the chosen
+  /// segments, sink(x) takes it behind the blocks, and finish() is called after all of them. If a kernel throws, the
+  /// cache is as it was.
+  template <class AnyRun, class Feed, class Sink, class Finish>
+  void read(const Call<AnyRun>& call, Feed&& feed, Sink&& sink, Finish&& finish) const {
+    Work& work = call.work;
+    StateKeeper<Cache> keeper(call.cache, BackendTraits<Backend<Scalar>>::kernels_allocate && call.rows > 1);
+    work.read.assign(call.runs.size(), 0);
+    for (std::size_t left = call.rows; left > 0;) {
+      choose_rows(call.runs, call.at_once, work.read, work.segments, work.owners);
+      const View<Scalar> x = work.x(rows_of(work.segments));
+      feed(x);
+      run(call.layers, x.rows(), call.cache, work);
+      sink(x);
+      note_kept(call.cache, work);
+      note_read(work);
+      left -= x.rows();
+    }
+    finish();
+    for (const AnyRun& run : call.runs) call.cache.advance_slot(run.slot, run.length());
+    keeper.release();
+  }
+
+ private:
+  /// Scratch of this thread.
+  void reserve_scratch(const Layers& layers, std::size_t rows) const {
+    if constexpr (requires(const MixerType& mixer) { mixer.reserve(backend, rows); }) {
+      layers.front().mixer.reserve(backend, rows);  // the others have the same shapes
+    }
+  }
+  static void note_read(Work& work) {
+    for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
+  }
+
+  /// How many states a call keeps, by a rehearsal of its chunks.
+  template <class AnyRun>
+  static std::size_t count_kept(const Call<AnyRun>& call) {
+    std::size_t count = 0;
+    Work& work = call.work;
+    work.read.assign(call.runs.size(), 0);
+    for (std::size_t left = call.rows; left > 0; left -= rows_of(work.segments)) {
+      choose_rows(call.runs, call.at_once, work.read, work.segments, work.owners);
+      count += chunks_of(work.segments, call.cache.keeps_every());
+      note_read(work);
+    }
+    return count;
+  }
+  static void note_kept(Cache& cache, const Work& work) {
+    const std::size_t every = cache.keeps_every();
+    for (std::size_t s = 0; every > 0 && s < work.segments.size(); ++s) {
+      const Segment& segment = work.segments[s];
+      const std::int64_t begin = cache.position(segment.slot) + static_cast<std::int64_t>(work.read[work.owners[s]]);
+      for (std::size_t k = 0; k < chunks_of(segment.length, every); ++k) {
+        cache.note_kept(segment.slot, begin + static_cast<std::int64_t>(k * every));
+      }
+    }
+  }
+
+  /// The residual stream work.x through all blocks, which leave what they remember in the cache.
+  void run(const Layers& layers, std::size_t rows, Cache& cache, Work& work) const {
+    work.kept.clear();
+    const View<Scalar> x = work.x(rows), out = work.out(rows);
+    const ActivationViews<Scalar> activations = work.block(rows);
+    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+      if (cache.keeps_every() > 0) cache.kept_of(layer, work.kept);
+      layers[layer].forward(backend, {.segments = work.segments,
+                                      .x = x,
+                                      .state = cache.state(layer),
+                                      .activations = activations,
+                                      .out = out,
+                                      .kept = work.kept});
+    }
+  }
+
+  std::uint64_t number_ = next_version();  // tells workspaces whom they are prepared for
+};
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

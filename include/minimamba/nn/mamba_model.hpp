@@ -1,0 +1,203 @@
+// MambaModel, the backbone alone: n_layer blocks and the last RMSNorm, on inputs that a caller gives. The language
+// model Mamba is one user of its parts; a classifier, a forecaster or a model of audio puts its own layers before and
+// behind.
+#ifndef MINIMAMBA_NN_MAMBA_MODEL_HPP
+#define MINIMAMBA_NN_MAMBA_MODEL_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "minimamba/nn/blocks.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// y = norm_f(blocks(x)), x and y [M, D] in the backend's memory. Streams like Mamba: the cache carries the states, and
+/// splitting a sequence changes nothing. The configuration needs d_model and n_layer; the vocabulary has no meaning.
+template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar,
+          template <class, template <class> class, class> class Mixer = S6>
+class MambaModel {
+ public:
+  using ScalarType = Scalar;
+  using BackendType = Backend<Scalar>;
+  using WeightType = Weight;
+  using Cache = InferenceCache<Scalar, Backend>;
+  using WorkspaceType = Workspace<Backend<Scalar>>;
+  using MixerType = Mixer<Scalar, Backend, Weight>;
+  using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
+
+  static_assert(InferenceBackend<BackendType>);
+  static_assert(WeightFormat<Weight>);
+
+  /// With random weights (see initialize_parameters): those of the layers of a Mamba of the same seed. Throws
+  /// ConfigError.
+  explicit MambaModel(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
+      : MambaModel(shapes_only(config, std::move(backend))) {
+    allocate_parameters(*this, this->backend());
+    initialize_parameters(*this, this->config(), this->backend(), seed);
+    refresh();
+  }
+  /// Parameters with shapes but no memory yet. Throws ConfigError.
+  static MambaModel shapes_only(MambaConfig config, Backend<Scalar> backend = Backend<Scalar>()) {
+    if (config.vocab_size == 0) config.vocab_size = 1;
+    return MambaModel(Resolved{config.resolved()}, std::move(backend));
+  }
+  MambaModel(MambaModel&&) noexcept = default;
+  MambaModel& operator=(MambaModel&&) noexcept = default;
+
+  MambaModel clone() const {
+    MambaModel copy = shapes();
+    allocate_parameters(copy, copy.backend());
+    copy_parameters(*this, backend(), copy, copy.backend());
+    blocks_.copy_derived(layers, copy.layers);
+    return copy;
+  }
+  /// The same parameters by name and shape, without memory.
+  MambaModel shapes() const { return shapes_only(config(), backend()); }
+
+  const MambaConfig& config() const { return blocks_.config; }
+  const Backend<Scalar>& backend() const { return blocks_.backend; }
+  std::size_t parameter_count() const { return count_parameters(*this); }
+
+  /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
+  Cache make_cache(std::int64_t batch = 1) const { return Cache(config(), blocks_.layout, backend(), batch); }
+
+  /// Recomputes what is derived from the parameters; call it after changing them.
+  void refresh() { blocks_.refresh(layers); }
+  /// Makes room for what refresh() computes, which then allocates nothing.
+  void reserve_derived() { blocks_.reserve_derived(layers); }
+  /// Throws ArgumentError where a derived tensor is missing or older than what it is made of.
+  void check_derived() const { blocks_.check_derived(layers); }
+
+  /// Reads L = inputs.rows() / B more rows of each of the cache's B sequences, sequence by sequence, and returns
+  /// outputs [B L, D]. The view is valid until the next call with this workspace, which is the cache's own unless one
+  /// is given. Throws ArgumentError for inputs of another width, rows that B does not divide, a cache of a model of
+  /// another shape, or a model without refresh(); the cache is then as it was.
+  View<const Scalar> forward(View<const Scalar> inputs, Cache& cache) const {
+    return forward(inputs, cache, cache.workspace());
+  }
+  View<const Scalar> forward(View<const Scalar> inputs, Cache& cache, WorkspaceType& work) const {
+    return read(uniform_runs(inputs, cache, work), cache, work, true);
+  }
+  /// The same, but only the output after the last row of each sequence, [B, D]; no rows if L = 0.
+  View<const Scalar> forward_last(View<const Scalar> inputs, Cache& cache) const {
+    return forward_last(inputs, cache, cache.workspace());
+  }
+  View<const Scalar> forward_last(View<const Scalar> inputs, Cache& cache, WorkspaceType& work) const {
+    return read(uniform_runs(inputs, cache, work), cache, work, false);
+  }
+
+  /// Reads any number of rows for each of some slots of the cache, in one call: outputs in the order of the runs, of
+  /// every row, or of the last of each run that has any. Throws ArgumentError also for a slot that the cache does not
+  /// have, or that two runs name.
+  View<const Scalar> forward(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work) const {
+    check_runs(runs, cache, work);
+    return read(runs, cache, work, true);
+  }
+  View<const Scalar> forward_last(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work) const {
+    check_runs(runs, cache, work);
+    return read(runs, cache, work, false);
+  }
+
+  /// Refuses what forward refuses. Throws ArgumentError.
+  void check(View<const Scalar> inputs, const Cache& cache) const {
+    check_cache(cache);
+    check_width(inputs);
+    if (inputs.rows() % cache.batch() != 0) {
+      throw ArgumentError("inputs", "a multiple of the batch, " + std::to_string(cache.batch()) + ", in rows",
+                          std::to_string(inputs.rows()));
+    }
+    check_derived();
+  }
+  /// Throws ArgumentError for a cache of a model of another shape.
+  void check_cache(const Cache& cache) const { blocks_.check_cache(layers, cache); }
+
+  std::vector<Block> layers;        // n_layer of them
+  RMSNorm<Scalar, Backend> norm_f;  // [D]
+
+  template <class F, class First, class... Self>
+  static void visit(F&& f, First& first, Self&... self) {
+    for (std::size_t i = 0; i < first.layers.size(); ++i) {
+      f(detail::joined("layers", std::to_string(i)), first.layers[i], self.layers[i]...);
+    }
+    f("norm_f", first.norm_f, self.norm_f...);
+  }
+
+ private:
+  struct Resolved {
+    MambaConfig config;
+  };
+  using Blocks = detail::Blocks<Scalar, Backend, Weight, Mixer>;
+
+  MambaModel(const Resolved& resolved, Backend<Scalar> backend)
+      : norm_f(static_cast<std::size_t>(resolved.config.d_model), resolved.config.norm_epsilon),
+        blocks_(resolved.config, std::move(backend)) {
+    layers = blocks_.make();
+  }
+
+  void check_width(View<const Scalar> inputs) const {
+    if (inputs.rows() == 0 || inputs.cols() == norm_f.weight.cols()) return;
+    throw ArgumentError("inputs", "rows of d_model = " + std::to_string(norm_f.weight.cols()) + " numbers",
+                        std::to_string(inputs.cols()));
+  }
+  void check_runs(std::span<const InputRun<Scalar>> runs, const Cache& cache, WorkspaceType& work) const {
+    check_cache(cache);
+    Blocks::check_slots(runs, cache, work.named);
+    for (const InputRun<Scalar>& run : runs) check_width(run.inputs);
+    check_derived();
+  }
+  std::span<const InputRun<Scalar>> uniform_runs(View<const Scalar> inputs, const Cache& cache,
+                                                 WorkspaceType& work) const {
+    check(inputs, cache);
+    return Blocks::uniform_runs(inputs.rows(), cache.batch(), work.input_runs,
+                                [&](std::size_t first, std::size_t count) { return inputs.rows_from(first, count); });
+  }
+
+  View<const Scalar> read(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work,
+                          bool every_row) const {
+    const auto call = blocks_.prepare(layers, runs, cache, work);
+    const std::size_t D = norm_f.weight.cols(), answers = every_row ? call.rows : call.filled;
+    if (call.rows == 0) return {nullptr, 0, D};
+    work.last.reserve(backend(), call.filled, D);
+    work.outputs.reserve(backend(), answers, D);
+    const View<Scalar> outputs = work.outputs(answers), last = work.last(call.filled);
+    blocks_.read(
+        call, [&](View<Scalar> x) { copy_chosen(runs, x, work); },
+        [&](View<const Scalar> x) {
+          if (every_row) {
+            detail::for_each_place(runs, work, [&](std::size_t first, std::size_t count, std::size_t place) {
+              norm_f.forward(backend(), x.rows_from(first, count), outputs.rows_from(place, count));
+            });
+          } else {
+            detail::for_each_last(runs, work, [&](std::size_t row, std::size_t place) {
+              backend().copy(x.rows_from(row, 1), last.rows_from(place, 1));
+            });
+          }
+        },
+        [&] {
+          if (!every_row) norm_f.forward(backend(), last, outputs);
+        });
+    return outputs;
+  }
+
+  void copy_chosen(std::span<const InputRun<Scalar>> runs, View<Scalar> x, const WorkspaceType& work) const {
+    for (std::size_t s = 0; s < work.segments.size(); ++s) {
+      const Segment& segment = work.segments[s];
+      const std::size_t run = work.owners[s];
+      backend().copy(runs[run].inputs.rows_from(work.read[run], segment.length),
+                     x.rows_from(segment.first, segment.length));
+    }
+  }
+
+  Blocks blocks_;
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,176 @@
+// What a mixer is to the rest: the part of a block that passes information from token to token. Blocks, models, caches,
+// training and files know no more of it than stands here, so that another one is an addition.
+//
+// A mixer is a template <class Scalar, template <class> class Backend, class Weight>, made from a resolved MambaConfig,
+// with a table of its parameters (visit: see nn/parameters.hpp) and
+//   static std::vector<StatePart> state_parts(const MambaConfig&);              what it carries from token to token
+//   static std::vector<std::size_t> activation_widths(const MambaConfig&);      what it computes on the way
+//   void forward(const Backend<Scalar>&, const MixerArguments<Scalar>&) const;
+// A mixer that is not causal, of which a row may depend on later ones, says so: static constexpr bool causal = false;
+// language models refuse it. For training also
+//   static std::size_t backward_scratch(const MambaConfig&);                    numbers that backward needs beside
+//   void backward(const Backend<Scalar>&, Gradient&, const MixerBackwardArguments<Scalar>&) const;
+// where Gradient is the mixer of a module of gradients. It may have
+//   void reserve(const Backend<Scalar>&, std::size_t rows) const;               room for calls of so many rows
+//   void refresh(const Backend<Scalar>&);  void reserve_derived(const Backend<Scalar>&);  void check_derived() const;
+//   void copy_derived(const Backend<Scalar>&, const Mixer& from);
+// for tensors that it derives from its parameters: they are computed anew, given memory, asked for, and copied; and
+//   template <class F, class... Self> static void visit_derived(F&& f, Self&... self);
+// for those that files may have in place of a parameter. What files call its parameters: io/parameter_table.hpp.
+#ifndef MINIMAMBA_NN_MIXER_HPP
+#define MINIMAMBA_NN_MIXER_HPP
+
+#include <algorithm>
+#include <cassert>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "minimamba/core/config.hpp"
+#include "minimamba/core/view.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// A part of what a mixer carries from token to token: a [rows, cols] matrix for each sequence and layer.
+struct StatePart {
+  std::string name;
+  std::size_t rows = 0, cols = 0;
+  bool kept_once = false;  // backward asks for it before the first token of a segment alone, not before each chunk
+
+  std::size_t size() const { return rows * cols; }
+  bool operator==(const StatePart&) const = default;
+};
+
+/// How the state of a sequence lies in a slot of a cache: layer by layer, part by part.
+class StateLayout {
+ public:
+  StateLayout() = default;
+  StateLayout(std::vector<StatePart> parts, std::size_t layers) : layers_(layers) {
+    for (const StatePart& part : parts) {
+      places_.push_back({layer_size_, part.rows, part.cols});
+      layer_size_ += part.size();
+    }
+    parts_ = std::make_shared<const std::vector<StatePart>>(std::move(parts));
+  }
+
+  const std::vector<StatePart>& parts() const {
+    static const std::vector<StatePart> none;  // of what was moved from
+    return parts_ ? *parts_ : none;
+  }
+  std::size_t layers() const { return layers_; }
+  std::size_t size() const { return layers_ * layer_size_; }  // numbers in a slot
+  /// Where the parts of a layer begin in a slot, and the shape that each has there.
+  struct Place {
+    std::size_t offset, rows, cols;  // from the layer's first number
+  };
+  std::size_t offset(std::size_t layer) const { return layer * layer_size_; }
+  const Place* places() const { return places_.data(); }
+  /// The part of that name; parts().size() if there is none.
+  std::size_t find(std::string_view name) const {
+    const auto is_it = [&](const StatePart& part) { return part.name == name; };
+    return static_cast<std::size_t>(std::find_if(parts().begin(), parts().end(), is_it) - parts().begin());
+  }
+  bool operator==(const StateLayout& other) const {
+    return layers_ == other.layers_ && (parts_ == other.parts_ || parts() == other.parts());
+  }
+
+ private:
+  std::shared_ptr<const std::vector<StatePart>> parts_;
+  std::vector<Place> places_;
+  std::size_t layers_ = 0, layer_size_ = 0;
+};
+
+/// The parts of one layer's state, of all slots.
+template <class Scalar>
+class LayerState {
+ public:
+  /// slots: [slots, layout.size()]
+  LayerState(View<Scalar> slots, const StateLayout& layout, std::size_t layer)
+      : first_(slots.data() + layout.offset(layer)),
+        slots_(slots.rows()),
+        stride_(slots.stride()),
+        places_(layout.places()) {}
+
+  SlotView<Scalar> operator[](std::size_t part) const {
+    const StateLayout::Place& place = places_[part];
+    return {View<Scalar>(first_ + place.offset, place.rows, place.cols), slots_, stride_};
+  }
+
+ private:
+  Scalar* first_;  // of the layer, in the first slot
+  std::size_t slots_, stride_;
+  const StateLayout::Place* places_;
+};
+
+/// Matrices of M rows and several widths: what a layer computes on its way, or the gradients of that.
+template <class Scalar>
+class ActivationViews {
+ public:
+  struct Matrix {
+    Scalar* data;
+    std::size_t cols;
+  };
+
+  ActivationViews() = default;
+  ActivationViews(std::span<const Matrix> matrices, std::size_t rows) : matrices_(matrices), rows_(rows) {}
+
+  View<Scalar> operator[](std::size_t index) const { return {matrices_[index].data, rows_, matrices_[index].cols}; }
+  /// Those from number `first` on.
+  ActivationViews from(std::size_t first) const { return {matrices_.subspan(first), rows_}; }
+
+ private:
+  std::span<const Matrix> matrices_;
+  std::size_t rows_ = 0;
+};
+
+template <class Scalar>
+struct MixerArguments {
+  std::span<const Segment> segments;
+  View<const Scalar> x;                           // [M, D], the normed residual stream
+  LayerState<Scalar> state;                       // read and written
+  ActivationViews<Scalar> activations;            // [M, each of activation_widths], overwritten
+  View<Scalar> y;                                 // [M, D], not x
+  std::span<const KeptStates<Scalar>> kept = {};  // for each part of the state, or none
+
+  KeptStates<Scalar> kept_of(std::size_t part) const { return kept.empty() ? KeptStates<Scalar>() : kept[part]; }
+};
+
+/// The gradient of each parameter is added to.
+template <class Scalar>
+struct MixerBackwardArguments {
+  std::span<const Segment> segments;  // of forward, as the next three
+  View<const Scalar> x;               // [M, D]
+  ActivationViews<Scalar> activations;
+  std::span<const KeptStates<Scalar>> kept;
+  View<const Scalar> d_y;                 // [M, D]
+  View<Scalar> d_x;                       // [M, D], overwritten
+  ActivationViews<Scalar> d_activations;  // overwritten
+  View<Scalar> scratch;                   // [1, backward_scratch], overwritten
+  LayerState<Scalar> d_state;             // of the final state; then of the initial one
+};
+
+namespace detail {
+
+/// Whether no row depends on later ones.
+template <class MixerType>
+inline constexpr bool is_causal = [] {
+  if constexpr (requires { MixerType::causal; }) return bool{MixerType::causal};
+  return true;
+}();
+
+template <class Scalar>
+KeptStates<const Scalar> as_constant(const KeptStates<Scalar>& kept) {
+  return {kept.chunk, kept.states};
+}
+
+}  // namespace detail
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif
