@@ -289,6 +289,42 @@ TEST(PoisonTraining, TakesTheStepsOfTheReferenceAndWaitsOnceInEach) {
   }
 }
 
+TEST(PoisonTraining, WalksABackboneBackAsTheReferenceDoes) {
+  const MambaConfig config{.d_model = 20, .n_layer = 2, .d_state = 5};
+  const auto backward = [&]<class Model>(const Model& model) {
+    using Buffer = typename Model::BackendType::template Buffer<float>;
+    const auto& backend = model.backend();
+    std::vector<float> host(14 * 20), back(14 * 20);
+    Random random(3);
+    for (float& x : host) x = static_cast<float>(random.normal());
+    Buffer inputs = backend.template allocate<float>(host.size()),
+           d_inputs = backend.template allocate<float>(host.size());
+    backend.upload(host, inputs.data());
+    const View<float> x(inputs.data(), 14, 20);
+    auto cache = model.make_cache(2), d_state = model.make_cache(2);
+    cache.keep_every(3);
+    model.forward_last(x, cache);  // what it keeps is taken back
+    cache.rollback(1, 3);
+    cache.assign(0, cache, 1);
+    Tape tape(model, {.chunk = 4});
+    auto gradients = zeros_like(model);
+    const auto outputs = tape.forward(model, x, cache);
+    tape.backward(model, outputs, gradients, {.d_state = &d_state, .d_inputs = View<float>(d_inputs.data(), 14, 20)});
+    AdamW<Model> optimizer(model);
+    Model trained = model.clone();
+    const double norm = optimizer.step(trained, gradients, 1e-2);
+    backend.download(d_inputs.data(), back);
+    back.push_back(static_cast<float>(norm));
+    std::vector<float> weight(20);
+    trained.norm_f.weight.download(backend, 0, View<float>(weight.data(), 1, 20));
+    back.insert(back.end(), weight.begin(), weight.end());
+    return back;
+  };
+  const auto expected = backward(MambaModel<float, ReferenceTraining>(config));
+  EXPECT_EQ(expected, backward(MambaModel<float, PoisonTraining>(config)));
+  EXPECT_GT(expected[280], 0);
+}
+
 TEST(PoisonBackend, FaultsWhereItsMemoryIsTouched) {
   auto buffer = PoisonBackend<float>().allocate<float>(8);
   EXPECT_DEATH(std::printf("%f", static_cast<double>(*buffer.data())), "");

@@ -113,6 +113,41 @@ struct RunningMean {
       : in_proj(D, 2 * D, false), rate(Shape{D}, Role::time_step_bias), out_proj(D, D, false, Role::residual_linear) {}
 };
 
+/// y = the mean of x over all of a run: a mixer that is not causal, of a backend of this processor.
+template <class Scalar, template <class> class Backend, class Weight>
+struct MeanOfRun {
+  static constexpr bool causal = false;
+  Linear<Scalar, Backend, Weight> in_proj;  // [D, D]
+
+  MeanOfRun() = default;
+  explicit MeanOfRun(const MambaConfig& config)
+      : in_proj(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_model), false) {}
+  static std::vector<StatePart> state_parts(const MambaConfig&) { return {}; }
+  static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
+    return {static_cast<std::size_t>(config.d_model)};
+  }
+  static std::size_t backward_scratch(const MambaConfig&) { return 1; }
+
+  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
+    const View<Scalar> x = p.activations[0];
+    in_proj.forward(backend, p.x, x);
+    for (const minimamba::Segment& segment : p.segments) {
+      for (std::size_t j = 0; j < x.cols(); ++j) {
+        double sum = 0;
+        for (std::size_t i = 0; i < segment.length; ++i) sum += static_cast<double>(x(segment.first + i, j));
+        for (std::size_t i = 0; i < segment.length; ++i) {
+          p.y(segment.first + i, j) = static_cast<Scalar>(sum / static_cast<double>(segment.length));
+        }
+      }
+    }
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("in_proj", self.in_proj...);
+  }
+};
+
 }  // namespace support
 
 #endif

@@ -3,7 +3,10 @@
 #include <cmath>
 #include <vector>
 
+#include "minimamba/io.hpp"
 #include "minimamba/train.hpp"
+#include "support/files.hpp"
+#include "support/running_mean.hpp"
 #include "support/training.hpp"
 
 namespace {
@@ -96,6 +99,23 @@ TYPED_TEST(Backbone, RefusesInputsThatItCannotRead) {
   EXPECT_THROW(model.forward(twice, cache, cache.workspace()), ArgumentError);
   EXPECT_EQ(cache.position(0), 0);
   EXPECT_THROW((typename TypeParam::Backbone({.d_model = 0, .n_layer = 1})), ConfigError);
+}
+
+TEST(ABackbone, IsLoadedFromTheCheckpointOfALanguageModel) {
+  const support::Folder folder;
+  const Mamba<float> language({.d_model = 20, .n_layer = 2, .vocab_size = 30});
+  save(language, folder / "model");
+  save_gguf(language, folder / "model.gguf");
+  for (const char* const name : {"model", "model.gguf"}) {
+    const auto backbone = load<MambaModel<float>>(folder / name);
+    const auto tokens = support::random_tokens(9, 30);
+    HostMatrix<float> x(9, 20), logits(9, language.embedding.weight.rows());
+    language.embedding.forward(language.backend(), support::ids(tokens), x.view());
+    auto cache = backbone.make_cache();
+    auto other = language.make_cache();
+    language.head_forward(backbone.forward(x.view(), cache), logits.view());
+    EXPECT_TRUE(identical(logits, copy_of(language.forward(tokens, other)))) << name;
+  }
 }
 
 using Reference = MambaModel<double, ReferenceTraining>;
@@ -273,6 +293,114 @@ TEST(GradientsOfAModel, LieInOneAllocationThatIsTheirSum) {
   EXPECT_EQ(moved.layers[1].mixer.D.view()(0, 3), 7);
   moved.set_zero();
   EXPECT_EQ(moved.layers[1].mixer.D.view()(0, 3), 0);
+}
+
+/// A language model that is not the library's, with no layer that anybody could look at.
+class Foreign {
+ public:
+  using Cache = Mamba<float>::Cache;
+
+  const auto& backend() const { return inner_.backend(); }
+  const MambaConfig& config() const { return inner_.config(); }
+  Cache make_cache(std::int64_t batch = 1) const { return inner_.make_cache(batch); }
+  void check(std::span<const std::int32_t> tokens, const Cache& cache) const { inner_.check(tokens, cache); }
+  auto forward(std::span<const std::int32_t> tokens, Cache& cache) const { return inner_.forward(tokens, cache); }
+  auto forward_last(std::span<const std::int32_t> tokens, Cache& cache) const {
+    return inner_.forward_last(tokens, cache);
+  }
+  auto forward_last(const std::vector<minimamba::Run>& runs, Cache& cache) const {
+    return inner_.forward_last(runs, cache);
+  }
+  const Mamba<float>& inner() const { return inner_; }
+
+ private:
+  Mamba<float> inner_{support::small_config()};
+};
+static_assert(LanguageModel<Foreign> && HasRuns<Foreign>);
+
+TEST(ALanguageModelOfOnesOwn, SaysWhatTheLibrarysOwnWouldSay) {
+  const Foreign model;
+  const std::vector<std::int32_t> prompt{3, 4, 5};
+  auto one = model.make_cache(), two = model.make_cache(), three = model.make_cache(2), four = model.make_cache(2);
+  std::vector<std::int32_t> found, expected;
+  for (const auto token : generate(model, one, prompt, {.max_new_tokens = 9, .seed = 2})) found.push_back(token);
+  for (const auto token : generate(model.inner(), two, prompt, {.max_new_tokens = 9, .seed = 2})) {
+    expected.push_back(token);
+  }
+  EXPECT_EQ(found, expected);
+  const auto rows = generate_batch(model, three, {prompt, {7}}, {.max_new_tokens = 4});
+  const auto inner = generate_batch(model.inner(), four, {prompt, {7}}, {.max_new_tokens = 4});
+  EXPECT_EQ(rows[1].tokens, inner[1].tokens);
+  Scorer scorer(model);
+  scorer.read(prompt);
+  EXPECT_EQ(scorer.score().tokens, 2U);
+}
+
+/// As Forecaster, but its author forgot refresh().
+struct Forgetful {
+  MambaModel<float, ReferenceTraining> backbone;
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("backbone", self.backbone...);
+  }
+  const auto& backend() const { return backbone.backend(); }
+  Forgetful shapes() const { return {backbone.shapes()}; }
+};
+
+TEST(AModelOfOnesOwn, ThatIsNotRefreshedAfterAStepIsRefused) {
+  Forgetful model{MambaModel<float, ReferenceTraining>(config())};
+  auto gradients = zeros_like(model);
+  AdamW<Forgetful> optimizer(model);
+  optimizer.step(model, gradients, 1e-2);
+  auto x = random_inputs<float>(2, 20);
+  auto cache = model.backbone.make_cache();
+  EXPECT_THROW(model.backbone.forward(x.view(), cache), ArgumentError);
+}
+
+TEST(GradientsOfAModel, KeepTheirMemoryWhateverIsDoneWithThem) {
+  using Model = Mamba<float, ReferenceTraining>;
+  const support::Folder folder;
+  const Model model({.d_model = 20, .n_layer = 1, .vocab_size = 30});
+  auto gradients = zeros_like(model);
+  const float* const begin = gradients.memory().data();
+  save_parameters(model, model.backend(), folder / "parameters");
+  EXPECT_THROW(load_parameters(gradients, gradients.backend(), folder / "parameters"), ArgumentError);
+  gradients.norm_f.weight.view()(0, 0) = 3;
+  allocate_parameters(gradients, gradients.backend());
+  EXPECT_EQ(gradients.memory().data(), begin);
+  for (const float value : copy_of(gradients.memory()).values) ASSERT_EQ(value, 0);
+  gradients.norm_f.weight.view()(0, 1) = 5;
+  EXPECT_EQ(support::largest_magnitude(copy_of(gradients.memory())), 5);
+  const Model sliced = std::move(gradients);  // outlives what it was moved from
+  gradients = zeros_like(model);
+  EXPECT_EQ(sliced.norm_f.weight.view()(0, 1), 5);
+}
+
+TEST(ABackbone, MayReadItsOwnOutputsWhereTheyAreNotWrittenOver) {
+  const MambaModel<float> model(config());
+  auto x = random_inputs<float>(600, 20);
+  Workspace<NativeBackend<float>> work;
+  auto cache = model.make_cache(), other = model.make_cache();
+  const auto first = model.forward_last(x.view().rows_from(0, 3), cache, work);
+  const auto copied = copy_of(first);
+  model.forward(x.view().rows_from(0, 3), other);
+  EXPECT_TRUE(identical(copy_of(model.forward_last(first, cache, work)), copy_of(model.forward(copied.view(), other))));
+  const auto all = model.forward(x.view(), cache, work);
+  auto two = model.make_cache(2);
+  const std::vector<InputRun<float>> crossed{{0, all.rows_from(100, 500)}, {1, all.rows_from(0, 100)}};
+  EXPECT_THROW(model.forward(crossed, two, work), ArgumentError);
+  EXPECT_EQ(two.position(0), 0);
+}
+
+TEST(ABackboneThatLooksAhead, ReadsEachRunAsAWhole) {
+  using Model = MambaModel<float, ReferenceTraining, float, support::MeanOfRun>;
+  const Model model(config());
+  auto x = random_inputs<float>(600, 20);
+  auto cache = model.make_cache(2), taped = model.make_cache(2);
+  const auto found = copy_of(model.forward(x.view(), cache));
+  Tape tape(model);
+  EXPECT_TRUE(identical(found, copy_of(tape.forward(model, x.view(), taped))));
 }
 
 }  // namespace

@@ -118,6 +118,9 @@ TEST(AMixerOfOnesOwn, IsSavedAndLoaded) {
   model.forward_last(random_tokens(8, 50), cache);
   save_state(folder / "state", model, cache);
   auto restored = load_state(folder / "state", model).cache;
+  const Mamba<float> other(config());  // of the same sizes, but for its mixer
+  EXPECT_THROW(load_state(folder / "state", other), CheckpointError);
+  EXPECT_THROW(save_state(folder / "other", other, cache), ArgumentError);
   EXPECT_TRUE(identical(copy_of(restored.slot(1)), copy_of(cache.slot(1))));
 }
 

@@ -285,4 +285,59 @@ TYPED_TEST(Runs, SlotsAreResetAndAssignedOneByOne) {
   EXPECT_TRUE(identical(copy_of(cache.state(1, 1, "conv")), copy_of(cache.conv(1, 1))));
 }
 
+TEST(KeptStates, GoAlongWithTheirSlotAndGoWhenItGetsAnotherState) {
+  const auto model = support::trained_looking_model<Mamba<float>>(support::small_config());
+  const auto a = random_tokens(40, 50, 1), b = random_tokens(20, 50, 2);
+  auto cache = model.make_cache(3);
+  cache.keep_every(10);
+  model.forward_last(std::vector<OneRun>{{0, a}, {1, b}}, cache);
+  const auto after = [&](const std::vector<std::int32_t>& tokens, std::size_t count) {
+    auto alone = model.make_cache();
+    model.forward_last(std::span(tokens).first(count), alone);
+    return copy_of(alone.slot(0));
+  };
+  cache.reorder(std::vector<std::size_t>{1, 0, 0});
+  EXPECT_EQ(cache.kept_positions(0), (std::vector<std::int64_t>{0, 10}));
+  EXPECT_EQ(cache.kept_positions(2), (std::vector<std::int64_t>{0, 10, 20, 30}));
+  cache.rollback(0, 10);
+  EXPECT_TRUE(identical(copy_of(cache.slot(0)), after(b, 10)));
+  cache.rollback(2, 30);
+  EXPECT_TRUE(identical(copy_of(cache.slot(2)), after(a, 30)));
+  model.forward_last(std::vector<OneRun>{{2, {}}}, cache);  // reads nothing, and drops nothing
+  cache.rollback(1, 20);
+  EXPECT_TRUE(identical(copy_of(cache.slot(1)), after(a, 20)));
+  cache.assign(1, cache, 0);
+  EXPECT_THROW(cache.rollback(1, 20), ArgumentError);
+  cache.reset(2);
+  EXPECT_THROW(cache.rollback(2, 30), ArgumentError);
+  EXPECT_EQ(cache.kept_positions(0).size(), 2U);
+  const auto copy = cache.clone();
+  EXPECT_TRUE(copy.kept_positions(0).empty());
+  cache.assign(copy);
+  EXPECT_TRUE(cache.kept_positions(0).empty());
+}
+
+TEST(Workspace, MayBeUsedAgainAfterItWasMovedFrom) {
+  const auto model = support::trained_looking_model<Mamba<float>>(support::small_config());
+  auto cache = model.make_cache(), other = model.make_cache();
+  const auto tokens = random_tokens(5, 50);
+  Workspace<NativeBackend<float>> work;
+  const auto expected = copy_of(model.forward(tokens, cache, work));
+  auto moved = std::move(work);
+  EXPECT_TRUE(identical(expected, copy_of(model.forward(tokens, other, work))));  // NOLINT: that is what is tested
+  const auto gone = std::move(cache);
+  other.reset();
+  EXPECT_TRUE(identical(expected, copy_of(model.forward(tokens, other, cache.workspace()))));
+}
+
+TEST(Caches, ThatWereMovedFromOrCannotBeAreRefused) {
+  const Mamba<float> model(support::small_config());
+  auto cache = model.make_cache();
+  const auto gone = std::move(cache);
+  EXPECT_THROW(cache.state(0), ArgumentError);
+  const auto huge = MambaModel<float>::shapes_only(
+      {.d_model = 1, .n_layer = 16384, .d_state = 16384, .d_conv = 1, .inner_size = 1 << 26});
+  EXPECT_THROW(huge.make_cache(1024), std::bad_alloc);
+}
+
 }  // namespace

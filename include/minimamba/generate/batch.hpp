@@ -30,17 +30,12 @@ namespace detail {
 template <class Model>
 class BatchGeneration {
  public:
-  using Cache = typename detail::ModelOfLanguage<Model>::Type::Cache;
+  using Cache = typename detail::ModelOfRuns<Model>::Type::Cache;
   using Scalar = ScalarOf<Model>;
   using Prompts = std::vector<std::vector<std::int32_t>>;
 
   BatchGeneration(const Model& model, Cache& cache, const Prompts& prompts, const GenerateOptions& options)
-      : model_(model),
-        cache_(cache),
-        options_(options),
-        rows_(prompts.size()),
-        next_(prompts.size()),
-        logits_(detail::vocabulary_of(model)) {
+      : model_(model), cache_(cache), options_(options), rows_(prompts.size()), next_(prompts.size()) {
     if (prompts.size() != cache.batch()) {
       throw ArgumentError("prompts", std::to_string(cache.batch()) + " of them, one for each slot of the cache",
                           std::to_string(prompts.size()));
@@ -76,10 +71,12 @@ class BatchGeneration {
   template <class OnToken>
   void choose(View<const Scalar> logits, OnToken&& on_token) {
     std::size_t still = 0;
+    logits_.resize(logits.rows() * logits.cols());
+    model_.backend().download(logits.data(), logits_);  // of all rows: one wait
     for (std::size_t i = 0; i < runs_.size(); ++i) {
       const std::size_t row = runs_[i].slot;
-      model_.backend().download(logits.row(i).data(), logits_);
-      const std::int32_t token = samplers_[row](std::span<const Scalar>(logits_));
+      const std::int32_t token =
+          samplers_[row](std::span<const Scalar>(logits_).subspan(i * logits.cols(), logits.cols()));
       samplers_[row].accept(token);
       if (goes_on(row, token, on_token)) {
         next_[row] = token;

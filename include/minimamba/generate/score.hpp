@@ -42,6 +42,8 @@ double surprise(std::span<const Scalar> logits, std::size_t token) {
 template <class Model>
 class Scorer {
  public:
+  using Cache = typename detail::ModelOfLanguage<Model>::Type::Cache;
+
   /// chunk: tokens whose logits are kept at a time.
   explicit Scorer(const Model& model, std::size_t chunk = 256)
       : model_(model), chunk_(std::max<std::size_t>(chunk, 1)), cache_(model.make_cache()) {}
@@ -66,10 +68,10 @@ class Scorer {
   /// How many tokens had been read when the logits first were no numbers or gave a token no chance at all; then the
   /// score is none either.
   std::optional<std::size_t> not_finite_after() const { return not_finite_after_; }
-  const typename Model::Cache& cache() const { return cache_; }
+  const Cache& cache() const { return cache_; }
 
  private:
-  using Scalar = typename Model::ScalarType;
+  using Scalar = ScalarOf<Model>;
 
   /// Row i is the logits of tokens[i]. Backends that can do so compute where the logits are.
   void count_rows(View<const Scalar> logits, std::span<const std::int32_t> tokens) {
@@ -100,10 +102,10 @@ class Scorer {
 
   const Model& model_;
   std::size_t chunk_;
-  typename Model::Cache cache_;
+  Cache cache_;
   std::vector<Scalar> last_;  // [V] logits after the last token that was read
-  Activation<typename Model::BackendType, std::int32_t> tokens_;
-  Activation<typename Model::BackendType, double> nats_;
+  Activation<BackendOf<Model>, std::int32_t> tokens_;
+  Activation<BackendOf<Model>, double> nats_;
   bool begun_ = false;
   Score score_;
   std::optional<std::size_t> not_finite_after_;

@@ -230,9 +230,8 @@ std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matri
     if (entry_of(parameter.name) == nullptr) {
       throw ArgumentError("model", "one whose parameters GGUF has names for", std::string(parameter.name));
     }
-    const Shape& shape = parameter.extents.shape();
+    const Shape shape = gguf_shape(parameter.extents.shape());
     StoredTensor tensor{gguf_name(parameter.name), DType::F32, {shape.begin(), shape.end()}};
-    if (tensor.shape.size() == 3) tensor.shape.erase(tensor.shape.begin() + 1);  // conv1d [E, 1, K]
     const bool wider = parameter.extents.cols() % block_size_of(matrices) != 0;
     const bool kept = own_types && matrices == DType::Q8_0 && parameter.dtype == DType::BF16;
     if (parameter.is_matrix) tensor.dtype = kept ? DType::BF16 : wider ? DType::F16 : matrices;
@@ -297,6 +296,9 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
 template <class Model>
 void save_gguf(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {},
                const GgufMetadata& metadata = {}) {
+  static_assert(detail::has_vocabulary<Model>, "a GGUF file holds a language model; of others see save_parameters");
+  static_assert(
+      requires { Model::MixerType::gguf_architecture; }, "GGUF has no names for what is in this mixer");
   detail::save_gguf_file(detail::GgufParameters<detail::ModelParameters<Model>>(model), path, options, metadata);
 }
 

@@ -83,6 +83,12 @@ inline void check_layers(const Checkpoint& checkpoint) {
   }
 }
 
+/// Whether a model has an embedding and a head, or is a backbone alone.
+template <class Model>
+inline constexpr bool has_vocabulary = requires(const Model& model) {
+  model.embedding;
+};
+
 /// Throws CheckpointError unless the tensors are those of the model and others that change nothing, before any memory
 /// is spent on them.
 template <class Model>
@@ -101,6 +107,8 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
     if (expected.contains(name)) continue;
     const std::string parameter = parameter_of(checkpoint, name);
     const bool tied_head = checkpoint.config.tie_embeddings && name == checkpoint.name_of("lm_head.weight");
+    const bool of_words = parameter == "embedding.weight" || parameter == "lm_head.weight";  // not a backbone's
+    if (of_words && !has_vocabulary<Model>) continue;
     if (tied_head || (entry_of(parameter) == nullptr && !changes_result(parameter, tensor)))
       continue;  // noted when opened
     throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),

@@ -60,10 +60,9 @@ struct Checkpoint {
   /// The stored tensor of a parameter, or null.
   const StoredTensor* find(std::string_view parameter) const { return tensors.find(name_of(parameter)); }
 
-  /// The shape in which the file has a parameter of this shape: GGUF leaves out extents of 1 in the middle.
+  /// The shape in which the file has a parameter of this shape.
   Shape stored_shape(Shape shape) const {
-    if (format == CheckpointFormat::gguf && shape.size() == 3) shape.erase(shape.begin() + 1);
-    return shape;
+    return format == CheckpointFormat::gguf ? detail::gguf_shape(std::move(shape)) : shape;
   }
 
   /// Converts elements [first, first + out.size()) of a parameter that is there to Scalar. Throws FileError,

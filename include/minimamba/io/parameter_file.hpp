@@ -115,11 +115,19 @@ void save_parameters(const Module& module, const Backend& backend, const std::fi
 /// Reads the parameters of a module from safetensors of any floating-point types. The module says what must be there:
 /// each of its parameters with its shape, and nothing else. All are read into memory of their own, which then takes the
 /// place of the old, if there was any: until then twice the memory is needed. Views of the old are then dangling; what
-/// is derived from the parameters, as in S6 and Mamba, is to be refreshed. Throws FileError, FormatError,
-/// CheckpointError, which names file and tensor, CancelledError, and std::bad_alloc; the module is then as it was.
+/// is derived from the parameters, as in S6 and Mamba, is to be refreshed. Throws ArgumentError for gradients,
+/// FileError, FormatError, CheckpointError, which names file and tensor, CancelledError, and std::bad_alloc; the module
+/// is then as it was.
 template <class Module, class Backend>
 void load_parameters(Module& module, const Backend& backend, const ByteSource& source,
                      const ParameterLoadOptions& options = {}) {
+  for_each_parameter(
+      [](std::string_view name, const auto& parameter) {
+        if (!parameter.placed()) return;
+        throw ArgumentError("module", "one whose parameters have memory of their own",
+                            std::string(name) + " of gradients");
+      },
+      module);
   detail::refuse_pointer(source);
   TensorSet tensors;
   read_safetensors(source, tensors);

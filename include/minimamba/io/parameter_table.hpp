@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "minimamba/core/isa.hpp"
 
@@ -126,6 +127,18 @@ inline std::string gguf_name(std::string_view parameter) {
   const std::optional<LayerName> split = in_layer(parameter, "layers.");
   if (!split) return std::string(entry == nullptr ? parameter : entry->gguf);
   return "blk." + std::string(split->layer) + "." + std::string(entry == nullptr ? split->part : entry->gguf);
+}
+
+/// What Hugging Face calls a parameter.
+inline std::string hugging_face_name(std::string_view parameter) {
+  if (parameter == "embedding.weight") return "backbone.embeddings.weight";
+  return (parameter == "lm_head.weight" ? "" : "backbone.") + std::string(parameter);
+}
+
+/// The shape in which GGUF has a parameter of this shape: it leaves out extents of 1 in the middle, as of conv1d.
+inline std::vector<std::size_t> gguf_shape(std::vector<std::size_t> shape) {
+  if (shape.size() == 3 && shape[1] == 1) shape.erase(shape.begin() + 1);
+  return shape;
 }
 
 /// The parameter that GGUF calls so; of what is none, the name as it stands, "layers." in place of "blk.".

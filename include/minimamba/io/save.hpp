@@ -23,6 +23,7 @@
 #include "minimamba/io/commit_together.hpp"
 #include "minimamba/io/folders.hpp"
 #include "minimamba/io/load.hpp"
+#include "minimamba/io/parameter_table.hpp"
 #include "minimamba/io/safetensors_writer.hpp"
 #include "minimamba/io/transfer.hpp"
 #include "minimamba/nn/mamba.hpp"
@@ -170,11 +171,7 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   const std::pair<DType, DType> types = types_in_folder<Parameters>(options);
   check_names(options);
   const auto type = [&](const SavedParameter& parameter) { return parameter.is_matrix ? types.first : types.second; };
-  const auto stored_name = [](std::string_view name) {
-    return name == "embedding.weight" ? "backbone.embeddings.weight"
-           : name == "lm_head.weight" ? std::string(name)
-                                      : "backbone." + std::string(name);
-  };
+  const auto stored_name = [](std::string_view name) { return hugging_face_name(name); };
   Fitting fitting(options.saturate);
   fitting.check(parameters, type);
   MadeFolders folders(folder);
@@ -206,6 +203,7 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
 /// files that cannot go along; what was in the folder is then as before.
 template <class Model>
 void save(const Model& model, const std::filesystem::path& folder, const SaveOptions& options = {}) {
+  static_assert(detail::has_vocabulary<Model>, "a folder holds a language model; of others see save_parameters");
   detail::save_folder(detail::ModelParameters<Model>(model), folder, options);
 }
 

@@ -2,7 +2,8 @@
 //
 // All numbers are little-endian:
 //   "MINIMAMBA STATE\n", version u32, bytes of a number u32, fingerprint of the model u64, rows u64
-//   positions i64 of the rows; then row by row and layer by layer the window [E, K - 1] and the state [E, N]
+//   positions i64 of the rows; then row by row and layer by layer the parts of the mixer's state: of S6 the window of
+//   the convolution [E, K - 1] and h [E, N]
 //   sections u32, each: bytes of its name u32, name, bytes of its contents u64, contents
 //   checksum u64 of everything before it
 #ifndef MINIMAMBA_IO_STATE_HPP
@@ -44,15 +45,20 @@ struct SavedState {
 namespace detail {
 
 inline constexpr std::string_view state_magic = "MINIMAMBA STATE\n";
-inline constexpr std::uint32_t state_version = 2;
+inline constexpr std::uint32_t state_version = 3;  // of 2 the fingerprint knew only S6
 inline constexpr std::uint32_t most_state_sections = 64;
 inline constexpr std::uint32_t longest_section_name = 255;
 
 /// Tells models apart that go on from a state in other ways: by their settings, and by the weights of all norms as
 /// floats, which every weight format leaves as they are.
 template <class Model>
-std::uint64_t fingerprint(const Model& model) {
+std::uint64_t fingerprint(const Model& model, const StateLayout& layout, std::uint32_t version = state_version) {
   Fnv1a sum;
+  for (const StatePart& part : layout.parts()) {
+    if (version < 3) break;
+    sum.add(std::as_bytes(std::span(part.name)));
+    for (const std::size_t extent : {part.rows, part.cols}) sum.add_value(static_cast<std::uint64_t>(extent));
+  }
   const MambaConfig& config = model.config();
   for (const std::int64_t size : sizes_of(config)) sum.add_value(size);
   sum.add_value(config.vocab_size);
@@ -153,10 +159,7 @@ template <class Model>
 void save_state(const std::filesystem::path& path, const Model& model, const typename Model::Cache& cache,
                 const StateSections& sections = {}) {
   using Scalar = typename Model::ScalarType;
-  if (detail::sizes_of(cache.config()) != detail::sizes_of(model.config())) {
-    throw ArgumentError("cache", "one of a model with " + detail::sizes_text(model.config()),
-                        detail::sizes_text(cache.config()));
-  }
+  model.check_cache(cache);
   const bool names_fit = std::all_of(sections.begin(), sections.end(), [](const auto& section) {
     return section.first.size() <= detail::longest_section_name;
   });
@@ -168,7 +171,7 @@ void save_state(const std::filesystem::path& path, const Model& model, const typ
   writer.write(detail::state_magic);
   writer.value(detail::state_version);
   writer.value(static_cast<std::uint32_t>(sizeof(Scalar)));
-  writer.value(detail::fingerprint(model));
+  writer.value(detail::fingerprint(model, cache.layout()));
   writer.value(std::uint64_t{cache.batch()});
   for (std::size_t row = 0; row < cache.batch(); ++row) writer.value(cache.position(row));
   std::vector<Scalar> numbers(cache.layout().size());
@@ -196,22 +199,24 @@ SavedState<Model> load_state(const ByteSource& source, const Model& model) {
   detail::check_sum(source);
   detail::SequentialBytes bytes(source, detail::state_magic.size(), source.size() - sizeof(std::uint64_t));
   const auto found_version = bytes.value<std::uint32_t>();
-  if (found_version != detail::state_version) {
-    throw FormatError(source.name(), "version " + std::to_string(detail::state_version), std::to_string(found_version));
+  if (found_version != 2 && found_version != detail::state_version) {
+    throw FormatError(source.name(), "version 2 or " + std::to_string(detail::state_version),
+                      std::to_string(found_version));
   }
   const auto width = bytes.value<std::uint32_t>();
   if (width != sizeof(Scalar)) {
     throw CheckpointError(source.name(), "numbers of " + std::to_string(sizeof(Scalar)) + " bytes",
                           std::to_string(width));
   }
-  if (bytes.value<std::uint64_t>() != detail::fingerprint(model)) {
+  const auto like = model.make_cache();
+  if (bytes.value<std::uint64_t>() != detail::fingerprint(model, like.layout(), found_version)) {
     throw CheckpointError(
         source.name(),
         "the state of a model with " + detail::sizes_text(model.config()) + " and the same settings and norms",
         "that of another");
   }
   const auto rows = bytes.value<std::uint64_t>();
-  const std::uint64_t row_bytes = sizeof(std::int64_t) + model.make_cache().state_bytes();
+  const std::uint64_t row_bytes = sizeof(std::int64_t) + like.state_bytes();
   if (rows < 1 || rows > static_cast<std::uint64_t>(Model::Cache::largest_batch) || rows > bytes.left() / row_bytes) {
     throw FormatError(source.name(), "rows within the file", std::to_string(rows));
   }

@@ -167,7 +167,9 @@ struct Blocks {
       for (const Block& layer : layers) layer.mixer.check_derived();
     }
   }
+  /// Throws ArgumentError for the layers of a model that was moved from.
   void copy_derived(const Layers& from, Layers& to) const {
+    if (from.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
     if constexpr (requires(MixerType & mixer) { mixer.copy_derived(backend, mixer); }) {
       for (std::size_t i = 0; i < to.size(); ++i) to[i].mixer.copy_derived(backend, from[i].mixer);
     }
@@ -216,11 +218,12 @@ struct Blocks {
       if (run.length() > 0) ++call.filled;
     }
     call.at_once = std::min(call.rows, std::max(BackendTraits<Backend<Scalar>>::rows_at_once, call.filled));
+    if (!is_causal<MixerType>) call.at_once = call.rows;  // whose rows may depend on all of their run
     if (call.rows == 0) return call;
     if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(call));
     reserve_scratch(layers, call.at_once);
-    if (work.prepared == Prepared{number_, call.at_once, runs.size()}) return call;  // by the call before
-    work.prepared = {};
+    if (work.prepared.value == Prepared{number_, call.at_once, runs.size()}) return call;  // by the call before
+    work.prepared.value = {};
     const auto width = static_cast<std::size_t>(config.d_model);
     work.read.reserve(runs.size());
     work.segments.reserve(runs.size());
@@ -229,7 +232,7 @@ struct Blocks {
     work.x.reserve(backend, call.at_once, width);
     work.out.reserve(backend, std::max(call.at_once, call.filled), width);
     work.block.reserve(backend, widths, call.at_once);
-    work.prepared = {number_, call.at_once, runs.size()};
+    work.prepared.value = {number_, call.at_once, runs.size()};
     return call;
   }
 

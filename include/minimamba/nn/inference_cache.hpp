@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <new>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -34,6 +36,7 @@ class InferenceCache {
         layout_(std::move(layout)),
         backend_(std::move(backend)),
         positions_(checked(batch)) {
+    if (layout_.size() > static_cast<std::size_t>(-1) / positions_.size()) throw std::bad_array_new_length();
     states_ = backend_.template allocate<Scalar>(positions_.size() * layout_.size());
   }
   InferenceCache(InferenceCache&&) noexcept = default;
@@ -64,7 +67,7 @@ class InferenceCache {
 
   /// All parts of a layer's state in all slots; refers to this cache where it lies. Throws ArgumentError.
   LayerState<Scalar> state(std::size_t layer) {
-    if (layer >= layout_.layers()) {
+    if (layer >= layout_.layers() || batch() == 0) {
       throw ArgumentError("cache layer", "a layer below " + std::to_string(layout_.layers()), std::to_string(layer));
     }
     return {states(), layout_, layer};
@@ -80,13 +83,15 @@ class InferenceCache {
   void reset() {
     backend_.fill(states(), Scalar(0));
     std::fill(positions_.begin(), positions_.end(), 0);
+    kept_.clear();
   }
   void reset(std::size_t slot) {
     backend_.fill(this->slot(slot), Scalar(0));
     positions_[slot] = 0;
+    forget_kept(slot);
   }
 
-  /// A cache with the same value.
+  /// A cache with the same value; what keep_every() has kept is not part of it.
   InferenceCache clone() const {
     InferenceCache copy(config_, layout_, backend_, static_cast<std::int64_t>(batch()));
     copy.assign(*this);
@@ -122,6 +127,7 @@ class InferenceCache {
     for (const std::size_t slot : slots) checked_slot(slot);
     order_.resize(batch());
     for (std::size_t i = 0; i < batch(); ++i) order_[i] = positions_[slots[i]];
+    reorder_kept(slots);
     backend_.reorder_rows(states(), slots);
     positions_.swap(order_);
   }
@@ -134,6 +140,7 @@ class InferenceCache {
     }
     backend_.copy(other.mutable_self().states(), states());
     positions_ = other.positions_;
+    kept_.clear();
   }
   /// Slot `slot` becomes what slot `other_slot` of a cache of the same sizes is. Throws ArgumentError.
   void assign(std::size_t slot, const InferenceCache& other, std::size_t other_slot) {
@@ -141,11 +148,13 @@ class InferenceCache {
     const std::int64_t position = other.position(other_slot);
     backend_.copy(other.slot(other_slot), this->slot(slot));
     positions_[slot] = position;
+    forget_kept(slot);
   }
 
   /// From now on forward keeps the state of each slot before every `tokens` tokens of a call, for rollback(), and drops
-  /// those of the call before; 0 keeps none, and gives their memory back. Of long runs more are kept: those at which
-  /// forward cuts them as well.
+  /// those of the last call that read any; 0 keeps none, and gives their memory back. Of long runs more are kept: those
+  /// at which forward cuts them as well. What is kept of a slot goes along in reorder(), and goes when the slot gets
+  /// another state.
   void keep_every(std::size_t tokens) {
     keep_every_ = tokens;
     kept_.clear();
@@ -155,17 +164,20 @@ class InferenceCache {
   /// The positions to which a slot can return, in their order.
   std::vector<std::int64_t> kept_positions(std::size_t slot) const {
     std::vector<std::int64_t> positions;
+    checked_slot(slot);
     for (const Kept& kept : kept_) {
-      if (kept.slot == checked_slot(slot)) positions.push_back(kept.position);
+      if (kept.slot == slot) positions.push_back(kept.position);
     }
     return positions;
   }
   /// Puts a slot back to a position that the last call has kept: as if it had read no more. Throws ArgumentError for
   /// another one.
   void rollback(std::size_t slot, std::int64_t position) {
-    for (std::size_t i = 0; i < kept_.size(); ++i) {
-      if (kept_[i].slot != checked_slot(slot) || kept_[i].position != position) continue;
-      backend_.copy(View<const Scalar>(kept_states_.data() + i * layout_.size(), 1, layout_.size()), this->slot(slot));
+    checked_slot(slot);
+    for (const Kept& kept : kept_) {
+      if (kept.slot != slot || kept.position != position) continue;
+      backend_.copy(View<const Scalar>(kept_states_.data() + kept.row * layout_.size(), 1, layout_.size()),
+                    this->slot(slot));
       positions_[slot] = position;
       return;
     }
@@ -175,6 +187,7 @@ class InferenceCache {
   /// For models that keep states: room for so many, none of them yet.
   void reserve_kept(std::size_t count) {
     kept_.clear();
+    kept_rows_ = 0;
     kept_.reserve(count);
     if (kept_states_.size() >= count * layout_.size()) return;
     kept_states_ = {};
@@ -185,15 +198,16 @@ class InferenceCache {
     parts.clear();
     const View<Scalar> all(kept_states_.data(), kept_states_.size() / std::max<std::size_t>(layout_.size(), 1),
                            layout_.size());
-    const LayerState<Scalar> states(all.rows_from(kept_.size(), all.rows() - kept_.size()), layout_, layer);
+    const LayerState<Scalar> states(all.rows_from(kept_rows_, all.rows() - kept_rows_), layout_, layer);
     for (std::size_t part = 0; part < layout_.parts().size(); ++part) parts.push_back({keep_every_, states[part]});
   }
-  void note_kept(std::size_t slot, std::int64_t position) { kept_.push_back({slot, position}); }
+  void note_kept(std::size_t slot, std::int64_t position) { kept_.push_back({slot, position, kept_rows_++}); }
 
   /// For whoever restores a state: the slot has read so many tokens. Throws ArgumentError if that is negative.
   void set_position(std::size_t slot, std::int64_t tokens) {
     if (tokens < 0) throw ArgumentError("position", "at least 0", std::to_string(tokens));
     positions_[checked_slot(slot)] = tokens;
+    forget_kept(slot);
   }
 
   /// For whoever runs layers by hand: every slot, or one, has read `tokens` more.
@@ -211,7 +225,22 @@ class InferenceCache {
   struct Kept {
     std::size_t slot;
     std::int64_t position;
+    std::size_t row;  // of kept_states_
   };
+
+  void forget_kept(std::size_t slot) {
+    std::erase_if(kept_, [&](const Kept& kept) { return kept.slot == slot; });
+  }
+  void reorder_kept(std::span<const std::size_t> slots) {
+    if (kept_.empty()) return;
+    std::vector<Kept> moved;
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      for (const Kept& kept : kept_) {
+        if (kept.slot == slots[i]) moved.push_back({i, kept.position, kept.row});
+      }
+    }
+    kept_ = std::move(moved);
+  }
 
   static std::size_t checked(std::int64_t batch) {
     if (batch >= 1 && batch <= largest_batch) return static_cast<std::size_t>(batch);
@@ -241,7 +270,8 @@ class InferenceCache {
   std::vector<std::int64_t> positions_, order_;
   typename Backend<Scalar>::template Buffer<Scalar> states_;       // [B, layout.size()]
   std::size_t keep_every_ = 0;                                     // tokens
-  std::vector<Kept> kept_;                                         // what each row of kept_states_ is
+  std::vector<Kept> kept_;                                         // what rows of kept_states_ are
+  std::size_t kept_rows_ = 0;                                      // that are in use
   typename Backend<Scalar>::template Buffer<Scalar> kept_states_;  // [some, layout.size()]
   Workspace<Backend<Scalar>> workspace_;
 };

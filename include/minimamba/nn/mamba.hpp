@@ -161,6 +161,14 @@ class Mamba {
   const auto& head() const { return config().tie_embeddings ? embedding.weight : lm_head.weight; }
   auto& head() { return config().tie_embeddings ? embedding.weight : lm_head.weight; }
 
+  /// logits = x head()^T      x [M, D], logits [M, V]
+  void head_forward(View<const Scalar> x, View<Scalar> logits) const { backend().matmul(x, head().packed(), logits); }
+  /// dx = dlogits head(), and dhead += dlogits^T x
+  void head_backward(Mamba& gradient, const BackwardArguments<Scalar>& p) const {
+    backend().matmul_backward_weight(p.d_y, p.x, gradient.head().packed());
+    backend().matmul_backward_input(p.d_y, head().packed(), p.d_x);
+  }
+
   template <class F, class First, class... Self>
   static void visit(F&& f, First& first, Self&... self) {
     f("embedding", first.embedding, self.embedding...);
@@ -250,7 +258,7 @@ class Mamba {
     const View<Scalar> normed = work.block(x.rows())[0];
     norm_f.forward(backend(), x, normed);
     detail::for_each_place(runs, work, [&](std::size_t first, std::size_t count, std::size_t place) {
-      backend().matmul(normed.rows_from(first, count), head().packed(), logits.rows_from(place, count));
+      head_forward(normed.rows_from(first, count), logits.rows_from(place, count));
     });
   }
   void take_last(std::span<const Run> runs, View<const Scalar> x, View<Scalar> last, const WorkspaceType& work) const {
@@ -260,7 +268,7 @@ class Mamba {
   }
   void head_of_rows(View<const Scalar> x, View<Scalar> normed, View<Scalar> logits) const {
     norm_f.forward(backend(), x, normed);
-    backend().matmul(normed, head().packed(), logits);
+    head_forward(normed, logits);
   }
 
   using Blocks = detail::Blocks<Scalar, Backend, Weight, Mixer>;

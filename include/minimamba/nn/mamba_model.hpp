@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -17,8 +18,9 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// y = norm_f(blocks(x)), x and y [M, D] in the backend's memory. Streams like Mamba: the cache carries the states, and
-/// splitting a sequence changes nothing. The configuration needs d_model and n_layer; the vocabulary has no meaning.
+/// y = norm_f(blocks(x)), x and y [M, D] in the backend's memory. Streams like Mamba: the cache carries the states,
+/// and, with a causal mixer, splitting a sequence changes nothing. The configuration needs d_model and n_layer; the
+/// vocabulary has no meaning.
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar,
           template <class, template <class> class, class> class Mixer = S6>
 class MambaModel {
@@ -77,7 +79,8 @@ class MambaModel {
   /// Reads L = inputs.rows() / B more rows of each of the cache's B sequences, sequence by sequence, and returns
   /// outputs [B L, D]. The view is valid until the next call with this workspace, which is the cache's own unless one
   /// is given. Throws ArgumentError for inputs of another width, rows that B does not divide, a cache of a model of
-  /// another shape, or a model without refresh(); the cache is then as it was.
+  /// another shape, or a model without refresh(); the cache is then as it was. Outputs of the call before may be its
+  /// inputs if they are few; it throws where they would be written over.
   View<const Scalar> forward(View<const Scalar> inputs, Cache& cache) const {
     return forward(inputs, cache, cache.workspace());
   }
@@ -163,6 +166,7 @@ class MambaModel {
     const auto call = blocks_.prepare(layers, runs, cache, work);
     const std::size_t D = norm_f.weight.cols(), answers = every_row ? call.rows : call.filled;
     if (call.rows == 0) return {nullptr, 0, D};
+    check_apart(runs, call.rows > call.at_once || work.outputs.size() < answers * D, work);
     work.last.reserve(backend(), call.filled, D);
     work.outputs.reserve(backend(), answers, D);
     const View<Scalar> outputs = work.outputs(answers), last = work.last(call.filled);
@@ -183,6 +187,19 @@ class MambaModel {
           if (!every_row) norm_f.forward(backend(), last, outputs);
         });
     return outputs;
+  }
+
+  /// Outputs of the call before may be the inputs of this one if all pass at once and no memory grows.
+  static void check_apart(std::span<const InputRun<Scalar>> runs, bool wanted, WorkspaceType& work) {
+    if (!wanted || work.outputs.size() == 0) return;
+    const Scalar* const begin = work.outputs.first(0).data();
+    const std::less<const Scalar*> before;
+    for (const InputRun<Scalar>& run : runs) {
+      if (run.length() == 0 || before(run.inputs.data(), begin)) continue;
+      if (before(run.inputs.data(), begin + work.outputs.size())) {
+        throw ArgumentError("inputs", "rows outside of the workspace's outputs", "some of them");
+      }
+    }
   }
 
   void copy_chosen(std::span<const InputRun<Scalar>> runs, View<Scalar> x, const WorkspaceType& work) const {

@@ -13,7 +13,7 @@
 //     Classifier shapes() const {                                         // for gradients: no memory
 //       return {backbone.shapes(), {head.weight.cols(), head.weight.rows(), false}};
 //     }
-//     void refresh() { backbone.refresh(); }                              // may be absent, as reserve_derived()
+//     void refresh() { backbone.refresh(); }                              // absent where nothing is derived
 //     void reserve_derived() { backbone.reserve_derived(); }
 //   };
 //
@@ -29,9 +29,11 @@
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "minimamba/core/config.hpp"
 #include "minimamba/core/view.hpp"
+#include "minimamba/nn/workspace.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -93,7 +95,14 @@ concept HasVocabulary = requires(const M& model) {
   { model.config() } -> std::convertible_to<const MambaConfig&>;
 };
 
-/// What generate, generate_batch and Scorer ask for.
+/// forward_last(runs, cache): logits [runs that have tokens, V]; and cache.assign(other).
+template <class M>
+concept HasRuns = requires(const M& model, const std::vector<Run>& runs, typename M::Cache& cache) {
+  { model.forward_last(runs, cache).rows() } -> std::convertible_to<std::size_t>;
+  cache.assign(std::as_const(cache));
+};
+
+/// What generate and Scorer ask for; generate_batch asks for HasRuns too.
 template <class M>
 concept LanguageModel = HasBackend<M> && HasCache<M> && HasVocabulary<M> && HasLogits<M>;
 
@@ -116,6 +125,12 @@ struct ModelOfLanguage {
   static_assert(HasVocabulary<M>, "the model needs const MambaConfig& config() const, for its vocabulary");
   static_assert(HasLogits<M>, "the model needs check, forward and forward_last(tokens, cache), which give logits");
   using Type = M;
+};
+
+/// ... for several texts at once.
+template <class M>
+struct ModelOfRuns : ModelOfLanguage<M> {
+  static_assert(HasRuns<M>, "the model needs forward_last(runs, cache), and its cache assign(other)");
 };
 
 template <class M>

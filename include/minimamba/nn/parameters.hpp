@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <string_view>
@@ -50,6 +51,9 @@ class Extents {
   Role role_ = Role::linear;
 };
 
+/// Weight decay pulls on matrices and on the convolution, but not on A_log.
+inline bool decays(const Extents& parameter) { return parameter.shape().size() > 1 && parameter.role() != Role::a_log; }
+
 /// A value that goes with what is moved.
 template <class T>
 struct Moving {
@@ -78,24 +82,34 @@ class Tensor : public detail::Extents {
   using Scalar = typename Backend::Scalar;
   using Extents::Extents;
 
+  /// Zeros at first.
   void allocate(const Backend& backend) {
-    buffer_ = backend.template allocate<Scalar>(size());
-    data_.value = buffer_.data();
+    if (placed_) {
+      backend.fill(view(), Scalar(0));
+    } else {
+      buffer_ = backend.template allocate<Scalar>(size());
+      data_.value = buffer_.data();
+    }
     version_.value = detail::next_version();
   }
   bool allocated() const { return data_.value != nullptr || size() == 0; }
 
-  /// Numbers of memory that it takes from somebody else, who keeps it alive: see Gradients.
+  /// Numbers of memory that it takes when it is placed in a part of some: see Gradients.
   std::size_t memory_size(const Backend&) const { return size(); }
-  void place(const Backend&, Scalar* memory) {
+  void place(const Backend&, Scalar* memory, std::shared_ptr<void> owner) {
     buffer_ = {};
+    placed_ = std::move(owner);
     data_.value = memory;
     version_.value = detail::next_version();
   }
+  bool placed() const { return placed_ != nullptr; }
 
   /// Another number after each allocate() and upload(), never one that another tensor has: what is derived from the
   /// numbers is of one version. It does not see what is written through view(). 0 without memory.
   std::uint64_t version() const { return version_.value; }
+
+  /// For whoever has written through view(): what was derived from the old numbers is old.
+  void touch() { version_.value = detail::next_version(); }
 
   View<Scalar> view() { return {data_.value, rows(), cols()}; }
   View<const Scalar> view() const { return {data_.value, rows(), cols()}; }
@@ -111,7 +125,8 @@ class Tensor : public detail::Extents {
 
  private:
   typename Backend::template Buffer<Scalar> buffer_;
-  detail::Moving<Scalar*> data_;  // in buffer_, or where it was placed
+  std::shared_ptr<void> placed_;  // of the memory in which it was placed
+  detail::Moving<Scalar*> data_;  // there, or in buffer_
   detail::Moving<std::uint64_t> version_;
 };
 
@@ -123,12 +138,22 @@ class WeightMatrix : public detail::Extents {
   using Weight = W;
   using Extents::Extents;
 
-  void allocate(const Backend& backend) { matrix_ = backend.template make_matrix<W>(rows(), cols()); }
+  /// Zeros at first.
+  void allocate(const Backend& backend) {
+    if constexpr (requires { backend.numbers(matrix_); }) {
+      if (placed_) return backend.fill(backend.numbers(matrix_), Scalar(0));
+    }
+    matrix_ = backend.template make_matrix<W>(rows(), cols());
+  }
   bool allocated() const { return matrix_.rows() == rows(); }
 
-  /// Numbers of memory that it takes from somebody else, who keeps it alive, for a backend that trains: see Gradients.
+  /// The same as Tensor's, for a backend that trains.
   std::size_t memory_size(const Backend& backend) const { return backend.matrix_size(rows(), cols()); }
-  void place(const Backend& backend, Scalar* memory) { matrix_ = backend.matrix_over(rows(), cols(), memory); }
+  void place(const Backend& backend, Scalar* memory, std::shared_ptr<void> owner) {
+    matrix_ = backend.matrix_over(rows(), cols(), memory);
+    placed_ = std::move(owner);
+  }
+  bool placed() const { return placed_ != nullptr; }
 
   typename Backend::template Matrix<W>& packed() { return matrix_; }
   const typename Backend::template Matrix<W>& packed() const { return matrix_; }
@@ -143,6 +168,7 @@ class WeightMatrix : public detail::Extents {
 
  private:
   typename Backend::template Matrix<W> matrix_;
+  std::shared_ptr<void> placed_;  // of the memory in which it was placed
 };
 
 /// A parameter, as opposed to a module made of named parts.

@@ -38,6 +38,7 @@ struct SelectionFormat<q8> {
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
 struct S6 {
   using Selection = typename SelectionFormat<Weight>::type;
+  static constexpr const char* gguf_architecture = "mamba";
 
   Linear<Scalar, Backend, Weight> in_proj;    // [2E, D], rows 0..E-1 are u, E..2E-1 are z
   Conv1d<Scalar, Backend> conv1d;             // [E, 1, K]
@@ -80,13 +81,14 @@ struct S6 {
   /// Throws ArgumentError unless refresh() was called, and since the last upload to A_log. What was written to A_log
   /// through its view() cannot be seen.
   void check_derived() const {
+    if (is_derived()) return;
     if (!A.present() || !A.allocated()) throw ArgumentError("S6::A", "refresh() before the first forward", "no A");
-    if (derived_from_ == A_log.version()) return;
     throw ArgumentError("S6::A", "refresh() after changing A_log", "an A that is older than A_log");
   }
 
-  /// A may be more exact than what refresh() makes of A_log.
+  /// A may be more exact than what refresh() makes of A_log. One that is missing or old is not copied.
   void copy_derived(const Backend<Scalar>& backend, const S6& from) {
+    if (!from.is_derived()) return;
     reserve_derived(backend);
     backend.copy(from.A.view(), A.view());
     derived_from_ = A_log.version();
@@ -198,6 +200,8 @@ struct S6 {
   }
 
  private:
+  bool is_derived() const { return A.present() && A.allocated() && derived_from_ == A_log.version(); }
+
   enum Part : std::size_t { conv_part, ssm_part };  // of the state
 
   struct Computed {

@@ -12,6 +12,7 @@
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/nn/mixer.hpp"
+#include "minimamba/nn/parameters.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -131,7 +132,7 @@ struct Workspace {
   std::vector<std::size_t> owners;                         // the run of each segment
   std::vector<KeptStates<typename Backend::Scalar>> kept;  // of a layer
   std::vector<bool> named;                                 // slots that a call has named
-  Prepared prepared;
+  detail::Moving<Prepared> prepared;
 };
 
 }  // namespace minimamba

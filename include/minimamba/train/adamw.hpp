@@ -36,13 +36,6 @@ struct AdamWOptions {
   double clip = 1;            // the largest norm of the gradient; 0: any
 };
 
-namespace detail {
-
-/// Weight decay pulls on matrices and on the convolution, but not on A_log.
-inline bool decays(const Extents& parameter) { return parameter.shape().size() > 1 && parameter.role() != Role::a_log; }
-
-}  // namespace detail
-
 /// The moments of a model's gradient: of a language model, or anything else that is a TrainableModel. Source:
 /// Loshchilov and Hutter, arXiv 1711.05101. The equation is at AdamWArguments.
 template <class Model>
@@ -61,18 +54,13 @@ class AdamW {
     if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", number_text(rate));
     detail::require_same_parameters(mean_, model, "model");
     detail::require_same_parameters(mean_, gradients, "gradients");
-    return apply(model, gradients, rate, norm_of(gradients, downloaded_squares(gradients)));
+    return apply(model, gradients, rate,
+                 norm_of(gradients, detail::squares_of(gradients.backend(), gradients, squares_)));
   }
 
   /// Queues the sum of the squares of each gradient, in the order of for_each_parameter, to squares [1, parameters].
   void queue_squares(const Gradients<Model>& gradients, View<double> squares) const {
-    std::size_t i = 0;
-    for_each_parameter(
-        [&](std::string_view, const auto& gradient) {
-          const auto& backend = gradients.backend();
-          backend.sum_of_squares(detail::numbers_of(backend, gradient), squares.columns(i++, 1));
-        },
-        gradients);
+    detail::queue_squares(gradients.backend(), gradients, squares);
   }
   /// The norm of all, once their squares are on the host. Throws DivergedError for one that is not finite.
   double norm_of(const Gradients<Model>& gradients, std::span<const double> squares) const {
@@ -92,9 +80,11 @@ class AdamW {
   }
   /// The step itself, with the norm of the gradients.
   double apply(Model& model, Gradients<Model>& gradients, double rate, double norm) {
-    const auto kernels = kernels_of_step(model, gradients, rate, norm);
+    std::vector<Tensor<BackendOf<Model>>*> written;
+    const auto kernels = kernels_of_step(model, gradients, rate, norm, written);
     if constexpr (requires { model.reserve_derived(); }) model.reserve_derived();
     for (const auto& kernel : kernels) model.backend().adamw(kernel);  // from here on nothing is allocated
+    for (auto* const tensor : written) tensor->touch();
     if constexpr (requires { model.refresh(); }) model.refresh();
     ++steps_;
     return norm;
@@ -113,13 +103,16 @@ class AdamW {
  private:
   using KernelArguments = AdamWArguments<ScalarOf<Model>>;
 
-  /// What the kernel is called with for each parameter: to walk over them allocates their names.
-  std::vector<KernelArguments> kernels_of_step(Model& model, Gradients<Model>& gradients, double rate, double norm) {
+  /// What the kernel is called with for each parameter, and the tensors that it writes to: to walk over them allocates
+  /// their names.
+  std::vector<KernelArguments> kernels_of_step(Model& model, Gradients<Model>& gradients, double rate, double norm,
+                                               std::vector<Tensor<BackendOf<Model>>*>& written) {
     const auto corrected = [&](double beta) { return 1 - std::pow(beta, static_cast<double>(steps_ + 1)); };
     const auto& backend = model.backend();
     std::vector<KernelArguments> kernels;
     for_each_parameter(
         [&](std::string_view, auto& weight, auto& gradient, auto& mean, auto& variance) {
+          if constexpr (requires { weight.touch(); }) written.push_back(&weight);
           kernels.push_back({.weight = detail::numbers_of(backend, weight),
                              .gradient = detail::numbers_of(backend, gradient),
                              .mean = detail::numbers_of(backend, mean),
@@ -151,15 +144,6 @@ class AdamW {
     require(options.clip >= 0 && finite(options.clip), "AdamWOptions.clip", "a finite number of at least 0",
             options.clip);
     return options;
-  }
-
-  std::vector<double> downloaded_squares(const Gradients<Model>& gradients) {
-    const auto& backend = gradients.backend();
-    std::vector<double> squares(detail::parameters_in(gradients));
-    squares_.reserve(backend, 1, squares.size());
-    queue_squares(gradients, squares_(1));
-    backend.download(squares_(1).data(), squares);
-    return squares;
   }
 
   AdamWOptions options_;

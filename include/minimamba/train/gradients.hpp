@@ -3,6 +3,7 @@
 #define MINIMAMBA_TRAIN_GRADIENTS_HPP
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -12,6 +13,7 @@
 #include "minimamba/core/error.hpp"
 #include "minimamba/nn/model.hpp"
 #include "minimamba/nn/parameters.hpp"
+#include "minimamba/nn/workspace.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -54,11 +56,11 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
     std::size_t size = 0;
     for_each_parameter([&](std::string_view, auto& parameter) { size += lines(parameter.memory_size(backend)); },
                        *this);
-    memory_ = backend.template allocate<Scalar>(size);
-    Scalar* next = memory_.data();
+    memory_ = std::make_shared<Buffer>(backend.template allocate<Scalar>(size));
+    Scalar* next = memory_->data();
     for_each_parameter(
         [&](std::string_view, auto& parameter) {
-          parameter.place(backend, next);
+          parameter.place(backend, next, memory_);
           next += lines(parameter.memory_size(backend));
         },
         *this);
@@ -69,8 +71,8 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
 
   /// All numbers as one row, parameter by parameter as the backend has them, with zeros between: of two Gradients of
   /// one configuration and backend, they can be added up as they are.
-  View<Scalar> memory() { return {memory_.data(), 1, memory_.size()}; }
-  View<const Scalar> memory() const { return {memory_.data(), 1, memory_.size()}; }
+  View<Scalar> memory() { return {memory_->data(), 1, memory_->size()}; }
+  View<const Scalar> memory() const { return {memory_->data(), 1, memory_->size()}; }
 
  private:
   static std::size_t lines(std::size_t numbers) {
@@ -78,7 +80,8 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
     return (numbers + line - 1) / line * line;
   }
 
-  typename Backend::template Buffer<Scalar> memory_;
+  using Buffer = typename Backend::template Buffer<Scalar>;
+  std::shared_ptr<Buffer> memory_;  // not shared in fact, but kept by each parameter, wherever that is moved to
 };
 
 /// Those of a model, or, when it is said so, of a part of a model whose gradients are part of its own:
@@ -97,6 +100,27 @@ Gradients<Model> zeros_like(const Model& model) {
 }
 
 namespace detail {
+
+/// Queues the sum of the squares of each parameter, in the order of for_each_parameter, to squares [1, parameters].
+template <class Backend, class Module>
+void queue_squares(const Backend& backend, const Module& module, View<double> squares) {
+  std::size_t i = 0;
+  for_each_parameter(
+      [&](std::string_view, const auto& parameter) {
+        backend.sum_of_squares(numbers_of(backend, parameter), squares.columns(i++, 1));
+      },
+      module);
+}
+
+/// The same on the host. `there` is memory for them.
+template <class Backend, class Module>
+std::vector<double> squares_of(const Backend& backend, const Module& module, Activation<Backend, double>& there) {
+  std::vector<double> squares(parameters_in(module));
+  there.reserve(backend, 1, squares.size());
+  queue_squares(backend, module, there(1));
+  backend.download(there(1).data(), squares);
+  return squares;
+}
 
 /// Throws ArgumentError unless a module has the parameters of another, by name and shape.
 template <class Expected, class Module>

@@ -340,20 +340,19 @@ class Tape {
   };
   /// Some rows at a time, whose logits become their own gradients: those of all rows are never there together.
   void head(const Model& model, std::span<const std::int32_t> targets, const HeadArguments& p) {
-    const auto& weight = model.head();
     const View<const std::int32_t> there = targets_.upload(backend_, targets);
     for (std::size_t first = 0; first < rows(); first += head_rows(model)) {
       const std::size_t count = std::min(head_rows(model), rows() - first);
       const View<Scalar> x = head_input().rows_from(first, count), logits = logits_(count);
-      backend_.matmul(x, weight.packed(), logits);
+      model.head_forward(x, logits);
       backend_.cross_entropy({.logits = logits,
                               .targets = there.columns(first, count),
                               .scale = p.scale,
                               .d_logits = logits,
                               .loss = p.sum});
       if (p.gradients == nullptr) continue;
-      backend_.matmul_backward_weight(logits, x, p.gradients->head().packed());
-      backend_.matmul_backward_input(logits, weight.packed(), d_activations_(rows())[0].rows_from(first, count));
+      model.head_backward(*p.gradients,
+                          {.x = x, .d_y = logits, .d_x = d_activations_(rows())[0].rows_from(first, count)});
     }
   }
 

@@ -50,7 +50,7 @@ struct TrainingState {
   std::vector<StepRecord> history;  // of all steps
 };
 
-/// The same seed gives the same bits on the reference and native backends, whatever the threads.
+/// The same seed gives the same bits, whatever the threads, where BackendTraits::splits_exactly holds.
 template <class Model>
 class Trainer {
  public:
@@ -215,17 +215,9 @@ class Trainer {
   static std::string not_finite(const Model& module) {
     const auto& backend = module.backend();
     Activation<typename Model::BackendType, double> there;
-    std::vector<double> squares(detail::parameters_in(module));
-    there.reserve(backend, 1, squares.size());
-    std::size_t number = 0;
-    for_each_parameter(
-        [&](std::string_view, const auto& parameter) {
-          backend.sum_of_squares(detail::numbers_of(backend, parameter), there(1).columns(number++, 1));
-        },
-        module);
-    backend.download(there(1).data(), squares);
+    const std::vector<double> squares = detail::squares_of(backend, module, there);
     std::string culprit;
-    number = 0;
+    std::size_t number = 0;
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
           if (std::isfinite(squares[number++]) || !culprit.empty()) return;

@@ -144,6 +144,22 @@ function(check_missing_training_kernel)
   endforeach()
 endfunction()
 
+# What a model lacks is said in words.
+function(check_words)
+  set(source -fsyntax-only ${here}/words.cpp)
+  run(${compile} ${warnings} ${source} -DCASE=0)
+  set(words "must be causal" "needs Model shapes\\(\\) const" "a folder holds a language model"
+            "a GGUF file holds a language model" "the model needs check, forward and forward_last")
+  foreach(number RANGE 1 5)
+    math(EXPR index "${number} - 1")
+    list(GET words ${index} expected)
+    try_to(${compile} ${source} -DCASE=${number})
+    if(result EQUAL 0 OR NOT complaint MATCHES "${expected}")
+      message(SEND_ERROR "case ${number}: expected a refusal that says ${expected}, found ${result}:\n${complaint}")
+    endif()
+  endforeach()
+endfunction()
+
 # Links the units in the order given, and runs the program; sets ran, and <unit>_lines for each of them.
 macro(run_units)
   set(uses "")

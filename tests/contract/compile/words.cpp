@@ -1,0 +1,44 @@
+// Models that lack something are refused in words: compiled with -DCASE=<number> each of the uses below is one that the
+// library must say something about; with -DCASE=0 nothing is wrong.
+#include <minimamba/io.hpp>
+#include <minimamba/train.hpp>
+
+#include <vector>
+
+using namespace minimamba;
+
+/// A mixer that looks ahead.
+template <class Scalar, template <class> class Backend, class Weight>
+struct LooksAhead : S6<Scalar, Backend, Weight> {
+  using S6<Scalar, Backend, Weight>::S6;
+  static constexpr bool causal = CASE != 1;
+};
+
+struct WithoutShapes {
+  Linear<float, ReferenceTraining> layer;
+  ReferenceTraining<float> own_backend;
+  const auto& backend() const { return own_backend; }
+#if CASE != 2
+  WithoutShapes shapes() const { return {}; }
+#endif
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("layer", self.layer...);
+  }
+};
+
+int main() {
+  const Mamba<float, NativeBackend, float, LooksAhead> model({.d_model = 16, .n_layer = 1, .vocab_size = 32});
+  auto gradients = zeros_like(WithoutShapes());
+  MambaModel<float> backbone({.d_model = 16, .n_layer = 1});
+#if CASE == 3
+  save(backbone, "folder");
+#elif CASE == 4
+  save_gguf(backbone, "file.gguf");
+#elif CASE == 5
+  auto cache = backbone.make_cache();
+  const std::vector<std::int32_t> prompt{1};
+  for (const auto token : generate(backbone, cache, prompt, {})) return token;
+#endif
+  return static_cast<int>(gradients.memory().cols() + model.parameter_count());
+}
