@@ -25,12 +25,28 @@ struct ConfigKeys {
   const char *d_model, *n_layer, *vocab_size, *d_state, *d_conv, *expand, *dt_rank, *bias, *conv_bias, *tie_embeddings,
       *norm_epsilon;
 };
-inline constexpr ConfigKeys hugging_face_keys{
-    "hidden_size",    "num_hidden_layers", "vocab_size",    "state_size",          "conv_kernel",       "expand",
-    "time_step_rank", "use_bias",          "use_conv_bias", "tie_word_embeddings", "layer_norm_epsilon"};
-inline constexpr ConfigKeys official_keys{"d_model",           "n_layer",        "vocab_size",      "ssm_cfg.d_state",
-                                          "ssm_cfg.d_conv",    "ssm_cfg.expand", "ssm_cfg.dt_rank", "ssm_cfg.bias",
-                                          "ssm_cfg.conv_bias", "tie_embeddings", "norm_epsilon"};
+inline constexpr ConfigKeys hugging_face_keys{.d_model = "hidden_size",
+                                              .n_layer = "num_hidden_layers",
+                                              .vocab_size = "vocab_size",
+                                              .d_state = "state_size",
+                                              .d_conv = "conv_kernel",
+                                              .expand = "expand",
+                                              .dt_rank = "time_step_rank",
+                                              .bias = "use_bias",
+                                              .conv_bias = "use_conv_bias",
+                                              .tie_embeddings = "tie_word_embeddings",
+                                              .norm_epsilon = "layer_norm_epsilon"};
+inline constexpr ConfigKeys official_keys{.d_model = "d_model",
+                                          .n_layer = "n_layer",
+                                          .vocab_size = "vocab_size",
+                                          .d_state = "ssm_cfg.d_state",
+                                          .d_conv = "ssm_cfg.d_conv",
+                                          .expand = "ssm_cfg.expand",
+                                          .dt_rank = "ssm_cfg.dt_rank",
+                                          .bias = "ssm_cfg.bias",
+                                          .conv_bias = "ssm_cfg.conv_bias",
+                                          .tie_embeddings = "tie_embeddings",
+                                          .norm_epsilon = "norm_epsilon"};
 
 /// A configuration and the layout it came in.
 struct ConfigFile {

@@ -23,17 +23,17 @@ namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
 /// The settings, and where the tensors tell them the tensors, for messages.
-inline constexpr ConfigKeys gguf_keys{"mamba.embedding_length",
-                                      "mamba.block_count",
-                                      "rows of token_embd.weight",
-                                      "mamba.ssm.state_size",
-                                      "mamba.ssm.conv_kernel",
-                                      "mamba.ssm.inner_size",
-                                      "mamba.ssm.time_step_rank",
-                                      "blk.0.ssm_in.bias",
-                                      "blk.0.ssm_conv1d.bias",
-                                      "a model without output.weight",
-                                      "mamba.attention.layer_norm_rms_epsilon"};
+inline constexpr ConfigKeys gguf_keys{.d_model = "mamba.embedding_length",
+                                      .n_layer = "mamba.block_count",
+                                      .vocab_size = "rows of token_embd.weight",
+                                      .d_state = "mamba.ssm.state_size",
+                                      .d_conv = "mamba.ssm.conv_kernel",
+                                      .expand = "mamba.ssm.inner_size",
+                                      .dt_rank = "mamba.ssm.time_step_rank",
+                                      .bias = "blk.0.ssm_in.bias",
+                                      .conv_bias = "blk.0.ssm_conv1d.bias",
+                                      .tie_embeddings = "a model without output.weight",
+                                      .norm_epsilon = "mamba.attention.layer_norm_rms_epsilon"};
 
 inline constexpr std::int64_t most_gguf_parts = 1024;
 inline constexpr const char* gguf_other_ends = "minimamba.other_eos_token_ids";
