@@ -162,6 +162,7 @@ inline Vector scan_square(const Scalar* a, Scalar* h, std::size_t stride, const 
     const Vector decayed = decay(splat(dt[i]), decay_base(load(a + i * stride)));
     square[i] = fmadd(decayed, load(h + i * stride), splat(dt_u[i]) * b);
     store(h + i * stride, square[i]);
+    prefetch(h + (i + 4 * lanes) * stride);  // slots lie apart: with each, a new stream begins
   }
   transpose(square);
   if (left == lanes) {
