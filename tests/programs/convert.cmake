@@ -91,7 +91,7 @@ expect(0 "cannot run.*asks for conv1d.bias.*knows no in_proj.bias" ${DATA}/odd-o
 expect(0 "untied" --info ${WORK}/model.gguf)
 
 expect(1 "no-such-model" ${DATA}/no-such-model ${WORK}/x.gguf)
-expect(1 "F32, F16, BF16 or F64 in a folder" ${DATA}/odd-hf ${WORK}/q8 --type q8_0)
+expect(1 "F32, F16, BF16 or F64 in safetensors" ${DATA}/odd-hf ${WORK}/q8 --type q8_0)
 expect(2 "" ${DATA}/odd-hf)
 expect(1 "output: expected a folder.*standard output" ${DATA}/odd-hf -)
 expect(2 "" ${DATA}/odd-hf ${WORK}/x.gguf --type q99)
