@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "minimamba/backend/host_kernels.hpp"
+#include "minimamba/nn/model.hpp"
 #include "minimamba/nn/workspace.hpp"
 
 #include "minimamba/core/isa.hpp"
