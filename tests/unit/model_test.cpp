@@ -1,6 +1,4 @@
 // Whole models and their caches: shapes, copies, and what is refused.
-#include <map>
-
 #include "support/support.hpp"
 
 namespace {

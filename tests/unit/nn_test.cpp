@@ -1,4 +1,4 @@
-// Layers alone, the parameter walk, the model and its cache.
+// Layers alone, and the walk over parameters. Whole models: model_test.cpp.
 #include <map>
 
 #include "support/support.hpp"
