@@ -99,10 +99,9 @@ void expect_no_allocation(bool several_rows) {
 TYPED_TEST(Allocation, NoneAfterWarmUp) { expect_no_allocation<typename TypeParam::Model>(TypeParam::exact); }
 
 TYPED_TEST(Allocation, NoneAfterWarmUpWithNarrowWeights) {
-  expect_no_allocation<typename TypeParam::template ModelOf<bf16>>(TypeParam::exact);
-  expect_no_allocation<typename TypeParam::template ModelOf<f16>>(TypeParam::exact);
-  expect_no_allocation<typename TypeParam::template ModelOf<q8>>(TypeParam::exact);
-  expect_no_allocation<typename TypeParam::template ModelOf<q4>>(TypeParam::exact);
+  support::each_narrow_format<TypeParam>([](auto weight) {
+    expect_no_allocation<typename TypeParam::template ModelOf<decltype(weight)>>(TypeParam::exact);
+  });
 }
 
 TYPED_TEST(Allocation, NoneFromTokenToTokenOfAGeneration) {

@@ -129,7 +129,7 @@ TYPED_TEST(Splitting, AmongThreadsChangesNothing) {
 }
 
 TYPED_TEST(Splitting, ChangesNothingWithNarrowWeightsEither) {
-  const auto check = [this](auto weight) {
+  support::each_narrow_format<TypeParam>([this](auto weight) {
     using Narrow = Splitting<support::NarrowKind<TypeParam, decltype(weight)>>;
     SCOPED_TRACE(Format<decltype(weight)>::name);
     auto config = this->config();
@@ -148,11 +148,7 @@ TYPED_TEST(Splitting, ChangesNothingWithNarrowWeightsEither) {
           Narrow::read(model, {own.begin(), own.end()}, {}).logits, copy_of(logits.view().rows_from(row * 60, 60)),
           "rows of a batch");
     }
-  };
-  check(bf16());
-  check(f16());
-  check(q8());
-  check(q4());
+  });
 }
 
 TYPED_TEST(Splitting, ContinuesFromACloneAsFromTheOriginal) {

@@ -55,6 +55,23 @@ struct NarrowKind : K {
       std::is_same_v<Weight, minimamba::q8> || std::is_same_v<Weight, minimamba::q4> ? 1.0 / 127 : 0;
 };
 
+/// Calls check(weight) with a value of each quantised or 16-bit weight format; where few kinds are tested, the formats
+/// are divided among the backends. Golden tests run all of them on every backend.
+template <class K, class Check>
+void each_narrow_format(Check&& check) {
+#ifdef MINIMAMBA_TEST_FEW_KINDS
+  constexpr bool reference = std::is_base_of_v<minimamba::ReferenceBackend<typename K::Scalar>, typename K::Backend>;
+  constexpr bool native = std::is_base_of_v<minimamba::NativeBackend<typename K::Scalar>, typename K::Backend>;
+#else
+  constexpr bool reference = true, native = true;
+#endif
+  constexpr bool other = !reference || native;  // all where all are tested
+  if constexpr (native) check(minimamba::bf16());
+  if constexpr (other) check(minimamba::f16());
+  if constexpr (reference) check(minimamba::q8());
+  if constexpr (native) check(minimamba::q4());
+}
+
 /// The native backend with the kernels of one instruction set. Throws ArgumentError where this machine lacks it.
 template <class Scalar, minimamba::InstructionSet set>
 struct NativeWith : minimamba::NativeBackend<Scalar> {

@@ -34,10 +34,9 @@ void expect_round_trip(const MambaConfig& config) {
 
 TYPED_TEST(Checkpoint, SavesAndLoadsTheSameModel) {
   expect_round_trip<typename TypeParam::Model>(support::small_config());
-  expect_round_trip<typename TypeParam::template ModelOf<bf16>>(support::small_config());
-  expect_round_trip<typename TypeParam::template ModelOf<f16>>(support::small_config());
-  expect_round_trip<typename TypeParam::template ModelOf<q8>>(support::small_config());
-  expect_round_trip<typename TypeParam::template ModelOf<q4>>(support::small_config());
+  support::each_narrow_format<TypeParam>([](auto weight) {
+    expect_round_trip<typename TypeParam::template ModelOf<decltype(weight)>>(support::small_config());
+  });
   expect_round_trip<typename TypeParam::Model>({.d_model = 9,
                                                 .n_layer = 1,
                                                 .vocab_size = 11,

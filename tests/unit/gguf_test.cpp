@@ -136,10 +136,8 @@ TYPED_TEST(SavedGguf, IsLoadedAsTheSameModelInEveryWeightFormat) {
   // The file holds floats, which doubles are not; what is quantised is a product that floats hold.
   if constexpr (Float::value) {
     expect_round_trip<typename TypeParam::Model>(config);
-    expect_round_trip<typename TypeParam::template ModelOf<bf16>>(config);
-    expect_round_trip<typename TypeParam::template ModelOf<f16>>(config);
-    expect_round_trip<typename TypeParam::template ModelOf<q8>>(config);
-    expect_round_trip<typename TypeParam::template ModelOf<q4>>(config);
+    support::each_narrow_format<TypeParam>(
+        [&](auto weight) { expect_round_trip<typename TypeParam::template ModelOf<decltype(weight)>>(config); });
   } else {
     const Folder folder;
     const auto model = support::trained_looking_model<typename TypeParam::Model>(config);

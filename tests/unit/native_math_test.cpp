@@ -62,12 +62,12 @@ INSTANTIATE_TEST_SUITE_P(Sets, NativeMath,
                                          InstructionSet::avx512, InstructionSet::avx512bf16),
                          [](const auto& set) { return std::string(name_of(set.param)); });
 
-TEST_P(NativeMath, ExpIsRightTo2Ulp) { EXPECT_LE(largest_error(native::functions_for(GetParam()).exp, exact_exp), 2); }
+TEST_P(NativeMath, ExpIsRightTo2Ulp) { EXPECT_LE(largest_error(native::functions_for<float>(GetParam()).exp, exact_exp), 2); }
 TEST_P(NativeMath, SoftplusIsRightTo4Ulp) {
-  EXPECT_LE(largest_error(native::functions_for(GetParam()).softplus, exact_softplus), 4);
+  EXPECT_LE(largest_error(native::functions_for<float>(GetParam()).softplus, exact_softplus), 4);
 }
 TEST_P(NativeMath, SiluIsRightTo4Ulp) {
-  EXPECT_LE(largest_error(native::functions_for(GetParam()).silu, exact_silu), 4);
+  EXPECT_LE(largest_error(native::functions_for<float>(GetParam()).silu, exact_silu), 4);
 }
 
 /// What lies at the ends, in every place of a register and in the rest that fills none.
@@ -88,9 +88,9 @@ void check_special_numbers(Kernel kernel, Exact exact) {
 }
 
 TEST_P(NativeMath, InfinitiesAndNaNGoWhereTheFormulasSendThem) {
-  check_special_numbers(native::functions_for(GetParam()).exp, exact_exp);
-  check_special_numbers(native::functions_for(GetParam()).softplus, exact_softplus);
-  check_special_numbers(native::functions_for(GetParam()).silu, exact_silu);
+  check_special_numbers(native::functions_for<float>(GetParam()).exp, exact_exp);
+  check_special_numbers(native::functions_for<float>(GetParam()).softplus, exact_softplus);
+  check_special_numbers(native::functions_for<float>(GetParam()).silu, exact_silu);
 }
 
 TEST(NativeBackend, PicksInstructionsThatTheMachineHas) {

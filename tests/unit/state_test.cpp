@@ -38,8 +38,8 @@ void expect_continuation() {
 
 TYPED_TEST(State, GoesOnAsIfItHadNotBeenSaved) {
   expect_continuation<typename TypeParam::Model>();
-  expect_continuation<typename TypeParam::template ModelOf<bf16>>();
-  expect_continuation<typename TypeParam::template ModelOf<q8>>();
+  support::each_narrow_format<TypeParam>(
+      [](auto weight) { expect_continuation<typename TypeParam::template ModelOf<decltype(weight)>>(); });
 }
 
 TEST(State, OfOneBackendAndFormatServesTheOthers) {

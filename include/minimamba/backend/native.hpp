@@ -18,10 +18,14 @@
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
 #include "minimamba/backend/native/arena.hpp"
+#include "minimamba/backend/native/instruction_set.hpp"
 #include "minimamba/backend/native/panels.hpp"
-#include "minimamba/backend/native/targets.hpp"
+#include "minimamba/backend/native/tasks.hpp"
 #include "minimamba/backend/host_kernels.hpp"
 #include "minimamba/core/parallel.hpp"
+#ifndef MINIMAMBA_COMPILED_KERNELS  // which minimamba::kernels defines: they are compiled once, in a file of their own
+#include "minimamba/backend/native/targets.hpp"
+#endif
 
 #include "minimamba/core/isa.hpp"
 

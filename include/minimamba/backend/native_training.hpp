@@ -15,7 +15,10 @@
 #include "minimamba/backend/native.hpp"
 #include "minimamba/backend/training_concept.hpp"
 #include "minimamba/backend/host_training.hpp"
+#include "minimamba/backend/native/training_tasks.hpp"
+#ifndef MINIMAMBA_COMPILED_KERNELS
 #include "minimamba/backend/native/training_targets.hpp"
+#endif
 
 #include "minimamba/core/isa.hpp"
 

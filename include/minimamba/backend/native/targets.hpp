@@ -1,5 +1,5 @@
 // Compiles the kernel text once for each instruction set of regions.inl, without any flag asked of whoever includes
-// this, and picks among the copies.
+// this, and picks among the copies. Included by native.hpp, or by minimamba/kernels.hpp for a whole program.
 #ifndef MINIMAMBA_BACKEND_NATIVE_TARGETS_HPP
 #define MINIMAMBA_BACKEND_NATIVE_TARGETS_HPP
 
@@ -28,28 +28,21 @@ namespace native {
 
 #include "minimamba/backend/native/regions.inl"
 
-/// The kernels for an available instruction set; those of double are portable on every machine.
 template <class Scalar>
-const Kernels<Scalar>& kernels_for(InstructionSet set);
-
-template <>
-inline const Kernels<double>& kernels_for<double>(InstructionSet) {
-  return portable_double::kernels;
-}
-template <>
-inline const Kernels<float>& kernels_for<float>([[maybe_unused]] InstructionSet set) {
+const Kernels<Scalar>& kernels_for([[maybe_unused]] InstructionSet set) {
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return portable_double::kernels;
+  } else {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  if (has_avx512(set)) return avx512::kernels;
-  if (set == InstructionSet::avx2) return avx2::kernels;
+    if (has_avx512(set)) return avx512::kernels;
+    if (set == InstructionSet::avx2) return avx2::kernels;
 #elif defined(__aarch64__) && defined(__ARM_NEON)
-  if (set == InstructionSet::neon) return neon::kernels;
+    if (set == InstructionSet::neon) return neon::kernels;
 #endif
-  return portable_float::kernels;
+    return portable_float::kernels;
+  }
 }
 
-using NarrowMatmul = void (*)(const NarrowTask&);
-/// The product with narrow weights. Those of q8 and q4 have the same bits with AVX2 as with AVX-512, whose kernels want
-/// VNNI too.
 template <class W>
 NarrowMatmul narrow_matmul_for([[maybe_unused]] InstructionSet set) {
   if constexpr (Format<W>::block_size == 1) {
@@ -72,7 +65,8 @@ NarrowMatmul narrow_matmul_for([[maybe_unused]] InstructionSet set) {
   }
 }
 
-inline const Functions<float>& functions_for([[maybe_unused]] InstructionSet set) {
+template <class Scalar>
+const Functions<Scalar>& functions_for([[maybe_unused]] InstructionSet set) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
   if (has_avx512(set)) return avx512::functions;
   if (set == InstructionSet::avx2) return avx2::functions;

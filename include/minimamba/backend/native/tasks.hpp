@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "minimamba/backend/native/instruction_set.hpp"
+
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
@@ -138,6 +140,18 @@ struct Functions {
   void (*softplus)(const Scalar* x, Scalar* y, std::size_t count);
   void (*silu)(const Scalar* x, Scalar* y, std::size_t count);
 };
+
+/// The kernels for an available instruction set; those of double are portable on every machine.
+template <class Scalar>
+const Kernels<Scalar>& kernels_for(InstructionSet set);
+template <class Scalar>
+const Functions<Scalar>& functions_for(InstructionSet set);
+
+using NarrowMatmul = void (*)(const NarrowTask&);
+/// The product with narrow weights. Those of q8 and q4 have the same bits with AVX2 as with AVX-512, whose kernels want
+/// VNNI too.
+template <class W>
+NarrowMatmul narrow_matmul_for(InstructionSet set);
 
 }  // namespace native
 }  // namespace minimamba

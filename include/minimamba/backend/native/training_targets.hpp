@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstddef>
+#include <type_traits>
 
 #include "minimamba/backend/native/targets.hpp"
 #include "minimamba/backend/native/training_tasks.hpp"
@@ -17,23 +18,19 @@ namespace native {
 #include "minimamba/backend/native/regions.inl"
 #undef MINIMAMBA_TRAINING_REGIONS
 
-/// The kernels of training for an available instruction set.
 template <class Scalar>
-const TrainingKernels<Scalar>& training_kernels_for(InstructionSet set);
-
-template <>
-inline const TrainingKernels<double>& training_kernels_for<double>(InstructionSet) {
-  return portable_double::training_kernels;
-}
-template <>
-inline const TrainingKernels<float>& training_kernels_for<float>([[maybe_unused]] InstructionSet set) {
+const TrainingKernels<Scalar>& training_kernels_for([[maybe_unused]] InstructionSet set) {
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return portable_double::training_kernels;
+  } else {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  if (has_avx512(set)) return avx512::training_kernels;
-  if (set == InstructionSet::avx2) return avx2::training_kernels;
+    if (has_avx512(set)) return avx512::training_kernels;
+    if (set == InstructionSet::avx2) return avx2::training_kernels;
 #elif defined(__aarch64__) && defined(__ARM_NEON)
-  if (set == InstructionSet::neon) return neon::training_kernels;
+    if (set == InstructionSet::neon) return neon::training_kernels;
 #endif
-  return portable_float::training_kernels;
+    return portable_float::training_kernels;
+  }
 }
 
 }  // namespace native

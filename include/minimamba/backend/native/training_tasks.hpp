@@ -157,6 +157,10 @@ struct TrainingKernels {
   double (*sum_of_squares)(const Scalar* x, std::size_t count);
 };
 
+/// The kernels of training for an available instruction set.
+template <class Scalar>
+const TrainingKernels<Scalar>& training_kernels_for(InstructionSet set);
+
 }  // namespace native
 }  // namespace minimamba
 
