@@ -206,4 +206,8 @@ inline Change header_text(const std::string& from, const std::string& to, const 
 
 }  // namespace support
 
+SUPPORT_NATIVE_MODELS(SUPPORT_MODEL_FILES, extern);
+SUPPORT_EIGEN_MODELS(SUPPORT_MODEL_FILES, extern);
+SUPPORT_REFERENCE_MODELS(SUPPORT_MODEL_FILES, extern);
+
 #endif

@@ -299,4 +299,6 @@ inline minimamba::MambaConfig small_config() {
 
 }  // namespace support
 
+#include "support/models.hpp"
+
 #endif

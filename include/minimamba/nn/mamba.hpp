@@ -164,7 +164,8 @@ class Mamba {
   /// logits = x head()^T      x [M, D], logits [M, V]
   void head_forward(View<const Scalar> x, View<Scalar> logits) const { backend().matmul(x, head().packed(), logits); }
   /// dx = dlogits head(), and dhead += dlogits^T x
-  void head_backward(Mamba& gradient, const BackwardArguments<Scalar>& p) const {
+  template <class Gradient>  // of a backend that trains
+  void head_backward(Gradient& gradient, const BackwardArguments<Scalar>& p) const {
     backend().matmul_backward_weight(p.d_y, p.x, gradient.head().packed());
     backend().matmul_backward_input(p.d_y, head().packed(), p.d_x);
   }

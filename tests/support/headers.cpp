@@ -1,2 +1,0 @@
-// Nothing but the precompiled header.
-#include "support/support.hpp"
