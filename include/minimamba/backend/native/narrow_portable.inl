@@ -5,7 +5,7 @@ inline Vector load_f16(const std::uint8_t* from) {
   std::uint16_t bits[lanes];
   std::memcpy(bits, from, sizeof(bits));
   Vector result;
-  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = detail::from_f16_bits_in_vectors(bits[i]);
+  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = detail::from_f16_bits_branchless(bits[i]);
   return result;
 }
 inline void load_columns(const std::uint8_t* from, Vector (&columns)[1]) { columns[0] = load_f16(from); }

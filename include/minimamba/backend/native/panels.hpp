@@ -74,9 +74,9 @@ struct BlockLayout {
       Block block;
       Format<W>::pack(row + k, std::min(unit, cols - k), &block);
       for (std::size_t i = 0; i < unit / per_byte; ++i) {
-        unsigned byte = static_cast<unsigned>(Format<W>::whole(block, i) + zero_point);
+        unsigned byte = static_cast<unsigned>(Format<W>::integer(block, i) + zero_point);
         if constexpr (per_byte == 2) {
-          byte |= static_cast<unsigned>(Format<W>::whole(block, i + unit / 2) + zero_point) << 4;
+          byte |= static_cast<unsigned>(Format<W>::integer(block, i + unit / 2) + zero_point) << 4;
         }
         to[at(j, i)] = static_cast<std::uint8_t>(byte);
       }
