@@ -73,7 +73,7 @@ template <class W, std::size_t rows, std::size_t registers>
 inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const std::uint8_t* weight, std::size_t from,
                             [[maybe_unused]] Ahead wanted, Vector (&acc)[rows][registers]) {
   using Layout = native::PanelLayout<W>;
-  constexpr std::size_t parts = native::panel * block / Layout::numbers_bytes;  // numbers in a byte of weights
+  constexpr std::size_t parts = native::panel * block / Layout::integer_bytes;  // numbers in a byte of weights
   constexpr std::size_t groups = block_words / parts;
   Vector total[rows][registers];  // not acc itself, which the compiler would store in every turn
   MINIMAMBA_UNROLL
@@ -117,7 +117,7 @@ inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const
     MINIMAMBA_UNROLL
     for (std::size_t r = 0; r < registers; ++r) {
       const Vector scale =
-          load_f16(register_of(b, r) + Layout::numbers_bytes + (from + r) % panel_registers * lanes * 2);
+          load_f16(register_of(b, r) + Layout::integer_bytes + (from + r) % panel_registers * lanes * 2);
       MINIMAMBA_UNROLL
       for (std::size_t i = 0; i < rows; ++i) {
         total[i][r] = fmadd(to_numbers(sums[i][r]), scale * splat(tile.scales[b * rows + i]), total[i][r]);
