@@ -15,7 +15,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A number as people write it, in every locale: 1e-05, not 0.000010.
+/// A number as text, the same in every locale: 1e-05, not 0.000010.
 inline std::string number_text(double value) {
   char text[32];
   return {text, std::to_chars(text, text + sizeof(text), value, std::chars_format::general, 9).ptr};

@@ -29,8 +29,8 @@ using Scalar = float;
 #include "minimamba/backend/native/vector_portable.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow_portable.inl"
-#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/vector_portable_weights.inl"
+#include "minimamba/backend/native/halves.inl"
 #include "minimamba/backend/native/blocks.inl"
 #endif
 }  // namespace portable_float
@@ -61,7 +61,7 @@ namespace avx2 {
 #include "minimamba/backend/native/vector_avx2.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/halves.inl"
 #include "minimamba/backend/native/blocks.inl"
 #endif
 }  // namespace avx2
@@ -85,7 +85,7 @@ namespace avx512 {
 #include "minimamba/backend/native/vector_avx512.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/halves.inl"
 #endif
 }  // namespace avx512
 #ifndef MINIMAMBA_TRAINING_REGIONS  // the kernels of training need no more
@@ -128,7 +128,7 @@ namespace neon {
 #include "minimamba/backend/native/vector_neon.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/halves.inl"
 #include "minimamba/backend/native/blocks.inl"
 #endif
 }  // namespace neon

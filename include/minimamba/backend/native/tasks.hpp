@@ -76,7 +76,7 @@ inline constexpr Division division(std::size_t rows, std::size_t panels, std::si
   return {rows, panels, true, unit_rows, (rows + unit_rows - 1) / unit_rows};
 }
 
-/// A product with narrow weights, which are 16-bit or quantised; panels.hpp describes their panels.
+/// A product with 16-bit or quantised weights; panels.hpp describes their panels.
 struct NarrowTask {
   MatmulTask<float> product;  // its weight is not used
   const std::uint8_t* weight;
@@ -101,7 +101,7 @@ struct Conv1dTask {
   std::size_t y_stride;
 };
 
-/// Channels [first, last) of some tokens of a segment; see ScanArguments.
+/// Channels [first, last) of consecutive tokens of a segment; see ScanArguments.
 template <class Scalar>
 struct ScanTask {
   std::size_t length, first, last, states;
