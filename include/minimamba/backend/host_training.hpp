@@ -1,5 +1,5 @@
-// The kernels of training that all CPU backends can share, as plain loops. A backend overrides those that take it much
-// time.
+// The kernels of training that all CPU backends can share, as plain loops. A backend overrides those that would be
+// too slow.
 #ifndef MINIMAMBA_BACKEND_HOST_TRAINING_HPP
 #define MINIMAMBA_BACKEND_HOST_TRAINING_HPP
 

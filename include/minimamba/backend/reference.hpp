@@ -1,9 +1,9 @@
 // ReferenceBackend: every kernel as a plain loop, in the order of its equation. Other backends are tested against it,
 // and it is the guide for writing one. It runs on one thread, and sums in double.
 //
-// The row of a token is computed by a function that is never inlined and gets neither the batch nor the length. So the
-// same instructions run on the same values however a sequence is split, and the results are bit for bit the same under
-// any compiler flags.
+// The row of a token is computed by a function that is never inlined and gets neither the batch nor the length. So
+// however a sequence is split, the same instructions run on the same values and give the same bits. This holds with any
+// compiler flags.
 #ifndef MINIMAMBA_BACKEND_REFERENCE_HPP
 #define MINIMAMBA_BACKEND_REFERENCE_HPP
 

@@ -1,6 +1,6 @@
 // How products round their activations. Products with bf16 weights round their activations to bf16; products with q8
-// and q4 weights quantise them to 8 bits: the weights are coarser than that, and processors multiply such values
-// several times as fast as floats. Every backend on every machine rounds in the same way.
+// and q4 weights quantise them to 8 bits. Weights of so few bits gain nothing from exact activations, and processors
+// multiply rounded ones several times as fast. Every backend on every machine rounds in the same way.
 #ifndef MINIMAMBA_CORE_ACTIVATIONS_HPP
 #define MINIMAMBA_CORE_ACTIVATIONS_HPP
 

@@ -38,7 +38,7 @@ class Error : public std::runtime_error {
         subject_(std::move(subject)),
         expected_(std::move(expected)),
         found_(std::move(found)) {}
-  /// For a problem that is not a value other than the expected one; expected() and found() are empty.
+  /// For a problem that "expected this, found that" would not describe well. expected() and found() are empty.
   Error(std::string subject, const std::string& problem)
       : std::runtime_error(subject + ": " + problem), subject_(std::move(subject)) {}
 

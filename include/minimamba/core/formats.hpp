@@ -123,7 +123,7 @@ struct BlockFormat {
   }
 
  private:
-  /// Adding 0 turns -0, which a negative scale would give, into 0.
+  /// Adding 0 turns -0, which 0 times a negative scale is, into 0.
   template <class Scalar, class Block>
   static Scalar value(const Block& block, std::size_t i, Scalar scale) {
     return static_cast<Scalar>(Derived::integer(block, i)) * scale + 0;

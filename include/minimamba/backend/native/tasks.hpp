@@ -33,15 +33,15 @@ inline constexpr std::size_t row_unit = 24;
 
 inline constexpr std::size_t round_up(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit * unit; }
 
-/// Maximum rows of x that a product of `rows` rows packs at a time: as many as fill about 800 KB, for an L2 cache of 1
-/// MB. It never decreases when `rows` grows, so scratch memory for a product is enough for each part of it.
+/// Maximum rows of x that a product of `rows` rows packs at a time: as many as fill about 800 KB, for an L2 cache of
+/// 1 MB. It never decreases when `rows` grows, so scratch memory for a product is enough for each part of it.
 inline constexpr std::size_t most_packed_rows(std::size_t rows, std::size_t in) {
   const std::size_t most = 800'000 / 4 / (in == 0 ? 1 : in) / row_unit * row_unit;
   const std::size_t wanted = round_up(rows, row_unit);
   return wanted < most ? wanted : most < row_unit ? row_unit : most;
 }
-/// Rows of each block; the last block has the rest. Blocks are equal up to row_unit, so that there are as few as
-/// possible: each of them reads all weights.
+/// Rows of each block; the last block has the rest. The blocks are equal up to row_unit, because each block reads all
+/// weights, and a small last block would do so for few rows.
 inline constexpr std::size_t row_block(std::size_t rows, std::size_t in) {
   const std::size_t most = most_packed_rows(rows, in), blocks = (rows + most - 1) / most;
   return blocks == 0 ? 0 : round_up((rows + blocks - 1) / blocks, row_unit);

@@ -34,8 +34,8 @@ struct WeightGradientTask {
   Scalar* scratch;   // [rows][panel]
 };
 
-/// Packs tiles [first_tile, last_tile) of rows of dY, each [outputs][tile], for dX = dY W. `outputs` is a block of all
-/// outputs.
+/// Packs tiles [first_tile, last_tile) of rows of dY, each [outputs][tile], for dX = dY W. The outputs
+/// are a block of those of the product.
 template <class Scalar>
 struct PackRowsTask {
   const Scalar* d_y;  // [rows, outputs], with row stride d_y_stride
