@@ -158,7 +158,9 @@ TEST(Error, NamesTheProblem) {
   EXPECT_STREQ(error.what(), "load: loading was cancelled");
   EXPECT_EQ(error.subject(), "load");
   EXPECT_EQ(error.expected(), "");
-  EXPECT_EQ(error.found(), "");
+  EXPECT_EQ(error.found(), "loading was cancelled");
+  const ArgumentError again("open", error.expected(), error.found());
+  EXPECT_STREQ(again.what(), "open: loading was cancelled") << "thrown again with another subject";
 }
 
 TEST(Error, NamesWhatWasExpectedAndWhatWasFound) {

@@ -34,13 +34,13 @@ inline std::string printable(std::string_view text, std::size_t longest = 200) {
 class Error : public std::runtime_error {
  public:
   Error(std::string subject, std::string expected, std::string found)
-      : std::runtime_error(subject + ": expected " + expected + ", found " + found),
+      : std::runtime_error(subject + ": " + (expected.empty() ? found : "expected " + expected + ", found " + found)),
         subject_(std::move(subject)),
         expected_(std::move(expected)),
         found_(std::move(found)) {}
-  /// For a problem that "expected this, found that" would not describe well. expected() and found() are empty.
-  Error(std::string subject, const std::string& problem)
-      : std::runtime_error(subject + ": " + problem), subject_(std::move(subject)) {}
+  /// For a problem that reads better as a sentence: "loading was cancelled". found() is the sentence, expected() is
+  /// empty.
+  Error(std::string subject, std::string problem) : Error(std::move(subject), "", std::move(problem)) {}
 
   /// The file, tensor, key or argument that was rejected.
   const std::string& subject() const noexcept { return subject_; }
