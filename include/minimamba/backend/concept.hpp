@@ -1,11 +1,12 @@
-// What a backend offers. A backend is a value bound to a Scalar: it allocates memory and runs the kernels below on
-// views. Layers (nn/) never follow a pointer, so a backend may keep its memory on another device. To port minimamba,
-// start from backend/reference.hpp, which is these equations as plain loops, and compare with it. A line
+// What a backend must implement. A backend is a value bound to a Scalar: it allocates memory and runs the kernels below
+// on views. Layers (nn/) never dereference a pointer, so a backend may keep its memory on another device. To port
+// minimamba, start from backend/reference.hpp, which implements these equations as plain loops, and test against it.
+// With the line
 //   static_assert(minimamba::InferenceBackend<MyBackend<float>>);
-// makes the compiler say what is missing yet.
+// the compiler names the kernels that are still missing.
 //
-// Shapes: D d_model, E d_inner, N d_state, R dt_rank, K d_conv, V padded vocabulary, M rows of activations: the tokens
-// of all sequences of a call. Which rows belong to which sequence is said by segments: see core/view.hpp.
+// Shapes: D d_model, E d_inner, N d_state, R dt_rank, K d_conv, V padded vocabulary, M rows of activations, which are
+// the tokens of all sequences of a call. Segments define which rows belong to which sequence: see core/view.hpp.
 #ifndef MINIMAMBA_BACKEND_CONCEPT_HPP
 #define MINIMAMBA_BACKEND_CONCEPT_HPP
 
@@ -22,8 +23,8 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Of each segment, y[t,e] = silu(bias[e] + sum_k weight[e,k] x[t - K + 1 + k, e]), where x at negative times is the
-/// window. Afterwards the window holds the last K - 1 inputs, oldest first.
+/// The causal convolution. For each segment, y[t,e] = silu(bias[e] + sum_k weight[e,k] x[t - K + 1 + k, e]), where x at
+/// negative times is read from the window. Afterwards the window holds the last K - 1 inputs, oldest first.
 template <class Scalar>
 struct Conv1dArguments {
   std::span<const Segment> segments;
@@ -31,11 +32,11 @@ struct Conv1dArguments {
   View<const Scalar> weight;     // [E, K], oldest first
   View<const Scalar> bias;       // [1, E], or empty
   SlotView<Scalar> window;       // [E, K - 1], oldest first, read and written
-  View<Scalar> y;                // [M, E], not x
+  View<Scalar> y;                // [M, E], must not be x
   KeptStates<Scalar> kept = {};  // windows
 };
 
-/// The selective scan (arXiv 2312.00752, section 3.2 and algorithm 2), gate included:
+/// The selective scan (arXiv 2312.00752, section 3.2 and algorithm 2), including the gate:
 ///   dt = softplus(delta + delta_bias)                   (the identity above 20, as in the official kernel)
 ///   h[t] = exp(dt A) h[t-1] + dt B u                    for each segment, channel e and state n
 ///   y = (C . h + D u) silu(z)
@@ -51,24 +52,28 @@ struct ScanArguments {
   View<const Scalar> d;           // [1, E]
   View<const Scalar> z;           // [M, E]
   SlotView<Scalar> h;             // [E, N], the state, read and written
-  View<Scalar> y;                 // [M, E], none of the above
+  View<Scalar> y;                 // [M, E], must not be one of the views above
   KeptStates<Scalar> kept = {};   // states h
 };
 
-/// dropout: x[i,j] is zero with probability `rate`, else divided by 1 - rate. Which ones depends on the seed, i and j
-/// alone, so that backward repeats it.                               x [M, n], read and written
+/// dropout: x[i,j] becomes zero with probability `rate`, and otherwise x[i,j] / (1 - rate). Which elements become zero
+/// depends only on the seed, i and j, so that backward can repeat it. x [M, n], read and written
 struct Dropout {
-  double rate = 0;  // from 0 to below 1
+  double rate = 0;  // in [0, 1)
   std::uint64_t seed = 0;
 };
 
-// One concept a kernel, so that a backend that lacks one is told its name.
+// There is one concept for each kernel, so that the compiler names the kernel that a backend lacks.
 
-/// allocate<T>(n): n zeros of T, which is Scalar, std::int32_t or double, in a movable Buffer<T> with data() and
-/// size(). upload and download copy between the host and such memory. A backend may queue what it is asked for, and
-/// then has copied what it was given of the host's; only download waits. fill(y, value); copy(x, y) copies rows;
-/// gather_rows(x, rows, y): y[i,:] = x[rows[i],:]; reorder_rows(y, rows): the same within y, of which it has as many
-/// rows, with no memory beside it that grows with y.
+/// Memory, for T = Scalar, std::int32_t or double:
+///   allocate<T>(n)          n zeros in a movable Buffer<T> with data() and size()
+///   upload, download        copy between the host and such memory
+///   fill(y, value)          y[i,j] = value
+///   copy(x, y)              y = x
+///   gather_rows(x, rows, y) y[i,:] = x[rows[i],:]
+///   reorder_rows(y, rows)   the same with x = y, for all rows of y, without a copy of y
+/// A backend may queue these calls and its kernels; it must have copied host memory when upload returns. Only download
+/// waits.
 template <class B>
 concept HasMemory = requires(const B& backend, typename B::Scalar* device, std::span<typename B::Scalar> host,
                              std::span<const typename B::Scalar> source, View<const typename B::Scalar> x,
@@ -85,16 +90,16 @@ concept HasMemory = requires(const B& backend, typename B::Scalar* device, std::
 
 /// The same memory for token ids, and for sums in double.
 template <class B>
-concept HasMemoryOfOtherTypes = requires(const B& backend, std::int32_t* tokens, double* numbers,
+concept HasMemoryOfOtherTypes = requires(const B& backend, std::int32_t* tokens, double* device_sums,
                                          std::span<const std::int32_t> ids, std::span<double> sums) {
   backend.template allocate<std::int32_t>(1);
   backend.template allocate<double>(1);
   backend.upload(ids, tokens);
-  backend.download(numbers, sums);
+  backend.download(device_sums, sums);
 };
 
-/// Matrix<W>: [rows, cols] weights in format W, laid out as the backend likes. upload_rows packs rows
-/// [first, first + host.rows()) from the host; download_rows unpacks as many.
+/// Matrix<W>: [rows, cols] weights in format W, in any layout. upload_rows packs the rows of `host` into rows
+/// [first, first + host.rows()) of the matrix; download_rows unpacks the same rows.
 template <class B>
 concept HasMatrix = requires(const B& backend, typename B::template Matrix<typename B::Scalar>& matrix,
                              View<const typename B::Scalar> source, View<typename B::Scalar> host, std::size_t count) {
@@ -120,9 +125,8 @@ concept HasRmsNorm = requires(const B& backend, View<const typename B::Scalar> x
 };
 
 /// matmul: y = x weight^T                                            x [M, in], weight [out, in], y [M, out]
-/// With weights of bf16, q8 and q4 it takes round_activations(x) in place of x, unless an option of the backend says
-/// otherwise. A backend may have reserve_matmul(rows, weight), after which products of so many rows or fewer allocate
-/// nothing.
+/// With bf16, q8 and q4 weights it uses round_activations(x) in place of x, unless the backend's option `activations`
+/// is exact. A backend may have reserve_matmul(rows, weight): after it, products of up to `rows` rows allocate nothing.
 template <class B>
 concept HasMatmul = requires(const B& backend, View<const typename B::Scalar> x,
                              const typename B::template Matrix<typename B::Scalar>& weight,
@@ -142,21 +146,21 @@ concept HasSelectiveScan = requires(const B& backend, const ScanArguments<typena
   backend.selective_scan(arguments);
 };
 
-/// add: y += x, where x has y's rows, or one row for all             x [M, n] or [1, n], y [M, n]
+/// add: y += x, where a single row of x is added to all rows of y    x [M, n] or [1, n], y [M, n]
 template <class B>
 concept HasAdd = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y) {
   backend.add(x, y);
 };
 
-/// negative_exp: y = -exp(x), which makes A of A_log                 x, y [E, N]
+/// negative_exp: y = -exp(x), to compute A from A_log                x, y [E, N]
 template <class B>
 concept HasNegativeExp = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y) {
   backend.negative_exp(x, y);
 };
 
-// What follows a backend may have: who uses it finds it by `requires`, and does without.
+// The following kernel is optional: callers test for it by `requires`, and work without it.
 
-/// negative_log_likelihood: nats[i] = log(sum_v exp(logits[i,v])) - logits[i,targets[i]]; see surprise().
+/// negative_log_likelihood: nats[i] = log(sum_v exp(logits[i,v])) - logits[i,targets[i]], in natural logarithms.
 template <class Scalar>
 struct LikelihoodArguments {
   View<const Scalar> logits;         // [M, V]
@@ -164,7 +168,7 @@ struct LikelihoodArguments {
   View<double> nats;                 // [1, M], overwritten
 };
 
-/// Everything that inference needs. Backends are cheap to copy; copies share threads.
+/// All that inference needs. Backends are cheap to copy, and copies share their threads.
 template <class B>
 concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMemoryOfOtherTypes<B> && HasMatrix<B> &&
     HasEmbed<B> && HasRmsNorm<B> && HasMatmul<B> && HasCausalConv1d<B> && HasSelectiveScan<B> && HasAdd<B> &&
@@ -173,34 +177,34 @@ concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMemoryOfOtherT
   { backend.threads() } -> std::convertible_to<int>;
 };
 
-/// What is best for a backend and what is true of it, unless it has a static constexpr member of the same name that
-/// says otherwise.
+/// Properties and preferred sizes of a backend. A backend overrides a default by a static constexpr member of the same
+/// name.
 template <class B>
 struct BackendTraits {
-  /// Rows that pass through the layers at once: longer runs are read in chunks, so that memory does not grow with
-  /// their length.
+  /// Maximum rows of activations per pass through the layers. Longer inputs are split into chunks, so that memory does
+  /// not grow with their length.
   static constexpr std::size_t rows_at_once = [] {
     if constexpr (requires { B::rows_at_once; }) return std::size_t{B::rows_at_once};
     return std::size_t{256};
   }();
-  /// Logits that training has in memory at once: 16 MiB of floats.
+  /// Maximum logits that training keeps in memory; the default is 16 MiB of floats.
   static constexpr std::size_t logits_at_once = [] {
     if constexpr (requires { B::logits_at_once; }) return std::size_t{B::logits_at_once};
     return std::size_t{1} << 22;
   }();
-  /// A sequence has the same bits however it is split into calls, and whatever is beside it.
+  /// Whether the results for a sequence are bit for bit the same however it is split into calls and batched.
   static constexpr bool splits_exactly = [] {
     if constexpr (requires { B::splits_exactly; }) return bool{B::splits_exactly};
     return true;
   }();
-  /// Kernels may run out of memory although reserve_matmul has been called.
+  /// Whether kernels allocate memory, and so may throw std::bad_alloc, even after reserve_matmul.
   static constexpr bool kernels_allocate = [] {
     if constexpr (requires { B::kernels_allocate; }) return bool{B::kernels_allocate};
     return false;
   }();
 };
 
-/// Options of the backends on the processor.
+/// Options of the CPU backends.
 struct CpuOptions {
   int threads = 0;                                 // 0: as many as the process may use
   Activations activations = Activations::rounded;  // of products with bf16, q8 and q4 weights

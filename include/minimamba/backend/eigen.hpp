@@ -1,6 +1,7 @@
-// EigenBackend: the portable vectorised processor backend. Products go through Eigen, divided among the threads of a
-// pool of our own; scan and convolution run over strips of channels, one vector register or more wide.
-// Eigen's types depend on compiler flags: compile a whole program that uses this backend with one set of flags.
+// EigenBackend: the portable vectorised CPU backend. Eigen computes the products, which are divided among the threads
+// of the library's own pool; scan and convolution work on strips of channels, one vector register or more wide.
+//
+// Eigen's types depend on compiler flags: compile all of a program that uses this backend with the same flags.
 #ifndef MINIMAMBA_BACKEND_EIGEN_HPP
 #define MINIMAMBA_BACKEND_EIGEN_HPP
 
@@ -33,7 +34,7 @@ class EigenBackend : public detail::HostMemory<Number> {
   template <WeightFormat W>
   using Matrix = HostMatrix<W>;
 
-  /// Eigen's products of several rows allocate, and so may fail; and they sum one row otherwise than several.
+  /// Eigen's products of several rows allocate memory, and sum in another order than products of one row.
   static constexpr bool kernels_allocate = true, splits_exactly = false;
 
   explicit EigenBackend(CpuOptions options = {})
@@ -97,7 +98,7 @@ class EigenBackend : public detail::HostMemory<Number> {
       const Segment& segment = p.segments[number];
       std::size_t kept = detail::chunks_of(p.segments.first(number), p.kept.chunk);
       const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk);
-      // Block by block of tokens: what the strips beside each other read then comes from the cache.
+      // In blocks of tokens, so that neighbouring strips find the inputs that they share in the cache.
       for (std::size_t start = 0, count = 0; start < segment.length; start += count) {
         if (p.kept.chunk != 0 && start % chunk == 0) {
           const std::size_t first = begin * strip, rows = std::min(end * strip, p.u.cols()) - first;
@@ -118,11 +119,11 @@ class EigenBackend : public detail::HostMemory<Number> {
     });
   }
 
- protected:                                        // for EigenTraining, whose kernels are made alike
-  static constexpr std::size_t panel = 48;         // outputs a thread takes at a time: a multiple of Eigen's own tile
+ protected:                                        // for EigenTraining
+  static constexpr std::size_t panel = 48;         // outputs that a thread takes at a time: a multiple of Eigen's tile
   static constexpr std::size_t strip = 16;         // channels side by side in conv and scan
-  static constexpr std::size_t block_tokens = 64;  // tokens whose intermediate values stay in the first cache
-  static constexpr std::size_t worthwhile = 1U << 15;  // elementary operations for which a second thread pays
+  static constexpr std::size_t block_tokens = 64;  // tokens whose intermediate values stay in the L1 cache
+  static constexpr std::size_t worthwhile = 1U << 15;  // elementary operations that are worth a second thread
 
   static std::size_t grain(std::size_t operations) { return worthwhile / std::max<std::size_t>(operations, 1) + 1; }
 
@@ -160,8 +161,8 @@ class EigenBackend : public detail::HostMemory<Number> {
                                                          Eigen::OuterStride<>(static_cast<Eigen::Index>(y.stride())));
   }
 
-  /// Divides the strips that cover the channels of every segment among the threads: calls body(number of the segment,
-  /// first strip, last strip). A token of a channel takes so many operations.
+  /// Divides the strips of channels of every segment among the threads: calls body(index of the segment, first strip,
+  /// end strip). `operations` is the cost of one token of one channel.
   template <class Body>
   void share_strips(std::span<const Segment> segments, std::size_t channels, std::size_t operations,
                     Body&& body) const {
@@ -178,7 +179,7 @@ class EigenBackend : public detail::HostMemory<Number> {
                  });
   }
 
-  /// Calls body(lanes, first channel) for strips [begin, end); the last few channels go one by one.
+  /// Calls body(lanes, first channel) for strips [begin, end); the channels of an incomplete strip are done one by one.
   template <class Body>
   static void each_strip(std::size_t begin, std::size_t end, std::size_t channels, Body&& body) {
     for (std::size_t channel = begin * strip; channel < std::min(end * strip, channels); channel += strip) {
@@ -193,7 +194,7 @@ class EigenBackend : public detail::HostMemory<Number> {
   ThreadPool& pool() const { return *pool_; }
 
  private:
-  /// round_activations of each row, in memory of this thread.
+  /// Applies round_activations to each row, into scratch memory of this thread.
   template <WeightFormat W>
   View<const Scalar> rounded(View<const Scalar> x) const {
     const View<Scalar> result(detail::thread_scratch<Scalar>(x.rows() * x.cols()), x.rows(), x.cols());
@@ -205,7 +206,7 @@ class EigenBackend : public detail::HostMemory<Number> {
     return result;
   }
 
-  /// y = weight[first .., :] x for one row: the weights stream through once, nothing is allocated.
+  /// y = weight[first .. first + y.size(), :] x for one row: reads the weights once, and allocates nothing.
   template <WeightFormat W>
   static void multiply_row(std::span<const Scalar> x, const Matrix<W>& weight, std::size_t first, std::span<Scalar> y) {
     using Column = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
@@ -255,7 +256,7 @@ class EigenBackend : public detail::HostMemory<Number> {
     const auto output = [&](std::size_t t) { return Eigen::Map<Strip>(&y(t, channel)); };
     const Strip bias = p.bias.empty() ? Strip(Strip::Zero()) : load<lanes>(&p.bias(0, channel));
     for (std::size_t t = 0; t < length; ++t) output(t) = bias;
-    for (std::size_t k = 0; k <= past; ++k) {  // tap k sees the input of past - k tokens ago
+    for (std::size_t k = 0; k <= past; ++k) {  // weight k belongs to the input of past - k tokens ago
       const Strip weight = column<lanes>(p.weight, channel, k);
       const std::size_t ago = past - k;
       for (std::size_t t = 0; t < std::min(ago, length); ++t)
@@ -264,7 +265,7 @@ class EigenBackend : public detail::HostMemory<Number> {
     }
     for (std::size_t t = 0; t < length; ++t) output(t) = output(t) / (1 + (-output(t)).exp());
     for (std::size_t j = 0; j < past; ++j) {  // ascending: a column is read before it is overwritten
-      const std::size_t from = length + j;    // in the window followed by x
+      const std::size_t from = length + j;    // index in the window followed by x
       if (from < past) {
         column<lanes>(window, channel, j) = Strip(column<lanes>(window, channel, from));
       } else {
@@ -276,7 +277,7 @@ class EigenBackend : public detail::HostMemory<Number> {
   struct Rows {
     std::size_t first, count;
   };
-  /// Some tokens of one strip of channels, at most block_tokens.
+  /// At most block_tokens tokens of one strip of channels. state [E, N], read and written
   template <int lanes>
   static void scan_strip(const ScanArguments<Scalar>& p, View<Scalar> state, std::size_t channel, Rows rows) {
     using Strip = Lanes<lanes>;
@@ -286,7 +287,7 @@ class EigenBackend : public detail::HostMemory<Number> {
     for (std::size_t t = 0; t < count; ++t) {
       const Strip u = load<lanes>(&p.u(first + t, channel));
       const Strip raw = load<lanes>(&p.delta(first + t, channel)) + bias;
-      const Strip soft = raw.min(Scalar(20)).exp().log1p();  // on its own: Eigen's select would make it scalar
+      const Strip soft = raw.min(Scalar(20)).exp().log1p();  // evaluated here: select would not vectorise it
       dt[t] = (raw > Scalar(20)).select(raw, soft);
       dt_u[t] = dt[t] * u;
       y[t] = d * u;

@@ -1,5 +1,5 @@
-// eigen_map: shows a View as an Eigen::Map. Opt-in: include it only where Eigen's types are wanted, and compile all
-// units that exchange them with the same flags.
+// eigen_map: a View as an Eigen::Map. Opt-in: include this header only where you need Eigen's types, and compile all
+// translation units that exchange them with the same flags.
 #ifndef MINIMAMBA_BACKEND_EIGEN_MAP_HPP
 #define MINIMAMBA_BACKEND_EIGEN_MAP_HPP
 
@@ -13,7 +13,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A row-major Eigen matrix over the same numbers: nothing is copied, and the view's memory must stay.
+/// A row-major Eigen matrix over the memory of the view, without a copy: the memory must outlive it.
 template <class T>
 auto eigen_map(View<T> view) {
   using Plain = Eigen::Matrix<std::remove_const_t<T>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;

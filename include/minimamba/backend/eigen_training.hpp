@@ -1,5 +1,5 @@
-// EigenTraining: the Eigen backend and the backward of its kernels. Products and optimising go through Eigen, the scan
-// over strips of channels; what costs little is the loops of reference_training.hpp.
+// EigenTraining: the Eigen backend with the backward of its kernels. Eigen computes the products and AdamW, and the
+// scan works on strips of channels. Kernels that take little time are the loops of reference_training.hpp.
 #ifndef MINIMAMBA_BACKEND_EIGEN_TRAINING_HPP
 #define MINIMAMBA_BACKEND_EIGEN_TRAINING_HPP
 
@@ -47,7 +47,7 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
 
   void selective_scan_backward(const ScanBackwardArguments<Scalar>& p) const {
     const std::size_t channels = p.u.cols(), groups = (channels + group - 1) / group, width = 2 * p.a.cols();
-    std::vector<Scalar> sums(groups * p.u.rows() * width);  // of each group of channels: [M, 2N], for d_b and d_c
+    std::vector<Scalar> sums(groups * p.u.rows() * width);  // [groups, M, 2N]: each group's sums for d_b and d_c
     parallel_for(this->pool(), groups, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t g = begin; g < end; ++g) {
         const View<Scalar> of_group(sums.data() + g * p.u.rows() * width, p.u.rows(), width);
@@ -72,15 +72,15 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
   }
 
   void adamw(const AdamWArguments<Scalar>& p) const {
-    const auto number = [](double value) { return static_cast<Scalar>(value); };
+    const auto scalar = [](double value) { return static_cast<Scalar>(value); };
     for (std::size_t i = 0; i < p.weight.rows(); ++i) {
       auto weight = this->array(p.weight.row(i)), gradient = this->array(p.gradient.row(i));
       auto mean = this->array(p.mean.row(i)), variance = this->array(p.variance.row(i));
-      mean = number(p.beta1) * mean + number((1 - p.beta1) * p.gradient_scale) * gradient;
-      variance = number(p.beta2) * variance + number(1 - p.beta2) * (number(p.gradient_scale) * gradient).square();
-      weight = number(1 - p.rate * p.decay) * weight -
-               number(p.rate / p.mean_correction) * mean /
-                   ((number(1 / p.variance_correction) * variance).sqrt() + number(p.epsilon));
+      mean = scalar(p.beta1) * mean + scalar((1 - p.beta1) * p.gradient_scale) * gradient;
+      variance = scalar(p.beta2) * variance + scalar(1 - p.beta2) * (scalar(p.gradient_scale) * gradient).square();
+      weight = scalar(1 - p.rate * p.decay) * weight -
+               scalar(p.rate / p.mean_correction) * mean /
+                   ((scalar(1 / p.variance_correction) * variance).sqrt() + scalar(p.epsilon));
       gradient.setZero();
     }
   }
@@ -90,7 +90,7 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
 
   static auto of(View<const Scalar> x) { return EigenTraining::matrix(x.data(), x.rows(), x.cols(), x.stride()); }
 
-  /// Calls body(first, count) on parts of [0, count), which take `operations` each.
+  /// Calls body(first, count) on parts of [0, count). `operations` is the cost of one item.
   template <class Body>
   void share(std::size_t count, std::size_t operations, Body&& body) const {
     const std::size_t panels = (count + this->panel - 1) / this->panel;
@@ -102,7 +102,7 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
   template <std::size_t lanes>
   using Strip = typename EigenTraining::template Lanes<static_cast<int>(lanes)>;
 
-  /// What a chunk of tokens of a strip of channels needs, for each token.
+  /// Intermediate values of each token in a chunk, for a strip of channels.
   template <std::size_t lanes>
   struct Chunk {
     explicit Chunk(std::size_t tokens)
@@ -123,12 +123,12 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
     return 1 / (1 + (-x).exp());
   }
 
-  /// Channels [e, e + lanes) of all sequences, chunk by chunk from the end.
+  /// Channels [e, e + lanes) of all segments, chunk by chunk from the end. sums [M, 2N] are added to, for d_b and d_c.
   template <std::size_t lanes>
   static void scan_strip(const ScanBackwardArguments<Scalar>& p, std::size_t e, View<Scalar> sums) {
     constexpr int width = static_cast<int>(lanes);
     Chunk<lanes> work(detail::tokens_at_once(detail::longest(p.segments), p.kept.chunk));
-    std::size_t kept = 0;  // chunks of the segments before
+    std::size_t kept = 0;  // index of the first kept state of the segment
     for (const Segment& segment : p.segments) {
       const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk);
       const std::size_t chunks = detail::chunks_of(segment.length, chunk);
@@ -165,10 +165,10 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
 
   template <std::size_t lanes>
   struct StatePair {
-    Strip<lanes> h, d_h;  // before the chunk, and the gradient after it
+    Strip<lanes> h, d_h;  // the state before the chunk, and the gradient of the state after it
   };
 
-  /// State n of the strip; returns the gradient before the chunk.
+  /// State n of the strip; returns the gradient of the state before the chunk.
   template <std::size_t lanes>
   static Strip<lanes> scan_state(const ScanBackwardArguments<Scalar>& p, std::size_t e, std::size_t n,
                                  std::size_t first, std::size_t count, StatePair<lanes> state, Chunk<lanes>& work,

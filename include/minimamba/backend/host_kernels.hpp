@@ -1,6 +1,5 @@
-// Plain loops that several backends on this processor share: RMSNorm of a row, for numbers of any size, which is all
-// that the reference backend does, and what the others do with a row whose squares are beyond their type; and the
-// windows of the convolution.
+// Plain loops that several CPU backends share: RMSNorm of a row with values of any magnitude, which the reference
+// backend always uses and the others use for rows whose squares overflow; and the windows of the convolution.
 #ifndef MINIMAMBA_BACKEND_HOST_KERNELS_HPP
 #define MINIMAMBA_BACKEND_HOST_KERNELS_HPP
 
@@ -17,8 +16,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// What numbers are multiplied by, twice, before they are squared: 1, but a power of two where the sum of their squares
-/// is no double. Those that vanish then count nothing beside the largest.
+/// A scale s for which the sum of (s^2 x)^2 does not overflow: 1, or a power of two if the sum of x^2 overflows. Values
+/// that s^2 turns into zero are negligible against the largest.
 template <class Scalar>
 double norm_scale(std::span<const Scalar> x) {
   double squares = 0;
@@ -44,7 +43,7 @@ template <class Scalar>
 double negative_log_likelihood(std::span<const Scalar> logits, std::size_t token) {
   Scalar largest = -std::numeric_limits<Scalar>::infinity();
   for (const Scalar logit : logits) largest = std::max(largest, logit);
-  constexpr std::size_t lanes = 8;  // sums of their own, which a compiler may keep in a register
+  constexpr std::size_t lanes = 8;  // separate sums, which compilers can keep in vector registers
   double sums[lanes] = {};
   for (std::size_t v = 0; v < logits.size(); ++v) sums[v % lanes] += static_cast<double>(std::exp(logits[v] - largest));
   double sum = 0;
@@ -52,14 +51,15 @@ double negative_log_likelihood(std::span<const Scalar> logits, std::size_t token
   return std::log(sum) + (static_cast<double>(largest) - static_cast<double>(logits[token]));
 }
 
-/// Input number i of channel e in the window followed by x: output t of the segment is made of inputs t to t + K - 1.
+/// Input i of channel e, counted from the start of the window, which x follows. Output t of the segment depends on
+/// inputs t to t + K - 1.
 template <class Scalar>
 Scalar conv1d_input(const Conv1dArguments<Scalar>& p, const Segment& segment, std::size_t i, std::size_t e) {
   const std::size_t past = p.window.cols();
   return i < past ? p.window[segment.slot](e, i) : p.x(segment.first + i - past, e);
 }
 
-/// Leaves the last K - 1 inputs in the window of a segment.
+/// Stores the last K - 1 inputs of a segment in its window.
 template <class Scalar>
 void slide_window(const Conv1dArguments<Scalar>& p, const Segment& segment) {
   const View<Scalar> window = p.window[segment.slot];
@@ -70,7 +70,7 @@ void slide_window(const Conv1dArguments<Scalar>& p, const Segment& segment) {
   }
 }
 
-/// Keeps the windows before every chunk, before any of them slides.
+/// Stores the window before each chunk in p.kept. Call it before the windows are updated.
 template <class Scalar>
 void keep_each_window(const Conv1dArguments<Scalar>& p) {
   std::size_t kept = 0;
@@ -86,7 +86,7 @@ void keep_each_window(const Conv1dArguments<Scalar>& p) {
   }
 }
 
-/// The same, if any are asked for.
+/// The same, if p.kept asks for any.
 template <class Scalar>
 inline void keep_windows(const Conv1dArguments<Scalar>& p) {
   if (p.kept.chunk != 0) keep_each_window(p);

@@ -1,4 +1,4 @@
-// Memory of the backends that run on this processor: aligned buffers, and weights as rows of blocks.
+// Memory of the CPU backends: aligned buffers, and weights as rows of blocks.
 #ifndef MINIMAMBA_BACKEND_HOST_MEMORY_HPP
 #define MINIMAMBA_BACKEND_HOST_MEMORY_HPP
 
@@ -29,7 +29,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Owns `size` elements, aligned to a cache line and zero at first. Movable; copying is explicit, through a backend.
+/// Owns `size` elements, aligned to a cache line and initialised to zero. Movable; copies are made by a backend.
 template <class T>
 class HostBuffer {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -39,11 +39,11 @@ class HostBuffer {
   explicit HostBuffer(std::size_t size) : size_(size) {
     if (size == 0) return;
     if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
-    const bool large = size * sizeof(T) >= 4 * huge_page;  // smaller ones would be rounded up
+    const bool large = size * sizeof(T) >= 4 * huge_page;  // smaller buffers would waste much of a page
     const std::align_val_t alignment{large ? huge_page : line};
     data_ = {static_cast<T*>(::operator new(size * sizeof(T), alignment)), Free{alignment}};
 #if defined(__linux__)
-    if (large) ::madvise(data_.get(), size * sizeof(T), MADV_HUGEPAGE);  // a wish: nothing but speed depends on it
+    if (large) ::madvise(data_.get(), size * sizeof(T), MADV_HUGEPAGE);  // may fail: only speed depends on it
 #endif
     std::uninitialized_value_construct_n(data_.get(), size);
   }
@@ -68,7 +68,7 @@ class HostBuffer {
   std::size_t size_ = 0;
 };
 
-/// A weight matrix as the checkpoint has it: row after row, each packed into the blocks of its format.
+/// A weight matrix in the layout of a checkpoint: row after row, each packed into the blocks of its format.
 template <WeightFormat W>
 class HostMatrix {
  public:
@@ -77,7 +77,7 @@ class HostMatrix {
   HostMatrix() = default;
   HostMatrix(std::size_t rows, std::size_t cols)
       : rows_(rows), cols_(cols), row_blocks_(blocks_in<W>(cols)), own_(rows * row_blocks_), blocks_(own_.data()) {}
-  /// In memory of somebody else, who keeps it alive: rows * blocks_in<W>(cols) blocks.
+  /// A matrix in memory that it does not own: rows * blocks_in<W>(cols) blocks, which must outlive it.
   HostMatrix(std::size_t rows, std::size_t cols, Block* memory)
       : rows_(rows), cols_(cols), row_blocks_(blocks_in<W>(cols)), blocks_(memory) {}
 
@@ -90,27 +90,27 @@ class HostMatrix {
  private:
   std::size_t rows_ = 0, cols_ = 0, row_blocks_ = 0;
   HostBuffer<Block> own_;
-  Block* blocks_ = nullptr;  // in own_, or elsewhere
+  Block* blocks_ = nullptr;  // in own_, or in memory that it does not own
 };
 
 namespace detail {
 
 #if defined(__unix__) || defined(__APPLE__)
 
-/// Of memory that goes with its thread. It goes itself when the program ends or the library that it is in is unloaded:
-/// what other threads have is left behind then.
+/// The pthread key of ThreadMemory. It is deleted when the program ends or its shared library is unloaded; the memory
+/// of threads that are still running is then not freed.
 struct ThreadKey {
-  std::atomic<long long> number{-1};  // -1: none yet
+  std::atomic<long long> number{-1};  // -1: not yet made
   ~ThreadKey() {
     if (number >= 0) ::pthread_key_delete(static_cast<pthread_key_t>(number.load()));
   }
 };
 
-/// Memory that goes with its thread. Not a thread_local with a destructor: where glibc has no memory to note such a
-/// destructor down, it ends the process.
+/// Memory that is freed when its thread ends. It is not a thread_local with a destructor: if glibc has no memory to
+/// register such a destructor, it aborts the process.
 class ThreadMemory {
  public:
-  /// At least `size` bytes, aligned to a cache line; what was in them is gone where they grow. Throws std::bad_alloc.
+  /// At least `size` bytes, aligned to a cache line. Their contents are lost when they grow. Throws std::bad_alloc.
   static void* at_least(std::size_t size) {
     if (memory.size < size) grow(size);
     return memory.data;
@@ -136,8 +136,8 @@ class ThreadMemory {
 
   static inline constinit ThreadKey key{};
 
-  /// Made at the first use. Not a static of a function: a child would find it half made if another thread of its parent
-  /// was making it.
+  /// The key, which is made at the first use. It is not a function-local static: a child of fork() would wait for ever
+  /// if another thread of its parent was making it.
   static pthread_key_t the_key() {
     long long seen = key.number.load(std::memory_order_acquire);
     if (seen >= 0) return static_cast<pthread_key_t>(seen);
@@ -147,7 +147,7 @@ class ThreadMemory {
     ::pthread_key_delete(made);
     return static_cast<pthread_key_t>(seen);
   }
-  /// At the end of a thread; should it compute once more, it begins anew.
+  /// Called at the end of a thread. If a later destructor of the thread runs a kernel, that allocates new memory.
   static void release(void* data) {
     memory = {nullptr, 0};
     ::operator delete(data, alignment);
@@ -167,8 +167,8 @@ class ThreadMemory {
 
 #endif
 
-/// Scratch of the calling thread, for one kernel at a time: a step allocates nothing, because it lasts as long as the
-/// thread does. Not set to anything. Throws std::bad_alloc.
+/// Scratch memory of the calling thread, for one kernel at a time. It is not initialised. It lives as long as the
+/// thread, so that a step allocates nothing. Throws std::bad_alloc.
 template <class T>
 T* thread_scratch(std::size_t size) {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -176,8 +176,8 @@ T* thread_scratch(std::size_t size) {
   return static_cast<T*>(ThreadMemory::at_least(size * sizeof(T)));
 }
 
-/// The memory half of a backend on this processor, embed, which copies rows as download_rows does, and negative_exp;
-/// the other kernels are added by those who derive from it.
+/// The base of the CPU backends: their memory, and the kernels embed, negative_log_likelihood and negative_exp. Derived
+/// backends add the other kernels.
 template <class Number>
 class HostMemory {
  public:
@@ -192,12 +192,12 @@ class HostMemory {
     return Buffer<T>(count);
   }
   template <class T>
-  void upload(std::type_identity_t<std::span<const T>> host, T* there) const {
-    std::copy(host.begin(), host.end(), there);
+  void upload(std::type_identity_t<std::span<const T>> host, T* device) const {
+    std::copy(host.begin(), host.end(), device);
   }
   template <class T>
-  void download(const T* there, std::type_identity_t<std::span<T>> host) const {
-    std::copy_n(there, host.size(), host.begin());
+  void download(const T* device, std::type_identity_t<std::span<T>> host) const {
+    std::copy_n(device, host.size(), host.begin());
   }
   void fill(View<Scalar> y, Scalar value) const {
     for (std::size_t i = 0; i < y.rows(); ++i) std::fill_n(y.row(i).data(), y.cols(), value);
@@ -211,28 +211,28 @@ class HostMemory {
     assert(rows.size() == y.rows() && x.cols() == y.cols());
     for (std::size_t i = 0; i < y.rows(); ++i) std::copy_n(x.row(rows[i]).data(), x.cols(), y.row(i).data());
   }
-  /// First the rows that nobody asks for any more, each of which frees the one that it is copied from; what is left are
-  /// circles, which turn by swaps.
+  /// First overwrites the rows that are no longer needed as a source; each copy may free the row that it reads. What is
+  /// left are cycles, which are rotated by swaps.
   void reorder_rows(View<Scalar> y, std::span<const std::size_t> rows) const {
     assert(rows.size() == y.rows());
     constexpr std::size_t done = static_cast<std::size_t>(-1);
-    std::size_t* const asked = thread_scratch<std::size_t>(rows.size());  // how many rows wait for what row i holds
-    std::fill_n(asked, rows.size(), std::size_t{0});
-    for (const std::size_t row : rows) ++asked[row];
+    std::size_t* const readers = thread_scratch<std::size_t>(rows.size());  // how many rows still need row i as it was
+    std::fill_n(readers, rows.size(), std::size_t{0});
+    for (const std::size_t row : rows) ++readers[row];
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      for (std::size_t row = i; asked[row] == 0;) {
+      for (std::size_t row = i; readers[row] == 0;) {
         const std::size_t source = rows[row];
         std::copy_n(y.row(source).data(), y.cols(), y.row(row).data());
-        asked[row] = done;
-        --asked[source];
+        readers[row] = done;
+        --readers[source];
         row = source;
       }
     }
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      for (std::size_t row = i; asked[row] != done;) {
+      for (std::size_t row = i; readers[row] != done;) {
         const std::size_t source = rows[row];
-        asked[row] = done;
-        if (asked[source] == done) break;  // the circle is closed: each swap has moved the first row's numbers on
+        readers[row] = done;
+        if (readers[source] == done) break;  // end of the cycle: the swaps have moved the first row here
         std::swap_ranges(y.row(row).begin(), y.row(row).end(), y.row(source).begin());
         row = source;
       }
@@ -271,7 +271,7 @@ class HostMemory {
     }
   }
 
-  /// In double, so that all backends derive the same A.
+  /// Computed in double, so that all backends get the same A.
   void negative_exp(View<const Scalar> x, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols());
     for (std::size_t i = 0; i < y.rows(); ++i) {

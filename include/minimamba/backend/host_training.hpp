@@ -1,5 +1,5 @@
-// The half of training that every backend on this processor may share: plain loops over numbers, and what is made of
-// the kernels of inference. A backend puts its own in place of those that cost it time.
+// The kernels of training that all CPU backends can share, as plain loops. A backend overrides those that would be
+// too slow.
 #ifndef MINIMAMBA_BACKEND_HOST_TRAINING_HPP
 #define MINIMAMBA_BACKEND_HOST_TRAINING_HPP
 
@@ -72,7 +72,7 @@ class HostTraining : public Inference {
   }
 
  protected:
-  /// In double.
+  /// The sum of the squares of all elements, in double.
   static double squares_of(View<const Scalar> x) {
     double sum = 0;
     for (std::size_t i = 0; i < x.rows(); ++i) {
@@ -81,7 +81,7 @@ class HostTraining : public Inference {
     return sum;
   }
 
-  /// The backward of row i, for numbers of any size: overwrites its d_x, and adds to d_weight.
+  /// The backward of row i, for values of any magnitude: overwrites row i of d_x, and adds to d_weight [D].
   static void rms_norm_backward_row(const RmsNormBackwardArguments<Scalar>& p, std::size_t i,
                                     std::span<double> d_weight) {
     const auto wide = [](Scalar value) { return static_cast<double>(value); };

@@ -1,7 +1,7 @@
-// NativeBackend: the fast backend for this processor. Weights are packed once into panels; kernels are picked at run
-// time for the best vector instructions there are (AVX-512, AVX2 with FMA, NEON, or a portable twin), so a program
-// compiled with plain -O2 runs at full speed. On one instruction set the results are the same to the bit however a
-// sequence is split, batched, or divided among threads.
+// NativeBackend: the fast CPU backend. Weights are packed into panels once. Kernels for the best available vector
+// instructions (AVX-512, AVX2 with FMA, NEON, or a portable version) are chosen at run time, so a program compiled with
+// plain -O2 runs at full speed. On one instruction set, results are bit for bit the same however a sequence is split,
+// batched, or divided among threads.
 #ifndef MINIMAMBA_BACKEND_NATIVE_HPP
 #define MINIMAMBA_BACKEND_NATIVE_HPP
 
@@ -41,13 +41,14 @@ template <class Number>
 class NativeBackend : public detail::HostMemory<Number> {
  public:
   using Scalar = Number;
-  /// Weights lie in panels, in the computing type or narrow. Narrow weights that compute in double stay in rows.
+  /// Weights are stored in panels: in Scalar, or, if Scalar is float, in 16-bit and quantised formats. If Scalar is
+  /// double, 16-bit and quantised weights are stored row by row.
   template <WeightFormat W>
   using Matrix = std::conditional_t<
       std::is_same_v<W, Scalar>, PanelMatrix<Scalar>,
       std::conditional_t<std::is_same_v<Scalar, float> && native::has_panels<W>, NarrowPanelMatrix<W>, HostMatrix<W>>>;
 
-  /// Throws ArgumentError for a bad number of threads, or instructions that this machine lacks.
+  /// Throws ArgumentError if options.threads is out of range or the machine lacks the instruction set.
   explicit NativeBackend(NativeOptions options = {})
       : pool_(std::make_shared<ThreadPool>(options.threads)),
         arena_(std::make_shared<native::Arena>()),
@@ -72,9 +73,9 @@ class NativeBackend : public detail::HostMemory<Number> {
   using detail::HostMemory<Number>::download_rows;
   void upload_rows(View<const Scalar> host, std::size_t first, PanelMatrix<Scalar>& matrix) const {
     assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    constexpr std::size_t some = 16;  // columns at a time: what they become stays in the first cache until it is full
-    for (std::size_t begin = 0; begin < host.cols(); begin += some) {
-      const std::size_t end = std::min(begin + some, host.cols());
+    constexpr std::size_t columns = 16;  // at a time, so that the lines written to stay in the L1 cache
+    for (std::size_t begin = 0; begin < host.cols(); begin += columns) {
+      const std::size_t end = std::min(begin + columns, host.cols());
       for (std::size_t i = 0; i < host.rows(); ++i) {
         Scalar* row = matrix.row(first + i);
         for (std::size_t k = begin; k < end; ++k) row[k * native::panel] = host(i, k);
@@ -92,7 +93,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   template <class W>
   void upload_rows(View<const Scalar> host, std::size_t first, NarrowPanelMatrix<W>& matrix) const {
     assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    // By whole panels: rows of different threads share no byte.
+    // Each thread writes whole panels, because rows of one panel share bytes and cache lines.
     const std::size_t before = first % native::panel,
                       panels = (before + host.rows() + native::panel - 1) / native::panel;
     parallel_for(*pool_, panels, grain(64 * native::panel * host.cols()), [&](std::size_t begin, std::size_t end) {
@@ -137,11 +138,12 @@ class NativeBackend : public detail::HostMemory<Number> {
     if (unpacks<W>()) {
       return multiply_unpacked(x, weight.rows(), y, sizes, [&](std::size_t j, Scalar* row) { weight.get_row(j, row); });
     }
-    const native::NarrowMatmul product = native::narrow_matmul_for<W>(has_pairs() ? set_ : without_pairs(set_));
+    const native::NarrowMatmul product =
+        native::narrow_matmul_for<W>(has_bf16_pairs() ? set_ : without_bf16_pairs(set_));
     if (sizes.rounded > 0) x = rounded<W>(x, sizes);
     multiply({x, nullptr, y}, sizes, [&](const native::MatmulTask<Scalar>& task) { product({task, weight.data()}); });
   }
-  /// Narrow weights that compute in double.
+  /// The product with 16-bit or quantised weights, computed in double.
   template <WeightFormat W>
   void matmul(View<const Scalar> x, const HostMatrix<W>& weight, View<Scalar> y) const {
     const auto sizes = scratch_of(x.rows(), weight);
@@ -150,7 +152,8 @@ class NativeBackend : public detail::HostMemory<Number> {
                       [&](std::size_t j, Scalar* row) { Format<W>::unpack(weight.row(j), weight.cols(), row); });
   }
 
-  /// Makes room for products of up to `rows` rows, which allocate nothing in this thread then. Throws std::bad_alloc.
+  /// Allocates the scratch memory of this thread for products of up to `rows` rows, which then allocate nothing. Throws
+  /// std::bad_alloc.
   template <class M>
   void reserve_matmul(std::size_t rows, const M& weight) const {
     const auto sizes = scratch_of(rows, weight);
@@ -221,25 +224,25 @@ class NativeBackend : public detail::HostMemory<Number> {
     });
   }
 
- protected:                                            // for NativeTraining, which divides its kernels alike
-  static constexpr std::size_t strip = 16;             // channels that are never divided between threads
-  static constexpr std::size_t worthwhile = 1U << 15;  // elementary operations for which a second thread pays
+ protected:                                            // for NativeTraining
+  static constexpr std::size_t strip = 16;             // channels that are never divided among threads
+  static constexpr std::size_t worthwhile = 1U << 15;  // elementary operations that are worth a second thread
 
   static std::size_t grain(std::size_t operations) { return worthwhile / std::max<std::size_t>(operations, 1) + 1; }
 
   static InstructionSet chosen(InstructionSet set) {
     if (set == InstructionSet::best) return best_instruction_set();
     if (available(set)) return set;
-    throw ArgumentError("instruction_set", "one that this machine has", std::string(name_of(set)));
+    throw ArgumentError("instruction_set", "one that this machine supports", std::string(name_of(set)));
   }
 
-  /// Memory of the calling thread, for all parts of its task, whichever threads do them.
+  /// Scratch memory of the calling thread. All parts of its task use it, also those that other threads run.
   static Scalar* scratch(std::size_t size) { return detail::thread_scratch<Scalar>(size); }
 
   ThreadPool& pool() const { return *pool_; }
 
-  /// Calls body(number of the segment, first channel, last channel) on parts that cover the channels of every segment
-  /// that has tokens. A token of a channel takes so many operations.
+  /// Calls body(index of the segment, first channel, end channel) on parts that cover all channels of all segments that
+  /// have tokens. `operations` is the cost of one token of one channel.
   template <class Body>
   void each_channels(std::span<const Segment> segments, std::size_t channels, std::size_t operations,
                      Body&& body) const {
@@ -258,7 +261,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
  private:
-  /// Numbers of scratch of a product: the rounded activations, for all threads, and what each thread needs.
+  /// Scalars of scratch memory that a product needs: for the rounded activations, and in addition for each thread.
   struct ScratchSizes {
     std::size_t rounded, each;
   };
@@ -269,26 +272,29 @@ class NativeBackend : public detail::HostMemory<Number> {
   ScratchSizes scratch_of(std::size_t rows, const NarrowPanelMatrix<W>& weight) const {
     const std::size_t in = weight.cols();
     if (unpacks<W>()) return {0, native::matmul_scratch(rows, in) + (native::panel + 1) * in};
-    // Kernels of pairs and of blocks round on their way.
-    const bool apart = std::is_same_v<W, bf16> && activations_ == Activations::rounded && !has_pairs();
-    return {apart ? rows * in : 0, native::narrow_scratch(rows, in)};
+    // The kernels for bf16 pairs and for blocks round the activations themselves.
+    const bool rounds_first = std::is_same_v<W, bf16> && activations_ == Activations::rounded && !has_bf16_pairs();
+    return {rounds_first ? rows * in : 0, native::narrow_scratch(rows, in)};
   }
   template <WeightFormat W>
   ScratchSizes scratch_of(std::size_t rows, const HostMatrix<W>& weight) const {
     const std::size_t in = weight.cols();
-    const bool apart = rounds_activations<W> && activations_ == Activations::rounded;
-    return {apart ? rows * in : 0, native::matmul_scratch(rows, in) + (native::panel + 1) * in};
+    const bool rounds_first = rounds_activations<W> && activations_ == Activations::rounded;
+    return {rounds_first ? rows * in : 0, native::matmul_scratch(rows, in) + (native::panel + 1) * in};
   }
 
-  /// Whether weights are unpacked to floats, because their own kernels round the activations.
+  /// Whether weights are unpacked to floats: exact activations need it, as the kernels for blocks round them.
   template <class W>
   bool unpacks() const {
     return Format<W>::block_size > 1 && activations_ == Activations::exact;
   }
-  bool has_pairs() const { return set_ == InstructionSet::avx512bf16 && activations_ == Activations::rounded; }
-  static InstructionSet without_pairs(InstructionSet set) { return has_avx512(set) ? InstructionSet::avx512 : set; }
+  /// Whether products with bf16 weights use the dot-product instruction for bf16 pairs.
+  bool has_bf16_pairs() const { return set_ == InstructionSet::avx512bf16 && activations_ == Activations::rounded; }
+  static InstructionSet without_bf16_pairs(InstructionSet set) {
+    return has_avx512(set) ? InstructionSet::avx512 : set;
+  }
 
-  /// round_activations of each row, in this thread's scratch.
+  /// Applies round_activations to each row, into the scratch memory of this thread.
   template <class W>
   View<const Scalar> rounded(View<const Scalar> x, const ScratchSizes& sizes) const {
     const View<Scalar> result(scratch(sizes.rounded + sizes.each * static_cast<std::size_t>(threads())), x.rows(),
@@ -303,7 +309,7 @@ class NativeBackend : public detail::HostMemory<Number> {
 
   struct Operands {
     View<const Scalar> x;
-    const Scalar* weight;  // as MatmulTask has it, or null
+    const Scalar* weight;  // see MatmulTask; null if `product` has its own
     View<Scalar> y;
   };
   /// Calls product(task) on parts that cover y.
@@ -327,8 +333,8 @@ class NativeBackend : public detail::HostMemory<Number> {
                  });
   }
 
-  /// Panel by panel unpacked, in the same order for any rows, so with the same bits. unpack(j, row): row j of the
-  /// weights, of which there are `out`.
+  /// Unpacks and multiplies panel by panel, with the same sums for any number of rows. unpack(j, row) writes row j of
+  /// the weights, which have `out` rows.
   template <class Unpack>
   void multiply_unpacked(View<const Scalar> x, std::size_t out, View<Scalar> y, const ScratchSizes& sizes,
                          Unpack&& unpack) const {

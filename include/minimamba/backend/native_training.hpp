@@ -1,6 +1,6 @@
-// NativeTraining: the native backend and the backward of each of its kernels. Gradients and moments lie in panels as
-// the weights do, so optimising is one pass over memory. Work is divided by outputs, never by the terms of a sum, and
-// sums over channels go by groups of a fixed size: so threads change no bit.
+// NativeTraining: the native backend with the backward of each of its kernels. Gradients and moments are stored in
+// panels like the weights, so an optimiser step is one pass over memory. Threads divide the outputs, never the terms of
+// a sum, and sums over channels are made in groups of a fixed size: so the number of threads does not change a bit.
 #ifndef MINIMAMBA_BACKEND_NATIVE_TRAINING_HPP
 #define MINIMAMBA_BACKEND_NATIVE_TRAINING_HPP
 
@@ -36,7 +36,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     return native::training_kernels_for<Scalar>(this->instruction_set());
   }
 
-  /// The least instruction set with the same kernels: what their bits depend on.
+  /// The first instruction set that has the same training kernels: results depend on it to the bit.
   InstructionSet training_set() const {
     for (const InstructionSet set :
          {InstructionSet::portable, InstructionSet::neon, InstructionSet::avx2, InstructionSet::avx512}) {
@@ -63,10 +63,10 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
     const std::size_t tile = training_kernels().tile, panels = ceil(weight.cols(), native::panel);
     const std::size_t widest = std::min(ceil(d_y.cols(), native::panel) * native::panel, native::block_outputs);
-    const std::size_t room = widest * native::panel, threads = static_cast<std::size_t>(this->threads());
+    const std::size_t part_size = widest * native::panel, threads = static_cast<std::size_t>(this->threads());
     each_block(d_y.rows(), [&](std::size_t row, std::size_t rows) {
-      Scalar* const packed = this->scratch(ceil(rows, tile) * tile * widest + room * threads);
-      Scalar* const rooms = packed + ceil(rows, tile) * tile * widest;
+      Scalar* const packed = this->scratch(ceil(rows, tile) * tile * widest + part_size * threads);
+      Scalar* const parts = packed + ceil(rows, tile) * tile * widest;
       for (std::size_t first = 0; first < d_y.cols(); first += native::block_outputs) {
         const std::size_t outputs = std::min(native::block_outputs, d_y.cols() - first);
         share(ceil(rows, tile), tile * outputs, [&](std::size_t begin, std::size_t end, std::size_t) {
@@ -89,7 +89,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
                                              .accumulate = first != 0,
                                              .d_x = d_x.data() + row * d_x.stride(),
                                              .d_x_stride = d_x.stride(),
-                                             .scratch = rooms + part * room});
+                                             .scratch = parts + part * part_size});
         });
       }
     });
@@ -99,9 +99,9 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     assert(d_y.rows() == x.rows() && d_y.cols() == d_weight.rows() && x.cols() == d_weight.cols());
     const std::size_t in = x.cols(), tile = training_kernels().tile, tiles = ceil(in, tile);
     each_block(d_y.rows(), [&](std::size_t row, std::size_t rows) {
-      const std::size_t room = rows * native::panel, threads = static_cast<std::size_t>(this->threads());
-      Scalar* const packed = this->scratch(tiles * tile * rows + room * threads);
-      Scalar* const rooms = packed + tiles * tile * rows;
+      const std::size_t part_size = rows * native::panel, threads = static_cast<std::size_t>(this->threads());
+      Scalar* const packed = this->scratch(tiles * tile * rows + part_size * threads);
+      Scalar* const parts = packed + tiles * tile * rows;
       share(tiles, tile * rows, [&](std::size_t begin, std::size_t end, std::size_t) {
         training_kernels().pack_columns({.x = x.data() + row * x.stride(),
                                          .x_stride = x.stride(),
@@ -122,7 +122,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
                                                   .first = begin,
                                                   .last = end,
                                                   .d_weight = d_weight.row(0),
-                                                  .scratch = rooms + part * room});
+                                                  .scratch = parts + part * part_size});
             });
     });
   }
@@ -163,7 +163,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
                                                      .last = std::min(end * this->strip, p.x.cols()),
                                                      .d_weight = p.d_weight.data()});
           });
-    std::vector<double> d_weight;  // of rows whose sums are not finite, if there are any
+    std::vector<double> d_weight;  // of the rows whose sums are infinite or NaN
     for (std::size_t i = 0; i < p.x.rows(); ++i) {
       if (scales[i] != 0) continue;
       d_weight.resize(p.x.cols());
@@ -173,9 +173,9 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
   }
 
   void causal_conv1d_backward(const Conv1dBackwardArguments<Scalar>& p) const {
-    const std::size_t channels = p.x.cols(), width = p.weight.cols(), room = 4 * width * native::most_lanes;
+    const std::size_t channels = p.x.cols(), width = p.weight.cols(), part_size = 4 * width * native::most_lanes;
     const std::vector<native::SegmentTask<Scalar>> segments = segment_tasks(p.segments, p.kept, p.d_window);
-    Scalar* const rooms = this->scratch(room * static_cast<std::size_t>(this->threads()));
+    Scalar* const parts = this->scratch(part_size * static_cast<std::size_t>(this->threads()));
     share(ceil(channels, this->strip), this->strip * p.x.rows() * 4 * width,
           [&](std::size_t begin, std::size_t end, std::size_t part) {
             training_kernels().causal_conv1d_backward({.segments = segments.data(),
@@ -193,7 +193,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
                                                        .d_x_stride = p.d_x.stride(),
                                                        .d_weight = p.d_weight.data(),
                                                        .d_bias = p.d_bias.empty() ? nullptr : p.d_bias.data(),
-                                                       .scratch = rooms + part * room});
+                                                       .scratch = parts + part * part_size});
           });
   }
 
@@ -202,16 +202,16 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     const std::size_t groups = ceil(channels, native::channel_group);
     const std::size_t chunk =
         std::max<std::size_t>(detail::tokens_at_once(detail::longest(p.segments), p.kept.chunk), 1);
-    const std::size_t room = native::scan_backward_scratch(chunk, states);
+    const std::size_t part_size = native::scan_backward_scratch(chunk, states);
     const std::vector<native::SegmentTask<Scalar>> segments = segment_tasks(p.segments, p.kept, p.d_h);
-    Scalar* const sums = this->scratch(groups * M * 2 * states + room * static_cast<std::size_t>(this->threads()));
-    Scalar* const rooms = sums + groups * M * 2 * states;
+    Scalar* const sums = this->scratch(groups * M * 2 * states + part_size * static_cast<std::size_t>(this->threads()));
+    Scalar* const parts = sums + groups * M * 2 * states;
     share(groups, native::channel_group * M * states * 8, [&](std::size_t begin, std::size_t end, std::size_t part) {
       native::ScanBackwardTask<Scalar> task = scan_task(p);
       task.segments = segments.data();
       task.segment_count = segments.size();
       task.chunk = chunk;
-      task.scratch = rooms + part * room;
+      task.scratch = parts + part * part_size;
       for (task.group = begin; task.group < end; ++task.group) {
         task.sums = sums + task.group * M * 2 * states;
         training_kernels().selective_scan_backward(task);
@@ -252,15 +252,15 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
   }
 
   void sum_of_squares(View<const Scalar> x, View<double> total) const {
-    constexpr std::size_t at_once = 4096;
-    const std::size_t pieces = ceil(x.cols(), at_once);
+    constexpr std::size_t piece_size = 4096;
+    const std::size_t pieces = ceil(x.cols(), piece_size);
     std::vector<double> sums(x.rows() * pieces);
-    share(sums.size(), at_once, [&](std::size_t begin, std::size_t end, std::size_t) {
+    share(sums.size(), piece_size, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t first = i % pieces * at_once;
-        const View<const Scalar> piece(x.row(i / pieces).data() + first, 1, std::min(at_once, x.cols() - first));
+        const std::size_t first = i % pieces * piece_size;
+        const View<const Scalar> piece(x.row(i / pieces).data() + first, 1, std::min(piece_size, x.cols() - first));
         sums[i] = training_kernels().sum_of_squares(piece.data(), piece.cols());
-        if (!std::isfinite(sums[i])) sums[i] = Base::squares_of(piece);  // in double, which holds more
+        if (!std::isfinite(sums[i])) sums[i] = Base::squares_of(piece);  // in double, which has a wider range
       }
     });
     total(0, 0) = 0;
@@ -268,7 +268,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
   }
 
   void adamw(const AdamWArguments<Scalar>& p) const {
-    const auto number = [](double value) { return static_cast<Scalar>(value); };
+    const auto scalar = [](double value) { return static_cast<Scalar>(value); };
     for (std::size_t i = 0; i < p.weight.rows(); ++i) {
       share(p.weight.cols(), 4, [&](std::size_t begin, std::size_t end, std::size_t) {
         training_kernels().adamw({.weight = p.weight.row(i).data() + begin,
@@ -276,13 +276,13 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
                                   .mean = p.mean.row(i).data() + begin,
                                   .variance = p.variance.row(i).data() + begin,
                                   .count = end - begin,
-                                  .keep = number(1 - p.rate * p.decay),
-                                  .step = number(p.rate / p.mean_correction),
-                                  .beta1 = number(p.beta1),
-                                  .beta2 = number(p.beta2),
-                                  .epsilon = number(p.epsilon),
-                                  .gradient_scale = number(p.gradient_scale),
-                                  .variance_scale = number(1 / p.variance_correction)});
+                                  .keep = scalar(1 - p.rate * p.decay),
+                                  .step = scalar(p.rate / p.mean_correction),
+                                  .beta1 = scalar(p.beta1),
+                                  .beta2 = scalar(p.beta2),
+                                  .epsilon = scalar(p.epsilon),
+                                  .gradient_scale = scalar(p.gradient_scale),
+                                  .variance_scale = scalar(1 / p.variance_correction)});
       });
     }
   }
@@ -290,13 +290,13 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
  private:
   static std::size_t ceil(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit; }
 
-  /// Calls body(begin, end, part) on parts of [0, count), which take `operations` each.
+  /// Calls body(begin, end, part) on parts of [0, count). `operations` is the cost of one item.
   template <class Body>
   void share(std::size_t count, std::size_t operations, Body&& body) const {
     parallel_for(this->pool(), count, this->grain(operations), body);
   }
 
-  /// Calls body(first row, rows) for blocks of rows, as large as each other, that never depend on the threads.
+  /// Calls body(first row, rows) for blocks of rows of nearly equal size, which do not depend on the number of threads.
   template <class Body>
   static void each_block(std::size_t rows, Body&& body) {
     const std::size_t blocks = ceil(rows, native::block_rows);
@@ -319,7 +319,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
     return tasks;
   }
 
-  /// All that is the same for all groups of channels and threads.
+  /// The task without the members that differ between groups of channels and threads.
   static native::ScanBackwardTask<Scalar> scan_task(const ScanBackwardArguments<Scalar>& p) {
     return {.segments = nullptr,
             .segment_count = 0,
@@ -356,7 +356,7 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
             .scratch = nullptr};
   }
 
-  /// What all groups of channels add to d_b and d_c of one token, in the order of the groups.
+  /// d_b and d_c of token i: the sum over all groups of channels, in order.
   void add_groups(const ScanBackwardArguments<Scalar>& p, const Scalar* sums, std::size_t groups, std::size_t i) const {
     const std::size_t states = p.a.cols(), size = p.u.rows() * 2 * states;
     const Scalar* const first = sums + i * 2 * states;

@@ -1,8 +1,9 @@
-// ReferenceBackend: every kernel as a plain loop, in the order of its equation. It is the oracle that other backends
-// are tested against and the guide for writing one. Runs on one thread. Sums are carried in double.
+// ReferenceBackend: every kernel as a plain loop, in the order of its equation. Other backends are tested against it,
+// and it is the guide for writing one. It runs on one thread, and sums in double.
 //
-// A token's row is computed by one function, never inlined, that sees neither the batch nor the length: so however a
-// sequence is split, the same instructions run on the same numbers, and the bits are the same under any flags.
+// The row of a token is computed by a function that is never inlined and gets neither the batch nor the length. So
+// however a sequence is split, the same instructions run on the same values and give the same bits. This holds with any
+// compiler flags.
 #ifndef MINIMAMBA_BACKEND_REFERENCE_HPP
 #define MINIMAMBA_BACKEND_REFERENCE_HPP
 
@@ -28,7 +29,7 @@ class ReferenceBackend : public detail::HostMemory<Number> {
   template <WeightFormat W>
   using Matrix = HostMatrix<W>;
 
-  /// The number of threads is checked, as every backend's, and not used. Throws ArgumentError.
+  /// options.threads is checked, as in every backend, but not used. Throws ArgumentError if it is out of range.
   explicit ReferenceBackend(CpuOptions options = {}) : activations_(options.activations) {
     detail::check_threads(options.threads);
   }

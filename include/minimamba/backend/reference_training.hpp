@@ -1,6 +1,6 @@
-// ReferenceTraining: the reference backend and the backward of each of its kernels, as plain loops in the order of the
-// equations of training_concept.hpp. Every other backend is compared with it. The loops may stand on any backend of
-// this processor whose weights lie in rows; they run on one thread, and sums are carried in double.
+// ReferenceTraining: the reference backend with the backward of each of its kernels, as plain loops in the order of the
+// equations in training_concept.hpp. Other backends are tested against it. LoopTraining adds these loops to any CPU
+// backend that stores weights row by row. They run on one thread, and sum in double.
 #ifndef MINIMAMBA_BACKEND_REFERENCE_TRAINING_HPP
 #define MINIMAMBA_BACKEND_REFERENCE_TRAINING_HPP
 
@@ -143,7 +143,7 @@ class LoopTraining : public HostTraining<Inference> {
     for (std::size_t t = 0; t < length; ++t) p.d_x(first + t, e) = static_cast<Scalar>(d_v[past + t]);
   }
 
-  /// One channel of one segment, chunk by chunk from the end. Its kept states are those from `kept` on.
+  /// One channel of one segment, chunk by chunk from the end. `kept` is the index of the segment's first kept state.
   static void scan_channel(const ScanBackwardArguments<Scalar>& p, const Segment& segment, std::size_t kept,
                            std::size_t e) {
     const std::size_t length = segment.length, states = p.a.cols();
@@ -168,7 +168,8 @@ class LoopTraining : public HostTraining<Inference> {
     }
   }
 
-  /// before: the states before token i, [N], followed by those after it. d_h: of the state after it; then before it.
+  /// before: [2, N], the state before token i and the state after it. d_h: in: the gradient of the state after the
+  /// token; out: that of the state before it.
   static void scan_token(const ScanBackwardArguments<Scalar>& p, std::size_t i, std::size_t e, const double* before,
                          std::span<Scalar> d_h) {
     const std::size_t states = d_h.size();

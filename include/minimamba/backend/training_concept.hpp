@@ -1,10 +1,11 @@
-// What training asks of a backend beyond inference: the backward of each kernel of backend/concept.hpp. A training
-// backend derives from its inference backend, so a model on it runs the same forward, and programs that only infer
-// compile none of this.
+// What a backend must implement for training, in addition to inference: the backward of each kernel of
+// backend/concept.hpp. A training backend derives from its inference backend, so a model on it runs the same forward.
+// Programs that only infer compile none of this.
 //
-// A gradient has the shape of what it belongs to: d_x is the derivative of the loss by x. Gradients of parameters are
-// added to, so that several calls accumulate; those of activations are overwritten. Gradients of a state are read as
-// that of the final state and left as that of the initial one: pass them from the last call of a sequence to the first.
+// d_x is the derivative of the loss with respect to x, and has the shape of x. Kernels add to the gradients of
+// parameters, so that several calls accumulate, and overwrite the gradients of activations. The gradient of a state is
+// read as that of the final state and overwritten with that of the initial state: pass it from the last call of a
+// sequence to the first.
 #ifndef MINIMAMBA_BACKEND_TRAINING_CONCEPT_HPP
 #define MINIMAMBA_BACKEND_TRAINING_CONCEPT_HPP
 
@@ -23,31 +24,32 @@ namespace minimamba::inline MINIMAMBA_ISA {
 /// Backward of y = silu(s), s[t] = bias + sum_k weight[k] v[t + k], where v is the window followed by x:
 ///   ds[t] = dy[t] silu'(s[t])           silu'(s) = sigma(s) (1 + s (1 - sigma(s)))
 ///   dweight[k] += sum_t ds[t] v[t + k]  dbias += sum_t ds[t]
-///   dv[i] = sum_k weight[k] ds[i - k], and what comes from the final window, which is the last K - 1 of v
+///   dv[i] = sum_k weight[k] ds[i - k], plus d_window of the final window for the last K - 1 elements of v
 template <class Scalar>
 struct Conv1dBackwardArguments {
   std::span<const Segment> segments;
   View<const Scalar> x;           // [M, E]
   View<const Scalar> weight;      // [E, K], oldest first
   View<const Scalar> bias;        // [1, E], or empty
-  KeptStates<const Scalar> kept;  // by the forward call; the first of each segment is looked at
+  KeptStates<const Scalar> kept;  // of the forward call; only the first of each segment is read
   View<const Scalar> d_y;         // [M, E]
-  View<Scalar> d_x;               // [M, E], overwritten; not d_y
+  View<Scalar> d_x;               // [M, E], overwritten; must not be d_y
   View<Scalar> d_weight;          // [E, K], added to
   View<Scalar> d_bias;            // [1, E], added to, or empty
-  SlotView<Scalar> d_window;      // [E, K - 1], of the final window; then of the initial one
+  SlotView<Scalar> d_window;      // [E, K - 1], in: of the final window; out: of the initial window
 };
 
 /// Backward of the selective scan. With g = silu(z), o = C . h + D u, y = o g and dh[L] given:
 ///   do[t] = dy[t] g[t]                   dz[t] = dy[t] o[t] silu'(z[t])
 ///   dh[t] = C[t] do[t] + exp(dt[t+1] A) dh[t+1]
-///   p[t] = dh[t] exp(dt[t] A) h[t-1]     the derivative by dt[t] A, for each channel and state
+///   p[t] = dh[t] exp(dt[t] A) h[t-1]     the derivative with respect to dt[t] A, for each channel and state
 ///   dA += sum_t p[t] dt[t]               ddt[t] = sum_n p[t] A + u[t] sum_n dh[t] B[t]
 ///   du[t] = D do[t] + dt[t] sum_n dh[t] B[t]        dD += sum_t do[t] u[t]
 ///   dB[t] = sum_e dh[t] dt[t] u[t]       dC[t] = sum_e do[t] h[t]
-///   ddelta[t] = ddt[t] sigma(delta[t] + delta_bias) (ddt[t] above 20), and d_delta_bias += sum_t ddelta[t]
-/// h is recomputed from the states before each chunk of tokens, so that memory holds ceil(length / chunk) states of a
-/// segment and the states of one chunk, never those of all tokens.
+///   ddelta[t] = ddt[t] sigma(delta[t] + delta_bias), or ddt[t] where delta[t] + delta_bias > 20
+///   d_delta_bias += sum_t ddelta[t]
+/// h is recomputed from the states that were kept before each chunk of tokens. So memory holds ceil(length / chunk)
+/// states of each segment and the states of all tokens of one chunk, never those of all tokens of a segment.
 template <class Scalar>
 struct ScanBackwardArguments {
   std::span<const Segment> segments;
@@ -59,17 +61,17 @@ struct ScanBackwardArguments {
   View<const Scalar> c;           // [M, N]
   View<const Scalar> d;           // [1, E]
   View<const Scalar> z;           // [M, E]
-  KeptStates<const Scalar> kept;  // by the forward call
+  KeptStates<const Scalar> kept;  // of the forward call
   View<const Scalar> d_y;         // [M, E]
-  View<Scalar> d_u;               // [M, E], overwritten, as the next four
+  View<Scalar> d_u;               // [M, E], overwritten, like the next four
   View<Scalar> d_delta;           // [M, E]
   View<Scalar> d_b;               // [M, N]
   View<Scalar> d_c;               // [M, N]
   View<Scalar> d_z;               // [M, E]
-  View<Scalar> d_delta_bias;      // [1, E], added to, as the next two
+  View<Scalar> d_delta_bias;      // [1, E], added to, like the next two
   View<Scalar> d_a;               // [E, N]
   View<Scalar> d_d;               // [1, E]
-  SlotView<Scalar> d_h;           // [E, N], of the final state; then of the initial one
+  SlotView<Scalar> d_h;           // [E, N], in: of the final state; out: of the initial state
 };
 
 /// Backward of y = x / r * weight, r = sqrt(mean(x^2) + epsilon):
@@ -80,7 +82,7 @@ struct RmsNormBackwardArguments {
   View<const Scalar> weight;  // [1, D]
   double epsilon = 0;
   View<const Scalar> d_y;  // [M, D]
-  View<Scalar> d_x;        // [M, D], overwritten; not x
+  View<Scalar> d_x;        // [M, D], overwritten; must not be x
   View<Scalar> d_weight;   // [1, D], added to
 };
 
@@ -96,8 +98,8 @@ concept HasMatmulBackward = requires(const B& backend, View<const std::int32_t> 
   backend.embed_backward(tokens, x, matrix);
 };
 
-/// add_backward: dx += the sum of dy's rows, for a bias              dy [M, n], dx [1, n]
-/// negative_exp_backward: dx += dy y                                 y = -exp(x), all [E, N]
+/// add_backward: dx += sum of the rows of dy, for a bias             dy [M, n], dx [1, n]
+/// negative_exp_backward: dx += dy y, for y = -exp(x)                y, dy, dx [E, N]
 template <class B>
 concept HasElementwiseBackward = requires(const B& backend, View<const typename B::Scalar> x,
                                           View<typename B::Scalar> y) {
@@ -105,18 +107,19 @@ concept HasElementwiseBackward = requires(const B& backend, View<const typename 
   backend.negative_exp_backward(x, x, y);
 };
 
-/// The target of a row that has none.
+/// The target of a row that does not count.
 inline constexpr std::int32_t ignored_target = -100;
 
-/// Cross entropy of some rows, so that the logits of a whole batch are never kept. Adds to `loss` the sum over rows of
+/// Cross entropy of some rows of a batch, so that the logits of the whole batch never exist in memory. Adds to `loss`
+/// the sum over the rows of
 ///   loss[i] = log(sum_v exp(logits[i,v])) - logits[i, targets[i]]
 ///   d_logits[i,v] = scale (softmax(logits[i])[v] - [v == targets[i]])
-/// Rows whose target is ignored_target have loss and gradient zero.
+/// Rows whose target is ignored_target have zero loss and zero gradient.
 template <class Scalar>
 struct CrossEntropyArguments {
   View<const Scalar> logits;         // [M, V]
   View<const std::int32_t> targets;  // [1, M], below V or ignored_target
-  double scale = 1;                  // 1 / (targets of the whole batch), for the gradient of the mean
+  double scale = 1;                  // 1 / (number of targets in the batch), for the gradient of the mean
   View<Scalar> d_logits;             // [M, V], overwritten; may be logits
   View<double> loss;                 // [1, 1], added to
 };
@@ -140,7 +143,7 @@ concept HasRmsNormBackward = requires(const B& backend, const RmsNormBackwardArg
 
 namespace detail {
 
-/// Random bits number `index` of a seed: a step of SplitMix64, for any index at once.
+/// The 64 random bits at `index` of the sequence that SplitMix64 gives for `seed`, computed directly.
 inline std::uint64_t random_bits(std::uint64_t seed, std::uint64_t index) {
   std::uint64_t mixed = seed + (index + 1) * 0x9E3779B97F4A7C15U;
   mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9U;
@@ -150,27 +153,30 @@ inline std::uint64_t random_bits(std::uint64_t seed, std::uint64_t index) {
 
 }  // namespace detail
 
-/// One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101), element by element, g = gradient_scale gradient:
+/// One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101), elementwise, with g = gradient_scale gradient:
 ///   mean <- beta1 mean + (1 - beta1) g        variance <- beta2 variance + (1 - beta2) g^2
 ///   weight <- (1 - rate decay) weight - rate (mean / mean_correction) / (sqrt(variance / variance_correction) +
 ///   epsilon)
-/// The gradient is left zero, so that the next step may add to it.
+/// The gradient is then set to zero, so that the next step can accumulate into it.
 template <class Scalar>
 struct AdamWArguments {
-  View<Scalar> weight;                       // [M, n], as the next three
+  View<Scalar> weight;                       // [M, n], like the next three
   View<Scalar> gradient, mean, variance;     // read and written
-  double rate = 0, decay = 0;                // the learning rate, and the weight decay
-  double beta1 = 0, beta2 = 0, epsilon = 0;  // below 1; positive
+  double rate = 0, decay = 0;                // learning rate and weight decay
+  double beta1 = 0, beta2 = 0, epsilon = 0;  // betas below 1; epsilon positive
   double mean_correction = 1,
-         variance_correction = 1;  // 1 - beta1^t and 1 - beta2^t at step t, the first of which is 1
+         variance_correction = 1;  // 1 - beta1^t and 1 - beta2^t at step t, counted from 1
   double gradient_scale = 1;
 };
 
-/// numbers: all that a matrix holds as one row, in the order in which it lies in memory, which is the same for all
-/// matrices of one shape: what is done element by element needs no other. What fills up its blocks is zero and stays
-/// so. matrix_over: a matrix in matrix_size(rows, cols) numbers of a buffer, all zero, that somebody else keeps alive;
-/// they begin at a multiple of 64 bytes. sum_of_squares: sum = the sum of x[i,j]^2, of which the bits do not depend on
-/// the threads; sum [1, 1].
+/// What optimisers need:
+///   numbers(matrix)          all elements of a matrix with its padding, as one row, for elementwise kernels. The order
+///                            is the same for matrices of one shape. The padding is zero and must stay zero.
+///   matrix_size(rows, cols)  the length of this row
+///   matrix_over(rows, cols, memory)
+///                            a matrix in matrix_size(rows, cols) zeros, aligned to 64 bytes, that it does not own
+///   sum_of_squares(x, sum)   sum [1, 1] = sum of x[i,j]^2; its bits do not depend on the number of threads
+///   adamw, dropout           see AdamWArguments and Dropout
 template <class B>
 concept HasOptimizer = requires(const B& backend, typename B::template Matrix<typename B::Scalar>& matrix,
                                 const typename B::template Matrix<typename B::Scalar>& constant,
@@ -186,7 +192,7 @@ concept HasOptimizer = requires(const B& backend, typename B::template Matrix<ty
   backend.dropout(y, Dropout());
 };
 
-/// Everything that training needs.
+/// All that training needs.
 template <class B>
 concept TrainingBackend = InferenceBackend<B> && HasMatmulBackward<B> && HasElementwiseBackward<B> &&
     HasRmsNormBackward<B> && HasMixerBackward<B> && HasCrossEntropy<B> && HasOptimizer<B>;
@@ -194,22 +200,23 @@ concept TrainingBackend = InferenceBackend<B> && HasMatmulBackward<B> && HasElem
 namespace detail {
 
 template <class Model>
-inline constexpr bool trains_its_weights = [] {
+inline constexpr bool has_trainable_weights = [] {
   if constexpr (requires { typename Model::WeightType; }) {
     return std::is_same_v<typename Model::WeightType, typename Model::ScalarType>;
   }
   return true;
 }();
 
-/// What all that train ask of a model beyond inference: in a class that is made once, and spelled out, so that
-/// compilers say once, and in few words, which kernel its backend lacks. To name its Type makes clang stop there.
+/// Checks that a Model can be trained. The checks are in a class, which is instantiated once, and one by one, so that
+/// compilers report a missing kernel of the backend once and briefly. Use Trainable<Model>::Type: then clang reports no
+/// errors after these.
 template <class Model>
 struct Trainable {
   using Type = Model;
   using Backend = std::remove_cvref_t<decltype(std::declval<const Model&>().backend())>;
   static_assert(HasMatmulBackward<Backend> && HasElementwiseBackward<Backend> && HasRmsNormBackward<Backend>);
   static_assert(HasMixerBackward<Backend> && HasCrossEntropy<Backend> && HasOptimizer<Backend>);
-  static_assert(trains_its_weights<Model>, "only weights in Scalar can be trained");
+  static_assert(has_trainable_weights<Model>, "only weights in Scalar can be trained");
 };
 
 }  // namespace detail

@@ -24,10 +24,10 @@ struct MambaConfig {
   std::int64_t vocab_size = 0;               // token ids run from 0 to vocab_size - 1
   std::int64_t d_state = 16;                 // N, states of a channel
   std::int64_t d_conv = 4;                   // K, width of the causal convolution
-  std::int64_t expand = 2;                   // d_inner = expand * d_model, unless it is given:
-  std::int64_t inner_size = 0;               // d_inner where it is no multiple of d_model; 0 otherwise
+  std::int64_t expand = 2;                   // d_inner = expand * d_model, unless inner_size is given
+  std::int64_t inner_size = 0;               // d_inner, if it is not a multiple of d_model; otherwise 0
   std::int64_t dt_rank = 0;                  // R; 0 means ceil(d_model / 16)
-  std::int64_t pad_vocab_size_multiple = 8;  // the embedding has vocab_size rounded up to this multiple of rows
+  std::int64_t pad_vocab_size_multiple = 8;  // the embedding's rows: vocab_size, rounded up to a multiple of this
   bool conv_bias = true;                     // conv1d has a bias
   bool bias = false;                         // in_proj and out_proj have a bias
   bool tie_embeddings = true;                // lm_head shares the embedding's matrix
@@ -35,12 +35,12 @@ struct MambaConfig {
 
   double dt_min = 0.001, dt_max = 0.1;  // initialisation: the range of softplus(dt_proj.bias)
   double dt_scale = 1.0;                // initialisation: dt_proj.weight is U(+-dt_scale / sqrt(R))
-  double dt_init_floor = 1e-4;          // initialisation: least softplus(dt_proj.bias)
+  double dt_init_floor = 1e-4;          // initialisation: lower bound of softplus(dt_proj.bias)
 
   std::optional<std::int32_t> bos_token_id = {};
   std::optional<std::int32_t> eos_token_id = {};  // generation ends here
   std::optional<std::int32_t> pad_token_id = {};
-  std::vector<std::int32_t> other_eos_token_ids = {};  // and here, where a model has several
+  std::vector<std::int32_t> other_eos_token_ids = {};  // and here, for models with several end tokens
 
   std::int64_t d_inner() const { return inner_size != 0 ? inner_size : expand * d_model; }  // E
   /// Whether generation ends at this token.
@@ -52,8 +52,8 @@ struct MambaConfig {
     return (vocab_size + pad_vocab_size_multiple - 1) / pad_vocab_size_multiple * pad_vocab_size_multiple;
   }
 
-  /// A copy with every default filled in; an inner_size that is a multiple of d_model becomes `expand`. Throws
-  /// ConfigError when no model can have these sizes.
+  /// A copy with every default filled in. An inner_size that is a multiple of d_model is replaced by `expand`. Throws
+  /// ConfigError if a size is out of range.
   MambaConfig resolved() const;
 
   bool operator==(const MambaConfig&) const = default;
@@ -61,7 +61,7 @@ struct MambaConfig {
 
 namespace detail {
 
-/// The largest sizes. They keep every product of two sizes, and every byte count of one tensor, far inside 64 bits.
+/// The largest sizes allowed: every product of two sizes, and every byte count of one tensor, is far below 2^63.
 struct LargestSize {
   static constexpr std::int64_t d_model = 1 << 18, n_layer = 1 << 14, vocab_size = 1 << 28, d_state = 1 << 14,
                                 d_conv = 1 << 10, expand = 1 << 8, dt_rank = 1 << 18;
@@ -120,7 +120,7 @@ inline MambaConfig MambaConfig::resolved() const {
 
 namespace detail {
 
-/// What two models must share for one to read the other's state.
+/// The sizes that must be equal for a model to read the state of another.
 using ModelSizes = std::array<std::int64_t, 7>;
 inline ModelSizes sizes_of(const MambaConfig& config) {
   return {config.d_model, config.n_layer, config.d_inner(),          config.d_state,

@@ -1,5 +1,5 @@
-// What a process made by fork() cannot take over: threads, which stay behind in the parent, and whatever they held
-// locked or were about to change. Such things lie in a PerProcess, of which every process has its own.
+// Objects that a child of fork() cannot use: threads, which exist in the parent only, and whatever these had locked or
+// were changing. A PerProcess holds such an object, and makes a new one in each child.
 #ifndef MINIMAMBA_CORE_FORK_HPP
 #define MINIMAMBA_CORE_FORK_HPP
 
@@ -15,11 +15,11 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Another number in every process that descends from one: it counts up in the child of each fork.
+/// Differs between a process and all its descendants: the child of each fork increments it.
 inline std::atomic<unsigned> process_number{0};
 
-/// Throws std::bad_alloc. Twice, from two threads at once, does no harm: a static of a function, whose guard one of
-/// them may hold while another thread forks, would.
+/// Registers the increment. Throws std::bad_alloc. Two threads may both register it, which is harmless. A
+/// function-local static would not be: a child forked while another thread holds its guard would wait for it for ever.
 inline void number_processes() {
 #if defined(__unix__) || defined(__APPLE__)
   static constinit std::atomic<bool> done{false};
@@ -31,12 +31,12 @@ inline void number_processes() {
 #endif
 }
 
-/// Owns a T of this process. A child gets a new one when it first asks; its parent's is left alone, never destroyed,
-/// and stays in memory. No system call and no lock: asking costs two atomic loads.
+/// Owns a T of this process. In a child, the first get() makes a new T; the parent's T is never destroyed there and
+/// stays in memory. get() takes two atomic loads, no system call and no lock.
 template <class T>
 class PerProcess {
  public:
-  /// T(arguments...). Throws what that throws, and std::bad_alloc.
+  /// Makes T(arguments...). Throws what its constructor throws, and std::bad_alloc.
   template <class... Arguments>
   explicit PerProcess(const Arguments&... arguments) : own_(make(arguments...)) {}
   PerProcess(const PerProcess&) = delete;
@@ -50,7 +50,7 @@ class PerProcess {
     }
   }
 
-  /// In a child, the first time, T(arguments...), and then throws as the constructor does.
+  /// The T of this process. The first call in a child makes T(arguments...), and throws as the constructor does.
   template <class... Arguments>
   T& get(const Arguments&... arguments) {
     Own* own = own_.load(std::memory_order_acquire);
@@ -66,7 +66,7 @@ class PerProcess {
     explicit Own(unsigned number, const Arguments&... arguments) : process(number), value(arguments...) {}
     const unsigned process;
     T value;
-    Own* next = nullptr;  // among those left alone
+    Own* next = nullptr;  // in the list left_
   };
 
   template <class... Arguments>
@@ -75,7 +75,7 @@ class PerProcess {
     return new Own(process_number.load(std::memory_order_relaxed), arguments...);
   }
 
-  /// Of several threads that come at once, one wins; the others have made theirs for nothing.
+  /// If several threads call it at the same time, one wins; the others discard what they made.
   template <class... Arguments>
   Own* replace(Own* parents, const Arguments&... arguments) {
     Own* const made = make(arguments...);
@@ -88,7 +88,7 @@ class PerProcess {
     return seen;
   }
 
-  /// Keeps it where a search for leaks finds it.
+  /// Keeps a parent's object reachable, so that leak checkers do not report it.
   static void leave(Own* own) {
     own->next = left_.load(std::memory_order_relaxed);
     while (!left_.compare_exchange_weak(own->next, own, std::memory_order_release, std::memory_order_relaxed)) {

@@ -1,5 +1,5 @@
-// How the six matrices are stored: a weight format packs a row of K numbers into ceil(K / block_size) blocks. Plain
-// scalars are blocks of one; a quantised format packs 32 numbers and their scale into one block.
+// How the six matrices are stored: a weight format packs a row of K weights into ceil(K / block_size) blocks. A scalar
+// format has blocks of one weight; a quantised format packs 32 weights and their scale into one block.
 #ifndef MINIMAMBA_CORE_FORMATS_HPP
 #define MINIMAMBA_CORE_FORMATS_HPP
 
@@ -17,13 +17,13 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Describes weight format W. To add a format, specialise it with the members that WeightFormat asks for.
+/// Describes weight format W. To add a format, specialise it with the members that the concept WeightFormat requires.
 template <class W>
 struct Format;
 
 namespace detail {
 
-/// A format whose block is one number, converted by static_cast.
+/// A format whose block is one scalar, converted by static_cast.
 template <class W>
 struct ScalarFormat {
   using Block = W;
@@ -34,12 +34,12 @@ struct ScalarFormat {
   static void pack(const Scalar* values, std::size_t count, Block* blocks) {
     std::transform(values, values + count, blocks, [](Scalar x) { return static_cast<W>(x); });
   }
-  /// Unpacks the first `count` numbers of a row of blocks.
+  /// Unpacks the first `count` values of a row of blocks.
   template <class Scalar>
   static void unpack(const Block* blocks, std::size_t count, Scalar* values) {
     std::transform(blocks, blocks + count, values, [](W x) { return static_cast<Scalar>(x); });
   }
-  /// Number k of a row of blocks.
+  /// Value k of a row of blocks.
   template <class Scalar>
   static Scalar get(const Block* blocks, std::size_t k) {
     return static_cast<Scalar>(blocks[k]);
@@ -65,67 +65,68 @@ struct Format<f16> : detail::ScalarFormat<f16> {
   static constexpr std::string_view name = "f16";
 };
 
-/// 8 bits a weight: blocks of 32 whole numbers from -127 to 127 that share a scale, 8.5 bits in all.
+/// 8-bit weights: blocks of 32 integers from -127 to 127 with one scale, 8.5 bits a weight in all.
 struct q8 {};
-/// 4 bits a weight: blocks of 32 whole numbers from -8 to 7 that share a scale, 4.5 bits in all.
+/// 4-bit weights: blocks of 32 integers from -8 to 7 with one scale, 4.5 bits a weight in all.
 struct q4 {};
 
 namespace detail {
 
-/// The nearest whole number, of equally near ones the even, for |x| < 2^22: without a call, so that a loop of it
-/// becomes vector instructions.
-inline float nearest_whole(float x) { return (x + 12582912.0F) - 12582912.0F; }
+/// Rounds to the nearest integer, ties to even, for |x| < 2^22. It calls no function, so that compilers vectorise loops
+/// over it.
+inline float nearest_integer(float x) { return (x + 12582912.0F) - 12582912.0F; }
 
-/// A format of blocks of 32 numbers, each a whole number times the block's scale. Derived gives Block with its scale,
-/// pack_block(const float (&numbers)[32]) and whole(block, i).
+/// A format of blocks of 32 values, each of which is an integer times the block's scale. Derived has a Block with a
+/// scale, pack_block(const float (&values)[32], float largest, Block&), where largest = max |values|, and
+/// integer(block, i).
 template <class Derived>
 struct BlockFormat {
   static constexpr std::size_t block_size = 32;
 
-  /// Packs values[0, count) into blocks; the last block is padded with zeros. A block with a number that is not finite
-  /// becomes NaN throughout.
+  /// Packs values[0, count) into blocks; the last block is padded with zeros. If any value of a block is infinite or
+  /// NaN, the whole block becomes NaN.
   template <class Scalar, class Block>
   static void pack(const Scalar* values, std::size_t count, Block* blocks) {
     for (std::size_t first = 0; first < count; first += block_size) {
-      float numbers[block_size] = {};
-      const std::size_t some = std::min(block_size, count - first);
+      float padded[block_size] = {};
+      const std::size_t present = std::min(block_size, count - first);
       float largest = 0, poison = 0;
-      for (std::size_t i = 0; i < some; ++i) {
-        numbers[i] = static_cast<float>(values[first + i]);
-        largest = std::max(largest, std::abs(numbers[i]));
-        poison += numbers[i] * 0;  // NaN from then on, should it be infinite or NaN
+      for (std::size_t i = 0; i < present; ++i) {
+        padded[i] = static_cast<float>(values[first + i]);
+        largest = std::max(largest, std::abs(padded[i]));
+        poison += padded[i] * 0;  // becomes and stays NaN if a value is infinite or NaN
       }
       Block& block = blocks[first / block_size];
       block = Block();
       if (poison != 0) {
         block.scale = f16(std::numeric_limits<float>::quiet_NaN());
       } else if (largest > 0) {
-        Derived::pack_block(numbers, largest, block);
+        Derived::pack_block(padded, largest, block);
       }
     }
   }
-  /// Unpacks the first `count` numbers of a row of blocks.
+  /// Unpacks the first `count` values of a row of blocks.
   template <class Scalar, class Block>
   static void unpack(const Block* blocks, std::size_t count, Scalar* values) {
     for (std::size_t first = 0; first < count; first += block_size) {
       const Block& block = blocks[first / block_size];
       const Scalar scale = static_cast<Scalar>(block.scale);
-      const std::size_t some = std::min(block_size, count - first);
-      for (std::size_t i = 0; i < some; ++i) values[first + i] = number(block, i, scale);
+      const std::size_t present = std::min(block_size, count - first);
+      for (std::size_t i = 0; i < present; ++i) values[first + i] = value(block, i, scale);
     }
   }
-  /// Number k of a row of blocks.
+  /// Value k of a row of blocks.
   template <class Scalar, class Block>
   static Scalar get(const Block* blocks, std::size_t k) {
     const Block& block = blocks[k / block_size];
-    return number(block, k % block_size, static_cast<Scalar>(block.scale));
+    return value(block, k % block_size, static_cast<Scalar>(block.scale));
   }
 
  private:
-  /// No zero is negative, whatever the scale is.
+  /// Adding 0 turns -0, which 0 times a negative scale is, into 0.
   template <class Scalar, class Block>
-  static Scalar number(const Block& block, std::size_t i, Scalar scale) {
-    return static_cast<Scalar>(Derived::whole(block, i)) * scale + 0;
+  static Scalar value(const Block& block, std::size_t i, Scalar scale) {
+    return static_cast<Scalar>(Derived::integer(block, i)) * scale + 0;
   }
 };
 
@@ -138,16 +139,16 @@ struct Format<q8> : detail::BlockFormat<Format<q8>> {
     f16 scale;
     std::int8_t values[block_size];
   };
-  static int whole(const Block& block, std::size_t i) { return block.values[i]; }
+  static int integer(const Block& block, std::size_t i) { return block.values[i]; }
 
-  /// The number of largest magnitude becomes 127 or -127.
-  static void pack_block(const float (&numbers)[block_size], float largest, Block& block) {
+  /// The value of largest magnitude becomes 127 or -127.
+  static void pack_block(const float (&values)[block_size], float largest, Block& block) {
     block.scale = f16(std::min(largest / 127, 65504.0F));
     const float scale = static_cast<float>(block.scale);
     const float inverse = scale > 0 ? 1 / scale : 0;
     for (std::size_t i = 0; i < block_size; ++i) {
-      const float whole = detail::nearest_whole(std::clamp(numbers[i] * inverse, -127.0F, 127.0F));
-      block.values[i] = static_cast<std::int8_t>(whole);
+      const float integer = detail::nearest_integer(std::clamp(values[i] * inverse, -127.0F, 127.0F));
+      block.values[i] = static_cast<std::int8_t>(integer);
     }
   }
 };
@@ -157,35 +158,36 @@ struct Format<q4> : detail::BlockFormat<Format<q4>> {
   static constexpr std::string_view name = "q4";
   struct Block {
     f16 scale;
-    std::uint8_t pairs[block_size / 2];  // number i, plus 8, in the lower half of byte i, number i + 16 in the upper
+    std::uint8_t nibbles[block_size / 2];  // byte i: integer i, plus 8, in the lower half, and i + 16 in the upper half
   };
-  /// The nearest whole number from -8 to 7, for |x| < 2^22; a loop of it becomes vector instructions.
+  /// The nearest integer from -8 to 7, for |x| < 2^22, without branches or calls, so that compilers vectorise loops.
   static float nearest(float x) {
-    const float whole = detail::nearest_whole(x), upper = (whole + 7 - std::abs(whole - 7)) / 2;
+    const float integer = detail::nearest_integer(x), upper = (integer + 7 - std::abs(integer - 7)) / 2;
     return (upper - 8 + std::abs(upper + 8)) / 2;
   }
-  static int whole(const Block& block, std::size_t i) {
-    return (i < 16 ? block.pairs[i] & 15 : block.pairs[i - 16] >> 4) - 8;
+  static int integer(const Block& block, std::size_t i) {
+    return (i < 16 ? block.nibbles[i] & 15 : block.nibbles[i - 16] >> 4) - 8;
   }
 
-  /// Of several scales that send the number of largest magnitude to -8 or -7, the one whose error has the least sum of
-  /// squares. Of equally good ones, to rounding, the first: so packing what was unpacked changes nothing.
-  static void pack_block(const float (&numbers)[block_size], float largest, Block& block) {
-    const bool negative = std::find(numbers, numbers + block_size, -largest) != numbers + block_size;
+  /// Tries several scales that map the value of largest magnitude to -8 or -7, and takes the one with the smallest sum
+  /// of squared errors. If several are equal up to rounding, it takes the first, so that packing unpacked values gives
+  /// the same block again.
+  static void pack_block(const float (&values)[block_size], float largest, Block& block) {
+    const bool negative = std::find(values, values + block_size, -largest) != values + block_size;
     float best = 0, scale = 0, inverse = 0;
     for (int candidate = 8; candidate >= -7; --candidate) {
       const float magnitude = 8 + 0.15F * static_cast<float>(candidate);
       const float factor = (negative ? magnitude : -magnitude) / largest;
-      // The best scale for these whole numbers is products / squares. Eight sums each: then compilers make vectors of
-      // it.
-      float whole[block_size], partial_products[8] = {}, partial_squares[8] = {}, products = 0, squares = 0;
-      for (std::size_t i = 0; i < block_size; ++i) whole[i] = nearest(numbers[i] * factor);
+      // The best scale for these integers is products / squares. Each is kept as eight partial sums, so that compilers
+      // vectorise the loops.
+      float integers[block_size], partial_products[8] = {}, partial_squares[8] = {}, products = 0, squares = 0;
+      for (std::size_t i = 0; i < block_size; ++i) integers[i] = nearest(values[i] * factor);
       for (std::size_t i = 0; i < block_size; i += 8) {
-        for (std::size_t j = 0; j < 8; ++j) partial_products[j] += whole[i + j] * numbers[i + j];
-        for (std::size_t j = 0; j < 8; ++j) partial_squares[j] += whole[i + j] * whole[i + j];
+        for (std::size_t j = 0; j < 8; ++j) partial_products[j] += integers[i + j] * values[i + j];
+        for (std::size_t j = 0; j < 8; ++j) partial_squares[j] += integers[i + j] * integers[i + j];
       }
       for (std::size_t j = 0; j < 8; ++j) products += partial_products[j], squares += partial_squares[j];
-      const float gain = products * products / std::max(squares, 1.0F);  // what it takes away from the sum of squares
+      const float gain = products * products / std::max(squares, 1.0F);  // reduces the squared error by this
       if (gain > 1.00001F * best) {
         best = gain;
         scale = products / squares;
@@ -194,13 +196,13 @@ struct Format<q4> : detail::BlockFormat<Format<q4>> {
     }
     block.scale = f16(std::clamp(scale, -65504.0F, 65504.0F));
     for (std::size_t i = 0; i < block_size; ++i) {
-      const auto nibble = static_cast<unsigned>(static_cast<int>(nearest(numbers[i] * inverse)) + 8);
-      block.pairs[i % 16] = static_cast<std::uint8_t>(block.pairs[i % 16] | nibble << (i < 16 ? 0 : 4));
+      const auto nibble = static_cast<unsigned>(static_cast<int>(nearest(values[i] * inverse)) + 8);
+      block.nibbles[i % 16] = static_cast<std::uint8_t>(block.nibbles[i % 16] | nibble << (i < 16 ? 0 : 4));
     }
   }
 };
 
-/// What a weight format offers; blocks are trivially copyable, so that a backend may lay them out as it likes.
+/// The members of a weight format. Blocks are trivially copyable, so that a backend may store them in any layout.
 template <class W>
 concept WeightFormat = requires(const float* values, float* out, typename Format<W>::Block* blocks, std::size_t count) {
   { Format<W>::block_size } -> std::convertible_to<std::size_t>;
@@ -210,7 +212,7 @@ concept WeightFormat = requires(const float* values, float* out, typename Format
   { Format<W>::template get<float>(blocks, count) } -> std::same_as<float>;
 };
 
-/// Blocks in a row of `count` numbers.
+/// Blocks in a row of `count` weights.
 template <WeightFormat W>
 constexpr std::size_t blocks_in(std::size_t count) {
   return (count + Format<W>::block_size - 1) / Format<W>::block_size;

@@ -1,4 +1,4 @@
-// FNV-1a, the hash behind the seeds of named random streams, checksums of state files and fingerprints of texts.
+// FNV-1a, the hash for seeds of named random streams, checksums of state files and fingerprints of texts.
 #ifndef MINIMAMBA_CORE_HASH_HPP
 #define MINIMAMBA_CORE_HASH_HPP
 
@@ -12,8 +12,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// FNV-1a of 64 bits: any other unit, be it a byte or a token, gives another value. It is in our files: it never
-/// changes.
+/// 64-bit FNV-1a of bytes or tokens. Changing a single unit always changes the value. Files contain these hashes, so
+/// the function must never change.
 class Fnv1a {
  public:
   constexpr void add(std::uint64_t unit) { value_ = (value_ ^ unit) * 0x100000001B3U; }
@@ -23,7 +23,7 @@ class Fnv1a {
   constexpr void add(std::span<const std::byte> bytes) {
     for (const std::byte byte : bytes) add(std::to_integer<std::uint64_t>(byte));
   }
-  /// The bytes of a number as they lie in memory.
+  /// The bytes of a value in the order of memory.
   template <class T>
   void add_value(const T& value) {
     add(std::as_bytes(std::span(&value, 1)));

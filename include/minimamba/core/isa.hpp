@@ -1,12 +1,13 @@
-// Names the inline namespace that every header opens: it encodes the instruction set this translation unit is compiled
-// for, so that units compiled with different -m flags keep their own copies of every function instead of sharing one at
-// random (one definition rule). No include guard: each header includes this last and undefines the macro on exit.
+// Defines MINIMAMBA_ISA, the name of the inline namespace that every header opens. It encodes the instruction set that
+// the translation unit is compiled for, so that units compiled with different -m flags have separate copies of every
+// function: with one name, the linker would keep any one of them (one definition rule). No include guard: each header
+// includes this file last, and undefines the macro at its end.
 #ifndef MINIMAMBA_CORE_ISA_HPP
 #define MINIMAMBA_CORE_ISA_HPP
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0) || defined(_M_FP_FAST)
 #error \
     "minimamba cannot be compiled with -ffast-math, -Ofast, -ffinite-math-only or /fp:fast: results would depend on \
-how a sequence is split, and infinities and NaN would pass unseen. It needs no flag to be fast."
+how a sequence is split, and infinities and NaN would not be detected. It needs no flag to be fast."
 #endif
 #endif
 #if defined(__AVX512F__) && defined(__AVX512FP16__)

@@ -1,8 +1,7 @@
-// A small pool of threads and parallel_for. Workers spin for some microseconds after a task, because the next one
-// comes soon within a token, and then sleep. A part whose worker has not begun by the time the caller is through with
-// its own is done by the caller: on a machine that is busy with other things nobody waits for a thread to be scheduled.
-// A pool that is busy, because another thread uses the same backend, runs its caller alone: results never depend on how
-// the work was divided.
+// A small thread pool and parallel_for. After a task, workers spin for some microseconds, because within a token the
+// next task follows soon, and then sleep. When the caller has finished its own part, it also does the parts that no
+// worker has started: on a busy machine nobody waits for a thread to be scheduled. If the pool is busy, because another
+// thread uses the same backend, the caller does all the work alone. Results never depend on how work is divided.
 #ifndef MINIMAMBA_CORE_PARALLEL_HPP
 #define MINIMAMBA_CORE_PARALLEL_HPP
 
@@ -36,15 +35,16 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 namespace detail {
 
-inline constexpr int most_threads = 1024;
+inline constexpr int max_threads = 1024;
 
-/// Throws ArgumentError for a negative or absurd number of threads; 0 is as many as the process may use.
+/// Throws ArgumentError unless 0 <= threads <= max_threads; 0 stands for as many as the process may use.
 inline void check_threads(int threads) {
-  if (threads >= 0 && threads <= most_threads) return;
-  throw ArgumentError("threads", "a number from 0 (all) to " + std::to_string(most_threads), std::to_string(threads));
+  if (threads >= 0 && threads <= max_threads) return;
+  throw ArgumentError("threads", "a number from 0 (all) to " + std::to_string(max_threads), std::to_string(threads));
 }
 
-/// Rounding direction and the treatment of denormals: part of what a caller's bits depend on, so workers take it over.
+/// The rounding mode and how denormals are treated. Results depend on it to the bit, so workers copy it from the
+/// caller.
 struct FloatingPointMode {
 #if defined(__SSE2__) || defined(_M_X64)
   unsigned value = _mm_getcsr() & ~0x3FU;  // the low six bits are sticky exception flags, not a mode
@@ -75,16 +75,16 @@ inline void pause_briefly() {
 #endif
 }
 
-/// The threads of one process, and what they share with a caller.
+/// The threads of one process, and the task that they share with a caller.
 class Workers {
  public:
-  /// As many threads as the system grants, the caller among them.
+  /// `threads` threads including the caller, or fewer if the system cannot create them.
   explicit Workers(int threads) : claims_(std::make_unique<Claim[]>(static_cast<std::size_t>(threads))) {
     threads_.reserve(static_cast<std::size_t>(threads - 1));
     try {
       for (int index = 1; index < threads; ++index) threads_.emplace_back([this, index] { work(index); });
     } catch (const std::exception&) {
-      // The system grants no more threads: go on with those there are.
+      // The system cannot create more threads: continue with the existing ones.
     }
   }
   Workers(const Workers&) = delete;
@@ -101,7 +101,8 @@ class Workers {
 
   int count() const { return static_cast<int>(threads_.size()) + 1; }
 
-  /// Calls body(part, parts) for each of count() parts, or returns false: there are no threads, or they are busy.
+  /// Calls body(part, parts) for each of count() parts. Returns false, without a call, if there are no workers or they
+  /// are busy.
   template <class Body>
   bool run(Body& body) {
     if (threads_.empty() || busy_.exchange(true, std::memory_order_acquire)) return false;
@@ -118,16 +119,16 @@ class Workers {
   }
 
  private:
-  static constexpr int pauses = 64;    // then yield: with more threads than processors a long spin starves the others
+  static constexpr int pauses = 64;    // then yield: with too few processors, a long spin starves other threads
   static constexpr int yields = 2000;  // then sleep
 
   struct alignas(64) Claim {
-    std::atomic<std::uint64_t> generation{0};  // the last one in which the part was taken
+    std::atomic<std::uint64_t> generation{0};  // the last in which the part was claimed
   };
 
   std::uint64_t start() {
     pending_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
-    // Sequentially consistent, as is sleeping_: either side sees the other.
+    // Sequentially consistent, like sleeping_: the caller sees the sleeper, or the sleeper sees the new generation.
     const std::uint64_t generation = generation_.fetch_add(1) + 1;
     if (sleeping_.load() == 0) return generation;
     { const std::lock_guard lock(mutex_); }
@@ -135,8 +136,8 @@ class Workers {
     return generation;
   }
 
-  /// Takes a part, if nobody has. A worker that comes late, with the number of a task that is long done, finds it
-  /// taken; one that succeeds keeps the caller, and so the task, until it is through.
+  /// Claims a part; returns false if it has already been claimed. A worker that is late, with the generation of a
+  /// finished task, gets false. After a successful claim the caller waits until the part is done, so the task exists.
   bool claim(int part, std::uint64_t generation) {
     std::atomic<std::uint64_t>& last = claims_[static_cast<std::size_t>(part)].generation;
     std::uint64_t seen = last.load(std::memory_order_relaxed);
@@ -178,7 +179,7 @@ class Workers {
     }
   }
 
-  /// Waits for another generation than `seen` and returns it.
+  /// Waits for a generation other than `seen` and returns it.
   std::uint64_t await(std::uint64_t seen) {
     for (int spin = 0; spin < pauses + yields; ++spin) {
       const std::uint64_t generation = generation_.load(std::memory_order_acquire);
@@ -196,7 +197,7 @@ class Workers {
     return generation_.load();
   }
 
-  std::unique_ptr<Claim[]> claims_;  // of each part; the caller's own needs none
+  std::unique_ptr<Claim[]> claims_;  // one for each part; that of the caller's part is not used
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -211,21 +212,21 @@ class Workers {
 
 }  // namespace detail
 
-/// A fixed number of threads, the caller among them. Not copyable: backends share one through a pointer. The child of a
-/// fork() has threads of its own, made when it first runs something; those of its parent do not exist in it.
+/// A fixed number of threads, including the caller. Not copyable: backends share one through a pointer. After fork(),
+/// the threads of the parent do not exist in the child, which creates its own at the first run().
 class ThreadPool {
  public:
-  static constexpr int most_threads = detail::most_threads;
+  static constexpr int max_threads = detail::max_threads;
 
-  /// 0 threads: as many as the process may use. Throws ArgumentError for a negative or absurd number.
+  /// 0 threads: as many as the process may use. Throws ArgumentError if `threads` is negative or above max_threads.
   explicit ThreadPool(int threads = 0) : workers_(wanted(threads)), threads_(workers_.get(0).count()) {}
 
-  /// The most parts of a task.
+  /// The maximum number of parts of a task.
   int threads() const { return threads_; }
 
-  /// Calls body(part, parts) once for each part in [0, parts), where parts is threads(), or 1 when the pool is busy. A
-  /// child to which the system grants fewer threads than its parent has fewer parts. What a part throws is thrown to
-  /// the caller, after all parts have ended.
+  /// Calls body(part, parts) once for each part in [0, parts). parts is threads(), 1 if the pool is busy, or fewer than
+  /// threads() in a child process that could not create as many threads. An exception of a part is rethrown to the
+  /// caller after all parts have ended.
   template <class Body>
   void run(Body&& body) {
     detail::Workers* const workers = own_workers();
@@ -235,10 +236,10 @@ class ThreadPool {
  private:
   static int wanted(int threads) {
     detail::check_threads(threads);
-    return threads == 0 ? std::min(available_threads(), most_threads) : threads;
+    return threads == 0 ? std::min(available_threads(), max_threads) : threads;
   }
 
-  /// Null in a child that has no memory for them.
+  /// Null in a child process that has no memory for its workers.
   detail::Workers* own_workers() noexcept {
     try {
       return &workers_.get(threads_);
@@ -251,8 +252,8 @@ class ThreadPool {
   int threads_;
 };
 
-/// Calls body(begin, end) on disjoint ranges that cover [0, count), in parallel when each thread gets `grain` or more;
-/// or body(begin, end, part), where no two parts below pool.threads() run at the same time under one number.
+/// Calls body(begin, end) on disjoint ranges that cover [0, count), in parallel if there are at least 2 * grain items.
+/// The body may also take (begin, end, part): part < pool.threads(), and no two ranges of a call have the same part.
 template <class Body>
 void parallel_for(ThreadPool& pool, std::size_t count, std::size_t grain, Body&& body) {
   const auto call = [&](std::size_t begin, std::size_t end, std::size_t part) {

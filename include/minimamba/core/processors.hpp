@@ -1,4 +1,4 @@
-// How many processors this process may use: what its affinity and, in containers, its share of their time allow.
+// How many processors this process may use, by its CPU affinity and, in containers, its quota of CPU time.
 #ifndef MINIMAMBA_CORE_PROCESSORS_HPP
 #define MINIMAMBA_CORE_PROCESSORS_HPP
 
@@ -32,8 +32,8 @@ inline std::string start_of_file(const std::string& path) {
   return text;
 }
 
-/// "quota period" in microseconds, as processors, rounded up. Whatever is no pair of numbers above zero, "max 100000"
-/// and "-1 100000" among it, is no quota.
+/// Processors, rounded up, for a text "quota period" in microseconds. Unless both are positive numbers, there is no
+/// quota: for example in "max 100000" and "-1 100000".
 inline int processors_of_quota(const std::string& text) {
   char* end = nullptr;
   const long long quota = std::strtoll(text.c_str(), &end, 10), period = std::strtoll(end, nullptr, 10);
@@ -41,9 +41,9 @@ inline int processors_of_quota(const std::string& text) {
   return static_cast<int>(std::min<long long>((quota - 1) / period + 1, no_quota));
 }
 
-/// The smallest quota of a group, "/a/b", and of those above it up to the root of `mount`. `first` and `second`, which
-/// may be empty, name the files of quota and period. In a container the group may lie outside of what is mounted: then
-/// the root counts.
+/// The smallest quota of a control group, "/a/b", and of its parents up to the root of `mount`. `first` and `second`
+/// name the files of quota and period; `second` is empty if the first file has both. In a container the group may be
+/// outside of what is mounted: then only the quota of the root is found.
 inline int smallest_quota(const std::string& mount, std::string group, const char* first, const char* second) {
   for (int smallest = no_quota;;) {
     while (!group.empty() && group.back() == '/') group.pop_back();
@@ -57,8 +57,8 @@ inline int smallest_quota(const std::string& mount, std::string group, const cha
   }
 }
 
-/// Whether `name` is one of the names in "cpu,cpuacct".
-inline bool holds_name(std::string_view controllers, std::string_view name) {
+/// Whether `name` is in a list such as "cpu,cpuacct".
+inline bool contains_name(std::string_view controllers, std::string_view name) {
   for (;;) {
     const std::size_t comma = controllers.find(',');
     if (controllers.substr(0, comma) == name) return true;
@@ -67,8 +67,8 @@ inline bool holds_name(std::string_view controllers, std::string_view name) {
   }
 }
 
-/// How many processors the quotas of control groups, of either version, let a process use: `groups` is its list of
-/// them, lines of "number:controllers:/path", and `mount` where they are mounted. no_quota if there is none.
+/// How many processors the quotas of control groups (version 1 or 2) allow a process, or no_quota. `groups` is the file
+/// that lists the groups of the process, in lines "number:controllers:/path"; `mount` is where they are mounted.
 inline int processors_of_groups(const std::string& groups, const std::string& mount) {
   int smallest = no_quota;
   const std::string text = start_of_file(groups);
@@ -81,7 +81,7 @@ inline int processors_of_groups(const std::string& groups, const std::string& mo
     const std::string group(line.substr(second + 1));
     if (controllers.empty()) {
       smallest = std::min(smallest, smallest_quota(mount, group, "cpu.max", ""));
-    } else if (holds_name(controllers, "cpu")) {
+    } else if (contains_name(controllers, "cpu")) {
       for (const char* const folder : {"/cpu", "/cpu,cpuacct"}) {
         smallest = std::min(smallest, smallest_quota(mount + folder, group, "cpu.cfs_quota_us", "cpu.cfs_period_us"));
       }
@@ -92,15 +92,15 @@ inline int processors_of_groups(const std::string& groups, const std::string& mo
 
 }  // namespace detail
 
-/// How many processors this process may use, at least 1: on Linux no more than its affinity has, and no more than the
-/// quotas of its control groups (those of a container, say) amount to, rounded up. Read anew at each call.
+/// How many processors this process may use, at least 1. On Linux it is limited by the CPU affinity and by the quotas
+/// of its control groups (of a container, for example), rounded up. Each call reads them again.
 inline int available_threads() {
 #if defined(__linux__)
   int quota = detail::no_quota;
   try {
     quota = detail::processors_of_groups("/proc/self/cgroup", "/sys/fs/cgroup");
   } catch (const std::exception&) {
-    // No memory to read it with: as if there were none.
+    // No memory to read the quota: ignore it.
   }
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, std::min(CPU_COUNT(&set), quota));

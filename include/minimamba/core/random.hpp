@@ -1,4 +1,4 @@
-// Random numbers of our own, the same on every machine: xoshiro256** (Blackman and Vigna), seeded by SplitMix64.
+// Random numbers that are the same on every machine: xoshiro256** (Blackman and Vigna), seeded by SplitMix64.
 #ifndef MINIMAMBA_CORE_RANDOM_HPP
 #define MINIMAMBA_CORE_RANDOM_HPP
 
@@ -14,7 +14,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A stream of random numbers. Its state is a value: copy it, compare it, save it.
+/// A stream of random numbers. It can be copied, compared and saved: `state` is all of it.
 class Random {
  public:
   explicit Random(std::uint64_t seed = 0) {
@@ -27,7 +27,7 @@ class Random {
     }
   }
 
-  /// A stream of its own for each name: what one tensor draws does not depend on which others there are.
+  /// A separate stream for each name, so that the random values of a tensor do not depend on which other tensors exist.
   Random(std::uint64_t seed, std::string_view name) : Random(seed ^ hash(name)) {}
 
   /// 64 random bits.
@@ -47,7 +47,8 @@ class Random {
   double uniform() { return static_cast<double>(bits() >> 11) * 0x1p-53; }
   /// Uniform in [low, high).
   double uniform(double low, double high) { return low + (high - low) * uniform(); }
-  /// Normal with mean 0 and deviation 1, by Marsaglia's polar method (one of its two numbers, so that no state hides).
+  /// Normal with mean 0 and standard deviation 1, by Marsaglia's polar method. It uses one of the two values that the
+  /// method gives, so that `state` is all there is to save.
   double normal() {
     for (;;) {
       const double x = uniform(-1, 1), y = uniform(-1, 1), squared = x * x + y * y;

@@ -1,5 +1,5 @@
-// The 16-bit storage scalars: bf16 (8 exponent bits, 7 of fraction) and f16 (IEEE binary16). They store, they do not
-// compute: arithmetic converts to float. Conversions round to nearest, ties to even, exactly once, also from double.
+// The 16-bit storage types: bf16 (8 exponent bits, 7 fraction bits) and f16 (IEEE binary16). They have no arithmetic:
+// convert them to float. Conversions round to nearest, ties to even; double is rounded only once, not by way of float.
 #ifndef MINIMAMBA_CORE_SCALAR_HPP
 #define MINIMAMBA_CORE_SCALAR_HPP
 
@@ -14,14 +14,14 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Rounds to odd: a later rounding of the result to 16 bits then equals one rounding of x (no double rounding).
+/// Rounds to odd: rounding the result to 16 bits then gives the same as rounding x to 16 bits directly.
 inline float round_to_odd(double x) noexcept {
   const float nearest = static_cast<float>(x);
   const double back = static_cast<double>(nearest);
   std::uint32_t bits = std::bit_cast<std::uint32_t>(nearest);
   if (back == x || back != back || (bits & 1U) != 0U) return nearest;
   const bool overshoots = (back < 0 ? -back : back) > (x < 0 ? -x : x);
-  bits = overshoots ? bits - 1U : bits + 1U;  // the odd neighbour on the side of x
+  bits = overshoots ? bits - 1U : bits + 1U;  // x is between `nearest` and this neighbour
   return std::bit_cast<float>(bits);
 }
 
@@ -58,7 +58,7 @@ inline float from_f16_bits(std::uint16_t half) noexcept {
 
 }  // namespace detail
 
-/// Brain float: the upper half of a float. 16 bits, range of float, 8 significant bits.
+/// Brain float: the upper 16 bits of a float. Range of float, 8 significant bits.
 struct bf16 {
   bf16() = default;
   explicit bf16(float x) noexcept : bits(detail::to_bf16_bits(x)) {}
@@ -82,9 +82,9 @@ struct f16 {
 
 namespace detail {
 
-/// from_f16_bits without a branch: of both answers a mask keeps one. Alone it is slower; in a loop over a block of
-/// known length every compiler makes vector instructions of it, at -O2 too.
-inline float from_f16_bits_in_vectors(std::uint16_t half) noexcept {
+/// from_f16_bits without a branch: it computes both cases and selects one by a mask. A single call is slower, but all
+/// compilers vectorise a loop of known length over it, even at -O2.
+inline float from_f16_bits_branchless(std::uint16_t half) noexcept {
   const std::uint32_t bits = half, magnitude = bits & 0x7FFFU;
   const float multiple = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24F;
   const std::uint32_t all_ones = 0U - ((0x7BFFU - magnitude) >> 31);  // infinities and NaN
@@ -94,14 +94,14 @@ inline float from_f16_bits_in_vectors(std::uint16_t half) noexcept {
   return std::bit_cast<float>((bits & 0x8000U) << 16 | value);
 }
 
-/// Converts `count` numbers of f16.
+/// Converts `count` f16 values.
 inline void widen(const f16* from, std::size_t count, float* to) noexcept {
   constexpr std::size_t block = 16;
   for (; count >= block; count -= block, from += block, to += block) {
     std::array<std::uint16_t, block> halves;
     std::array<float, block> floats;
     std::memcpy(halves.data(), from, sizeof(halves));
-    for (std::size_t i = 0; i < block; ++i) floats[i] = from_f16_bits_in_vectors(halves[i]);
+    for (std::size_t i = 0; i < block; ++i) floats[i] = from_f16_bits_branchless(halves[i]);
     std::memcpy(to, floats.data(), sizeof(floats));
   }
   for (std::size_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);

@@ -1,6 +1,6 @@
-// View: a matrix that somebody else owns. Rows of equal length at a fixed distance, so that the columns of a wider
-// matrix (u and z in the output of in_proj, say) are a View too. Whether its pointer may be followed on this processor
-// is the backend's affair: layers only do arithmetic on it.
+// View: a matrix in memory that it does not own. Its rows have a fixed stride, so that some columns of a wider matrix
+// (u and z in the output of in_proj, for example) are a View too. The pointer may belong to another device, so only
+// backends dereference it; layers only do arithmetic on it.
 #ifndef MINIMAMBA_CORE_VIEW_HPP
 #define MINIMAMBA_CORE_VIEW_HPP
 
@@ -14,7 +14,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A [rows, columns] matrix, row-major; element (i, j) lies at data[i * stride + j].
+/// A row-major [rows, columns] matrix; element (i, j) is data[i * stride + j].
 template <class T>
 class View {
  public:
@@ -22,7 +22,7 @@ class View {
   View(T* data, std::size_t rows, std::size_t cols, std::size_t stride)
       : data_(data), rows_(rows), cols_(cols), stride_(stride) {}
   View(T* data, std::size_t rows, std::size_t cols) : View(data, rows, cols, cols) {}
-  /// A View<float> is a View<const float>.
+  /// A View<float> converts to a View<const float>.
   template <class U>
   requires(std::is_same_v<const U, T>) View(const View<U>& other)
       : View(other.data(), other.rows(), other.cols(), other.stride()) {}
@@ -33,7 +33,7 @@ class View {
   std::size_t stride() const { return stride_; }
   bool empty() const { return rows_ == 0 || cols_ == 0; }
 
-  /// Row i, for backends on this processor and for whoever reads logits.
+  /// Row i. Only for memory of this processor: in its backends, and to read their logits.
   std::span<T> row(std::size_t i) const {
     assert(i < rows_);
     return {data_ + i * stride_, cols_};
@@ -49,7 +49,7 @@ class View {
   }
   View columns(std::size_t first, std::size_t count) const {
     assert(first + count <= cols_);
-    return {rows_ == 0 ? data_ : data_ + first, rows_, count, stride_};  // no rows may mean no memory
+    return {rows_ == 0 ? data_ : data_ + first, rows_, count, stride_};  // without rows, data_ may be null
   }
 
  private:
@@ -57,29 +57,29 @@ class View {
   std::size_t rows_ = 0, cols_ = 0, stride_ = 0;
 };
 
-/// Some tokens of one sequence: rows [first, first + length) of every activation, which go on from the state in `slot`
-/// of a cache. Kernels are given a span of them, of different slots, which need not be equally long.
+/// Consecutive tokens of one sequence: rows [first, first + length) of every activation, which continue from the state
+/// in `slot` of a cache. Kernels take a span of segments of any lengths, each with a different slot.
 struct Segment {
   std::size_t first = 0, length = 0, slot = 0;
 };
 
-/// `length` tokens for each of the slots 0 to batch - 1, one sequence behind the other.
+/// Segments of `length` tokens for the slots 0 to batch - 1, in this order.
 inline std::vector<Segment> uniform_segments(std::size_t batch, std::size_t length) {
   std::vector<Segment> segments(batch);
   for (std::size_t slot = 0; slot < batch; ++slot) segments[slot] = {slot * length, length, slot};
   return segments;
 }
 
-/// A matrix in each slot of a cache: that of slot i begins at data[i * stride], and its rows lie one behind the other.
+/// A matrix in each slot of a cache: the matrix of slot i begins at data[i * stride], and its rows are contiguous.
 template <class T>
 class SlotView {
  public:
   SlotView() = default;
-  /// View `first` is the matrix of slot 0.
+  /// `first` is the matrix of slot 0.
   SlotView(View<T> first, std::size_t slots, std::size_t stride) : first_(first), slots_(slots), stride_(stride) {
     assert(first.stride() == first.cols() || first.rows() < 2);
   }
-  /// Matrices of `rows` rows, one behind the other.
+  /// Contiguous matrices of `rows` rows each.
   SlotView(View<T> all, std::size_t rows)
       : SlotView({all.data(), rows, all.cols()}, rows == 0 ? 0 : all.rows() / rows, rows * all.cols()) {}
   template <class U>
@@ -101,37 +101,36 @@ class SlotView {
   std::size_t slots_ = 0, stride_ = 0;
 };
 
-/// Where a kernel keeps the states that it comes by: that before each `chunk` tokens of each segment, one segment
-/// behind the other.
+/// Where a kernel stores intermediate states: the state before each chunk of `chunk` tokens, segment after segment.
 template <class T>
 struct KeptStates {
-  std::size_t chunk = 0;  // tokens; 0: nothing is kept; more than a segment has are as many as it has
+  std::size_t chunk = 0;  // tokens of a chunk, or the whole segment if that is shorter; 0: store nothing
   SlotView<T> states;     // sum over segments of ceil(length / chunk)
 };
 
 namespace detail {
 
-/// Chunks of a sequence: ceil(length / chunk), none where nothing is kept.
+/// Chunks of a sequence: ceil(length / chunk), or 0 if chunk is 0.
 inline std::size_t chunks_of(std::size_t length, std::size_t chunk) {
   return chunk == 0 ? 0 : length / chunk + (length % chunk == 0 ? 0 : 1);
 }
-/// Those of several segments together.
+/// Chunks of all the segments together.
 inline std::size_t chunks_of(std::span<const Segment> segments, std::size_t chunk) {
   std::size_t count = 0;
   for (const Segment& segment : segments) count += chunks_of(segment.length, chunk);
   return count;
 }
-/// Tokens that a segment is cut into.
+/// Tokens of a chunk: min(chunk, length), or `length` if chunk is 0.
 inline std::size_t tokens_at_once(std::size_t length, std::size_t chunk) {
   return chunk == 0 || chunk > length ? length : chunk;
 }
-/// The length of the longest.
+/// The length of the longest segment.
 inline std::size_t longest(std::span<const Segment> segments) {
   std::size_t length = 0;
   for (const Segment& segment : segments) length = segment.length > length ? segment.length : length;
   return length;
 }
-/// Rows of the activations that they take in all.
+/// Rows of activations in all the segments together.
 inline std::size_t rows_of(std::span<const Segment> segments) {
   std::size_t rows = 0;
   for (const Segment& segment : segments) rows += segment.length;

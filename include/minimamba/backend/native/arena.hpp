@@ -1,6 +1,6 @@
-// Memory for packed weights. All matrices of a model lie behind each other in few large blocks, in the order in which
-// they were made, which is the order in which a token streams through them; on Linux huge pages are asked for, which
-// spare the processor most of its page walks.
+// Memory for packed weights. The matrices of a model are stored one after another in a few large blocks, in the order
+// in which they were made, which is the order in which a token reads them. On Linux the blocks request huge pages,
+// which save the processor most page walks.
 #ifndef MINIMAMBA_BACKEND_NATIVE_ARENA_HPP
 #define MINIMAMBA_BACKEND_NATIVE_ARENA_HPP
 
@@ -22,7 +22,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace native {
 
-/// A block goes when the last matrix in it has gone. Safe to use from several threads.
+/// A block is freed with the last matrix in it. Thread-safe.
 class Arena {
  public:
   /// `count` zeros, aligned to a cache line. Throws std::bad_alloc.
@@ -41,8 +41,8 @@ class Arena {
 
   struct Filling {
     std::mutex mutex;
-    std::weak_ptr<std::byte> block;  // the one that is being filled, as long as anything in it is alive
-    std::size_t used = 0, size = 0, made = 0;
+    std::weak_ptr<std::byte> block;             // the block being filled, while a matrix in it exists
+    std::size_t used = 0, size = 0, total = 0;  // bytes: of this block, and of all blocks made so far
   };
 
   std::shared_ptr<std::byte> take(std::size_t bytes) {
@@ -50,13 +50,13 @@ class Arena {
     const std::lock_guard lock(own.mutex);
     std::shared_ptr<std::byte> block = own.block.lock();
     if (!block || own.size - own.used < bytes) {
-      // Each block as large as all before it together: small models stay small, large ones have few.
-      const std::size_t wanted = std::max(bytes, std::clamp(own.made, huge_page, largest));
+      // A new block is as large as all earlier ones together: small models use little memory, large ones few blocks.
+      const std::size_t wanted = std::max(bytes, std::clamp(own.total, huge_page, largest));
       const std::size_t size = (wanted + huge_page - 1) / huge_page * huge_page;
       block = make_block(size);
-      own.block = block;  // from here on nothing fails: else the old block would pass for one of the new size
+      own.block = block;  // only now, when nothing can throw: block and size must match
       own.size = size;
-      own.made += size;
+      own.total += size;
       own.used = 0;
     }
     std::byte* const first = block.get() + own.used;
@@ -69,7 +69,7 @@ class Arena {
     std::shared_ptr<std::byte> block(static_cast<std::byte*>(::operator new(size, alignment)),
                                      [](std::byte* pointer) { ::operator delete(pointer, alignment); });
 #if defined(__linux__)
-    ::madvise(block.get(), size, MADV_HUGEPAGE);  // a wish: nothing but speed depends on it
+    ::madvise(block.get(), size, MADV_HUGEPAGE);  // may fail: only speed depends on it
 #endif
     return block;
   }

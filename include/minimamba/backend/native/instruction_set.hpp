@@ -1,4 +1,5 @@
-// Which vector instructions the native backend uses: found out at run time, so that one program runs everywhere.
+// The vector instructions that the native backend uses. They are detected at run time, so that one program runs
+// everywhere.
 #ifndef MINIMAMBA_BACKEND_NATIVE_INSTRUCTION_SET_HPP
 #define MINIMAMBA_BACKEND_NATIVE_INSTRUCTION_SET_HPP
 
@@ -12,8 +13,8 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Kinds of vector instructions, the plainest first. `best` is the fastest that this machine has. avx512bf16 is avx512
-/// whose products with bf16 weights multiply pairs of bf16.
+/// Sets of vector instructions. `best` is the fastest set of this machine. avx512bf16 is avx512, but products with bf16
+/// weights use its dot-product instruction for bf16 pairs.
 enum class InstructionSet { best, portable, neon, avx2, avx512, avx512bf16 };
 
 inline std::string_view name_of(InstructionSet set) {
@@ -37,7 +38,7 @@ inline std::string_view name_of(InstructionSet set) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 namespace detail {
 
-/// Whether the processor converts 16-bit floats: __builtin_cpu_supports("f16c") is an error on clang 14.
+/// Whether the processor has F16C. __builtin_cpu_supports("f16c") would be an error on clang 14.
 inline bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx >> 29 & 1U) != 0;
@@ -46,7 +47,7 @@ inline bool has_f16c() {
 }  // namespace detail
 #endif
 
-/// Whether the kernels for these instructions are compiled in, and this machine can run them.
+/// Whether the program contains kernels for this instruction set, and the machine can run them.
 inline bool available(InstructionSet set) {
   switch (set) {
     case InstructionSet::best:
@@ -70,15 +71,15 @@ inline bool available(InstructionSet set) {
   }
 }
 
-/// Whether kernels of AVX-512 serve.
+/// Whether this instruction set uses the AVX-512 kernels.
 inline bool has_avx512(InstructionSet set) {
   return set == InstructionSet::avx512 || set == InstructionSet::avx512bf16;
 }
 
-/// The fastest available instructions.
+/// The fastest available instruction set.
 inline InstructionSet best_instruction_set() {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  // Intel's processors do pairs of bf16 at half the rate of AMD's: no faster than floats.
+  // On Intel's processors the dot products of bf16 pairs run at half the rate of AMD's: no faster than floats.
   if (available(InstructionSet::avx512bf16) && __builtin_cpu_is("amd") != 0) return InstructionSet::avx512bf16;
 #endif
   for (const InstructionSet set : {InstructionSet::avx512, InstructionSet::avx2, InstructionSet::neon}) {

@@ -1,11 +1,12 @@
-// The one text of the native kernels, over the vector type of whichever region includes it. Each output is computed by
-// the same operations in the same order however many rows, tokens or threads there are: that is what makes splitting a
-// sequence change nothing. Products that are summed are written fmadd, never left to the compiler to fuse or not.
+// The source of the native kernels for all instruction sets: each region includes it after its own vector type. An
+// output is computed by the same operations in the same order however many rows, tokens or threads there are, so that
+// splitting a sequence changes no bit. Products that are added are written as fmadd, so that compilers have no choice
+// whether to fuse them.
 
 #include "minimamba/backend/native/matmul.inl"
 #include "minimamba/backend/native/scan.inl"
 
-/// Calls body(first, count) for each register of [0, size).
+/// Calls body(first, count) for each register of [0, size): count is `lanes`, or fewer for the last.
 template <class Body>
 inline void each_register(std::size_t size, Body body) {
   std::size_t j = 0;
@@ -13,7 +14,7 @@ inline void each_register(std::size_t size, Body body) {
   if (j < size) body(j, size - j);
 }
 
-/// Without a call: no function of a library is inlined into functions of every region.
+/// It does not use std::isfinite, because library functions are not inlined into the functions of a region.
 inline bool is_finite(Scalar x) { return x - x == 0; }
 
 inline bool rms_norm(const native::NormTask<Scalar>& task) {

@@ -1,23 +1,23 @@
-// y = x weight^T. Each output is summed over k in order, in one register, whether it is computed in a tile of rows or
-// alone: so it has the same bits either way.
+// y = x weight^T. Each output is summed over k in order, in one register, both for a single row and in a tile of rows:
+// so it has the same bits in both.
 
 inline constexpr std::size_t panel_registers = native::panel / lanes;
 static_assert(row_registers % panel_registers == 0 && panel_registers % tile_registers == 0 &&
               state_group % lanes == 0 && native::row_unit % tile_rows == 0);
 
-inline constexpr std::size_t line_bytes = 64;  // of the cache
+inline constexpr std::size_t line_bytes = 64;  // of a cache line
 
-/// What a tile asks the memory for while it multiplies, so that all tiles of a block of rows together have brought the
-/// weights of the next panel into the second cache when they are wanted: with each of `steps` steps, `lines` lines.
+/// What a tile prefetches while it multiplies: `lines` cache lines in each step. Together, the tiles of a block of rows
+/// prefetch the weights of the next panel into the L2 cache.
 struct Ahead {
   const std::uint8_t* first;
   std::size_t lines;
 
-  void ask(std::size_t step) const {
+  void fetch(std::size_t step) const {
     for (std::size_t i = 0; i < lines; ++i) prefetch_far(first + (step * lines + i) * line_bytes);
   }
 };
-/// For tile number `tile` of `tiles`; the next panel has `size` bytes.
+/// The prefetches of tile number `tile` of `tiles`, each with `steps` steps; the next panel has `size` bytes.
 inline Ahead ahead_of(const std::uint8_t* next, std::size_t size, std::size_t tile, std::size_t tiles,
                       std::size_t steps) {
   const std::size_t lines = (size + tiles * steps * line_bytes - 1) / (tiles * steps * line_bytes);
@@ -25,8 +25,8 @@ inline Ahead ahead_of(const std::uint8_t* next, std::size_t size, std::size_t ti
   return {next + from, from + steps * lines * line_bytes <= size ? lines : 0};
 }
 
-/// `rows` rows of x times `registers` registers of outputs, the first of which is register `from` of a panel.
-///   x: element k of row i at x[k * rows + i]
+/// Multiplies `rows` rows of x by the weights of `registers` registers of outputs, which begin with register `from` of
+/// the panel `weight`. x [in][rows]
 template <std::size_t rows, std::size_t registers>
 inline void multiply(const Scalar* x, std::size_t in, const Scalar* weight, std::size_t from,
                      [[maybe_unused]] Ahead ahead, Vector (&acc)[rows][registers]) {
@@ -38,7 +38,7 @@ inline void multiply(const Scalar* x, std::size_t in, const Scalar* weight, std:
   }
   const std::size_t panel_size = in * native::panel;
   for (std::size_t k = 0; k < in; ++k) {
-    if constexpr (rows > 1) ahead.ask(k);
+    if constexpr (rows > 1) ahead.fetch(k);
     Vector w[registers];
     MINIMAMBA_UNROLL
     for (std::size_t r = 0; r < registers; ++r) {
@@ -54,7 +54,7 @@ inline void multiply(const Scalar* x, std::size_t in, const Scalar* weight, std:
   }
 }
 
-/// Stores the first `count` numbers of as many registers as hold them.
+/// Stores the first `count` values of the registers, or all if there are fewer.
 template <std::size_t registers>
 inline void store_row(Scalar* y, const Vector (&acc)[registers], std::size_t count) {
   MINIMAMBA_UNROLL
@@ -69,14 +69,15 @@ inline void store_row(Scalar* y, const Vector (&acc)[registers], std::size_t cou
 
 // ---- many rows -----------------------------------------------------------------------------------------------------
 
-/// `count` rows of a panel's outputs, some registers at a time. sums(r, acc): the outputs from register r on.
+/// Computes and stores a panel's outputs for `count` rows, `registers` registers at a time. sums(r, acc) computes the
+/// outputs from register r of the panel.
 template <std::size_t rows, std::size_t registers, class Sums>
 inline void store_outputs(const native::MatmulTask<Scalar>& task, std::size_t row, std::size_t count,
                           std::size_t panel_index, Sums sums) {
   for (std::size_t r = 0; r < panel_registers; r += registers) {
     const std::size_t first = panel_index * native::panel + r * lanes;
     if (first >= task.out) return;
-    for (std::size_t i = 0; i < count; ++i) {  // rows lie in as many pages, and are seldom in a near cache
+    for (std::size_t i = 0; i < count; ++i) {  // each row is in another page, and seldom in the L1 cache
       for (std::size_t j = 0; j < registers * lanes; j += line_bytes / sizeof(Scalar)) {
         prefetch(task.y + (row + i) * task.y_stride + first + j);
       }
@@ -93,8 +94,8 @@ template <std::size_t number>
 struct Constant {
   static constexpr std::size_t value = number;
 };
-/// Calls body(Constant<rows>()) with the rows of the smallest tile for `count` rows, which are at most `most`: every
-/// size is a copy of the code.
+/// Calls body(Constant<rows>()) with the smallest tile for `count` rows, where rows is a power of two or `most`, the
+/// maximum. There is a copy of the code for each size.
 template <std::size_t most, std::size_t rows = 1, class Body>
 inline void with_tile(std::size_t count, Body body) {
   if constexpr (rows >= most) {
@@ -108,14 +109,14 @@ inline void with_tile(std::size_t count, Body body) {
 
 struct Tiling {
   std::size_t rows;            // of a tile, at most
-  std::size_t row_size;        // numbers of scratch for each row of a tile
+  std::size_t row_size;        // scalars of scratch memory for each row of a tile
   std::size_t steps;           // of the product of a tile and a panel
   const std::uint8_t* stored;  // the panels in memory
   std::size_t panel_size;      // in bytes
 };
-/// Rows by blocks that stay in cache, which are packed as tiles and then multiplied by one panel after another.
-///   pack(tile, row, count): rows [row, row + count) become the tile that begins with row `tile` of the block
-///   multiply(tile, row, count, p, weight, ahead): y of that tile and panel p, whose weights are stored at `weight`
+/// Takes rows in blocks that stay in the cache: packs a block as tiles, then multiplies it by one panel after another.
+///   pack(tile, row, count): packs rows [row, row + count) as the tile that begins with row `tile` of the block
+///   multiply(tile, row, count, p, weight, ahead): computes y of this tile for panel p, whose weights are at `weight`
 template <class Pack, class Multiply>
 inline void tile_by_tile(const native::MatmulTask<Scalar>& task, const Tiling& tiling, Pack pack, Multiply multiply) {
   const std::size_t most = tiling.rows, block = native::row_block(task.last_row - task.first_row, task.in);
@@ -126,16 +127,16 @@ inline void tile_by_tile(const native::MatmulTask<Scalar>& task, const Tiling& t
     for (std::size_t tile = 0; tile < end; tile += most) pack(tile, row + tile, count(tile));
     for (std::size_t p = task.first_panel; p < task.last_panel; ++p) {
       const std::uint8_t* const weight = tiling.stored + p * tiling.panel_size;
-      const std::size_t wanted = p + 1 < task.last_panel ? tiling.panel_size : 0;
+      const std::size_t next_size = p + 1 < task.last_panel ? tiling.panel_size : 0;
       for (std::size_t tile = 0; tile < end; tile += most) {
         multiply(tile, row + tile, count(tile), p, weight,
-                 ahead_of(weight + tiling.panel_size, wanted, tile / most, tiles, tiling.steps));
+                 ahead_of(weight + tiling.panel_size, next_size, tile / most, tiles, tiling.steps));
       }
     }
   }
 }
 
-/// `count` rows as a tile [in][rows]; should the tile have more, the last is repeated.
+/// Packs `count` rows as a tile [in][rows]; if the tile has more rows, the last row is repeated.
 inline void pack_tile(const native::MatmulTask<Scalar>& task, std::size_t row, std::size_t count, std::size_t rows,
                       Scalar* tile) {
   for (std::size_t k = 0; k < task.in; k += lanes) {
@@ -147,14 +148,14 @@ inline void pack_tile(const native::MatmulTask<Scalar>& task, std::size_t row, s
         square[i] = load_first(task.x + from * task.x_stride + k, columns);
       }
       transpose(square);
-      const std::size_t some = rows - first < lanes ? rows - first : lanes;
-      for (std::size_t j = 0; j < columns; ++j) store_first(tile + (k + j) * rows + first, square[j], some);
+      const std::size_t size = rows - first < lanes ? rows - first : lanes;
+      for (std::size_t j = 0; j < columns; ++j) store_first(tile + (k + j) * rows + first, square[j], size);
     }
   }
 }
 
-/// Rows of floats. multiply(tile, weight, r, ahead, acc): the sums of a packed tile and the outputs from register r of
-/// the panel at `weight` on.
+/// Many rows of scalars. multiply(tile, weight, r, ahead, acc) multiplies a packed tile by the outputs from register r
+/// of the panel `weight`.
 template <class Multiply>
 inline void multiply_rows(const native::MatmulTask<Scalar>& task, const Tiling& tiling, Multiply multiply) {
   tile_by_tile(
@@ -175,7 +176,8 @@ inline void multiply_rows(const native::MatmulTask<Scalar>& task, const Tiling& 
 
 // ---- one row -------------------------------------------------------------------------------------------------------
 
-/// Outputs from `first`, the beginning of a panel, in at most `registers` registers, or fewer by multiples of `step`.
+/// One row: `count` outputs from `first`, which begins a panel. It uses `registers` registers, or fewer by a multiple
+/// of `step`; there is a copy of the code for each number.
 template <std::size_t registers, std::size_t step, class Sums>
 inline void multiply_outputs(const native::MatmulTask<Scalar>& task, std::size_t first, std::size_t count, Sums sums) {
   if constexpr (registers > step) {
@@ -186,8 +188,8 @@ inline void multiply_outputs(const native::MatmulTask<Scalar>& task, std::size_t
   store_row(task.y + task.first_row * task.y_stride + first, acc[0], count);
 }
 
-/// One row: the weights stream through once, from several panels at a time. sums(first, acc): the outputs from `first`,
-/// the beginning of a panel.
+/// One row: reads the weights once, several panels side by side. sums(first, acc) computes the outputs from `first`,
+/// which begins a panel.
 template <std::size_t registers, std::size_t step, class Sums>
 inline void multiply_row(const native::MatmulTask<Scalar>& task, Sums sums) {
   constexpr std::size_t most = registers * lanes;

@@ -1,10 +1,12 @@
-// y = x weight^T with weights of bf16, where the processor multiplies pairs of them. Rows of x are rounded to bf16 on
-// the way; each output is summed over the pairs of k in order: so it has the same bits in a tile of rows and alone.
+// y = x weight^T with bf16 weights, by the instruction that adds the dot product of two bf16 pairs to a float. A pair
+// is two consecutive k. Rows of x are rounded to bf16 when they are packed. Each output is summed over the pairs in
+// order: so it has the same bits for a single row and in a tile of rows.
 
-/// `count` rows of x as a tile [ceil(in / 2)][rows] of pairs; should it have more, the last is repeated.
+/// Packs `count` rows of x as a tile [ceil(in / 2)][rows] of pairs; if the tile has more rows, the last row is
+/// repeated.
 inline void pack_pairs(const native::MatmulTask<Scalar>& task, std::size_t row, std::size_t count, std::size_t rows,
                        Scalar* tile) {
-  const auto pairs_of = [&](std::size_t i, std::size_t k) {  // 32 numbers of row i; those beyond the end are zero
+  const auto pairs_of = [&](std::size_t i, std::size_t k) {  // 32 values of row i; those beyond the end are zero
     const Scalar* const x = task.x + i * task.x_stride + k;
     const std::size_t left = task.in - k, high = left < lanes ? 0 : left - lanes;
     return round_to_pairs(load_channels(x, left < lanes ? left : lanes),
@@ -23,10 +25,10 @@ inline void pack_pairs(const native::MatmulTask<Scalar>& task, std::size_t row, 
   }
 }
 
-/// The multiply of matmul.inl, of pairs.
+/// `multiply` of matmul.inl, for pairs.
 template <std::size_t rows, std::size_t registers>
 inline void multiply_pairs(const Scalar* x, std::size_t pairs, const std::uint8_t* weight, std::size_t from,
-                           [[maybe_unused]] Ahead wanted, Vector (&acc)[rows][registers]) {
+                           [[maybe_unused]] Ahead next, Vector (&acc)[rows][registers]) {
   const std::size_t panel_size = pairs * native::PanelLayout<bf16>::unit_bytes;
   Vector total[rows][registers];
   MINIMAMBA_UNROLL
@@ -35,7 +37,7 @@ inline void multiply_pairs(const Scalar* x, std::size_t pairs, const std::uint8_
     for (std::size_t r = 0; r < registers; ++r) total[i][r] = splat(0);
   }
   for (std::size_t k = 0; k < pairs; ++k, weight += native::PanelLayout<bf16>::unit_bytes) {
-    if constexpr (rows > 1) wanted.ask(k);
+    if constexpr (rows > 1) next.fetch(k);
     const std::size_t ahead =
         ahead_in_stream(k * native::PanelLayout<bf16>::unit_bytes, panel_size, registers / panel_registers);
     Pairs w[registers];

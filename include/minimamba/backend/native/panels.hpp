@@ -1,12 +1,12 @@
-// How the native backend lays weights out: in panels of 32 outputs that stream through a product from end to end. What
-// a panel looks like inside depends on the format:
-//   float, double  [K][32]                 column k of all outputs is what a step of the product needs
+// How the native backend stores weights: in panels of 32 outputs, which a product reads from start to end. The layout
+// of a panel depends on the format:
+//   float, double  [K][32]        step k of a product reads the weights of all 32 outputs for input k
 //   f16            [K][32]
-//   bf16           [K/2][32][2]            two columns, so that each is a shift or a mask away from floats
-//   q8             [K/32] of { [8][32][4] whole numbers + 128, four of k beside each other; [32] scales in f16 }
-//   q4             [K/32] of { [4][32][4] pairs of whole numbers + 8, of k in the lower half of a byte and of k + 16 in
-//                              the upper; [32] scales in f16 }
-// The missing outputs of the last panel, and the missing columns of its last pair or block, are zero.
+//   bf16           [K/2][32][2]   two columns interleaved: a shift or a mask turns each of them into floats
+//   q8             [K/32] of { [8][32][4] integers + 128, four consecutive k together; [32] scales in f16 }
+//   q4             [K/32] of { [4][32][4] bytes, with the integer + 8 of k in the lower half and that of k + 16 in the
+//                              upper half; [32] scales in f16 }
+// The missing outputs of the last panel, and the missing columns of the last bf16 pair or block, are zero.
 #ifndef MINIMAMBA_BACKEND_NATIVE_PANELS_HPP
 #define MINIMAMBA_BACKEND_NATIVE_PANELS_HPP
 
@@ -26,12 +26,12 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace native {
 
-/// Of a panel of narrow weights: `unit` columns (one, a pair, a block) take unit_bytes. put and get: columns [0, cols)
-/// of output j, which is one row of the matrix.
+/// The layout of a panel of 16-bit or quantised weights: `unit` columns (one, a pair, or a block) take unit_bytes. put
+/// and get write and read columns [0, cols) of output j, which is one row of the matrix.
 template <class W>
 struct PanelLayout;
 
-/// Of 16-bit numbers.
+/// The layout of 16-bit weights.
 template <class W, std::size_t columns>
 struct HalfLayout {
   static constexpr std::size_t unit = columns, unit_bytes = unit * panel * sizeof(W);
@@ -41,16 +41,16 @@ struct HalfLayout {
   template <class Scalar>
   static void put(const Scalar* row, std::size_t cols, std::size_t j, std::uint8_t* to) {
     for (std::size_t k = 0; k < cols; ++k) {
-      const W number = static_cast<W>(row[k]);
-      std::memcpy(to + at(j, k) * sizeof(W), &number, sizeof(W));
+      const W weight = static_cast<W>(row[k]);
+      std::memcpy(to + at(j, k) * sizeof(W), &weight, sizeof(W));
     }
   }
   template <class Scalar>
   static void get(const std::uint8_t* from, std::size_t j, std::size_t cols, Scalar* row) {
     for (std::size_t k = 0; k < cols; ++k) {
-      W number;
-      std::memcpy(&number, from + at(j, k) * sizeof(W), sizeof(W));
-      row[k] = static_cast<Scalar>(number);
+      W weight;
+      std::memcpy(&weight, from + at(j, k) * sizeof(W), sizeof(W));
+      row[k] = static_cast<Scalar>(weight);
     }
   }
 };
@@ -59,12 +59,12 @@ struct PanelLayout<f16> : HalfLayout<f16, 1> {};
 template <>
 struct PanelLayout<bf16> : HalfLayout<bf16, 2> {};
 
-/// Of blocks: per_byte whole numbers, plus zero_point, in a byte.
+/// The layout of quantised weights: a byte holds per_byte integers, each plus zero_point.
 template <class W, std::size_t per_byte, int zero_point>
 struct BlockLayout {
   using Block = typename Format<W>::Block;
   static constexpr std::size_t unit = Format<W>::block_size;
-  static constexpr std::size_t numbers_bytes = unit * panel / per_byte, unit_bytes = numbers_bytes + panel * 2;
+  static constexpr std::size_t integer_bytes = unit * panel / per_byte, unit_bytes = integer_bytes + panel * 2;
 
   static constexpr std::size_t at(std::size_t j, std::size_t i) { return (i / 4 * panel + j) * 4 + i % 4; }
 
@@ -74,13 +74,13 @@ struct BlockLayout {
       Block block;
       Format<W>::pack(row + k, std::min(unit, cols - k), &block);
       for (std::size_t i = 0; i < unit / per_byte; ++i) {
-        unsigned byte = static_cast<unsigned>(Format<W>::whole(block, i) + zero_point);
+        unsigned byte = static_cast<unsigned>(Format<W>::integer(block, i) + zero_point);
         if constexpr (per_byte == 2) {
-          byte |= static_cast<unsigned>(Format<W>::whole(block, i + unit / 2) + zero_point) << 4;
+          byte |= static_cast<unsigned>(Format<W>::integer(block, i + unit / 2) + zero_point) << 4;
         }
         to[at(j, i)] = static_cast<std::uint8_t>(byte);
       }
-      std::memcpy(to + numbers_bytes + j * 2, &block.scale, 2);
+      std::memcpy(to + integer_bytes + j * 2, &block.scale, 2);
     }
   }
   template <class Scalar>
@@ -89,10 +89,10 @@ struct BlockLayout {
       const std::uint8_t* const block = from + k / unit * unit_bytes;
       const std::size_t i = k % unit, half = unit / per_byte;
       const int byte = block[at(j, i % half)];
-      const int whole = per_byte == 1 ? byte : i < half ? byte & 15 : byte >> 4;
+      const int integer = per_byte == 1 ? byte : i < half ? byte & 15 : byte >> 4;
       f16 scale;
-      std::memcpy(&scale, block + numbers_bytes + j * 2, 2);
-      row[k] = static_cast<Scalar>(whole - zero_point) * static_cast<Scalar>(scale) + 0;
+      std::memcpy(&scale, block + integer_bytes + j * 2, 2);
+      row[k] = static_cast<Scalar>(integer - zero_point) * static_cast<Scalar>(scale) + 0;
     }
   }
 };
@@ -101,7 +101,7 @@ struct PanelLayout<q8> : BlockLayout<q8, 1, 128> {};
 template <>
 struct PanelLayout<q4> : BlockLayout<q4, 2, 8> {};
 
-/// Whether there is a layout for W, and products with it.
+/// Whether there are a panel layout and products for format W.
 template <class W>
 inline constexpr bool has_panels =
     std::is_same_v<W, f16> || std::is_same_v<W, bf16> || std::is_same_v<W, q8> || std::is_same_v<W, q4>;
@@ -114,14 +114,14 @@ constexpr std::size_t panel_bytes(std::size_t cols) {
 
 }  // namespace native
 
-/// Weights in the computing type.
+/// Weights of type Scalar in panels.
 template <class Scalar>
 class PanelMatrix {
  public:
   PanelMatrix() = default;
   PanelMatrix(std::size_t rows, std::size_t cols, native::Arena& arena)
       : rows_(rows), cols_(cols), values_(arena.zeros<Scalar>(panels() * native::panel * cols)) {}
-  /// In memory of somebody else, who keeps it alive: bytes() of zeros.
+  /// A matrix in memory that it does not own: bytes() of zeros, which must outlive it.
   PanelMatrix(std::size_t rows, std::size_t cols, Scalar* memory)
       : rows_(rows), cols_(cols), values_(std::shared_ptr<Scalar>(), memory) {}
 
@@ -134,7 +134,7 @@ class PanelMatrix {
   std::size_t panels() const { return (rows_ + native::panel - 1) / native::panel; }
   const Scalar* data() const { return values_.get(); }
 
-  /// Element (i, 0); the next of the row are `panel` apart.
+  /// Element (i, 0); element (i, k) is row(i)[k * panel].
   Scalar* row(std::size_t i) { return values_.get() + offset(i); }
   const Scalar* row(std::size_t i) const { return values_.get() + offset(i); }
 
@@ -142,10 +142,10 @@ class PanelMatrix {
   std::size_t offset(std::size_t i) const { return i / native::panel * native::panel * cols_ + i % native::panel; }
 
   std::size_t rows_ = 0, cols_ = 0;
-  std::shared_ptr<Scalar> values_;  // not shared in fact: the pointer keeps the arena's block alive
+  std::shared_ptr<Scalar> values_;  // not really shared: it keeps the block of the arena alive
 };
 
-/// Narrow weights.
+/// 16-bit or quantised weights in panels.
 template <WeightFormat W>
 class NarrowPanelMatrix {
  public:

@@ -1,17 +1,17 @@
-// The list of instruction sets for which the kernel text is compiled, included by targets.hpp for inference and, where
-// MINIMAMBA_TRAINING_REGIONS is defined, once more by training_targets.hpp, which goes on with the same namespaces: so
-// programs that only infer compile none of it. Each region below switches the compiler to one set, for the functions
-// that it includes and nothing else. Inside, g++ is told not to fuse products and sums of its own accord: what is fused
-// is written fmadd, in every copy of a kernel alike.
+// Compiles the kernels for each instruction set. targets.hpp includes this file for the kernels of inference, and
+// training_targets.hpp, which defines MINIMAMBA_TRAINING_REGIONS, includes it again for those of training, in the same
+// namespaces: so programs that only infer compile none of the latter. A region switches the compiler to one instruction
+// set, for the functions in it only. In a region g++ may not fuse products and sums on its own: fused operations are
+// written as fmadd, and so are the same in all copies of a kernel.
 
 #if defined(__clang__)
 #define MINIMAMBA_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
 #define MINIMAMBA_UNROLL _Pragma("GCC unroll 32")
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"  // false, from inside the compiler's own intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"  // false warnings from the compiler's own intrinsics
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wsign-conversion"  // intrinsics are macros where nothing is optimised
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // without optimisation, intrinsics are macros
 #else
 #define MINIMAMBA_UNROLL
 #endif
@@ -29,8 +29,8 @@ using Scalar = float;
 #include "minimamba/backend/native/vector_portable.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow_portable.inl"
-#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/vector_portable_weights.inl"
+#include "minimamba/backend/native/halves.inl"
 #include "minimamba/backend/native/blocks.inl"
 #endif
 }  // namespace portable_float
@@ -61,7 +61,7 @@ namespace avx2 {
 #include "minimamba/backend/native/vector_avx2.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/halves.inl"
 #include "minimamba/backend/native/blocks.inl"
 #endif
 }  // namespace avx2
@@ -85,10 +85,10 @@ namespace avx512 {
 #include "minimamba/backend/native/vector_avx512.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/halves.inl"
 #endif
 }  // namespace avx512
-#ifndef MINIMAMBA_TRAINING_REGIONS  // whose kernels need no more
+#ifndef MINIMAMBA_TRAINING_REGIONS  // the kernels of training need no more
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
@@ -120,7 +120,7 @@ namespace avx512 {
 
 #elif defined(__aarch64__) && defined(__ARM_NEON)
 
-// Every AArch64 machine has it: no region is needed.
+// Every AArch64 machine has NEON, so the compiler need not be switched.
 namespace neon {
 #ifdef MINIMAMBA_TRAINING_REGIONS
 #include "minimamba/backend/native/training_kernels.inl"
@@ -128,7 +128,7 @@ namespace neon {
 #include "minimamba/backend/native/vector_neon.inl"
 #include "minimamba/backend/native/math_float.inl"
 #include "minimamba/backend/native/kernels.inl"
-#include "minimamba/backend/native/narrow.inl"
+#include "minimamba/backend/native/halves.inl"
 #include "minimamba/backend/native/blocks.inl"
 #endif
 }  // namespace neon

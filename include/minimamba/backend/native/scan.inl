@@ -1,5 +1,5 @@
-// The causal convolution and the selective scan: channels lie across a register, `lanes` of them at a time. `count` is
-// how many there are, which may be fewer at the end; what the other lanes compute is never stored.
+// The causal convolution and the selective scan. A register holds one value of each of `lanes` channels. `count` is the
+// number of channels, which may be fewer for the last register; results of the other lanes are never stored.
 
 inline Vector load_channels(const Scalar* from, std::size_t count) {
   return count == lanes ? load(from) : load_first(from, count);
@@ -11,14 +11,14 @@ inline void store_channels(Scalar* to, Vector x, std::size_t count) {
     store_first(to, x, count);
   }
 }
-/// One number of each of `count` rows that lie `stride` apart.
-inline Vector load_column_some(const Scalar* from, std::size_t stride, std::size_t count) {
+/// One value of each of `count` rows with distance `stride`.
+inline Vector load_column_first(const Scalar* from, std::size_t stride, std::size_t count) {
   if (count == lanes) return load_column(from, stride);
   Scalar values[lanes] = {};
   for (std::size_t i = 0; i < count; ++i) values[i] = from[i * stride];
   return load(values);
 }
-inline void store_column_some(Scalar* to, std::size_t stride, Vector x, std::size_t count) {
+inline void store_column_first(Scalar* to, std::size_t stride, Vector x, std::size_t count) {
   if (count == lanes) return store_column(to, stride, x);
   Scalar values[lanes];
   store(values, x);
@@ -27,26 +27,26 @@ inline void store_column_some(Scalar* to, std::size_t stride, Vector x, std::siz
 
 // ---- causal convolution --------------------------------------------------------------------------------------------
 
-/// Channels [e, e + count) with any width.
+/// Channels [e, e + count), for any width.
 inline void conv1d_any(const native::Conv1dTask<Scalar>& task, std::size_t e, std::size_t count) {
   const std::size_t past = task.width - 1;
   Scalar* window = task.window + e * past;
-  const auto input = [&](std::size_t i) {  // number i of the window followed by x
-    return i < past ? load_column_some(window + i, past, count)
+  const auto input = [&](std::size_t i) {  // input i, counted from the start of the window
+    return i < past ? load_column_first(window + i, past, count)
                     : load_channels(task.x + (i - past) * task.x_stride + e, count);
   };
   const Vector bias = task.bias == nullptr ? splat(0) : load_channels(task.bias + e, count);
   for (std::size_t t = 0; t < task.length; ++t) {
     Vector sum = bias;
     for (std::size_t k = 0; k <= past; ++k) {
-      sum = fmadd(load_column_some(task.weight + e * task.width + k, task.width, count), input(t + k), sum);
+      sum = fmadd(load_column_first(task.weight + e * task.width + k, task.width, count), input(t + k), sum);
     }
     store_channels(task.y + t * task.y_stride + e, silu(sum), count);
   }
-  for (std::size_t j = 0; j < past; ++j) store_column_some(window + j, past, input(task.length + j), count);
+  for (std::size_t j = 0; j < past; ++j) store_column_first(window + j, past, input(task.length + j), count);
 }
 
-/// Channels [e, e + lanes): weights and window stay in registers.
+/// Channels [e, e + lanes): the weights and the window stay in registers.
 template <std::size_t width>
 inline void conv1d_strip(const native::Conv1dTask<Scalar>& task, std::size_t e) {
   constexpr std::size_t past = width - 1;
@@ -82,14 +82,14 @@ inline void causal_conv1d(const native::Conv1dTask<Scalar>& task) {
 // h = exp(dt a) h + (dt u) b,  y = (d u + sum over n of h c) silu(z).  The sum goes over n in order.
 
 inline constexpr std::size_t strip_tokens = 32;
-inline constexpr std::size_t line = line_bytes / sizeof(Scalar);  // numbers in a line of the cache
+inline constexpr std::size_t line = line_bytes / sizeof(Scalar);  // scalars in a cache line
 
-/// dt, dt u and y of a strip of tokens and one register of channels.
+/// dt, dt u and y of a strip of tokens, for one register of channels.
 struct ScanStrip {
   Vector dt[strip_tokens], dt_u[strip_tokens], y[strip_tokens];
 };
 
-/// One column for each of `group` states, of the rows of `count` channels.
+/// Loads `group` states of `count` channels, a register for each state. from [count, stride]
 template <std::size_t group>
 inline void load_states(const Scalar* from, std::size_t stride, std::size_t count, Vector (&states)[group]) {
   if constexpr (group % lanes == 0) {
@@ -102,7 +102,7 @@ inline void load_states(const Scalar* from, std::size_t stride, std::size_t coun
       for (std::size_t j = 0; j < lanes; ++j) states[n + j] = square[j];
     }
   } else {
-    for (std::size_t n = 0; n < group; ++n) states[n] = load_column_some(from + n, stride, count);
+    for (std::size_t n = 0; n < group; ++n) states[n] = load_column_first(from + n, stride, count);
   }
 }
 template <std::size_t group>
@@ -119,11 +119,11 @@ inline void store_states(Scalar* to, std::size_t stride, std::size_t count, cons
       }
     }
   } else {
-    for (std::size_t n = 0; n < group; ++n) store_column_some(to + n, stride, states[n], count);
+    for (std::size_t n = 0; n < group; ++n) store_column_first(to + n, stride, states[n], count);
   }
 }
 
-/// `group` states of the channels over a strip of tokens, kept in registers.
+/// Scans `group` states of the channels over a strip of tokens; the states stay in registers.
 template <std::size_t group>
 inline void scan_states(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t n, std::size_t start,
                         std::size_t tokens, std::size_t count, ScanStrip& strip) {
@@ -137,7 +137,7 @@ inline void scan_states(const native::ScanTask<Scalar>& task, std::size_t e, std
     const Scalar* c = task.c + (start + t) * task.c_stride + n;
     const Vector dt = strip.dt[t], dt_u = strip.dt_u[t];
     Vector y = strip.y[t];
-    const std::size_t next = e + line;  // of the next channels: a column of rows is no stream that is seen coming
+    const std::size_t next = e + line;  // the next channels: the hardware does not prefetch such a stride
     prefetch(task.u + (start + t) * task.u_stride + next);
     prefetch(task.delta + (start + t) * task.delta_stride + next);
     prefetch(task.z + (start + t) * task.z_stride + next);
@@ -152,8 +152,8 @@ inline void scan_states(const native::ScanTask<Scalar>& task, std::size_t e, std
   store_states(task.h + e * task.states + n, task.states, count, h);
 }
 
-/// One token of `lanes` channels and states: states lie across a register here, as they do in memory, and only the sum
-/// over the first `left` of them wants columns. Rows of a and h lie `stride` apart.
+/// One token of `lanes` channels and `lanes` states. Here a register holds the states of one channel, as in memory;
+/// only the sum over the first `left` states needs a register for each state. Rows of a and h have distance `stride`.
 inline Vector scan_square(const Scalar* a, Scalar* h, std::size_t stride, const Scalar* dt, const Scalar* dt_u,
                           Vector b, const Scalar* c, std::size_t left, Vector y) {
   Vector square[lanes];
@@ -162,7 +162,7 @@ inline Vector scan_square(const Scalar* a, Scalar* h, std::size_t stride, const 
     const Vector decayed = decay(splat(dt[i]), decay_base(load(a + i * stride)));
     square[i] = fmadd(decayed, load(h + i * stride), splat(dt_u[i]) * b);
     store(h + i * stride, square[i]);
-    prefetch(h + (i + 4 * lanes) * stride);  // slots lie apart: with each, a new stream begins
+    prefetch(h + (i + 4 * lanes) * stride);  // each slot begins a new stream, which the hardware does not expect
   }
   transpose(square);
   if (left == lanes) {
@@ -174,32 +174,32 @@ inline Vector scan_square(const Scalar* a, Scalar* h, std::size_t stride, const 
   return y;
 }
 
-/// The same of `count` channels from e and any number of states; what does not fill a square goes through a copy.
+/// The same for `count` channels from e and any number of states; incomplete squares are copied first.
 inline Vector scan_channels(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t t, std::size_t count,
                             const Scalar* dt, const Scalar* dt_u, Vector y) {
   Scalar copied_a[lanes * lanes], copied_h[lanes * lanes];
   for (std::size_t n = 0; n < task.states; n += lanes) {
     const std::size_t left = task.states - n < lanes ? task.states - n : lanes, stride = task.states;
-    const bool whole = count == lanes && left == lanes;
+    const bool complete = count == lanes && left == lanes;
     const Scalar* const a = task.a + e * stride + n;
     Scalar* const h = task.h + e * stride + n;
-    if (!whole) {
+    if (!complete) {
       for (std::size_t i = 0; i < lanes; ++i) {
         const std::size_t row = i < count ? i : count - 1;
         store(copied_a + i * lanes, load_first(a + row * stride, left));
         store(copied_h + i * lanes, load_first(h + row * stride, left));
       }
     }
-    y = scan_square(whole ? a : copied_a, whole ? h : copied_h, whole ? stride : lanes, dt, dt_u,
+    y = scan_square(complete ? a : copied_a, complete ? h : copied_h, complete ? stride : lanes, dt, dt_u,
                     load_channels(task.b + t * task.b_stride + n, left), task.c + t * task.c_stride + n, left, y);
-    if (!whole) {
+    if (!complete) {
       for (std::size_t i = 0; i < count; ++i) store_first(h + i * stride, load(copied_h + i * lanes), left);
     }
   }
   return y;
 }
 
-/// What is computed of each token and channel before the states and after them.
+/// Values of a token and its channels that are computed before the states, and then the output.
 struct ScanInput {
   Vector dt, dt_u, y;
 };
@@ -215,8 +215,8 @@ inline void scan_output(const native::ScanTask<Scalar>& task, std::size_t e, std
   store_channels(task.y + t * task.y_stride + e, y * silu(z), count);
 }
 
-/// One token: in three passes over some channels at a time, because each has a long chain of operations for few
-/// numbers.
+/// One token, in three passes over a block of channels, so that the processor overlaps the long chains of dependent
+/// operations of different channels.
 inline void scan_token(const native::ScanTask<Scalar>& task, std::size_t t) {
   constexpr std::size_t most = strip_tokens * lanes;
   Scalar dt[most], dt_u[most], y[most];

@@ -1,5 +1,5 @@
-// What the native kernels are called with: plain pointers and sizes, since code inside a target region must not touch
-// library types that are compiled for other instructions outside of it.
+// Arguments of the native kernels: plain pointers and sizes, because code inside a target region must not use library
+// types, whose functions are compiled for other instructions outside of it.
 #ifndef MINIMAMBA_BACKEND_NATIVE_TASKS_HPP
 #define MINIMAMBA_BACKEND_NATIVE_TASKS_HPP
 
@@ -13,58 +13,57 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace native {
 
-/// Outputs beside each other in a panel of packed weights: weights lie as [ceil(out / panel)][in][panel].
+/// Outputs in a panel of packed weights, which are stored as [ceil(out / panel)][in][panel].
 inline constexpr std::size_t panel = 32;
 
 /// Rows [first_row, last_row) and panels [first_panel, last_panel) of y = x weight^T.
 template <class Scalar>
 struct MatmulTask {
-  const Scalar* x;  // [M, in], rows x_stride apart
+  const Scalar* x;  // [M, in], with row stride x_stride
   std::size_t x_stride;
   const Scalar* weight;  // [panels][in][panel]
-  Scalar* y;             // [M, out], rows y_stride apart
+  Scalar* y;             // [M, out], with row stride y_stride
   std::size_t y_stride;
   std::size_t in, out;
   std::size_t first_row, last_row, first_panel, last_panel;
-  Scalar* scratch;           // of this task alone
-  std::size_t scratch_size;  // at least matmul_scratch, or narrow_scratch, of the rows and of in
+  Scalar* scratch;           // used by this task only
+  std::size_t scratch_size;  // at least matmul_scratch(rows, in), or narrow_scratch(rows, in)
 };
 
-/// Every tile of rows divides so many: blocks of rows are whole numbers of them.
+/// A multiple of the rows of every register tile. Blocks of rows are multiples of it.
 inline constexpr std::size_t row_unit = 24;
 
 inline constexpr std::size_t round_up(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit * unit; }
 
-/// Rows of x that are packed at a time, at most, of a product of `rows` rows: those that fill about 800 KB, for a
-/// second-level cache of a megabyte. It never falls when `rows` grows: what is enough for a product is enough for each
-/// part of it.
+/// Maximum rows of x that a product of `rows` rows packs at a time: as many as fill about 800 KB, for an L2 cache of
+/// 1 MB. It never decreases when `rows` grows, so scratch memory for a product is enough for each part of it.
 inline constexpr std::size_t most_packed_rows(std::size_t rows, std::size_t in) {
   const std::size_t most = 800'000 / 4 / (in == 0 ? 1 : in) / row_unit * row_unit;
   const std::size_t wanted = round_up(rows, row_unit);
   return wanted < most ? wanted : most < row_unit ? row_unit : most;
 }
-/// Rows of each block but the last, which has what is left. Blocks are as large as each other, to row_unit, because
-/// each reads all weights.
+/// Rows of each block; the last block has the rest. The blocks are equal up to row_unit, because each block reads all
+/// weights, and a small last block would do so for few rows.
 inline constexpr std::size_t row_block(std::size_t rows, std::size_t in) {
   const std::size_t most = most_packed_rows(rows, in), blocks = (rows + most - 1) / most;
   return blocks == 0 ? 0 : round_up((rows + blocks - 1) / blocks, row_unit);
 }
 
-/// Numbers of scratch for a product of `rows` rows: a packed block of them. A single row is not packed.
+/// Scalars of scratch memory for a product of `rows` rows: one packed block of rows. A single row is not packed.
 inline constexpr std::size_t matmul_scratch(std::size_t rows, std::size_t in) {
   return rows < 2 ? 0 : most_packed_rows(rows, in) * in;
 }
 
-/// Rows and panels that one thread computes.
+/// The rows and panels that one thread computes.
 struct Part {
   std::size_t first_row, last_row, first_panel, last_panel;
 };
-/// How a product is divided between threads, into `count` units: by rows, some at a time, where there are enough, and
-/// then no row is packed twice; else by panels.
+/// How a product is divided among threads, into `count` units: by rows, a few per unit, if there are enough of them, so
+/// that no row is packed twice; otherwise by panels.
 struct Division {
   std::size_t rows, panels;
   bool by_rows;
-  std::size_t unit;   // rows, or panels
+  std::size_t unit;   // rows or panels of a unit
   std::size_t count;  // of units
 
   /// Units [begin, end).
@@ -74,18 +73,19 @@ struct Division {
   }
 };
 inline constexpr Division division(std::size_t rows, std::size_t panels, std::size_t threads) {
-  constexpr std::size_t rows_together = 12;
+  constexpr std::size_t unit_rows = 12;
   if (rows < 32 * threads) return {rows, panels, false, 1, panels};
-  return {rows, panels, true, rows_together, (rows + rows_together - 1) / rows_together};
+  return {rows, panels, true, unit_rows, (rows + unit_rows - 1) / unit_rows};
 }
 
-/// The same of narrow weights, whose panels are as panels.hpp says.
+/// A product with 16-bit or quantised weights; panels.hpp describes their panels.
 struct NarrowTask {
   MatmulTask<float> product;  // its weight is not used
   const std::uint8_t* weight;
 };
 
-/// Floats of scratch for a product with narrow weights: packed rows of x, be they floats or quantised, and a panel.
+/// Floats of scratch memory for a product with 16-bit or quantised weights: packed rows of x, as floats or quantised,
+/// and a panel of weights as floats.
 inline constexpr std::size_t narrow_scratch(std::size_t rows, std::size_t in) {
   return (most_packed_rows(rows, in) + panel) * round_up(in, panel);
 }
@@ -103,7 +103,7 @@ struct Conv1dTask {
   std::size_t y_stride;
 };
 
-/// Channels [first, last) of some tokens of a segment; see ScanArguments.
+/// Channels [first, last) of consecutive tokens of a segment; see ScanArguments.
 template <class Scalar>
 struct ScanTask {
   std::size_t length, first, last, states;
@@ -129,11 +129,12 @@ struct Kernels {
   void (*matmul)(const MatmulTask<Scalar>&);
   void (*causal_conv1d)(const Conv1dTask<Scalar>&);
   void (*selective_scan)(const ScanTask<Scalar>&);
-  bool (*rms_norm)(const NormTask<Scalar>&);  // false, and nothing done, where the sum of squares is not finite
+  bool (*rms_norm)(const NormTask<Scalar>&);  // false, and y unchanged, if the sum of squares overflows or is NaN
   void (*add)(const Scalar* x, Scalar* y, std::size_t count);
 };
 
-/// Functions of each of `count` numbers, for tests of their accuracy: programs that do not ask for them carry no code.
+/// Elementwise functions of `count` values, for tests of their accuracy. Programs that do not use them contain no code
+/// of them.
 template <class Scalar>
 struct Functions {
   void (*exp)(const Scalar* x, Scalar* y, std::size_t count);

@@ -1,5 +1,4 @@
-// The one text of the native kernels of training, over the vector type of whichever region includes it: see
-// kernels.inl.
+// The source of the native kernels of training for all instruction sets: see kernels.inl.
 
 #include "minimamba/backend/native/training_products.inl"
 #include "minimamba/backend/native/training_scan.inl"
@@ -37,18 +36,18 @@ inline void norm_weight_gradient(const native::NormWeightTask<Scalar>& task) {
 }
 
 inline double cross_entropy(const native::CrossEntropyTask<Scalar>& task) {
-  const Scalar wanted = task.logits[task.target];
-  Vector highest = splat(wanted);
+  const Scalar target = task.logits[task.target];
+  Vector maxima = splat(target);
   each_register(task.cols, [&](std::size_t j, std::size_t count) {
     const Vector x = load_channels(task.logits + j, count);
     if (count == lanes) {
-      highest = max(highest, x);
-    } else {  // the lanes that are missing are no logits
-      for (std::size_t i = 0; i < count; ++i) highest = max(highest, splat(task.logits[j + i]));
+      maxima = max(maxima, x);
+    } else {  // the other lanes hold no logits
+      for (std::size_t i = 0; i < count; ++i) maxima = max(maxima, splat(task.logits[j + i]));
     }
   });
-  Scalar values[lanes], largest = wanted;
-  store(values, highest);
+  Scalar values[lanes], largest = target;
+  store(values, maxima);
   for (std::size_t i = 0; i < lanes; ++i) largest = values[i] > largest ? values[i] : largest;
   Vector sums = splat(0);
   each_register(task.cols, [&](std::size_t j, std::size_t count) {
@@ -62,7 +61,7 @@ inline double cross_entropy(const native::CrossEntropyTask<Scalar>& task) {
     store_channels(task.d_logits + j, load_channels(task.d_logits + j, count) * factor, count);
   });
   task.d_logits[task.target] -= task.scale;
-  return std::log(static_cast<double>(total)) + static_cast<double>(largest) - static_cast<double>(wanted);
+  return std::log(static_cast<double>(total)) + static_cast<double>(largest) - static_cast<double>(target);
 }
 
 inline void adamw(const native::AdamWTask<Scalar>& task) {

@@ -1,16 +1,18 @@
-// Backward of the causal convolution and of the selective scan. As in forward, channels lie across a register.
+// Backward of the causal convolution and of the selective scan. As in forward, a register holds one value of each of
+// `lanes` channels.
 
 inline Vector sigmoid(Vector x) { return splat(1) / (splat(1) + exp(splat(0) - x)); }
 
 // ---- causal convolution --------------------------------------------------------------------------------------------
 
-/// Channels [e, e + count) of all segments. First ds goes where dx will be; then dx[t] is made of ds from t on.
+/// Channels [e, e + count) of all segments. First ds is stored in d_x; then dx[t], which depends on ds from t on,
+/// replaces it.
 inline void conv1d_backward_strip(const native::Conv1dBackwardTask<Scalar>& task, std::size_t e, std::size_t count) {
   const std::size_t width = task.width, past = width - 1;
   Scalar *const weight = task.scratch, *const d_weight = weight + width * lanes,
                 *const window = d_weight + width * lanes, *const d_window = window + width * lanes;
   for (std::size_t k = 0; k < width; ++k) {
-    store(weight + k * lanes, load_column_some(task.weight + e * width + k, width, count));
+    store(weight + k * lanes, load_column_first(task.weight + e * width + k, width, count));
     store(d_weight + k * lanes, splat(0));
   }
   const Vector bias = task.bias == nullptr ? splat(0) : load_channels(task.bias + e, count);
@@ -23,10 +25,10 @@ inline void conv1d_backward_strip(const native::Conv1dBackwardTask<Scalar>& task
     const Scalar* const d_y = task.d_y + segment.first * task.d_y_stride + e;
     Scalar* const d_x = task.d_x + segment.first * task.d_x_stride + e;
     for (std::size_t j = 0; j < past; ++j) {
-      store(window + j * lanes, load_column_some(segment.kept + e * past + j, past, count));
-      store(d_window + j * lanes, load_column_some(segment.d_state + e * past + j, past, count));
+      store(window + j * lanes, load_column_first(segment.kept + e * past + j, past, count));
+      store(d_window + j * lanes, load_column_first(segment.d_state + e * past + j, past, count));
     }
-    const auto input = [&](std::size_t i) {  // number i of the window followed by x
+    const auto input = [&](std::size_t i) {  // input i, counted from the start of the window
       return i < past ? load(window + i * lanes) : load_channels(x + (i - past) * task.x_stride, count);
     };
     for (std::size_t t = 0; t < length; ++t) {
@@ -41,20 +43,20 @@ inline void conv1d_backward_strip(const native::Conv1dBackwardTask<Scalar>& task
       }
       store_channels(d_x + t * task.d_x_stride, d_s, count);
     }
-    const auto d_input = [&](std::size_t i) {  // the same of the gradient
+    const auto d_input = [&](std::size_t i) {  // the gradient of input(i)
       Vector sum = i < length ? splat(0) : load(d_window + (i - length) * lanes);
-      for (std::size_t k = 0; k <= less(i, past); ++k) {
+      for (std::size_t k = 0; k <= smaller(i, past); ++k) {
         if (i - k >= length) continue;
         sum = fmadd(load(weight + k * lanes), load_channels(d_x + (i - k) * task.d_x_stride, count), sum);
       }
       return sum;
     };
-    for (std::size_t j = 0; j < past; ++j) store_column_some(segment.d_state + e * past + j, past, d_input(j), count);
+    for (std::size_t j = 0; j < past; ++j) store_column_first(segment.d_state + e * past + j, past, d_input(j), count);
     for (std::size_t t = 0; t < length; ++t) store_channels(d_x + t * task.d_x_stride, d_input(past + t), count);
   }
   for (std::size_t k = 0; k < width; ++k) {
     Scalar* const to = task.d_weight + e * width + k;
-    store_column_some(to, width, load_column_some(to, width, count) + load(d_weight + k * lanes), count);
+    store_column_first(to, width, load_column_first(to, width, count) + load(d_weight + k * lanes), count);
   }
   if (task.d_bias != nullptr) {
     store_channels(task.d_bias + e, load_channels(task.d_bias + e, count) + d_bias, count);
@@ -63,19 +65,19 @@ inline void conv1d_backward_strip(const native::Conv1dBackwardTask<Scalar>& task
 
 inline void causal_conv1d_backward(const native::Conv1dBackwardTask<Scalar>& task) {
   for (std::size_t e = task.first; e < task.last; e += lanes) {
-    conv1d_backward_strip(task, e, less(lanes, task.last - e));
+    conv1d_backward_strip(task, e, smaller(lanes, task.last - e));
   }
 }
 
 // ---- selective scan ------------------------------------------------------------------------------------------------
-// For each register of channels and chunk of tokens, from the last to the first: states are scanned forward from what
-// was saved, some at a time, and then backward, which needs them in that order. Sums over channels (dB, dC) stay apart
-// in the lanes of a register until the group of channels is through.
+// For each chunk of tokens, from the last to the first, and each register of channels: a few states at a time are
+// scanned forward from the kept states, and then backward over the same tokens. For sums over channels (dB, dC) each
+// lane keeps its own sum; the lanes are added at the end of a group of channels.
 
-/// Registers for each token of a chunk, in the scratch of a task.
+/// Values of each token of a chunk, in the scratch memory of a task.
 struct BackwardStrip {
   Scalar *dt, *dt_u, *d_out, *y, *along_b, *d_dt;  // [chunk][lanes]
-  Scalar *h, *decays;                              // [chunk][4][lanes], h before the token
+  Scalar *h, *decays;                              // [chunk][4][lanes], where h is the state before the token
   Scalar *d_b, *d_c;                               // [chunk][states][lanes]
 };
 inline BackwardStrip strip_of(const native::ScanBackwardTask<Scalar>& task) {
@@ -93,13 +95,14 @@ struct BackwardPlace {
   Scalar* d_h;                // [E, N]
 };
 
-/// `some` states from n on. h: before the chunk; d_h: after the chunk, then before; d_a is added to.
-template <std::size_t some>
-inline void scan_backward_some(const native::ScanBackwardTask<Scalar>& task, const BackwardPlace& place, std::size_t n,
+/// `size` states from n. h: the state before the chunk; d_h: in: the gradient of the state after the chunk, out: of the
+/// state before it; d_a is added to.
+template <std::size_t size>
+inline void scan_backward_part(const native::ScanBackwardTask<Scalar>& task, const BackwardPlace& place, std::size_t n,
                                const BackwardStrip& strip, const Vector* a, Vector* h, Vector* d_h, Vector* d_a) {
-  Vector base[some], state[some];
+  Vector base[size], state[size];
   MINIMAMBA_UNROLL
-  for (std::size_t i = 0; i < some; ++i) base[i] = decay_base(a[i]), state[i] = h[i];
+  for (std::size_t i = 0; i < size; ++i) base[i] = decay_base(a[i]), state[i] = h[i];
   for (std::size_t t = 0; t < place.tokens; ++t) {
     const Scalar* const b = task.b + (place.first + t) * task.b_stride + n;
     const Scalar* const c = task.c + (place.first + t) * task.c_stride + n;
@@ -108,7 +111,7 @@ inline void scan_backward_some(const native::ScanBackwardTask<Scalar>& task, con
     Vector y = load(strip.y + t * lanes);
     Scalar* const d_c = strip.d_c + (t * task.states + n) * lanes;
     MINIMAMBA_UNROLL
-    for (std::size_t i = 0; i < some; ++i) {
+    for (std::size_t i = 0; i < size; ++i) {
       const Vector decayed = decay(dt, base[i]);
       store(strip.h + (t * 4 + i) * lanes, state[i]);
       store(strip.decays + (t * 4 + i) * lanes, decayed);
@@ -119,10 +122,10 @@ inline void scan_backward_some(const native::ScanBackwardTask<Scalar>& task, con
     store(strip.y + t * lanes, y);
   }
   MINIMAMBA_UNROLL
-  for (std::size_t i = 0; i < some; ++i) state[i] = d_h[i];
-  Vector sum_a[some];
+  for (std::size_t i = 0; i < size; ++i) state[i] = d_h[i];
+  Vector sum_a[size];
   MINIMAMBA_UNROLL
-  for (std::size_t i = 0; i < some; ++i) sum_a[i] = splat(0);
+  for (std::size_t i = 0; i < size; ++i) sum_a[i] = splat(0);
   for (std::size_t t = place.tokens; t-- > 0;) {
     const Scalar* const b = task.b + (place.first + t) * task.b_stride + n;
     const Scalar* const c = task.c + (place.first + t) * task.c_stride + n;
@@ -131,7 +134,7 @@ inline void scan_backward_some(const native::ScanBackwardTask<Scalar>& task, con
     Vector along_b = load(strip.along_b + t * lanes), d_dt = load(strip.d_dt + t * lanes);
     Scalar* const d_b = strip.d_b + (t * task.states + n) * lanes;
     MINIMAMBA_UNROLL
-    for (std::size_t i = 0; i < some; ++i) {
+    for (std::size_t i = 0; i < size; ++i) {
       const Vector d_after = fmadd(splat(c[i]), d_out, state[i]);
       store(d_b + i * lanes, fmadd(d_after, dt_u, load(d_b + i * lanes)));
       along_b = fmadd(d_after, splat(b[i]), along_b);
@@ -143,14 +146,14 @@ inline void scan_backward_some(const native::ScanBackwardTask<Scalar>& task, con
     store(strip.along_b + t * lanes, along_b), store(strip.d_dt + t * lanes, d_dt);
   }
   MINIMAMBA_UNROLL
-  for (std::size_t i = 0; i < some; ++i) d_h[i] = state[i], d_a[i] = d_a[i] + sum_a[i];
+  for (std::size_t i = 0; i < size; ++i) d_h[i] = state[i], d_a[i] = d_a[i] + sum_a[i];
 }
 
-/// `group` states from n on, loaded and stored together.
+/// `group` states from n, which are loaded and stored together.
 template <std::size_t group>
 inline void scan_backward_states(const native::ScanBackwardTask<Scalar>& task, const BackwardPlace& place,
                                  std::size_t n, const BackwardStrip& strip) {
-  constexpr std::size_t some = group < 4 ? group : 4;
+  constexpr std::size_t size = group < 4 ? group : 4;
   Vector a[group], h[group], d_h[group], d_a[group];
   Scalar* const of_d_h = place.d_h + place.e * task.states + n;
   Scalar* const of_d_a = task.d_a + place.e * task.states + n;
@@ -158,8 +161,8 @@ inline void scan_backward_states(const native::ScanBackwardTask<Scalar>& task, c
   load_states(place.kept + place.e * task.states + n, task.states, place.count, h);
   load_states(static_cast<const Scalar*>(of_d_h), task.states, place.count, d_h);
   load_states(static_cast<const Scalar*>(of_d_a), task.states, place.count, d_a);
-  for (std::size_t i = 0; i < group; i += some) {
-    scan_backward_some<some>(task, place, n + i, strip, a + i, h + i, d_h + i, d_a + i);
+  for (std::size_t i = 0; i < group; i += size) {
+    scan_backward_part<size>(task, place, n + i, strip, a + i, h + i, d_h + i, d_a + i);
   }
   store_states(of_d_h, task.states, place.count, d_h);
   store_states(of_d_a, task.states, place.count, d_a);
@@ -208,7 +211,7 @@ inline void scan_backward_end(const native::ScanBackwardTask<Scalar>& task, cons
   add_to(task.d_d + place.e, d_d);
 }
 
-/// The sum of all registers, in the first.
+/// Adds all registers into the first.
 template <std::size_t half>
 inline void fold(Vector (&registers)[lanes]) {
   MINIMAMBA_UNROLL
@@ -216,7 +219,7 @@ inline void fold(Vector (&registers)[lanes]) {
   if constexpr (half > 1) fold<half / 2>(registers);
 }
 
-/// The sums over lanes of registers lying behind each other.
+/// The sums over the lanes of each of `count` consecutive registers: to[n] = sum of from[n * lanes + lane] over lane.
 inline void sum_lanes(const Scalar* from, std::size_t count, Scalar* to) {
   for (std::size_t n = 0; n < count; n += lanes) {
     Vector square[lanes];
@@ -224,23 +227,23 @@ inline void sum_lanes(const Scalar* from, std::size_t count, Scalar* to) {
     for (std::size_t i = 0; i < lanes; ++i) square[i] = n + i < count ? load(from + (n + i) * lanes) : splat(0);
     transpose(square);
     fold<lanes / 2>(square);
-    store_channels(to + n, square[0], less(lanes, count - n));
+    store_channels(to + n, square[0], smaller(lanes, count - n));
   }
 }
 
 inline void scan_backward_chunk(const native::ScanBackwardTask<Scalar>& task,
                                 const native::SegmentTask<Scalar>& segment, std::size_t chunk) {
   const std::size_t N = task.states, first = segment.first + chunk * task.chunk;
-  const std::size_t tokens = less(task.chunk, segment.length - chunk * task.chunk);
+  const std::size_t tokens = smaller(task.chunk, segment.length - chunk * task.chunk);
   const BackwardStrip strip = strip_of(task);
   for (std::size_t i = 0; i < tokens * N; ++i) {
     store(strip.d_b + i * lanes, splat(0)), store(strip.d_c + i * lanes, splat(0));
   }
   const std::size_t begin = task.group * native::channel_group;
-  const std::size_t end = less(begin + native::channel_group, task.channels);
+  const std::size_t end = smaller(begin + native::channel_group, task.channels);
   for (std::size_t e = begin; e < end; e += lanes) {
-    const BackwardPlace place{first,          tokens, e, less(lanes, end - e), segment.kept + chunk * task.kept_stride,
-                              segment.d_state};
+    const BackwardPlace place{
+        first, tokens, e, smaller(lanes, end - e), segment.kept + chunk * task.kept_stride, segment.d_state};
     scan_backward_begin(task, place, strip);
     std::size_t n = 0;
     for (; n + state_group <= N; n += state_group) scan_backward_states<state_group>(task, place, n, strip);

@@ -1,4 +1,4 @@
-// What the native kernels of training are called with: see backend/native/tasks.hpp.
+// Arguments of the native kernels of training: see backend/native/tasks.hpp.
 #ifndef MINIMAMBA_BACKEND_NATIVE_TRAINING_TASKS_HPP
 #define MINIMAMBA_BACKEND_NATIVE_TRAINING_TASKS_HPP
 
@@ -11,14 +11,13 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace native {
 
-/// Rows of a batch, and outputs of a product, that are taken at a time: what is packed of them stays in the second
-/// cache.
+/// Rows of a batch, and outputs of a product, that are packed at a time: few enough to stay in the L2 cache.
 inline constexpr std::size_t block_rows = 264, block_outputs = 512;
 
-/// Packs columns [begin, end) of the tiles of x, each [rows][tile], as the outputs of dW = dY^T X.
+/// Packs tiles [first_tile, last_tile) of columns of x, each [rows][tile], for dW = dY^T X.
 template <class Scalar>
 struct PackColumnsTask {
-  const Scalar* x;  // [rows, in], rows x_stride apart
+  const Scalar* x;  // [rows, in], with row stride x_stride
   std::size_t x_stride, rows, in;
   std::size_t first_tile, last_tile;
   Scalar* packed;  // [tiles][rows][tile]
@@ -27,7 +26,7 @@ struct PackColumnsTask {
 /// Tiles [first, last), panel by panel, of dW += dY^T X.
 template <class Scalar>
 struct WeightGradientTask {
-  const Scalar* d_y;  // [rows, out], rows d_y_stride apart
+  const Scalar* d_y;  // [rows, out], with row stride d_y_stride
   std::size_t d_y_stride, rows, in, out;
   const Scalar* packed;  // see PackColumnsTask
   std::size_t first, last;
@@ -35,30 +34,31 @@ struct WeightGradientTask {
   Scalar* scratch;   // [rows][panel]
 };
 
-/// Packs tiles [first_tile, last_tile) of some outputs of the rows of dY, as the rows of dX = dY W.
+/// Packs tiles [first_tile, last_tile) of rows of dY, each [outputs][tile], for dX = dY W. The outputs
+/// are a block of those of the product.
 template <class Scalar>
 struct PackRowsTask {
-  const Scalar* d_y;  // [rows, outputs], rows d_y_stride apart
+  const Scalar* d_y;  // [rows, outputs], with row stride d_y_stride
   std::size_t d_y_stride, rows, outputs;
   std::size_t first_tile, last_tile;
   Scalar* packed;  // [tiles][outputs][tile]
 };
 
-/// Panels [first, last) of `panel` columns of dX = dY W, or dX += dY W, where dY has some outputs from a panel on.
+/// Panels [first, last) of `panel` columns of dX = dY W, or dX += dY W, for a block of outputs that begins with a
+/// panel.
 template <class Scalar>
 struct InputGradientTask {
   const Scalar* packed;  // see PackRowsTask
-  const Scalar* weight;  // [panels][in][panel], from the first output on
+  const Scalar* weight;  // [panels][in][panel], from the first output of the block
   std::size_t rows, in, outputs;
   std::size_t first, last;
   bool accumulate;
-  Scalar* d_x;  // [rows, in], rows d_x_stride apart
+  Scalar* d_x;  // [rows, in], with row stride d_x_stride
   std::size_t d_x_stride;
   Scalar* scratch;  // [outputs rounded up to panels][panel]
 };
 
-/// A segment, and what it finds where: `kept` is the first of its kept states, and `d_state` what its slot has of the
-/// gradient.
+/// A segment with its first kept state, and with the gradient of the state in its slot.
 template <class Scalar>
 struct SegmentTask {
   std::size_t first, length;
@@ -71,15 +71,15 @@ template <class Scalar>
 struct Conv1dBackwardTask {
   const SegmentTask<Scalar>* segments;
   std::size_t segment_count, first, last, width;
-  const Scalar *x, *weight, *bias, *d_y;  // bias: or null
+  const Scalar *x, *weight, *bias, *d_y;  // bias may be null
   std::size_t x_stride, d_y_stride;
   Scalar* d_x;
   std::size_t d_x_stride;
-  Scalar *d_weight, *d_bias;  // d_bias: or null
+  Scalar *d_weight, *d_bias;  // d_bias may be null
   Scalar* scratch;            // 4 * width registers
 };
 
-/// Channels that share sums over channels: each group sums by itself, and then groups are added in order.
+/// Sums over channels are made in groups of this many channels; then the sums of the groups are added in order.
 inline constexpr std::size_t channel_group = 64;
 
 /// Group number `group` of the channels of all segments; see ScanBackwardArguments.
@@ -92,11 +92,11 @@ struct ScanBackwardTask {
   Scalar *d_u, *d_delta, *d_z;
   std::size_t d_u_stride, d_delta_stride, d_z_stride;
   Scalar *d_delta_bias, *d_a, *d_d;
-  Scalar* sums;     // [M, 2 N], overwritten: what the group adds to d_b and d_c
-  Scalar* scratch;  // scan_backward_scratch(chunk, states) numbers
+  Scalar* sums;     // [M, 2 N], overwritten: the group's sums for d_b and d_c
+  Scalar* scratch;  // scan_backward_scratch(chunk, states) scalars
 };
 
-/// Numbers in a register, at most.
+/// Maximum lanes of a vector register.
 inline constexpr std::size_t most_lanes = 16;
 
 inline constexpr std::size_t scan_backward_scratch(std::size_t chunk, std::size_t states) {
@@ -112,7 +112,7 @@ struct NormBackwardTask {
   Scalar epsilon;
 };
 
-/// Columns [first, last) of d_weight += sum over rows of scales[i] dy x, but for rows whose scale is 0.
+/// Columns [first, last) of d_weight += sum over rows of scales[i] dy x, except rows whose scale is 0.
 template <class Scalar>
 struct NormWeightTask {
   const Scalar *x, *d_y, *scales;
@@ -129,7 +129,7 @@ struct CrossEntropyTask {
   Scalar scale;
 };
 
-/// `count` numbers; see AdamWArguments.
+/// `count` elements; see AdamWArguments.
 template <class Scalar>
 struct AdamWTask {
   Scalar *weight, *gradient, *mean, *variance;
@@ -150,7 +150,7 @@ struct TrainingKernels {
   void (*input_gradient)(const InputGradientTask<Scalar>&);
   void (*causal_conv1d_backward)(const Conv1dBackwardTask<Scalar>&);
   void (*selective_scan_backward)(const ScanBackwardTask<Scalar>&);
-  Scalar (*rms_norm_backward)(const NormBackwardTask<Scalar>&);  // 1 / r; 0, and nothing done, if a sum is not finite
+  Scalar (*rms_norm_backward)(const NormBackwardTask<Scalar>&);  // 1 / r; 0, and d_x unchanged, if a sum overflows
   void (*norm_weight_gradient)(const NormWeightTask<Scalar>&);
   double (*cross_entropy)(const CrossEntropyTask<Scalar>&);  // returns the loss
   void (*adamw)(const AdamWTask<Scalar>&);

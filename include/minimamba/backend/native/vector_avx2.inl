@@ -1,4 +1,4 @@
-// Eight floats in a register of AVX2 with FMA. Included inside the target region of avx2.
+// Vectors of eight floats, for AVX2 with FMA. Included in the region of avx2.
 
 using Scalar = float;
 inline constexpr std::size_t lanes = 8;
@@ -20,7 +20,7 @@ struct Vector {
 
 inline Vector load(const float* from) { return {_mm256_loadu_ps(from)}; }
 inline void store(float* to, Vector x) { _mm256_storeu_ps(to, x.value); }
-/// The first `count` numbers; the others are zero, or left alone in memory.
+/// Only the first `count` lanes: load_first sets the others to zero, store_first leaves the memory as it is.
 inline __m256i first_lanes(std::size_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -40,7 +40,7 @@ inline Vector fnmadd(Vector a, Vector b, Vector c) { return {_mm256_fnmadd_ps(a.
 inline Vector min(Vector a, Vector b) { return {_mm256_min_ps(a.value, b.value)}; }
 inline Vector max(Vector a, Vector b) { return {_mm256_max_ps(a.value, b.value)}; }
 inline Vector round(Vector x) { return {_mm256_round_ps(x.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-/// x * 2^n for whole n, in two steps so that neither factor leaves the range of a float: |n| <= 252.
+/// x * 2^n for an integer |n| <= 252, in two steps, so that neither factor is out of range.
 inline Vector scale(Vector x, Vector n) {
   const __m256i whole = _mm256_cvtps_epi32(n.value);
   const __m256i half = _mm256_srai_epi32(whole, 1), rest = _mm256_sub_epi32(whole, half);
@@ -49,12 +49,12 @@ inline Vector scale(Vector x, Vector n) {
   const __m256 second = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
   return {_mm256_mul_ps(_mm256_mul_ps(x.value, first), second)};
 }
-/// x * 2^n for whole n from -127, where the result is zero, to 127.
+/// x * 2^n for an integer -127 <= n <= 127; n = -127 gives zero.
 inline Vector scale_down(Vector x, Vector n) {
   const __m256i bits = _mm256_castps_si256(_mm256_add_ps(n.value, _mm256_set1_ps(12583039.0F)));  // 3 x 2^22 + 127
   return {_mm256_mul_ps(x.value, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23)))};
 }
-/// x = whole + fraction, with |fraction| <= 1/2; whole is -127 where x is less.
+/// x = whole + fraction, with an integer `whole` and |fraction| <= 1/2. Below -127, x is replaced by -127.
 struct Split {
   Vector whole, fraction;
 };
@@ -72,7 +72,7 @@ inline float sum(Vector x) {
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
 inline void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
-/// Into the second cache.
+/// Into the L2 cache.
 inline void prefetch_far(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
 inline Vector load_column(const float* from, std::size_t stride) {
   return {_mm256_setr_ps(from[0], from[stride], from[2 * stride], from[3 * stride], from[4 * stride], from[5 * stride],
@@ -84,7 +84,7 @@ inline void store_column(float* to, std::size_t stride, Vector x) {
   for (std::size_t i = 0; i < lanes; ++i) to[i * stride] = values[i];
 }
 
-/// Row i and column j change places.
+/// Transposes the matrix of `lanes` rows.
 inline void transpose(Vector (&rows)[lanes]) {
   __m256 t[lanes], q[lanes];
   MINIMAMBA_UNROLL
@@ -105,7 +105,7 @@ inline void transpose(Vector (&rows)[lanes]) {
     rows[4 + j].value = _mm256_permute2f128_ps(q[j], q[4 + j], 0x31);
   }
 }
-/// `lanes` rows of `count` numbers without gaps, as columns.
+/// `lanes` contiguous rows of `count` values, as columns.
 template <std::size_t count>
 inline void load_interleaved(const Scalar* from, Vector (&columns)[count]) {
   for (std::size_t j = 0; j < count; ++j) columns[j] = load_column(from + j, count);
@@ -115,7 +115,7 @@ inline void store_interleaved(Scalar* to, const Vector (&columns)[count]) {
   for (std::size_t j = 0; j < count; ++j) store_column(to + j, count, columns[j]);
 }
 
-/// Eight numbers of one column of f16, or of each of two columns of bf16 that lie as pairs.
+/// Eight weights of one column of f16, or of each of two interleaved columns of bf16.
 inline Vector load_f16(const std::uint8_t* from) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
 }
@@ -126,32 +126,31 @@ inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
   columns[1] = {_mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)))};
 }
 
-/// What was added to each weight, and stays in it. There is one product of bytes, of a number without a sign by one
-/// with a sign, and pairs of them are summed in 16 bits: enough for -127 to 127, whose sign moves over to x, and for 0
-/// to 15.
+/// What is added to each weight. AVX2 multiplies unsigned by signed bytes, and adds two products in 16 bits. That does
+/// not overflow for weights from 0 to 15 (q4 plus 8), nor for |w| <= 127 (q8), where x takes the sign of w.
 template <class W>
 inline constexpr std::int32_t zero_point = std::is_same_v<W, q8> ? 0 : 8;
 
 struct Integers {  // eight of 32 bits
   __m256i value;
 };
-struct Bytes {  // eight times four
+struct Bytes {  // eight groups of four bytes
   __m256i value;
 };
 inline Integers splat_integer(std::int32_t x) { return {_mm256_set1_epi32(x)}; }
 inline Bytes splat_word(std::uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
-inline Vector to_numbers(Integers x) { return {_mm256_cvtepi32_ps(x.value)}; }
-/// Weights of q8, or of q4, where four of k and the four 16 further on come as one.
-inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[1]) {
+inline Vector to_floats(Integers x) { return {_mm256_cvtepi32_ps(x.value)}; }
+/// Weights of q8, or of q4, where a byte holds the weights of k and of k + 16.
+inline void load_weights(const std::uint8_t* from, Bytes (&weights)[1]) {
   const __m256i biased = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  numbers[0] = {_mm256_xor_si256(biased, _mm256_set1_epi8(-128))};
+  weights[0] = {_mm256_xor_si256(biased, _mm256_set1_epi8(-128))};
 }
-inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[2]) {
+inline void load_weights(const std::uint8_t* from, Bytes (&weights)[2]) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), low = _mm256_set1_epi8(15);
-  numbers[0] = {_mm256_and_si256(pairs, low)};
-  numbers[1] = {_mm256_and_si256(_mm256_srli_epi16(pairs, 4), low)};
+  weights[0] = {_mm256_and_si256(pairs, low)};
+  weights[1] = {_mm256_and_si256(_mm256_srli_epi16(pairs, 4), low)};
 }
-/// sums + the products of the four numbers in each place.
+/// In each lane: sums + the dot product of four weights and four values of x.
 template <std::size_t parts>
 inline Integers dot(Integers sums, Bytes weights, Bytes x) {
   __m256i magnitudes = weights.value, signed_x = x.value;
@@ -167,7 +166,7 @@ inline float max_of(Vector x) {
   const __m128 pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
 }
-/// Whole numbers from -128 to 127.
+/// Stores integers from -128 to 127.
 inline void store_bytes(std::int8_t* to, Vector x) {
   const __m256i whole = _mm256_cvtps_epi32(x.value);
   const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));

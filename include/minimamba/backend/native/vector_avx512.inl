@@ -1,14 +1,14 @@
-// Sixteen floats in a register of AVX-512. Included inside the target region of avx512.
+// Vectors of sixteen floats, for AVX-512. Included in the region of avx512.
 
 using Scalar = float;
 inline constexpr std::size_t lanes = 16;
 inline constexpr std::size_t tile_rows = 12;      // rows of x in a register tile
-inline constexpr std::size_t tile_registers = 2;  // registers beside each other: outputs
-inline constexpr std::size_t row_registers = 8;   // registers of outputs of a single row, at most
-inline constexpr std::size_t row_step = 1;        // fewer by so many have a copy of the code
-inline constexpr std::size_t half_registers = 8;  // the same of 16-bit weights; half as many have a copy too
+inline constexpr std::size_t tile_registers = 2;  // registers of outputs in a register tile
+inline constexpr std::size_t row_registers = 8;   // maximum registers of outputs for a single row
+inline constexpr std::size_t row_step = 1;        // there is also code for fewer, in steps of this
+inline constexpr std::size_t half_registers = 8;  // row_registers for 16-bit weights; there is also code for half
 inline constexpr std::size_t state_group = 16;    // states of a channel that stay in registers, a multiple of lanes
-inline constexpr bool by_lane = false;            // whether it has a multiply_by_lane
+inline constexpr bool by_lane = false;            // whether multiply_by_lane exists
 
 struct Vector {
   __m512 value;
@@ -16,7 +16,7 @@ struct Vector {
 
 inline Vector load(const float* from) { return {_mm512_loadu_ps(from)}; }
 inline void store(float* to, Vector x) { _mm512_storeu_ps(to, x.value); }
-/// The first `count` numbers; the others are zero, or left alone in memory.
+/// Only the first `count` lanes: load_first sets the others to zero, store_first leaves the memory as it is.
 inline Vector load_first(const float* from, std::size_t count) {
   return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << count) - 1), from)};
 }
@@ -31,15 +31,15 @@ inline Vector operator/(Vector a, Vector b) { return {_mm512_div_ps(a.value, b.v
 /// a * b + c and c - a * b, rounded once.
 inline Vector fmadd(Vector a, Vector b, Vector c) { return {_mm512_fmadd_ps(a.value, b.value, c.value)}; }
 inline Vector fnmadd(Vector a, Vector b, Vector c) { return {_mm512_fnmadd_ps(a.value, b.value, c.value)}; }
-/// The second argument when either is NaN.
+/// The second argument if either is NaN.
 inline Vector min(Vector a, Vector b) { return {_mm512_min_ps(a.value, b.value)}; }
 inline Vector max(Vector a, Vector b) { return {_mm512_max_ps(a.value, b.value)}; }
 inline Vector round(Vector x) { return {_mm512_roundscale_ps(x.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-/// x * 2^n for a whole n of any size, rounded once.
+/// x * 2^n for any integer n, rounded once.
 inline Vector scale(Vector x, Vector n) { return {_mm512_scalef_ps(x.value, n.value)}; }
-/// The same here; other instruction sets have a quicker way for n from -127, where the result may be zero, to 127.
+/// The same; other instruction sets have faster code for -127 <= n <= 127, where n = -127 may give zero.
 inline Vector scale_down(Vector x, Vector n) { return scale(x, n); }
-/// x = whole + fraction, with |fraction| <= 1/2. Where x is -infinity, so is whole.
+/// x = whole + fraction, with an integer `whole` and |fraction| <= 1/2. If x is -infinity, so is `whole`.
 struct Split {
   Vector whole, fraction;
 };
@@ -57,7 +57,7 @@ inline float sum(Vector x) {
   const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
-/// Sixteen numbers of one column of f16, or of each of two columns of bf16 that lie as pairs.
+/// Sixteen weights of one column of f16, or of each of two interleaved columns of bf16.
 inline Vector load_f16(const std::uint8_t* from) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
 }
@@ -68,9 +68,9 @@ inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
   columns[1] = {_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)))};
 }
 inline void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
-/// Into the second cache.
+/// Into the L2 cache.
 inline void prefetch_far(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
-/// One number of each of sixteen rows that lie `stride` apart.
+/// One value of each of sixteen rows with distance `stride`.
 inline Vector load_column(const float* from, std::size_t stride) {
   const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return {_mm512_i32gather_ps(_mm512_mullo_epi32(index, _mm512_set1_epi32(static_cast<int>(stride))), from, 4)};
@@ -80,7 +80,7 @@ inline void store_column(float* to, std::size_t stride, Vector x) {
   _mm512_i32scatter_ps(to, _mm512_mullo_epi32(index, _mm512_set1_epi32(static_cast<int>(stride))), x.value, 4);
 }
 
-/// Row i and column j change places.
+/// Transposes the matrix of `lanes` rows.
 inline void transpose(Vector (&rows)[lanes]) {
   __m512 t[lanes], q[lanes];
   MINIMAMBA_UNROLL
@@ -107,13 +107,13 @@ inline void transpose(Vector (&rows)[lanes]) {
     rows[12 + j].value = _mm512_shuffle_f32x4(c, d, 0xDD);
   }
 }
-/// Where the numbers of `count` interleaved columns come from: number p of them is row p / count of column p % count.
+/// Indices for `count` interleaved columns: value p is row p / count of column p % count.
 template <std::size_t count>
 struct Interleaved {
-  alignas(64) std::int32_t source[count][lanes] = {};  // [column][row] its number
-  alignas(64) std::int32_t row[count][lanes] = {};     // [register][place] its row
-  __mmask16 column[count][count] = {};                 // [register][column] its places
-  __mmask16 within[count][count] = {};                 // [column][register] the rows that lie in this register
+  alignas(64) std::int32_t source[count][lanes] = {};  // [column][row]: p
+  alignas(64) std::int32_t row[count][lanes] = {};     // [register][lane]: the row of the value in it
+  __mmask16 column[count][count] = {};                 // [register][column]: the lanes that belong to the column
+  __mmask16 within[count][count] = {};                 // [column][register]: the rows that are in this register
   constexpr Interleaved() {
     for (std::size_t p = 0; p < count * lanes; ++p) {
       const std::size_t i = p / count, j = p % count, r = p / lanes, place = p % lanes;
@@ -126,7 +126,7 @@ struct Interleaved {
 };
 template <std::size_t count>
 inline constexpr Interleaved<count> interleaved;
-/// Sixteen rows of `count` numbers without gaps, as columns.
+/// Sixteen contiguous rows of `count` values, as columns.
 template <std::size_t count>
 inline void load_interleaved(const float* from, Vector (&columns)[count]) {
   MINIMAMBA_UNROLL

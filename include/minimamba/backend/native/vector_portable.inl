@@ -1,6 +1,6 @@
-// The twin of the vector types for any machine: sixteen bytes of numbers, as the compiler's own vector type where it
-// has one and as an array elsewhere. Scalar is defined where this is included. Products are rounded before they are
-// added, everywhere alike. No library function: it would not be inlined into functions of this region.
+// Vectors of 16 bytes for any machine: the compiler's vector type if it has one, otherwise an array. Scalar is defined
+// before this file is included. fmadd rounds the product before the addition, on every machine. No library function is
+// called, because they are not inlined into the functions of a region.
 
 inline constexpr std::size_t lanes = 16 / sizeof(Scalar);
 inline constexpr std::size_t tile_rows = 4;
@@ -17,19 +17,20 @@ inline constexpr bool by_lane = false;
 
 inline constexpr int fraction_bits = sizeof(Scalar) == 4 ? 23 : 52;  // of a Scalar
 inline constexpr int exponent_bias = sizeof(Scalar) == 4 ? 127 : 1023;
-/// Adding and taking away 1.5 x 2^fraction_bits leaves no bit below the point, and the whole number in the low bits.
+/// 1.5 x 2^fraction_bits. Adding it rounds to an integer, which is then in the low bits; subtracting it again gives the
+/// rounded value.
 inline constexpr Scalar round_magic = sizeof(Scalar) == 4 ? Scalar(12582912) : Scalar(6755399441055744);
 
 #if defined(__GNUC__) || defined(__clang__)
-using Numbers = Scalar __attribute__((vector_size(16)));
-using Whole = std::conditional_t<sizeof(Scalar) == 4, std::int32_t, std::int64_t> __attribute__((vector_size(16)));
-inline Numbers choose_less(Numbers x, Numbers y, Numbers a, Numbers b) { return x < y ? a : b; }
+using Scalars = Scalar __attribute__((vector_size(16)));
+using Bits = std::conditional_t<sizeof(Scalar) == 4, std::int32_t, std::int64_t> __attribute__((vector_size(16)));
+inline Scalars choose_less(Scalars x, Scalars y, Scalars a, Scalars b) { return x < y ? a : b; }
 #else
 template <class T>
 struct Pack {
-  T numbers[lanes];
-  T& operator[](std::size_t i) { return numbers[i]; }
-  T operator[](std::size_t i) const { return numbers[i]; }
+  T values[lanes];
+  T& operator[](std::size_t i) { return values[i]; }
+  T operator[](std::size_t i) const { return values[i]; }
   friend Pack operator+(Pack a, Pack b) {
     for (std::size_t i = 0; i < lanes; ++i) a[i] += b[i];
     return a;
@@ -55,16 +56,16 @@ struct Pack {
     return a;
   }
 };
-using Numbers = Pack<Scalar>;
-using Whole = Pack<std::conditional_t<sizeof(Scalar) == 4, std::int32_t, std::int64_t>>;
-inline Numbers choose_less(Numbers x, Numbers y, Numbers a, Numbers b) {
+using Scalars = Pack<Scalar>;
+using Bits = Pack<std::conditional_t<sizeof(Scalar) == 4, std::int32_t, std::int64_t>>;
+inline Scalars choose_less(Scalars x, Scalars y, Scalars a, Scalars b) {
   for (std::size_t i = 0; i < lanes; ++i) b[i] = x[i] < y[i] ? a[i] : b[i];
   return b;
 }
 #endif
 
 struct Vector {
-  Numbers value;
+  Scalars value;
 };
 
 inline Vector load(const Scalar* from) {
@@ -73,7 +74,7 @@ inline Vector load(const Scalar* from) {
   return result;
 }
 inline void store(Scalar* to, Vector x) { std::memcpy(to, &x, sizeof(x)); }
-/// The first `count` numbers; the others are zero, or left alone in memory.
+/// Only the first `count` lanes: load_first sets the others to zero, store_first leaves the memory as it is.
 inline Vector load_first(const Scalar* from, std::size_t count) {
   Vector result{};
   std::memcpy(&result, from, count * sizeof(Scalar));
@@ -97,17 +98,17 @@ inline Vector where_greater(Vector x, Vector y, Vector a, Vector b) {
   return {choose_less(y.value, x.value, a.value, b.value)};
 }
 inline Vector round(Vector x) { return x + splat(round_magic) - splat(round_magic); }
-/// The whole number x plus the exponent's bias, and 2 to the power of a number with the bias added.
-inline Whole biased(Vector x) { return __builtin_bit_cast(Whole, x + splat(round_magic + Scalar(exponent_bias))); }
-inline Vector power_of_two(Whole biased) { return {__builtin_bit_cast(Numbers, biased << fraction_bits)}; }
-/// x * 2^n for whole n, in two steps so that neither factor leaves the range of a float: |n| <= 252.
+/// The integer x plus the bias of exponents; and the power of two with such a biased exponent.
+inline Bits biased(Vector x) { return __builtin_bit_cast(Bits, x + splat(round_magic + Scalar(exponent_bias))); }
+inline Vector power_of_two(Bits biased) { return {__builtin_bit_cast(Scalars, biased << fraction_bits)}; }
+/// x * 2^n for an integer |n| <= 252, in two steps, so that neither factor is out of range.
 inline Vector scale(Vector x, Vector n) {
   const Vector half = round(n * splat(Scalar(0.5)));
   return x * power_of_two(biased(half)) * power_of_two(biased(n - half));
 }
-/// x * 2^n for whole n from -127, where the result is zero, to 127.
+/// x * 2^n for an integer -127 <= n <= 127; n = -127 gives zero.
 inline Vector scale_down(Vector x, Vector n) { return x * power_of_two(biased(n)); }
-/// x = whole + fraction, with |fraction| <= 1/2; whole is -127 where x is less.
+/// x = whole + fraction, with an integer `whole` and |fraction| <= 1/2. Below -127, x is replaced by -127.
 struct Split {
   Vector whole, fraction;
 };
@@ -132,7 +133,7 @@ inline void store_column(Scalar* to, std::size_t stride, Vector x) {
 inline void prefetch(const void*) {}
 inline void prefetch_far(const void*) {}
 
-/// Row i and column j change places.
+/// Transposes the matrix of `lanes` rows.
 inline void transpose(Vector (&rows)[lanes]) {
   for (std::size_t i = 0; i < lanes; ++i) {
     for (std::size_t j = 0; j < i; ++j) {
@@ -142,7 +143,7 @@ inline void transpose(Vector (&rows)[lanes]) {
     }
   }
 }
-/// `lanes` rows of `count` numbers without gaps, as columns.
+/// `lanes` contiguous rows of `count` values, as columns.
 template <std::size_t count>
 inline void load_interleaved(const Scalar* from, Vector (&columns)[count]) {
   for (std::size_t j = 0; j < count; ++j) columns[j] = load_column(from + j, count);

@@ -1,11 +1,11 @@
-// What narrow weights ask of the portable vectors of floats.
+// Operations of the portable vectors of floats for 16-bit and quantised weights.
 
-/// Four numbers of one column of f16, or of each of two columns of bf16 that lie as pairs.
+/// Four weights of one column of f16, or of each of two interleaved columns of bf16.
 inline Vector load_f16(const std::uint8_t* from) {
   std::uint16_t bits[lanes];
   std::memcpy(bits, from, sizeof(bits));
   Vector result;
-  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = detail::from_f16_bits_in_vectors(bits[i]);
+  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = detail::from_f16_bits_branchless(bits[i]);
   return result;
 }
 inline void load_columns(const std::uint8_t* from, Vector (&columns)[1]) { columns[0] = load_f16(from); }
@@ -18,7 +18,7 @@ inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
   }
 }
 
-/// What was added to each weight, and stays in it: nothing.
+/// What is added to each weight: nothing.
 template <class W>
 inline constexpr std::int32_t zero_point = 0;
 
@@ -36,22 +36,22 @@ inline Bytes splat_word(std::uint32_t x) {
   }
   return result;
 }
-inline Vector to_numbers(Integers x) {
+inline Vector to_floats(Integers x) {
   Vector result;
   for (std::size_t i = 0; i < lanes; ++i) result.value[i] = static_cast<float>(x.value[i]);
   return result;
 }
-/// Weights of q8, or of q4, where four of k and the four 16 further on come as one.
-inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[1]) {
-  for (std::size_t i = 0; i < lanes * 4; ++i) numbers[0].value[i / 4][i % 4] = from[i] - 128;
+/// Weights of q8, or of q4, where a byte holds the weights of k and of k + 16.
+inline void load_weights(const std::uint8_t* from, Bytes (&weights)[1]) {
+  for (std::size_t i = 0; i < lanes * 4; ++i) weights[0].value[i / 4][i % 4] = from[i] - 128;
 }
-inline void load_numbers(const std::uint8_t* from, Bytes (&numbers)[2]) {
+inline void load_weights(const std::uint8_t* from, Bytes (&weights)[2]) {
   for (std::size_t i = 0; i < lanes * 4; ++i) {
-    numbers[0].value[i / 4][i % 4] = (from[i] & 15) - 8;
-    numbers[1].value[i / 4][i % 4] = (from[i] >> 4) - 8;
+    weights[0].value[i / 4][i % 4] = (from[i] & 15) - 8;
+    weights[1].value[i / 4][i % 4] = (from[i] >> 4) - 8;
   }
 }
-/// sums + the products of the four numbers in each place.
+/// In each lane: sums + the dot product of four weights and four values of x.
 template <std::size_t parts>
 inline Integers dot(Integers sums, const Bytes& weights, const Bytes& x) {
   for (std::size_t i = 0; i < lanes; ++i) {
@@ -64,8 +64,8 @@ inline float max_of(Vector x) {
   for (std::size_t i = 1; i < lanes; ++i) most = most < x.value[i] ? x.value[i] : most;
   return most;
 }
-/// Whole numbers from -128 to 127.
+/// Stores integers from -128 to 127.
 inline void store_bytes(std::int8_t* to, Vector x) {
-  const Whole whole = __builtin_bit_cast(Whole, x + splat(round_magic));
-  for (std::size_t i = 0; i < lanes; ++i) to[i] = static_cast<std::int8_t>(whole[i] & 255);
+  const Bits bits = __builtin_bit_cast(Bits, x + splat(round_magic));
+  for (std::size_t i = 0; i < lanes; ++i) to[i] = static_cast<std::int8_t>(bits[i] & 255);
 }

@@ -1,22 +1,22 @@
-// y = x weight^T with weights of 16 bits; panels.hpp says how they lie. They become floats on their way into a
-// register, and are summed over k in order as floats are. Many rows share a conversion that is done anew for each tile:
-// a copy of the panel in floats was slower, because it is twice as large as what it saves reading.
+// y = x weight^T with 16-bit weights; panels.hpp describes their layout. They are converted to floats when they are
+// loaded, and the products are summed over k in order, as for float weights. Every tile of rows converts them again,
+// because a copy of the panel in floats, twice as large, was slower. The exception is f16 with many rows.
 
 static_assert(half_registers % panel_registers == 0);
-/// Bytes ahead of a row's product at which narrow weights are asked for: so many instructions go by for each line of
-/// them that the processor alone does not look far enough.
+/// How many bytes ahead the product of a single row prefetches 16-bit and quantised weights. Each cache line of them
+/// takes so many instructions that the processor does not prefetch far enough by itself.
 inline constexpr std::size_t stream_ahead = 2048;
-/// The same from byte `at` of each of `panels` panels that are read side by side: near their end it leads to those that
-/// are read next.
+/// The same at byte `at` of each of `panels` panels that are read side by side; near their end, the distance to the
+/// panels that are read next.
 inline std::size_t ahead_in_stream(std::size_t at, std::size_t panel_size, std::size_t panels) {
   const bool within = panels < 2 || at + stream_ahead < panel_size;
   return stream_ahead + (within ? 0 : (panels - 1) * panel_size);
 }
 
-/// The multiply of matmul.inl, with weights of 16 bits.
+/// `multiply` of matmul.inl, for 16-bit weights.
 template <class W, std::size_t rows, std::size_t registers>
 inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t* weight, std::size_t from,
-                            [[maybe_unused]] Ahead wanted, Vector (&acc)[rows][registers]) {
+                            [[maybe_unused]] Ahead next, Vector (&acc)[rows][registers]) {
   using Layout = native::PanelLayout<W>;
   constexpr std::size_t columns = Layout::unit;
   const std::size_t panel_size = native::panel_bytes<W>(in);
@@ -27,7 +27,7 @@ inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t*
     for (std::size_t r = 0; r < registers; ++r) total[i][r] = splat(0);
   }
   for (std::size_t k = 0; k < in; k += columns, weight += Layout::unit_bytes) {
-    if constexpr (rows > 1) wanted.ask(k / columns);
+    if constexpr (rows > 1) next.fetch(k / columns);
     const std::size_t ahead =
         ahead_in_stream(k / columns * Layout::unit_bytes, panel_size, registers / panel_registers);
     Vector w[registers][columns];
@@ -57,7 +57,7 @@ inline void multiply_halves(const Scalar* x, std::size_t in, const std::uint8_t*
   }
 }
 
-/// A panel of f16 as floats, [in][panel].
+/// Converts a panel of f16 to floats, [in][panel].
 inline void widen_panel(const std::uint8_t* weight, std::size_t in, Scalar* to) {
   for (std::size_t i = 0; i < in * native::panel; i += lanes) store(to + i, load_f16(weight + 2 * i));
 }
@@ -74,13 +74,13 @@ inline void matmul_halves(const native::NarrowTask& task) {
                          task.weight + first / native::panel * panel_size, 0, Ahead(), acc);
     });
   } else if (std::is_same_v<W, f16> && rows > 4 * tile_rows) {
-    Scalar* const widened = product.scratch + native::matmul_scratch(rows, in);  // behind the packed rows
+    Scalar* const widened = product.scratch + native::matmul_scratch(rows, in);  // after the packed rows
     assert(native::matmul_scratch(rows, in) + in * native::panel <= product.scratch_size);
-    const std::uint8_t* held = nullptr;
+    const std::uint8_t* source = nullptr;  // of what is in `widened`
     multiply_rows(product, tiling,
                   [&](const Scalar* tile, const std::uint8_t* weight, std::size_t r, Ahead ahead, auto& acc) {
-                    if (weight != held) widen_panel(weight, in, widened);
-                    held = weight;
+                    if (weight != source) widen_panel(weight, in, widened);
+                    source = weight;
                     multiply(tile, in, widened, r, ahead, acc);
                   });
   } else {
