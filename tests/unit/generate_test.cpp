@@ -1,4 +1,5 @@
 // generate/: the lazy range of tokens, callbacks and batches.
+#include <numeric>
 #include <ranges>
 
 #include "support/support.hpp"
@@ -228,6 +229,25 @@ TYPED_TEST(Generate, ReportsTheLogProbabilitiesThatScorerSums) {
   EXPECT_EQ(generate(model, again, prompt, options).collect().log_probabilities, found);
   again.reset();
   EXPECT_TRUE(generate(model, again, prompt).collect().log_probabilities.empty());
+}
+
+TYPED_TEST(Generate, PenalisesTheTokensOfASharedPrefixThatHistoryNames) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  std::vector<std::int32_t> whole(40);  // ids 0 to 39 of 50
+  std::iota(whole.begin(), whole.end(), 0);
+  const std::vector<std::int32_t> prefix(whole.begin(), whole.end() - 1);
+  const std::vector<std::vector<std::int32_t>> rest{{whole.back()}, {whole.back()}};
+  GenerateOptions options{.max_new_tokens = 8, .presence_penalty = 50};
+  const auto expected = collect(model, whole, options);
+  for (const std::int32_t token : expected) EXPECT_GE(token, 40);  // the penalty is that large
+  auto shared = model.make_cache();
+  model.forward_last(prefix, shared);
+  auto one = shared.clone(), both = shared.gather({0, 0});
+  EXPECT_NE(generate(model, one, rest[0], options).collect().tokens, expected);  // the trap: the prefix is unknown
+  options.history = prefix;
+  one = shared.clone();
+  EXPECT_EQ(generate(model, one, rest[0], options).collect().tokens, expected);
+  for (const auto& row : generate_batch(model, both, rest, options)) EXPECT_EQ(row.tokens, expected);
 }
 
 TYPED_TEST(Generate, GoesOnFromWhatWasSavedAsIfItHadNotStopped) {

@@ -39,7 +39,8 @@ class BatchGeneration {
       if (prompts[row].empty()) throw ArgumentError("prompt " + std::to_string(row), "at least one token", "none");
       SamplerOptions of_row = options;
       of_row.seed += row;
-      samplers_.emplace_back(of_row, model.config().vocab_size).accept(prompts[row]);
+      samplers_.emplace_back(of_row, model.config().vocab_size).accept(options.history);
+      samplers_.back().accept(prompts[row]);
     }
   }
 
@@ -91,7 +92,8 @@ class BatchGeneration {
       return false;
     }
     result.tokens.push_back(token);
-    if (options_.log_probabilities) result.log_probabilities.push_back(-minimamba::negative_log_likelihood(logits, token));
+    if (options_.log_probabilities)
+      result.log_probabilities.push_back(-minimamba::negative_log_likelihood(logits, token));
     if (!on_token(row, token)) {
       result.reason = EndReason::cancelled;
       return false;
@@ -113,10 +115,11 @@ class BatchGeneration {
 
 /// Continues prompts[row] in slot `row` of the cache, all rows together: each step reads the weights once for all rows,
 /// and the prompts may have unequal lengths. Row `row` has the result that generate() gives for it alone with the seed
-/// options.seed + row. on_token(row, token) is called with each token when it is chosen, and returns true to continue
-/// that row; a row that ends makes the others faster. Afterwards each slot of the cache has read everything but
-/// `unread`. Throws ArgumentError as generate() does, and unless there are as many prompts as slots; after an
-/// exception, of on_token too, the cache is as it was.
+/// options.seed + row; options.history, the tokens of a prefix that all slots share, is that of every row.
+/// on_token(row, token) is called with each token when it is chosen, and returns true to continue that row; a row that
+/// ends makes the others faster. Afterwards each slot of the cache has read everything but `unread`. Throws
+/// ArgumentError as generate() does, and unless there are as many prompts as slots; after an exception, of on_token
+/// too, the cache is as it was.
 template <class Model, class OnToken>
 std::vector<GenerationResult> generate_batch(const Model& model, typename Model::Cache& cache,
                                              const std::vector<std::vector<std::int32_t>>& prompts,

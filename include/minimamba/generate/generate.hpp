@@ -40,6 +40,8 @@ struct GenerateOptions {
   std::int64_t penalty_window = 64;
   std::int64_t vocabulary = 0;
   bool log_probabilities = false;  // also fill GenerationResult::log_probabilities
+  /// Tokens that the cache has read before the prompt and that penalties count: see generate().
+  std::vector<std::int32_t> history = {};
 
   operator SamplerOptions() const {
     return {.temperature = temperature,
@@ -92,11 +94,12 @@ class [[nodiscard("generate() computes nothing until its range is iterated: use 
 
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options)
       : Generation(model, cache, prompt, options, Sampler(options, model.config().vocab_size)) {
+    state_->sampler.accept(options.history);
     state_->sampler.accept(prompt);
   }
 
   /// Chooses tokens with a sampler that has already accepted the prompt: one that was restored from a saved state, for
-  /// example. Of the options, those of the sampler are not used.
+  /// example. Of the options, history and those of the sampler are not used.
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options,
              Sampler sampler)
       : state_(new State{.model = model,
@@ -229,8 +232,13 @@ class [[nodiscard("generate() computes nothing until its range is iterated: use 
 };
 
 /// Continues a prompt, which may follow anything that the cache has read before. The cache has not read the token that
-/// is chosen last: to continue later, begin the next prompt with unread(). Throws ArgumentError for an empty prompt, a
-/// cache with more than one slot, or an option out of its range.
+/// is chosen last: to continue later, begin the next prompt with unread().
+///
+/// Penalties count the tokens of this prompt and those generated. A cache does not keep the tokens that it has read: if
+/// penalties should also count those before the prompt (earlier turns, or a shared prefix that was assigned to the
+/// slot), pass them as options.history; the last penalty_window tokens of history and prompt are enough.
+///
+/// Throws ArgumentError for an empty prompt, a cache with more than one slot, or an option out of its range.
 template <class Model>
 Generation<Model> generate(const Model& model, typename Model::Cache& cache, std::span<const std::int32_t> prompt,
                            const GenerateOptions& options = {}) {
