@@ -176,7 +176,8 @@ minimamba::StateSections load_cache(const Model& model, typename Model::Cache& c
   return std::move(saved.sections);
 }
 
-/// Calls on_token with each token when it is chosen, until it returns false. Rejects logits that are NaN or infinite.
+/// Tells each token as it is chosen to on_token, which returns whether to go on, and refuses logits that are no
+/// numbers.
 template <class Model, class OnToken>
 void choose_tokens(const Model& model, const typename Model::Cache& cache, const minimamba::Checkpoint& checkpoint,
                    minimamba::Generation<Model>& tokens, const OnToken& on_token) {
@@ -208,7 +209,7 @@ void continue_text(const Model& model, typename Model::Cache& cache, minimamba::
   std::vector<std::int32_t> prompt = as_ids(sections["unread"]);
   const bool beginning = prompt.empty() && cache.position(0) == 0;
   const std::vector<std::int32_t> added = read_prompt(arguments, tokenizer, beginning, output);
-  sampler.accept(added);
+  for (const std::int32_t token : added) sampler.accept(token);
   prompt.insert(prompt.end(), added.begin(), added.end());
   if (prompt.empty()) prompt.push_back(model.config().bos_token_id.value_or(0));
 

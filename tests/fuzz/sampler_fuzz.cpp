@@ -1,4 +1,4 @@
-// Any bytes as the state of a sampler: an Error, or a sampler that goes on, whose state is taken back as it is.
+// Any bytes as the state of a sampler: they cause an Error, or restore a sampler that continues and returns that state.
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

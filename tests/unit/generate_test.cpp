@@ -56,7 +56,7 @@ TYPED_TEST(Generate, EndsBeforeTheEndOfTextToken) {
   EXPECT_EQ(collect(model, {7}, {.max_new_tokens = 10, .temperature = 1, .ignore_eos = true}), free);
 }
 
-TYPED_TEST(Generate, ComputesNothingBeforeItIsAskedAndContinuesFromItsCache) {
+TYPED_TEST(Generate, ComputesNothingBeforeItIsIteratedAndContinuesFromItsCache) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const std::vector<std::int32_t> prompt{3, 1, 4};
   const auto whole = collect(model, prompt, {.max_new_tokens = 8});
@@ -73,7 +73,7 @@ TYPED_TEST(Generate, ComputesNothingBeforeItIsAskedAndContinuesFromItsCache) {
   EXPECT_EQ(tokens, whole);
 }
 
-TYPED_TEST(Generate, SaysWhatTheNextPromptMustBeginWith) {
+TYPED_TEST(Generate, ReportsTheUnreadTokensThatTheNextPromptMustBeginWith) {
   auto config = support::small_config();
   auto model = support::trained_looking_model<typename TypeParam::Model>(config);
   const auto free = collect(model, {7}, {.max_new_tokens = 6, .temperature = 1});
@@ -89,7 +89,7 @@ TYPED_TEST(Generate, SaysWhatTheNextPromptMustBeginWith) {
   EXPECT_EQ(cache.position(), 1 + count);
 }
 
-TYPED_TEST(Generate, GoesOnWhereItIsMovedTo) {
+TYPED_TEST(Generate, ContinuesWhereItIsMovedTo) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const std::vector<std::int32_t> prompt{3, 1, 4};
   auto cache = model.make_cache(), other_cache = model.make_cache();
@@ -98,7 +98,7 @@ TYPED_TEST(Generate, GoesOnWhereItIsMovedTo) {
   std::vector<std::int32_t> tokens{*token};
   auto second = generate(model, other_cache, prompt, {.max_new_tokens = 2});
   second = std::move(first);
-  first = generate(model, other_cache, prompt, {.max_new_tokens = 2});  // in its place, and nothing to it
+  first = generate(model, other_cache, prompt, {.max_new_tokens = 2});  // replaces it, and changes nothing
   for (++token; token != second.end(); ++token) tokens.push_back(*token);
   EXPECT_EQ(tokens, collect(model, prompt, {.max_new_tokens = 8, .temperature = 1}));
 }
@@ -116,21 +116,21 @@ constexpr bool generates_batches = requires(Model&& model, InferenceCache<float>
   generate_batch(std::forward<Model>(model), cache, prompts, options);
 };
 template <class Model>
-constexpr bool generates_batches_and_tells = requires(Model&& model, InferenceCache<float>& cache,
-                                                      std::vector<std::vector<std::int32_t>> prompts,
-                                                      bool (*on_token)(std::size_t, std::int32_t)) {
+constexpr bool generates_batches_with_callback = requires(Model&& model, InferenceCache<float>& cache,
+                                                          std::vector<std::vector<std::int32_t>> prompts,
+                                                          bool (*on_token)(std::size_t, std::int32_t)) {
   generate_batch(std::forward<Model>(model), cache, prompts, GenerateOptions{}, on_token);
 };
 static_assert(generates<Mamba<float>&> && generates<const Mamba<float>&>);
 static_assert(!generates<Mamba<float>> && !generates<const Mamba<float>>);
 static_assert(generates_batches<Mamba<float>&> && !generates_batches<Mamba<float>>);
-static_assert(generates_batches_and_tells<Mamba<float>&> && !generates_batches_and_tells<Mamba<float>>);
+static_assert(generates_batches_with_callback<Mamba<float>&> && !generates_batches_with_callback<Mamba<float>>);
 static_assert(!std::is_copy_constructible_v<Generation<Mamba<float>>>);
 static_assert(std::is_nothrow_move_constructible_v<Generation<Mamba<float>>>);
 static_assert(std::is_nothrow_move_assignable_v<Generation<Mamba<float>>>);
 static_assert(std::ranges::input_range<Generation<Mamba<float>>>);
 
-TYPED_TEST(Generate, YieldsNothingOfARefusedPrompt) {
+TYPED_TEST(Generate, YieldsNothingForARejectedPrompt) {
   const typename TypeParam::Model model(support::small_config());
   auto cache = model.make_cache();
   auto tokens = generate(model, cache, std::vector<std::int32_t>{1, 2, 9999}, {});
@@ -139,7 +139,7 @@ TYPED_TEST(Generate, YieldsNothingOfARefusedPrompt) {
   EXPECT_EQ(cache.position(), 0);
 }
 
-TYPED_TEST(Generate, RefusesAnEmptyPromptAndABatch) {
+TYPED_TEST(Generate, RejectsAnEmptyPromptAndACacheOfSeveralSlots) {
   const typename TypeParam::Model model(support::small_config());
   auto one = model.make_cache(), two = model.make_cache(2);
   const std::vector<std::int32_t> prompt{1};
@@ -250,7 +250,7 @@ TYPED_TEST(Generate, PenalisesTheTokensOfASharedPrefixThatHistoryNames) {
   for (const auto& row : generate_batch(model, both, rest, options)) EXPECT_EQ(row.tokens, expected);
 }
 
-TYPED_TEST(Generate, GoesOnFromWhatWasSavedAsIfItHadNotStopped) {
+TYPED_TEST(Generate, ContinuesFromASavedSamplerAsIfItHadNotStopped) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const std::vector<std::int32_t> prompt{3, 1, 4};
   GenerateOptions options{
@@ -271,7 +271,7 @@ TYPED_TEST(Generate, GoesOnFromWhatWasSavedAsIfItHadNotStopped) {
   EXPECT_EQ(tokens, all);
 }
 
-TYPED_TEST(Generate, GivesEachRowOfABatchWhatItGetsAlone) {
+TYPED_TEST(Generate, GivesEachRowOfABatchTheResultThatItHasAlone) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const GenerateOptions options{.max_new_tokens = 12, .temperature = 0.8, .seed = 7, .repetition_penalty = 1.2};
   for (const bool one_length : {true, false}) {
@@ -297,7 +297,7 @@ TYPED_TEST(Generate, GivesEachRowOfABatchWhatItGetsAlone) {
       EXPECT_EQ(cache.position(row), static_cast<std::int64_t>(prompts[row].size() + expected.size()) - 1 +
                                          (rows[row].reason == EndReason::eos ? 1 : 0));
     }
-    // The state that a row is left with is its own: what follows is what would have followed.
+    // A row leaves the state in its slot that reading its tokens alone leaves.
     auto first_row = cache.gather({0});
     auto own = model.make_cache();
     std::vector<std::int32_t> read = prompts[0];

@@ -14,7 +14,7 @@ std::map<int, int> draw(const SamplerOptions& options, const std::vector<float>&
   return counts;
 }
 
-TEST(Sampler, TakesTheLikeliestAtTemperatureZeroAndTheLowestOfEquals) {
+TEST(Sampler, TakesTheMostLikelyTokenAtTemperatureZeroAndTheLowestOfEquals) {
   EXPECT_EQ(draw({}, {1, 3, 2, 3}), (std::map<int, int>{{1, 4000}}));
   EXPECT_EQ(draw({.temperature = 1, .top_k = 1}, {1, 3, 2, 3}), (std::map<int, int>{{1, 4000}}));
 }
@@ -75,7 +75,7 @@ TEST(Sampler, RepeatsFromItsSeedAndFromItsSavedState) {
   EXPECT_EQ(b(logits), next);
 }
 
-TEST(Sampler, RefusesOptionsOutOfRange) {
+TEST(Sampler, RejectsOptionsOutOfRange) {
   EXPECT_THROW(Sampler({.temperature = -1}, 4), ArgumentError);
   EXPECT_THROW(Sampler({.temperature = std::nan("")}, 4), ArgumentError);
   EXPECT_THROW(Sampler({.top_k = -1}, 4), ArgumentError);
@@ -119,7 +119,7 @@ TEST(Sampler, DividesPositiveLogitsAndMultipliesNegativeOnesOfRepeatedTokens) {
   EXPECT_EQ(chosen({.repetition_penalty = 0.5}, {2, 3}, {0}), 0);        // 4 against 3: below 1 it attracts
 }
 
-TEST(Sampler, TakesFromALogitForEachTimeAndOnceForPresence) {
+TEST(Sampler, SubtractsFrequencyForEachOccurrenceAndPresenceOnce) {
   EXPECT_EQ(chosen({.frequency_penalty = 0.4}, {3, 2}, {0, 0}), 0);     // 2.2
   EXPECT_EQ(chosen({.frequency_penalty = 0.4}, {3, 2}, {0, 0, 0}), 1);  // 1.8
   EXPECT_EQ(chosen({.presence_penalty = 0.9}, {3, 2}, {0, 0, 0}), 0);   // 2.1
@@ -142,7 +142,7 @@ TEST(Sampler, PenalisesBeforeItDraws) {
   for (int i = 0; i < 100; ++i) EXPECT_NE(sampler(std::vector<float>{0, 1, 9}), 2);
 }
 
-TEST(Sampler, ChoosesNoIdBeyondTheTokenizers) {
+TEST(Sampler, ChoosesNoIdFromItsVocabularyOptionOn) {
   EXPECT_EQ(chosen({.vocabulary = 2}, {1, 2, 9}, {}), 1);
   EXPECT_EQ(chosen({.vocabulary = 7}, {1, 2, 9}, {}), 2);
 }

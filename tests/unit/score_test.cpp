@@ -51,7 +51,7 @@ TYPED_TEST(ScorerOf, GivesTheReferencesLoss) {
   EXPECT_DOUBLE_EQ(total.perplexity(), std::exp(total.nats_per_token()));
 }
 
-TYPED_TEST(ScorerOf, SaysTheSameHoweverTheTextIsSplit) {
+TYPED_TEST(ScorerOf, GivesTheSameScoreHoweverTheTextIsSplit) {
   using Model = typename TypeParam::Model;
   const Model model = support::trained_looking_model<Model>(support::small_config());
   const std::vector<std::int32_t> tokens = support::random_tokens(40, 50);
@@ -68,10 +68,10 @@ TYPED_TEST(ScorerOf, SaysTheSameHoweverTheTextIsSplit) {
 }
 
 static_assert(std::is_constructible_v<Scorer<Mamba<float>>, const Mamba<float>&>);
-static_assert(!std::is_constructible_v<Scorer<Mamba<float>>, Mamba<float>>);  // it would outlive its model
+static_assert(!std::is_constructible_v<Scorer<Mamba<float>>, Mamba<float>>);  // the scorer would outlive its model
 static_assert(!std::is_constructible_v<Scorer<Mamba<float>>, Mamba<float>, std::size_t>);
 
-TEST(Scorer, RefusesStrangersAndGoesOn) {
+TEST(Scorer, RejectsUnknownTokensAndContinues) {
   const auto model = support::trained_looking_model<Mamba<float>>(support::small_config());
   Scorer scorer(model);
   EXPECT_EQ(scorer.score().nats_per_token(), 0);

@@ -64,23 +64,23 @@ class Sampler {
   /// Allocates nothing.
   template <LogitsRow Row>
   std::int32_t operator()(const Row& logits) {
-    const auto allowed = without_padding_of(logits);
-    return options_.temperature > 0 ? draw(allowed) : most_likely(allowed);
+    const auto row = allowed(logits);
+    return options_.temperature > 0 ? draw(row) : most_likely(row);
   }
 
   /// The distribution that the next token is drawn from, after penalties, temperature and filters: the probability of
   /// each id below vocab_size. Draws nothing. Throws ArgumentError as drawing does.
   template <LogitsRow Row>
   std::vector<double> probabilities(const Row& logits) const {
-    const auto allowed = without_padding_of(logits);
-    std::vector<double> result(allowed.size());
+    const auto row = allowed(logits);
+    std::vector<double> result(row.size());
     if (options_.temperature > 0) {
       std::vector<Candidate> candidates;
-      keep_candidates(allowed, candidates);
+      keep_candidates(row, candidates);
       const double total = total_weight(candidates);
       for (const Candidate& c : candidates) result[static_cast<std::size_t>(c.token)] = c.weight / total;
     } else {
-      result[static_cast<std::size_t>(most_likely(allowed))] = 1;
+      result[static_cast<std::size_t>(most_likely(row))] = 1;
     }
     return result;
   }
@@ -139,12 +139,12 @@ class Sampler {
     double weight;
     std::int32_t token;
   };
-  static bool likelier(const Candidate& a, const Candidate& b) {
+  static bool more_likely(const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
   }
-  static bool less_likely(const Candidate& a, const Candidate& b) { return likelier(b, a); }
+  static bool less_likely(const Candidate& a, const Candidate& b) { return more_likely(b, a); }
 
-  static constexpr std::int64_t longest_window = 1 << 20;
+  static constexpr std::int64_t max_window = 1 << 20;
 
   static const SamplerOptions& checked(const SamplerOptions& options) {
     const auto require = [](bool good, const char* name, const char* expected, auto found) {
@@ -153,21 +153,22 @@ class Sampler {
     require(options.temperature >= 0 && std::isfinite(options.temperature), "temperature",
             "a finite number of at least 0", options.temperature);
     require(options.top_k >= 0, "top_k", "at least 0", options.top_k);
-    require(options.top_p > 0 && options.top_p <= 1, "top_p", "a probability above 0", options.top_p);
+    require(options.top_p > 0 && options.top_p <= 1, "top_p", "a probability above 0 and at most 1", options.top_p);
     require(options.min_p >= 0 && options.min_p <= 1, "min_p", "a probability from 0 to 1", options.min_p);
     require(options.repetition_penalty > 0 && std::isfinite(options.repetition_penalty), "repetition_penalty",
             "a finite number above 0", options.repetition_penalty);
     require(std::isfinite(options.frequency_penalty), "frequency_penalty", "a finite number",
             options.frequency_penalty);
     require(std::isfinite(options.presence_penalty), "presence_penalty", "a finite number", options.presence_penalty);
-    require(options.penalty_window >= 0 && options.penalty_window <= longest_window, "penalty_window",
-            "a number from 0 to 1048576", options.penalty_window);
+    require(options.penalty_window >= 0 && options.penalty_window <= max_window, "penalty_window",
+            "from 0 to 1048576 tokens", options.penalty_window);
     require(options.vocabulary >= 0, "vocabulary", "at least 0", options.vocabulary);
     return options;
   }
 
+  /// The logits of the ids below vocab_size.
   template <LogitsRow Row>
-  std::span<const detail::ScalarOfRow<Row>> without_padding_of(const Row& logits) const {
+  std::span<const detail::ScalarOfRow<Row>> allowed(const Row& logits) const {
     const std::span<const detail::ScalarOfRow<Row>> row(logits);
     return row.first(std::min(row.size(), vocab_size_));
   }
@@ -233,9 +234,9 @@ class Sampler {
     const std::size_t count = static_cast<std::size_t>(options_.top_k);
     if (count == 0 || count >= kept.size()) return;
     const auto end = kept.begin() + static_cast<std::ptrdiff_t>(count);
-    std::nth_element(kept.begin(), end, kept.end(), likelier);
+    std::nth_element(kept.begin(), end, kept.end(), more_likely);
     kept.erase(end, kept.end());
-    std::sort(kept.begin(), kept.end(), likelier);
+    std::sort(kept.begin(), kept.end(), more_likely);
   }
 
   /// A heap yields the most likely tokens one by one, so the tail of a large vocabulary is never sorted.
