@@ -20,6 +20,7 @@
 
 #include "minimamba/generate/batch.hpp"
 #include "minimamba/generate/generate.hpp"
+#include "minimamba/generate/logits.hpp"
 #include "minimamba/generate/score.hpp"
 
 #endif

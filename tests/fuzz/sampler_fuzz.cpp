@@ -1,4 +1,4 @@
-// Any bytes as the state of a sampler: an Error, or a sampler that goes on, whose state is taken back as it is.
+// Any bytes as the state of a sampler: they cause an Error, or restore a sampler that continues and returns that state.
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -16,12 +16,12 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;
   const unsigned flags = data[0];  // the options; the rest is the state
   const std::string_view state(reinterpret_cast<const char*>(data) + 1, size - 1);
-  const mm::GenerateOptions options{.temperature = (flags & 1U) != 0 ? 0.7 : 0,
-                                    .top_k = (flags & 2U) != 0 ? 3 : 0,
-                                    .top_p = (flags & 4U) != 0 ? 0.9 : 1,
-                                    .repetition_penalty = (flags & 8U) != 0 ? 1.3 : 1,
-                                    .frequency_penalty = (flags & 16U) != 0 ? 0.5 : 0,
-                                    .penalty_window = (flags & 32U) != 0 ? 5 : 64};
+  const mm::SamplerOptions options{.temperature = (flags & 1U) != 0 ? 0.7 : 0,
+                                   .top_k = (flags & 2U) != 0 ? 3 : 0,
+                                   .top_p = (flags & 4U) != 0 ? 0.9 : 1,
+                                   .repetition_penalty = (flags & 8U) != 0 ? 1.3 : 1,
+                                   .frequency_penalty = (flags & 16U) != 0 ? 0.5 : 0,
+                                   .penalty_window = (flags & 32U) != 0 ? 5 : 64};
   constexpr std::int64_t vocabulary = 16;
   mm::Sampler sampler(options, vocabulary);
   const std::string before = sampler.state();

@@ -1,5 +1,5 @@
-// generate/: the sampler's filters and the lazy range of tokens.
-#include <map>
+// generate/: the lazy range of tokens, callbacks and batches.
+#include <numeric>
 #include <ranges>
 
 #include "support/support.hpp"
@@ -7,166 +7,6 @@
 namespace {
 
 using namespace minimamba;
-
-std::map<int, int> draw(const GenerateOptions& options, const std::vector<float>& logits, int count = 4000) {
-  Sampler sampler(options, static_cast<std::int64_t>(logits.size()));
-  std::map<int, int> counts;
-  for (int i = 0; i < count; ++i) ++counts[sampler(std::span<const float>(logits))];
-  return counts;
-}
-
-TEST(Sampler, TakesTheLikeliestAtTemperatureZeroAndTheLowestOfEquals) {
-  EXPECT_EQ(draw({}, {1, 3, 2, 3}), (std::map<int, int>{{1, 4000}}));
-  EXPECT_EQ(draw({.temperature = 1, .top_k = 1}, {1, 3, 2, 3}), (std::map<int, int>{{1, 4000}}));
-}
-
-TEST(Sampler, FollowsTheProbabilities) {
-  const auto counts = draw({.temperature = 1}, {std::log(1.F), std::log(2.F), std::log(5.F)}, 40000);
-  EXPECT_NEAR(counts.at(0) / 40000.0, 1 / 8.0, 0.01);
-  EXPECT_NEAR(counts.at(1) / 40000.0, 2 / 8.0, 0.01);
-  EXPECT_NEAR(counts.at(2) / 40000.0, 5 / 8.0, 0.01);
-}
-
-TEST(Sampler, FlattensWithTemperature) {
-  const auto counts = draw({.temperature = 2}, {0, std::log(16.F)}, 40000);  // odds of 1 to 4 instead of 1 to 16
-  EXPECT_NEAR(counts.at(0) / 40000.0, 0.2, 0.01);
-}
-
-TEST(Sampler, KeepsTheTopK) {
-  const auto counts = draw({.temperature = 1, .top_k = 2}, {0, 1, 2, 1.5F});
-  EXPECT_EQ(counts.size(), 2U);
-  EXPECT_TRUE(counts.count(2) == 1 && counts.count(3) == 1);
-}
-
-TEST(Sampler, KeepsTheFewestTokensThatReachTopP) {
-  const std::vector<float> logits{std::log(0.1F), std::log(0.5F), std::log(0.15F), std::log(0.25F)};
-  EXPECT_EQ(draw({.temperature = 1, .top_p = 0.4}, logits).size(), 1U);
-  EXPECT_EQ(draw({.temperature = 1, .top_p = 0.7}, logits).size(), 2U);
-  EXPECT_EQ(draw({.temperature = 1, .top_p = 0.8}, logits).size(), 3U);
-  EXPECT_EQ(draw({.temperature = 1, .top_p = 1}, logits).size(), 4U);
-}
-
-TEST(Sampler, DropsWhatFallsBelowMinP) {
-  const std::vector<float> logits{std::log(0.1F), std::log(0.5F), std::log(0.15F), std::log(0.25F)};
-  EXPECT_EQ(draw({.temperature = 1, .min_p = 0.25}, logits).size(), 3U);
-  EXPECT_EQ(draw({.temperature = 1, .min_p = 1}, logits).size(), 1U);
-}
-
-TEST(Sampler, NeverChoosesPaddingNanOrMinusInfinity) {
-  const float infinity = std::numeric_limits<float>::infinity();
-  const std::vector<float> logits{0, std::nanf(""), -infinity, 1, 100, 100};
-  for (const double temperature : {0.0, 1.0}) {
-    Sampler sampler({.temperature = temperature}, 4);
-    for (int i = 0; i < 200; ++i) {
-      const int token = sampler(std::span<const float>(logits));
-      EXPECT_TRUE(token == 0 || token == 3);
-    }
-    EXPECT_THROW(sampler(std::span<const float>(logits).subspan(1, 2)), ArgumentError);
-  }
-  EXPECT_EQ(draw({.temperature = 1}, {0, infinity, 3}).size(), 1U);
-}
-
-TEST(Sampler, RepeatsFromItsSeedAndFromItsSavedState) {
-  const std::vector<float> logits(100, 0.F);
-  Sampler a({.temperature = 1, .seed = 5}, 100), b({.temperature = 1, .seed = 5}, 100);
-  for (int i = 0; i < 50; ++i) ASSERT_EQ(a(std::span<const float>(logits)), b(std::span<const float>(logits)));
-  const Random saved = a.random;
-  const auto next = a(std::span<const float>(logits));
-  b.random = saved;
-  EXPECT_EQ(b(std::span<const float>(logits)), next);
-}
-
-TEST(Sampler, RefusesOptionsOutOfRange) {
-  EXPECT_THROW(Sampler({.temperature = -1}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.temperature = std::nan("")}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.top_k = -1}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.top_p = 0}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.top_p = 1.5}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.min_p = 2}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.max_new_tokens = -1}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.repetition_penalty = 0}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.frequency_penalty = HUGE_VAL}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.presence_penalty = std::nan("")}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.penalty_window = -1}, 4), ArgumentError);
-  EXPECT_THROW(Sampler({.vocabulary = -1}, 4), ArgumentError);
-}
-
-TEST(Sampler, TellsWhatItWasGivenAsItWasGiven) {
-  const auto found = [](const GenerateOptions& options) -> std::string {
-    try {
-      Sampler(options, 4);
-    } catch (const ArgumentError& error) {
-      return error.found();
-    }
-    return "accepted";
-  };
-  EXPECT_EQ(found({.max_new_tokens = -1}), "-1");
-  EXPECT_EQ(found({.top_k = std::numeric_limits<std::int64_t>::min()}), "-9223372036854775808");
-  EXPECT_EQ(found({.temperature = -1e-9}), "-1e-09");
-  EXPECT_EQ(found({.top_p = 1.5}), "1.5");
-}
-
-/// What a greedy sampler that has accepted these tokens chooses.
-int chosen(const GenerateOptions& options, const std::vector<float>& logits, const std::vector<int>& accepted) {
-  Sampler sampler(options, static_cast<std::int64_t>(logits.size()));
-  for (const int token : accepted) sampler.accept(token);
-  return sampler(std::span<const float>(logits));
-}
-
-TEST(Sampler, DividesPositiveLogitsAndMultipliesNegativeOnesOfRepeatedTokens) {
-  EXPECT_EQ(chosen({.repetition_penalty = 1.6}, {3, 2}, {}), 0);
-  EXPECT_EQ(chosen({.repetition_penalty = 1.6}, {3, 2}, {0}), 1);        // 1.875 against 2
-  EXPECT_EQ(chosen({.repetition_penalty = 1.4}, {3, 2}, {0, 0, 0}), 0);  // 2.14: how often does not matter
-  EXPECT_EQ(chosen({.repetition_penalty = 1.6}, {-2, -3}, {0}), 1);      // -3.2 against -3
-  EXPECT_EQ(chosen({.repetition_penalty = 0.5}, {2, 3}, {0}), 0);        // 4 against 3: below 1 it attracts
-}
-
-TEST(Sampler, TakesFromALogitForEachTimeAndOnceForPresence) {
-  EXPECT_EQ(chosen({.frequency_penalty = 0.4}, {3, 2}, {0, 0}), 0);     // 2.2
-  EXPECT_EQ(chosen({.frequency_penalty = 0.4}, {3, 2}, {0, 0, 0}), 1);  // 1.8
-  EXPECT_EQ(chosen({.presence_penalty = 0.9}, {3, 2}, {0, 0, 0}), 0);   // 2.1
-  EXPECT_EQ(chosen({.presence_penalty = 1.1}, {3, 2}, {0}), 1);         // 1.9
-  EXPECT_EQ(chosen({.repetition_penalty = 1.2, .frequency_penalty = 0.2, .presence_penalty = 0.2}, {3, 2}, {0}), 0);
-  EXPECT_EQ(chosen({.repetition_penalty = 1.2, .frequency_penalty = 0.2, .presence_penalty = 0.4}, {3, 2}, {0}), 1);
-}
-
-TEST(Sampler, ForgetsWhatHasLeftTheWindow) {
-  const GenerateOptions options{.presence_penalty = 5, .penalty_window = 2};
-  EXPECT_EQ(chosen(options, {3, 2, 1}, {0, 1}), 2);
-  EXPECT_EQ(chosen(options, {3, 2, 1}, {0, 1, 2}), 0);
-  EXPECT_EQ(chosen(options, {3, 2, 1}, {0, 1, 0}), 2);
-  EXPECT_EQ(chosen({.presence_penalty = 5, .penalty_window = 0}, {3, 2, 1}, {0}), 0);
-}
-
-TEST(Sampler, PenalisesBeforeItDraws) {
-  Sampler sampler({.temperature = 1, .presence_penalty = 100}, 3);
-  sampler.accept(2);
-  for (int i = 0; i < 100; ++i) EXPECT_NE(sampler(std::span<const float>(std::vector<float>{0, 1, 9})), 2);
-}
-
-TEST(Sampler, ChoosesNoIdBeyondTheTokenizers) {
-  EXPECT_EQ(chosen({.vocabulary = 2}, {1, 2, 9}, {}), 1);
-  EXPECT_EQ(chosen({.vocabulary = 7}, {1, 2, 9}, {}), 2);
-}
-
-TEST(Sampler, GoesOnFromItsStateWithEveryPenalty) {
-  const GenerateOptions options{
-      .temperature = 1, .seed = 9, .repetition_penalty = 1.3, .frequency_penalty = 0.2, .penalty_window = 7};
-  const std::vector<float> logits(50, 1.F);
-  Sampler a(options, 50);
-  for (int i = 0; i < 23; ++i) a.accept(a(std::span<const float>(logits)));
-  Sampler b(options, 50);
-  b.restore(a.state());
-  EXPECT_EQ(a.state(), b.state());
-  for (int i = 0; i < 50; ++i) {
-    const auto token = a(std::span<const float>(logits));
-    ASSERT_EQ(b(std::span<const float>(logits)), token);
-    a.accept(token);
-    b.accept(token);
-  }
-  EXPECT_THROW(b.restore("short"), ArgumentError);
-  EXPECT_THROW(b.restore(a.state() + "x"), ArgumentError);
-}
 
 template <class K>
 class Generate : public testing::Test {};
@@ -216,7 +56,7 @@ TYPED_TEST(Generate, EndsBeforeTheEndOfTextToken) {
   EXPECT_EQ(collect(model, {7}, {.max_new_tokens = 10, .temperature = 1, .ignore_eos = true}), free);
 }
 
-TYPED_TEST(Generate, ComputesNothingBeforeItIsAskedAndContinuesFromItsCache) {
+TYPED_TEST(Generate, ComputesNothingBeforeItIsIteratedAndContinuesFromItsCache) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const std::vector<std::int32_t> prompt{3, 1, 4};
   const auto whole = collect(model, prompt, {.max_new_tokens = 8});
@@ -233,7 +73,7 @@ TYPED_TEST(Generate, ComputesNothingBeforeItIsAskedAndContinuesFromItsCache) {
   EXPECT_EQ(tokens, whole);
 }
 
-TYPED_TEST(Generate, SaysWhatTheNextPromptMustBeginWith) {
+TYPED_TEST(Generate, ReportsTheUnreadTokensThatTheNextPromptMustBeginWith) {
   auto config = support::small_config();
   auto model = support::trained_looking_model<typename TypeParam::Model>(config);
   const auto free = collect(model, {7}, {.max_new_tokens = 6, .temperature = 1});
@@ -249,7 +89,7 @@ TYPED_TEST(Generate, SaysWhatTheNextPromptMustBeginWith) {
   EXPECT_EQ(cache.position(), 1 + count);
 }
 
-TYPED_TEST(Generate, GoesOnWhereItIsMovedTo) {
+TYPED_TEST(Generate, ContinuesWhereItIsMovedTo) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const std::vector<std::int32_t> prompt{3, 1, 4};
   auto cache = model.make_cache(), other_cache = model.make_cache();
@@ -258,7 +98,7 @@ TYPED_TEST(Generate, GoesOnWhereItIsMovedTo) {
   std::vector<std::int32_t> tokens{*token};
   auto second = generate(model, other_cache, prompt, {.max_new_tokens = 2});
   second = std::move(first);
-  first = generate(model, other_cache, prompt, {.max_new_tokens = 2});  // in its place, and nothing to it
+  first = generate(model, other_cache, prompt, {.max_new_tokens = 2});  // replaces it, and changes nothing
   for (++token; token != second.end(); ++token) tokens.push_back(*token);
   EXPECT_EQ(tokens, collect(model, prompt, {.max_new_tokens = 8, .temperature = 1}));
 }
@@ -276,21 +116,21 @@ constexpr bool generates_batches = requires(Model&& model, InferenceCache<float>
   generate_batch(std::forward<Model>(model), cache, prompts, options);
 };
 template <class Model>
-constexpr bool generates_batches_and_tells = requires(Model&& model, InferenceCache<float>& cache,
-                                                      std::vector<std::vector<std::int32_t>> prompts,
-                                                      bool (*on_token)(std::size_t, std::int32_t)) {
+constexpr bool generates_batches_with_callback = requires(Model&& model, InferenceCache<float>& cache,
+                                                          std::vector<std::vector<std::int32_t>> prompts,
+                                                          bool (*on_token)(std::size_t, std::int32_t)) {
   generate_batch(std::forward<Model>(model), cache, prompts, GenerateOptions{}, on_token);
 };
 static_assert(generates<Mamba<float>&> && generates<const Mamba<float>&>);
 static_assert(!generates<Mamba<float>> && !generates<const Mamba<float>>);
 static_assert(generates_batches<Mamba<float>&> && !generates_batches<Mamba<float>>);
-static_assert(generates_batches_and_tells<Mamba<float>&> && !generates_batches_and_tells<Mamba<float>>);
+static_assert(generates_batches_with_callback<Mamba<float>&> && !generates_batches_with_callback<Mamba<float>>);
 static_assert(!std::is_copy_constructible_v<Generation<Mamba<float>>>);
 static_assert(std::is_nothrow_move_constructible_v<Generation<Mamba<float>>>);
 static_assert(std::is_nothrow_move_assignable_v<Generation<Mamba<float>>>);
 static_assert(std::ranges::input_range<Generation<Mamba<float>>>);
 
-TYPED_TEST(Generate, YieldsNothingOfARefusedPrompt) {
+TYPED_TEST(Generate, YieldsNothingForARejectedPrompt) {
   const typename TypeParam::Model model(support::small_config());
   auto cache = model.make_cache();
   auto tokens = generate(model, cache, std::vector<std::int32_t>{1, 2, 9999}, {});
@@ -299,33 +139,118 @@ TYPED_TEST(Generate, YieldsNothingOfARefusedPrompt) {
   EXPECT_EQ(cache.position(), 0);
 }
 
-TYPED_TEST(Generate, RefusesAnEmptyPromptAndABatch) {
+TYPED_TEST(Generate, RejectsAnEmptyPromptAndACacheOfSeveralSlots) {
   const typename TypeParam::Model model(support::small_config());
   auto one = model.make_cache(), two = model.make_cache(2);
-  EXPECT_THROW(generate(model, one, {}), ArgumentError);
-  EXPECT_THROW(generate(model, two, std::vector<std::int32_t>{1}), ArgumentError);
+  const std::vector<std::int32_t> prompt{1};
+  EXPECT_THROW((void)generate(model, one, {}), ArgumentError);
+  EXPECT_THROW((void)generate(model, two, prompt), ArgumentError);
+  EXPECT_THROW((void)generate(model, one, prompt, {.max_new_tokens = -1}), ArgumentError);
+  EXPECT_THROW(generate_batch(model, two, {{1}, {2}}, {.max_new_tokens = -1}), ArgumentError);
   EXPECT_THROW(collect(model, {99}, {}), ArgumentError);
 }
 
-TYPED_TEST(Generate, TellsACallbackUntilItHasEnough) {
+TYPED_TEST(Generate, CallsBackWithEachTokenUntilToldToStop) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const std::vector<std::int32_t> prompt{3, 1, 4};
   const GenerateOptions options{.max_new_tokens = 6, .temperature = 1, .ignore_eos = true};
   const auto all = collect(model, prompt, options);
-  std::vector<std::int32_t> told;
+  std::vector<std::int32_t> seen;
   auto cache = model.make_cache();
-  EXPECT_EQ(generate(model, cache, prompt, options, [&](std::int32_t token) { return told.push_back(token), true; }),
-            EndReason::max_new_tokens);
-  EXPECT_EQ(told, all);
-  told.clear();
+  const auto complete =
+      generate(model, cache, prompt, options, [&](std::int32_t token) { return seen.push_back(token), true; });
+  EXPECT_EQ(seen, all);
+  EXPECT_EQ(complete.tokens, all);
+  EXPECT_EQ(complete.reason, EndReason::max_new_tokens);
+  EXPECT_EQ(complete.unread, std::vector<std::int32_t>{all.back()});
+  seen.clear();
   cache.reset();
-  EXPECT_EQ(generate(model, cache, prompt, options,
-                     [&](std::int32_t token) { return told.push_back(token), told.size() < 3; }),
-            EndReason::cancelled);
-  EXPECT_EQ(told, std::vector<std::int32_t>(all.begin(), all.begin() + 3));
+  const auto stopped = generate(model, cache, prompt, options,
+                                [&](std::int32_t token) { return seen.push_back(token), seen.size() < 3; });
+  EXPECT_EQ(seen, std::vector<std::int32_t>(all.begin(), all.begin() + 3));
+  EXPECT_EQ(stopped.tokens, seen);
+  EXPECT_EQ(stopped.reason, EndReason::cancelled);
+  EXPECT_EQ(stopped.unread, std::vector<std::int32_t>{seen.back()});
+  EXPECT_EQ(cache.position(), 5);
 }
 
-TYPED_TEST(Generate, GoesOnFromWhatWasSavedAsIfItHadNotStopped) {
+TYPED_TEST(Generate, HasOneResultForAPromptAloneAndInABatch) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const std::vector<std::int32_t> prompt{3, 1, 4};
+  for (const std::int64_t length : {0, 1, 5}) {
+    const GenerateOptions options{
+        .max_new_tokens = length, .temperature = 1, .presence_penalty = 0.3, .log_probabilities = true};
+    auto one = model.make_cache(), other = model.make_cache();
+    const GenerationResult alone = generate(model, one, prompt, options).collect();
+    const GenerationResult batched = generate_batch(model, other, {prompt}, options).front();
+    EXPECT_EQ(alone.tokens, batched.tokens);
+    EXPECT_EQ(alone.reason, batched.reason);
+    EXPECT_EQ(alone.unread, batched.unread);
+    EXPECT_EQ(alone.log_probabilities, batched.log_probabilities);
+    EXPECT_EQ(alone.log_probabilities.size(), alone.tokens.size());
+    EXPECT_EQ(one.position(), other.position());
+    EXPECT_EQ(alone.unread, length == 0 ? prompt : std::vector<std::int32_t>{alone.tokens.back()});
+  }
+}
+
+TYPED_TEST(Generate, CollectsFromTheTokenThatAnIteratorIsAt) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const std::vector<std::int32_t> prompt{3, 1, 4};
+  const auto all = collect(model, prompt, {.max_new_tokens = 5});
+  auto cache = model.make_cache();
+  auto tokens = generate(model, cache, prompt, {.max_new_tokens = 5});
+  auto token = tokens.begin();
+  ++token;
+  EXPECT_EQ(tokens.collect().tokens, std::vector<std::int32_t>(all.begin() + 1, all.end()));
+  EXPECT_TRUE(tokens.collect().tokens.empty());
+}
+
+TYPED_TEST(Generate, ReportsTheLogProbabilitiesThatScorerSums) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  const std::vector<std::int32_t> prompt{3};
+  const GenerateOptions options{
+      .max_new_tokens = 8, .temperature = 2, .top_k = 20, .ignore_eos = true, .log_probabilities = true};
+  auto cache = model.make_cache();
+  auto tokens = generate(model, cache, prompt, options);
+  EXPECT_TRUE(std::isnan(tokens.log_probability()));
+  std::vector<std::int32_t> text = prompt;
+  std::vector<double> found;
+  double sum = 0;
+  for (const auto token : tokens) {
+    text.push_back(token);
+    found.push_back(tokens.log_probability());
+    sum += found.back();
+    EXPECT_EQ(found.back(), -negative_log_likelihood(tokens.logits(), token));
+  }
+  Scorer scorer(model);
+  scorer.read(text);
+  EXPECT_NEAR(scorer.score().nats, -sum, 8 * 6 * support::tolerance<typename TypeParam::Scalar>(200));
+  auto again = model.make_cache();
+  EXPECT_EQ(generate(model, again, prompt, options).collect().log_probabilities, found);
+  again.reset();
+  EXPECT_TRUE(generate(model, again, prompt).collect().log_probabilities.empty());
+}
+
+TYPED_TEST(Generate, PenalisesTheTokensOfASharedPrefixThatHistoryNames) {
+  const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
+  std::vector<std::int32_t> whole(40);  // ids 0 to 39 of 50
+  std::iota(whole.begin(), whole.end(), 0);
+  const std::vector<std::int32_t> prefix(whole.begin(), whole.end() - 1);
+  const std::vector<std::vector<std::int32_t>> rest{{whole.back()}, {whole.back()}};
+  GenerateOptions options{.max_new_tokens = 8, .presence_penalty = 50};
+  const auto expected = collect(model, whole, options);
+  for (const std::int32_t token : expected) EXPECT_GE(token, 40);  // the penalty is that large
+  auto shared = model.make_cache();
+  model.forward_last(prefix, shared);
+  auto one = shared.clone(), both = shared.gather({0, 0});
+  EXPECT_NE(generate(model, one, rest[0], options).collect().tokens, expected);  // the trap: the prefix is unknown
+  options.history = prefix;
+  one = shared.clone();
+  EXPECT_EQ(generate(model, one, rest[0], options).collect().tokens, expected);
+  for (const auto& row : generate_batch(model, both, rest, options)) EXPECT_EQ(row.tokens, expected);
+}
+
+TYPED_TEST(Generate, ContinuesFromASavedSamplerAsIfItHadNotStopped) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const std::vector<std::int32_t> prompt{3, 1, 4};
   GenerateOptions options{
@@ -346,7 +271,7 @@ TYPED_TEST(Generate, GoesOnFromWhatWasSavedAsIfItHadNotStopped) {
   EXPECT_EQ(tokens, all);
 }
 
-TYPED_TEST(Generate, GivesEachRowOfABatchWhatItGetsAlone) {
+TYPED_TEST(Generate, GivesEachRowOfABatchTheResultThatItHasAlone) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const GenerateOptions options{.max_new_tokens = 12, .temperature = 0.8, .seed = 7, .repetition_penalty = 1.2};
   for (const bool one_length : {true, false}) {
@@ -372,7 +297,7 @@ TYPED_TEST(Generate, GivesEachRowOfABatchWhatItGetsAlone) {
       EXPECT_EQ(cache.position(row), static_cast<std::int64_t>(prompts[row].size() + expected.size()) - 1 +
                                          (rows[row].reason == EndReason::eos ? 1 : 0));
     }
-    // The state that a row is left with is its own: what follows is what would have followed.
+    // A row leaves the state in its slot that reading its tokens alone leaves.
     auto first_row = cache.gather({0});
     auto own = model.make_cache();
     std::vector<std::int32_t> read = prompts[0];

@@ -1,23 +1,30 @@
-// generate/score: what a model was surprised by, against the reference's loss.
+// generate/score: the negative log-likelihood of a text, against the reference's loss.
 #include "support/golden.hpp"
 
 namespace {
 
 using namespace minimamba;
 
-TEST(Surprise, IsTheLogarithmOfTheProbability) {
+TEST(NegativeLogLikelihood, IsMinusTheLogarithmOfTheProbability) {
   const std::vector<double> logits{std::log(1.0), std::log(2.0), std::log(5.0)};
-  EXPECT_NEAR(surprise<double>(logits, 0), std::log(8.0), 1e-15);
-  EXPECT_NEAR(surprise<double>(logits, 2), std::log(8.0 / 5), 1e-15);
+  EXPECT_NEAR(negative_log_likelihood(logits, 0), std::log(8.0), 1e-15);
+  EXPECT_NEAR(negative_log_likelihood(logits, 2), std::log(8.0 / 5), 1e-15);
 }
 
-TEST(Surprise, DoesNotOverflowAndSeesWhatCannotBe) {
+TEST(NegativeLogLikelihood, DoesNotOverflowAndIsNotFiniteWhereALogitIsNot) {
   const float infinity = std::numeric_limits<float>::infinity();
-  EXPECT_NEAR(surprise<float>(std::vector<float>{1e30F, 1e30F}, 1), std::log(2.0), 1e-7);
-  EXPECT_NEAR(surprise<float>(std::vector<float>{0, -1e4F}, 1), 1e4, 1e-3);
-  EXPECT_EQ(surprise<float>(std::vector<float>{0, -infinity}, 1), std::numeric_limits<double>::infinity());
-  EXPECT_TRUE(std::isnan(surprise<float>(std::vector<float>{0, std::nanf("")}, 0)));
-  EXPECT_TRUE(std::isnan(surprise<float>(std::vector<float>{0, infinity}, 0)));
+  EXPECT_NEAR(negative_log_likelihood(std::vector<float>{1e30F, 1e30F}, 1), std::log(2.0), 1e-7);
+  EXPECT_NEAR(negative_log_likelihood(std::vector<float>{0, -1e4F}, 1), 1e4, 1e-3);
+  EXPECT_EQ(negative_log_likelihood(std::vector<float>{0, -infinity}, 1), std::numeric_limits<double>::infinity());
+  EXPECT_TRUE(std::isnan(negative_log_likelihood(std::vector<float>{0, std::nanf("")}, 0)));
+  EXPECT_TRUE(std::isnan(negative_log_likelihood(std::vector<float>{0, infinity}, 0)));
+}
+
+TEST(NegativeLogLikelihood, RejectsATokenOutsideTheRow) {
+  const std::vector<float> logits{0, 1, 2};
+  EXPECT_THROW(negative_log_likelihood(logits, -1), ArgumentError);
+  EXPECT_THROW(negative_log_likelihood(logits, 3), ArgumentError);
+  EXPECT_EQ(negative_log_likelihood(std::span(logits), 2), negative_log_likelihood(logits, 2));
 }
 
 template <class Kind>
@@ -44,7 +51,7 @@ TYPED_TEST(ScorerOf, GivesTheReferencesLoss) {
   EXPECT_DOUBLE_EQ(total.perplexity(), std::exp(total.nats_per_token()));
 }
 
-TYPED_TEST(ScorerOf, SaysTheSameHoweverTheTextIsSplit) {
+TYPED_TEST(ScorerOf, GivesTheSameScoreHoweverTheTextIsSplit) {
   using Model = typename TypeParam::Model;
   const Model model = support::trained_looking_model<Model>(support::small_config());
   const std::vector<std::int32_t> tokens = support::random_tokens(40, 50);
@@ -61,10 +68,10 @@ TYPED_TEST(ScorerOf, SaysTheSameHoweverTheTextIsSplit) {
 }
 
 static_assert(std::is_constructible_v<Scorer<Mamba<float>>, const Mamba<float>&>);
-static_assert(!std::is_constructible_v<Scorer<Mamba<float>>, Mamba<float>>);  // it would outlive its model
+static_assert(!std::is_constructible_v<Scorer<Mamba<float>>, Mamba<float>>);  // the scorer would outlive its model
 static_assert(!std::is_constructible_v<Scorer<Mamba<float>>, Mamba<float>, std::size_t>);
 
-TEST(Scorer, RefusesStrangersAndGoesOn) {
+TEST(Scorer, RejectsUnknownTokensAndContinues) {
   const auto model = support::trained_looking_model<Mamba<float>>(support::small_config());
   Scorer scorer(model);
   EXPECT_EQ(scorer.score().nats_per_token(), 0);

@@ -1,4 +1,4 @@
-// generate_batch: several prompts continued side by side, each until it ends on its own.
+// generate_batch: several prompts continued together, each until it ends by itself.
 #ifndef MINIMAMBA_GENERATE_BATCH_HPP
 #define MINIMAMBA_GENERATE_BATCH_HPP
 
@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,13 +17,6 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-/// What became of one row of a batch.
-struct BatchRow {
-  std::vector<std::int32_t> tokens;  // those that were chosen, without the end-of-text token
-  EndReason reason = EndReason::max_new_tokens;
-  std::vector<std::int32_t> unread;  // with which the row's next prompt must begin: see Generation::unread()
-};
 
 namespace detail {
 
@@ -36,21 +30,22 @@ class BatchGeneration {
 
   BatchGeneration(const Model& model, Cache& cache, const Prompts& prompts, const GenerateOptions& options)
       : model_(model), cache_(cache), options_(options), rows_(prompts.size()), next_(prompts.size()) {
+    check_length(options);
     if (prompts.size() != cache.batch()) {
-      throw ArgumentError("prompts", std::to_string(cache.batch()) + " of them, one for each slot of the cache",
+      throw ArgumentError("prompts", std::to_string(cache.batch()) + ", one for each slot of the cache",
                           std::to_string(prompts.size()));
     }
     for (std::size_t row = 0; row < prompts.size(); ++row) {
       if (prompts[row].empty()) throw ArgumentError("prompt " + std::to_string(row), "at least one token", "none");
-      GenerateOptions of_row = options;
-      of_row.seed = options.seed + row;
-      samplers_.emplace_back(of_row, model.config().vocab_size);
-      for (const std::int32_t token : prompts[row]) samplers_.back().accept(token);
+      SamplerOptions of_row = options;
+      of_row.seed += row;
+      samplers_.emplace_back(of_row, model.config().vocab_size).accept(options.history);
+      samplers_.back().accept(prompts[row]);
     }
   }
 
   template <class OnToken>
-  std::vector<BatchRow> run(const Prompts& prompts, OnToken&& on_token) {
+  std::vector<GenerationResult> run(const Prompts& prompts, OnToken&& on_token) {
     for (std::size_t row = 0; row < prompts.size(); ++row) runs_.push_back({.slot = row, .tokens = prompts[row]});
     if (options_.max_new_tokens == 0) {
       for (std::size_t row = 0; row < prompts.size(); ++row) rows_[row].unread = prompts[row];
@@ -67,35 +62,38 @@ class BatchGeneration {
   }
 
  private:
-  /// Chooses the next token of each row that goes on, whose run it will be; a row that ends is not named any more.
+  /// Chooses the next token of each row, which becomes the row's run if the row continues. Rows that end get no run.
   template <class OnToken>
   void choose(View<const Scalar> logits, OnToken&& on_token) {
-    std::size_t still = 0;
+    std::size_t continued = 0;
     logits_.resize(logits.rows() * logits.cols());
-    model_.backend().download(logits.data(), logits_);  // of all rows: one wait
+    model_.backend().download(logits.data(), logits_);  // all rows with one wait
     for (std::size_t i = 0; i < runs_.size(); ++i) {
       const std::size_t row = runs_[i].slot;
-      const std::int32_t token =
-          samplers_[row](std::span<const Scalar>(logits_).subspan(i * logits.cols(), logits.cols()));
+      const auto of_row = std::span<const Scalar>(logits_).subspan(i * logits.cols(), logits.cols());
+      const std::int32_t token = samplers_[row](of_row);
       samplers_[row].accept(token);
-      if (goes_on(row, token, on_token)) {
+      if (report(row, token, of_row, on_token)) {
         next_[row] = token;
-        runs_[still++] = {.slot = row, .tokens = {&next_[row], 1}};
+        runs_[continued++] = {.slot = row, .tokens = {&next_[row], 1}};
       } else {
         rows_[row].unread = {token};
       }
     }
-    runs_.resize(still);
+    runs_.resize(continued);
   }
 
+  /// Adds a token to the result of its row, and returns whether the row continues.
   template <class OnToken>
-  bool goes_on(std::size_t row, std::int32_t token, OnToken&& on_token) {
-    BatchRow& result = rows_[row];
+  bool report(std::size_t row, std::int32_t token, std::span<const Scalar> logits, OnToken&& on_token) {
+    GenerationResult& result = rows_[row];
     if (!options_.ignore_eos && model_.config().ends_text(token)) {
       result.reason = EndReason::eos;
       return false;
     }
     result.tokens.push_back(token);
+    if (options_.log_probabilities)
+      result.log_probabilities.push_back(-minimamba::negative_log_likelihood(logits, token));
     if (!on_token(row, token)) {
       result.reason = EndReason::cancelled;
       return false;
@@ -107,29 +105,33 @@ class BatchGeneration {
   Cache& cache_;
   GenerateOptions options_;
   std::vector<Sampler> samplers_;
-  std::vector<BatchRow> rows_;
-  std::vector<Run> runs_;           // of the rows that go on
-  std::vector<std::int32_t> next_;  // the token chosen last, of each row
-  std::vector<Scalar> logits_;      // of one row, on the host
+  std::vector<GenerationResult> rows_;
+  std::vector<Run> runs_;           // one for each row that has not ended
+  std::vector<std::int32_t> next_;  // [rows], the token of each row that was chosen last
+  std::vector<Scalar> logits_;      // [runs, V], on the host
 };
 
 }  // namespace detail
 
-/// Continues prompts[row] in slot `row` of the cache, all rows at once: the weights are read once for all of them, and
-/// prompts of unequal length together. Row `row` is what generate() gives for it alone with the seed options.seed +
-/// row. on_token(row, token) returns whether that row goes on; a row that ends makes the others faster. Afterwards each
-/// slot of the cache has read all but `unread`. Throws ArgumentError as generate() does, and unless there are as many
-/// prompts as slots; after an exception, be it of on_token, the cache is as it was.
+/// Continues prompts[row] in slot `row` of the cache, all rows together: each step reads the weights once for all rows,
+/// and the prompts may have unequal lengths. Row `row` has the result that generate() gives for it alone with the seed
+/// options.seed + row; options.history, the tokens of a prefix that all slots share, is that of every row.
+/// on_token(row, token) is called with each token when it is chosen, and returns true to continue that row; a row that
+/// ends makes the others faster. Afterwards each slot of the cache has read everything but `unread`. Throws
+/// ArgumentError as generate() does, and unless there are as many prompts as slots; after an exception, of on_token
+/// too, the cache is as it was.
 template <class Model, class OnToken>
-std::vector<BatchRow> generate_batch(const Model& model, typename Model::Cache& cache,
-                                     const std::vector<std::vector<std::int32_t>>& prompts,
-                                     const GenerateOptions& options, OnToken&& on_token) {
+std::vector<GenerationResult> generate_batch(const Model& model, typename Model::Cache& cache,
+                                             const std::vector<std::vector<std::int32_t>>& prompts,
+                                             const GenerateOptions& options, OnToken&& on_token) {
+  static_assert(std::is_invocable_r_v<bool, OnToken&, std::size_t, std::int32_t>,
+                "on_token(row, token) must return a bool: true to continue the row, false to stop it");
   return detail::BatchGeneration<Model>(model, cache, prompts, options).run(prompts, on_token);
 }
 template <class Model>
-std::vector<BatchRow> generate_batch(const Model& model, typename Model::Cache& cache,
-                                     const std::vector<std::vector<std::int32_t>>& prompts,
-                                     const GenerateOptions& options = {}) {
+std::vector<GenerationResult> generate_batch(const Model& model, typename Model::Cache& cache,
+                                             const std::vector<std::vector<std::int32_t>>& prompts,
+                                             const GenerateOptions& options = {}) {
   return generate_batch(model, cache, prompts, options, [](std::size_t, std::int32_t) { return true; });
 }
 template <class Model>

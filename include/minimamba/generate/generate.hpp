@@ -8,12 +8,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "minimamba/generate/logits.hpp"
 #include "minimamba/generate/sampler.hpp"
 #include "minimamba/nn/model.hpp"
 
@@ -21,11 +24,68 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
+/// When a generation ends and what it reports, followed by how its tokens are chosen: the members of SamplerOptions,
+/// which says what they mean, so that one list of initialisers holds both. It converts to SamplerOptions.
+struct GenerateOptions {
+  std::int64_t max_new_tokens = 256;  // the largest number of tokens to generate
+  double temperature = 0;
+  std::int64_t top_k = 0;
+  double top_p = 1;
+  double min_p = 0;
+  std::uint64_t seed = 0;
+  bool ignore_eos = false;  // continue after a token that ends the text: eos_token_id and others of the configuration
+  double repetition_penalty = 1;
+  double frequency_penalty = 0;
+  double presence_penalty = 0;
+  std::int64_t penalty_window = 64;
+  std::int64_t vocabulary = 0;
+  bool log_probabilities = false;  // also fill GenerationResult::log_probabilities
+  /// Tokens that the cache has read before the prompt and that penalties count: see generate().
+  std::vector<std::int32_t> history = {};
+
+  operator SamplerOptions() const {
+    return {.temperature = temperature,
+            .top_k = top_k,
+            .top_p = top_p,
+            .min_p = min_p,
+            .seed = seed,
+            .repetition_penalty = repetition_penalty,
+            .frequency_penalty = frequency_penalty,
+            .presence_penalty = presence_penalty,
+            .penalty_window = penalty_window,
+            .vocabulary = vocabulary};
+  }
+};
+
+/// Why a generation has ended.
+enum class EndReason {
+  max_new_tokens,  // it has max_new_tokens tokens
+  eos,             // the model chose a token that ends the text
+  cancelled,       // the caller stopped it
+};
+
+/// What was generated for one prompt.
+struct GenerationResult {
+  std::vector<std::int32_t> tokens;  // without the token that ends the text
+  EndReason reason = EndReason::max_new_tokens;
+  std::vector<std::int32_t> unread;       // what the cache has not read yet; the next prompt must begin with it
+  std::vector<double> log_probabilities;  // one for each of tokens, in nats; empty unless options.log_probabilities
+};
+
+namespace detail {
+
+inline void check_length(const GenerateOptions& options) {
+  if (options.max_new_tokens >= 0) return;
+  throw ArgumentError("max_new_tokens", "at least 0", std::to_string(options.max_new_tokens));
+}
+
+}  // namespace detail
+
 /// What generate() returns: an input range. Nothing is computed before begin(), which reads the prompt; each increment
-/// reads one token and chooses the next. Refers to the model and the cache, which must outlive it. Movable, also while
-/// it is iterated; one that was moved from can only be assigned to.
+/// reads one token and chooses the next. It refers to the model and the cache, which must outlive it. It can be moved,
+/// also while it is iterated; one that was moved from can only be assigned to.
 template <class Model>
-class Generation {
+class [[nodiscard("generate() computes nothing until its range is iterated: use a loop, or collect()")]] Generation {
   struct State;
 
  public:
@@ -34,10 +94,12 @@ class Generation {
 
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options)
       : Generation(model, cache, prompt, options, Sampler(options, model.config().vocab_size)) {
-    for (const std::int32_t token : prompt) state_->sampler.accept(token);
+    state_->sampler.accept(options.history);
+    state_->sampler.accept(prompt);
   }
 
-  /// Goes on with a sampler that has accepted the prompt: one that was restored from a saved state, for example.
+  /// Chooses tokens with a sampler that has already accepted the prompt: one that was restored from a saved state, for
+  /// example. Of the options, history and those of the sampler are not used.
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options,
              Sampler sampler)
       : state_(new State{.model = model,
@@ -46,11 +108,12 @@ class Generation {
                          .options = options,
                          .sampler = std::move(sampler),
                          .logits = std::vector<Scalar>(detail::vocabulary_of(model))}) {
-    if (cache.batch() != 1) throw ArgumentError("cache", "a batch of 1", std::to_string(cache.batch()));
+    detail::check_length(options);
+    if (cache.batch() != 1) throw ArgumentError("cache", "one slot", std::to_string(cache.batch()));
     if (prompt.empty()) throw ArgumentError("prompt", "at least one token", "none");
   }
 
-  // The model must outlive it.
+  // The model must outlive the range.
   Generation(const Model&&, Cache&, std::span<const std::int32_t>, const GenerateOptions&) = delete;
   Generation(const Model&&, Cache&, std::span<const std::int32_t>, const GenerateOptions&, Sampler) = delete;
 
@@ -82,21 +145,47 @@ class Generation {
   }
   std::default_sentinel_t end() const { return {}; }
 
-  /// Whether the model chose its end-of-text token, which is not part of the range.
+  /// Generates the rest of the range, from the token that an iterator is at, and returns it. on_token(token) is called
+  /// with each token when it is chosen; it returns true to continue.
+  template <class OnToken>
+  GenerationResult collect(OnToken && on_token) {
+    static_assert(std::is_invocable_r_v<bool, OnToken&, std::int32_t>,
+                  "on_token(token) must return a bool: true to continue, false to stop");
+    GenerationResult result;
+    bool wanted = true;
+    for (auto token = begin(); wanted && token != end();) {
+      result.tokens.push_back(*token);
+      if (state_->options.log_probabilities) result.log_probabilities.push_back(log_probability());
+      wanted = on_token(*token);
+      if (wanted) ++token;
+    }
+    result.reason = !wanted ? EndReason::cancelled : reached_eos() ? EndReason::eos : EndReason::max_new_tokens;
+    result.unread = state_->unread;
+    return result;
+  }
+  GenerationResult collect() {
+    return collect([](std::int32_t) { return true; });
+  }
+
+  /// Whether the model chose a token that ends the text. It is not part of the range.
   bool reached_eos() const { return state_->eos; }
 
-  /// What the cache has not read yet, with which the next prompt must begin: the token chosen last, be it the one that
-  /// was yielded last or the end-of-text token.
+  /// What the cache has not read yet; the next prompt must begin with it. Once there is a token, this is the one chosen
+  /// last: the last of the range, or the one that ended the text.
   std::span<const std::int32_t> unread() const { return state_->unread; }
+
+  /// The log-probability of the token chosen last, in nats: that of the model, from all V logits, as Scorer computes
+  /// it; temperature, penalties and filters do not change it. NaN before there is a token. Computed in each call.
+  double log_probability() const { return state_->log_probability(); }
 
   /// The logits [V] from which the last token was chosen.
   std::span<const Scalar> logits() const { return state_->logits; }
 
-  /// What chooses; its state can be saved.
+  /// The sampler, whose state can be saved. It has accepted the token chosen last.
   const Sampler& sampler() const { return state_->sampler; }
 
  private:
-  /// In one place, to which iterators point wherever the range is moved.
+  /// On the heap, so that iterators stay valid when the range is moved.
   struct State {
     const Model& model;
     Cache& cache;
@@ -105,7 +194,7 @@ class Generation {
     Sampler sampler;
     std::vector<Scalar> logits;  // on the host, wherever the backend keeps them
     std::int64_t count = 0;
-    bool begun = false, ended = false, eos = false;
+    bool begun = false, ended = false, eos = false, chosen = false;
 
     void begin() {
       if (begun) return;
@@ -122,22 +211,34 @@ class Generation {
 
     void choose() {
       const auto last = model.forward_last(unread, cache);
-      unread.clear();  // read now, whatever comes of the choice
+      unread.clear();  // they are read now, even if no token can be chosen
       begun = ended = true;
+      chosen = false;
       model.backend().download(last.data(), logits);
-      unread.push_back(sampler(std::span<const Scalar>(logits)));
+      unread.push_back(sampler(logits));
       sampler.accept(unread.front());
+      chosen = true;
       eos = !options.ignore_eos && model.config().ends_text(unread.front());
       ended = eos;
+    }
+
+    double log_probability() const {
+      if (!chosen) return std::numeric_limits<double>::quiet_NaN();
+      return -negative_log_likelihood(logits, unread.front());
     }
   };
 
   std::unique_ptr<State> state_;
 };
 
-/// Continues a prompt, which may follow whatever the cache has read before. The token that is chosen last has not been
-/// read by the cache: to go on later, begin the next prompt with unread(). Throws ArgumentError for an empty prompt, a
-/// cache with more than one row, or an option out of its range.
+/// Continues a prompt, which may follow anything that the cache has read before. The cache has not read the token that
+/// is chosen last: to continue later, begin the next prompt with unread().
+///
+/// Penalties count the tokens of this prompt and those generated. A cache does not keep the tokens that it has read: if
+/// penalties should also count those before the prompt (earlier turns, or a shared prefix that was assigned to the
+/// slot), pass them as options.history; the last penalty_window tokens of history and prompt are enough.
+///
+/// Throws ArgumentError for an empty prompt, a cache with more than one slot, or an option out of its range.
 template <class Model>
 Generation<Model> generate(const Model& model, typename Model::Cache& cache, std::span<const std::int32_t> prompt,
                            const GenerateOptions& options = {}) {
@@ -147,18 +248,11 @@ template <class Model>
 void generate(const Model&&, typename Model::Cache&, std::span<const std::int32_t>,
               const GenerateOptions& = {}) = delete;  // the model must outlive the range
 
-/// Why a generation has ended: it is as long as was asked, the model ended the text, or the caller did.
-enum class EndReason { max_new_tokens, eos, cancelled };
-
-/// The same with a callback: on_token(token) is told each token as it is chosen, and returns whether to go on.
+/// The same in one call: on_token(token) is called with each token when it is chosen, and returns true to continue.
 template <class Model, class OnToken>
-EndReason generate(const Model& model, typename Model::Cache& cache, std::span<const std::int32_t> prompt,
-                   const GenerateOptions& options, OnToken&& on_token) {
-  Generation<Model> generation(model, cache, prompt, options);
-  for (const std::int32_t token : generation) {
-    if (!on_token(token)) return EndReason::cancelled;
-  }
-  return generation.reached_eos() ? EndReason::eos : EndReason::max_new_tokens;
+GenerationResult generate(const Model& model, typename Model::Cache& cache, std::span<const std::int32_t> prompt,
+                          const GenerateOptions& options, OnToken&& on_token) {
+  return Generation<Model>(model, cache, prompt, options).collect(on_token);
 }
 
 }  // namespace minimamba

@@ -15,39 +15,40 @@
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/core/random.hpp"
+#include "minimamba/generate/logits.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// How tokens are chosen and when to end. The penalties come first, then the filters in this order, each on what the
-/// last one left: temperature, top_k, top_p, min_p.
+/// How a token is chosen from logits. The penalties come first, then the filters in this order, each applied to what
+/// the one before it has left: temperature, top_k, top_p, min_p.
 ///
-/// Penalties fall on the tokens among the last penalty_window ones, of the prompt and of what was generated. With n the
-/// number of times that a token is there, its logit x becomes
+/// Penalties fall on the tokens in the window: the last penalty_window tokens that the sampler has accepted. With n the
+/// number of times that a token is in it, its logit x becomes
 ///   x / repetition_penalty if x > 0, else x repetition_penalty        (Keskar et al., arXiv 1909.05858)
 /// and then x - n frequency_penalty - presence_penalty.
-struct GenerateOptions {
-  std::int64_t max_new_tokens = 256;  // at most so many tokens
-  double temperature = 0;             // 0: the most likely token, always; above: logits are divided by it
-  std::int64_t top_k = 0;             // keep the k most likely tokens; 0: all
-  double top_p = 1;                   // keep the fewest most likely tokens with this much probability together
-  double min_p = 0;                   // keep tokens with at least this part of the most likely one's probability
-  std::uint64_t seed = 0;             // the same logits and seed give the same tokens
-  bool ignore_eos = false;            // go on after the configuration's eos_token_id and others
-  double repetition_penalty = 1;      // above 1: less repetition; 1: none
-  double frequency_penalty = 0;       // taken from a logit for each time that its token is in the window
-  double presence_penalty = 0;        // taken from a logit once if its token is there
-  std::int64_t penalty_window = 64;   // tokens
-  std::int64_t vocabulary = 0;        // ids from here on are never chosen; 0: the model's vocab_size
+struct SamplerOptions {
+  double temperature = 0;            // 0: always the most likely token; above 0: logits are divided by it
+  std::int64_t top_k = 0;            // keep the k most likely tokens; 0: all
+  double top_p = 1;                  // keep the fewest most likely tokens whose probabilities sum to at least this
+  double min_p = 0;                  // keep tokens with at least min_p times the probability of the most likely one
+  std::uint64_t seed = 0;            // the same logits and seed give the same tokens
+  double repetition_penalty = 1;     // above 1: less repetition; 1: none
+  double frequency_penalty = 0;      // subtracted from a logit for each time that its token is in the window
+  double presence_penalty = 0;       // subtracted from a logit once if its token is in the window
+  std::int64_t penalty_window = 64;  // tokens
+  std::int64_t vocabulary = 0;       // ids from here on are never chosen; 0: the model's vocab_size
+
+  bool operator==(const SamplerOptions&) const = default;
 };
 
 /// Draws tokens below vocab_size from rows of logits. Its state is the random generator and the tokens in the window,
-/// which state() gives as bytes and restore() takes back.
+/// which state() returns as bytes and restore() reads.
 class Sampler {
  public:
   /// Throws ArgumentError for an option out of its range.
-  Sampler(const GenerateOptions& options, std::int64_t vocab_size)
+  Sampler(const SamplerOptions& options, std::int64_t vocab_size)
       : random(options.seed),
         options_(checked(options)),
         vocab_size_(
@@ -58,28 +59,50 @@ class Sampler {
     window_.reserve(static_cast<std::size_t>(options.penalty_window));
   }
 
-  /// The next token. Logits above vocab_size, the padding of the embedding, and NaN are never chosen; of equal logits
-  /// the lowest id comes first. Throws ArgumentError if nothing is left to choose from. Allocates nothing.
-  template <class Scalar>
-  std::int32_t operator()(std::span<const Scalar> logits) {
-    const std::span<const Scalar> allowed = logits.first(std::min(logits.size(), vocab_size_));
-    return options_.temperature > 0 ? draw(allowed) : most_likely(allowed);
+  /// Chooses a token. Logits from vocab_size on, which are the padding of the vocabulary, and NaN are never chosen; of
+  /// equal logits that with the lowest id comes first. Throws ArgumentError if nothing is left to choose from.
+  /// Allocates nothing.
+  template <LogitsRow Row>
+  std::int32_t operator()(const Row& logits) {
+    const auto row = allowed(logits);
+    return options_.temperature > 0 ? draw(row) : most_likely(row);
   }
 
-  /// Tells of a token that was read or chosen: it enters the window, and the oldest one leaves it. Allocates nothing.
+  /// The distribution that the next token is drawn from, after penalties, temperature and filters: the probability of
+  /// each id below vocab_size. Draws nothing. Throws ArgumentError as drawing does.
+  template <LogitsRow Row>
+  std::vector<double> probabilities(const Row& logits) const {
+    const auto row = allowed(logits);
+    std::vector<double> result(row.size());
+    if (options_.temperature > 0) {
+      std::vector<Candidate> candidates;
+      keep_candidates(row, candidates);
+      const double total = total_weight(candidates);
+      for (const Candidate& c : candidates) result[static_cast<std::size_t>(c.token)] = c.weight / total;
+    } else {
+      result[static_cast<std::size_t>(most_likely(row))] = 1;
+    }
+    return result;
+  }
+
+  /// Appends a token that was read or chosen to the window; if the window is full, its oldest token leaves. Allocates
+  /// nothing.
   void accept(std::int32_t token) {
-    const auto most = static_cast<std::size_t>(options_.penalty_window);
-    if (most == 0) return;
-    if (window_.size() < most) {
+    const auto capacity = static_cast<std::size_t>(options_.penalty_window);
+    if (capacity == 0) return;
+    if (window_.size() < capacity) {
       window_.push_back(token);
     } else {
       count(std::exchange(window_[oldest_], token), -1);
-      oldest_ = (oldest_ + 1) % most;
+      oldest_ = (oldest_ + 1) % capacity;
     }
     count(token, 1);
   }
+  void accept(std::span<const std::int32_t> tokens) {
+    for (const std::int32_t token : tokens) accept(token);
+  }
 
-  /// The random generator and the window: what decides, with the options, how it goes on.
+  /// The bytes of the random generator and the window: with the options, they determine all later choices.
   std::string state() const {
     std::string bytes(sizeof(random.state), '\0');
     std::memcpy(bytes.data(), random.state.data(), sizeof(random.state));
@@ -89,11 +112,12 @@ class Sampler {
     }
     return bytes;
   }
-  /// Goes on as the sampler of that state would; of a longer window the latest tokens count. Throws ArgumentError for
-  /// other bytes.
+  /// Continues from such a state; if its window is longer than this one, the latest tokens are kept. Throws
+  /// ArgumentError for other bytes.
   void restore(std::string_view state) {
     if (state.size() < sizeof(random.state) || (state.size() - sizeof(random.state)) % sizeof(std::int32_t) != 0) {
-      throw ArgumentError("sampler state", "bytes of Sampler::state()", std::to_string(state.size()) + " other bytes");
+      throw ArgumentError("sampler state",
+                          std::to_string(state.size()) + " bytes, which Sampler::state() does not return");
     }
     std::memcpy(random.state.data(), state.data(), sizeof(random.state));
     state.remove_prefix(sizeof(random.state));
@@ -115,35 +139,38 @@ class Sampler {
     double weight;
     std::int32_t token;
   };
-  static bool likelier(const Candidate& a, const Candidate& b) {
+  static bool more_likely(const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
   }
-  static bool less_likely(const Candidate& a, const Candidate& b) { return likelier(b, a); }
+  static bool less_likely(const Candidate& a, const Candidate& b) { return more_likely(b, a); }
 
-  static constexpr std::int64_t longest_window = 1 << 20;
+  static constexpr std::int64_t max_window = 1 << 20;
 
-  static const GenerateOptions& checked(const GenerateOptions& options) {
+  static const SamplerOptions& checked(const SamplerOptions& options) {
     const auto require = [](bool good, const char* name, const char* expected, auto found) {
       if (!good) throw ArgumentError(name, expected, number_text(found));
     };
-    require(options.max_new_tokens >= 0, "max_new_tokens", "at least 0", options.max_new_tokens);
-    require(options.temperature >= 0 && std::isfinite(options.temperature), "temperature", "a number from 0 up",
-            options.temperature);
+    require(options.temperature >= 0 && std::isfinite(options.temperature), "temperature",
+            "a finite number of at least 0", options.temperature);
     require(options.top_k >= 0, "top_k", "at least 0", options.top_k);
-    require(options.top_p > 0 && options.top_p <= 1, "top_p", "a probability above 0, at most 1", options.top_p);
+    require(options.top_p > 0 && options.top_p <= 1, "top_p", "a probability above 0 and at most 1", options.top_p);
     require(options.min_p >= 0 && options.min_p <= 1, "min_p", "a probability from 0 to 1", options.min_p);
     require(options.repetition_penalty > 0 && std::isfinite(options.repetition_penalty), "repetition_penalty",
-            "a number above 0", options.repetition_penalty);
-    require(std::isfinite(options.frequency_penalty), "frequency_penalty", "a number", options.frequency_penalty);
-    require(std::isfinite(options.presence_penalty), "presence_penalty", "a number", options.presence_penalty);
-    require(options.penalty_window >= 0 && options.penalty_window <= longest_window, "penalty_window",
-            "a number from 0 to 1048576", options.penalty_window);
+            "a finite number above 0", options.repetition_penalty);
+    require(std::isfinite(options.frequency_penalty), "frequency_penalty", "a finite number",
+            options.frequency_penalty);
+    require(std::isfinite(options.presence_penalty), "presence_penalty", "a finite number", options.presence_penalty);
+    require(options.penalty_window >= 0 && options.penalty_window <= max_window, "penalty_window",
+            "from 0 to 1048576 tokens", options.penalty_window);
     require(options.vocabulary >= 0, "vocabulary", "at least 0", options.vocabulary);
     return options;
   }
 
-  [[noreturn]] static void refuse() {
-    throw ArgumentError("logits", "a number to choose", "none but NaN and -infinity");
+  /// The logits of the ids below vocab_size.
+  template <LogitsRow Row>
+  std::span<const detail::ScalarOfRow<Row>> allowed(const Row& logits) const {
+    const std::span<const detail::ScalarOfRow<Row>> row(logits);
+    return row.first(std::min(row.size(), vocab_size_));
   }
 
   void count(std::int32_t token, std::int32_t change) {
@@ -172,68 +199,73 @@ class Sampler {
         largest = logit;
       }
     }
-    if (best == logits.size()) refuse();
+    if (best == logits.size()) throw ArgumentError("logits", "all are NaN or -infinity");
     return static_cast<std::int32_t>(best);
   }
 
   template <class Scalar>
   std::int32_t draw(std::span<const Scalar> logits) {
-    const std::size_t best = static_cast<std::size_t>(most_likely(logits));
-    const double largest = penalised(logits, best);
-    candidates_.clear();
-    for (std::size_t i = 0; i < logits.size(); ++i) {
-      const double logit = penalised(logits, i);
-      if (!(logit > -HUGE_VAL)) continue;
-      const double weight = logit == largest ? 1 : std::exp((logit - largest) / options_.temperature);
-      candidates_.push_back({logit, weight, static_cast<std::int32_t>(i)});
-    }
-    keep_top_k();
-    keep_top_p();
-    if (options_.min_p > 0) std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < options_.min_p; });
-    double remaining = random.uniform() * total_weight();
+    keep_candidates(logits, candidates_);
+    double remaining = random.uniform() * total_weight(candidates_);
     for (const Candidate& candidate : candidates_) {
       remaining -= candidate.weight;
       if (remaining < 0) return candidate.token;
     }
-    return candidates_.back().token;  // rounding left a crumb
+    return candidates_.back().token;  // rounding has left a remainder
   }
 
-  void keep_top_k() {
+  /// Fills `kept` with the tokens that pass all filters.
+  template <class Scalar>
+  void keep_candidates(std::span<const Scalar> logits, std::vector<Candidate>& kept) const {
+    const double largest = penalised(logits, static_cast<std::size_t>(most_likely(logits)));
+    kept.clear();
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      const double logit = penalised(logits, i);
+      if (!(logit > -HUGE_VAL)) continue;
+      const double weight = logit == largest ? 1 : std::exp((logit - largest) / options_.temperature);
+      kept.push_back({logit, weight, static_cast<std::int32_t>(i)});
+    }
+    keep_top_k(kept);
+    keep_top_p(kept);
+    if (options_.min_p > 0) std::erase_if(kept, [&](const Candidate& c) { return c.weight < options_.min_p; });
+  }
+
+  void keep_top_k(std::vector<Candidate>& kept) const {
     const std::size_t count = static_cast<std::size_t>(options_.top_k);
-    if (count == 0 || count >= candidates_.size()) return;
-    const auto end = candidates_.begin() + static_cast<std::ptrdiff_t>(count);
-    std::nth_element(candidates_.begin(), end, candidates_.end(), likelier);
-    candidates_.erase(end, candidates_.end());
-    std::sort(candidates_.begin(), candidates_.end(), likelier);
+    if (count == 0 || count >= kept.size()) return;
+    const auto end = kept.begin() + static_cast<std::ptrdiff_t>(count);
+    std::nth_element(kept.begin(), end, kept.end(), more_likely);
+    kept.erase(end, kept.end());
+    std::sort(kept.begin(), kept.end(), more_likely);
   }
 
-  /// A heap yields the most likely tokens one by one: the tail of a large vocabulary is never sorted.
-  void keep_top_p() {
+  /// A heap yields the most likely tokens one by one, so the tail of a large vocabulary is never sorted.
+  void keep_top_p(std::vector<Candidate>& kept) const {
     if (options_.top_p >= 1) return;
-    const double enough = options_.top_p * total_weight();
-    std::make_heap(candidates_.begin(), candidates_.end(), less_likely);
-    auto heap_end = candidates_.end();
-    for (double sum = 0; heap_end != candidates_.begin() && sum < enough;) {
-      std::pop_heap(candidates_.begin(), heap_end, less_likely);
+    const double enough = options_.top_p * total_weight(kept);
+    std::make_heap(kept.begin(), kept.end(), less_likely);
+    auto heap_end = kept.end();
+    for (double sum = 0; heap_end != kept.begin() && sum < enough;) {
+      std::pop_heap(kept.begin(), heap_end, less_likely);
       sum += (--heap_end)->weight;
     }
-    std::reverse(heap_end, candidates_.end());
-    candidates_.erase(candidates_.begin(), heap_end);
+    std::reverse(heap_end, kept.end());
+    kept.erase(kept.begin(), heap_end);
   }
 
-  double total_weight() const {
+  static double total_weight(const std::vector<Candidate>& candidates) {
     double sum = 0;
-    for (const Candidate& candidate : candidates_) sum += candidate.weight;
+    for (const Candidate& candidate : candidates) sum += candidate.weight;
     return sum;
   }
 
-  GenerateOptions options_;
+  SamplerOptions options_;
   std::size_t vocab_size_;
   bool penalises_ = false;
-  std::vector<Candidate> candidates_;
-  std::vector<std::int32_t> window_;  // a ring, as long as penalty_window
-  std::size_t oldest_ = 0;            // where it begins once it is full
-  std::vector<std::int32_t> counts_;  // [vocab_size], of the tokens in the window; empty without penalties
+  std::vector<Candidate> candidates_;  // scratch memory of draw()
+  std::vector<std::int32_t> window_;   // a ring buffer of at most penalty_window tokens
+  std::size_t oldest_ = 0;             // where its oldest token is, once it is full
+  std::vector<std::int32_t> counts_;   // [vocab_size], how often each token is in the window; empty without penalties
 };
 
 }  // namespace minimamba

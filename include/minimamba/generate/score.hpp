@@ -1,4 +1,4 @@
-// score: how well a model foretells tokens.
+// score: how well a model predicts tokens.
 #ifndef MINIMAMBA_GENERATE_SCORE_HPP
 #define MINIMAMBA_GENERATE_SCORE_HPP
 
@@ -10,7 +10,8 @@
 #include <span>
 #include <vector>
 
-#include "minimamba/backend/host_kernels.hpp"
+#include "minimamba/backend/concept.hpp"
+#include "minimamba/generate/logits.hpp"
 #include "minimamba/nn/model.hpp"
 #include "minimamba/nn/workspace.hpp"
 
@@ -18,24 +19,17 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// What a model was surprised by: the sum over tokens of -log p(token | those before it).
+/// The negative log-likelihood of a text: the sum over its tokens of -log p(token | those before it), in nats.
 struct Score {
   double nats = 0;
-  std::size_t tokens = 0;
+  std::size_t tokens = 0;  // how many were scored
 
   double nats_per_token() const { return tokens == 0 ? 0 : nats / static_cast<double>(tokens); }
   double perplexity() const { return std::exp(nats_per_token()); }
 };
 
-/// -log softmax(logits)[token] = log sum_v exp(logits[v]) - logits[token], in nats. logits: [V]. NaN where a logit is
-/// NaN or infinite; infinity for a token whose logit alone is -infinity.
-template <class Scalar>
-double surprise(std::span<const Scalar> logits, std::size_t token) {
-  return detail::negative_log_likelihood(logits, token);
-}
-
-/// Scores tokens in the order in which they come, call after call; the very first has nothing before it and is not
-/// scored. Splitting the tokens changes nothing.
+/// Scores the tokens of one text, which may be read in several calls; how it is split changes nothing. The first token
+/// has no token before it and is not scored.
 ///
 ///     minimamba::Scorer scorer(model);
 ///     scorer.read(tokens);
@@ -45,16 +39,16 @@ class Scorer {
  public:
   using Cache = typename detail::ModelOfLanguage<Model>::Type::Cache;
 
-  /// chunk: tokens whose logits are kept at a time.
+  /// chunk: how many tokens have their logits in memory at the same time.
   explicit Scorer(const Model& model, std::size_t chunk = 256)
       : model_(model), chunk_(std::max<std::size_t>(chunk, 1)), cache_(model.make_cache()) {}
   explicit Scorer(const Model&&, std::size_t = 256) = delete;  // the model must outlive it
 
-  /// Throws ArgumentError for a token that the model does not have; nothing of this call is read then.
+  /// Throws ArgumentError for a token that the model does not have; then nothing of this call is read.
   void read(std::span<const std::int32_t> tokens) {
     model_.check(tokens, cache_);
     while (!tokens.empty()) {
-      if (begun_) count(surprise<Scalar>(last_, static_cast<std::size_t>(tokens.front())));
+      if (begun_) count(negative_log_likelihood(last_, tokens.front()));
       const auto some = tokens.first(std::min(chunk_, tokens.size()));
       const auto logits = model_.forward(some, cache_);
       count_rows(logits.rows_from(0, some.size() - 1), some.subspan(1));
@@ -66,15 +60,15 @@ class Scorer {
   }
 
   const Score& score() const { return score_; }
-  /// How many tokens had been read when the logits first were no numbers or gave a token no chance at all; then the
-  /// score is none either.
+  /// The number of tokens read when a negative log-likelihood first was not finite: a logit was NaN or infinite. From
+  /// then on score().nats is not finite either.
   std::optional<std::size_t> not_finite_after() const { return not_finite_after_; }
   const Cache& cache() const { return cache_; }
 
  private:
   using Scalar = ScalarOf<Model>;
 
-  /// Row i is the logits of tokens[i]. Backends that can do so compute where the logits are.
+  /// Row i holds the logits from which tokens[i] is predicted. A backend with a kernel for it computes where they are.
   void count_rows(View<const Scalar> logits, std::span<const std::int32_t> tokens) {
     if (tokens.empty()) return;
     const auto& backend = model_.backend();
@@ -86,12 +80,12 @@ class Scorer {
       backend.negative_log_likelihood(
           {.logits = logits, .targets = tokens_.upload(backend, tokens), .nats = nats_.first(tokens.size())});
       backend.download(nats_.first(tokens.size()).data(), nats);
-      for (const double one : nats) count(one);
+      for (const double value : nats) count(value);
     } else {
       std::vector<Scalar> row(logits.cols());
       for (std::size_t i = 0; i < tokens.size(); ++i) {
         backend.download(logits.rows_from(i, 1).data(), row);
-        count(surprise<Scalar>(row, static_cast<std::size_t>(tokens[i])));
+        count(negative_log_likelihood(row, tokens[i]));
       }
     }
   }

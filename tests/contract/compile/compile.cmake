@@ -177,6 +177,22 @@ function(check_words)
   endforeach()
 endfunction()
 
+# Mistakes with generate() are reported in words: a range that nobody iterates, a callback that returns nothing.
+function(check_generation)
+  set(source -fsyntax-only ${here}/generation.cpp)
+  run(${compile} ${warnings} ${source} -DCASE=0)
+  set(words "computes nothing until its range is iterated" "on_token\\(token\\) must return a bool"
+            "on_token\\(row, token\\) must return a bool")
+  foreach(number RANGE 1 3)
+    math(EXPR index "${number} - 1")
+    list(GET words ${index} expected)
+    try_to(${compile} ${source} -DCASE=${number})
+    if(result EQUAL 0 OR NOT complaint MATCHES "${expected}")
+      message(SEND_ERROR "case ${number}: expected an error that says ${expected}, found ${result}:\n${complaint}")
+    endif()
+  endforeach()
+endfunction()
+
 # Links the units in the order given, and runs the program; sets ran, and <unit>_lines for each of them.
 macro(run_units)
   set(uses "")

@@ -1,0 +1,26 @@
+// Mistakes with generate() that a compiler reports in words: one for each -DCASE=<number>; with -DCASE=0 there is none.
+#include <minimamba/minimamba.hpp>
+
+#include <vector>
+
+using namespace minimamba;
+
+#pragma GCC diagnostic error "-Wunused-result"
+
+int main() {
+  const Mamba<float> model({.d_model = 16, .n_layer = 1, .vocab_size = 32});
+  auto cache = model.make_cache();
+  const std::vector<std::int32_t> prompt{1};
+#if CASE == 1
+  generate(model, cache, prompt, {.max_new_tokens = 2});
+#elif CASE == 2
+  generate(model, cache, prompt, {}, [](std::int32_t) {});
+#elif CASE == 3
+  generate_batch(model, cache, {prompt}, {}, [](std::int32_t) { return true; });
+#else
+  generate(model, cache, prompt, {.max_new_tokens = 2}, [](std::int32_t) { return true; });
+  generate_batch(model, cache, {prompt}, {.max_new_tokens = 2});
+  const GenerationResult result = generate(model, cache, prompt, {.max_new_tokens = 2}).collect();
+  return static_cast<int>(result.tokens.size());
+#endif
+}
