@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Measures what compiling costs: user and system seconds, peak memory and the size of the object or program.
+
+    bench/compile_times.py [--compiler g++] [--repeat 3] [--every] [pattern ...]
+
+Prints a line for hello.cpp, for small files that load, tokenise and train, for each example and, with --every, for every
+source file of the repository, each compiled with -O2 as a user would; patterns choose among the names. The smallest of
+the repetitions counts. Beside each figure stands its budget, if it has one; exit status 1 if one is exceeded. The first
+line is a file that includes a dozen standard headers and Eigen: it tells how fast the machine is today.
+"""
+import argparse, glob, os, re, subprocess, sys, tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SMALL = {
+    "standard headers and Eigen": "#include <Eigen/Core>\n" + "".join(
+        f"#include <{h}>\n" for h in "algorithm cmath condition_variable functional memory mutex optional span string thread type_traits vector".split()),
+    "the umbrella header alone": "#include <minimamba/minimamba.hpp>\n",
+    "load": "#include <minimamba/io.hpp>\nint main(int, char** a) { return static_cast<int>(minimamba::load<minimamba::Mamba<float>>(a[1]).parameter_count()); }\n",
+    "text": "#include <minimamba/text.hpp>\nint main(int, char** a) { return static_cast<int>(minimamba::Tokenizer::load(a[1]).encode(\"x\").size()); }\n",
+    "train": "#include <minimamba/train.hpp>\n#include <utility>\nint main() {\n  minimamba::Mamba<float, minimamba::NativeTraining> model({.d_model = 64, .n_layer = 2, .vocab_size = 256});\n"
+             "  minimamba::Trainer trainer(std::move(model), std::vector<std::int32_t>(100), {.batch = 2, .length = 16});\n  return trainer.step().loss > 0 ? 0 : 1;\n}\n",
+    "kernels": "#include <minimamba/kernels.hpp>\n",
+}
+BUDGETS = {"hello": (5, 700), "load": (10, None)}  # seconds, MB
+EVERY = (30, 1200)  # of any file of the repository
+
+
+def packages(*names):
+    flags = subprocess.run(["pkg-config", "--cflags", *names], capture_output=True, text=True).stdout.split()
+    return [re.sub("^-I", "-isystem", flag) for flag in flags]
+
+
+def compile_once(command):
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)}\n{errors.decode()}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("patterns", nargs="*")
+    parser.add_argument("--compiler", default=os.environ.get("CXX", "g++"))
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--every", action="store_true")
+    parser.add_argument("--compiled", action="store_true", help="as with minimamba::kernels")
+    options = parser.parse_args()
+    flags = ["-std=c++20", "-O2", f"-I{ROOT}/include", f"-I{ROOT}", f"-I{ROOT}/tests"] + packages("eigen3", "CLI11", "libutf8proc", "nlohmann_json")
+    flags += ['-DGOLDEN_FOLDER=""', '-DMINIMAMBA_EXAMPLE_DATA=""'] + (["-DMINIMAMBA_COMPILED_KERNELS"] if options.compiled else [])
+    exceeded = False
+    with tempfile.TemporaryDirectory() as folder:
+        sources = {}
+        for name, text in SMALL.items():
+            sources[name] = f"{folder}/{name.replace(' ', '_')}.cpp"
+            with open(sources[name], "w") as file:
+                file.write(text)
+        for path in sorted(glob.glob(f"{ROOT}/examples/*.cpp")):
+            sources[os.path.basename(path)[:-4]] = path
+        if options.every:
+            for path in sorted(glob.glob(f"{ROOT}/tests/*/*_test.cpp") + glob.glob(f"{ROOT}/bench/*.cpp")):
+                sources[os.path.relpath(path, ROOT)] = path
+        print(f"{'':36} {'seconds':>8} {'budget':>7} {'MB':>6} {'budget':>7} {'object, KB':>11}")
+        for name, path in sources.items():
+            if options.patterns and not any(re.search(p, name) for p in options.patterns):
+                continue
+            out = f"{folder}/object.o"
+            runs = [compile_once([options.compiler, *flags, "-c", path, "-o", out]) for _ in range(options.repeat)]
+            seconds, memory = min(run[0] for run in runs), min(run[1] for run in runs)
+            most = BUDGETS.get(name, EVERY)
+            exceeded |= seconds > most[0] or (most[1] is not None and memory > most[1])
+            print(f"{name:36} {seconds:8.1f} {most[0]:7} {memory:6.0f} {most[1] or '':>7} {os.path.getsize(out) / 1024:11.0f}", flush=True)
+    sys.exit(1 if exceeded else 0)
+
+
+if __name__ == "__main__":
+    main()
