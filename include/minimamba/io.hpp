@@ -1,4 +1,4 @@
-// Loading and saving of checkpoints. Needs nlohmann-json besides what minimamba/minimamba.hpp needs.
+// Loads and saves checkpoints. Needs nlohmann-json in addition to what minimamba/minimamba.hpp needs.
 #ifndef MINIMAMBA_IO_HPP
 #define MINIMAMBA_IO_HPP
 

@@ -1,5 +1,5 @@
-// minimamba: Mamba, the selective state-space sequence model, for C++20. This header is all that building and running
-// a model needs; minimamba/io.hpp loads and saves checkpoints.
+// minimamba: Mamba, the selective state-space sequence model, for C++20. This header has everything that is needed to
+// build and run a model; minimamba/io.hpp loads and saves checkpoints.
 #ifndef MINIMAMBA_MINIMAMBA_HPP
 #define MINIMAMBA_MINIMAMBA_HPP
 

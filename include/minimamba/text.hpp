@@ -1,4 +1,4 @@
-// Text to token ids and back. Needs nlohmann-json and utf8proc besides what minimamba/minimamba.hpp needs.
+// Text to token ids and back. Needs nlohmann-json and utf8proc in addition to what minimamba/minimamba.hpp needs.
 #ifndef MINIMAMBA_TEXT_HPP
 #define MINIMAMBA_TEXT_HPP
 

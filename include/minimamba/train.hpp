@@ -1,5 +1,6 @@
-// Training: the tape that walks a model back, AdamW, the rate over the steps, and a trainer of all three. Programs that
-// only infer need none of it, so minimamba.hpp does not include it. minimamba/train/checkpoint.hpp saves a training.
+// Training: the tape that computes gradients, AdamW, the learning-rate schedule, and a trainer that combines them.
+// Programs that only run inference do not need it, so minimamba.hpp does not include it. minimamba/train/checkpoint.hpp
+// saves the state of a training run.
 #ifndef MINIMAMBA_TRAIN_HPP
 #define MINIMAMBA_TRAIN_HPP
 

@@ -177,13 +177,15 @@ INSTANTIATE_TEST_SUITE_P(
             "BracketsInAHeader", header([] { return "{\"a\":" + std::string(5'000'000, '['); }), {weights, "an array"}},
         Burden{"ZerosInAHeader", header_of_zeros(""), {weights, "'{'"}},
         Burden{"ZerosInAHeaderBehindABrace", header_of_zeros("{"), {weights, "zero byte"}},
-        Burden{"SpacesInAHeader", header([] { return "{" + std::string(99'999'999, ' '); }), {weights, "no token"}},
+        Burden{"SpacesInAHeader",
+               header([] { return "{" + std::string(99'999'999, ' '); }),
+               {weights, "tokens of at most"}},
         Burden{"OneGiantName",
                header([] { return "{\"" + std::string(99'000'000, 'n') + "\":1}"; }),
-               {weights, "no token"}},
+               {weights, "tokens of at most"}},
         Burden{"OneGiantNumber",
                header([] { return R"({"a":{"dtype":"U8","shape":[)" + std::string(99'000'000, '1') + "]}}"; }),
-               {weights, "no token"}},
+               {weights, "tokens of at most"}},
         Burden{"NumbersAsLongAsTheyMayBe",
                header([] {
                  return R"({"a":{"dtype":"U8","shape":[)" +
@@ -192,7 +194,7 @@ INSTANTIATE_TEST_SUITE_P(
                {weights, "shape"}},
         Burden{"MetadataOfEscapes",
                header([] { return repeated("{\"__metadata__\":{\"a\":\"", 16'000'000, "\\u0041", "\"}}"); }),
-               {weights, "no token"}},
+               {weights, "tokens of at most"}},
         Burden{"MetadataAsLongAsItMayBe",
                header([] {
                  return "{\"__metadata__\":{" + members(16, 0, "\"" + std::string(1'040'000, 'm') + "\"") + "}}";
@@ -225,7 +227,7 @@ INSTANTIATE_TEST_SUITE_P(
                  return in_braces("\"weight_map\":" +
                                   in_braces(members(20'000, 350, "\"" + std::string(50, 's') + "\"")));
                }),
-               {"sss", "none"}},
+               {"sss", "no such file"}},
         Burden{"ALongerIndex",
                shard_index([] { return in_braces("\"weight_map\":" + in_braces(members(20'000, 450, "\"s\""))); }),
                {index_name, "8388608"}},

@@ -57,18 +57,27 @@ const std::string weights = "model/model.safetensors", config = "model/config.js
 INSTANTIATE_TEST_SUITE_P(
     Saving, RefusedPlaces,
     testing::Values(
-        Place{"AFile", nothing, weights, {"model.safetensors", "a folder"}},
-        Place{"BelowAFile", nothing, weights + "/x/y", {"/x/y", "a folder", "Not a directory"}},
-        Place{"AFifo", replaced("pipe", support::make_fifo), "pipe", {"/pipe", "a folder"}},
-        Place{"ALinkToItself", replaced("loop", support::make_loop), "loop", {"/loop", "a folder"}},
-        Place{"ADanglingLink", replaced("link", support::make_dangling), "link", {"/link", "a folder"}},
+        Place{"AFile", nothing, weights, {"model.safetensors", "the folder cannot be created"}},
+        Place{"BelowAFile", nothing, weights + "/x/y", {"/x/y", "the folder cannot be created", "Not a directory"}},
+        Place{"AFifo", replaced("pipe", support::make_fifo), "pipe", {"/pipe", "the folder cannot be created"}},
+        Place{"ALinkToItself", replaced("loop", support::make_loop), "loop", {"/loop", "the folder cannot be created"}},
+        Place{"ADanglingLink",
+              replaced("link", support::make_dangling),
+              "link",
+              {"/link", "the folder cannot be created"}},
         Place{"WeightsAreAFolder", replaced(weights, support::make_folder), "model", {weights, "regular", "a folder"}},
         Place{"WeightsAreAFifo", replaced(weights, support::make_fifo), "model", {weights, "regular", "special"}},
         Place{
             "ConfigurationIsAFolder", replaced(config, support::make_folder), "model", {config, "regular", "a folder"}},
         Place{"ConfigurationIsAFifo", replaced(config, support::make_fifo), "model", {config, "regular", "special"}},
-        Place{"NameTooLong", nothing, "model/" + std::string(300, 'n'), {"/nnn", "a folder", "too long"}},
-        Place{"NameTooLongBelowANewFolder", nothing, "new/" + std::string(300, 'n'), {"/nnn", "a folder", "too long"}}),
+        Place{"NameTooLong",
+              nothing,
+              "model/" + std::string(300, 'n'),
+              {"/nnn", "the folder cannot be created", "too long"}},
+        Place{"NameTooLongBelowANewFolder",
+              nothing,
+              "new/" + std::string(300, 'n'),
+              {"/nnn", "the folder cannot be created", "too long"}}),
     [](const testing::TestParamInfo<Place>& row) { return row.param.name; });
 
 TEST(SavingToAFullDisk, LeavesTheOldFilesWhereverItIsFull) {
@@ -76,14 +85,14 @@ TEST(SavingToAFullDisk, LeavesTheOldFilesWhereverItIsFull) {
   save(Model(support::tiny_config()), folder.path());
   for (const rlim_t room : {0U, 1U, 8U, 2000U, 8327U}) {  // the file of weights has 8,328 bytes
     const FullDisk full(room);
-    expect_refused(folder.path(), folder.path(), {"model.safetensors", "room", "too large"});
+    expect_refused(folder.path(), folder.path(), {"model.safetensors", "cannot be written", "too large"});
   }
 }
 
 TEST(SavingToAFullDisk, LeavesNoNewFolders) {
   const Folder folder;
   const FullDisk full(1000);
-  expect_refused(folder.path(), folder / "a" / "b", {"a/b/model.safetensors", "room"});
+  expect_refused(folder.path(), folder / "a" / "b", {"a/b/model.safetensors", "cannot be written"});
 }
 
 TEST(Saving, TakesWhateverPathLeadsToAFolder) {

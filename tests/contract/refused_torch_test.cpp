@@ -136,7 +136,7 @@ TEST(TorchBin, MayHoldParametersAndWhatIsNoTensor) {
   EXPECT_EQ(std::memcmp(values.data(), numbers.data(), 16), 0);
   EXPECT_EQ(set.tensors().size(), 2U);
   ASSERT_EQ(set.notes().size(), 1U);
-  support::expect_words(set.notes().front(), {"3 values", "no tensor", "epoch, none, settings"});
+  support::expect_words(set.notes().front(), {"3 values", "not tensors", "epoch, none, settings"});
 }
 
 TEST(TorchBin, MayHoldTypesThatAreNotKnown) {
@@ -173,13 +173,13 @@ std::function<std::string()> changed(std::size_t from_end, const std::string& wi
 INSTANTIATE_TEST_SUITE_P(
     Zip, RefusedTorchBin,
     testing::Values(
-        Row{"Empty", [] { return std::string(); }, {"directory at the end", "none"}},
-        Row{"WithoutAnEnd", [] { return holding(good).substr(0, 300); }, {"directory at the end", "truncated"}},
+        Row{"Empty", [] { return std::string(); }, {"a directory at its end", "none"}},
+        Row{"WithoutAnEnd", [] { return holding(good).substr(0, 300); }, {"a directory at its end", "truncated"}},
         Row{"Compressed",
             [] {
               return zip({{"a/data.pkl", dict(good), 8}, {"a/data/0", numbers}});
             },
-            {"a/data.pkl", "stored", "compression 8"}},
+            {"a/data.pkl", "uncompressed", "compression method 8"}},
         Row{"Encrypted",
             [] {
               return zip({{"a/data.pkl", dict(good), 0, 1}, {"a/data/0", numbers}});
@@ -189,7 +189,7 @@ INSTANTIATE_TEST_SUITE_P(
             [] {
               return zip({{"a/data.pkl", dict(good)}, {"a/data/0", numbers}, {"a/data/0", numbers}});
             },
-            {"a/data/0", "once"}},
+            {"a/data/0", "the entry occurs twice"}},
         Row{"TwoPickles",
             [] {
               return zip({{"a/data.pkl", dict(good)}, {"b/data.pkl", dict(good)}});
@@ -212,7 +212,7 @@ INSTANTIATE_TEST_SUITE_P(
             {"32768 entries", "33000"}},
         Row{"DirectoryBeyondTheFile", changed(6, bytes(~0U)), {"directory within the file"}},
         Row{"DirectoryOfAGigabyte", changed(10, bytes(1U << 30)), {"directory within the file"}},
-        Row{"MoreEntriesThanThereAre", changed(12, bytes(std::uint16_t{9})), {"directory of 9 entries", "no entry 2"}},
+        Row{"MoreEntriesThanThereAre", changed(12, bytes(std::uint16_t{9})), {"directory of 9 entries", "only 2"}},
         Row{"EntryBeyondTheFile",
             [] {
               std::string file = holding(good);
@@ -226,14 +226,14 @@ INSTANTIATE_TEST_SUITE_P(
               support::replace(file, bytes(16U) + bytes(16U), bytes(8U) + bytes(16U));
               return file;
             },
-            {"a/data/0", "one size", "8 and 16"}},
+            {"a/data/0", "equal sizes", "8 and 16"}},
         Row{"WideSizesMissing",
             [] {
               std::string file = holding(good);
               support::replace(file, bytes(16U) + bytes(16U), bytes(~0U) + bytes(~0U));
               return file;
             },
-            {"a/data/0", "64 bits"}}),
+            {"a/data/0", "64-bit sizes"}}),
     [](const auto& row) { return row.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(
@@ -264,13 +264,13 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"NamesWhatIsNoTypeOfTorch", [] { return holding(global("torch", "int.Storage")); }, {"torch.int.Storage"}},
         Row{"OfAnUnknownTypeWithoutBytes",
             [] { return holding(tensor(storage("Float8_e4m3fnStorage", "9"), integer(0), integer(4), integer(1))); },
-            {"a/data/9", "no such entry"}},
+            {"a/data/9 is missing"}},
         Row{"OfAnUnknownTypeAndAnAbsurdShape",
             [] {
               const std::string extents = repeated(4, integer(0x7FFFFFFF));
               return holding(tensor(storage("ComplexFloatStorage"), integer(0), extents, extents));
             },
-            {"a shape that can be counted"}},
+            {"a shape of a possible size"}},
         Row{"CallsAStorage", [] { return holding(global("torch", "FloatStorage") + ")R"); }, {"a call that makes"}},
         Row{"OfAnUnknownInstruction", [] { return holding("i"); }, {"instruction", "105"}},
         Row{"OfProtocolNine", [] { return pickled("\x80\x09}."); }, {"protocol", "9"}},
@@ -291,9 +291,11 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"TakesFromBelowAMark", [] { return pickled("\x80\x02NN(\x86."); }, {"too few"}},
         Row{"EndsAListWithoutAMark", [] { return pickled("\x80\x02]e."); }, {"a mark"}},
         Row{"PutsIntoANumber", [] { return pickled("\x80\x02K\1(" + text("x") + good + "u."); }, {"dict", "an int"}},
-        Row{"RecallsNothing", [] { return pickled("\x80\x02h\7."); }, {"memory 7", "none"}},
-        Row{"MemorisesFarAway", [] { return pickled("\x80\x02Nr" + bytes(~0U) + "."); }, {"memories"}},
-        Row{"MemorisesForever", [] { return pickled("\x80\x04N" + repeated(8'000'000, "\x94") + "."); }, {"memories"}},
+        Row{"RecallsNothing", [] { return pickled("\x80\x02h\7."); }, {"memo entry 7", "none"}},
+        Row{"MemorisesFarAway", [] { return pickled("\x80\x02Nr" + bytes(~0U) + "."); }, {"memo entries"}},
+        Row{"MemorisesForever",
+            [] { return pickled("\x80\x04N" + repeated(8'000'000, "\x94") + "."); },
+            {"memo entries"}},
         Row{"RecallsForever",
             [] {
               return pickled("\x80\x02Nq" + std::string(1, '\0') + repeated(4'000'000, std::string("h\0", 2)) + ".");
@@ -313,8 +315,8 @@ INSTANTIATE_TEST_SUITE_P(
               return pickled("\x80\x02Nq" + std::string(1, '\0') + repeated(7, list) + ".");
             },
             {"parts"}},
-        Row{"OneNameForAllTensors", one_name_for_all, {"names of 4194304 bytes"}},
-        Row{"AllLimitsAtOnce", all_at_once, {"19998nnn", "once"}},
+        Row{"OneNameForAllTensors", one_name_for_all, {"names of at most 4194304 bytes"}},
+        Row{"AllLimitsAtOnce", all_at_once, {"19998nnn", "another tensor of this name"}},
         Row{"OfFortyMegabytes",
             [] { return pickled("\x80\x02" + repeated(40'000'000, "N")); },
             {"data.pkl of at most"}}),
@@ -325,22 +327,22 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Row{"WithoutBytes",
             [] { return holding(tensor(storage("FloatStorage", "1"), integer(0), integer(4), integer(1))); },
-            {"x", "a/data/1", "no such entry"}},
+            {"x", "a/data/1 is missing"}},
         Row{"BytesBeyondItsFolder",
             [] { return holding(tensor(storage("FloatStorage", "../0"), integer(0), integer(4), integer(1))); },
-            {"x", "a/data/../0", "no such entry"}},
+            {"x", "a/data/../0 is missing"}},
         Row{"StorageOfAnotherSize",
             [] { return holding(tensor(storage("FloatStorage", "0", 5), integer(0), integer(4), integer(1))); },
-            {"x", "5 numbers of F32", "16 bytes"}},
+            {"x", "5 elements of type F32", "16 bytes"}},
         Row{"StorageOfAnotherType",
             [] { return holding(tensor(storage("HalfStorage"), integer(0), integer(4), integer(1))); },
-            {"x", "4 numbers of F16", "16 bytes"}},
+            {"x", "4 elements of type F16", "16 bytes"}},
         Row{"LongerThanItsStorage",
             [] { return holding(tensor(storage(), integer(0), integer(5), integer(1))); },
             {"x", "storage of 4", "[5]"}},
         Row{"BehindItsStorage",
             [] { return holding(tensor(storage(), integer(1), integer(4), integer(1))); },
-            {"x", "storage of 4", "from number 1"}},
+            {"x", "storage of 4", "from element 1"}},
         Row{"BeforeItsStorage",
             [] { return holding(tensor(storage(), integer(-1), integer(4), integer(1))); },
             {"x", "storage of 4", "-1"}},
@@ -397,7 +399,9 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"OfTextForAnOffset",
             [] { return holding(tensor(storage(), text("0"), integer(4), integer(1))); },
             {"x", "an offset"}},
-        Row{"Twice", [] { return pickled("\x80\x02}(" + text("x") + good + text("x") + good + "u."); }, {"x", "once"}}),
+        Row{"Twice",
+            [] { return pickled("\x80\x02}(" + text("x") + good + text("x") + good + "u."); },
+            {"x", "another tensor of this name"}}),
     [](const auto& row) { return row.param.name; });
 
 TEST(HostileTorchBin, EveryTruncationIsRefused) {

@@ -43,7 +43,7 @@ foreach(program IN ITEMS ${INDUCTION} ${COPYING})
   expect(1 "no-such-folder" ${program} ${small} --length 32 --plot no-such-folder/plot.svg)
   # What could not be saved is refused before the training, and the plot of an earlier one stays until there is another.
   file(WRITE ${WORK}/plot.svg "an earlier plot")
-  expect(1 "^[^\n]*plot.svg/model: expected a folder[^\n]*\n$" ${program} ${small} --length 32 --plot plot.svg --save plot.svg/model)
+  expect(1 "^[^\n]*plot.svg/model: the folder cannot be created[^\n]*\n$" ${program} ${small} --length 32 --plot plot.svg --save plot.svg/model)
   file(READ ${WORK}/plot.svg plot)
   if(NOT plot STREQUAL "an earlier plot")
     message(FATAL_ERROR "a training that was refused left the plot as:\n${plot}")

@@ -149,7 +149,7 @@ file(GLOB gguf ${DATA}/gguf/*.gguf)
 list(GET gguf 0 gguf)
 file(COPY ${gguf} DESTINATION ${WORK}/gguf)
 expect(1 "gguf: expected" ${letters} --out ${WORK}/none --tokenizer ${gguf})
-expect(1 "gguf/tokenizer.json: expected a file" ${letters} --out ${WORK}/none --tokenizer ${WORK}/gguf)
+expect(1 "gguf/tokenizer.json: no such file" ${letters} --out ${WORK}/none --tokenizer ${WORK}/gguf)
 
 # A step that went astray replaces no checkpoint, and a last one leaves no model.
 set(astray ${model} --clip 0 --warmup 0 --save-every 1 --text ${WORK}/text.txt)

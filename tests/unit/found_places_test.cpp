@@ -26,7 +26,7 @@ TEST_F(FoundFiles, InOnePieceComeBeforeTheirShardsInPyTorchsFormatToo) {
   for (const auto& file : fs::directory_iterator(from)) fs::copy(file.path(), other / file.path().filename().string());
   write_text(other / "pytorch_model.bin.index.json", "{}");
   const Loaded loaded = load_noting(other.path());
-  expect_note(loaded.notes, {"pytorch_model.bin.index.json is not read", "pytorch_model.bin is there"});
+  expect_note(loaded.notes, {"pytorch_model.bin.index.json was not read", "pytorch_model.bin exists"});
   config_with("state_size", 6)(other);
   for (const auto& body : std::vector<std::function<void()>>{
            [&] { load<Model>(other.path()); }, [&] { save(open_checkpoint(other.path()), other / "again"); },
@@ -35,28 +35,28 @@ TEST_F(FoundFiles, InOnePieceComeBeforeTheirShardsInPyTorchsFormatToo) {
       body();
       ADD_FAILURE() << "accepted";
     } catch (const CheckpointError& error) {
-      support::expect_words(error.what(), {"pytorch_model.bin: ", "pytorch_model.bin.index.json", "beside"});
+      support::expect_words(error.what(), {"pytorch_model.bin: ", "pytorch_model.bin.index.json", "not read"});
     }
   }
 }
 
 TEST_F(FoundFiles, InOnePieceComeBeforeTheirShards) {
   write_text(folder / "model.safetensors.index.json", "{}");
-  expect_note(expect_same_model().notes, {"model.safetensors.index.json is not read", "model.safetensors is there"});
+  expect_note(expect_same_model().notes, {"model.safetensors.index.json was not read", "model.safetensors exists"});
   config_with("state_size", 5)(folder);
   try {
     load<Model>(folder.path());
     ADD_FAILURE() << "accepted";
   } catch (const CheckpointError& error) {
     support::expect_words(error.what(),
-                          {"model.safetensors: ", "state_size 5", "model.safetensors.index.json", "beside"});
+                          {"model.safetensors: ", "state_size 5", "model.safetensors.index.json", "not read"});
   }
   write_text(folder / weights, "stale");
   try {
     load<Model>(folder.path());
     ADD_FAILURE() << "accepted";
   } catch (const FormatError& error) {
-    support::expect_words(error.what(), {"model.safetensors: ", "model.safetensors.index.json", "beside"});
+    support::expect_words(error.what(), {"model.safetensors: ", "model.safetensors.index.json", "not read"});
   }
 }
 
@@ -122,7 +122,7 @@ TEST_F(FoundFiles, MayBeGgufInParts) {
     load<Model>(folder / "model-00001-of-00003.gguf");
     ADD_FAILURE() << "accepted";
   } catch (const FileError& error) {
-    support::expect_words(error.what(), {"model-00002-of-00003.gguf", "part 2 of 3", "none"});
+    support::expect_words(error.what(), {"model-00002-of-00003.gguf", "part 2 of 3", "is missing"});
   }
   fs::copy(folder / "model-00003-of-00003.gguf", folder / "model-00002-of-00003.gguf");
   EXPECT_THROW(load<Model>(folder / "model-00001-of-00003.gguf"), Error);
@@ -151,7 +151,7 @@ TEST_F(FoundFiles, MayBeGgufWithATokenizerWhereTheWeightsAre) {
     Tokenizer::load(folder / "split" / "model-00002-of-00003.gguf");
     ADD_FAILURE() << "accepted";
   } catch (const FileError& error) {
-    support::expect_words(error.what(), {"model-00001-of-00003.gguf", "none"});
+    support::expect_words(error.what(), {"model-00001-of-00003.gguf", "no such file"});
   }
   EXPECT_THROW(Tokenizer::load(folder / "split"), FileError);
 }

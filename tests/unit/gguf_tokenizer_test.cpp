@@ -106,7 +106,7 @@ TEST(GgufTokenizer, NamesNoSplitThatLlamaCppWouldDoOtherwise) {
     EXPECT_EQ(std::get<std::string>(gguf_tokenizer(parts, 264)["tokenizer.ggml.pre"]), name);
     const Texts notes = gguf_tokenizer_notes(parts);
     ASSERT_EQ(notes.size(), name == "default" ? 1U : 0U) << testing::PrintToString(notes);
-    if (name == "default") support::expect_words(notes.front(), {"tokenizer: ", "llama.cpp", "split"});
+    if (name == "default") support::expect_words(notes.front(), {"tokenizer: ", "llama.cpp", "pre_tokenizer"});
   }
 }
 
@@ -123,9 +123,9 @@ TEST(GgufTokenizer, NotesWhatElseLlamaCppDoesOtherwise) {
   };
   expect_note("normalise", [](TokenizerParts& parts) { parts.normalizers.emplace_back(); });
   expect_note("merges", [](TokenizerParts& parts) { parts.ignore_merges = true; });
-  expect_note("white space", [](TokenizerParts& parts) { parts.added[0].lstrip = true; });
-  expect_note("white space", [](TokenizerParts& parts) { parts.added[1].rstrip = true; });
-  expect_note("white space", [](TokenizerParts& parts) { parts.added[0].single_word = true; });
+  expect_note("single_word", [](TokenizerParts& parts) { parts.added[0].lstrip = true; });
+  expect_note("single_word", [](TokenizerParts& parts) { parts.added[1].rstrip = true; });
+  expect_note("single_word", [](TokenizerParts& parts) { parts.added[0].single_word = true; });
   expect_note("one token", [](TokenizerParts& parts) { parts.prefix = {0, 1}; });
 }
 
@@ -163,8 +163,9 @@ TEST(GgufTokenizer, IsRefusedByNameWhenItIsOfAnotherKind) {
   support::expect_words(with("tokenizer.ggml.model", std::string("llama")), {"gpt2", "\"llama\""});
   support::expect_words(with("tokenizer.ggml.pre", std::string("deepseek-llm")),
                         {"tokenizer.ggml.pre", "\"deepseek-llm\""});
-  support::expect_words(with("tokenizer.ggml.tokens", std::string("x")), {"tokenizer.ggml.tokens", "another type"});
-  support::expect_words(with("tokenizer.ggml.tokens", Texts{"a", "b"}), {"token_type", "2 numbers", "264"});
+  support::expect_words(with("tokenizer.ggml.tokens", std::string("x")),
+                        {"tokenizer.ggml.tokens", "a list of strings", "found a string"});
+  support::expect_words(with("tokenizer.ggml.tokens", Texts{"a", "b"}), {"token_type", "2 values", "264"});
   support::expect_words(with("tokenizer.ggml.merges", Texts{"a zz"}), {"merges", "a zz"});
   support::expect_words(with("tokenizer.huggingface.json", std::string("[")),
                         {"model.gguf: tokenizer.huggingface.json"});

@@ -231,21 +231,22 @@ struct BadFile {
 
 TEST(ParameterFile, ThatDoesNotFitIsRefusedByNameAndChangesNothing) {
   const auto module = filled<Classifier>(1);
-  for (const BadFile& bad : std::vector<BadFile>{
-           {"missing", [](Tensors& t) { t.erase("head.bias"); }, {"head.bias: expected", "shape [5]", "found none"}},
-           {"extra",
-            [](Tensors& t) { t.add("body.project.bias", {40}); },
-            {"body.project.bias", "only the parameters"}},
-           {"shape",
-            [](Tensors& t) {
-              t.at("body.project.weight").shape = {33, 40};
-            },
-            {"body.project.weight", "[40, 33]", "[33, 40]"}},
-           {"dimensions",
-            [](Tensors& t) {
-              t.at("head.bias").shape = {5, 1};
-            },
-            {"head.bias", "[5]", "[5, 1]"}}}) {
+  for (const BadFile& bad : std::vector<BadFile>{{"missing",
+                                                  [](Tensors& t) { t.erase("head.bias"); },
+                                                  {"head.bias: expected", "shape [5]", "found no tensor"}},
+                                                 {"extra",
+                                                  [](Tensors& t) { t.add("body.project.bias", {40}); },
+                                                  {"body.project.bias", "no parameter of this name"}},
+                                                 {"shape",
+                                                  [](Tensors& t) {
+                                                    t.at("body.project.weight").shape = {33, 40};
+                                                  },
+                                                  {"body.project.weight", "[40, 33]", "[33, 40]"}},
+                                                 {"dimensions",
+                                                  [](Tensors& t) {
+                                                    t.at("head.bias").shape = {5, 1};
+                                                  },
+                                                  {"head.bias", "[5]", "[5, 1]"}}}) {
     SCOPED_TRACE(bad.name);
     const Folder folder;
     auto target = filled<Classifier>(2);

@@ -8,7 +8,7 @@ namespace fs = std::filesystem;
 using support::Folder;
 using support::Model;
 
-TEST(Narrowing, RefusesWhatDoesNotFitOrClampsIt) {
+TEST(RangeCheck, RefusesWhatDoesNotFitOrClampsIt) {
   const Folder folder;
   Model model = support::trained_looking_model<Model>(support::tiny_config());
   const std::string name = "layers.1.mixer.out_proj.weight";
@@ -50,8 +50,8 @@ TEST(Narrowing, RefusesWhatDoesNotFitOrClampsIt) {
   const Half half = load<Half>(folder.path(), {.on_note = on_note, .saturate = true});
   load<Four>(folder.path(), {.on_note = on_note, .saturate = true});
   ASSERT_EQ(notes.size(), 4U);
-  for (std::size_t i = 0; i < 3; ++i) support::expect_words(notes[i], {"2 numbers", "F16", "clamped"});
-  support::expect_words(notes[3], {"1 number ", "Q4_0", "clamped"});
+  for (std::size_t i = 0; i < 3; ++i) support::expect_words(notes[i], {"2 values", "F16", "clamped"});
+  support::expect_words(notes[3], {"1 value ", "Q4_0", "clamped"});
   for (const fs::path& path : {out, gguf}) {
     const Checkpoint clamped = open_checkpoint(path);
     std::vector<float> row(16);
@@ -79,7 +79,7 @@ void expect_does_not_fit(const std::function<void()>& body, const std::vector<st
   }
 }
 
-TEST(Narrowing, LooksAtTheTypesThatAModelHasOfItsOwn) {
+TEST(RangeCheck, LooksAtTheTypesThatAModelHasOfItsOwn) {
   const Folder folder;
   const fs::path gguf = folder / "model.gguf";
   Mamba<double, ReferenceBackend> wide =
@@ -95,10 +95,10 @@ TEST(Narrowing, LooksAtTheTypesThatAModelHasOfItsOwn) {
   std::vector<std::string> notes;
   save_gguf(blocks, gguf, {.saturate = true, .on_note = [&](const std::string& note) { notes.push_back(note); }});
   ASSERT_EQ(notes.size(), 1U);
-  support::expect_words(notes.front(), {"1 number ", "F16", "clamped"});
+  support::expect_words(notes.front(), {"1 value ", "F16", "clamped"});
 }
 
-TEST(Narrowing, LooksAtAInGguf) {
+TEST(RangeCheck, LooksAtAInGguf) {
   const Folder folder;
   Model model = support::trained_looking_model<Model>(support::tiny_config());
   auto& a_log = model.layers[0].mixer.A_log;
@@ -116,7 +116,7 @@ TEST(Narrowing, LooksAtAInGguf) {
   EXPECT_NEAR(found[2], std::log(std::numeric_limits<float>::max()), 1e-5F);
 }
 
-TEST(Narrowing, SeesWhatAFloatWouldHide) {
+TEST(RangeCheck, SeesWhatAFloatWouldHide) {
   using Wide = Mamba<double, ReferenceBackend>;
   const Folder folder;
   Wide model = support::trained_looking_model<Wide>(support::tiny_config());

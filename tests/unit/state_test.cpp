@@ -111,10 +111,10 @@ TEST(StateFile, ThatLiesWithARightChecksumIsRefusedToo) {
   const Saved saved;
   const std::string most(8, '\xFF'), zero(8, '\0');
   support::expect_words(saved.refusal(saved.with(16, "\1")), {"version 2", "1"});
-  support::expect_words(saved.refusal(saved.with(20, "\x8")), {"numbers of 4 bytes", "8"});
+  support::expect_words(saved.refusal(saved.with(20, "\x8")), {"scalars of 4 bytes", "8"});
   support::expect_words(saved.refusal(saved.with(24, zero)), {"d_model 2", "another"});
-  support::expect_words(saved.refusal(saved.with(32, most)), {"rows", "18446744073709551615"});
-  support::expect_words(saved.refusal(saved.with(32, zero)), {"rows", "0"});
+  support::expect_words(saved.refusal(saved.with(32, most)), {"states", "18446744073709551615"});
+  support::expect_words(saved.refusal(saved.with(32, zero)), {"states", "0"});
   support::expect_words(saved.refusal(saved.with(40, most)), {"positions", "-1"});
   const std::size_t sections = saved.file.size() - 8 - 8 - 8 - 4 - 4 - 4;
   support::expect_words(saved.refusal(saved.with(sections, most.substr(4))), {"64 sections", "4294967295"});

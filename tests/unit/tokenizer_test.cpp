@@ -268,7 +268,7 @@ TEST(Tokenizer, LoadsFromAFolderThatHoldsIt) {
 
 TEST(Tokenizer, RefusesByNameWhatItDoesNotSupport) {
   const std::string tail = R"(,"decoder":{"type":"ByteLevel"},"model":{"type":"Unigram"}})";
-  EXPECT_NE(describe("[]").find("some.json: expected the file to be an object"), std::string::npos);
+  EXPECT_NE(describe("[]").find("some.json: expected a JSON object"), std::string::npos);
   EXPECT_NE(describe(R"({"normalizer":{"type":"Nmt"}})").find("found Nmt"), std::string::npos);
   EXPECT_NE(describe(R"({"pre_tokenizer":{"type":"Metaspace"}})").find("Metaspace"), std::string::npos);
   EXPECT_NE(describe(R"({"pre_tokenizer":{"type":"ByteLevel"})" + tail).find("Unigram"), std::string::npos);

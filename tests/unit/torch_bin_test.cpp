@@ -133,7 +133,7 @@ TEST(TorchBin, OfTheOldFormatIsRefusedWithTheLineThatConvertsIt) {
     read_torch_bin(ByteSource::open(data_folder / "torch" / "legacy.bin"), set);
     ADD_FAILURE() << "accepted";
   } catch (const FormatError& error) {
-    support::expect_words(error.what(), {"legacy.bin", "1.6", "torch.save(torch.load(", "older format"});
+    support::expect_words(error.what(), {"legacy.bin", "1.6", "torch.save(torch.load(", "before version 1.6"});
   }
   // Also where a frame of protocol 4 comes first, and no config.json lies beside it.
   std::string file = support::read_text(data_folder / "torch" / "legacy.bin");
@@ -145,7 +145,7 @@ TEST(TorchBin, OfTheOldFormatIsRefusedWithTheLineThatConvertsIt) {
     load<Model>(folder / "old.bin");
     ADD_FAILURE() << "accepted";
   } catch (const FormatError& error) {
-    support::expect_words(error.what(), {"old.bin", "1.6", "torch.save(torch.load(", "older format"});
+    support::expect_words(error.what(), {"old.bin", "1.6", "torch.save(torch.load(", "before version 1.6"});
   }
 }
 

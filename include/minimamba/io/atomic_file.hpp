@@ -1,4 +1,4 @@
-// Writing files: AtomicFile writes a file that appears under its name only when it is complete.
+// AtomicFile writes a file that appears under its name only when it is complete.
 #ifndef MINIMAMBA_IO_ATOMIC_FILE_HPP
 #define MINIMAMBA_IO_ATOMIC_FILE_HPP
 
@@ -41,12 +41,13 @@ inline bool seek_to(std::FILE* file, std::uint64_t offset) {
 }
 inline bool synchronise(std::FILE* file) { return ::fsync(::fileno(file)) == 0 || errno == EINVAL; }
 
-/// Whether an open file can be renamed. Then it stays open, for closing it would let go of its lock.
+/// Whether an open file can be renamed. If so, it stays open until then, because closing it would release its lock.
 inline constexpr bool renames_open_files = true;
 
-/// Locks a new temporary file for as long as it is open, so that nobody takes it for one that a killed program left.
-/// False if somebody just has. Where the system knows no locks there are none, and nothing is ever taken away.
-inline bool hold(std::FILE* file) {
+/// Locks a new temporary file for as long as it is open, so that no other program removes it as one that a killed
+/// program left. Returns false if another program has just locked or removed it. On a file system without locks this
+/// does nothing, and no left-over file is ever removed.
+inline bool lock_file(std::FILE* file) {
   if (::flock(::fileno(file), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return false;
   struct stat status {};
   return ::fstat(::fileno(file), &status) != 0 || status.st_nlink > 0;
@@ -69,7 +70,7 @@ inline bool seek_to(std::FILE* file, std::uint64_t offset) {
 #endif
 inline bool synchronise(std::FILE*) { return true; }
 inline constexpr bool renames_open_files = false;
-inline bool hold(std::FILE*) { return true; }
+inline bool lock_file(std::FILE*) { return true; }
 
 #endif
 
@@ -79,14 +80,15 @@ struct CloseFile {
 
 }  // namespace detail
 
-/// Writes beside the target, under a name of its own, and renames over the target at the end: whoever fails on the way
-/// leaves the old file as it was and no new one. finish() does all that can fail for lack of space; commit() renames.
-/// A target that is a link stays one: what it leads to is replaced, or made. Every error is a FileError that names the
-/// target; after one the file can only be destroyed. (Under RLIMIT_FSIZE the process must ignore SIGXFSZ to see an
-/// error at all.) Of a program that is killed, .minimamba-<number>.tmp may stay beside the target: see remove_strays.
+/// Writes to a temporary file next to the target, and renames it over the target at the end: an error on the way leaves
+/// the old file as it was and no new one. finish() does everything that can fail for lack of space; commit() renames.
+/// If the target is a symbolic link, the link stays and the file that it points to is replaced or created. Every error
+/// is a FileError that names the target; after one, the object can only be destroyed. (Under RLIMIT_FSIZE the process
+/// must ignore SIGXFSZ to get an error at all.) A program that is killed may leave .minimamba-<number>.tmp next to the
+/// target: see remove_strays.
 class AtomicFile {
  public:
-  /// Throws if the target exists and is no regular file, or if its folder cannot be written.
+  /// Throws FileError if the target exists and is not a regular file, or if its folder cannot be written to.
   explicit AtomicFile(std::filesystem::path target) : AtomicFile(std::move(target), true) {}
   AtomicFile(AtomicFile&& other) noexcept
       : name_(std::move(other.name_)),
@@ -99,54 +101,55 @@ class AtomicFile {
   AtomicFile& operator=(AtomicFile&&) = delete;
   ~AtomicFile() { discard(); }
 
-  /// As it was given, which may be a link.
+  /// The path that the constructor was given, which may be a link.
   const std::filesystem::path& target() const { return name_; }
 
-  /// The same of the folder where a file that is to be saved under a name will lie, once links are followed.
+  /// remove_strays for the folder that will hold the file of this name, once links are followed.
   static void remove_strays_beside(const std::filesystem::path& name) {
     remove_strays(detail::follow_links(name).parent_path());
   }
 
-  /// Removes what programs that were killed have left in a folder: regular files of the names that are made here,
-  /// unless a living program writes them or an interrupted save needs them. What cannot be removed stays.
+  /// Removes the temporary files that killed programs have left in a folder: regular files with the names that
+  /// AtomicFile gives, unless a running program is writing them or an interrupted save needs them. Files that cannot be
+  /// removed stay.
   static void remove_strays(const std::filesystem::path& folder) {
     const detail::FolderLock lock(folder, 0);
-    if (!lock.held()) return;  // another time
+    if (!lock.held()) return;  // the next save will do it
     try {
       detail::remove_strays_under_lock(folder);
-    } catch (const Error&) {  // a list of needed files that cannot be read
+    } catch (const Error&) {  // the list of needed files cannot be read, so nothing is removed
     }
   }
 
-  /// Writes at the current position and moves on; buffered, so that small pieces cost little.
+  /// Writes at the current position and advances it. Buffered, so that small pieces cost little.
   void write(std::span<const std::byte> bytes) {
     require(file_ != nullptr && !finished_);
     errno = 0;
-    if (std::fwrite(bytes.data(), 1, bytes.size(), file_.get()) != bytes.size()) fail("room for its bytes");
+    if (std::fwrite(bytes.data(), 1, bytes.size(), file_.get()) != bytes.size()) fail("cannot be written");
     position_ += bytes.size();
   }
   void write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
 
-  /// Continues at `offset` from the start. What is skipped and never written reads as zeros.
+  /// Continues at `offset` from the start. Bytes that are skipped and never written read as zeros.
   void seek(std::uint64_t offset) {
     require(file_ != nullptr && !finished_);
     errno = 0;
-    if (offset != position_ && !detail::seek_to(file_.get(), offset)) fail("room for its bytes");
+    if (offset != position_ && !detail::seek_to(file_.get(), offset)) fail("cannot be written");
     position_ = offset;
   }
 
-  /// Brings everything to the disk. Once is enough; commit() does it otherwise.
+  /// Flushes everything to the disk. commit() calls it; a second call does nothing.
   void finish() {
     require(!temporary_.empty());
     if (finished_) return;
     errno = 0;
-    if (std::fflush(file_.get()) != 0) fail("room for its bytes");
-    if (!detail::synchronise(file_.get())) fail("bytes that reach the disk");
-    if (!detail::renames_open_files && std::fclose(file_.release()) != 0) fail("room for its bytes");
+    if (std::fflush(file_.get()) != 0) fail("cannot be written");
+    if (!detail::synchronise(file_.get())) fail("cannot be flushed to the disk");
+    if (!detail::renames_open_files && std::fclose(file_.release()) != 0) fail("cannot be written");
     finished_ = true;
   }
 
-  /// Gives the file its name, in place of the old one.
+  /// Gives the file its name, replacing the old one.
   void commit() {
     finish();
     std::error_code error;
@@ -157,7 +160,7 @@ class AtomicFile {
  private:
   friend detail::CommitTogether;
 
-  /// Without following, a link is replaced.
+  /// If `follows` is false, a link itself is replaced.
   AtomicFile(std::filesystem::path target, bool follows)
       : name_(std::move(target)),
         target_(follows ? detail::follow_links(name_) : name_),
@@ -166,18 +169,19 @@ class AtomicFile {
     const auto status = std::filesystem::status(target_, error);
     const bool exists = std::filesystem::exists(status);
     if (exists && !std::filesystem::is_regular_file(status)) {
-      throw FileError(name_.string(), "a regular file, or none",
+      throw FileError(name_.string(), "a regular file or no file",
                       std::filesystem::is_directory(status) ? "a folder" : "a special file");
     }
     if (follows && std::filesystem::is_symlink(std::filesystem::symlink_status(target_, error))) {
-      throw FileError(name_.string(), "a link to a file", "links that lead to themselves");
+      throw FileError(name_.string(), "its symbolic links form a loop");
     }
-    if (!target_.has_filename()) throw FileError(name_.string(), "the name of a file", "none");
+    if (!target_.has_filename()) throw FileError(name_.string(), "the path has no file name");
     open_temporary();
-    if (exists) std::filesystem::permissions(temporary_, status.permissions(), error);  // as the old file, if we may
+    if (exists)
+      std::filesystem::permissions(temporary_, status.permissions(), error);  // those of the old file, if permitted
   }
 
-  /// For everybody who may look into the folder.
+  /// Lets everybody read the file who has access to the folder.
   void make_readable() noexcept {
     using std::filesystem::perms;
     std::error_code ignored;
@@ -186,16 +190,16 @@ class AtomicFile {
   }
 
   void require(bool usable) const {
-    if (!usable) throw FileError(name_.string(), "a file that is being written", "one that has failed or is finished");
+    if (!usable) throw FileError(name_.string(), "the file is already finished, or writing it has failed");
   }
 
-  [[noreturn]] void fail(const char* expected) {
-    const std::string found = detail::last_error();
+  [[noreturn]] void fail(const char* what) {
+    const std::string reason = detail::last_error();
     discard();
-    throw FileError(name_.string(), expected, found);
+    throw FileError(name_.string(), std::string(what) + ": " + reason);
   }
   [[noreturn]] void refuse_rename(const std::error_code& error) const {
-    throw FileError(name_.string(), "a place to move the new file to", error.message());
+    throw FileError(name_.string(), detail::rename_failure(error));
   }
 
   bool rename(std::error_code& error) noexcept {
@@ -203,7 +207,7 @@ class AtomicFile {
     if (!error) leave();
     return !error;
   }
-  /// Goes without the file, whatever its name is now.
+  /// Forgets the file, whatever its name is now.
   void leave() noexcept {
     temporary_.clear();
     file_.reset();
@@ -211,7 +215,7 @@ class AtomicFile {
   void discard() noexcept {
     std::error_code error;
     if (!temporary_.empty()) std::filesystem::remove(temporary_, error);
-    if (error) file_.reset();  // some systems keep files that are open
+    if (error) file_.reset();  // some systems do not remove open files
     if (error) std::filesystem::remove(temporary_, error);
     leave();
   }
@@ -219,16 +223,16 @@ class AtomicFile {
   void open_temporary() {
     Random random(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(this)), target_.string());
     for (int attempt = 0; attempt < 100 && !file_; ++attempt) {
-      // Not made from the target's name, which may already have the greatest length there is.
+      // Not derived from the target's name, which may already have the maximum length.
       std::string name = std::string(detail::temporary_begin) + std::to_string(random.bits() % 100000000U);
       std::filesystem::path path = folder_ / name.append(detail::temporary_end);
       errno = 0;
-      file_.reset(detail::open_exclusively(path));  // never another's file
+      file_.reset(detail::open_exclusively(path));  // never an existing file
       if (!file_ && errno != EEXIST) break;
-      if (file_ && !detail::hold(file_.get())) file_.reset();
+      if (file_ && !detail::lock_file(file_.get())) file_.reset();
       if (file_) temporary_ = std::move(path);
     }
-    if (!file_) fail("a folder that can be written");
+    if (!file_) fail("cannot create a file in its folder");
     std::setvbuf(file_.get(), nullptr, _IOFBF, std::size_t{1} << 18);
   }
 

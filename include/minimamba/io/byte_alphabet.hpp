@@ -1,4 +1,4 @@
-// GPT-2's alphabet, in which byte-level tokenizers spell their tokens: every byte is a visible character.
+// GPT-2's alphabet, in which byte-level tokenizers spell their tokens: every byte becomes a visible character.
 #ifndef MINIMAMBA_IO_BYTE_ALPHABET_HPP
 #define MINIMAMBA_IO_BYTE_ALPHABET_HPP
 
@@ -10,7 +10,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// The character of a byte: itself where it is visible, U+0100 and on otherwise.
+/// The character for a byte: the byte itself if it is visible, otherwise one from U+0100 on.
 inline std::int32_t byte_character(unsigned byte) {
   const auto visible = [](unsigned x) { return (x > 0x20 && x < 0x7F) || (x > 0xA0 && x != 0xAD); };
   if (visible(byte)) return static_cast<std::int32_t>(byte);

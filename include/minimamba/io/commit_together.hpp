@@ -1,4 +1,4 @@
-// commit_together lets several files of a folder appear together, whenever the program is killed.
+// commit_together gives several files of a folder their names as one step, even if the program is killed on the way.
 #ifndef MINIMAMBA_IO_COMMIT_TOGETHER_HPP
 #define MINIMAMBA_IO_COMMIT_TOGETHER_HPP
 
@@ -21,14 +21,14 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// commit_together, which a friend of AtomicFile must do.
+/// The implementation of commit_together, as a friend of AtomicFile.
 struct CommitTogether {
   static void check(std::span<AtomicFile* const> files);
   static void commit(std::span<AtomicFile* const> files);
   static void commit_in_one_folder(std::span<AtomicFile* const> files);
 };
 
-/// Throws ArgumentError for what the reader of the list would refuse, or could not tell apart.
+/// Throws ArgumentError for names that the reader of the list would reject or could not distinguish.
 inline void CommitTogether::check(std::span<AtomicFile* const> files) {
   std::set<std::filesystem::path> seen;
   const auto is_plain = [](const std::filesystem::path& path) {
@@ -36,29 +36,29 @@ inline void CommitTogether::check(std::span<AtomicFile* const> files) {
     return is_file_name(std::string(name.begin(), name.end()));
   };
   for (const AtomicFile* const file : files) {
-    std::error_code error;  // two links may lead to one file by different ways
+    std::error_code error;  // two links may point to the same file by different paths
     const std::filesystem::path place =
         std::filesystem::weakly_canonical(file->folder_.empty() ? "." : file->folder_, error) /
         file->target_.filename();
     const bool fits = file->name_.parent_path() == files.front()->name_.parent_path() && is_plain(file->name_) &&
                       is_plain(file->target_) && seen.insert(place).second;
     if (!fits) {
-      throw ArgumentError("files", "plain names in one folder, each once", printable(file->name_.string()));
+      throw ArgumentError("files", "distinct plain file names in one folder", printable(file->name_.string()));
     }
   }
-  if (files.size() > most_journal_files) {
-    throw ArgumentError("files", "at most " + std::to_string(most_journal_files) + " to be saved together",
+  if (files.size() > max_journal_files) {
+    throw ArgumentError("files", "at most " + std::to_string(max_journal_files) + " files to save together",
                         std::to_string(files.size()));
   }
 }
 
 inline void CommitTogether::commit_in_one_folder(std::span<AtomicFile* const> files) {
   const std::filesystem::path folder = files.front()->folder_;
-  const FolderLock lock(folder, patience);
+  const FolderLock lock(folder, lock_attempts);
   require_lock(lock, folder);
   complete_commit(folder);
   std::string list(journal_title);
-  for (AtomicFile* const file : files) {  // identities as they are now that nobody else commits
+  for (AtomicFile* const file : files) {  // read under the lock, when no other program renames files
     const std::u8string from = file->temporary_.filename().u8string(), to = file->target_.filename().u8string();
     list.append(from.begin(), from.end()).append("\t").append(identity_of(file->target_));
     list.append("\t").append(to.begin(), to.end()).append("\n");
@@ -66,7 +66,7 @@ inline void CommitTogether::commit_in_one_folder(std::span<AtomicFile* const> fi
   AtomicFile journal(folder / journal_name, false);
   journal.make_readable();
   journal.write(list);
-  journal.commit();  // now the new files count; nothing below needs memory
+  journal.commit();  // from here on the new files are the valid ones; nothing below allocates
   std::error_code error, ignored;
   for (AtomicFile* const file : files) {
     if (file->rename(error)) continue;
@@ -80,7 +80,7 @@ inline void CommitTogether::commit_in_one_folder(std::span<AtomicFile* const> fi
   std::filesystem::remove(journal.target(), ignored);
 }
 
-/// Files that links lead to elsewhere come first, folder by folder.
+/// Files in other folders, which links point to, come first, folder by folder.
 inline void CommitTogether::commit(std::span<AtomicFile* const> files) {
   std::vector<AtomicFile*> left(files.begin(), files.end());
   for (AtomicFile* const file : files) file->finish();
@@ -98,14 +98,14 @@ inline void CommitTogether::commit(std::span<AtomicFile* const> files) {
 
 }  // namespace detail
 
-/// Gives several files of one folder their names, all or none of them, even if the program is killed on the way: a list
-/// of them, .minimamba-commit, is put there first and taken away at the end. While it is there, ByteSource::open reads
-/// the new files in place of those that they replace, and whoever saves into the folder next ends what was begun. (Of
-/// files that are links to another folder, all or none of that folder, before the others.) Programs that save into one
-/// folder at once do this one after the other. Throws FileError, FormatError for such a list that is none of ours, and
-/// ArgumentError for files of several folders, names that are not plain or given twice, and more than 256 files: then
-/// no file has been replaced. An error of the disk while files are being renamed is a FileError as well, after which
-/// the new files are what is read, as if the program had been killed.
+/// Gives several files of one folder their names: all or none of them, even if the program is killed on the way. To do
+/// so it first writes a list of them, .minimamba-commit, and removes it at the end. While the list exists,
+/// ByteSource::open reads the new files instead of those that they replace, and the next save into the folder completes
+/// the renames. (Files that are links into another folder are committed before the others, all or none for each
+/// folder.) Programs that save into the same folder at the same time take turns. Throws FileError; FormatError for an
+/// existing list that is not one of ours; and ArgumentError for files in different folders, names that are not plain or
+/// occur twice, and more than 256 files: then no file has been replaced. A disk error while files are being renamed is
+/// a FileError too, but after it the new files are the valid ones, as if the program had been killed.
 inline void commit_together(std::span<AtomicFile* const> files) {
   detail::CommitTogether::check(files);
   detail::CommitTogether::commit(files);

@@ -1,4 +1,4 @@
-// config.json in its two layouts: that of state-spaces/mamba ("official") and that of Hugging Face transformers.
+// The two layouts of config.json: that of state-spaces/mamba ("official") and that of Hugging Face transformers.
 #ifndef MINIMAMBA_IO_CONFIG_JSON_HPP
 #define MINIMAMBA_IO_CONFIG_JSON_HPP
 
@@ -20,7 +20,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// What a layout calls the settings of a model. "ssm_cfg.d_state" is the key d_state of the object ssm_cfg.
+/// The names of the settings in a layout. "ssm_cfg.d_state" is the key d_state of the object ssm_cfg.
 struct ConfigKeys {
   const char *d_model, *n_layer, *vocab_size, *d_state, *d_conv, *expand, *dt_rank, *bias, *conv_bias, *tie_embeddings,
       *norm_epsilon;
@@ -52,23 +52,23 @@ inline constexpr ConfigKeys official_keys{.d_model = "d_model",
 struct ConfigFile {
   MambaConfig config;
   const ConfigKeys* keys = &hugging_face_keys;
-  bool has_bias = true;                 // false: nothing is said of biases, and the weights decide
+  bool has_bias = true;                 // false: biases are not mentioned, so the weights decide
   std::vector<std::string> notes = {};  // what is ignored
 };
 
-inline constexpr std::size_t most_end_tokens = 256;
+inline constexpr std::size_t max_end_tokens = 256;
 
-/// Adds a token at which text ends.
+/// Adds an end-of-text token.
 inline void add_end_token(MambaConfig& config, std::int32_t id) {
   if (config.ends_text(id)) return;
   if (!config.eos_token_id) {
     config.eos_token_id = id;
-  } else if (config.other_eos_token_ids.size() < most_end_tokens) {
+  } else if (config.other_eos_token_ids.size() < max_end_tokens) {
     config.other_eos_token_ids.push_back(id);
   }
 }
 
-/// The object of the file, whose keys are read with a check of their types. A key that is null counts as absent.
+/// Reads the keys of the file's object and checks their types. A key whose value is null counts as absent.
 class ConfigReader {
  public:
   ConfigReader(const Json& object, std::string file) : object_(object), file_(std::move(file)) {
@@ -85,16 +85,16 @@ class ConfigReader {
   }
 
   std::int64_t required_size(const char* key, std::int64_t largest) const {
-    if (!has(key)) refuse(key, "a whole number");
+    if (!has(key)) refuse(key, "an integer");
     return size(key, 0, largest);
   }
   std::int64_t size(const char* key, std::int64_t otherwise, std::int64_t largest) const {
     if (!has(key)) return otherwise;
-    const std::uint64_t* whole = find(key)->whole();
-    if (whole == nullptr || *whole == 0 || std::cmp_greater(*whole, largest)) {
-      refuse(key, "a whole number from 1 to " + std::to_string(largest));
+    const std::uint64_t* value = find(key)->unsigned_integer();
+    if (value == nullptr || *value == 0 || std::cmp_greater(*value, largest)) {
+      refuse(key, "an integer from 1 to " + std::to_string(largest));
     }
-    return static_cast<std::int64_t>(*whole);
+    return static_cast<std::int64_t>(*value);
   }
   double positive(const char* key, double otherwise) const {
     if (!has(key)) return otherwise;
@@ -108,61 +108,63 @@ class ConfigReader {
     if (flag == nullptr) refuse(key, "true or false");
     return *flag;
   }
-  /// A time-step rank: a number, or "auto" (0).
+  /// A time-step rank: an integer, or "auto" (0).
   std::int64_t rank(const char* key) const {
     return has(key) && find(key)->is("auto") ? 0 : size(key, 0, LargestSize::dt_rank);
   }
-  /// Refuses every value but the one that Mamba has, which is given as it stands in JSON.
+  /// Rejects every value except the one that Mamba supports, which is given as JSON text.
   void only(const char* key, const std::string& supported) const {
     if (!has(key)) return;
-    const bool zero = supported == "0" && find(key)->number() == 0.0;  // however it is written
-    if (!zero && to_text(*find(key)) != supported) refuse(key, supported + ", the only kind that is supported");
+    const bool zero = supported == "0" && find(key)->number() == 0.0;  // 0, 0.0 or -0
+    if (!zero && to_text(*find(key)) != supported) refuse(key, supported + ", the only supported value");
   }
-  /// d_inner, as a factor of d_model, which need not be whole.
+  /// d_inner, given as a factor of d_model that may be fractional.
   std::int64_t inner(const char* key, std::int64_t otherwise, std::int64_t d_model) const {
     if (!has(key)) return otherwise * d_model;
     const std::optional<double> factor = find(key)->number();
     const bool possible = factor && *factor > 0 && *factor <= static_cast<double>(LargestSize::expand);
     const auto size = possible ? static_cast<std::int64_t>(*factor * static_cast<double>(d_model)) : 0;
     if (size == 0) {
-      refuse(key, "a number above 0 and up to " + std::to_string(LargestSize::expand) + ", of at least 1 channel");
+      refuse(key,
+             "a number above 0 and at most " + std::to_string(LargestSize::expand) + " that gives at least 1 channel");
     }
     return size;
   }
-  /// Notes a factor that contradicts d_inner.
+  /// Adds a note if the factor contradicts d_inner.
   void note_unless_inner(const char* key, const MambaConfig& config) {
     const std::optional<double> factor = has(key) ? find(key)->number() : std::nullopt;
     const double wanted = static_cast<double>(config.inner_size), width = static_cast<double>(config.d_model);
     if (!has(key) || (factor && std::floor(*factor * width) == wanted)) return;
-    notes_.push_back(file_ + ": " + key + " " + text_of(*find(key)) + " is ignored, for intermediate_size is " +
+    notes_.push_back(file_ + ": " + key + " " + text_of(*find(key)) + " is ignored because intermediate_size is " +
                      std::to_string(config.inner_size));
   }
-  /// A token id within the vocabulary; files also have null, -1, or ids of another model's vocabulary, which mean none.
+  /// A token id within the vocabulary. Files may also have null, -1 or an id of another model's vocabulary, all of
+  /// which mean none.
   std::optional<std::int32_t> token(const char* key, std::int64_t vocabulary) {
     const std::vector<std::int32_t> ids = tokens(key, vocabulary);
     return ids.empty() ? std::nullopt : std::optional(ids.front());
   }
-  /// The same of one or a list.
+  /// The same for one id or a list of ids.
   std::vector<std::int32_t> tokens(const char* key, std::int64_t vocabulary) {
     std::vector<std::int32_t> ids;
     if (!has(key)) return ids;
     const Json::Array* const list = find(key)->array();
-    if (list != nullptr && list->size() > most_end_tokens) {
-      notes_.push_back(file_ + ": " + key + ": the first " + std::to_string(most_end_tokens) + " of " +
-                       std::to_string(list->size()) + " are taken");
+    if (list != nullptr && list->size() > max_end_tokens) {
+      notes_.push_back(file_ + ": " + key + ": only the first " + std::to_string(max_end_tokens) + " of " +
+                       std::to_string(list->size()) + " ids are used");
     }
     std::string outside;
-    for (std::size_t i = 0; i < (list == nullptr ? 1 : std::min(list->size(), most_end_tokens)); ++i) {
+    for (std::size_t i = 0; i < (list == nullptr ? 1 : std::min(list->size(), max_end_tokens)); ++i) {
       const Json& value = list == nullptr ? *find(key) : (*list)[i];
-      if (value.whole() != nullptr && std::cmp_less(*value.whole(), vocabulary)) {
-        ids.push_back(static_cast<std::int32_t>(*value.whole()));
+      if (value.unsigned_integer() != nullptr && std::cmp_less(*value.unsigned_integer(), vocabulary)) {
+        ids.push_back(static_cast<std::int32_t>(*value.unsigned_integer()));
       } else if (value.number() != -1.0 && !value.is_null() && outside.size() < 100) {
         outside += (outside.empty() ? "" : ", ") + text_of(value);
       }
     }
     if (!outside.empty()) {
-      notes_.push_back(file_ + ": " + key + " " + outside + " is no token of the vocabulary of " +
-                       std::to_string(vocabulary) + ", and ignored");
+      notes_.push_back(file_ + ": " + key + " " + outside + " is ignored because it is not in the vocabulary of " +
+                       std::to_string(vocabulary) + " tokens");
     }
     return ids;
   }
@@ -185,7 +187,7 @@ class ConfigReader {
   std::vector<std::string> notes_;
 };
 
-/// What the layouts have in common. Everything but the first three sizes has a default.
+/// The settings that both layouts have. All but the first three sizes have defaults.
 inline MambaConfig read_settings(ConfigReader& reader, const ConfigKeys& keys, bool bias) {
   MambaConfig config;
   config.d_model = reader.required_size(keys.d_model, LargestSize::d_model);
@@ -201,14 +203,14 @@ inline MambaConfig read_settings(ConfigReader& reader, const ConfigKeys& keys, b
   return config;
 }
 
-/// Once the number of tokens is known.
+/// To be called once the number of tokens is known.
 inline void read_special_tokens(ConfigReader& reader, MambaConfig& config) {
   config.bos_token_id = reader.token("bos_token_id", config.vocab_size);
   for (const std::int32_t id : reader.tokens("eos_token_id", config.vocab_size)) add_end_token(config, id);
   config.pad_token_id = reader.token("pad_token_id", config.vocab_size);
 }
 
-/// Of several ways to arrive at this number of rows, the usual one.
+/// Chooses the padding that gives this number of rows: the usual multiple of 8 if it does.
 inline void pad_vocabulary_to(MambaConfig& config, std::int64_t rows) {
   for (const std::int64_t multiple : {std::int64_t{8}, std::int64_t{1}, rows}) {
     config.pad_vocab_size_multiple = multiple;
@@ -216,7 +218,8 @@ inline void pad_vocabulary_to(MambaConfig& config, std::int64_t rows) {
   }
 }
 
-/// Hugging Face: vocab_size is the number of rows; the number of tokens, if less, is minimamba_vocab_size, our own key.
+/// Hugging Face: vocab_size is the number of rows. If there are fewer tokens, our own key minimamba_vocab_size has
+/// their number.
 inline MambaConfig read_hugging_face_config(ConfigReader& reader) {
   reader.only("hidden_act", R"("silu")");
   MambaConfig config = read_settings(reader, hugging_face_keys, true);
@@ -226,7 +229,7 @@ inline MambaConfig read_hugging_face_config(ConfigReader& reader) {
     reader.refuse("minimamba_vocab_size", "at most vocab_size = " + std::to_string(rows));
   }
   pad_vocabulary_to(config, rows);
-  // Where both are there, transformers makes the layers by intermediate_size.
+  // If both keys exist, transformers uses intermediate_size.
   config.inner_size = reader.size("intermediate_size", 0, LargestSize::d_model * LargestSize::expand);
   if (config.inner_size == 0) {
     config.inner_size = reader.inner(hugging_face_keys.expand, config.expand, config.d_model);
@@ -248,10 +251,10 @@ inline MambaConfig read_official_config(ConfigReader& reader) {
   return config;
 }
 
-/// Of the small files of JSON that Python programs write.
+/// Limits for the small JSON files that Python programs write.
 inline constexpr JsonLimits config_limits{.bytes = 1U << 20, .depth = 8, .values = 100000, .constants = true};
 
-/// `count_tokens(config, notes)` may add to the tokens before ids are compared with their number.
+/// `count_tokens(config, notes)` may increase the number of tokens before ids are compared with it.
 template <class Count>
 ConfigFile read_config_file(const ByteSource& source, Count&& count_tokens) {
   const Json json = read_json(source, config_limits);
@@ -259,7 +262,7 @@ ConfigFile read_config_file(const ByteSource& source, Count&& count_tokens) {
   reader.only("model_type", R"("mamba")");
   const bool hugging_face = reader.has(hugging_face_keys.d_model);
   if (!hugging_face && !reader.has(official_keys.d_model)) {
-    reader.refuse(hugging_face_keys.d_model, "a whole number (d_model in the official layout)");
+    reader.refuse(hugging_face_keys.d_model, "an integer (d_model in the official layout)");
   }
   MambaConfig config = hugging_face ? read_hugging_face_config(reader) : read_official_config(reader);
   count_tokens(config, reader.notes());
@@ -274,8 +277,8 @@ ConfigFile read_config_file(const ByteSource& source, Count&& count_tokens) {
 
 }  // namespace detail
 
-/// Reads a config.json of either layout: it is Hugging Face's when it has hidden_size. Throws FormatError for bad JSON
-/// and ConfigError, naming file and key, for sizes that are missing, impossible or contradict each other, and for
+/// Reads a config.json of either layout; it is Hugging Face's if it has hidden_size. Throws FormatError for invalid
+/// JSON, and ConfigError, which names file and key, for sizes that are missing, impossible or contradictory and for
 /// models of another kind.
 inline MambaConfig read_config(const ByteSource& source) {
   return detail::read_config_file(source, [](auto&&...) {}).config;
@@ -283,7 +286,7 @@ inline MambaConfig read_config(const ByteSource& source) {
 
 namespace detail {
 
-/// The number of which transformers makes d_inner: int(expand * hidden_size).
+/// The factor from which transformers computes d_inner: int(expand * hidden_size).
 inline double expand_of(const MambaConfig& config) {
   const auto inner = static_cast<double>(config.d_inner()), width = static_cast<double>(config.d_model);
   const double factor = inner / width;
@@ -292,7 +295,7 @@ inline double expand_of(const MambaConfig& config) {
 
 }  // namespace detail
 
-/// The text of config.json in the Hugging Face layout. `dtype` is the stored type as PyTorch calls it.
+/// The text of config.json in the Hugging Face layout. `dtype` is PyTorch's name of the stored type.
 inline std::string hugging_face_config(const MambaConfig& config, const std::string& dtype) {
   JsonWriter json(2);
   json.open('{');

@@ -1,4 +1,4 @@
-// The types in which files store numbers.
+// The element types of tensors in files.
 #ifndef MINIMAMBA_IO_DTYPE_HPP
 #define MINIMAMBA_IO_DTYPE_HPP
 
@@ -22,10 +22,11 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-static_assert(std::endian::native == std::endian::little, "checkpoints are little-endian, and read as they are");
+static_assert(std::endian::native == std::endian::little,
+              "checkpoints are little-endian and are read without conversion");
 
-/// The type of a stored number; those from Q4_0 on are GGUF's, which store blocks of numbers that share a scale.
-/// Of OTHER, a type that is not known here, nothing is ever read.
+/// The element type of a stored tensor. The types from Q4_0 on are GGUF's: blocks of elements that share a scale. OTHER
+/// is a type that is not supported, whose elements are never read.
 enum class DType {
   F64,
   F32,
@@ -53,8 +54,8 @@ namespace detail {
 struct DTypeName {
   DType dtype;
   std::string_view name;
-  std::size_t bytes;        // of a block
-  std::size_t numbers = 1;  // in a block
+  std::size_t bytes;           // of a block
+  std::size_t block_size = 1;  // elements in a block
 };
 inline constexpr std::array<DTypeName, 19> dtype_names{{{DType::F64, "F64", 8},
                                                         {DType::F32, "F32", 4},
@@ -76,12 +77,12 @@ inline constexpr std::array<DTypeName, 19> dtype_names{{{DType::F64, "F64", 8},
                                                         {DType::Q5_K, "Q5_K", 176, 256},
                                                         {DType::Q6_K, "Q6_K", 210, 256}}};
 
-inline constexpr std::size_t most_tensors = 20'000;  // of all files of a checkpoint together
-inline constexpr std::size_t most_notes = 100;
-inline constexpr std::size_t most_dimensions = 8;
-inline constexpr std::size_t most_name_bytes = std::size_t{4} << 20;  // of all names in a file
+inline constexpr std::size_t max_tensors = 20'000;  // of all files of a checkpoint together
+inline constexpr std::size_t max_notes = 100;
+inline constexpr std::size_t max_dimensions = 8;
+inline constexpr std::size_t max_name_bytes = std::size_t{4} << 20;  // of all names in a file
 
-/// Calls body(T()) with the C++ type of a floating-point dtype; false for other dtypes.
+/// Calls body(T()) with the C++ type of a floating-point dtype; returns false for other dtypes.
 template <class Body>
 bool with_float_type(DType dtype, Body&& body) {
   switch (dtype) {
@@ -112,31 +113,33 @@ std::string shape_text(const Numbers& shape) {
   return text + "]";
 }
 
-/// The name of a type, as safetensors or GGUF spells it, the numbers in one block of it, and the bytes of a block.
+/// The name of a type as safetensors or GGUF spells it, the elements in one of its blocks, and the bytes of a block.
 inline std::string_view name_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].name; }
-inline std::size_t block_size_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].numbers; }
+inline std::size_t block_size_of(DType dtype) {
+  return detail::dtype_names[static_cast<std::size_t>(dtype)].block_size;
+}
 inline std::size_t bytes_of(DType dtype) { return detail::dtype_names[static_cast<std::size_t>(dtype)].bytes; }
-/// Whether it stands for real numbers.
+/// Whether its elements are real numbers.
 inline bool is_floating(DType dtype) { return dtype <= DType::BF16 || dtype >= DType::Q4_0; }
 
 namespace detail {
 
-/// Bytes of a tensor, or nothing if they cannot be counted or a row is no whole number of blocks. An extent of zero
-/// excuses no absurd one beside it, so that the extents can be multiplied in any order afterwards.
+/// The bytes of a tensor; none if they overflow or a row is not a whole number of blocks. An extent of zero does not
+/// excuse an absurd one next to it, so that the extents can later be multiplied in any order.
 inline std::optional<std::uint64_t> tensor_bytes(DType dtype, std::span<const std::uint64_t> shape) {
-  const std::uint64_t numbers = block_size_of(dtype);
-  if (numbers > 1 && (shape.empty() || shape.back() % numbers != 0)) return std::nullopt;
+  const std::uint64_t block_size = block_size_of(dtype);
+  if (block_size > 1 && (shape.empty() || shape.back() % block_size != 0)) return std::nullopt;
   std::uint64_t product = bytes_of(dtype);
   for (const std::uint64_t extent : shape) {
     if (extent > std::numeric_limits<std::uint64_t>::max() / product) return std::nullopt;
     product *= std::max<std::uint64_t>(extent, 1);
   }
-  return std::find(shape.begin(), shape.end(), 0U) == shape.end() ? product / numbers : 0;
+  return std::find(shape.begin(), shape.end(), 0U) == shape.end() ? product / block_size : 0;
 }
 
 }  // namespace detail
 
-/// The dtype in which numbers of type T are stored without loss. Quantised ones are products of at most 18 bits.
+/// The dtype that stores values of type T without loss. Quantised values are products of at most 18 bits.
 template <class T>
 constexpr DType dtype_of() {
   if constexpr (std::is_same_v<T, q8> || std::is_same_v<T, q4>) return DType::F32;
@@ -150,12 +153,12 @@ constexpr DType dtype_of() {
 
 namespace detail {
 
-/// Which finite numbers a type holds: those below `beyond` in magnitude, the largest as `largest`. Of blocks, numbers
-/// of which even the scale would not fit f16.
-struct NumberRange {
+/// The range of finite values of a type: those below `beyond` in magnitude, of which the largest become `largest`. For
+/// types with blocks it is the range in which the scale still fits f16.
+struct ValueRange {
   double largest, beyond;
 };
-inline NumberRange range_of(DType dtype) {
+inline ValueRange range_of(DType dtype) {
   switch (dtype) {
     case DType::F16:
       return {65504, 65520};
@@ -172,7 +175,7 @@ inline NumberRange range_of(DType dtype) {
   }
 }
 
-/// The type of a file whose numbers are those of a weight format.
+/// The file's type for the values of a weight format.
 template <class Weight>
 constexpr DType dtype_of_weight() {
   if constexpr (std::is_same_v<Weight, q8>) return DType::Q8_0;
@@ -180,54 +183,54 @@ constexpr DType dtype_of_weight() {
   return minimamba::dtype_of<Weight>();
 }
 
-/// Looks for numbers that do not fit a type, or clamps them.
-class Narrowing {
+/// Finds or clamps values that do not fit a type.
+class RangeCheck {
  public:
-  /// Numbers of type `from` in place of which those of type `to` are kept.
-  Narrowing(DType from, DType to) : to_(to), range_(range_of(to)), needed_(range_of(from).largest >= range_.beyond) {}
+  /// For values of type `from` that are to be stored as type `to`.
+  RangeCheck(DType from, DType to) : to_(to), range_(range_of(to)), needed_(range_of(from).largest >= range_.beyond) {}
 
   bool needed() const { return needed_; }
   DType type() const { return to_; }
 
-  /// The first finite number that does not fit; none if all do.
+  /// The first finite value that does not fit; none if all do.
   template <class Scalar>
-  std::optional<double> first_beyond(std::span<const Scalar> numbers) const {
+  std::optional<double> first_beyond(std::span<const Scalar> values) const {
     bool any = false;
-    for (const Scalar x : numbers) any |= !(std::abs(static_cast<double>(x)) < range_.beyond);
+    for (const Scalar x : values) any |= !(std::abs(static_cast<double>(x)) < range_.beyond);
     if (!any) return std::nullopt;
     const auto is_beyond = [&](Scalar x) { return does_not_fit(static_cast<double>(x)); };
-    const auto place = std::find_if(numbers.begin(), numbers.end(), is_beyond);
-    return place == numbers.end() ? std::nullopt : std::optional(static_cast<double>(*place));
+    const auto place = std::find_if(values.begin(), values.end(), is_beyond);
+    return place == values.end() ? std::nullopt : std::optional(static_cast<double>(*place));
   }
-  /// Clamps those that do not fit and returns how many these were.
+  /// Clamps the values that do not fit, and returns their number.
   template <class Scalar>
-  std::size_t clamp(std::span<Scalar> numbers) const {
-    if (!first_beyond(std::span<const Scalar>(numbers))) return 0;
+  std::size_t clamp(std::span<Scalar> values) const {
+    if (!first_beyond(std::span<const Scalar>(values))) return 0;
     std::size_t count = 0;
-    for (Scalar& x : numbers) {
+    for (Scalar& x : values) {
       if (!does_not_fit(static_cast<double>(x))) continue;
       x = static_cast<Scalar>(std::copysign(range_.largest, static_cast<double>(x)));
       ++count;
     }
     return count;
   }
-  /// What is expected where a number does not fit.
+  /// The message's "expected" for a value that does not fit.
   std::string expected() const {
-    return "numbers below " + number_text(range_.beyond) + " in magnitude, which fit " + std::string(name_of(to_)) +
-           " (or to saturate)";
+    return "values below " + number_text(range_.beyond) + " in magnitude, which fit " + std::string(name_of(to_)) +
+           " (saturate clamps the others)";
   }
 
  private:
   bool does_not_fit(double x) const { return std::isfinite(x) && std::abs(x) >= range_.beyond; }
 
   DType to_;
-  NumberRange range_;
+  ValueRange range_;
   bool needed_;
 };
 
-/// What is noted of numbers that were clamped.
+/// The note about values that were clamped.
 inline std::string clamped_text(std::size_t count, DType to) {
-  return std::to_string(count) + (count == 1 ? " number that did" : " numbers that did") + " not fit " +
+  return std::to_string(count) + (count == 1 ? " value that did" : " values that did") + " not fit " +
          std::string(name_of(to)) + (count == 1 ? " was" : " were") + " clamped";
 }
 

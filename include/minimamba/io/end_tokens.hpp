@@ -1,5 +1,5 @@
-// The tokens at which a text ends, as Hugging Face's libraries find them: in generation_config.json, or else by name in
-// tokenizer_config.json, or else in config.json.
+// The end-of-text tokens, found as Hugging Face's libraries do: in generation_config.json, otherwise by name in
+// tokenizer_config.json, otherwise in config.json.
 #ifndef MINIMAMBA_IO_END_TOKENS_HPP
 #define MINIMAMBA_IO_END_TOKENS_HPP
 
@@ -39,10 +39,10 @@ class TokenFinder {
   }
   void value(Json&& x) {
     const bool in_entry = depth_ == 3 && part_ == "added_tokens";
-    if (in_entry && key_ == "id" && x.whole() != nullptr) entry_.id = *x.whole();
+    if (in_entry && key_ == "id" && x.unsigned_integer() != nullptr) entry_.id = *x.unsigned_integer();
     if (in_entry && key_ == "content") entry_.matches = x.is(token_);
     const bool in_vocabulary = depth_ == 3 && part_ == "model" && inner_ == "vocab";
-    if (in_vocabulary && key_ == token_ && x.whole() != nullptr) in_vocabulary_ = *x.whole();
+    if (in_vocabulary && key_ == token_ && x.unsigned_integer() != nullptr) in_vocabulary_ = *x.unsigned_integer();
   }
 
  private:
@@ -57,7 +57,7 @@ class TokenFinder {
   int depth_ = 0;
 };
 
-/// The id of a token by what lies beside tokenizer_config.json, or by that itself.
+/// The id of a token, looked up in tokenizer_config.json itself or in the tokenizer.json next to it.
 inline std::optional<std::uint64_t> find_token(const Json& settings, const std::filesystem::path& folder,
                                                const std::string& token) {
   const Json* const added = settings.find("added_tokens_decoder");
@@ -77,14 +77,14 @@ inline std::optional<std::uint64_t> find_token(const Json& settings, const std::
   return finder.id();
 }
 
-/// The text of a token, which may be an object with more about it.
+/// The text of a token, which may also be an object with a "content".
 inline const std::string* token_text(const Json* token) {
   if (token != nullptr && token->object() != nullptr) token = token->find("content");
   return token == nullptr ? nullptr : token->text();
 }
 
-/// The ids that the files beside a config.json give; none if they say nothing, and then config.json decides. What is
-/// wrong with those files is noted: the model runs without them.
+/// The ids that the files next to config.json give; empty if they give none, and then config.json decides. Errors in
+/// those files become notes, because the model runs without them.
 inline std::vector<std::int32_t> read_end_tokens(const std::filesystem::path& folder, std::int64_t vocabulary,
                                                  std::vector<std::string>& notes) {
   const std::filesystem::path generation = folder / "generation_config.json",
@@ -98,7 +98,7 @@ inline std::vector<std::int32_t> read_end_tokens(const std::filesystem::path& fo
       ids = body(reader, json);
       notes.insert(notes.end(), reader.notes().begin(), reader.notes().end());
     } catch (const Error& error) {
-      notes.push_back(std::string("no end of text is taken from ") + printable(error.what(), 400));
+      notes.push_back(std::string("end-of-text tokens were not read: ") + printable(error.what(), 400));
     }
     return ids;
   };
@@ -111,7 +111,8 @@ inline std::vector<std::int32_t> read_end_tokens(const std::filesystem::path& fo
     const std::optional<std::uint64_t> id = find_token(json, folder, *token);
     if (id && std::cmp_less(*id, vocabulary)) return std::vector{static_cast<std::int32_t>(*id)};
     reader.notes().push_back(printable(tokenizer.string()) + ": eos_token \"" + printable(*token, 100) +
-                             "\" is no token of the vocabulary of " + std::to_string(vocabulary) + ", and ignored");
+                             "\" is ignored because it is not in the vocabulary of " + std::to_string(vocabulary) +
+                             " tokens");
     return std::vector<std::int32_t>();
   });
 }

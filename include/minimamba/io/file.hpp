@@ -1,5 +1,5 @@
-// Reading files: ByteSource reads untrusted bytes at any offset, from a file or from memory. Where a save into a folder
-// was cut short after it was complete on the disk, what is read is what it saved: see commit_together.hpp.
+// ByteSource reads untrusted bytes at any offset, from a file or from memory. If a save was interrupted after its files
+// were complete on the disk, the saved files are what is read: see commit_together.hpp.
 #ifndef MINIMAMBA_IO_FILE_HPP
 #define MINIMAMBA_IO_FILE_HPP
 
@@ -35,19 +35,19 @@ inline std::shared_ptr<const InputFile> open_file(const std::filesystem::path& p
     return std::make_shared<const InputFile>(place == target ? path : place);
   } catch (const FileError&) {
     if (place == target || has_entry(place)) throw;
-    return std::make_shared<const InputFile>(path);  // it has just got its name
+    return std::make_shared<const InputFile>(path);  // it has just been renamed
   }
 }
 
 }  // namespace detail
 
-/// Bytes with a name, read at any offset, by several threads at once. A file stays open and is read piece by piece, so
-/// that a checkpoint never lies in memory beside its model; the bytes of a span must outlive the source. Copies are
-/// cheap and share the file.
+/// Named bytes that several threads may read at any offset. A file stays open and is read piece by piece, so that a
+/// checkpoint is never in memory together with its model; the bytes of a span must outlive the source. Copies are cheap
+/// and share the file.
 class ByteSource {
  public:
-  /// Throws FileError if the path is missing, is no regular file, or cannot be read; FormatError if the list of files
-  /// that an interrupted save has left beside it is none of ours.
+  /// Throws FileError if the path does not exist, is not a regular file or cannot be read; FormatError if an
+  /// interrupted save has left an invalid list of files in the folder.
   static ByteSource open(const std::filesystem::path& path) {
     ByteSource source({}, path.string());
     source.file_ = detail::open_file(path);
@@ -62,29 +62,30 @@ class ByteSource {
   std::uint64_t size() const { return size_; }
   const std::string& name() const { return name_; }
 
-  /// Fills `out` from `offset`. Throws FormatError when that reaches past the end, FileError when reading fails.
+  /// Fills `out` with the bytes from `offset` on. Throws FormatError if they extend beyond the end, FileError if
+  /// reading fails.
   void read(std::uint64_t offset, std::span<std::byte> out) const {
     if (offset > size_ || out.size() > size_ - offset) {
       throw FormatError(name_, std::to_string(out.size()) + " bytes at offset " + std::to_string(offset),
-                        "only " + std::to_string(size_) + " bytes in all (truncated?)");
+                        "a file of only " + std::to_string(size_) + " bytes (truncated?)");
     }
     if (!out.empty() && !file_) std::memcpy(out.data(), bytes_.data() + offset, out.size());
     while (file_ && !out.empty()) {
       const std::size_t count = file_->read_some(offset, out);
       if (count == 0) {
-        throw FileError(name_, std::to_string(out.size()) + " more bytes at offset " + std::to_string(offset),
-                        errno == 0 ? "the end: the file has become shorter" : detail::last_error());
+        const std::string reason = errno == 0 ? "the file has become shorter" : detail::last_error();
+        throw FileError(name_, "cannot be read at offset " + std::to_string(offset) + ": " + reason);
       }
       offset += count;
       out = out.subspan(count);
     }
   }
 
-  /// The number stored at `offset`, least significant byte first.
+  /// The value stored at `offset`, least significant byte first.
   template <class T>
   T read_value(std::uint64_t offset) const {
     static_assert(std::is_arithmetic_v<T>);
-    static_assert(std::endian::native == std::endian::little, "files are little-endian, and so must the machine be");
+    static_assert(std::endian::native == std::endian::little, "files are little-endian, so the machine must be too");
     T value{};
     read(offset, std::as_writable_bytes(std::span(&value, 1)));
     return value;
@@ -99,17 +100,17 @@ class ByteSource {
 
 namespace detail {
 
-/// Throws FormatError for what Git leaves in the place of a large file that was not fetched.
+/// Throws FormatError for a Git LFS pointer, which Git leaves in place of a large file that was not fetched.
 inline void refuse_pointer(const ByteSource& source) {
   constexpr std::string_view beginning = "version https://git-lfs.github.com/spec/";
   std::array<char, beginning.size()> found{};
   if (source.size() < found.size() || source.size() > 1024) return;
   source.read(0, std::as_writable_bytes(std::span(found)));
   if (std::string_view(found.data(), found.size()) != beginning) return;
-  throw FormatError(source.name(), "the file itself", "a few lines of text: this is a Git LFS pointer: git lfs pull");
+  throw FormatError(source.name(), "is only a Git LFS pointer to the file; fetch the file itself with: git lfs pull");
 }
 
-/// The bytes [begin, end) of a source one after the other, of which a piece is in memory at a time.
+/// The bytes [begin, end) of a source in order, of which one piece is in memory at a time.
 class SequentialBytes {
  public:
   /// Throws FormatError if the source is shorter.
@@ -117,7 +118,7 @@ class SequentialBytes {
       : source_(source), next_(begin), end_(end) {
     if (begin > end || end > source.size()) {
       throw FormatError(source.name(), "bytes up to " + std::to_string(end),
-                        "only " + std::to_string(source.size()) + " in all (truncated?)");
+                        "a file of only " + std::to_string(source.size()) + " bytes (truncated?)");
     }
   }
 
@@ -127,7 +128,7 @@ class SequentialBytes {
   void read(std::span<std::byte> out) {
     if (out.size() > left()) {
       throw FormatError(source_.name(), std::to_string(out.size()) + " bytes at offset " + std::to_string(position()),
-                        "only " + std::to_string(left()) + " (truncated?)");
+                        "only " + std::to_string(left()) + " bytes (truncated?)");
     }
     while (!out.empty()) {
       if (at_ == filled_) load();
@@ -153,7 +154,7 @@ class SequentialBytes {
   }
 
   const ByteSource& source_;
-  std::uint64_t next_, end_;  // what is still to be loaded
+  std::uint64_t next_, end_;  // the bytes that are not loaded yet
   std::size_t at_ = 0, filled_ = 0;
   std::array<std::byte, std::size_t{1} << 16> piece_;
 };

@@ -1,4 +1,4 @@
-// Folders that are saved into: made, locked, and cleared of what killed programs left there.
+// Creates, locks and tidies the folders that files are saved into.
 #ifndef MINIMAMBA_IO_FOLDERS_HPP
 #define MINIMAMBA_IO_FOLDERS_HPP
 
@@ -28,7 +28,7 @@ namespace detail {
 
 #if defined(__unix__) || defined(__APPLE__)
 
-/// Removes a temporary file unless a living program holds it.
+/// Removes a temporary file unless a running program has it locked.
 inline void remove_stray(const std::filesystem::path& path) noexcept {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
   if (descriptor < 0) return;
@@ -36,7 +36,7 @@ inline void remove_stray(const std::filesystem::path& path) noexcept {
   }, named{};
   const bool alone = ::flock(descriptor, LOCK_EX | LOCK_NB) == 0 && ::fstat(descriptor, &opened) == 0;
   const bool same = alone && ::lstat(path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
-                    opened.st_ino == named.st_ino;  // it may have got its name meanwhile
+                    opened.st_ino == named.st_ino;  // it may have been renamed in the meantime
   if (same && S_ISREG(opened.st_mode)) ::unlink(path.c_str());
   ::close(descriptor);
 }
@@ -45,7 +45,7 @@ inline int open_folder(const std::filesystem::path& folder) noexcept {
   return ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 }
 
-/// Lets a rename in the folder survive a power cut, where the system knows how.
+/// Makes a rename in the folder survive a power failure, where the system supports that.
 inline void synchronise_folder(const std::filesystem::path& folder) noexcept {
   const int descriptor = open_folder(folder);
   if (descriptor < 0) return;
@@ -53,14 +53,15 @@ inline void synchronise_folder(const std::filesystem::path& folder) noexcept {
   ::close(descriptor);
 }
 
-/// While it lives, no other program gives several files of the folder their names, or takes away what was left there.
+/// A lock on a folder: while one program holds it, no other renames the files of a save in that folder or removes
+/// left-over ones.
 class FolderLock {
  public:
-  /// Waits for others at most so many times 10 ms; see held().
-  FolderLock(const std::filesystem::path& folder, int patience) noexcept : descriptor_(open_folder(folder)) {
-    for (; descriptor_ >= 0 && ::flock(descriptor_, LOCK_EX | LOCK_NB) != 0; --patience) {
-      if (errno != EWOULDBLOCK && errno != EINTR) break;  // a file system that knows no locks
-      held_ = patience > 0;
+  /// Tries `attempts` times, 10 ms apart, while another program holds the lock; then see held().
+  FolderLock(const std::filesystem::path& folder, int attempts) noexcept : descriptor_(open_folder(folder)) {
+    for (; descriptor_ >= 0 && ::flock(descriptor_, LOCK_EX | LOCK_NB) != 0; --attempts) {
+      if (errno != EWOULDBLOCK && errno != EINTR) break;  // a file system without locks
+      held_ = attempts > 0;
       if (!held_) break;
       ::usleep(10'000);
     }
@@ -69,10 +70,10 @@ class FolderLock {
   FolderLock& operator=(const FolderLock&) = delete;
   ~FolderLock() {
     if (descriptor_ < 0) return;
-    if (held_) ::flock(descriptor_, LOCK_UN);  // a child of the program may have the descriptor too
+    if (held_) ::flock(descriptor_, LOCK_UN);  // a child process may have the descriptor too
     ::close(descriptor_);
   }
-  /// False if another program had the lock all the time.
+  /// False if another program held the lock all that time.
   bool held() const { return held_; }
 
  private:
@@ -82,7 +83,7 @@ class FolderLock {
 
 #else
 
-/// The system keeps files that are open from being removed.
+/// The system does not let open files be removed.
 inline void remove_stray(const std::filesystem::path& path) noexcept {
   std::error_code error;
   if (std::filesystem::symlink_status(path, error).type() == std::filesystem::file_type::regular) {
@@ -98,27 +99,33 @@ class FolderLock {
 
 #endif
 
-inline constexpr int patience = 3000;  // half a minute
+inline constexpr int lock_attempts = 3000;  // half a minute
 
 inline void require_lock(const FolderLock& lock, const std::filesystem::path& folder) {
-  if (!lock.held()) throw FileError(folder.string(), "a folder that no other program has locked", "a locked one");
+  if (!lock.held()) throw FileError(folder.string(), "another program has locked the folder");
 }
 
-/// Ends what a program that was killed while it renamed has begun. Only under the folder's lock. Throws FormatError if
-/// the list of files is none of ours, FileError if they cannot be renamed.
+/// The message for a complete file that cannot get its name.
+inline std::string rename_failure(const std::error_code& error) {
+  return "the new file cannot be renamed to this name: " + error.message();
+}
+
+/// Completes the renames of a save whose program was killed between them. The caller must hold the folder's lock.
+/// Throws FormatError if the list of files is not one of ours, FileError if a file cannot be renamed.
 inline void complete_commit(const std::filesystem::path& folder) {
   const std::filesystem::path journal = folder / journal_name;
   if (!is_trusted(journal)) return;
   std::error_code error;
   for (const PendingFile& file : pending_files(folder)) {
     std::filesystem::rename(file.temporary, file.target, error);
-    if (error) throw FileError(file.target.string(), "a place to move the new file to", error.message());
+    if (error) throw FileError(file.target.string(), rename_failure(error));
   }
   synchronise_folder(folder);
   std::filesystem::remove(journal, error);
 }
 
-/// Removes temporary files that no living program holds and no commit needs. Only under the folder's lock.
+/// Removes the temporary files that no running program has locked and no interrupted save needs. The caller must hold
+/// the folder's lock.
 inline void remove_strays_under_lock(const std::filesystem::path& folder) {
   const std::vector<PendingFile> pending = pending_files(folder);
   for (const std::filesystem::path& path : entries_of(folder, is_temporary)) {
@@ -127,10 +134,10 @@ inline void remove_strays_under_lock(const std::filesystem::path& folder) {
   }
 }
 
-/// Before files of a folder are saved together: nothing of programs that were killed is left. Throws as
-/// complete_commit.
+/// Called before several files are saved together: completes an interrupted save and removes what killed programs left.
+/// Throws as complete_commit does.
 inline void tidy_folder(const std::filesystem::path& folder) {
-  const FolderLock lock(folder, patience);
+  const FolderLock lock(folder, lock_attempts);
   require_lock(lock, folder);
   complete_commit(folder);
   remove_strays_under_lock(folder);
@@ -138,8 +145,8 @@ inline void tidy_folder(const std::filesystem::path& folder) {
 
 }  // namespace detail
 
-/// Makes a folder and those above it. Unless keep() is called, those that it made go away with it, as long as nothing
-/// is in them. Throws FileError where there can be no folder.
+/// Creates a folder and its missing parents. Unless keep() is called, the destructor removes those that it created and
+/// that are empty. Throws FileError if the folder cannot be created.
 class MadeFolders {
  public:
   explicit MadeFolders(const std::filesystem::path& folder) {
@@ -148,23 +155,24 @@ class MadeFolders {
     for (auto path = folder; !path.empty() && !std::filesystem::exists(path, ignored); path = path.parent_path()) {
       missing.push_back(path);
     }
-    made_.reserve(missing.size());  // so that none that is made can be forgotten
+    made_.reserve(missing.size());  // so that recording a created folder cannot fail
     for (; !missing.empty() && !error; missing.pop_back()) {
       if (std::filesystem::create_directory(missing.back(), error)) made_.push_back(std::move(missing.back()));
     }
     if (std::filesystem::is_directory(folder, ignored)) return;
     remove();
-    throw FileError(folder.string(), "a folder, or a place for one", error ? error.message() : "something else");
+    throw FileError(folder.string(),
+                    "the folder cannot be created: " + (error ? error.message() : "a file of that name exists"));
   }
   MadeFolders(const MadeFolders&) = delete;
   MadeFolders& operator=(const MadeFolders&) = delete;
   ~MadeFolders() { remove(); }
 
-  /// They stay.
+  /// Keeps the folders.
   void keep() { made_.clear(); }
 
  private:
-  /// The innermost first; a folder in which there is something stays.
+  /// The innermost first; a folder that is not empty stays.
   void remove() noexcept {
     std::error_code error;
     for (; !made_.empty(); made_.pop_back()) std::filesystem::remove(made_.back(), error);

@@ -1,4 +1,5 @@
-// What GGUF calls the parts of a Mamba model: its settings in the metadata, its tensors, and its kernel's A.
+// GGUF's names for a Mamba model: its settings in the metadata and its tensors; and how A_log follows from the stored
+// A.
 #ifndef MINIMAMBA_IO_GGUF_CONFIG_HPP
 #define MINIMAMBA_IO_GGUF_CONFIG_HPP
 
@@ -22,7 +23,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// The settings, and where the tensors tell them the tensors, for messages.
+/// The names of the settings in messages: metadata keys, or the tensor that decides the setting.
 inline constexpr ConfigKeys gguf_keys{.d_model = "mamba.embedding_length",
                                       .n_layer = "mamba.block_count",
                                       .vocab_size = "rows of token_embd.weight",
@@ -35,10 +36,10 @@ inline constexpr ConfigKeys gguf_keys{.d_model = "mamba.embedding_length",
                                       .tie_embeddings = "a model without output.weight",
                                       .norm_epsilon = "mamba.attention.layer_norm_rms_epsilon"};
 
-inline constexpr std::int64_t most_gguf_parts = 1024;
+inline constexpr std::int64_t max_gguf_parts = 1024;
 inline constexpr const char* gguf_other_ends = "minimamba.other_eos_token_ids";
 
-/// The number of a part and of all parts, by the name that llama.cpp gives it: model-00002-of-00003.gguf.
+/// The number of a part, and of all parts, from the file name that llama.cpp gives it: model-00002-of-00003.gguf.
 struct GgufPart {
   std::uint64_t number = 0, count = 0;  // from 1
 };
@@ -63,16 +64,17 @@ inline std::filesystem::path name_of_part(const std::filesystem::path& path, std
   name.replace(path.stem().string().size() - (sizeof("00000-of-00000") - 1), digits.size(), digits);
   return path.parent_path() / name;
 }
-/// The GGUF files of a folder; of one in parts only the first, which knows the others and has the metadata.
+/// The GGUF files of a folder. Of a model in several parts only the first is listed, which has the metadata and the
+/// number of parts.
 inline std::vector<std::filesystem::path> gguf_files_in(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> files = files_in(folder, {".gguf", ".GGUF"});
   std::erase_if(files, is_later_part);
   return files;
 }
 
-/// The A_log of which -exp is `a`. An A that was made from a float A_log, with an exponential rounded correctly, gives
-/// an A_log that makes it again, bit for bit. Any other one is met only as well as the logarithm's last place allows,
-/// so load gives the model A itself as well.
+/// The A_log for which -exp(A_log) is `a`. If A was computed from a float A_log with a correctly rounded exponential,
+/// the result gives the same A again, bit for bit. For any other A the result is accurate only to the last place of the
+/// logarithm, so load also gives the model A itself.
 template <class Scalar>
 Scalar logarithm_of_a(Scalar a) {
   const double logarithm = std::log(-static_cast<double>(a));
@@ -89,7 +91,7 @@ Scalar logarithm_of_a(Scalar a) {
   return static_cast<Scalar>(logarithm);
 }
 
-/// The metadata, read with a check of its types.
+/// Reads the metadata and checks their types.
 class GgufSettings {
  public:
   GgufSettings(const GgufMetadata& metadata, std::string file) : metadata_(metadata), file_(std::move(file)) {}
@@ -99,121 +101,129 @@ class GgufSettings {
     const auto place = metadata_.find(key);
     if (place == metadata_.end()) return nullptr;
     const T* value = std::get_if<T>(&place->second);
-    if (value == nullptr)
-      refuse(key, "a value of another type", "one of type " + std::to_string(place->second.index()));
+    if (value == nullptr) refuse(key, type_name(GgufValue(T())), type_name(place->second));
     return value;
   }
   [[noreturn]] void refuse(const std::string& key, const std::string& expected, const std::string& found) const {
     throw ConfigError(file_ + ": " + key, expected, found);
   }
 
-  /// Whole numbers may be signed or not.
-  std::optional<std::int64_t> whole(const std::string& key) const {
+  /// An integer, which may be stored as signed or unsigned.
+  std::optional<std::int64_t> integer(const std::string& key) const {
     const auto place = metadata_.find(key);
     if (place == metadata_.end()) return std::nullopt;
-    const auto* natural = std::get_if<std::uint64_t>(&place->second);
-    if (natural != nullptr && std::in_range<std::int64_t>(*natural)) return static_cast<std::int64_t>(*natural);
-    const auto* integer = std::get_if<std::int64_t>(&place->second);
-    if (integer == nullptr) refuse(key, "a whole number", "another value");
-    return *integer;
+    const auto* without_sign = std::get_if<std::uint64_t>(&place->second);
+    if (without_sign != nullptr && std::in_range<std::int64_t>(*without_sign))
+      return static_cast<std::int64_t>(*without_sign);
+    const auto* with_sign = std::get_if<std::int64_t>(&place->second);
+    if (with_sign == nullptr) refuse(key, "an integer below 2^63", type_name(place->second));
+    return *with_sign;
   }
   std::int64_t size(const char* key, std::int64_t largest) const {
-    const std::optional<std::int64_t> value = whole(key);
+    const std::optional<std::int64_t> value = integer(key);
     if (!value || *value < 1 || *value > largest) {
-      refuse(key, "a whole number from 1 to " + std::to_string(largest), value ? std::to_string(*value) : "none");
+      refuse(key, "an integer from 1 to " + std::to_string(largest), value ? std::to_string(*value) : "none");
     }
     return *value;
   }
-  /// A token within the vocabulary; -1 means none, and another one is noted, if notes are taken.
+  /// A token id within the vocabulary. -1 means none; any other id outside the vocabulary is ignored with a note, if
+  /// notes are wanted.
   std::optional<std::int32_t> token(const char* key, std::int64_t vocabulary,
                                     std::vector<std::string>* notes = nullptr) const {
-    const std::optional<std::int64_t> id = whole(key);
+    const std::optional<std::int64_t> id = integer(key);
     if (id && *id >= 0 && *id < vocabulary) return static_cast<std::int32_t>(*id);
     if (id && *id != -1 && *id != std::numeric_limits<std::uint32_t>::max() && notes != nullptr) {
-      notes->push_back(file_ + ": " + key + " " + std::to_string(*id) + " is no token of the vocabulary of " +
-                       std::to_string(vocabulary) + ", and ignored");
+      notes->push_back(file_ + ": " + key + " " + std::to_string(*id) +
+                       " is ignored because it is not in the vocabulary of " + std::to_string(vocabulary) + " tokens");
     }
     return std::nullopt;
   }
 
-  /// Other tokens at which text ends: a chat's end of turn, and what a file of ours adds.
+  /// Further end-of-text tokens: the end of a chat turn, and those that our own files add.
   void read_other_ends(MambaConfig& config, std::vector<std::string>& notes) const {
     std::vector<std::int32_t> ids;
     if (const auto turn = token("tokenizer.ggml.eot_token_id", config.vocab_size, &notes)) ids.push_back(*turn);
     const auto* const own = find<std::vector<double>>(gguf_other_ends);
-    if (own != nullptr && own->size() > most_end_tokens) {
-      notes.push_back(file_ + ": " + gguf_other_ends + ": the first " + std::to_string(most_end_tokens) + " of " +
-                      std::to_string(own->size()) + " are taken");
+    if (own != nullptr && own->size() > max_end_tokens) {
+      notes.push_back(file_ + ": " + gguf_other_ends + ": only the first " + std::to_string(max_end_tokens) + " of " +
+                      std::to_string(own->size()) + " ids are used");
     }
-    for (std::size_t i = 0; own != nullptr && i < std::min(own->size(), most_end_tokens); ++i) {
+    for (std::size_t i = 0; own != nullptr && i < std::min(own->size(), max_end_tokens); ++i) {
       const double id = (*own)[i];
       const bool inside = id >= 0 && id < static_cast<double>(config.vocab_size) && id == std::floor(id);
-      if (!inside) refuse(gguf_other_ends, "token ids", number_text(id));
+      if (!inside) refuse(gguf_other_ends, "token ids of the vocabulary", number_text(id));
       ids.push_back(static_cast<std::int32_t>(id));
     }
     for (const std::int32_t id : ids) add_end_token(config, id);
   }
 
  private:
+  static const char* type_name(const GgufValue& value) {
+    constexpr const char* names[] = {"a signed integer", "an unsigned integer", "a float",          "a boolean",
+                                     "a string",         "a list of strings",   "a list of numbers"};
+    return names[value.index()];
+  }
+
   const GgufMetadata& metadata_;
   std::string file_;
 };
 
-/// Adds the tensors of a GGUF file and of all parts where it is one of several, and returns the metadata of the first.
-/// Throws what read_gguf throws, and FileError for a part that is missing.
+/// Adds the tensors of a GGUF file to a set, and those of its other parts if it is one of several; returns the metadata
+/// of the first part. Throws what read_gguf throws, and FileError for a missing part.
 inline GgufMetadata read_gguf_parts(const std::filesystem::path& path, ByteSource source, TensorSet& set) {
   const std::string file = source.name();
-  TensorSet joined = set;
-  GgufMetadata metadata = read_gguf(source, joined);
-  const std::int64_t count = GgufSettings(metadata, file).whole("split.count").value_or(1);
+  TensorSet combined = set;
+  GgufMetadata metadata = read_gguf(source, combined);
+  const std::int64_t count = GgufSettings(metadata, file).integer("split.count").value_or(1);
   if (count <= 1) {
-    set = std::move(joined);
+    set = std::move(combined);
     return metadata;
   }
   const std::optional<GgufPart> part = gguf_part(path);
-  if (count > most_gguf_parts || !part || std::cmp_not_equal(part->count, count) || part->number < 1 ||
+  if (count > max_gguf_parts || !part || std::cmp_not_equal(part->count, count) || part->number < 1 ||
       part->number > part->count) {
     throw FormatError(file,
-                      "a name that ends in the number of the part and of all " + std::to_string(count) +
+                      "a file name that ends in the number of the part and of all " + std::to_string(count) +
                           " parts, such as -00001-of-00003.gguf",
-                      "another name");
+                      "\"" + printable(path.filename().string()) + "\"");
   }
-  joined = set;
+  combined = set;
   for (std::uint64_t number = 1; number <= part->count; ++number) {
     const std::filesystem::path place = name_of_part(path, number);
     if (!is_there(place)) {
-      throw FileError(place.string(), "part " + std::to_string(number) + " of " + std::to_string(count), "none");
+      throw FileError(place.string(),
+                      "part " + std::to_string(number) + " of " + std::to_string(count) + " is missing");
     }
     ByteSource bytes = number == part->number ? std::move(source) : ByteSource::open(place);
     refuse_pointer(bytes);
-    GgufMetadata own = read_gguf(std::move(bytes), joined);
-    if (joined.tensors().size() > most_tensors) {
-      throw FormatError(place.string(), "at most " + std::to_string(most_tensors) + " tensors in all parts",
-                        std::to_string(joined.tensors().size()));
+    GgufMetadata own = read_gguf(std::move(bytes), combined);
+    if (combined.tensors().size() > max_tensors) {
+      throw FormatError(place.string(), "at most " + std::to_string(max_tensors) + " tensors in all parts together",
+                        std::to_string(combined.tensors().size()));
     }
     const GgufSettings settings(own, place.string());
-    const std::optional<std::int64_t> index = settings.whole("split.no");
-    if (!index || std::cmp_not_equal(*index, number - 1) || settings.whole("split.count") != count) {
-      settings.refuse("split.no", std::to_string(number - 1) + " of " + std::to_string(count),
+    const std::optional<std::int64_t> index = settings.integer("split.no");
+    if (!index || std::cmp_not_equal(*index, number - 1) || settings.integer("split.count") != count) {
+      settings.refuse("split.no", std::to_string(number - 1) + " with a split.count of " + std::to_string(count),
                       index ? std::to_string(*index) : "none");
     }
     if (number == 1) metadata = std::move(own);
   }
-  const std::optional<std::int64_t> total = GgufSettings(metadata, file).whole("split.tensors.count");
-  if (total && std::cmp_not_equal(*total, joined.tensors().size() - set.tensors().size())) {
-    throw CheckpointError(file, std::to_string(*total) + " tensors in all parts",
-                          std::to_string(joined.tensors().size() - set.tensors().size()));
+  const std::optional<std::int64_t> total = GgufSettings(metadata, file).integer("split.tensors.count");
+  if (total && std::cmp_not_equal(*total, combined.tensors().size() - set.tensors().size())) {
+    throw CheckpointError(file, std::to_string(*total) + " tensors in all parts together",
+                          std::to_string(combined.tensors().size() - set.tensors().size()));
   }
   for (const char* const key : {"split.no", "split.count", "split.tensors.count"}) metadata.erase(key);
-  set = std::move(joined);
+  set = std::move(combined);
   return metadata;
 }
 
-/// Tokens at the end of GGUF's list that only fill up the rows of the embedding are no part of the vocabulary.
+/// Unused tokens at the end of GGUF's list only fill up the rows of the embedding, and are not part of the vocabulary.
 inline std::int64_t gguf_vocabulary(const GgufSettings& settings, std::int64_t rows) {
-  if (const auto own = settings.whole("minimamba.vocab_size")) {
+  if (const auto own = settings.integer("minimamba.vocab_size")) {
     if (*own < 1 || *own > rows) {
-      settings.refuse("minimamba.vocab_size", "a whole number from 1 to " + std::to_string(rows), std::to_string(*own));
+      settings.refuse("minimamba.vocab_size", "an integer from 1 to " + std::to_string(rows), std::to_string(*own));
     }
     return *own;
   }
@@ -221,7 +231,7 @@ inline std::int64_t gguf_vocabulary(const GgufSettings& settings, std::int64_t r
   if (tokens == nullptr || tokens->empty()) return rows;
   if (tokens->size() > static_cast<std::size_t>(rows)) {
     settings.refuse("tokenizer.ggml.tokens",
-                    "at most " + std::to_string(rows) + " tokens, the rows of token_embd.weight",
+                    "at most " + std::to_string(rows) + " tokens, one for each row of token_embd.weight",
                     std::to_string(tokens->size()));
   }
   std::size_t count = tokens->size();
@@ -231,18 +241,19 @@ inline std::int64_t gguf_vocabulary(const GgufSettings& settings, std::int64_t r
   return static_cast<std::int64_t>(count);
 }
 
-/// The configuration of a GGUF file with these tensors. Throws ConfigError.
+/// The configuration of a GGUF file with these tensors. Throws ConfigError, and CheckpointError for an embedding that
+/// is missing or misshaped.
 inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& tensors, const std::string& file,
                                std::vector<std::string>& notes) {
   const GgufSettings settings(metadata, file);
   const auto* architecture = settings.find<std::string>("general.architecture");
   if (architecture == nullptr || *architecture != "mamba") {
-    settings.refuse("general.architecture", "mamba, the only kind that is supported",
+    settings.refuse("general.architecture", "mamba, the only supported architecture",
                     architecture == nullptr ? "none" : "\"" + printable(*architecture, 100) + "\"");
   }
   const auto* extra_norms = settings.find<bool>("mamba.ssm.dt_b_c_rms");
   if (extra_norms != nullptr && *extra_norms) {
-    settings.refuse("mamba.ssm.dt_b_c_rms", "false, the only kind that is supported", "true (FalconMamba)");
+    settings.refuse("mamba.ssm.dt_b_c_rms", "false, the only supported value", "true (FalconMamba)");
   }
   MambaConfig config;
   config.d_model = settings.size(gguf_keys.d_model, LargestSize::d_model);
@@ -259,7 +270,7 @@ inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& te
       std::cmp_greater(embedding->shape[0], LargestSize::vocab_size)) {
     throw CheckpointError(file + ": token_embd.weight",
                           "a tensor of shape [vocabulary, " + std::to_string(config.d_model) + "]",
-                          embedding == nullptr ? "none" : "shape " + shape_text(embedding->shape));
+                          embedding == nullptr ? "no tensor" : "shape " + shape_text(embedding->shape));
   }
   const auto rows = static_cast<std::int64_t>(embedding->shape[0]);
   config.vocab_size = gguf_vocabulary(settings, rows);

@@ -1,4 +1,4 @@
-// save_gguf: a model, or a checkpoint of any format, as a GGUF file that llama.cpp runs too.
+// save_gguf: a model, or a checkpoint of any format, as a GGUF file, which llama.cpp runs too.
 #ifndef MINIMAMBA_IO_GGUF_WRITER_HPP
 #define MINIMAMBA_IO_GGUF_WRITER_HPP
 
@@ -39,7 +39,7 @@ class GgufHeaderWriter {
     append(std::uint64_t{pairs});
   }
 
-  /// Whole numbers take 32 bits where they fit; other numbers are floats, as llama.cpp has them.
+  /// Integers take 32 bits if they fit; other numbers are floats, as in llama.cpp.
   void pair(const std::string& key, const GgufValue& value) {
     append(key);
     std::visit([&](const auto& x) { append_value(x); }, value);
@@ -52,7 +52,7 @@ class GgufHeaderWriter {
         std::find_if(ggml_types.begin(), ggml_types.end(), [&](auto& t) { return t.dtype == tensor.dtype; })->number);
     append(tensor.begin);
   }
-  /// With zeros up to where the data begins.
+  /// Returns the header, padded with zeros up to the data.
   std::string finish() && {
     bytes_.resize((bytes_.size() + gguf_alignment - 1) / gguf_alignment * gguf_alignment, '\0');
     return std::move(bytes_);
@@ -108,7 +108,7 @@ class GgufHeaderWriter {
   std::string bytes_;
 };
 
-/// llama.cpp's number for a file whose matrices are mostly of this type.
+/// llama.cpp's number for a file whose matrices mostly have this type.
 inline std::uint64_t gguf_file_type(DType matrices) {
   switch (matrices) {
     case DType::F16:
@@ -124,13 +124,14 @@ inline std::uint64_t gguf_file_type(DType matrices) {
   }
 }
 
-/// The type in which a model's own weights are stored.
+/// The type in which a model's weight format is stored.
 template <class Weight>
 constexpr DType gguf_dtype() {
   return std::is_same_v<Weight, double> ? DType::F32 : dtype_of_weight<Weight>();
 }
 
-/// Parameters as GGUF holds them: of A_log A = -exp(A_log), whose numbers may not fit where those of A_log do.
+/// Parameters as GGUF stores them: A = -exp(A_log) in place of A_log, so that the values of A are checked for their
+/// range.
 template <class Parameters>
 class GgufParameters : public Parameters {
  public:
@@ -146,7 +147,7 @@ class GgufParameters : public Parameters {
   }
 };
 
-/// The tokens of a byte-level model, in GPT-2's alphabet.
+/// The tokens of a byte-level model, spelled in GPT-2's alphabet.
 inline void add_byte_tokens(GgufMetadata& metadata) {
   std::vector<std::string> tokens;
   for (unsigned byte = 0; byte < 256; ++byte) tokens.push_back(byte_spelling(byte));
@@ -163,7 +164,7 @@ inline GgufMetadata gguf_metadata(const MambaConfig& config, DType matrices, Ggu
   metadata["general.file_type"] = gguf_file_type(matrices);
   add("general.quantization_version", 2);
   add("general.alignment", gguf_alignment);
-  add("mamba.context_length", 1 << 20);  // which no Mamba has; llama.cpp asks for one
+  add("mamba.context_length", 1 << 20);  // Mamba has no limit; llama.cpp requires the key
   add("mamba.feed_forward_length", 0);
   add("mamba.attention.head_count", 0);
   add("mamba.vocab_size", config.padded_vocab_size());
@@ -196,7 +197,7 @@ inline GgufMetadata gguf_metadata(const MambaConfig& config, DType matrices, Ggu
   return metadata;
 }
 
-/// Writes rows of numbers in any of the types of the file.
+/// Writes rows of values in any of the types of the file.
 template <class Scalar>
 void write_gguf_rows(AtomicFile& file, DType dtype, View<Scalar> rows) {
   const auto write_as = [&]<class W>(W) {
@@ -220,15 +221,15 @@ void write_gguf_rows(AtomicFile& file, DType dtype, View<Scalar> rows) {
   }
 }
 
-/// The tensors with their offsets within the data. With the types that a model has itself, x_proj of a q8 model stays
-/// in bf16, as in SelectionFormat, and comes back as it was.
+/// The tensors with their offsets within the data. When a q8 model is saved with its own types, its x_proj stays in
+/// bf16, as in SelectionFormat, so that it is loaded again unchanged.
 template <class Parameters>
 std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matrices, bool own_types) {
   std::vector<StoredTensor> tensors;
   std::uint64_t offset = 0;
   parameters.for_each([&](const SavedParameter& parameter, auto&&) {
     if (entry_of(parameter.name) == nullptr) {
-      throw ArgumentError("model", "one whose parameters GGUF has names for", std::string(parameter.name));
+      throw ArgumentError("model", "parameters that have a name in GGUF", std::string(parameter.name));
     }
     const Shape shape = gguf_shape(parameter.extents.shape());
     StoredTensor tensor{gguf_name(parameter.name), DType::F32, {shape.begin(), shape.end()}};
@@ -257,14 +258,14 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   for (const StoredTensor& tensor : tensors) writer.tensor(tensor);
   const std::string header = std::move(writer).finish();
 
-  Fitting fitting(options.saturate);
+  Saturation saturation(options.saturate);
   std::size_t looked_at = 0;
-  fitting.check(parameters, [&](const SavedParameter&) { return tensors[looked_at++].dtype; });
+  saturation.check(parameters, [&](const SavedParameter&) { return tensors[looked_at++].dtype; });
   MadeFolders folders(path.has_parent_path() ? path.parent_path() : ".");
   AtomicFile::remove_strays_beside(path);
   AtomicFile file(path);
   file.write(header);
-  Progress progress(options.progress, path.string(), "to be written whole", parameters.parameter_count());
+  Progress progress(options.progress, path.string(), "saving", parameters.parameter_count());
   std::size_t next = 0;
   std::uint64_t end = 0;
   parameters.for_each([&](const SavedParameter& parameter, auto&& pieces) {
@@ -272,37 +273,39 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     constexpr char zeros[gguf_alignment] = {};
     file.write(std::string_view(zeros, static_cast<std::size_t>(tensor.begin - end)));
     end = tensor.begin + *tensor_bytes(tensor.dtype, tensor.shape);
-    const Narrowing narrowing(parameter.dtype, tensor.dtype);
+    const RangeCheck range(parameter.dtype, tensor.dtype);
     pieces([&](std::size_t, auto piece) {
-      fitting.apply(narrowing, piece);
+      saturation.apply(range, piece);
       write_gguf_rows(file, tensor.dtype, piece);
     });
     progress.add(parameter.extents.size());
   });
-  fitting.tell(path.string(), options.on_note);
+  saturation.report(path.string(), options.on_note);
   file.commit();
   folders.keep();
 }
 
 }  // namespace detail
 
-/// Saves a model as a GGUF file of version 3, in a folder that is made if it is not there. The six matrices have the
-/// type that the options name, or the one of the model's weight format; those whose rows are no multiple of 32 numbers
-/// are F16 where others are Q8_0 or Q4_0, and x_proj of a q8 model, which has it so, is BF16, unless the options name a
-/// type; all else is F32. `metadata` is added to what describes the model: the tokenizer, for example, whose
-/// keys begin with "tokenizer.". Without one a model with 256 tokens gets the 256 bytes, and others are marked as
-/// having none. Throws FileError, and ArgumentError for a model that was moved from or another type; an old file is
-/// then as before.
+/// Saves a model as a GGUF file of version 3, and creates its folder if necessary. The six matrices have the type that
+/// the options name, or that of the model's weight format. There are two exceptions: where the others are Q8_0 or Q4_0,
+/// matrices whose rows are not a multiple of 32 values are F16; and x_proj of a q8 model, which is kept in bf16, is
+/// BF16 unless the options name a type. Everything else is F32. `metadata` is added to what describes the model, for
+/// example the tokenizer, whose keys begin with "tokenizer.". Without a tokenizer, a model with 256 tokens gets the 256
+/// bytes, and any other is marked as having none. Throws FileError; CancelledError; CheckpointError for values that do
+/// not fit; and ArgumentError for a model that was moved from or an unsupported type. An existing file is then as
+/// before.
 template <class Model>
 void save_gguf(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {},
                const GgufMetadata& metadata = {}) {
-  static_assert(detail::has_vocabulary<Model>, "a GGUF file holds a language model; of others see save_parameters");
+  static_assert(detail::has_vocabulary<Model>,
+                "a GGUF file holds a language model; for other modules use save_parameters");
   static_assert(
-      requires { Model::MixerType::gguf_architecture; }, "GGUF has no names for what is in this mixer");
+      requires { Model::MixerType::gguf_architecture; }, "GGUF has no names for the parameters of this mixer");
   detail::save_gguf_file(detail::GgufParameters<detail::ModelParameters<Model>>(model), path, options, metadata);
 }
 
-/// The same from a checkpoint of any format, tensor by tensor.
+/// The same for a checkpoint of any format, tensor by tensor.
 inline void save_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options = {},
                       const GgufMetadata& metadata = {}) {
   detail::save_gguf_file(detail::GgufParameters<CheckpointParameters>(checkpoint), path, options, metadata);

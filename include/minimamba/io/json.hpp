@@ -1,6 +1,6 @@
-// Untrusted JSON: read in pieces of 64 KiB through nlohmann's event (SAX) interface, within limits on its size, depth,
-// number of values and longest token, so that hostile text costs neither time nor memory. read_json makes a Json of a
-// small file such as config.json; detail::parse_json hands the events of a large one to a handler as they come.
+// Reads untrusted JSON in pieces of 64 KiB through nlohmann's event (SAX) interface. Limits on its size, depth, number
+// of values and longest token keep hostile text from costing time or memory. read_json builds a Json from a small file
+// such as config.json; detail::parse_json passes the events of a large file to a handler as they come.
 #ifndef MINIMAMBA_IO_JSON_HPP
 #define MINIMAMBA_IO_JSON_HPP
 
@@ -25,28 +25,28 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// What a JSON text may ask of us. Keys count as values; white space counts into the token that follows it.
+/// Limits on a JSON text. Keys count as values; white space counts towards the token that follows it.
 struct JsonLimits {
   std::uint64_t bytes = std::uint64_t{16} << 20;
   std::uint64_t depth = 64;
   std::uint64_t values = 100'000;
   std::uint64_t token = std::uint64_t{1} << 20;
-  bool constants = false;  // whether Infinity, -Infinity and NaN are numbers, as Python writes them
+  bool constants = false;  // whether Infinity, -Infinity and NaN are numbers, as in Python
 };
 
 namespace detail {
 
-/// What a tokenizer.json may ask: those of large vocabularies have half a million values.
+/// Limits for a tokenizer.json: those of large vocabularies have half a million values.
 inline constexpr JsonLimits tokenizer_limits{.bytes = std::uint64_t{64} << 20, .depth = 16, .values = 1'000'000};
 
-/// The characters [begin, end) of a source, one piece of it in memory at a time.
+/// The characters [begin, end) of a source, with one piece of it in memory at a time.
 class JsonText {
  public:
   JsonText(const ByteSource& source, std::uint64_t begin, std::uint64_t end, const JsonLimits& limits)
       : source_(source), next_(begin), end_(end), limits_(limits) {
     if (begin > end || end > source.size()) {
       throw FormatError(source.name(), "JSON up to byte " + std::to_string(end),
-                        "only " + std::to_string(source.size()) + " bytes in all (truncated?)");
+                        "a file of only " + std::to_string(source.size()) + " bytes (truncated?)");
     }
     if (end - begin > limits.bytes) {
       throw FormatError(source.name(), "at most " + std::to_string(limits.bytes) + " bytes of JSON",
@@ -70,15 +70,16 @@ class JsonText {
       quote_ = false;
       in_constant_ = !in_constant_;
     }
-    if (++token_ > limits_.token) refuse("no token of more than " + std::to_string(limits_.token) + " bytes", "one");
+    if (++token_ > limits_.token)
+      refuse("tokens of at most " + std::to_string(limits_.token) + " bytes", "a longer one");
     refuse_zero();
     look_for_constant();
   }
 
-  /// To be called at each event: the token is complete, and the next may be as long again.
+  /// To be called at each event: the token is complete, and the count for the next one starts at zero.
   void end_token() { token_ = 0; }
 
-  /// Whether the text that the parser has just been given stands for a constant, which has no quotes in the file.
+  /// Whether the string that the parser has just reported is a constant, which has no quotes in the file.
   bool take_constant() { return std::exchange(constant_, false); }
 
   [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
@@ -86,14 +87,14 @@ class JsonText {
   }
 
  private:
-  /// Keeps in mind whether a character lies within a text.
+  /// Tracks whether a character is inside a string.
   void follow(char c) {
     if (!in_constant_ && std::exchange(escaped_, false)) return;
     if (in_constant_) return;
     if (c == '"') in_text_ = !in_text_;
     escaped_ = in_text_ && c == '\\';
   }
-  /// The parser knows no constants: it is given them within quotes.
+  /// The parser does not support these constants: it is given them in quotes.
   void look_for_constant() {
     if (!limits_.constants || quote_) return;
     const char c = at_ == filled_ ? ' ' : piece_[at_];
@@ -114,22 +115,22 @@ class JsonText {
     next_ += filled_;
     refuse_zero();
   }
-  /// nlohmann takes a zero byte for the end of the text and would not look at what follows it.
+  /// nlohmann takes a zero byte for the end of the text and would not read what follows it.
   void refuse_zero() const {
     if (at_ != filled_ && piece_[at_] == '\0') refuse("JSON text", "a zero byte");
   }
 
   const ByteSource& source_;
-  std::uint64_t next_, end_;  // what is still to be loaded
+  std::uint64_t next_, end_;  // the bytes that are not loaded yet
   const JsonLimits& limits_;
   std::uint64_t token_ = 0;
   std::size_t at_ = 0, filled_ = 0;  // within piece_
   bool in_text_ = false, escaped_ = false;
-  bool quote_ = false, in_constant_ = false, constant_ = false;  // a quote comes next; after it, letters; one was found
+  bool quote_ = false, in_constant_ = false, constant_ = false;  // a quote is next; inside one; one has begun
   std::array<char, std::size_t{1} << 16> piece_;
 };
 
-/// JsonText in the shape from which nlohmann's parser reads.
+/// JsonText as the iterator that nlohmann's parser reads from.
 class JsonIterator {
  public:
   using iterator_category = std::input_iterator_tag;
@@ -159,7 +160,7 @@ class JsonIterator {
   JsonText* text_ = nullptr;
 };
 
-/// Stands between nlohmann's parser and a handler, and keeps the limits.
+/// Passes the events of nlohmann's parser to a handler, and enforces the limits.
 template <class Handler>
 class JsonEvents {
  public:
@@ -178,7 +179,7 @@ class JsonEvents {
   bool start_array(std::size_t) { return open(false); }
   bool end_array() { return close(); }
   bool key(std::string& name) {
-    if (text_.take_constant()) constant("");  // a key has quotes
+    if (text_.take_constant()) constant("");  // a key must have quotes
     count();
     handler_.key(name);
     return true;
@@ -226,9 +227,9 @@ class JsonEvents {
   std::uint64_t values_ = 0, depth_ = 0;
 };
 
-/// Reads the bytes [begin, end) of a source as one JSON value, and tells the handler: open(is_object) and close() of a
-/// container, key(name) of a member, value(json) of anything else. Holds no more than 64 KiB of the text and one token.
-/// Whether keys are unique is for the handler to see. Throws FormatError, and whatever the handler throws.
+/// Reads the bytes [begin, end) of a source as one JSON value and calls the handler: open(is_object) and close() for a
+/// container, key(name) for a member, value(json) for anything else. Holds at most 64 KiB of the text and one token.
+/// Checking that keys are unique is left to the handler. Throws FormatError, and whatever the handler throws.
 template <class Handler>
 void parse_json(const ByteSource& source, std::uint64_t begin, std::uint64_t end, const JsonLimits& limits,
                 Handler& handler) {
@@ -248,13 +249,13 @@ class JsonTree {
   void close() { open_.pop_back(); }
   void key(std::string& name) {
     if (open_.back()->find(name) != nullptr)
-      throw FormatError(file_, "every key of an object once", "\"" + printable(name) + "\" again");
+      throw FormatError(file_, "the key \"" + printable(name) + "\" occurs twice in an object");
     key_ = std::move(name);
   }
   void value(Json&& x) { place(std::move(x)); }
 
  private:
-  /// Pointers to the open containers stay valid, since none but the innermost grows.
+  /// Pointers to the open containers stay valid, because only the innermost one grows.
   Json* place(Json&& x) {
     if (open_.empty()) return &(root = std::move(x));
     if (Json::Array* const array = open_.back()->array()) return &array->emplace_back(std::move(x));
@@ -267,8 +268,8 @@ class JsonTree {
 
 }  // namespace detail
 
-/// Reads a whole source as one JSON value with nothing behind it. Throws FormatError if it is none, exceeds the limits,
-/// or repeats a key.
+/// Reads a whole source as one JSON value with nothing after it. Throws FormatError if it is not valid JSON, exceeds
+/// the limits or repeats a key.
 inline Json read_json(const ByteSource& source, const JsonLimits& limits = {}) {
   detail::JsonTree tree(source.name());
   detail::parse_json(source, 0, source.size(), limits, tree);

@@ -1,5 +1,5 @@
-// JSON in memory: Json, a value that was read, and JsonWriter, which writes text as it goes. Unlike nlohmann's, a Json
-// goes away and is compared without allocating, so that no lack of memory can strike where nobody may throw.
+// JSON in memory: Json, a value that was read, and JsonWriter, which writes text as it goes. Unlike nlohmann's values,
+// a Json is destroyed and compared without allocating, so that running out of memory cannot throw in a destructor.
 #ifndef MINIMAMBA_IO_JSON_VALUE_HPP
 #define MINIMAMBA_IO_JSON_VALUE_HPP
 
@@ -24,8 +24,8 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A JSON value; an object has its members in the order of their names. What is asked for in vain is a null pointer, so
-/// that the kind and the value are asked for at once: if (const bool* flag = json.flag()) ...
+/// A JSON value; an object has its members sorted by name. Accessors return a null pointer if the value is of another
+/// kind, so that the kind is tested and the value is read in one step: if (const bool* flag = json.flag()) ...
 class Json {
  public:
   using Array = std::vector<Json>;
@@ -42,8 +42,8 @@ class Json {
 
   bool is_null() const { return std::holds_alternative<Null>(value_); }
   const bool* flag() const { return std::get_if<bool>(&value_); }
-  /// A whole number that is not negative.
-  const std::uint64_t* whole() const { return std::get_if<std::uint64_t>(&value_); }
+  /// An integer that is not negative.
+  const std::uint64_t* unsigned_integer() const { return std::get_if<std::uint64_t>(&value_); }
   const std::string* text() const { return boxed<std::string>(); }
   const Array* array() const { return boxed<Array>(); }
   const Object* object() const { return boxed<Object>(); }
@@ -60,14 +60,14 @@ class Json {
   /// Whether it is this text.
   bool is(std::string_view x) const { return text() != nullptr && *text() == x; }
 
-  /// The member of that name of an object.
+  /// The member of an object with that name; null if there is none.
   const Json* find(std::string_view name) const {
     const Object* const members = object();
     const auto place = members == nullptr ? Object::const_iterator() : members->find(name);
     return members == nullptr || place == members->end() ? nullptr : &place->second;
   }
 
-  /// What JSON calls values of this kind.
+  /// JSON's name for this kind of value.
   const char* type_name() const {
     constexpr const char* names[] = {"null", "boolean", "number", "number", "number", "string", "array", "object"};
     return names[value_.index()];
@@ -82,7 +82,8 @@ class Json {
     return box == nullptr ? nullptr : box->get();
   }
 
-  // Large kinds are boxed: most values of a large text are numbers, and take 16 bytes. A negative number is an int64_t.
+  // Large kinds are boxed: most values of a large text are numbers, and take 16 bytes. A negative integer is an
+  // int64_t.
   std::variant<Null, bool, std::int64_t, std::uint64_t, double, std::unique_ptr<std::string>, std::unique_ptr<Array>,
                std::unique_ptr<Object>>
       value_;
@@ -91,7 +92,7 @@ class Json {
 
 namespace detail {
 
-/// How many bytes the character at the beginning of a text has in UTF-8; 0 if that is none.
+/// The bytes of the UTF-8 character at the beginning of a text; 0 if it is ill-formed.
 inline std::size_t utf8_length(std::string_view text) {
   const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
   const unsigned first = byte(0);
@@ -138,7 +139,7 @@ class JsonWriter {
   JsonWriter& value(std::nullptr_t) { return word("null"); }
   JsonWriter& value(std::same_as<bool> auto x) { return word(x ? "true" : "false"); }
   JsonWriter& value(std::integral auto x) requires(!std::same_as<decltype(x), bool>) { return word(std::to_string(x)); }
-  /// Throws ArgumentError for text that is no UTF-8, which JSON cannot hold.
+  /// Throws ArgumentError for text that is not UTF-8, which JSON cannot hold.
   JsonWriter& value(std::string_view x) {
     separate();
     quote(x);
@@ -165,13 +166,13 @@ class JsonWriter {
     if (const Json::Array* const array = x.array()) return value(*array);
     if (const std::string* const text = x.text()) return value(*text);
     if (const bool* const flag = x.flag()) return value(*flag);
-    if (const std::uint64_t* const whole = x.whole()) return value(*whole);
+    if (const std::uint64_t* const natural = x.unsigned_integer()) return value(*natural);
     if (const auto* const negative = std::get_if<std::int64_t>(&x.value_)) return value(*negative);
     return x.is_null() ? value(nullptr) : value(*x.number());
   }
 
  private:
-  /// What stands between the value before and the next.
+  /// The comma and the line break between a value and the next.
   void separate() {
     if (std::exchange(after_key_, false)) return;
     if (!std::exchange(first_, false)) text_ += ',';
@@ -194,7 +195,7 @@ class JsonWriter {
     text_ += '"';
     while (!x.empty()) {
       const std::size_t length = detail::utf8_length(x), letter = escaped.find(x.front());
-      if (length == 0) throw ArgumentError("JSON", "text in UTF-8", "bytes that are none");
+      if (length == 0) throw ArgumentError("JSON", "the text is not valid UTF-8");
       if (letter != escaped.npos) {
         (text_ += '\\') += letters[letter];
       } else if (static_cast<unsigned char>(x.front()) < 0x20) {
@@ -207,7 +208,7 @@ class JsonWriter {
     text_ += '"';
   }
 
-  /// The shortest digits that give the number back, as Python writes them: 1e-05, 0.001, 1000.0, 1e+16.
+  /// The shortest digits that read back as the same number, as Python writes them: 1e-05, 0.001, 1000.0, 1e+16.
   static std::string number(double x) {
     char buffer[32];
     char* const end = std::to_chars(buffer, buffer + sizeof(buffer), x, std::chars_format::scientific).ptr;

@@ -1,4 +1,4 @@
-// load: a model from a checkpoint.
+// load: reads a model from a checkpoint.
 #ifndef MINIMAMBA_IO_LOAD_HPP
 #define MINIMAMBA_IO_LOAD_HPP
 
@@ -22,20 +22,20 @@ namespace minimamba::inline MINIMAMBA_ISA {
 template <class Model>
 struct LoadOptions {
   typename Model::BackendType backend = typename Model::BackendType();
-  /// Told after each tensor which part of the parameters, from 0 to 1, has been read; returns false to give up, and
-  /// then load throws CancelledError.
+  /// Called after each tensor with the fraction of the parameters, from 0 to 1, that has been read. If it returns
+  /// false, load throws CancelledError.
   std::function<bool(double)> progress = {};
-  /// Told a sentence about each thing in the files that is ignored or settled. A checkpoint that is open has them: see
+  /// Called with a sentence about each thing in the files that is ignored or overruled. An open checkpoint has them in
   /// Checkpoint::notes.
   std::function<void(const std::string&)> on_note = {};
-  /// Numbers that do not fit the model's weight format, as 1e5 does not fit f16, are clamped, and how many is noted;
-  /// otherwise they are refused.
+  /// Whether values that do not fit the model's weight format, such as 1e5 in f16, are clamped, with a note of their
+  /// number. Otherwise they are a CheckpointError.
   bool saturate = false;
 };
 
 namespace detail {
 
-/// The settings that decide whether a parameter is there and what shape it has, as in "hidden_size 8, expand 2 in
+/// The settings that decide whether a parameter exists and what shape it has, as in "hidden_size 8, expand 2 in
 /// config.json".
 inline std::string settings_of(const Checkpoint& checkpoint, std::string_view parameter, bool presence, bool shape) {
   const MambaConfig& config = checkpoint.config;
@@ -69,12 +69,13 @@ inline std::string settings_of(const Checkpoint& checkpoint, std::string_view pa
 
 [[noreturn]] inline void refuse_missing(const Checkpoint& checkpoint, std::string_view parameter, const Shape& shape) {
   throw CheckpointError(checkpoint.weights_name + ": " + checkpoint.name_of(parameter),
-                        "a tensor of shape " + shape_text(checkpoint.stored_shape(shape)) + ", by " +
-                            settings_of(checkpoint, parameter, true, true),
-                        "none");
+                        "a tensor of shape " + shape_text(checkpoint.stored_shape(shape)) + " (" +
+                            settings_of(checkpoint, parameter, true, true) + ")",
+                        "no tensor");
 }
 
-/// Throws CheckpointError unless each layer of the configuration has a tensor, before memory is spent on the layers.
+/// Throws CheckpointError unless the file has a tensor for each layer of the configuration, before memory is allocated
+/// for the layers.
 inline void check_layers(const Checkpoint& checkpoint) {
   for (std::int64_t layer = 0; layer < checkpoint.config.n_layer; ++layer) {
     const std::string norm = "layers." + std::to_string(layer) + ".norm.weight";
@@ -83,14 +84,14 @@ inline void check_layers(const Checkpoint& checkpoint) {
   }
 }
 
-/// Whether a model has an embedding and a head, or is a backbone alone.
+/// Whether a model has an embedding and a head, or is only a backbone.
 template <class Model>
 inline constexpr bool has_vocabulary = requires(const Model& model) {
   model.embedding;
 };
 
-/// Throws CheckpointError unless the tensors are those of the model and others that change nothing, before any memory
-/// is spent on them.
+/// Throws CheckpointError unless the file has the tensors of the model, and no others that would change the result.
+/// Nothing is allocated before that.
 template <class Model>
 void check_tensors(const Checkpoint& checkpoint, Model& model) {
   std::set<std::string> expected;
@@ -99,7 +100,7 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
         const StoredTensor* stored = checkpoint.find(name);
         if (stored == nullptr) refuse_missing(checkpoint, name, parameter.shape());
         check_stored(checkpoint.tensors, *stored, checkpoint.stored_shape(parameter.shape()),
-                     [&] { return ", by " + settings_of(checkpoint, name, false, true); });
+                     [&] { return " (" + settings_of(checkpoint, name, false, true) + ")"; });
         expected.insert(stored->name);
       },
       model);
@@ -107,22 +108,21 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
     if (expected.contains(name)) continue;
     const std::string parameter = parameter_of(checkpoint, name);
     const bool tied_head = checkpoint.config.tie_embeddings && name == checkpoint.name_of("lm_head.weight");
-    const bool of_words = parameter == "embedding.weight" || parameter == "lm_head.weight";  // not a backbone's
-    if (of_words && !has_vocabulary<Model>) continue;
+    const bool of_vocabulary = parameter == "embedding.weight" || parameter == "lm_head.weight";  // not in a backbone
+    if (of_vocabulary && !has_vocabulary<Model>) continue;
     if (tied_head || (entry_of(parameter) == nullptr && !changes_result(parameter, tensor)))
-      continue;  // noted when opened
+      continue;  // noted when the checkpoint was opened
     throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),
-                          "only tensors of the model by " + settings_of(checkpoint, parameter, true, false),
-                          "this one");
+                          "the model has no such tensor (" + settings_of(checkpoint, parameter, true, false) + ")");
   }
 }
 
-/// The model that the tensors of a checkpoint are to fill, without memory for its parameters, once they are known to
-/// fit it. Its type is deduced, so that compilers which refuse the model's backend say no more of it.
+/// The model for a checkpoint whose tensors are known to fit it, without memory for its parameters. Its type is
+/// deduced, so that compilers that reject the model's backend add no further errors.
 template <class Model>
 auto shapes_of(const Checkpoint& checkpoint,
                const typename Model::BackendType& backend = typename Model::BackendType()) {
-  return beside_other_weights(checkpoint.other_weights, [&] {
+  return mentioning_other_weights(checkpoint.other_weights, [&] {
     check_layers(checkpoint);
     Model shapes = Model::shapes_only(checkpoint.config, backend);
     check_tensors(checkpoint, shapes);
@@ -130,7 +130,7 @@ auto shapes_of(const Checkpoint& checkpoint,
   });
 }
 
-/// Calls body(name of the parameter, tensor) for each tensor that a file may have in place of the parameter that it is
+/// Calls body(name of the parameter, tensor) for each tensor that a file may store in place of the parameter that it is
 /// derived from: see S6::visit_derived.
 template <class Model, class Body>
 void for_each_derived(Model& model, Body&& body) {
@@ -144,14 +144,14 @@ void for_each_derived(Model& model, Body&& body) {
   }
 }
 
-/// Of GGUF, A as the file has it: what is made of its logarithm may differ in the last places.
+/// Loads A itself from GGUF, as stored: computing it from the logarithm could change the last places.
 template <class Model>
 void load_derived(const Checkpoint& checkpoint, Model& model) {
   using Scalar = typename Model::ScalarType;
   for_each_derived(model, [&](const std::string& name, auto& tensor) {
     if (stored_in_gguf(name) != StoredAs::minus_exp) return;
     in_pieces<Scalar>(tensor.rows(), tensor.cols(), [&](std::size_t first, View<Scalar> piece) {
-      checkpoint.read_minus_exp(name, first * tensor.cols(), numbers_of(piece));
+      checkpoint.read_minus_exp(name, first * tensor.cols(), values_of(piece));
       tensor.upload(model.backend(), first, piece);
     });
   });
@@ -159,31 +159,32 @@ void load_derived(const Checkpoint& checkpoint, Model& model) {
 
 }  // namespace detail
 
-/// The same from a checkpoint that has been opened.
+/// Loads a model from an open checkpoint: see below. Errors name the file and the tensor.
 template <class Model>
 Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {}) {
   Model model = detail::shapes_of<Model>(checkpoint, options.backend);
-  detail::Fitting fitting(options.saturate);
-  detail::Progress progress(options.progress, checkpoint.weights_name, "to be loaded whole", model.parameter_count());
+  detail::Saturation saturation(options.saturate);
+  detail::Progress progress(options.progress, checkpoint.weights_name, "loading", model.parameter_count());
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {
         const StoredTensor& stored = *checkpoint.find(name);
         const std::string subject = checkpoint.tensors.source_name(stored) + ": " + printable(stored.name);
-        detail::read_parameter(parameter, model.backend(), {stored.dtype, subject, fitting},
-                               [&](std::size_t first, auto numbers) { checkpoint.read(name, first, numbers); });
+        detail::read_parameter(parameter, model.backend(), {stored.dtype, subject, saturation},
+                               [&](std::size_t first, auto values) { checkpoint.read(name, first, values); });
         progress.add(parameter.size());
       },
       model);
-  fitting.tell(checkpoint.weights_name, options.on_note);
+  saturation.report(checkpoint.weights_name, options.on_note);
   model.refresh();
   if (checkpoint.format == CheckpointFormat::gguf) detail::load_derived(checkpoint, model);
   return model;
 }
 
 /// Loads a model from a folder or a file of weights (see open_checkpoint), in the official, the Hugging Face or GGUF's
-/// layout, stored in any type that stands for real numbers; what the model stores is up to the model. Tensors stream
-/// one by one into the model's own form; nothing refers to the files afterwards.
-/// Throws FileError, FormatError, ConfigError or CheckpointError, which name the file and the tensor or key.
+/// layout, stored in any floating-point type or block format of GGUF; how the model stores them is up to the model.
+/// Tensors are read one by one into the model's own format, and nothing refers to the files afterwards. Throws
+/// FileError, FormatError, ConfigError or CheckpointError, which name the file and the tensor or key, and
+/// CancelledError.
 template <class Model>
 Model load(const std::filesystem::path& path, const LoadOptions<Model>& options) {
   const Checkpoint checkpoint = open_checkpoint(path);
@@ -192,7 +193,7 @@ Model load(const std::filesystem::path& path, const LoadOptions<Model>& options)
   }
   return load<Model>(checkpoint, options);
 }
-/// No default argument, so that compilers say no more than which kernel a model's backend lacks.
+/// An overload in place of a default argument, so that compilers report only which kernel a model's backend lacks.
 template <class Model>
 Model load(const std::filesystem::path& path) {
   return load<Model>(path, LoadOptions<Model>());

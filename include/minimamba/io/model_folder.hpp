@@ -1,4 +1,4 @@
-// Where the files of a model are when a path names the root of a model in Hugging Face's cache (models--a--b).
+// Finds the files of a model when a path is the root of a model in Hugging Face's cache (models--a--b).
 #ifndef MINIMAMBA_IO_MODEL_FOLDER_HPP
 #define MINIMAMBA_IO_MODEL_FOLDER_HPP
 
@@ -17,9 +17,8 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// The folder in which the files of a model lie: of the root of a model in Hugging Face's cache, the snapshot of its
-/// main branch; of any other path, the path itself. Throws FileError, or FormatError for a cache that names no
-/// snapshot.
+/// The folder of a model's files: for the root of a model in Hugging Face's cache, the snapshot of its main branch; for
+/// any other path, the path itself. Throws FileError, or FormatError if the cache does not name a snapshot.
 inline std::filesystem::path model_folder(const std::filesystem::path& path) {
   const std::filesystem::path main = path / "refs" / "main";
   std::error_code error;

@@ -1,4 +1,4 @@
-// A checkpoint, whatever format it came in: its configuration, its tensors, and which of them is which parameter.
+// A checkpoint of any format: its configuration, its tensors, and which tensor is which parameter.
 #ifndef MINIMAMBA_IO_OPEN_CHECKPOINT_HPP
 #define MINIMAMBA_IO_OPEN_CHECKPOINT_HPP
 
@@ -31,42 +31,42 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// The formats of weights; each is told by what is in the file, not by its name.
+/// The formats of weights. A file's format is recognised by its content, not by its name.
 enum class CheckpointFormat { safetensors, torch, gguf };
 
-/// A checkpoint with its tensors found but not yet read: see open_checkpoint. Parameters have the names that
+/// An open checkpoint, whose tensors are found but not read yet: see open_checkpoint. Parameters have the names that
 /// for_each_parameter gives them.
 struct Checkpoint {
   MambaConfig config;
   CheckpointFormat format = CheckpointFormat::safetensors;
   const detail::ConfigKeys* keys = &detail::hugging_face_keys;
-  std::filesystem::path folder;           ///< where it lies
-  std::string config_name, weights_name;  ///< the files with the settings, and with the weights or their index
+  std::filesystem::path folder;           ///< the folder of its files
+  std::string config_name, weights_name;  ///< the file of settings, and the file or index of weights
   TensorSet tensors;
-  std::map<std::string, std::string, std::less<>> names;  ///< what the files call the parameters that they have
-  GgufMetadata metadata;                                  ///< of a GGUF file, else empty
-  std::string other_weights;       ///< the index of shards beside the file of weights, which is not read
-  std::vector<std::string> notes;  ///< a sentence about each thing in the files that is ignored or settled
+  std::map<std::string, std::string, std::less<>> names;  ///< [parameter]: its name in the files
+  GgufMetadata metadata;                                  ///< of a GGUF file; otherwise empty
+  std::string other_weights;       ///< an index of shards that was ignored in favour of a file of weights
+  std::vector<std::string> notes;  ///< a sentence about each thing in the files that was ignored or overruled
 
-  /// Whether config.json names the settings as the official code (state-spaces/mamba) does, not as Hugging Face's.
+  /// Whether config.json uses the setting names of the official code (state-spaces/mamba) and not Hugging Face's.
   bool has_official_names() const { return keys == &detail::official_keys; }
 
-  /// What the file calls a parameter, if it has it, or should call it.
+  /// The name that a parameter has in the file, or would have if it is missing.
   std::string name_of(std::string_view parameter) const {
     if (const auto place = names.find(parameter); place != names.end()) return place->second;
     if (format == CheckpointFormat::gguf) return detail::gguf_name(parameter);
     return (parameter == "lm_head.weight" ? "" : "backbone.") + std::string(parameter);
   }
-  /// The stored tensor of a parameter, or null.
+  /// The stored tensor of a parameter; null if there is none.
   const StoredTensor* find(std::string_view parameter) const { return tensors.find(name_of(parameter)); }
 
-  /// The shape in which the file has a parameter of this shape.
+  /// The shape that the file has for a parameter of this shape.
   Shape stored_shape(Shape shape) const {
     return format == CheckpointFormat::gguf ? detail::gguf_shape(std::move(shape)) : shape;
   }
 
-  /// Converts elements [first, first + out.size()) of a parameter that is there to Scalar. Throws FileError,
-  /// FormatError, or CheckpointError for numbers that it cannot have.
+  /// Converts elements [first, first + out.size()) of a parameter, which must exist, to Scalar. Throws FileError,
+  /// FormatError, or CheckpointError for values that the parameter cannot have.
   template <class Scalar>
   void read(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
     if (format != CheckpointFormat::gguf || detail::stored_in_gguf(parameter) == detail::StoredAs::itself) {
@@ -76,7 +76,7 @@ struct Checkpoint {
     for (Scalar& a : out) a = detail::logarithm_of_a(a);
   }
 
-  /// The same of -exp(parameter), which GGUF stores in place of A_log.
+  /// The same for -exp(parameter), which GGUF stores in place of A_log.
   template <class Scalar>
   void read_minus_exp(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
     const StoredTensor& stored = *find(parameter);
@@ -85,7 +85,7 @@ struct Checkpoint {
       if (format != CheckpointFormat::gguf) {
         a = static_cast<Scalar>(-std::exp(static_cast<double>(a)));
       } else if (a > 0) {
-        throw CheckpointError(tensors.source_name(stored) + ": " + stored.name, "numbers that are at most zero",
+        throw CheckpointError(tensors.source_name(stored) + ": " + stored.name, "values of A that are at most zero",
                               number_text(static_cast<double>(a)));
       }
     }
@@ -94,8 +94,8 @@ struct Checkpoint {
 
 namespace detail {
 
-/// The parameter for which a file's name stands: without what PyTorch's wrappers put into names (torch.compile,
-/// DataParallel, FSDP, Lightning), wherever they do, and without "backbone.".
+/// The parameter that a name in a file refers to: the name without the prefixes of PyTorch's wrappers (torch.compile,
+/// DataParallel, FSDP, Lightning), wherever they occur, and without "backbone.".
 inline std::string parameter_of(const Checkpoint& checkpoint, std::string_view stored) {
   if (checkpoint.format == CheckpointFormat::gguf) return gguf_parameter(stored);
   constexpr std::string_view wrappers[] = {
@@ -106,12 +106,12 @@ inline std::string parameter_of(const Checkpoint& checkpoint, std::string_view s
     rest.remove_prefix(with_dot.size());
     if (std::find(std::begin(wrappers), std::end(wrappers), part) == std::end(wrappers)) name += with_dot;
   }
-  // The official and Hugging Face's layouts differ in whether the embedding is plural.
+  // The official layout names the embedding in the singular, Hugging Face's in the plural.
   return name == "embeddings.weight" ? "embedding.weight" : name;
 }
 
-/// Whether a tensor that is no parameter belongs to a part of the model: without it that part would compute something
-/// else.
+/// Whether a tensor that is not a parameter belongs to a part of the model, which would compute something else without
+/// it.
 inline bool changes_result(std::string_view name, const StoredTensor& tensor) {
   constexpr std::string_view parts[] = {"layers.",     "norm_f.", "lm_head.",     "embedding.",
                                         "embeddings.", "output.", "output_norm.", "token_embd."};
@@ -120,7 +120,7 @@ inline bool changes_result(std::string_view name, const StoredTensor& tensor) {
   return of_a_part && is_floating(tensor.dtype) && tensor.size() > 1;
 }
 
-/// The file of weights in a folder: one of the names that they usually have, or else the only file of its kind.
+/// The file of weights in a folder: one with a usual name, otherwise the only file of its kind.
 inline std::filesystem::path weights_in(const std::filesystem::path& folder) {
   for (const char* const name :
        {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}) {
@@ -130,24 +130,25 @@ inline std::filesystem::path weights_in(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> kinds[] = {gguf_files_in(folder), files_in(folder, {".safetensors"}),
                                                 files_in(folder, {".bin", ".pt", ".pth"})};
   for (auto& files : kinds) {
-    std::erase_if(files, [](const auto& file) { return file.filename() == "training.safetensors"; });  // of `train`
+    std::erase_if(files, [](const auto& file) { return file.filename() == "training.safetensors"; });  // no model
     if (files.size() == 1) {
       const std::optional<GgufPart> part = gguf_part(files.front());
       if (&files == &kinds[0] || !part || part->count == 1) return files.front();
-      found = files.front().filename().string() + ", a shard, and no index";
+      found = "the shard " + files.front().filename().string() + " without an index";
       continue;
     }
     if (files.empty() || found != "none of them") continue;
     found = std::to_string(files.size()) + " files *" + files.front().extension().string();
   }
   throw FileError(folder.string(),
-                  "model.safetensors, pytorch_model.bin, either's .index.json, or one file *.safetensors, *.gguf, "
-                  "*.bin, *.pt or *.pth",
+                  "model.safetensors, pytorch_model.bin, the .index.json of either, or a single file *.safetensors, "
+                  "*.gguf, *.bin, *.pt or *.pth",
                   found);
 }
 
-/// An index of shards is JSON text. A safetensors file begins with a length far below 2^32, so its bytes 4 to 7 are
-/// zero, which no JSON text has anywhere. What is none of these is judged by its name, for the sake of the message.
+/// Whether a file is an index of shards, which is JSON text. A safetensors file begins with a length far below 2^32, so
+/// its bytes 4 to 7 are zero, which JSON text never has. If the content is neither, the name decides, so that the error
+/// message fits.
 inline bool is_shard_index(const std::filesystem::path& path, const ByteSource& source) {
   if (is_zip(source) || is_legacy_torch(source)) return false;
   if (source.size() >= 8 && source.read_value<std::uint32_t>(4) == 0) return false;
@@ -157,15 +158,15 @@ inline bool is_shard_index(const std::filesystem::path& path, const ByteSource& 
   return (text != beginning.npos && beginning[text] == '{') || path.extension() == ".json";
 }
 
-/// Adds the tensors of a file, whichever of the two formats it has, and returns the number that the set gives it.
+/// Adds the tensors of a safetensors or PyTorch file to a set, and returns the index of the file in the set.
 inline std::size_t add_weights(ByteSource source, TensorSet& set) {
   refuse_pointer(source);
   const bool torch = is_zip(source) || is_legacy_torch(source);
   return torch ? add_torch_bin(std::move(source), set) : add_safetensors(std::move(source), set);
 }
 
-/// Finds the parameters among the tensors, and notes the rest. Of two tensors for one parameter the second, in the
-/// order of the names, is the one; the other is then refused.
+/// Finds the parameters among the tensors, and adds a note about the others. If two tensors stand for one parameter,
+/// the later one in the order of names is used, and check_tensors rejects the other.
 inline void find_parameters(Checkpoint& checkpoint) {
   std::string unused;
   std::size_t count = 0;
@@ -179,16 +180,16 @@ inline void find_parameters(Checkpoint& checkpoint) {
   }
   if (count == 0) return;
   checkpoint.notes.push_back(checkpoint.weights_name + ": " +
-                             (count == 1 ? "a tensor" : std::to_string(count) + " tensors") +
-                             " that the model does not use: " + unused + (count > 5 ? ", ..." : ""));
+                             (count == 1 ? "1 tensor is" : std::to_string(count) + " tensors are") +
+                             " not used by the model: " + unused + (count > 5 ? ", ..." : ""));
 }
 
-/// Whether two tensors are the same numbers.
+/// Whether two tensors have the same values.
 inline bool are_same(const TensorSet& tensors, const StoredTensor& one, const StoredTensor& other) {
   if (one.shape != other.shape || !is_floating(one.dtype) || !is_floating(other.dtype)) return false;
   const bool same_bytes = one.source == other.source && one.begin == other.begin && one.dtype == other.dtype &&
                           one.strides == other.strides;
-  if (same_bytes) return true;  // as torch.save stores what is shared
+  if (same_bytes) return true;  // torch.save stores shared tensors this way
   std::vector<double> a(1U << 14), b(1U << 14);
   for (std::uint64_t first = 0; first < one.size(); first += a.size()) {
     const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(a.size(), one.size() - first));
@@ -201,8 +202,8 @@ inline bool are_same(const TensorSet& tensors, const StoredTensor& one, const St
   return true;
 }
 
-/// Where the settings and the tensors disagree on whether there is a head of its own, or the settings do not say
-/// whether there are biases, the tensors decide.
+/// The tensors decide if they disagree with the settings about a separate head, or if the settings do not mention
+/// biases.
 inline void settle(Checkpoint& checkpoint, bool has_bias) {
   MambaConfig& config = checkpoint.config;
   const StoredTensor *const head = checkpoint.find("lm_head.weight"), *const embedding =
@@ -213,25 +214,25 @@ inline void settle(Checkpoint& checkpoint, bool has_bias) {
   const std::string key = checkpoint.config_name + ": " + checkpoint.keys->tie_embeddings;
   if (!config.tie_embeddings && head == nullptr) {
     config.tie_embeddings = true;
-    checkpoint.notes.push_back(key + " is ignored, for there is no head: the embedding takes its place");
+    checkpoint.notes.push_back(key + " is ignored because the file has no head: the embedding is used as the head");
   } else if (config.tie_embeddings && head != nullptr && embedding != nullptr &&
              (head->size() == 0 || !is_floating(head->dtype))) {
     checkpoint.notes.push_back(checkpoint.tensors.source_name(*head) + ": " + printable(head->name) + " of type " +
                                type_of(*head) + " and shape " + shape_text(head->shape) +
-                               " is ignored, for the head is the embedding");
+                               " is ignored because the embedding is used as the head");
   } else if (config.tie_embeddings && head != nullptr && embedding != nullptr &&
              !are_same(checkpoint.tensors, *head, *embedding)) {
     config.tie_embeddings = false;
-    checkpoint.notes.push_back(key + " is ignored, for " + printable(head->name) + " differs from the embedding");
+    checkpoint.notes.push_back(key + " is ignored because " + printable(head->name) + " differs from the embedding");
   }
 }
 
-/// Of a folder with weights in one file and in shards, transformers reads the file. What is wrong with it may be that
-/// it is older than the shards: so an error says that they are there.
+/// If a folder has weights in one file and in shards, the file is read, as transformers does. If it turns out to be
+/// wrong, it may be older than the shards: so errors mention the index that was not read.
 template <class Body>
-auto beside_other_weights(const std::string& other, Body&& body) {
+auto mentioning_other_weights(const std::string& other, Body&& body) {
   const auto found = [&](const Error& error) {
-    return error.found() + "; not read was " + other + ", which lies beside it";
+    return error.found() + " (the weights in " + other + " were not read)";
   };
   try {
     return body();
@@ -244,7 +245,7 @@ auto beside_other_weights(const std::string& other, Body&& body) {
   }
 }
 
-/// Reads the weights of a GGUF file, and of the other parts where it is one of several.
+/// Reads the weights of a GGUF file, and of its other parts if it is one of several.
 inline void open_gguf(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source) {
   checkpoint.format = CheckpointFormat::gguf;
   checkpoint.keys = &gguf_keys;
@@ -253,7 +254,7 @@ inline void open_gguf(Checkpoint& checkpoint, const std::filesystem::path& path,
   checkpoint.config = gguf_config(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name, checkpoint.notes);
 }
 
-/// The same of safetensors, PyTorch's format, or an index of either.
+/// The same for safetensors, PyTorch's format, or an index of either.
 inline void open_weights(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source) {
   if (is_shard_index(path, source)) {
     const auto add = [&](const std::string& file, TensorSet& set) {
@@ -261,7 +262,7 @@ inline void open_weights(Checkpoint& checkpoint, const std::filesystem::path& pa
       if (is_zip(shard)) checkpoint.format = CheckpointFormat::torch;
       return add_weights(std::move(shard), set);
     };
-    const auto may_lack = [&](const std::string& name) {  // indexes of tied models often have the head still
+    const auto may_lack = [&](const std::string& name) {  // indexes of tied models often still list the head
       return checkpoint.config.tie_embeddings && parameter_of(checkpoint, name) == "lm_head.weight";
     };
     read_shards(source, add, checkpoint.tensors, may_lack);
@@ -272,26 +273,26 @@ inline void open_weights(Checkpoint& checkpoint, const std::filesystem::path& pa
   find_parameters(checkpoint);
 }
 
-inline void read_settings(Checkpoint& checkpoint, ConfigFile settings, bool beside) {
+inline void read_settings(Checkpoint& checkpoint, ConfigFile settings, bool in_folder) {
   checkpoint.config = std::move(settings.config);
   checkpoint.keys = settings.keys;
   checkpoint.notes = std::move(settings.notes);
   const std::vector<std::int32_t> ends =
-      beside ? read_end_tokens(checkpoint.folder, checkpoint.config.vocab_size, checkpoint.notes)
-             : std::vector<std::int32_t>();
+      in_folder ? read_end_tokens(checkpoint.folder, checkpoint.config.vocab_size, checkpoint.notes)
+                : std::vector<std::int32_t>();
   if (ends.empty()) return;
   checkpoint.config.eos_token_id.reset();
   checkpoint.config.other_eos_token_ids.clear();
   for (const std::int32_t id : ends) add_end_token(checkpoint.config, id);
 }
 
-/// What the readers have noted.
+/// Adds the notes of the readers.
 inline void take_notes(Checkpoint& checkpoint) {
   const std::vector<std::string>& more = checkpoint.tensors.notes();
   checkpoint.notes.insert(checkpoint.notes.end(), more.begin(), more.end());
 }
 
-/// Opens weights with a configuration, and, where it lies in a folder, what lies beside it.
+/// Opens weights with a configuration; if they are in a folder, also reads the files next to it.
 inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source,
                              const ByteSource& config, bool in_folder) {
   checkpoint.config_name = config.name();
@@ -306,12 +307,12 @@ inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path
 
 }  // namespace detail
 
-/// Opens a folder, or a file of weights: safetensors or the index of its shards, beside which config.json lies, or
-/// GGUF. Of a folder with several, model.safetensors comes first, then its index, then PyTorch's. The root of a model
-/// in Hugging Face's cache stands for its newest snapshot. Throws FileError, FormatError, ConfigError, or
-/// CheckpointError for tensors that contradict each other.
+/// Opens a folder, or a file of weights: safetensors, PyTorch's format or the index of shards of either, with
+/// config.json in the same folder, or GGUF. In a folder with several, model.safetensors is preferred, then its index,
+/// then PyTorch's files. The root of a model in Hugging Face's cache stands for its newest snapshot. Throws FileError,
+/// FormatError, ConfigError, or CheckpointError for tensors that contradict each other.
 inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
-  if (!is_there(path)) throw FileError(path.string(), "a model's folder or file", "nothing of that name");
+  if (!is_there(path)) throw FileError(path.string(), "no such file or folder");
   std::error_code error;
   const bool is_folder = std::filesystem::is_directory(path, error);
   const std::filesystem::path folder = is_folder ? model_folder(path) : path.parent_path();
@@ -323,27 +324,28 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   const std::filesystem::path name = weights.filename(), index = folder / (name.string() + ".index.json");
   const bool both = (name == "model.safetensors" || name == "pytorch_model.bin") && is_there(index);
   if (both) checkpoint.other_weights = index.string();
-  detail::beside_other_weights(checkpoint.other_weights, [&] {
+  detail::mentioning_other_weights(checkpoint.other_weights, [&] {
     if (is_gguf(source)) return detail::open_gguf(checkpoint, weights, std::move(source));
     if (is_legacy_torch(source)) detail::refuse_legacy_torch(source);  // whether or not it has a configuration
     detail::refuse_pointer(source);
     const ByteSource config = ByteSource::open(folder / "config.json");
     detail::open_with_config(checkpoint, weights, std::move(source), config, true);
   });
-  if (both) checkpoint.notes.push_back(index.string() + " is not read, for " + checkpoint.weights_name + " is there");
+  if (both) checkpoint.notes.push_back(index.string() + " was not read because " + checkpoint.weights_name + " exists");
   detail::take_notes(checkpoint);
   return checkpoint;
 }
 
-/// The same of bytes in memory, which must outlive it: weights in one file, and the text of config.json, which GGUF
-/// does without.
+/// The same for bytes in memory, which must outlive the checkpoint: weights in one file, and the text of config.json,
+/// which GGUF does not need.
 inline Checkpoint open_checkpoint(ByteSource weights, const ByteSource& config) {
   Checkpoint checkpoint;
   checkpoint.weights_name = checkpoint.config_name = weights.name();
   if (is_gguf(weights)) {
     detail::open_gguf(checkpoint, {}, std::move(weights));
   } else {
-    if (detail::is_shard_index({}, weights)) throw FormatError(weights.name(), "a file of weights", "an index of some");
+    if (detail::is_shard_index({}, weights))
+      throw FormatError(weights.name(), "a file of weights", "an index of shards");
     detail::open_with_config(checkpoint, {}, std::move(weights), config, false);
   }
   detail::take_notes(checkpoint);

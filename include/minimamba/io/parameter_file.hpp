@@ -1,4 +1,4 @@
-// The parameters of any module as one safetensors file: of a model of your own, with no configuration and no
+// The parameters of any module as one safetensors file: for example of a model of your own, without configuration or
 // vocabulary, whose static visit() names its parts.
 #ifndef MINIMAMBA_IO_PARAMETER_FILE_HPP
 #define MINIMAMBA_IO_PARAMETER_FILE_HPP
@@ -27,10 +27,10 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 struct ParameterSaveOptions {
-  /// How matrices that carry a weight format are stored: F32, F16, BF16 or F64. Without it, as the module has them, or
-  /// in F32 where that has no type in the file.
+  /// How matrices that carry a weight format are stored: F32, F16, BF16 or F64. By default as the module has them, or
+  /// in F32 if that format has no type in the file.
   std::optional<DType> matrices = {};
-  /// Texts that go along, such as what the module was trained on: see read_safetensors_metadata.
+  /// Texts to store in the file, such as what the module was trained on: see read_safetensors_metadata.
   std::map<std::string, std::string> metadata = {};
   /// As in SaveOptions.
   std::function<bool(double)> progress = {};
@@ -47,7 +47,7 @@ struct ParameterLoadOptions {
 
 namespace detail {
 
-/// Throws ArgumentError unless all parameters of a module have memory, and there are any.
+/// Throws ArgumentError unless the module has parameters and all of them have memory.
 template <class Module>
 void check_memory(const Module& module) {
   bool any = false;
@@ -55,10 +55,10 @@ void check_memory(const Module& module) {
       [&](std::string_view name, const auto& parameter) {
         any = true;
         if (parameter.allocated()) return;
-        throw ArgumentError("module", "parameters with memory", std::string(name) + " without");
+        throw ArgumentError("module", std::string(name) + " has no memory");
       },
       module);
-  if (!any) throw ArgumentError("module", "one with parameters", "one without, or one that was moved from");
+  if (!any) throw ArgumentError("module", "it has no parameters, or was moved from");
 }
 
 /// Throws CheckpointError unless the tensors are the parameters of a module, and no others.
@@ -70,84 +70,84 @@ void check_parameters(const TensorSet& tensors, const std::string& file, const M
         const auto place = expected.emplace(name).first;
         const StoredTensor* const stored = tensors.find(*place);
         if (stored == nullptr) {
-          throw CheckpointError(file + ": " + *place, "a tensor of shape " + shape_text(parameter.shape()), "none");
+          throw CheckpointError(file + ": " + *place, "a tensor of shape " + shape_text(parameter.shape()),
+                                "no tensor");
         }
         check_stored(tensors, *stored, parameter.shape(), [] { return ""; });
       },
       module);
   for (const auto& [name, tensor] : tensors.tensors()) {
     if (expected.contains(name)) continue;
-    throw CheckpointError(file + ": " + printable(name), "only the parameters of the module", "this one");
+    throw CheckpointError(file + ": " + printable(name), "the module has no parameter of this name");
   }
 }
 
 }  // namespace detail
 
 /// Saves the parameters of a module (see for_each_parameter) as one safetensors file, under their names: matrices in
-/// the module's weight format and everything else in the backend's Scalar, unless the options say otherwise. The file
-/// gets its name when it is complete on the disk. Throws FileError; CheckpointError for numbers that do not fit;
-/// CancelledError; and ArgumentError for parameters without memory, with the same name or more than 8 dimensions, a
-/// type that the file cannot have, or metadata of more than 16 MiB, in texts of more than 1 MiB, or not in UTF-8. The
-/// old file is then as it was.
+/// the module's weight format and everything else in the backend's Scalar, unless the options name a type. The file
+/// gets its name when it is complete on the disk. Throws FileError; CheckpointError for values that do not fit;
+/// CancelledError; and ArgumentError for parameters without memory, with equal names or with more than 8 dimensions,
+/// for a type that the file cannot have, and for metadata of more than 16 MiB in all, of more than 1 MiB in one text,
+/// or not in UTF-8. An existing file is then as it was.
 template <class Module, class Backend>
 void save_parameters(const Module& module, const Backend& backend, const std::filesystem::path& path,
                      const ParameterSaveOptions& options = {}) {
   detail::check_memory(module);
   const detail::ModuleParameters<Module, Backend> parameters(module, backend);
-  const std::optional<DType> beside =
-      options.matrices ? std::optional(detail::type_beside(*options.matrices)) : std::nullopt;
+  const std::optional<DType> other_type =
+      options.matrices ? std::optional(detail::other_type_for(*options.matrices)) : std::nullopt;
   const auto type = [&](const SavedParameter& parameter) {
-    if (beside) return parameter.is_matrix ? *options.matrices : *beside;
+    if (other_type) return parameter.is_matrix ? *options.matrices : *other_type;
     return block_size_of(parameter.dtype) > 1 ? DType::F32 : parameter.dtype;
   };
-  detail::Fitting fitting(options.saturate);
-  fitting.check(parameters, type);
+  detail::Saturation saturation(options.saturate);
+  saturation.check(parameters, type);
   AtomicFile::remove_strays_beside(path);
   const auto same_name = [](std::string_view name) { return std::string(name); };
   SafetensorsWriter file(path, detail::safetensors_of(parameters, type, same_name), options.metadata);
-  detail::Progress progress(options.progress, path.string(), "to be written whole", parameters.parameter_count());
-  detail::write_safetensors(parameters, type, {file, fitting, progress});
+  detail::Progress progress(options.progress, path.string(), "saving", parameters.parameter_count());
+  detail::write_safetensors(parameters, type, {file, saturation, progress});
   file.finish();
-  fitting.tell(path.string(), options.on_note);
+  saturation.report(path.string(), options.on_note);
   file.commit();
 }
 
-/// Reads the parameters of a module from safetensors of any floating-point types. The module says what must be there:
-/// each of its parameters with its shape, and nothing else. All are read into memory of their own, which then takes the
-/// place of the old, if there was any: until then twice the memory is needed. Views of the old are then dangling; what
-/// is derived from the parameters, as in S6 and Mamba, is to be refreshed. Throws ArgumentError for gradients,
-/// FileError, FormatError, CheckpointError, which names file and tensor, CancelledError, and std::bad_alloc; the module
-/// is then as it was.
+/// Reads the parameters of a module from a safetensors file of any floating-point types. The file must have each
+/// parameter of the module with its shape, and nothing else. All are read into new memory, which then replaces the old,
+/// if there was any: until then twice the memory is needed. Views of the old memory are then dangling; values that are
+/// derived from the parameters, as in S6 and Mamba, must be refreshed. Throws ArgumentError for gradients, FileError,
+/// FormatError, CheckpointError, which names file and tensor, CancelledError, and std::bad_alloc; the module is then as
+/// it was.
 template <class Module, class Backend>
 void load_parameters(Module& module, const Backend& backend, const ByteSource& source,
                      const ParameterLoadOptions& options = {}) {
   for_each_parameter(
       [](std::string_view name, const auto& parameter) {
         if (!parameter.placed()) return;
-        throw ArgumentError("module", "one whose parameters have memory of their own",
-                            std::string(name) + " of gradients");
+        throw ArgumentError("module", "parameters that own their memory", std::string(name) + " of gradients");
       },
       module);
   detail::refuse_pointer(source);
   TensorSet tensors;
   read_safetensors(source, tensors);
   detail::check_parameters(tensors, source.name(), module);
-  detail::Fitting fitting(options.saturate);
-  detail::Progress progress(options.progress, source.name(), "to be loaded whole", count_parameters(module));
-  std::vector<std::function<void()>> moves;  // that put what was read into its place, and cannot fail
+  detail::Saturation saturation(options.saturate);
+  detail::Progress progress(options.progress, source.name(), "loading", count_parameters(module));
+  std::vector<std::function<void()>> moves;  // put what was read into its place, and cannot fail
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {
         using P = std::remove_cvref_t<decltype(parameter)>;
         static_assert(std::is_nothrow_move_assignable_v<P>);
         const StoredTensor& stored = *tensors.find(std::string(name));
         const auto fresh = std::make_shared<P>(parameter.shape(), parameter.role());
-        detail::read_parameter(*fresh, backend, {stored.dtype, source.name() + ": " + stored.name, fitting},
-                               [&](std::size_t first, auto numbers) { tensors.read(stored, first, numbers); });
+        detail::read_parameter(*fresh, backend, {stored.dtype, source.name() + ": " + stored.name, saturation},
+                               [&](std::size_t first, auto values) { tensors.read(stored, first, values); });
         moves.push_back([fresh, &parameter] { parameter = std::move(*fresh); });
         progress.add(parameter.size());
       },
       module);
-  fitting.tell(source.name(), options.on_note);
+  saturation.report(source.name(), options.on_note);
   for (const auto& move : moves) move();
 }
 template <class Module, class Backend>

@@ -1,5 +1,6 @@
-// The table of parameters: what files call those of a model, how they have them, and which settings decide their shape.
-// One line for each; a mixer adds its own. Loading, saving, GGUF's names and messages all read it.
+// The table of parameters: their names in files, how they are stored, and which settings decide whether they exist and
+// what shape they have. It has one line for each parameter; a mixer adds its own. Loading, saving, GGUF's names and
+// messages all use it.
 #ifndef MINIMAMBA_IO_PARAMETER_TABLE_HPP
 #define MINIMAMBA_IO_PARAMETER_TABLE_HPP
 
@@ -16,7 +17,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Settings of a configuration, as bits of a set.
+/// The settings of a configuration, as bits of a set.
 namespace setting {
 enum Setting : unsigned {
   none = 0,
@@ -33,18 +34,18 @@ enum Setting : unsigned {
 };
 }  // namespace setting
 
-/// How a file has the numbers of a parameter.
+/// How a file stores the values of a parameter.
 enum class StoredAs {
   itself,
-  minus_exp,  // -exp of them, in GGUF
+  minus_exp,  // -exp of the values, in GGUF
 };
 
 struct ParameterEntry {
-  std::string_view name;              // of a layer's: without "layers.3."
+  std::string_view name;              // in a layer, without "layers.3."
   std::string_view gguf;              // without "blk.3."
-  bool in_layer = true;               // else the model has it once
-  unsigned presence = setting::none;  // settings that decide whether it is there
-  unsigned shape = setting::none;     // and what shape it has
+  bool in_layer = true;               // otherwise the model has it once
+  unsigned presence = setting::none;  // the settings that decide whether it exists
+  unsigned shape = setting::none;     // the settings that decide its shape
   StoredAs in_gguf = StoredAs::itself;
 };
 
@@ -92,7 +93,7 @@ inline constexpr ParameterEntry parameter_table[] = {
      .shape = setting::d_model | setting::d_inner},
 };
 
-/// A name taken apart: "layers." or "blk.", the digits of the layer, and what is behind.
+/// A name split into the digits of the layer, after "layers." or "blk.", and the rest.
 struct LayerName {
   std::string_view layer, part;
 };
@@ -104,7 +105,7 @@ inline std::optional<LayerName> in_layer(std::string_view name, std::string_view
   return LayerName{name.substr(0, dot), name.substr(dot + 1)};
 }
 
-/// The table's line for a parameter; null if no model has one of that name.
+/// The table's entry for a parameter; null if no model has a parameter of that name.
 inline const ParameterEntry* entry_of(std::string_view parameter) {
   const std::optional<LayerName> split = in_layer(parameter, "layers.");
   if (split && (split->layer.empty() || split->layer.find_first_not_of("0123456789") != parameter.npos)) return nullptr;
@@ -120,8 +121,8 @@ inline StoredAs stored_in_gguf(std::string_view parameter) {
   return entry == nullptr ? StoredAs::itself : entry->in_gguf;
 }
 
-/// GGUF's name of a parameter: blk.3.ssm_in.weight for layers.3.mixer.in_proj.weight. One that GGUF has no name for
-/// keeps its own, "blk." in place of "layers.".
+/// GGUF's name of a parameter: blk.3.ssm_in.weight for layers.3.mixer.in_proj.weight. If GGUF has no name for it, it
+/// keeps its own, with "blk." in place of "layers.".
 inline std::string gguf_name(std::string_view parameter) {
   const ParameterEntry* const entry = entry_of(parameter);
   const std::optional<LayerName> split = in_layer(parameter, "layers.");
@@ -129,19 +130,19 @@ inline std::string gguf_name(std::string_view parameter) {
   return "blk." + std::string(split->layer) + "." + std::string(entry == nullptr ? split->part : entry->gguf);
 }
 
-/// What Hugging Face calls a parameter.
+/// Hugging Face's name of a parameter.
 inline std::string hugging_face_name(std::string_view parameter) {
   if (parameter == "embedding.weight") return "backbone.embeddings.weight";
   return (parameter == "lm_head.weight" ? "" : "backbone.") + std::string(parameter);
 }
 
-/// The shape in which GGUF has a parameter of this shape: it leaves out extents of 1 in the middle, as of conv1d.
+/// The shape that GGUF has for a parameter of this shape: it omits a middle extent of 1, as in conv1d.
 inline std::vector<std::size_t> gguf_shape(std::vector<std::size_t> shape) {
   if (shape.size() == 3 && shape[1] == 1) shape.erase(shape.begin() + 1);
   return shape;
 }
 
-/// The parameter that GGUF calls so; of what is none, the name as it stands, "layers." in place of "blk.".
+/// The parameter with this name in GGUF; if there is none, the name itself, with "layers." in place of "blk.".
 inline std::string gguf_parameter(std::string_view stored) {
   const std::optional<LayerName> split = in_layer(stored, "blk.");
   const std::string_view part = split ? split->part : stored;

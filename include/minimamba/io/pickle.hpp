@@ -1,6 +1,6 @@
 // Reads the pickles in which torch.save writes a state dict. Nothing is ever executed: a pickle is a program that
-// builds values on a stack, and only the instructions and the few names that such a file needs are known; anything else
-// is refused by name. Values are limited in number, so that no pickle takes more than some tens of megabytes.
+// builds values on a stack. Only the instructions and the few names that a state dict needs are supported; anything
+// else is rejected by name. The number of values is limited, so that no pickle takes more than some tens of megabytes.
 #ifndef MINIMAMBA_IO_PICKLE_HPP
 #define MINIMAMBA_IO_PICKLE_HPP
 
@@ -24,13 +24,13 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// What a pickle makes. Values refer to each other by their number.
+/// A value that a pickle builds. Values refer to each other by index.
 struct PickleValue {
   enum class Kind : std::uint8_t { none, boolean, integer, real, text, tuple, list, dict, global, storage, tensor };
 
   Kind kind = Kind::none;
-  std::uint32_t count = 0;  // of a text or a type's name, characters; of a tuple, storage or tensor, its values
-  std::int64_t number = 0;  // of an integer or boolean; of a list, dict or global, which it is; else where those begin
+  std::uint32_t count = 0;  // characters of a text or type name; values of a tuple, storage or tensor
+  std::int64_t number = 0;  // an integer or boolean; the index of a list, dict or global; or where those begin
 };
 
 class Pickle {
@@ -45,13 +45,13 @@ class Pickle {
   }
 
   const PickleValue& root() const { return values_[stack_.front()]; }
-  /// Of a text, or of a global with a space behind its module.
+  /// The characters of a text, or the name of a global with a space after its module.
   std::string_view text(const PickleValue& value) const {
     const auto first = static_cast<std::size_t>(value.number);
     if (value.kind == Kind::global && value.count == 0) return globals[first];
     return std::string_view(characters_).substr(first, value.count);
   }
-  /// Of a tuple, storage or tensor its parts; of a dict keys and values in turn.
+  /// The parts of a tuple, storage or tensor; for a dict its keys and values in turn.
   std::span<const std::uint32_t> parts(const PickleValue& value) const {
     const auto first = static_cast<std::size_t>(value.number);
     if (value.kind == Kind::list || value.kind == Kind::dict) return growing_[first];
@@ -66,10 +66,10 @@ class Pickle {
   }
 
  private:
-  // A tensor takes some 20 values and 20 parts, and what lies beside it may take as many. Together these are less than
-  // 30 MiB; no tuple, list or dict has parts that are not counted.
-  static constexpr std::size_t most_values = 600'000, most_characters = std::size_t{4} << 20, most_marks = 1000,
-                               most_containers = 60'000;
+  // A tensor takes about 20 values and 20 parts, and what is stored with it may take as many. All limits together stay
+  // below 30 MiB; the parts of every tuple, list and dict are counted.
+  static constexpr std::size_t max_values = 600'000, max_characters = std::size_t{4} << 20, max_marks = 1000,
+                               max_containers = 60'000;
   static constexpr std::string_view globals[] = {"collections OrderedDict",
                                                  "torch._utils _rebuild_tensor_v2",
                                                  "torch FloatStorage",
@@ -93,21 +93,21 @@ class Pickle {
   [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
     throw FormatError(file_, expected, found + " near byte " + std::to_string(bytes_.position()));
   }
-  void limit(std::size_t count, std::size_t most, const char* what) const {
-    if (count >= most) refuse("a pickle of at most " + std::to_string(most) + " " + what, "more");
+  void limit(std::size_t count, std::size_t max, const char* what) const {
+    if (count >= max) refuse("a pickle of at most " + std::to_string(max) + " " + what, "more");
   }
 
   void count_parts(std::size_t count) {
-    limit(counted_parts_ + count, most_values, "parts");
+    limit(counted_parts_ + count, max_values, "parts");
     counted_parts_ += count;
   }
 
   void push(std::uint32_t index) {
-    limit(stack_.size(), most_values, "values");
+    limit(stack_.size(), max_values, "values");
     stack_.push_back(index);
   }
   void make(PickleValue value) {
-    limit(values_.size(), most_values, "values");
+    limit(values_.size(), max_values, "values");
     values_.push_back(value);
     push(static_cast<std::uint32_t>(values_.size() - 1));
   }
@@ -116,13 +116,13 @@ class Pickle {
   }
   void make_number(Kind kind, std::int64_t number) { make({.kind = kind, .number = number}); }
   void make_growing(Kind kind) {
-    limit(growing_.size(), most_containers, "lists and dicts");
+    limit(growing_.size(), max_containers, "lists and dicts");
     growing_.emplace_back();
     make({.kind = kind, .number = static_cast<std::int64_t>(growing_.size() - 1)});
   }
   void make_text(Kind kind, std::uint64_t size) {
-    if (size > bytes_.left() || size > most_characters - characters_.size()) {
-      refuse("texts within the pickle, of at most " + std::to_string(most_characters) + " bytes in all",
+    if (size > bytes_.left() || size > max_characters - characters_.size()) {
+      refuse("texts within the pickle, of at most " + std::to_string(max_characters) + " bytes in all",
              std::to_string(size) + " bytes");
     }
     const std::size_t first = characters_.size();
@@ -130,7 +130,7 @@ class Pickle {
     bytes_.read(std::as_writable_bytes(std::span(characters_).subspan(first)));
     make_range(kind, first, static_cast<std::size_t>(size));
   }
-  /// Takes the upper `count` values from the stack and makes one of them.
+  /// Pops the top `count` values of the stack and makes one value of them.
   void make_of(Kind kind, std::size_t count) {
     need(count);
     count_parts(count);
@@ -140,10 +140,10 @@ class Pickle {
     make_range(kind, first, count);
   }
 
-  /// What lies above the last mark is at hand, and no more.
+  /// Checks that there are `count` values above the last mark.
   void need(std::size_t count) const {
     const std::size_t floor = marks_.empty() ? 0 : marks_.back();
-    if (stack_.size() - floor < count) refuse("values for what the pickle does with them", "too few");
+    if (stack_.size() - floor < count) refuse("enough values on the stack", "too few");
   }
   std::uint32_t pop() {
     need(1);
@@ -152,12 +152,12 @@ class Pickle {
     return top;
   }
   std::size_t pop_mark() {
-    if (marks_.empty()) refuse("a mark", "none");
+    if (marks_.empty()) refuse("a mark on the stack", "none");
     const std::size_t mark = marks_.back();
     marks_.pop_back();
     return stack_.size() - mark;
   }
-  /// Moves the upper `count` values into the container below them.
+  /// Moves the top `count` values into the container below them.
   void grow(Kind kind, std::size_t count) {
     need(count + 1);
     const PickleValue& container = values_[stack_[stack_.size() - count - 1]];
@@ -172,20 +172,20 @@ class Pickle {
 
   void memorise(std::uint64_t index) {
     need(1);
-    limit(static_cast<std::size_t>(std::min<std::uint64_t>(index, most_values)), most_values, "memories");
+    limit(static_cast<std::size_t>(std::min<std::uint64_t>(index, max_values)), max_values, "memo entries");
     if (index >= memory_.size()) memory_.resize(static_cast<std::size_t>(index) + 1, nothing);
     memory_[static_cast<std::size_t>(index)] = stack_.back();
     ++memorised_;
   }
   void recall(std::uint64_t index) {
     if (index >= memory_.size() || memory_[static_cast<std::size_t>(index)] == nothing) {
-      refuse("a value in memory " + std::to_string(index), "none");
+      refuse("a value in memo entry " + std::to_string(index), "none");
     }
     push(memory_[static_cast<std::size_t>(index)]);
   }
 
-  /// Whether a name is that of a type of torch's, which says what a tensor holds and does nothing: of the numbers of a
-  /// storage, or, for types without one, such as float8_e4m3fn, of a tensor.
+  /// Whether a name is that of one of torch's types, which only describe a tensor: a storage type, or the element type
+  /// of a tensor that has no storage type, such as float8_e4m3fn.
   static bool is_type(std::string_view name) {
     constexpr std::string_view module = "torch ", storage = "Storage",
                                types[] = {"float", "bfloat", "complex", "int", "uint", "bits", "quint", "qint"};
@@ -200,14 +200,14 @@ class Pickle {
   void make_global(const std::string& name) {
     const auto place = std::find(std::begin(globals), std::end(globals), name);
     if (place == std::end(globals) && is_type(name)) {
-      limit(characters_.size() + name.size(), most_characters, "characters");
+      limit(characters_.size() + name.size(), max_characters, "characters");
       characters_ += name;
       return make_range(Kind::global, characters_.size() - name.size(), name.size());
     }
     if (place == std::end(globals)) {
       std::string dotted = name;
       std::replace(dotted.begin(), dotted.end(), ' ', '.');
-      refuse("a state dict of tensors, which needs no other name than those of torch's tensors and OrderedDict",
+      refuse("a state dict of tensors, which uses only the names of torch's tensors and OrderedDict",
              "\"" + printable(dotted, 100) + "\"");
     }
     make_number(Kind::global, place - std::begin(globals));
@@ -220,7 +220,7 @@ class Pickle {
     }
     return line;
   }
-  /// The name and, below it, the module.
+  /// Makes a global from its name on top of the stack and its module below.
   void make_global_of_stack() {
     need(2);
     const PickleValue name = values_[pop()], module = values_[pop()];
@@ -228,7 +228,7 @@ class Pickle {
     make_global(std::string(text(module)) + " " + std::string(text(name)));
   }
 
-  /// Calls of the functions that a state dict needs.
+  /// Calls one of the few functions that a state dict needs.
   void reduce() {
     need(2);
     const std::uint32_t arguments_at = pop();
@@ -238,27 +238,28 @@ class Pickle {
     if (is_global && (text(function) == rebuild_tensor || text(function) == rebuild_typed_tensor)) {
       return make({.kind = Kind::tensor, .count = arguments.count, .number = arguments.number});
     }
-    if (is_global && text(function) == rebuild_parameter && arguments.count == 3) {  // of a tensor, and two settings
+    if (is_global && text(function) == rebuild_parameter && arguments.count == 3) {  // a tensor and two settings
       const PickleValue data = values_[parts_[static_cast<std::size_t>(arguments.number)]];
       if (data.kind == Kind::tensor) return make(data);
     }
-    refuse("a call that makes a tensor or an empty OrderedDict", "another");
+    refuse("a call that makes a tensor or an empty OrderedDict", "another call");
   }
-  /// What torch keeps beside the tensors, such as _metadata, is left out.
+  /// Attributes that torch keeps with the tensors, such as _metadata, are ignored.
   void build() {
     need(2);
     const PickleValue state = values_[pop()], object = values_[stack_.back()];
-    if (object.kind != Kind::dict || state.kind != Kind::dict) refuse("a dict beside a dict", name_of(state.kind));
+    if (object.kind != Kind::dict || state.kind != Kind::dict)
+      refuse("a dict of attributes for a dict", name_of(state.kind));
   }
   void make_storage() {
     need(1);
     const PickleValue id = values_[pop()];
-    if (id.kind != Kind::tuple) refuse("a storage's tuple", name_of(id.kind));
+    if (id.kind != Kind::tuple) refuse("a tuple that describes a storage", name_of(id.kind));
     make({.kind = Kind::storage, .count = id.count, .number = id.number});
   }
   void make_long() {
     const auto size = bytes_.value<std::uint8_t>();
-    if (size > 8) refuse("an integer of at most 8 bytes", std::to_string(size));
+    if (size > 8) refuse("an integer of at most 8 bytes", std::to_string(size) + " bytes");
     std::array<std::byte, 8> digits{};
     bytes_.read(std::span(digits).first(size));
     const bool negative = size > 0 && std::to_integer<unsigned>(digits[size - 1U]) >= 0x80;
@@ -268,7 +269,7 @@ class Pickle {
     make_number(Kind::integer, number);
   }
 
-  /// One instruction; their names are those of Python's pickletools.
+  /// Executes one instruction; the names are those of Python's pickletools.
   void step(std::uint8_t code) {
     switch (code) {
       case 0x80:  // PROTO
@@ -280,11 +281,12 @@ class Pickle {
         bytes_.value<std::uint64_t>();
         return;
       case '.':  // STOP
-        if (stack_.size() != 1 || !marks_.empty()) refuse("one value at the end", std::to_string(stack_.size()));
+        if (stack_.size() != 1 || !marks_.empty())
+          refuse("one value at the end", std::to_string(stack_.size()) + " values");
         done_ = true;
         return;
       case '(':  // MARK
-        limit(marks_.size(), most_marks, "marks");
+        limit(marks_.size(), max_marks, "marks");
         return marks_.push_back(stack_.size());
       case 'c': {  // GLOBAL
         const std::string module = read_line();
@@ -357,7 +359,7 @@ class Pickle {
       case 'u':  // SETITEMS
         return grow(Kind::dict, pop_mark());
       default:
-        refuse("an instruction that a state dict needs", "number " + std::to_string(code));
+        refuse("an instruction that a state dict needs", "instruction " + std::to_string(code));
     }
   }
 
@@ -365,7 +367,7 @@ class Pickle {
 
   std::string file_;
   SequentialBytes bytes_;
-  std::deque<PickleValue> values_;  // which never lie twice in memory
+  std::deque<PickleValue> values_;  // a deque, so that growing never copies them
   std::vector<std::uint32_t> stack_, memory_, parts_;
   std::vector<std::size_t> marks_;                   // sizes of the stack
   std::vector<std::vector<std::uint32_t>> growing_;  // contents of lists and dicts

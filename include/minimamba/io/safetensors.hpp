@@ -1,8 +1,8 @@
-// The safetensors format: a 64-bit length, a JSON header of that many bytes that says of each tensor its dtype, shape
-// and place, and then the numbers. Nothing in a file is believed before it is checked, and no header or index, of
-// whatever size, takes more than some tens of megabytes: a checkpoint has at most 20,000 tensors of at most 8
-// dimensions in at most 1,024 shards; a header has at most 4 MiB of names, 16 MiB of metadata and no text of more than
-// 1 MiB; an index has at most 8 MiB.
+// The safetensors format: a 64-bit length, a JSON header of that many bytes with the dtype, shape and place of each
+// tensor, and then the data. Everything in a file is checked before it is used, and no header or index, of any size,
+// takes more than some tens of megabytes: a checkpoint has at most 20,000 tensors of at most 8 dimensions in at most
+// 1,024 shards; a header has at most 4 MiB of names, 16 MiB of metadata and no text of more than 1 MiB; an index has at
+// most 8 MiB.
 #ifndef MINIMAMBA_IO_SAFETENSORS_HPP
 #define MINIMAMBA_IO_SAFETENSORS_HPP
 
@@ -28,12 +28,12 @@ namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
 inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
-inline constexpr std::size_t most_shards = 1024;
-inline constexpr std::size_t most_metadata_bytes = std::size_t{16} << 20;
+inline constexpr std::size_t max_shards = 1024;
+inline constexpr std::size_t max_metadata_bytes = std::size_t{16} << 20;
 inline constexpr std::uint64_t longest_header_text = std::uint64_t{1} << 20;
-inline constexpr std::uint64_t most_index_bytes = std::uint64_t{8} << 20;
+inline constexpr std::uint64_t max_index_bytes = std::uint64_t{8} << 20;
 
-/// Reads the header's events: {name: {"dtype": text, "shape": [n...], "data_offsets": [begin, end]}, ...}
+/// A handler of parse_json for the header: {name: {"dtype": text, "shape": [n...], "data_offsets": [begin, end]}, ...}
 class SafetensorsHeader {
  public:
   struct Entry {
@@ -42,7 +42,7 @@ class SafetensorsHeader {
   };
   std::vector<Entry> entries;
 
-  /// Texts of __metadata__ go where it is said, or nowhere.
+  /// The texts of __metadata__ are stored in `texts`, unless it is null.
   explicit SafetensorsHeader(std::string file, std::map<std::string, std::string>* texts = nullptr)
       : file_(std::move(file)), texts_(texts) {}
 
@@ -52,14 +52,16 @@ class SafetensorsHeader {
       field_.clear();
       metadata_ = name_ == "__metadata__";
       fields_.clear();
-      if (metadata_ && std::exchange(has_metadata_, true)) refuse("__metadata__ once", "another");
+      if (metadata_ && std::exchange(has_metadata_, true))
+        throw FormatError(file_ + ": header", "__metadata__ occurs twice");
     } else {
       field_ = std::move(name);
-      if (!fields_.insert(field_).second) refuse("every key once", "\"" + printable(field_) + "\" again");
+      if (!fields_.insert(field_).second) refuse("each key once", "\"" + printable(field_) + "\" twice");
     }
     name_bytes_ += depth_ == 1 ? name_.size() : metadata_ ? field_.size() : 0;
-    if (fields_.size() > most_tensors) refuse("at most " + std::to_string(most_tensors) + " keys", "more");
-    if (name_bytes_ > most_name_bytes) refuse("names of " + std::to_string(most_name_bytes) + " bytes in all", "more");
+    if (fields_.size() > max_tensors) refuse("at most " + std::to_string(max_tensors) + " keys", "more");
+    if (name_bytes_ > max_name_bytes)
+      refuse("names of at most " + std::to_string(max_name_bytes) + " bytes together", "more");
   }
 
   void open(bool object) {
@@ -79,17 +81,17 @@ class SafetensorsHeader {
       std::string* const text = value.text();
       if (text == nullptr) refuse("texts", std::string(value.type_name()) + " for \"" + printable(field_) + "\"");
       metadata_bytes_ += text->size();
-      if (metadata_bytes_ > most_metadata_bytes) {
-        refuse("texts of " + std::to_string(most_metadata_bytes) + " bytes in all", "more");
+      if (metadata_bytes_ > max_metadata_bytes) {
+        refuse("texts of at most " + std::to_string(max_metadata_bytes) + " bytes together", "more");
       }
       if (texts_ != nullptr) texts_->insert_or_assign(field_, std::move(*text));
     } else if (depth_ == 2 && field_ == "dtype" && value.text() != nullptr) {
       dtype_ = std::move(*value.text());
-    } else if (depth_ == 3 && value.whole() != nullptr) {
+    } else if (depth_ == 3 && value.unsigned_integer() != nullptr) {
       const bool is_shape = field_ == "shape";
-      (is_shape ? shape_ : offsets_).push_back(*value.whole());
+      (is_shape ? shape_ : offsets_).push_back(*value.unsigned_integer());
       if (offsets_.size() > 2) refuse("2 data_offsets", "more");
-      if (shape_.size() > most_dimensions) refuse(std::to_string(most_dimensions) + " dimensions at most", "more");
+      if (shape_.size() > max_dimensions) refuse("at most " + std::to_string(max_dimensions) + " dimensions", "more");
     } else {
       refuse_field(value.type_name());
     }
@@ -110,14 +112,15 @@ class SafetensorsHeader {
 
   void add() {
     const auto type = std::find_if(dtype_names.begin(), dtype_names.end(),
-                                   [&](auto& t) { return t.numbers == 1 && t.name == dtype_ && !dtype_.empty(); });
+                                   [&](auto& t) { return t.block_size == 1 && t.name == dtype_ && !dtype_.empty(); });
     const bool known = type != dtype_names.end();
     for (const char* field : {"dtype", "shape", "data_offsets"}) {
       if (!fields_.contains(field)) refuse(entry_text, "no \"" + std::string(field) + "\"");
     }
     if (offsets_.size() != 2) refuse("2 data_offsets", std::to_string(offsets_.size()));
-    if (dtype_.empty() || dtype_.size() > longest_type_name) refuse("a dtype", "\"" + printable(dtype_, 100) + "\"");
-    if (entries.size() == most_tensors) refuse("at most " + std::to_string(most_tensors) + " tensors", "more");
+    if (dtype_.empty() || dtype_.size() > longest_type_name)
+      refuse("the name of a type", "\"" + printable(dtype_, 100) + "\"");
+    if (entries.size() == max_tensors) refuse("at most " + std::to_string(max_tensors) + " tensors", "more");
     const std::optional<std::uint64_t> bytes = tensor_bytes(known ? type->dtype : DType::OTHER, shape_);
     if (!bytes) refuse("a shape of a possible size", shape_text(shape_));
     if (offsets_[1] < offsets_[0] || (known && offsets_[1] - offsets_[0] != *bytes)) {
@@ -136,22 +139,22 @@ class SafetensorsHeader {
   std::string file_, name_, field_, dtype_;
   std::vector<std::uint64_t> shape_, offsets_;
   std::map<std::string, std::string>* texts_;
-  std::set<std::string> fields_;  // seen in the present object
+  std::set<std::string> fields_;  // the keys of the current object so far
   std::size_t name_bytes_ = 0, metadata_bytes_ = 0;
   int depth_ = 0;
   bool metadata_ = false, has_metadata_ = false;
 };
 
-/// The tensors must lie one behind the other and fill the data exactly.
+/// Throws FormatError unless the tensors follow each other and fill the data exactly.
 inline void check_layout(const std::string& file, std::vector<SafetensorsHeader::Entry>& entries, std::uint64_t data) {
   std::sort(entries.begin(), entries.end(),
             [](const auto& a, const auto& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   std::uint64_t end = 0;
   for (const auto& entry : entries) {
     if (entry.begin != end) {
-      throw FormatError(file + ": " + printable(entry.tensor.name), "data beginning at offset " + std::to_string(end),
-                        entry.begin < end ? "it overlaps others, at " + std::to_string(entry.begin)
-                                          : "a hole before it, up to " + std::to_string(entry.begin));
+      throw FormatError(file + ": " + printable(entry.tensor.name), "data that begin at offset " + std::to_string(end),
+                        "data at offset " + std::to_string(entry.begin) +
+                            (entry.begin < end ? ", which overlap another tensor" : ", with a gap before them"));
     }
     end = entry.end;
   }
@@ -160,31 +163,31 @@ inline void check_layout(const std::string& file, std::vector<SafetensorsHeader:
   }
 }
 
-/// Reads the header of a file, and returns where the data begins.
+/// Reads the header of a file, and returns the offset of the data.
 inline std::uint64_t read_safetensors_header(const ByteSource& source, SafetensorsHeader& header) {
   const std::string& file = source.name();
   const auto length = source.read_value<std::uint64_t>(0);
   const std::uint64_t data = sizeof(length) + length;
   if (length > source.size() - sizeof(length) || length > largest_safetensors_header) {
     throw FormatError(
-        file, "a header within the file and of at most 100 MB",
+        file, "a header within the file, of at most 100 MB",
         "a header length of " + std::to_string(length) + " in a file of " + std::to_string(source.size()) + " bytes");
   }
   if (length == 0 || source.read_value<char>(sizeof(length)) != '{') {
-    throw FormatError(file, "a header that begins with '{'", "something else");
+    throw FormatError(file, "a header that begins with '{'", "other bytes");
   }
-  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * most_tensors, .token = longest_header_text};
+  const JsonLimits limits{.bytes = length, .depth = 4, .values = 20 * max_tensors, .token = longest_header_text};
   parse_json(source, sizeof(length), data, limits, header);
   return data;
 }
 
-/// read_safetensors; but the set may hold some of the tensors when this throws.
+/// Like read_safetensors, but if this throws, the set may hold some of the tensors.
 inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
   const std::string file = source.name();
   SafetensorsHeader header(file);
   const std::uint64_t data = read_safetensors_header(source, header);
-  if (header.entries.size() > most_tensors - std::min(most_tensors, set.tensors().size())) {
-    throw FormatError(file, "at most " + std::to_string(most_tensors) + " tensors in a checkpoint", "more");
+  if (header.entries.size() > max_tensors - std::min(max_tensors, set.tensors().size())) {
+    throw FormatError(file, "at most " + std::to_string(max_tensors) + " tensors in a checkpoint", "more");
   }
   check_layout(file, header.entries, source.size() - data);
   const std::size_t index = set.add_source(std::move(source));
@@ -198,18 +201,18 @@ inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
 
 }  // namespace detail
 
-/// Adds the tensors of a safetensors file to a set, and returns the number that the set gives the file. Throws
-/// FormatError when anything in the file is not as the format demands, CheckpointError for a name that the set already
-/// has; the set is then as it was.
+/// Adds the tensors of a safetensors file to a set, and returns the index of the file in the set. Throws FormatError if
+/// anything in the file violates the format, CheckpointError for a name that the set already has; the set is then as it
+/// was.
 inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
-  TensorSet joined = set;
-  const std::size_t index = detail::add_safetensors(std::move(source), joined);
-  set = std::move(joined);
+  TensorSet combined = set;
+  const std::size_t index = detail::add_safetensors(std::move(source), combined);
+  set = std::move(combined);
   return index;
 }
 
-/// The texts that a safetensors file has under __metadata__, of whatever is in it besides; "format" is "pt" where
-/// PyTorch can read the file. Throws FormatError.
+/// The texts under __metadata__ of a safetensors file, whatever else is in it; "format" is "pt" if PyTorch can read the
+/// file. Throws FormatError.
 inline std::map<std::string, std::string> read_safetensors_metadata(const ByteSource& source) {
   std::map<std::string, std::string> texts;
   detail::SafetensorsHeader header(source.name(), &texts);
@@ -220,16 +223,16 @@ inline std::map<std::string, std::string> read_safetensors_metadata(const std::f
   return read_safetensors_metadata(ByteSource::open(path));
 }
 
-/// The contents of a sharded checkpoint's index: which file holds each tensor. Throws FormatError, also for a file name
-/// that would lead out of the folder.
+/// The contents of a sharded checkpoint's index: the name of the file that holds each tensor. Throws FormatError, also
+/// for a file name that could refer to another folder.
 inline std::map<std::string, std::string> read_shard_index(const ByteSource& source) {
-  Json index = read_json(source, {.bytes = detail::most_index_bytes, .values = 2 * detail::most_tensors + 1000});
+  Json index = read_json(source, {.bytes = detail::max_index_bytes, .values = 2 * detail::max_tensors + 1000});
   Json* const map = index.object() == nullptr ? nullptr : &(*index.object())["weight_map"];
   if (map == nullptr || map->object() == nullptr) {
-    throw FormatError(source.name(), "an object \"weight_map\" of tensor names and files", "none");
+    throw FormatError(source.name(), "an object \"weight_map\" of tensor names and file names", "none");
   }
   std::map<std::string, std::string> files;
-  while (!map->object()->empty()) {  // entries move over one by one, so that they are never twice in memory
+  while (!map->object()->empty()) {  // entries are moved one by one, so that no two copies exist
     auto entry = map->object()->extract(map->object()->begin());
     std::string* const file = entry.mapped().text();
     if (file == nullptr || !detail::is_plain_name(*file)) {
@@ -241,65 +244,67 @@ inline std::map<std::string, std::string> read_shard_index(const ByteSource& sou
   return files;
 }
 
-/// Adds the tensors of every shard that an index names; add(name, set) adds those of one shard and returns the number
-/// that the set gives it. Each tensor must be in the shard that the index says and in no other, and the index must name
-/// them all; but one that may_lack(name) allows is only noted where it is nowhere. Throws FormatError for the index,
-/// CheckpointError naming a tensor on which they disagree, and what add throws; the set is then as it was.
+/// Adds the tensors of every shard that an index names; add(name, set) adds those of one shard and returns the index of
+/// its file in the set. Each tensor must be in the shard that the index gives for it and in no other, and the index
+/// must list all tensors. A tensor that is missing everywhere only causes a note if may_lack(name). Throws FormatError
+/// for the index, CheckpointError with the name of a tensor on which index and shards disagree, and what add throws;
+/// the set is then as it was.
 template <class Add, class MayLack>
 void read_shards(const ByteSource& index, Add&& add, TensorSet& set, MayLack&& may_lack) {
   const auto files = read_shard_index(index);
-  std::map<std::string, std::vector<const std::string*>> shards;  // and the tensors that each should have
+  std::map<std::string, std::vector<const std::string*>> shards;  // [shard]: the tensors that it should have
   for (const auto& [tensor, file] : files) shards[file].push_back(&tensor);
-  if (shards.size() > detail::most_shards) {
-    throw FormatError(index.name(), "at most " + std::to_string(detail::most_shards) + " shards",
+  if (shards.size() > detail::max_shards) {
+    throw FormatError(index.name(), "at most " + std::to_string(detail::max_shards) + " shards",
                       std::to_string(shards.size()));
   }
-  TensorSet joined = set;
-  for (const auto& [file, tensors] : shards) {  // each is checked before the next costs anything
-    const std::size_t before = joined.tensors().size(), number = add(file, joined);
+  TensorSet combined = set;
+  for (const auto& [file, tensors] : shards) {  // each is checked before the next is read
+    const std::size_t before = combined.tensors().size(), number = add(file, combined);
     std::size_t expected = tensors.size();
     for (const std::string* tensor : tensors) {
-      const StoredTensor* stored = joined.find(*tensor);
+      const StoredTensor* stored = combined.find(*tensor);
       if (stored != nullptr && stored->source == number) continue;
       if (stored == nullptr && may_lack(*tensor)) {
-        joined.note(index.name() + ": " + printable(*tensor) + " is not in " + printable(file));
+        combined.note(index.name() + ": " + printable(*tensor) + " is not in " + printable(file) +
+                      ", where the index lists it");
         --expected;
         continue;
       }
-      throw CheckpointError(index.name() + ": " + printable(*tensor), "it in " + printable(file),
-                            stored == nullptr ? "no such tensor" : "it in " + joined.source_name(*stored));
+      throw CheckpointError(index.name() + ": " + printable(*tensor), "this tensor in " + printable(file),
+                            stored == nullptr ? "no such tensor" : "it in " + combined.source_name(*stored));
     }
-    if (joined.tensors().size() - before == expected) continue;
-    for (const auto& [name, tensor] : joined.tensors()) {
+    if (combined.tensors().size() - before == expected) continue;
+    for (const auto& [name, tensor] : combined.tensors()) {
       const auto place = files.find(name);
       if (tensor.source != number || (place != files.end() && place->second == file)) continue;
-      throw CheckpointError(joined.source_name(tensor) + ": " + printable(name),
-                            "only tensors that the index has there",
-                            place == files.end() ? "this one" : "one of " + printable(place->second));
+      throw CheckpointError(combined.source_name(tensor) + ": " + printable(name),
+                            place == files.end() ? std::string("the index does not list this tensor")
+                                                 : "the index lists this tensor in " + printable(place->second));
     }
   }
-  set = std::move(joined);
+  set = std::move(combined);
 }
 template <class Add>
 void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
   read_shards(index, add, set, [](const std::string&) { return false; });
 }
 
-/// The same for safetensors; open(name) gives the ByteSource of a shard.
+/// The same for safetensors files; open(name) returns the ByteSource of a shard.
 template <class Open>
 void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& set) {
-  const auto add = [&](const std::string& file, TensorSet& joined) {
-    return detail::add_safetensors(open(file), joined);
+  const auto add = [&](const std::string& file, TensorSet& combined) {
+    return detail::add_safetensors(open(file), combined);
   };
   read_shards(index, add, set);
 }
 
-/// The file of a shard that lies beside its index.
+/// Opens a shard in the folder of its index.
 inline ByteSource open_shard(const std::filesystem::path& index, const std::string& file) {
   return ByteSource::open(index.parent_path() / detail::path_of(file));
 }
 
-/// The same for shards that lie beside their index.
+/// The same for shards in the folder of their index.
 inline void read_sharded_safetensors(const std::filesystem::path& index, TensorSet& set) {
   const auto open = [&](const std::string& file) { return open_shard(index, file); };
   read_sharded_safetensors(ByteSource::open(index), open, set);

@@ -1,4 +1,4 @@
-// Writing of safetensors: see safetensors.hpp for the format.
+// Writes safetensors files: see safetensors.hpp for the format.
 #ifndef MINIMAMBA_IO_SAFETENSORS_WRITER_HPP
 #define MINIMAMBA_IO_SAFETENSORS_WRITER_HPP
 
@@ -26,13 +26,14 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Writes a safetensors file tensor by tensor: all are announced first, then their numbers follow in the same order.
-/// The file appears when commit() is called; see AtomicFile. Every call throws FileError when the disk refuses.
+/// Writes a safetensors file tensor by tensor: all tensors are announced first, then their values follow in the same
+/// order. The file appears when commit() is called; see AtomicFile. Every call throws FileError if writing to the disk
+/// fails.
 class SafetensorsWriter {
  public:
-  /// Of each tensor, name, dtype and shape are used. Throws ArgumentError for a name that comes twice, a type that is
-  /// no floating-point type, or more than read_safetensors takes. The metadata are texts in UTF-8, which
-  /// read_safetensors_metadata reads; "format" is "pt" unless they say otherwise.
+  /// Uses the name, dtype and shape of each tensor. Throws ArgumentError for a name that occurs twice, a type that is
+  /// not a floating-point type, or more than read_safetensors accepts. `metadata` are texts in UTF-8, which
+  /// read_safetensors_metadata reads; "format" is "pt" unless they contain it.
   SafetensorsWriter(const std::filesystem::path& path, std::vector<StoredTensor> tensors,
                     std::map<std::string, std::string> metadata = {})
       : file_(path), tensors_(std::move(tensors)) {
@@ -44,8 +45,8 @@ class SafetensorsWriter {
     file_.write(header);
   }
 
-  /// Appends numbers to the present tensor, converted to its dtype with one rounding; a full tensor is followed by the
-  /// next. Throws ArgumentError if the tensor was announced with another dtype or fewer numbers.
+  /// Appends values to the current tensor, converted to its dtype with one rounding; when it is full, the next tensor
+  /// becomes the current one. Throws ArgumentError if the tensor was announced with another dtype or fewer values.
   template <class Scalar>
   void write(std::span<const Scalar> values, DType dtype) {
     if (values.empty()) return;
@@ -53,19 +54,19 @@ class SafetensorsWriter {
     const bool fits = current_ < tensors_.size() && tensors_[current_].dtype == dtype &&
                       values.size() <= tensors_[current_].size() - written_;
     if (!fits) {
-      throw ArgumentError(subject(), "no more than was announced",
-                          std::to_string(values.size()) + " numbers of " + std::string(name_of(dtype)));
+      throw ArgumentError(subject(), "no more than the announced values",
+                          std::to_string(values.size()) + " values of type " + std::string(name_of(dtype)));
     }
     file_.seek(tensors_[current_].begin + written_ * bytes_of(dtype));
     detail::with_float_type(dtype, [&](auto stored) { write_as<decltype(stored)>(values); });
     written_ += values.size();
   }
 
-  /// Everything is on the disk, under a temporary name. Throws ArgumentError if numbers are missing.
+  /// Flushes everything to the disk, under a temporary name. Throws ArgumentError if values are missing.
   void finish() {
     skip_full();
     if (current_ < tensors_.size()) {
-      throw ArgumentError(subject(), std::to_string(tensors_[current_].size()) + " numbers", std::to_string(written_));
+      throw ArgumentError(subject(), std::to_string(tensors_[current_].size()) + " values", std::to_string(written_));
     }
     file_.finish();
   }
@@ -73,15 +74,15 @@ class SafetensorsWriter {
     finish();
     file_.commit();
   }
-  /// What is written to, for commit_together.
+  /// The file that is written, for commit_together.
   AtomicFile& file() { return file_; }
 
  private:
-  /// Gives each tensor its place in the data and returns the header. Wider numbers lie before narrower ones, so that
-  /// all are aligned: PyTorch reads no others.
+  /// Gives each tensor its place in the data and returns the header. Wider types come before narrower ones, so that all
+  /// values are aligned, as PyTorch requires.
   std::string lay_out(const std::map<std::string, std::string>& metadata) {
-    if (tensors_.size() > detail::most_tensors) {  // or it could not be read again
-      throw ArgumentError("safetensors", "at most " + std::to_string(detail::most_tensors) + " tensors",
+    if (tensors_.size() > detail::max_tensors) {  // more could not be read again
+      throw ArgumentError("safetensors", "at most " + std::to_string(detail::max_tensors) + " tensors",
                           std::to_string(tensors_.size()));
     }
     JsonWriter header;
@@ -94,9 +95,9 @@ class SafetensorsWriter {
         if (bytes_of(tensor.dtype) != width) continue;
         const bool floating = detail::with_float_type(tensor.dtype, [](auto) {});
         const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
-        if (!floating || !bytes || tensor.shape.size() > detail::most_dimensions || !names.insert(tensor.name).second) {
+        if (!floating || !bytes || tensor.shape.size() > detail::max_dimensions || !names.insert(tensor.name).second) {
           throw ArgumentError("safetensors: " + printable(tensor.name),
-                              "a floating-point tensor of a possible size and a name of its own",
+                              "a floating-point tensor of a possible size with a unique name",
                               std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
         }
         name_bytes += tensor.name.size();
@@ -107,29 +108,29 @@ class SafetensorsWriter {
     }
     std::string text = header.close('}').text();
     text.append((8 - text.size() % 8) % 8, ' ');
-    if (name_bytes > detail::most_name_bytes || text.size() > detail::largest_safetensors_header) {
-      throw ArgumentError("safetensors", "names of 4 MiB in all, in a header of 100 MB", "more");
+    if (name_bytes > detail::max_name_bytes || text.size() > detail::largest_safetensors_header) {
+      throw ArgumentError("safetensors", "names of at most 4 MiB together, in a header of at most 100 MB", "more");
     }
     return text;
   }
 
-  /// Throws ArgumentError for more than SafetensorsHeader takes. Returns the bytes of all keys.
+  /// Throws ArgumentError for more metadata than SafetensorsHeader accepts. Returns the number of bytes in all keys.
   static std::size_t add_metadata(JsonWriter& header, const std::map<std::string, std::string>& metadata) {
     std::size_t key_bytes = 0, bytes = 0;
-    bool fits = metadata.size() <= detail::most_tensors;
+    bool fits = metadata.size() <= detail::max_tensors;
     header.key("__metadata__").open('{');
     for (const auto& [key, text] : metadata) {
       const std::size_t before = header.text().size();
       header.key(key);
-      const std::size_t between = header.text().size();  // with what is escaped
+      const std::size_t between = header.text().size();  // with escape sequences
       header.value(text);
       fits = fits && std::max(between - before, header.text().size() - between) <= detail::longest_header_text;
       key_bytes += key.size();
       bytes += text.size();
     }
     header.close('}');
-    if (fits && bytes <= detail::most_metadata_bytes) return key_bytes;
-    throw ArgumentError("metadata", "texts of at most 1 MiB each and 16 MiB in all", "more");
+    if (fits && bytes <= detail::max_metadata_bytes) return key_bytes;
+    throw ArgumentError("metadata", "texts of at most 1 MiB each and 16 MiB together", "more");
   }
 
   void skip_full() {
@@ -156,7 +157,7 @@ class SafetensorsWriter {
   AtomicFile file_;
   std::vector<StoredTensor> tensors_;
   std::size_t current_ = 0;
-  std::uint64_t written_ = 0;  // numbers of the present tensor
+  std::uint64_t written_ = 0;  // values of the current tensor
 };
 
 }  // namespace minimamba

@@ -1,4 +1,4 @@
-// save: a model, or a checkpoint of any format, as a folder in the Hugging Face layout.
+// save: writes a model, or a checkpoint of any format, as a folder in the Hugging Face layout.
 #ifndef MINIMAMBA_IO_SAVE_HPP
 #define MINIMAMBA_IO_SAVE_HPP
 
@@ -33,41 +33,41 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 struct SaveOptions {
-  /// How the six matrices are stored: F32, F16, BF16 or F64 in a folder; F32, F16, BF16, Q8_0 or Q4_0 in GGUF. Without
-  /// it, a model's own weight format, or F32 where that has no type in the file.
+  /// How the six matrices are stored: F32, F16, BF16 or F64 in a folder; F32, F16, BF16, Q8_0 or Q4_0 in GGUF. By
+  /// default the model's own weight format, or F32 if that has no type in the file.
   std::optional<DType> matrices = {};
-  /// Files to be put beside the weights in a folder, such as tokenizer.json: name and contents.
+  /// Further files for the folder of the weights, such as tokenizer.json: names and contents.
   std::vector<std::pair<std::string, ByteSource>> files = {};
-  /// Told after each tensor which part of the parameters, from 0 to 1, has been written; returns false to give up, and
-  /// then the call throws CancelledError and leaves what was there before.
+  /// Called after each tensor with the fraction of the parameters, from 0 to 1, that has been written. If it returns
+  /// false, the call throws CancelledError and leaves what was there before.
   std::function<bool(double)> progress = {};
-  /// Finite numbers that do not fit the type of the file, as 1e5 does not fit F16, are clamped, and how many is told to
-  /// on_note; otherwise they are refused before anything is written.
+  /// Whether finite values that do not fit the type of the file, such as 1e5 in F16, are clamped, with their number
+  /// reported to on_note. Otherwise they are a CheckpointError before anything is written.
   bool saturate = false;
   std::function<void(const std::string&)> on_note = {};
 };
 
-/// The parameters of a checkpoint in the order in which save writes them, read as they are asked for: in double, so
-/// that no number is rounded twice. The checkpoint must outlive it.
+/// The parameters of a checkpoint, in the order in which save writes them. They are read when they are needed, in
+/// double, so that no value is rounded twice. The checkpoint must outlive this object.
 class CheckpointParameters {
  public:
   using Scalar = double;
   using Weight = float;
 
-  /// Throws CheckpointError unless the tensors are those of a model with the checkpoint's settings.
+  /// Throws CheckpointError unless the tensors fit a model with the checkpoint's settings.
   explicit CheckpointParameters(const Checkpoint& checkpoint)
       : checkpoint_(checkpoint), shapes_(detail::shapes_of<Shapes>(checkpoint)) {}
   const MambaConfig& config() const { return shapes_.config(); }
-  /// What to call a parameter in a message.
+  /// The subject of error messages about a parameter.
   std::string subject(std::string_view name) const {
     const StoredTensor& tensor = *checkpoint_.find(name);
     return checkpoint_.tensors.source_name(tensor) + ": " + printable(tensor.name);
   }
-  /// Numbers in all parameters together.
+  /// The number of values in all parameters.
   std::size_t parameter_count() const { return shapes_.parameter_count(); }
 
   /// Calls body(SavedParameter, pieces) for each; pieces(f) calls f(first row, View) until all its rows are read.
-  /// Throws FileError, FormatError or CheckpointError where they cannot be.
+  /// Throws FileError, FormatError or CheckpointError if they cannot be read.
   template <class Body>
   void for_each(Body&& body) const {
     for_each_parameter(
@@ -75,19 +75,19 @@ class CheckpointParameters {
           constexpr bool is_matrix = detail::is_weight_matrix<std::remove_cvref_t<decltype(parameter)>>;
           body(SavedParameter{name, parameter, is_matrix, checkpoint_.find(name)->dtype}, [&](auto&& piece_body) {
             detail::in_pieces<double>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<double> piece) {
-              checkpoint_.read(name, first * parameter.cols(), detail::numbers_of(piece));
+              checkpoint_.read(name, first * parameter.cols(), detail::values_of(piece));
               piece_body(first, piece);
             });
           });
         },
         shapes_);
   }
-  /// The same of -exp of a parameter, which GGUF stores in place of A_log.
+  /// The same for -exp of a parameter, which GGUF stores in place of A_log.
   template <class Body>
   void minus_exp_pieces(const SavedParameter& parameter, Body&& body) const {
     const detail::Extents& extents = parameter.extents;
     detail::in_pieces<double>(extents.rows(), extents.cols(), [&](std::size_t first, View<double> piece) {
-      checkpoint_.read_minus_exp(parameter.name, first * extents.cols(), detail::numbers_of(piece));
+      checkpoint_.read_minus_exp(parameter.name, first * extents.cols(), detail::values_of(piece));
       body(first, piece);
     });
   }
@@ -101,7 +101,7 @@ class CheckpointParameters {
 
 namespace detail {
 
-/// The parameters of a model, with what a file says beside them.
+/// The parameters of a model, with its configuration.
 template <class Model>
 class ModelParameters : public ModuleParameters<Model, typename Model::BackendType> {
  public:
@@ -110,10 +110,10 @@ class ModelParameters : public ModuleParameters<Model, typename Model::BackendTy
 
   explicit ModelParameters(const Model& model)
       : ModuleParameters<Model, typename Model::BackendType>(model, model.backend()), model_(model) {
-    if (model.layers.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
+    if (model.layers.empty()) throw ArgumentError("model", "it was moved from");
   }
   const MambaConfig& config() const { return model_.config(); }
-  /// The pieces of the tensor -exp(parameter), as the model has it.
+  /// The pieces of the tensor -exp(parameter), which the model itself has.
   template <class Body>
   void minus_exp_pieces(const SavedParameter& parameter, Body&& body) const {
     for_each_derived(model_, [&](const std::string& name, const auto& tensor) {
@@ -155,14 +155,15 @@ inline void copy_to(const ByteSource& source, AtomicFile& file) {
 template <class Parameters>
 std::pair<DType, DType> types_in_folder(const SaveOptions& options) {
   if (!options.matrices) return {dtype_of<typename Parameters::Weight>(), dtype_of<typename Parameters::Scalar>()};
-  return {*options.matrices, type_beside(*options.matrices)};
+  return {*options.matrices, other_type_for(*options.matrices)};
 }
 
 inline void check_names(const SaveOptions& options) {
   std::set<std::string> names{"model.safetensors", "config.json"};
   for (const auto& [name, source] : options.files) {
     if (is_file_name(name) && names.insert(name).second) continue;
-    throw ArgumentError("files", "plain names other than the model's, each once", "\"" + printable(name) + "\"");
+    throw ArgumentError("files", "distinct plain names other than model.safetensors and config.json",
+                        "\"" + printable(name) + "\"");
   }
 }
 
@@ -172,14 +173,14 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   check_names(options);
   const auto type = [&](const SavedParameter& parameter) { return parameter.is_matrix ? types.first : types.second; };
   const auto stored_name = [](std::string_view name) { return hugging_face_name(name); };
-  Fitting fitting(options.saturate);
-  fitting.check(parameters, type);
+  Saturation saturation(options.saturate);
+  saturation.check(parameters, type);
   MadeFolders folders(folder);
   tidy_folder(folder);
   SafetensorsWriter weights(folder / "model.safetensors", safetensors_of(parameters, type, stored_name));
   AtomicFile config(folder / "config.json");
-  Progress progress(options.progress, folder.string(), "to be written whole", parameters.parameter_count());
-  write_safetensors(parameters, type, {weights, fitting, progress});
+  Progress progress(options.progress, folder.string(), "saving", parameters.parameter_count());
+  write_safetensors(parameters, type, {weights, saturation, progress});
   config.write(hugging_face_config(parameters.config(), torch_name(types.first)));
   std::list<AtomicFile> others;
   for (const auto& [name, source] : options.files) copy_to(source, others.emplace_back(folder / path_of(name)));
@@ -187,28 +188,30 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   std::vector<AtomicFile*> files{&weights.file()};
   for (AtomicFile& file : others) files.push_back(&file);
   files.push_back(&config);
-  fitting.tell(folder.string(), options.on_note);
+  saturation.report(folder.string(), options.on_note);
   commit_together(files);
   folders.keep();
 }
 
 }  // namespace detail
 
-/// Saves a model as a folder in the Hugging Face layout, which is made if it is not there: model.safetensors, with the
-/// matrices in the model's weight format and everything else in its Scalar, unless the options say otherwise, and
-/// config.json. Whenever the program is killed or the power fails, load finds the whole old model or the whole new one:
-/// all files are complete on the disk before any gets its name, and they get their names together (see commit_together,
-/// also for the one case in which an error leaves the new model). What killed programs have left in the folder goes
-/// away first. Throws FileError, and ArgumentError for a model that was moved from, a type that a folder cannot have or
-/// files that cannot go along; what was in the folder is then as before.
+/// Saves a model as a folder in the Hugging Face layout, which is created if necessary: model.safetensors, with the
+/// matrices in the model's weight format and everything else in its Scalar unless the options name a type, and
+/// config.json. Even if the program is killed or the power fails, load finds the complete old model or the complete new
+/// one: all files are complete on the disk before any of them gets its name, and they get their names together (see
+/// commit_together, also for the one case in which an error leaves the new model). Files that killed programs left in
+/// the folder are removed first. Throws FileError; FormatError if such a program left an invalid list of files;
+/// CancelledError; CheckpointError for values that do not fit; and ArgumentError for a model that was moved from, a
+/// type that a folder cannot have, or further files with unsuitable names. What was in the folder is then as before.
 template <class Model>
 void save(const Model& model, const std::filesystem::path& folder, const SaveOptions& options = {}) {
-  static_assert(detail::has_vocabulary<Model>, "a folder holds a language model; of others see save_parameters");
+  static_assert(detail::has_vocabulary<Model>,
+                "a folder holds a language model; for other modules use save_parameters");
   detail::save_folder(detail::ModelParameters<Model>(model), folder, options);
 }
 
-/// The same from a checkpoint of any format, tensor by tensor: the model is never in memory as a whole. Matrices are in
-/// F32 unless the options say otherwise.
+/// The same for a checkpoint of any format, tensor by tensor: the model is never in memory as a whole. Matrices are in
+/// F32 unless the options name a type.
 inline void save(const Checkpoint& checkpoint, const std::filesystem::path& folder, SaveOptions options = {}) {
   if (!options.matrices) options.matrices = DType::F32;
   detail::save_folder(CheckpointParameters(checkpoint), folder, options);

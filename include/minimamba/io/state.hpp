@@ -1,9 +1,9 @@
-// State files: what a model remembers of a text, so that another process goes on from there.
+// State files: what a model remembers of a text, so that another process can continue from there.
 //
-// All numbers are little-endian:
-//   "MINIMAMBA STATE\n", version u32, bytes of a number u32, fingerprint of the model u64, rows u64
-//   positions i64 of the rows; then row by row and layer by layer the parts of the mixer's state: of S6 the window of
-//   the convolution [E, K - 1] and h [E, N]
+// All values are little-endian:
+//   "MINIMAMBA STATE\n", version u32, bytes of a scalar u32, fingerprint of the model u64, rows u64
+//   positions i64 of the rows; then for each row and layer the parts of the mixer's state: for S6 the window of the
+//   convolution [E, K - 1] and h [E, N]
 //   sections u32, each: bytes of its name u32, name, bytes of its contents u64, contents
 //   checksum u64 of everything before it
 #ifndef MINIMAMBA_IO_STATE_HPP
@@ -31,8 +31,8 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// What goes along with the state of a model: the sampler's state, the token that was chosen but not yet read, the
-/// bytes of half a character. Name and contents; what they mean is for the program to know.
+/// What a program saves along with the state of a model, by name: the sampler's state, the token that was sampled but
+/// not read yet, the bytes of an incomplete character. Only the program knows what the contents mean.
 using StateSections = std::map<std::string, std::string>;
 
 /// A state as it was saved.
@@ -45,12 +45,12 @@ struct SavedState {
 namespace detail {
 
 inline constexpr std::string_view state_magic = "MINIMAMBA STATE\n";
-inline constexpr std::uint32_t state_version = 3;  // of 2 the fingerprint knew only S6
-inline constexpr std::uint32_t most_state_sections = 64;
+inline constexpr std::uint32_t state_version = 3;  // in version 2 the fingerprint covered only S6
+inline constexpr std::uint32_t max_state_sections = 64;
 inline constexpr std::uint32_t longest_section_name = 255;
 
-/// Tells models apart that go on from a state in other ways: by their settings, and by the weights of all norms as
-/// floats, which every weight format leaves as they are.
+/// A hash that differs between models that would continue from a state differently: it covers their settings, and the
+/// weights of all norms as floats, which every weight format leaves unchanged.
 template <class Model>
 std::uint64_t fingerprint(const Model& model, const StateLayout& layout, std::uint32_t version = state_version) {
   Fnv1a sum;
@@ -74,7 +74,7 @@ std::uint64_t fingerprint(const Model& model, const StateLayout& layout, std::ui
   return sum.value();
 }
 
-/// Writes and sums.
+/// Writes a file and computes its checksum.
 class StateWriter {
  public:
   explicit StateWriter(const std::filesystem::path& path) : file_(path) {}
@@ -98,13 +98,13 @@ class StateWriter {
   Fnv1a sum_;
 };
 
-/// Throws FormatError unless the file ends with the sum of what is before it.
+/// Throws FormatError unless the file ends with the checksum of everything before it.
 inline void check_sum(const ByteSource& source) {
   constexpr std::uint64_t sum_bytes = sizeof(std::uint64_t);
   std::string magic(state_magic.size(), '\0');
   if (source.size() >= magic.size()) source.read(0, std::as_writable_bytes(std::span(magic)));
-  if (magic != state_magic) throw FormatError(source.name(), "a state file", "something else");
-  if (source.size() < magic.size() + sum_bytes) throw FormatError(source.name(), "a whole state file", "its beginning");
+  if (magic != state_magic) throw FormatError(source.name(), "is not a state file");
+  if (source.size() < magic.size() + sum_bytes) throw FormatError(source.name(), "the state file is truncated");
   const std::uint64_t end = source.size() - sum_bytes;
   Fnv1a sum;
   std::vector<std::byte> piece(std::size_t{1} << 16);
@@ -114,14 +114,14 @@ inline void check_sum(const ByteSource& source) {
     sum.add(piece);
   }
   if (source.read_value<std::uint64_t>(end) != sum.value()) {
-    throw FormatError(source.name(), "a file whose checksum is right", "another one (truncated or altered?)");
+    throw FormatError(source.name(), "the checksum is wrong (is the file truncated or altered?)");
   }
 }
 
 inline std::string read_section_text(const ByteSource& source, SequentialBytes& bytes, std::uint64_t size,
-                                     std::uint64_t most) {
-  if (size > bytes.left() || size > most) {
-    throw FormatError(source.name(), "a section within the file", std::to_string(size) + " bytes");
+                                     std::uint64_t limit) {
+  if (size > bytes.left() || size > limit) {
+    throw FormatError(source.name(), "a section within the file", "a size of " + std::to_string(size) + " bytes");
   }
   std::string text(static_cast<std::size_t>(size), '\0');
   bytes.read(std::as_writable_bytes(std::span(text)));
@@ -131,8 +131,8 @@ inline std::string read_section_text(const ByteSource& source, SequentialBytes& 
 inline StateSections read_sections(const ByteSource& source, SequentialBytes& bytes) {
   StateSections sections;
   const auto count = bytes.value<std::uint32_t>();
-  if (count > most_state_sections) {
-    throw FormatError(source.name(), "at most " + std::to_string(most_state_sections) + " sections",
+  if (count > max_state_sections) {
+    throw FormatError(source.name(), "at most " + std::to_string(max_state_sections) + " sections",
                       std::to_string(count));
   }
   for (std::uint32_t i = 0; i < count; ++i) {
@@ -141,7 +141,7 @@ inline StateSections read_sections(const ByteSource& source, SequentialBytes& by
     const auto size = bytes.value<std::uint64_t>();
     std::string contents = read_section_text(source, bytes, size, size);
     if (!sections.emplace(std::move(name), std::move(contents)).second) {
-      throw FormatError(source.name(), "every section once", "one twice");
+      throw FormatError(source.name(), "a section occurs twice");
     }
   }
   if (bytes.left() != 0) {
@@ -152,9 +152,9 @@ inline StateSections read_sections(const ByteSource& source, SequentialBytes& by
 
 }  // namespace detail
 
-/// Saves the whole value of a cache, with sections of the caller's. Equal values give equal bytes, whatever the
-/// backend. Throws FileError, and ArgumentError for a cache of another model, more than 64 sections or a name of more
-/// than 255 bytes; an old file is then as before.
+/// Saves the whole value of a cache, with sections of the caller. Equal values give equal bytes, whatever the backend.
+/// Throws FileError, and ArgumentError for a cache of another model, more than 64 sections or a name of more than 255
+/// bytes; an existing file is then as before.
 template <class Model>
 void save_state(const std::filesystem::path& path, const Model& model, const typename Model::Cache& cache,
                 const StateSections& sections = {}) {
@@ -163,7 +163,7 @@ void save_state(const std::filesystem::path& path, const Model& model, const typ
   const bool names_fit = std::all_of(sections.begin(), sections.end(), [](const auto& section) {
     return section.first.size() <= detail::longest_section_name;
   });
-  if (sections.size() > detail::most_state_sections || !names_fit) {
+  if (sections.size() > detail::max_state_sections || !names_fit) {
     throw ArgumentError("sections", "at most 64, with names of at most 255 bytes", "more");
   }
   AtomicFile::remove_strays_beside(path);
@@ -174,10 +174,10 @@ void save_state(const std::filesystem::path& path, const Model& model, const typ
   writer.value(detail::fingerprint(model, cache.layout()));
   writer.value(std::uint64_t{cache.batch()});
   for (std::size_t row = 0; row < cache.batch(); ++row) writer.value(cache.position(row));
-  std::vector<Scalar> numbers(cache.layout().size());
+  std::vector<Scalar> values(cache.layout().size());
   for (std::size_t slot = 0; slot < cache.batch(); ++slot) {
-    model.backend().download(cache.slot(slot).data(), numbers);
-    writer.write(std::as_bytes(std::span(numbers)));
+    model.backend().download(cache.slot(slot).data(), values);
+    writer.write(std::as_bytes(std::span(values)));
   }
   writer.value(static_cast<std::uint32_t>(sections.size()));
   for (const auto& [name, contents] : sections) {
@@ -189,10 +189,10 @@ void save_state(const std::filesystem::path& path, const Model& model, const typ
   writer.commit();
 }
 
-/// Reads what save_state has written: a cache that goes on where the saved one stopped, bit for bit with the same
-/// backend and weight format. Other backends and weight formats of the same model read it too; models of another scalar
-/// do not. Throws FileError; FormatError for a file that is no state, truncated or altered in any bit; and
-/// CheckpointError for the state of another model.
+/// Reads what save_state has written: a cache that continues where the saved one stopped, bit for bit with the same
+/// backend and weight format. Other backends and weight formats of the same model can read it too; models with another
+/// scalar cannot. Throws FileError; FormatError for a file that is not a state, or is truncated or altered in any bit;
+/// and CheckpointError for the state of another model.
 template <class Model>
 SavedState<Model> load_state(const ByteSource& source, const Model& model) {
   using Scalar = typename Model::ScalarType;
@@ -200,36 +200,38 @@ SavedState<Model> load_state(const ByteSource& source, const Model& model) {
   detail::SequentialBytes bytes(source, detail::state_magic.size(), source.size() - sizeof(std::uint64_t));
   const auto found_version = bytes.value<std::uint32_t>();
   if (found_version != 2 && found_version != detail::state_version) {
-    throw FormatError(source.name(), "version 2 or " + std::to_string(detail::state_version),
-                      std::to_string(found_version));
+    throw FormatError(source.name(), "a state file of version 2 or " + std::to_string(detail::state_version),
+                      "version " + std::to_string(found_version));
   }
   const auto width = bytes.value<std::uint32_t>();
   if (width != sizeof(Scalar)) {
-    throw CheckpointError(source.name(), "numbers of " + std::to_string(sizeof(Scalar)) + " bytes",
-                          std::to_string(width));
+    throw CheckpointError(source.name(),
+                          "the state of a model with scalars of " + std::to_string(sizeof(Scalar)) + " bytes",
+                          std::to_string(width) + " bytes");
   }
   const auto like = model.make_cache();
   if (bytes.value<std::uint64_t>() != detail::fingerprint(model, like.layout(), found_version)) {
     throw CheckpointError(
         source.name(),
         "the state of a model with " + detail::sizes_text(model.config()) + " and the same settings and norms",
-        "that of another");
+        "the state of another model");
   }
   const auto rows = bytes.value<std::uint64_t>();
   const std::uint64_t row_bytes = sizeof(std::int64_t) + like.state_bytes();
   if (rows < 1 || rows > static_cast<std::uint64_t>(Model::Cache::largest_batch) || rows > bytes.left() / row_bytes) {
-    throw FormatError(source.name(), "rows within the file", std::to_string(rows));
+    throw FormatError(source.name(), "states within the file",
+                      std::to_string(rows) + " of " + std::to_string(row_bytes) + " bytes each");
   }
   SavedState<Model> saved{model.make_cache(static_cast<std::int64_t>(rows)), {}};
   for (std::size_t row = 0; row < rows; ++row) {
     const auto position = bytes.value<std::int64_t>();
-    if (position < 0) throw FormatError(source.name(), "positions from 0 up", std::to_string(position));
+    if (position < 0) throw FormatError(source.name(), "positions of at least 0", std::to_string(position));
     saved.cache.set_position(row, position);
   }
-  std::vector<Scalar> numbers(saved.cache.layout().size());
+  std::vector<Scalar> values(saved.cache.layout().size());
   for (std::size_t slot = 0; slot < rows; ++slot) {
-    bytes.read(std::as_writable_bytes(std::span(numbers)));
-    model.backend().upload(numbers, saved.cache.slot(slot).data());
+    bytes.read(std::as_writable_bytes(std::span(values)));
+    model.backend().upload(values, saved.cache.slot(slot).data());
   }
   saved.sections = detail::read_sections(source, bytes);
   return saved;

@@ -1,5 +1,5 @@
-// Tensors as files hold them: a name, a type, a shape, and where their bytes lie. Every reader of a checkpoint format
-// fills a TensorSet, and loading reads from that, so a model does not know which format it came from.
+// Tensors in files: their names, types, shapes and the places of their bytes. Every reader of a checkpoint format fills
+// a TensorSet, and loading reads from that, so a model does not depend on the format.
 #ifndef MINIMAMBA_IO_TENSORS_HPP
 #define MINIMAMBA_IO_TENSORS_HPP
 
@@ -31,11 +31,11 @@ struct StoredTensor {
   DType dtype = DType::F32;
   std::vector<std::uint64_t> shape = {};    // slowest dimension first
   std::uint64_t begin = 0;                  // offset of its first byte
-  std::size_t source = 0;                   // which of the set's sources holds it
-  std::vector<std::uint64_t> strides = {};  // how far apart elements are, in elements; none when one follows the other
-  std::string other = {};                   // what the file calls the type, where that is OTHER
+  std::size_t source = 0;                   // the index of the source that holds it
+  std::vector<std::uint64_t> strides = {};  // distances of elements, in elements; empty if contiguous
+  std::string other = {};                   // the file's name of the type, if dtype is OTHER
 
-  /// Elements; readers have checked that their bytes are there.
+  /// The number of elements; readers have checked that their bytes exist.
   std::uint64_t size() const {
     std::uint64_t count = 1;
     for (const std::uint64_t extent : shape) count *= extent;
@@ -51,25 +51,26 @@ inline std::string type_of(const StoredTensor& tensor) {
 /// All tensors of a checkpoint, from one file or several.
 class TensorSet {
  public:
-  /// Takes a source in; tensors refer to it by the number returned.
+  /// Adds a source; tensors refer to it by the index returned.
   std::size_t add_source(ByteSource source) {
     sources_.push_back(std::move(source));
     return sources_.size() - 1;
   }
-  /// Throws CheckpointError if there is one of that name.
+  /// Throws CheckpointError if the set already has a tensor of that name.
   void add(StoredTensor tensor) {
     const std::string name = tensor.name;
     const std::string& file = source_name(tensor);
     const auto [place, added] = tensors_.try_emplace(name, std::move(tensor));
     if (!added)
-      throw CheckpointError(file + ": " + printable(name), "each tensor once",
-                            "it also in " + source_name(place->second));
+      throw CheckpointError(file + ": " + printable(name),
+                            "another tensor of this name is in " + source_name(place->second));
   }
 
-  /// Keeps a sentence about something in the files that is ignored; of many, the last says that there are more.
+  /// Stores a sentence about something in the files that is ignored; if there are very many, the last one reports that
+  /// there are more.
   void note(std::string sentence) {
-    if (notes_.size() == detail::most_notes) notes_.back() = "there is more to note about these files";
-    if (notes_.size() < detail::most_notes) notes_.push_back(std::move(sentence));
+    if (notes_.size() == detail::max_notes) notes_.back() = "there are further notes about these files";
+    if (notes_.size() < detail::max_notes) notes_.push_back(std::move(sentence));
   }
   const std::vector<std::string>& notes() const { return notes_; }
 
@@ -77,13 +78,13 @@ class TensorSet {
     const auto place = tensors_.find(name);
     return place == tensors_.end() ? nullptr : &place->second;
   }
-  /// By name, in the order of the names.
+  /// Sorted by name.
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
   const ByteSource& source(std::size_t index) const { return sources_[index]; }
   const std::string& source_name(const StoredTensor& tensor) const { return sources_[tensor.source].name(); }
 
-  /// Converts elements [first, first + out.size()) to Scalar. Throws CheckpointError if they are no floating-point
-  /// numbers, ArgumentError if there are not as many, FileError or FormatError if they cannot be read.
+  /// Converts elements [first, first + out.size()) to Scalar. Throws CheckpointError if they are not floating-point
+  /// values, ArgumentError if the tensor has fewer elements, FileError or FormatError if they cannot be read.
   template <class Scalar>
   void read(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const {
     const ByteSource& source = sources_[tensor.source];
@@ -117,11 +118,11 @@ class TensorSet {
 
  private:
   [[noreturn]] void refuse_type(const StoredTensor& tensor) const {
-    throw CheckpointError(source_name(tensor) + ": " + tensor.name, "floating-point numbers", type_of(tensor));
+    throw CheckpointError(source_name(tensor) + ": " + tensor.name, "floating-point values", type_of(tensor));
   }
 
-  /// Of a tensor whose elements do not follow each other. Rows are read one by one, or, when the elements of a row lie
-  /// far apart, as those of a transposed matrix do, columns.
+  /// Reads a tensor that is not contiguous. Rows are read one by one; if the elements of a row are far apart, as in a
+  /// transposed matrix, columns are.
   template <class Scalar>
   void read_strided(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const {
     const std::vector<std::uint64_t>&shape = tensor.shape, &strides = tensor.strides;
@@ -150,18 +151,18 @@ class TensorSet {
   struct Run {
     std::uint64_t place, step, count;
   };
-  static constexpr std::uint64_t widest_step = 16;  // up to which what lies between is read as well
+  static constexpr std::uint64_t widest_step = 16;  // up to this step, the elements in between are read too
 
-  /// Puts the elements of a run into every out_step-th place of `out`.
+  /// Writes the elements of a run to every out_step-th place of `out`.
   template <class Scalar>
   void gather(const StoredTensor& tensor, const Run& run, Scalar* out, std::uint64_t out_step) const {
     const bool known = detail::with_float_type(tensor.dtype, [&](auto stored) {
       std::array<decltype(stored), 4096> piece;
-      const std::uint64_t at_once = run.step == 0            ? run.count
-                                    : run.step > widest_step ? 1
-                                                             : (piece.size() - 1) / run.step + 1;
-      for (std::uint64_t done = 0; done < run.count; done += at_once) {
-        const std::uint64_t count = std::min(at_once, run.count - done);
+      const std::uint64_t per_read = run.step == 0            ? run.count
+                                     : run.step > widest_step ? 1
+                                                              : (piece.size() - 1) / run.step + 1;
+      for (std::uint64_t done = 0; done < run.count; done += per_read) {
+        const std::uint64_t count = std::min(per_read, run.count - done);
         const auto part = std::span(piece).first(static_cast<std::size_t>((count - 1) * run.step + 1));
         sources_[tensor.source].read(tensor.begin + (run.place + done * run.step) * sizeof(stored),
                                      std::as_writable_bytes(part));
@@ -173,21 +174,21 @@ class TensorSet {
     if (!known) refuse_type(tensor);
   }
 
-  /// Whole blocks are read and unpacked; of the first and the last one, what is wanted.
+  /// Reads and unpacks whole blocks; of the first and the last one only the elements that are wanted are copied.
   template <class Scalar>
   void read_blocks(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const {
-    const std::size_t numbers = block_size_of(tensor.dtype), bytes = bytes_of(tensor.dtype);
+    const std::size_t block_size = block_size_of(tensor.dtype), bytes = bytes_of(tensor.dtype);
     std::array<std::byte, 1U << 14> piece;
-    std::array<Scalar, detail::most_block_numbers> unpacked;
-    const std::size_t at_once = piece.size() / bytes;  // blocks
+    std::array<Scalar, detail::max_block_values> unpacked;
+    const std::size_t per_read = piece.size() / bytes;  // blocks
     for (std::size_t done = 0; done < out.size();) {
-      const std::uint64_t block = (first + done) / numbers;
-      std::size_t skipped = static_cast<std::size_t>((first + done) % numbers);
-      const std::size_t blocks = std::min(at_once, (skipped + out.size() - done + numbers - 1) / numbers);
+      const std::uint64_t block = (first + done) / block_size;
+      std::size_t skipped = static_cast<std::size_t>((first + done) % block_size);
+      const std::size_t blocks = std::min(per_read, (skipped + out.size() - done + block_size - 1) / block_size);
       sources_[tensor.source].read(tensor.begin + block * bytes, std::span(piece).first(blocks * bytes));
       for (std::size_t i = 0; i < blocks; ++i) {
         detail::unpack_block(tensor.dtype, piece.data() + i * bytes, unpacked.data());
-        const std::size_t count = std::min(numbers - skipped, out.size() - done);
+        const std::size_t count = std::min(block_size - skipped, out.size() - done);
         std::copy_n(unpacked.begin() + static_cast<std::ptrdiff_t>(skipped), count,
                     out.begin() + static_cast<std::ptrdiff_t>(done));
         done += count;

@@ -1,4 +1,5 @@
-// The tokens that a model's tokenizer.json names among the rows that fill up its embedding: they are tokens as others.
+// Counts the tokens that a model's tokenizer.json names among the padding rows of its embedding: they are tokens like
+// others.
 #ifndef MINIMAMBA_IO_TOKENIZER_IDS_HPP
 #define MINIMAMBA_IO_TOKENIZER_IDS_HPP
 
@@ -19,7 +20,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Hears a tokenizer.json, and keeps the ids from `first` to `rows` - 1 in model.vocab and added_tokens.
+/// A handler of parse_json for tokenizer.json: collects the ids from `first` to `rows` - 1 in model.vocab and
+/// added_tokens.
 class TokenizerIds {
  public:
   TokenizerIds(std::int64_t first, std::int64_t rows) : first_(first), rows_(rows) {}
@@ -35,7 +37,7 @@ class TokenizerIds {
   void value(const Json& x) {
     const bool in_vocabulary = path_.size() == 3 && path_[1] == "model" && path_[2] == "vocab";
     const bool added = path_.size() == 3 && path_[1] == "added_tokens" && key_ == "id";
-    const std::uint64_t* const id = x.whole();
+    const std::uint64_t* const id = x.unsigned_integer();
     const bool inside = id != nullptr && std::cmp_greater_equal(*id, first_) && std::cmp_less(*id, rows_);
     if ((in_vocabulary || added) && inside) found_.insert(static_cast<std::int64_t>(*id));
     key_.clear();
@@ -44,12 +46,12 @@ class TokenizerIds {
  private:
   std::int64_t first_, rows_;
   std::set<std::int64_t> found_;
-  std::vector<std::string> path_;  // the names of the open containers; none for the root and what lies in an array
+  std::vector<std::string> path_;  // the names of the open containers; "" for the root and for elements of arrays
   std::string key_;
 };
 
-/// Counts them into vocab_size, and notes rows between them that have no name, for they count as well. A file that
-/// cannot be read is for who wants the tokenizer to complain of.
+/// Counts them in vocab_size, and adds a note about rows between them that have no name, because those count as well. A
+/// file that cannot be read is ignored here: loading the tokenizer reports it.
 inline void count_named_tokens(MambaConfig& config, const std::filesystem::path& folder,
                                std::vector<std::string>& notes) {
   const std::filesystem::path path = folder / "tokenizer.json";
@@ -63,8 +65,9 @@ inline void count_named_tokens(MambaConfig& config, const std::filesystem::path&
     const std::int64_t end = *ids.found().rbegin() + 1;
     const std::int64_t unnamed = end - config.vocab_size - static_cast<std::int64_t>(ids.found().size());
     if (unnamed > 0) {
-      notes.push_back(source.name() + ": names token " + std::to_string(end - 1) + ", so " + std::to_string(unnamed) +
-                      " rows of the embedding below it that it does not name count as tokens too");
+      notes.push_back(source.name() + ": names token " + std::to_string(end - 1) + ", so the " +
+                      std::to_string(unnamed) +
+                      " rows of the embedding before it that have no name count as tokens too");
     }
     config.vocab_size = end;
   } catch (const Error&) {

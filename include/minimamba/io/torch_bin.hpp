@@ -1,5 +1,5 @@
-// Checkpoints of PyTorch (pytorch_model.bin): a zip file of a pickled state dict and the bytes of its tensors, as
-// torch.save writes it since version 1.6.
+// PyTorch checkpoints (pytorch_model.bin): a zip file with a pickled state dict and the bytes of its tensors, as
+// torch.save has written it since version 1.6.
 #ifndef MINIMAMBA_IO_TORCH_BIN_HPP
 #define MINIMAMBA_IO_TORCH_BIN_HPP
 
@@ -22,12 +22,12 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Whether a file is a zip file, by its first bytes.
+/// Whether a file is a zip file, judged by its first bytes.
 inline bool is_zip(const ByteSource& source) {
   return source.size() >= 4 && source.read_value<std::uint32_t>(0) == 0x04034b50;
 }
-/// Whether it is what torch.save wrote before version 1.6: a pickle of a certain number. From protocol 4 on a frame of
-/// 9 bytes stands before that.
+/// Whether a file is in the format of torch.save before version 1.6, which begins with a pickled magic number. From
+/// protocol 4 on, a frame of 9 bytes precedes that.
 inline bool is_legacy_torch(const ByteSource& source) {
   constexpr std::array<std::uint8_t, 12> number{0x8A, 10, 0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19};
   if (source.size() < 2 + 9 + number.size() || source.read_value<std::uint8_t>(0) != 0x80) return false;
@@ -41,9 +41,9 @@ namespace detail {
 
 [[noreturn]] inline void refuse_legacy_torch(const ByteSource& source) {
   throw FormatError(source.name(),
-                    "what torch.save writes since version 1.6 (convert it in Python: torch.save(torch.load(\"" +
-                        printable(source.name()) + "\", map_location=\"cpu\"), \"pytorch_model.bin\"))",
-                    "its older format");
+                    "is in the format of torch.save before version 1.6, which is not supported; convert it in Python: "
+                    "torch.save(torch.load(\"" +
+                        printable(source.name()) + "\", map_location=\"cpu\"), \"pytorch_model.bin\")");
 }
 
 class TorchBin {
@@ -56,27 +56,28 @@ class TorchBin {
         refuse("one data.pkl", "\"" + printable(folder_ + "data.pkl") + "\" and \"" + printable(name) + "\"");
       folder_ = name.substr(0, slash + 1);
     }
-    if (folder_.empty()) refuse("what torch.save wrote: a folder with data.pkl", "none");
+    if (folder_.empty()) refuse("a folder with data.pkl, as torch.save writes it", "none");
     if (const ZipEntry* order = find("byteorder"); order != nullptr) check_order(*order);
   }
 
   std::vector<StoredTensor> tensors() {
     const ZipEntry entry = *find("data.pkl");
-    if (entry.size > most_pickle_bytes) {
-      refuse("data.pkl of at most " + std::to_string(most_pickle_bytes) + " bytes", std::to_string(entry.size));
+    if (entry.size > max_pickle_bytes) {
+      refuse("data.pkl of at most " + std::to_string(max_pickle_bytes) + " bytes", std::to_string(entry.size));
     }
     const Pickle pickle(source_, entry.begin, entry.begin + entry.size);
     if (pickle.root().kind != Kind::dict) refuse("a dict of tensors", Pickle::name_of(pickle.root().kind));
     const auto parts = pickle.parts(pickle.root());
-    if (parts.size() / 2 > most_tensors) refuse("at most " + std::to_string(most_tensors) + " tensors", "more");
+    if (parts.size() / 2 > max_tensors) refuse("at most " + std::to_string(max_tensors) + " tensors", "more");
     std::vector<StoredTensor> tensors;
     std::size_t name_bytes = 0;
     std::pair<std::string, Kind> first_ignored;
     for (std::size_t i = 0; i + 1 < parts.size(); i += 2) {
       const PickleValue &key = pickle[parts[i]], &value = pickle[parts[i + 1]];
-      if (key.kind != Kind::text) refuse("names for keys", Pickle::name_of(key.kind));
-      name_bytes += key.count;  // which one text may have for many tensors
-      if (name_bytes > most_name_bytes) refuse("names of " + std::to_string(most_name_bytes) + " bytes in all", "more");
+      if (key.kind != Kind::text) refuse("a dict whose keys are names", Pickle::name_of(key.kind));
+      name_bytes += key.count;  // several keys may share one text
+      if (name_bytes > max_name_bytes)
+        refuse("names of at most " + std::to_string(max_name_bytes) + " bytes together", "more");
       const std::string name(pickle.text(key));
       if (value.kind == Kind::tensor) {
         tensors.push_back(tensor(pickle, name, value));
@@ -90,16 +91,17 @@ class TorchBin {
     return tensors;
   }
 
-  /// What lies beside the tensors, in a sentence; empty if nothing does.
+  /// A sentence about the values that are not tensors; empty if there are none.
   std::string note() const {
     if (ignored_ == 0) return "";
-    return source_.name() + ": " + std::to_string(ignored_) + (ignored_ == 1 ? " value that is" : " values that are") +
-           " no tensor: " + ignored_names_ + (ignored_ > 5 ? ", ..." : "");
+    return source_.name() + ": " + std::to_string(ignored_) + (ignored_ == 1 ? " value is" : " values are") +
+           " ignored because " + (ignored_ == 1 ? "it is not a tensor: " : "they are not tensors: ") + ignored_names_ +
+           (ignored_ > 5 ? ", ..." : "");
   }
 
  private:
   using Kind = PickleValue::Kind;
-  static constexpr std::uint64_t most_pickle_bytes = std::uint64_t{8} << 20;
+  static constexpr std::uint64_t max_pickle_bytes = std::uint64_t{8} << 20;
 
   [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
     throw FormatError(source_.name(), expected, found);
@@ -109,7 +111,7 @@ class TorchBin {
     throw FormatError(source_.name() + ": " + printable(name), expected, found);
   }
 
-  /// Whether a value is a state dict within a dict.
+  /// Whether a value is a state dict inside the dict.
   static bool holds_tensor(const Pickle& pickle, const PickleValue& value) {
     if (value.kind != Kind::dict) return false;
     const auto all = pickle.parts(value);
@@ -117,17 +119,19 @@ class TorchBin {
     return std::any_of(parts.begin(), parts.end(), [&](std::uint32_t i) { return pickle[i].kind == Kind::tensor; });
   }
 
-  /// For a value that is no tensor. Training programs put the state dict into another dict, beside other things.
+  /// Reports a value that is not a tensor. Training programs put the state dict into another dict, together with other
+  /// things.
   [[noreturn]] void refuse_value(const Pickle& pickle, const std::string& name, Kind kind) const {
     std::string hint;
     const auto parts = pickle.parts(pickle.root());
     for (std::size_t i = 0; i + 1 < parts.size() && hint.empty(); i += 2) {
       const PickleValue& key = pickle[parts[i]];
       if (key.kind != Kind::text || pickle[parts[i + 1]].kind != Kind::dict) continue;
-      hint = " (if one lies below, take it out in Python: torch.save(torch.load(\"" + printable(source_.name()) +
-             "\", map_location=\"cpu\")[\"" + printable(pickle.text(key), 100) + "\"], \"pytorch_model.bin\"))";
+      hint = " (if the state dict is inside this one, extract it in Python: torch.save(torch.load(\"" +
+             printable(source_.name()) + "\", map_location=\"cpu\")[\"" + printable(pickle.text(key), 100) +
+             "\"], \"pytorch_model.bin\"))";
     }
-    refuse_tensor(name, "a tensor, as all of a state dict are" + hint, Pickle::name_of(kind));
+    refuse_tensor(name, "a tensor, as in a state dict" + hint, Pickle::name_of(kind));
   }
 
   const ZipEntry* find(const std::string& name) const {
@@ -153,17 +157,17 @@ class TorchBin {
   }
 
   static std::string name_of_type(std::string_view global) {
-    return std::string(global.substr(global.find(' ') + 1));  // without its module
+    return std::string(global.substr(global.find(' ') + 1));  // without the module
   }
 
   /// _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks[, metadata]), and _v3 with a type
-  /// behind the hooks, for numbers whose type no storage has: none that is known here.
+  /// after the hooks, for element types that have no storage type. None of those is supported.
   StoredTensor tensor(const Pickle& pickle, const std::string& name, const PickleValue& value) {
     const auto parts = pickle.parts(value);
     constexpr Kind kinds[] = {Kind::storage, Kind::integer, Kind::tuple, Kind::tuple};
     bool fits = parts.size() >= 6 && parts.size() <= 8;
     for (std::size_t i = 0; fits && i < std::size(kinds); ++i) fits = pickle[parts[i]].kind == kinds[i];
-    if (!fits) refuse_tensor(name, "a storage, an offset, a size and a stride", "something else");
+    if (!fits) refuse_tensor(name, "a tensor of a storage, an offset, a size and a stride", "other arguments");
     StoredTensor tensor;
     tensor.name = name;
     tensor.shape = extents(pickle, name, pickle[parts[2]]);
@@ -188,12 +192,12 @@ class TorchBin {
     return tensor;
   }
 
-  /// Whether all elements of a tensor lie within so many numbers.
-  static bool is_inside(const StoredTensor& tensor, std::uint64_t numbers) {
+  /// Whether all elements of a tensor are within `count` elements of its storage.
+  static bool is_inside(const StoredTensor& tensor, std::uint64_t count) {
     if (!tensor_bytes(tensor.dtype, tensor.shape)) return false;
     if (tensor.size() == 0) return true;
-    if (numbers == 0) return false;
-    std::uint64_t left = numbers - 1;  // behind the first
+    if (count == 0) return false;
+    std::uint64_t left = count - 1;  // after the first
     for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
       const std::uint64_t steps = tensor.shape[i] - 1, stride = tensor.strides[i];
       if (stride != 0 && steps > left / stride) return false;
@@ -206,8 +210,8 @@ class TorchBin {
     std::vector<std::uint64_t> result;
     for (const std::uint32_t index : pickle.parts(tuple)) {
       const PickleValue& extent = pickle[index];
-      if (extent.kind != Kind::integer || extent.number < 0 || result.size() == most_dimensions) {
-        refuse_tensor(name, "at most " + std::to_string(most_dimensions) + " extents of at least 0",
+      if (extent.kind != Kind::integer || extent.number < 0 || result.size() == max_dimensions) {
+        refuse_tensor(name, "at most " + std::to_string(max_dimensions) + " extents of at least 0",
                       extent.kind == Kind::integer ? std::to_string(extent.number) : Pickle::name_of(extent.kind));
       }
       result.push_back(static_cast<std::uint64_t>(extent.number));
@@ -215,54 +219,53 @@ class TorchBin {
     return result;
   }
 
-  /// Finds type and place of a tensor from its storage: ("storage", type, key, device, numbers)
+  /// Finds the type and the place of a tensor from its storage: ("storage", type, key, device, number of elements)
   void place(const Pickle& pickle, const PickleValue& storage, std::int64_t offset, StoredTensor& tensor) {
     const auto parts = pickle.parts(storage);
     constexpr Kind kinds[] = {Kind::text, Kind::global, Kind::text, Kind::text, Kind::integer};
     bool fits = parts.size() == std::size(kinds);
     for (std::size_t i = 0; fits && i < parts.size(); ++i) fits = pickle[parts[i]].kind == kinds[i];
     if (!fits || pickle.text(pickle[parts[0]]) != "storage") {
-      refuse_tensor(tensor.name, "a storage with type, key, device and size", "something else");
+      refuse_tensor(tensor.name, "a storage with type, key, device and size", "other arguments");
     }
     const std::string key = "data/" + std::string(pickle.text(pickle[parts[2]]));
     const ZipEntry* entry = find(key);
-    if (entry == nullptr) refuse_tensor(tensor.name, "its bytes in " + printable(folder_ + key), "no such entry");
+    if (entry == nullptr)
+      throw FormatError(source_.name() + ": " + printable(tensor.name), printable(folder_ + key) + " is missing");
     const std::string_view storage_type = pickle.text(pickle[parts[1]]);
     const std::optional<DType> dtype = tensor.other.empty() ? dtype_of(storage_type) : std::nullopt;
     tensor.dtype = dtype.value_or(DType::OTHER);
-    if (!dtype) {  // of which nothing is ever read
+    if (!dtype) {  // its elements are never read
       if (tensor.other.empty()) tensor.other = name_of_type(storage_type);
       if (!tensor_bytes(tensor.dtype, tensor.shape)) {
-        refuse_tensor(tensor.name, "a shape that can be counted", shape_text(tensor.shape));
+        refuse_tensor(tensor.name, "a shape of a possible size", shape_text(tensor.shape));
       }
       return;
     }
-    const std::int64_t numbers = pickle[parts[4]].number;
+    const std::int64_t count = pickle[parts[4]].number;
     const std::uint64_t width = bytes_of(*dtype);
-    if (numbers < 0 || entry->size % width != 0 || entry->size / width != static_cast<std::uint64_t>(numbers)) {
-      refuse_tensor(tensor.name, std::to_string(numbers) + " numbers of " + std::string(minimamba::name_of(*dtype)),
+    if (count < 0 || entry->size % width != 0 || entry->size / width != static_cast<std::uint64_t>(count)) {
+      refuse_tensor(tensor.name, std::to_string(count) + " elements of type " + std::string(minimamba::name_of(*dtype)),
                     std::to_string(entry->size) + " bytes in " + printable(folder_ + key));
     }
-    const bool inside =
-        offset >= 0 && offset <= numbers && is_inside(tensor, static_cast<std::uint64_t>(numbers - offset));
-    if (inside && tensor.size() > static_cast<std::uint64_t>(numbers)) {  // a few numbers stand for many
-      const std::uint64_t most = most_expanded - expanded_;
-      if (tensor.size() > most / width) {
-        refuse_tensor(tensor.name, "tensors that repeat their numbers to at most 16 MiB in all",
-                      "shape " + shape_text(tensor.shape) + " of " + std::to_string(numbers) + " numbers");
+    const bool inside = offset >= 0 && offset <= count && is_inside(tensor, static_cast<std::uint64_t>(count - offset));
+    if (inside && tensor.size() > static_cast<std::uint64_t>(count)) {  // some elements are repeated
+      if (tensor.size() > (max_expanded - expanded_) / width) {
+        refuse_tensor(tensor.name, "tensors that repeat their elements to at most 16 MiB together",
+                      "shape " + shape_text(tensor.shape) + " from " + std::to_string(count) + " elements");
       }
       expanded_ += tensor.size() * width;
     }
     if (!inside) {
-      refuse_tensor(tensor.name, "numbers within its storage of " + std::to_string(numbers),
+      refuse_tensor(tensor.name, "elements within its storage of " + std::to_string(count),
                     "shape " + shape_text(tensor.shape) + " with strides " + shape_text(tensor.strides) +
-                        " from number " + std::to_string(offset));
+                        " from element " + std::to_string(offset));
     }
     tensor.begin = entry->begin + static_cast<std::uint64_t>(offset) * width;
   }
 
-  /// Bytes that tensors may have beyond what lies in the file, by strides of zero.
-  static constexpr std::uint64_t most_expanded = std::uint64_t{16} << 20;
+  /// The bytes that tensors may have beyond those in the file, by strides of zero.
+  static constexpr std::uint64_t max_expanded = std::uint64_t{16} << 20;
 
   const ByteSource& source_;
   ZipDirectory zip_;
@@ -272,13 +275,13 @@ class TorchBin {
   std::size_t ignored_ = 0;
 };
 
-/// read_torch_bin; but the set may hold some of the tensors when this throws.
+/// Like read_torch_bin, but if this throws, the set may hold some of the tensors.
 inline std::size_t add_torch_bin(ByteSource source, TensorSet& set) {
   if (is_legacy_torch(source)) refuse_legacy_torch(source);
   TorchBin file(source);
   std::vector<StoredTensor> tensors = file.tensors();
-  if (tensors.size() > most_tensors - std::min(most_tensors, set.tensors().size())) {
-    throw FormatError(source.name(), "at most " + std::to_string(most_tensors) + " tensors in a checkpoint", "more");
+  if (tensors.size() > max_tensors - std::min(max_tensors, set.tensors().size())) {
+    throw FormatError(source.name(), "at most " + std::to_string(max_tensors) + " tensors in a checkpoint", "more");
   }
   if (std::string note = file.note(); !note.empty()) set.note(std::move(note));
   const std::size_t index = set.add_source(std::move(source));
@@ -291,14 +294,14 @@ inline std::size_t add_torch_bin(ByteSource source, TensorSet& set) {
 
 }  // namespace detail
 
-/// Adds the tensors of a PyTorch checkpoint to a set, and returns the number that the set gives the file. The pickle is
-/// only read: what it would call is refused by name unless a state dict of tensors needs it. Throws FormatError when
-/// anything in the file is not as it should be, CheckpointError for a name that the set already has; the set is then as
-/// it was.
+/// Adds the tensors of a PyTorch checkpoint to a set, and returns the index of the file in the set. Nothing in the
+/// pickle is executed: a function that it calls is rejected by name unless a state dict of tensors needs it. Throws
+/// FormatError for anything invalid in the file, CheckpointError for a name that the set already has; the set is then
+/// as it was.
 inline std::size_t read_torch_bin(ByteSource source, TensorSet& set) {
-  TensorSet joined = set;
-  const std::size_t index = detail::add_torch_bin(std::move(source), joined);
-  set = std::move(joined);
+  TensorSet combined = set;
+  const std::size_t index = detail::add_torch_bin(std::move(source), combined);
+  set = std::move(combined);
   return index;
 }
 

@@ -1,5 +1,5 @@
-// Parameters on their way between memory and a file: piece by piece, so that no copy of a whole matrix is needed, and
-// checked for numbers that do not fit. What load, save, save_gguf, load_parameters and save_parameters share.
+// Moves parameters between memory and a file: piece by piece, so that no copy of a whole matrix is needed, and with a
+// check for values that do not fit. Shared by load, save, save_gguf, load_parameters and save_parameters.
 #ifndef MINIMAMBA_IO_TRANSFER_HPP
 #define MINIMAMBA_IO_TRANSFER_HPP
 
@@ -26,7 +26,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// The caller's callback asked to stop.
+/// The caller's progress callback returned false: "loading was cancelled".
 class CancelledError : public Error {
  public:
   using Error::Error;
@@ -37,7 +37,7 @@ struct SavedParameter {
   std::string_view name;
   const detail::Extents& extents;
   bool is_matrix;  // whether it carries the weight format
-  DType dtype;     // whose numbers it has
+  DType dtype;     // the type in which it is kept
 };
 
 namespace detail {
@@ -48,7 +48,7 @@ inline constexpr bool is_weight_matrix = requires {
   typename P::Weight;
 };
 
-/// How a parameter keeps its numbers.
+/// The type in which a parameter is kept in memory.
 template <class P>
 constexpr DType kept_as() {
   if constexpr (is_weight_matrix<P>) {
@@ -59,62 +59,64 @@ constexpr DType kept_as() {
 }
 
 template <class Scalar>
-std::span<Scalar> numbers_of(View<Scalar> piece) {
+std::span<Scalar> values_of(View<Scalar> piece) {
   return {piece.data(), piece.rows() * piece.cols()};
 }
 
-/// Counts what is read or written, and asks whether to go on.
+/// Counts the values that are read or written, and asks the callback whether to continue.
 class Progress {
  public:
-  /// Told which part of `total` numbers is done; where it says no, the error is that `file` was to be `expected`.
-  Progress(const std::function<bool(double)>& told, std::string file, std::string expected, std::size_t total)
-      : told_(told),
+  /// `callback` is called with the fraction of `total` values that is done. If it returns false, the error's message is
+  /// that `action`, which is "loading" or "saving", of `file` was cancelled.
+  Progress(const std::function<bool(double)>& callback, std::string file, std::string action, std::size_t total)
+      : callback_(callback),
         file_(std::move(file)),
-        expected_(std::move(expected)),
+        action_(std::move(action)),
         total_(static_cast<double>(std::max<std::size_t>(total, 1))) {}
-  void add(std::size_t numbers) {
-    done_ += static_cast<double>(numbers);
-    if (told_ && !told_(done_ / total_)) throw CancelledError(file_, expected_, "the request to stop");
+  void add(std::size_t count) {
+    done_ += static_cast<double>(count);
+    if (callback_ && !callback_(done_ / total_)) throw CancelledError(file_, action_ + " was cancelled");
   }
 
  private:
-  const std::function<bool(double)>& told_;
-  std::string file_, expected_;
+  const std::function<bool(double)>& callback_;
+  std::string file_, action_;
   double total_ = 0, done_ = 0;
 };
 
-/// What happens to numbers that may not fit where they go.
-class Fitting {
+/// What happens to values that do not fit the type in which they are stored: they are an error, or they are clamped.
+class Saturation {
  public:
-  explicit Fitting(bool saturate) : saturate_(saturate) {}
+  explicit Saturation(bool saturate) : saturate_(saturate) {}
 
-  /// Clamps numbers that do not fit; unless that is wanted, throws CheckpointError for the first of them.
+  /// Clamps values that do not fit, if that is wanted; otherwise throws CheckpointError for the first of them.
   template <class Scalar>
-  void fit(const Narrowing& narrowing, std::span<Scalar> numbers, const std::string& subject) {
-    if (!narrowing.needed()) return;
+  void fit(const RangeCheck& range, std::span<Scalar> values, const std::string& subject) {
+    if (!range.needed()) return;
     if (saturate_) {
-      clamped_[narrowing.type()] += narrowing.clamp(numbers);
-    } else if (const auto number = narrowing.first_beyond(std::span<const Scalar>(numbers))) {
-      throw CheckpointError(subject, narrowing.expected(), number_text(*number));
+      clamped_[range.type()] += range.clamp(values);
+    } else if (const auto number = range.first_beyond(std::span<const Scalar>(values))) {
+      throw CheckpointError(subject, range.expected(), number_text(*number));
     }
   }
-  /// Before anything is written: throws CheckpointError for the first number that would be refused. `type` gives the
+  /// Called before anything is written: throws CheckpointError for the first value that does not fit. `type` gives the
   /// type in the file of one parameter after another.
   template <class Parameters, class Type>
   void check(const Parameters& parameters, Type&& type) {
     parameters.for_each([&](const SavedParameter& parameter, auto&& pieces) {
-      const Narrowing narrowing(parameter.dtype, type(parameter));
-      if (saturate_ || !narrowing.needed()) return;
-      pieces([&](std::size_t, auto piece) { fit(narrowing, numbers_of(piece), parameters.subject(parameter.name)); });
+      const RangeCheck range(parameter.dtype, type(parameter));
+      if (saturate_ || !range.needed()) return;
+      pieces([&](std::size_t, auto piece) { fit(range, values_of(piece), parameters.subject(parameter.name)); });
     });
   }
-  /// While it is written: clamps, if that is wanted.
+  /// Called while it is written: clamps, if that is wanted.
   template <class Scalar>
-  void apply(const Narrowing& narrowing, View<Scalar> piece) {
-    if (saturate_) fit(narrowing, numbers_of(piece), "");
+  void apply(const RangeCheck& range, View<Scalar> piece) {
+    if (saturate_) fit(range, values_of(piece), "");
   }
-  /// Before a file gets its name, or a model its numbers: what fails after that would say that it has not.
-  void tell(const std::string& file, const std::function<void(const std::string&)>& on_note) const {
+  /// Reports the number of clamped values. Called before a file gets its name, or a model its values, because an
+  /// exception from on_note must still leave those as they were.
+  void report(const std::string& file, const std::function<void(const std::string&)>& on_note) const {
     for (const auto& [type, count] : clamped_) {
       if (count > 0 && on_note) on_note(file + ": " + clamped_text(count, type));
     }
@@ -122,57 +124,57 @@ class Fitting {
 
  private:
   bool saturate_;
-  std::map<DType, std::size_t> clamped_;  // numbers, by the type that they did not fit
+  std::map<DType, std::size_t> clamped_;  // values, by the type that they did not fit
 };
 
-/// Throws CheckpointError unless a stored tensor has the shape of a parameter and holds floating-point numbers.
-/// because() says what gives it that shape, as in ", by d_model 8 in config.json".
+/// Throws CheckpointError unless a stored tensor has the shape of a parameter and holds floating-point values.
+/// because() gives the settings that the shape follows from, as in " (d_model 8 in config.json)".
 template <class Because>
 void check_stored(const TensorSet& tensors, const StoredTensor& stored, const Shape& shape, Because&& because) {
   const std::string subject = tensors.source_name(stored) + ": " + printable(stored.name);
   if (!std::equal(stored.shape.begin(), stored.shape.end(), shape.begin(), shape.end())) {
     throw CheckpointError(subject, "shape " + shape_text(shape) + because(), "shape " + shape_text(stored.shape));
   }
-  if (!is_floating(stored.dtype)) throw CheckpointError(subject, "floating-point numbers", type_of(stored));
+  if (!is_floating(stored.dtype)) throw CheckpointError(subject, "floating-point values", type_of(stored));
 }
 
-/// The numbers of a parameter in a file.
-struct StoredNumbers {
+/// The stored values of a parameter.
+struct StoredValues {
   DType dtype;
-  std::string subject;  // what to call them in a message
-  Fitting& fitting;
+  std::string subject;  // of error messages
+  Saturation& saturation;
 };
 
-/// Gives a parameter memory, and the numbers that read(first element, span) reads.
+/// Allocates a parameter and fills it with the values that read(first element, span) reads.
 template <class P, class Backend, class Read>
-void read_parameter(P& parameter, const Backend& backend, const StoredNumbers& stored, Read&& read) {
+void read_parameter(P& parameter, const Backend& backend, const StoredValues& stored, Read&& read) {
   using Scalar = typename P::Scalar;
-  const Narrowing narrowing(stored.dtype, kept_as<P>());
+  const RangeCheck range(stored.dtype, kept_as<P>());
   parameter.allocate(backend);
   in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
-    const std::span<Scalar> numbers = numbers_of(piece);
-    if (std::is_same_v<Scalar, float> && stored.dtype == DType::F64) {  // a float would hide what does not fit
-      std::vector<double> wide(numbers.size());
+    const std::span<Scalar> values = values_of(piece);
+    if (std::is_same_v<Scalar, float> && stored.dtype == DType::F64) {  // a float would hide values that do not fit
+      std::vector<double> wide(values.size());
       read(first * parameter.cols(), std::span(wide));
-      stored.fitting.fit(narrowing, std::span(wide), stored.subject);
-      std::transform(wide.begin(), wide.end(), numbers.begin(), [](double x) { return static_cast<Scalar>(x); });
+      stored.saturation.fit(range, std::span(wide), stored.subject);
+      std::transform(wide.begin(), wide.end(), values.begin(), [](double x) { return static_cast<Scalar>(x); });
     } else {
-      read(first * parameter.cols(), numbers);
-      stored.fitting.fit(narrowing, numbers, stored.subject);
+      read(first * parameter.cols(), values);
+      stored.saturation.fit(range, values, stored.subject);
     }
     parameter.upload(backend, first, piece);
   });
 }
 
-/// What is to be saved, tensor by tensor: for_each calls body(SavedParameter, pieces), and pieces(f) calls f(first row,
-/// View) until all rows are done.
+/// The parameters of a module to save: for_each calls body(SavedParameter, pieces) for each, and pieces(f) calls
+/// f(first row, View) until all rows are done.
 template <class Module, class Backend>
 class ModuleParameters {
  public:
   using Scalar = typename Backend::Scalar;
 
   ModuleParameters(const Module& module, const Backend& backend) : module_(module), backend_(backend) {}
-  /// What to call a parameter in a message.
+  /// The subject of error messages about a parameter.
   std::string subject(std::string_view name) const { return "model: " + std::string(name); }
   std::size_t parameter_count() const { return count_parameters(module_); }
 
@@ -196,7 +198,7 @@ class ModuleParameters {
   const Backend& backend_;
 };
 
-/// The tensors of a file of safetensors: named by name(parameter), of the types that type(parameter) gives.
+/// The tensors of a safetensors file, with the names name(parameter) and the types type(parameter).
 template <class Parameters, class Type, class Name>
 std::vector<StoredTensor> safetensors_of(const Parameters& parameters, Type&& type, Name&& name) {
   std::vector<StoredTensor> tensors;
@@ -207,30 +209,31 @@ std::vector<StoredTensor> safetensors_of(const Parameters& parameters, Type&& ty
   return tensors;
 }
 
-/// What takes part in writing numbers.
+/// What write_safetensors writes to.
 struct Writing {
   SafetensorsWriter& file;
-  Fitting& fitting;
+  Saturation& saturation;
   Progress& progress;
 };
 
-/// Writes the numbers of those tensors.
+/// Writes the values of those tensors.
 template <class Parameters, class Type>
 void write_safetensors(const Parameters& parameters, Type&& type, const Writing& to) {
   using Scalar = typename Parameters::Scalar;
   parameters.for_each([&](const SavedParameter& parameter, auto&& pieces) {
     const DType dtype = type(parameter);
-    const Narrowing narrowing(parameter.dtype, dtype);
+    const RangeCheck range(parameter.dtype, dtype);
     pieces([&](std::size_t, auto piece) {
-      to.fitting.apply(narrowing, piece);
-      to.file.write(std::span<const Scalar>(numbers_of(piece)), dtype);
+      to.saturation.apply(range, piece);
+      to.file.write(std::span<const Scalar>(values_of(piece)), dtype);
     });
     to.progress.add(parameter.extents.size());
   });
 }
 
-/// The type of everything else beside matrices of a type. Throws ArgumentError for a type that safetensors has not.
-inline DType type_beside(DType matrices) {
+/// The type of all other parameters if matrices have this type. Throws ArgumentError for a type that is not supported
+/// in safetensors.
+inline DType other_type_for(DType matrices) {
   if (with_float_type(matrices, [](auto) {})) return matrices == DType::F64 ? DType::F64 : DType::F32;
   throw ArgumentError("matrices", "F32, F16, BF16 or F64 in safetensors", std::string(name_of(matrices)));
 }

@@ -1,5 +1,5 @@
-// The directory of a zip file: which entries there are and where their bytes lie. Only for entries that are stored as
-// they are, which is how PyTorch packs its tensors.
+// The directory of a zip file: its entries and the places of their bytes. Only uncompressed entries are supported,
+// which is how PyTorch packs its tensors.
 #ifndef MINIMAMBA_IO_ZIP_HPP
 #define MINIMAMBA_IO_ZIP_HPP
 
@@ -21,17 +21,17 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Where the bytes of an entry lie in the file.
+/// The place of an entry's bytes in the file.
 struct ZipEntry {
   std::uint64_t begin = 0, size = 0;
 };
 
-/// Reads the central directory at the end of a zip file, in its 32-bit or its 64-bit form. Local headers are asked for
-/// nothing but where the bytes behind them begin: PyTorch leaves their sizes zero.
+/// Reads the central directory at the end of a zip file, in its 32-bit or its 64-bit form. Local headers are used only
+/// to find where the bytes after them begin, because PyTorch leaves their sizes zero.
 class ZipDirectory {
  public:
-  /// Throws FormatError when the file is no zip file, or an entry is compressed, encrypted, doubled, overlaps another
-  /// or lies outside of the file.
+  /// Throws FormatError if the file is not a zip file, or if an entry is compressed, encrypted or duplicated, overlaps
+  /// another, or extends beyond the file.
   explicit ZipDirectory(const ByteSource& source) : source_(source) {
     find_directory();
     read_directory();
@@ -42,7 +42,7 @@ class ZipDirectory {
 
  private:
   static constexpr std::uint64_t end_bytes = 22, longest_comment = 65535, locator_bytes = 20, end64_bytes = 56;
-  static constexpr std::uint64_t most_entries = 32768, most_directory_bytes = std::uint64_t{4} << 20;
+  static constexpr std::uint64_t max_entries = 32768, max_directory_bytes = std::uint64_t{4} << 20;
   static constexpr std::uint32_t local_magic = 0x04034b50, entry_magic = 0x02014b50, end_magic = 0x06054b50,
                                  end64_magic = 0x06064b50, locator_magic = 0x07064b50;
   static constexpr std::uint32_t saturated = 0xFFFFFFFF;
@@ -61,7 +61,7 @@ class ZipDirectory {
     return value;
   }
 
-  /// The end record is the last thing in the file but for a comment, whose length it tells.
+  /// The end record is the last thing in the file apart from a comment, whose length it contains.
   void find_directory() {
     const std::uint64_t size = source_.size();
     const std::uint64_t tail_size = std::min(size, end_bytes + longest_comment);
@@ -72,27 +72,26 @@ class ZipDirectory {
       if (tail.size() - at < end_bytes || number<std::uint32_t>(tail, at) != end_magic) continue;
       if (number<std::uint16_t>(tail, at + 20) == tail.size() - at - end_bytes) end = at;
     }
-    if (!end) refuse("a zip file with its directory at the end", "none (truncated?)");
+    if (!end) refuse("a zip file with a directory at its end", "none (truncated?)");
     count_ = number<std::uint16_t>(tail, *end + 10);
     bytes_ = number<std::uint32_t>(tail, *end + 12);
     offset_ = number<std::uint32_t>(tail, *end + 16);
     limit_ = size - tail_size + *end;
     read_end64();
-    if (offset_ > limit_ || bytes_ > limit_ - offset_ || bytes_ > most_directory_bytes || count_ > most_entries) {
+    if (offset_ > limit_ || bytes_ > limit_ - offset_ || bytes_ > max_directory_bytes || count_ > max_entries) {
       refuse("a directory within the file, of at most 32768 entries and 4 MiB",
              std::to_string(count_) + " entries in " + std::to_string(bytes_) + " bytes at " + std::to_string(offset_));
     }
   }
 
-  /// Before the end record there may be a wider one, and what says where that is.
+  /// The end record may be preceded by a 64-bit one, and by a locator that points to that.
   void read_end64() {
     if (limit_ < locator_bytes + end64_bytes) return;
     if (source_.read_value<std::uint32_t>(limit_ - locator_bytes) != locator_magic) return;
     const auto at = source_.read_value<std::uint64_t>(limit_ - locator_bytes + 8);
     limit_ -= locator_bytes;
     if (at > limit_ - end64_bytes || source_.read_value<std::uint32_t>(at) != end64_magic) {
-      refuse("an end of the directory of 64 bits before byte " + std::to_string(limit_),
-             "none at " + std::to_string(at));
+      refuse("a 64-bit end record before byte " + std::to_string(limit_), "none at byte " + std::to_string(at));
     }
     count_ = source_.read_value<std::uint64_t>(at + 32);
     bytes_ = source_.read_value<std::uint64_t>(at + 40);
@@ -107,11 +106,12 @@ class ZipDirectory {
     for (std::uint64_t i = 0; i < count_; ++i) {
       constexpr std::size_t fixed = 46;
       if (rest.size() < fixed || number<std::uint32_t>(rest, 0) != entry_magic) {
-        refuse("a directory of " + std::to_string(count_) + " entries", "no entry " + std::to_string(i));
+        refuse("a directory of " + std::to_string(count_) + " entries", "only " + std::to_string(i));
       }
       const std::size_t name_size = number<std::uint16_t>(rest, 28), extra_size = number<std::uint16_t>(rest, 30),
                         comment_size = number<std::uint16_t>(rest, 32);
-      if (rest.size() - fixed < name_size + extra_size + comment_size) refuse("a directory of whole entries", "a part");
+      if (rest.size() - fixed < name_size + extra_size + comment_size)
+        throw FormatError(source_.name(), "the directory ends inside an entry");
       const std::string name(reinterpret_cast<const char*>(rest.data()) + fixed, name_size);
       add_entry(name, rest.first(fixed), rest.subspan(fixed + name_size, extra_size));
       rest = rest.subspan(fixed + name_size + extra_size + comment_size);
@@ -120,24 +120,28 @@ class ZipDirectory {
 
   void add_entry(const std::string& name, std::span<const std::byte> fixed, std::span<const std::byte> extra) {
     const auto flags = number<std::uint16_t>(fixed, 8), method = number<std::uint16_t>(fixed, 10);
-    if ((flags & 1U) != 0) refuse_entry(name, "bytes that are not encrypted", "encrypted ones");
-    if (method != 0) refuse_entry(name, "bytes that are stored as they are", "compression " + std::to_string(method));
+    if ((flags & 1U) != 0) throw FormatError(source_.name() + ": " + printable(name), "the entry is encrypted");
+    if (method != 0) refuse_entry(name, "an uncompressed entry", "compression method " + std::to_string(method));
     std::uint64_t packed = number<std::uint32_t>(fixed, 20), size = number<std::uint32_t>(fixed, 24),
                   local = number<std::uint32_t>(fixed, 42);
-    const std::span<const std::byte> wide = wide_numbers(extra);
+    const std::span<const std::byte> wide = zip64_field(extra);
     std::size_t at = 0;
     for (std::uint64_t* value : {&size, &packed, &local}) {  // in this order, those that do not fit in 32 bits
       if (*value != saturated) continue;
-      if (wide.size() - at < 8) refuse_entry(name, "its sizes in 64 bits", "none");
+      if (wide.size() - at < 8)
+        throw FormatError(source_.name() + ": " + printable(name), "the entry lacks its 64-bit sizes");
       *value = number<std::uint64_t>(wide, at);
       at += 8;
     }
-    if (packed != size) refuse_entry(name, "one size", std::to_string(packed) + " and " + std::to_string(size));
-    if (!entries_.try_emplace(name, ZipEntry{local, size}).second) refuse_entry(name, "each entry once", "it again");
+    if (packed != size)
+      refuse_entry(name, "equal sizes of stored and original bytes",
+                   std::to_string(packed) + " and " + std::to_string(size));
+    if (!entries_.try_emplace(name, ZipEntry{local, size}).second)
+      throw FormatError(source_.name() + ": " + printable(name), "the entry occurs twice");
   }
 
-  /// The extra field number 1.
-  static std::span<const std::byte> wide_numbers(std::span<const std::byte> extra) {
+  /// The contents of the zip64 extra field (number 1); empty if there is none.
+  static std::span<const std::byte> zip64_field(std::span<const std::byte> extra) {
     while (extra.size() >= 4) {
       const std::size_t size = std::min<std::size_t>(number<std::uint16_t>(extra, 2), extra.size() - 4);
       if (number<std::uint16_t>(extra, 0) == 1) return extra.subspan(4, size);
@@ -146,34 +150,34 @@ class ZipDirectory {
     return {};
   }
 
-  /// Turns the places of local headers into those of the bytes behind them, none of which may overlap.
+  /// Turns the offsets of local headers into those of the bytes after them, none of which may overlap.
   void find_bytes() {
     std::vector<std::pair<std::uint64_t, const std::string*>> order;
     for (auto& [name, entry] : entries_) {
       constexpr std::uint64_t fixed = 30;
       const std::uint64_t local = entry.begin;
       if (local > offset_ || offset_ - local < fixed || source_.read_value<std::uint32_t>(local) != local_magic) {
-        refuse_entry(name, "a header before the directory", "none at " + std::to_string(local));
+        refuse_entry(name, "a header before the directory", "none at byte " + std::to_string(local));
       }
       entry.begin =
           local + fixed + source_.read_value<std::uint16_t>(local + 26) + source_.read_value<std::uint16_t>(local + 28);
       if (entry.begin > offset_ || entry.size > offset_ - entry.begin) {
-        refuse_entry(name, "bytes before the directory at " + std::to_string(offset_),
-                     std::to_string(entry.size) + " bytes at " + std::to_string(entry.begin));
+        refuse_entry(name, "data before the directory at byte " + std::to_string(offset_),
+                     std::to_string(entry.size) + " bytes at byte " + std::to_string(entry.begin));
       }
       order.emplace_back(local, &name);
     }
     std::sort(order.begin(), order.end());
     std::uint64_t end = 0;
     for (const auto& [local, name] : order) {
-      if (local < end) refuse_entry(*name, "a place of its own", "one over another's bytes");
+      if (local < end) throw FormatError(source_.name() + ": " + printable(*name), "the entry overlaps another");
       end = entries_[*name].begin + entries_[*name].size;
     }
   }
 
   const ByteSource& source_;
   std::uint64_t count_ = 0, bytes_ = 0, offset_ = 0;  // of the directory
-  std::uint64_t limit_ = 0;                           // what it lies before
+  std::uint64_t limit_ = 0;                           // the directory must end before this
   std::map<std::string, ZipEntry> entries_;
 };
 

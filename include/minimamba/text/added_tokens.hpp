@@ -1,4 +1,4 @@
-// Tokens that are found in the text before anything else is done to it, such as <|endoftext|>.
+// Finds tokens such as <|endoftext|>, which are recognised in a text before anything else is done to it.
 #ifndef MINIMAMBA_TEXT_ADDED_TOKENS_HPP
 #define MINIMAMBA_TEXT_ADDED_TOKENS_HPP
 
@@ -17,20 +17,20 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A token that stands for its own text, with the flags of tokenizer.json.
+/// A token that is recognised by its own text, with the flags of tokenizer.json.
 struct AddedToken {
   std::int32_t id = 0;
   std::string content;
-  bool special = false;      ///< may be treated as plain text by choice
-  bool normalized = false;   ///< looked for after normalisation, not before
-  bool lstrip = false;       ///< takes the white space before it
-  bool rstrip = false;       ///< takes the white space behind it
-  bool single_word = false;  ///< only where no word character touches it
+  bool special = false;      ///< may be encoded as plain text: see EncodeOptions
+  bool normalized = false;   ///< searched for after normalisation, not before
+  bool lstrip = false;       ///< includes the white space before it
+  bool rstrip = false;       ///< includes the white space after it
+  bool single_word = false;  ///< only recognised where no word character is next to it
 };
 
 namespace detail {
 
-/// Finds the leftmost, and of those the longest, of a set of tokens: O(text * longest token).
+/// Finds the leftmost match of a set of tokens, and of several there the longest, in O(text * longest token).
 class AddedTokenFinder {
  public:
   void add(const AddedToken& token, std::string_view content) {
@@ -45,7 +45,7 @@ class AddedTokenFinder {
     stored_.push_back(token);
   }
 
-  /// Calls text(string_view) for what lies between tokens and token(id) for each of them, in order.
+  /// Calls on_text(string_view) for the text between tokens and on_token(id) for each token, in order.
   template <class Text, class Token>
   void split(std::string_view text, bool special_as_text, const Text& on_text, const Token& on_token) const {
     std::size_t done = 0;
@@ -93,7 +93,7 @@ class AddedTokenFinder {
     return node;
   }
 
-  /// Bytes of the character before `end`; 0 at the start.
+  /// The bytes of the character before `end`; 0 at the start.
   static std::size_t size_before(std::string_view text, std::size_t end) {
     std::size_t size = 0;
     while (size < end && (static_cast<unsigned char>(text[end - ++size]) & 0xC0U) == 0x80U) {

@@ -1,5 +1,5 @@
-// Byte-pair encoding (Sennrich et al., arXiv 1508.07909) over bytes or characters: of all neighbours the pair of lowest
-// rank merges first, the leftmost of equals, until none is left.
+// Byte-pair encoding (Sennrich et al., arXiv 1508.07909) over bytes or characters: of all neighbouring symbols the pair
+// with the lowest rank is merged first, the leftmost of equals, until no pair has a merge.
 #ifndef MINIMAMBA_TEXT_BYTE_PAIRS_HPP
 #define MINIMAMBA_TEXT_BYTE_PAIRS_HPP
 
@@ -27,17 +27,17 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// The ids of the bytes, or the characters, that merging begins with, and what becomes of those that have none.
+/// The ids of the bytes or characters that merging starts from, and the treatment of those that have none.
 class Symbols {
  public:
   static constexpr std::int32_t none = -1, unknown_without_id = -2;
 
-  bool bytes = true;                         // else characters
-  std::array<std::int32_t, 256> byte_ids{};  // none: no such token
+  bool bytes = true;                         // otherwise characters
+  std::array<std::int32_t, 256> byte_ids{};  // `none`: no such token
   std::unordered_map<std::int32_t, std::int32_t> character_ids;
-  std::int32_t unknown = none;  // the id that an unknown symbol becomes; none: it is left out
-  bool fuse_unknown = false;    // several in a row become one
-  std::optional<std::array<std::int32_t, 256>> fallback_ids;  // of <0x00> to <0xFF>, before `unknown`
+  std::int32_t unknown = none;                                // the id for an unknown symbol; `none`: it is left out
+  bool fuse_unknown = false;                                  // several in a row become one id
+  std::optional<std::array<std::int32_t, 256>> fallback_ids;  // of <0x00> to <0xFF>, tried before `unknown`
 
   Symbols() { byte_ids.fill(none); }
 
@@ -49,7 +49,7 @@ class Symbols {
     return true;
   }
 
-  /// Appends the ids of a piece. Throws ArgumentError for an unknown symbol where the token for these has no id.
+  /// Appends the ids of a piece. Throws ArgumentError for an unknown symbol if the token for unknown symbols has no id.
   void append(std::string_view piece, std::vector<std::int32_t>& ids) const {
     bool waiting = false;  // an unknown symbol that has not been appended
     for (std::size_t at = 0; at < piece.size(); at += size_at(piece, at)) {
@@ -73,7 +73,8 @@ class Symbols {
     const auto found = character_ids.find(code_point(piece, at).value);
     return found == character_ids.end() ? none : found->second;
   }
-  /// As the tokens of its bytes, of which none may be missing; those of a byte are its spelling's.
+  /// Appends the tokens of a symbol's bytes; false if one of them is missing. For a byte these are the bytes of its
+  /// spelling.
   bool fall_back(std::string_view symbol, std::vector<std::int32_t>& ids) const {
     if (!fallback_ids) return false;
     const std::string text = bytes ? spelling_of(symbol) : std::string(symbol);
@@ -83,9 +84,8 @@ class Symbols {
     return true;
   }
   [[noreturn]] static void refuse(std::string_view piece) {
-    throw ArgumentError("text",
-                        "characters that the tokenizer knows, for its token for others is not in its vocabulary",
-                        "\"" + printable(std::string(piece), 100) + "\"");
+    throw ArgumentError("text", "an unknown character in \"" + printable(std::string(piece), 100) +
+                                    "\" cannot be encoded because the tokenizer's vocabulary lacks its unk_token");
   }
 };
 
@@ -98,7 +98,7 @@ class BytePairs {
   }
   void reserve(std::size_t count) { merges_.reserve(count); }
 
-  /// Appends the ids of one piece of text. O(n log n); short pieces are scanned, which is faster.
+  /// Appends the ids of one piece of text in O(n log n); short pieces are scanned, which is faster.
   void encode(std::string_view piece, std::vector<std::int32_t>& ids) const {
     const std::size_t begin = ids.size();
     alphabet.append(piece, ids);
@@ -171,7 +171,8 @@ class BytePairs {
       const Candidate best = candidates.top();
       candidates.pop();
       Symbol& left = symbols[best.at];
-      if (left.id != best.left || left.next == count || symbols[left.next].id != best.right) continue;  // out of date
+      if (left.id != best.left || left.next == count || symbols[left.next].id != best.right)
+        continue;  // one of the symbols has been merged since
       symbols[left.next].id = -1;
       left.id = best.merged;
       left.next = symbols[left.next].next;

@@ -1,4 +1,4 @@
-// Tokenizers in GGUF files: what their metadata tells, and what is written into them.
+// Reads tokenizers from the metadata of GGUF files, and writes them there.
 #ifndef MINIMAMBA_TEXT_GGUF_TOKENIZER_HPP
 #define MINIMAMBA_TEXT_GGUF_TOKENIZER_HPP
 
@@ -23,19 +23,19 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// The kinds of token that GGUF tells apart; those that are in no list are plain ones.
+/// The token types of GGUF; all other values mean normal tokens.
 struct GgufTokenType {
   static constexpr double normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5;
 };
 
-/// What llama.cpp calls ways to split text, and what the tokenizers of that name do beside it. Files without a name are
-/// older than the names; their Mambas have GPT-NeoX's tokenizer, as have those of "mpt".
+/// A way to split text that llama.cpp has a name for, and what else the tokenizers of that name do. Files without a
+/// name are older than the names; their Mamba models have GPT-NeoX's tokenizer, as have those named "mpt".
 struct GgufSplit {
   std::string_view name;
   KnownPattern pattern;
-  bool nfc = false;            // which llama.cpp does not
-  bool ignore_merges = false;  // which it does
-  bool digits = false;         // each a piece of its own before all else
+  bool nfc = false;            // llama.cpp does not do this
+  bool ignore_merges = false;  // llama.cpp does this
+  bool digits = false;         // each digit becomes a piece first
 };
 inline constexpr GgufSplit gguf_splits[] = {
     {"mpt", KnownPattern::gpt2, true},    {"olmo", KnownPattern::gpt2, true},
@@ -44,7 +44,7 @@ inline constexpr GgufSplit gguf_splits[] = {
     {"qwen2", KnownPattern::qwen2, true}, {"llama-bpe", KnownPattern::cl100k, false, true},
     {"dbrx", KnownPattern::cl100k},       {"falcon", KnownPattern::falcon}};
 
-/// The steps of a split; for Falcon as llama.cpp has it, without the step for digits.
+/// The steps of a split; for Falcon without the step for digits, as in llama.cpp.
 inline std::vector<PreTokenizer> steps_of(const GgufSplit& wanted) {
   using Kind = PreTokenizer::Kind;
   if (wanted.digits) return {PreTokenizer{.kind = Kind::digits, .individual_digits = true}, PreTokenizer()};
@@ -54,33 +54,34 @@ inline std::vector<PreTokenizer> steps_of(const GgufSplit& wanted) {
   return {PreTokenizer{.kind = Kind::punctuation, .behavior = SplitBehavior::contiguous}, PreTokenizer(), split};
 }
 
-/// The split of a tokenizer, of several the one that goes with the rest of it; null if llama.cpp has no name for it.
+/// The split of a tokenizer. If several fit, the one that agrees best with the rest of the tokenizer; null if llama.cpp
+/// has no name for it.
 inline const GgufSplit* gguf_split(const TokenizerParts& parts) {
   const bool nfc = parts.normalizers == std::vector<Normalizer>{Normalizer()};
   const GgufSplit* best = nullptr;
-  int most = -1;
+  int best_fit = -1;
   for (const GgufSplit& split : gguf_splits) {
     std::vector<PreTokenizer> steps = steps_of(split);
     bool same = steps == parts.pre_tokenizers;
-    if (split.pattern == KnownPattern::falcon) {  // whose step for digits matters to no text: no token has a space too
+    if (split.pattern == KnownPattern::falcon) {
+      // Its step for digits changes nothing, because no token has both a space and digits.
       steps.insert(steps.begin() + 2, PreTokenizer{.kind = PreTokenizer::Kind::digits});
       same = same || steps == parts.pre_tokenizers;
     }
     const int fit = (split.ignore_merges == parts.ignore_merges ? 2 : 0) + (split.nfc == nfc ? 1 : 0);
-    if (!same || fit <= most) continue;
+    if (!same || fit <= best_fit) continue;
     best = &split;
-    most = fit;
+    best_fit = fit;
   }
   return best;
 }
 
 }  // namespace detail
 
-/// The key under which a GGUF file may hold a whole tokenizer.json.
+/// The key under which a GGUF file may store a whole tokenizer.json.
 inline constexpr const char* hugging_face_tokenizer_key = "tokenizer.huggingface.json";
 
-/// Whether tokens, as TokenizerParts spells them, are the 256 bytes in their order and nothing else:
-/// Tokenizer::bytes().
+/// Whether tokens, spelled as in TokenizerParts, are exactly the 256 bytes in order: Tokenizer::bytes().
 inline bool are_bytes(const std::vector<std::string>& tokens) {
   for (unsigned byte = 0; byte < 256; ++byte) {
     if (tokens.size() != 256 || tokens[byte] != detail::byte_spelling(byte)) return false;
@@ -88,8 +89,8 @@ inline bool are_bytes(const std::vector<std::string>& tokens) {
   return true;
 }
 
-/// The tokenizer of a GGUF file as its parts. Throws FormatError when there is none, or it is of another kind than
-/// byte-level byte-pair encoding with a split that is known here, or a part of it has another type.
+/// The parts of the tokenizer in a GGUF file. Throws FormatError if there is none, or if it is not byte-level byte-pair
+/// encoding with a split that is supported, and ConfigError if a key has the wrong type.
 inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::string& file) {
   const detail::GgufSettings settings(metadata, file);
   const auto refuse = [&](const char* key, const std::string& expected, const std::string* found) {
@@ -100,7 +101,7 @@ inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::st
   TokenizerParts parts;
   parts.name = file;
   const auto* model = settings.find<std::string>("tokenizer.ggml.model");
-  if (model == nullptr || *model != "gpt2") refuse("tokenizer.ggml.model", "gpt2, the only supported kind", model);
+  if (model == nullptr || *model != "gpt2") refuse("tokenizer.ggml.model", "gpt2, the only supported tokenizer", model);
   const auto* split = settings.find<std::string>("tokenizer.ggml.pre");
   const auto* known = std::begin(detail::gguf_splits);
   while (split != nullptr && known != std::end(detail::gguf_splits) && known->name != *split) ++known;
@@ -115,12 +116,12 @@ inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::st
   parts.ignore_merges = known->ignore_merges;
   const auto* tokens = settings.find<Texts>("tokenizer.ggml.tokens");
   const auto* merges = settings.find<Texts>("tokenizer.ggml.merges");
-  if (tokens == nullptr) refuse("tokenizer.ggml.tokens", "a list of texts", nullptr);
+  if (tokens == nullptr) refuse("tokenizer.ggml.tokens", "a list of strings", nullptr);
   if (merges != nullptr) parts.merges = *merges;
   const auto* types = settings.find<std::vector<double>>("tokenizer.ggml.token_type");
   if (types != nullptr && types->size() != tokens->size()) {
-    throw FormatError(file + ": tokenizer.ggml.token_type", std::to_string(tokens->size()) + " numbers, one a token",
-                      std::to_string(types->size()));
+    throw FormatError(file + ": tokenizer.ggml.token_type",
+                      std::to_string(tokens->size()) + " values, one for each token", std::to_string(types->size()));
   }
   using Type = detail::GgufTokenType;
   parts.tokens.resize(tokens->size());
@@ -145,29 +146,30 @@ inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::st
   return parts;
 }
 
-/// A sentence about each thing for which llama.cpp makes other tokens of some texts than this tokenizer, from what
-/// gguf_tokenizer writes. (We do not, where the file carries its tokenizer.json.)
+/// A sentence about each reason why llama.cpp will encode some texts differently from this tokenizer when it reads what
+/// gguf_tokenizer writes. (This library does not, if the file contains the tokenizer.json.)
 inline std::vector<std::string> gguf_tokenizer_notes(const TokenizerParts& parts) {
   std::vector<std::string> notes;
   const auto note = [&](bool so, const char* text) {
-    if (so) notes.push_back(parts.name + ": llama.cpp will make other tokens of some texts: it " + text);
+    if (so) notes.push_back(parts.name + ": llama.cpp will encode some texts differently: it " + text);
   };
   const detail::GgufSplit* const split = detail::gguf_split(parts);
   note(split == nullptr,
-       "knows no split like this pre_tokenizer, and has one of its own (tokenizer.ggml.pre \"default\")");
+       "does not support this pre_tokenizer and uses its own instead (tokenizer.ggml.pre \"default\")");
   note(split != nullptr && split->ignore_merges != parts.ignore_merges,
-       "ignores merges where this tokenizer does not, or the other way round");
+       split != nullptr && split->ignore_merges ? "does not merge a piece that is a token, unlike this tokenizer"
+                                                : "merges even a piece that is a token, unlike this tokenizer");
   note(!parts.normalizers.empty(), "does not normalise text");
   note(std::any_of(parts.added.begin(), parts.added.end(),
                    [](const AddedToken& token) { return token.lstrip || token.rstrip || token.single_word; }),
-       "finds added tokens whatever white space and words are beside them");
-  note(parts.prefix.size() > 1 || parts.suffix.size() > 1, "adds at most one token before a text and one behind it");
+       "ignores the lstrip, rstrip and single_word flags of added tokens");
+  note(parts.prefix.size() > 1 || parts.suffix.size() > 1, "adds at most one token before a text and one after it");
   return notes;
 }
 
-/// A tokenizer as GGUF's metadata, for a model with `rows` rows in its embedding: those without a token get one that is
-/// marked as unused. `json` is its tokenizer.json, if there is one, which is carried along. Its split is "default"
-/// where llama.cpp has no name for it: see gguf_tokenizer_notes.
+/// A tokenizer as GGUF metadata, for a model with `rows` rows in its embedding: rows without a token get one that is
+/// marked as unused. `json` is the text of tokenizer.json, if there is one, which is stored too. The split is "default"
+/// if llama.cpp has no name for it: see gguf_tokenizer_notes.
 inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t rows, const std::string& json = "") {
   using Type = detail::GgufTokenType;
   std::vector<std::string> tokens = parts.tokens;
@@ -214,7 +216,7 @@ inline void write_added_tokens(JsonWriter& json, const TokenizerParts& parts) {
   json.close(']');
 }
 
-/// The text between the tokens that go before and after it; of a pair, only that there is a second text.
+/// The template: special tokens around the text; for a pair, the second text follows.
 inline void write_template(JsonWriter& json, const TokenizerParts& parts) {
   std::vector<std::string> spelling = parts.tokens;
   for (const AddedToken& token : parts.added) {
@@ -260,7 +262,7 @@ inline void write_byte_pairs(JsonWriter& json, const TokenizerParts& parts) {
   json.key("unk_token").value(parts.unk_token);
   json.key("fuse_unk").value(parts.fuse_unk).key("byte_fallback").value(parts.byte_fallback);
   json.key("ignore_merges").value(parts.ignore_merges).key("vocab").open('{');
-  std::unordered_map<std::string_view, std::size_t> ids;  // the last of each token, should it have several
+  std::unordered_map<std::string_view, std::size_t> ids;  // the last id of each token, if it has several
   for (std::size_t id = 0; id < parts.tokens.size(); ++id) ids[parts.tokens[id]] = id;
   for (std::size_t id = 0; id < parts.tokens.size(); ++id) {
     if (!parts.tokens[id].empty() && ids[parts.tokens[id]] == id) json.key(parts.tokens[id]).value(id);
@@ -270,7 +272,7 @@ inline void write_byte_pairs(JsonWriter& json, const TokenizerParts& parts) {
 
 }  // namespace detail
 
-/// The text of a tokenizer.json. Throws ArgumentError for tokens that are no UTF-8.
+/// The text of a tokenizer.json. Throws ArgumentError for tokens that are not UTF-8.
 inline std::string tokenizer_json(const TokenizerParts& parts) {
   JsonWriter json(1);
   json.open('{').key("version").value("1.0").key("truncation").value(nullptr).key("padding").value(nullptr);

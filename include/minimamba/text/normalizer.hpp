@@ -1,4 +1,4 @@
-// What tokenizers do to text before they split it: the steps of tokenizer.json's "normalizer".
+// The changes that tokenizers make to text before they split it: the steps of tokenizer.json's "normalizer".
 #ifndef MINIMAMBA_TEXT_NORMALIZER_HPP
 #define MINIMAMBA_TEXT_NORMALIZER_HPP
 
@@ -21,75 +21,74 @@ namespace minimamba::inline MINIMAMBA_ISA {
 struct Normalizer {
   enum class Kind : std::uint8_t { nfc, nfd, nfkc, nfkd, lowercase, replace, prepend, strip };
   Kind kind = Kind::nfc;
-  std::string pattern = {};  ///< Replace: each occurrence of this text
-  std::string content = {};  ///< Replace: becomes this; Prepend: put before text that is not empty
-  bool left = true;          ///< Strip: white space at the beginning
-  bool right = true;         ///< Strip: and at the end
+  std::string pattern = {};  ///< Replace: the text to search for
+  std::string content = {};  ///< Replace: its replacement; Prepend: put before text that is not empty
+  bool left = true;          ///< Strip: remove white space at the beginning
+  bool right = true;         ///< Strip: remove white space at the end
 
   bool operator==(const Normalizer&) const = default;
 };
 
 namespace detail {
 
-inline constexpr std::size_t most_steps = 16, most_step_text = 256;
+inline constexpr std::size_t max_steps = 16, max_step_text = 256;
 
-/// Steps in their order.
+/// Applies normalisation steps in order.
 class NormalizerSteps {
  public:
   NormalizerSteps() = default;
-  /// Throws FormatError for so many steps, or so long texts, that a short text could become a huge one.
+  /// Throws FormatError for too many steps, or texts so long that a short input could become huge.
   NormalizerSteps(std::vector<Normalizer> steps, const std::string& file) : steps_(std::move(steps)) {
-    if (steps_.size() > most_steps) {
-      throw FormatError(file + ": normalizer", "at most " + std::to_string(most_steps) + " steps",
+    if (steps_.size() > max_steps) {
+      throw FormatError(file + ": normalizer", "at most " + std::to_string(max_steps) + " steps",
                         std::to_string(steps_.size()));
     }
-    std::size_t longest = 1;  // what one character may become
+    std::size_t longest = 1;  // the most characters that one character may become
     for (const Normalizer& step : steps_) {
       check_text(step, file);
       if (step.kind == Normalizer::Kind::prepend) longest += step.content.size();
       if (step.kind == Normalizer::Kind::replace) longest *= step.content.size() / step.pattern.size() + 1;
-      if (longest > most_growth) {
+      if (longest > max_growth) {
         throw FormatError(file + ": normalizer",
-                          "steps that make at most " + std::to_string(most_growth) + " characters of one", "more");
+                          "steps that turn one character into at most " + std::to_string(max_growth), "more");
       }
     }
   }
 
-  /// What a text of so many bytes may become.
-  static std::size_t most_of(std::size_t bytes) { return std::max(least_most, 4 * bytes); }
+  /// The maximum size of the result for a text of `bytes` bytes.
+  static std::size_t max_size(std::size_t bytes) { return std::max(min_limit, 4 * bytes); }
 
-  /// Throws ArgumentError for a text that would become more than `most` bytes.
-  std::string operator()(std::string_view text, std::size_t most = least_most) const {
+  /// Throws ArgumentError for a text that would become longer than `limit` bytes.
+  std::string operator()(std::string_view text, std::size_t limit = min_limit) const {
     std::string result(text);
     for (const Normalizer& step : steps_) {
-      result = apply(step, std::move(result), most);
-      if (result.size() > most) refuse_growth();
+      result = apply(step, std::move(result), limit);
+      if (result.size() > limit) refuse_growth();
     }
     return result;
   }
 
  private:
-  static constexpr std::size_t most_growth = 256, least_most = std::size_t{1} << 24;
+  static constexpr std::size_t max_growth = 256, min_limit = std::size_t{1} << 24;
 
   [[noreturn]] static void refuse_growth() {
-    throw ArgumentError("text", "one that its normalizer makes at most 4 times as long, or 16 MiB",
-                        "one that grows more");
+    throw ArgumentError("text", "its normalizer would make it longer than 16 MiB and than 4 times its length");
   }
 
   static void check_text(const Normalizer& step, const std::string& file) {
-    if (step.pattern.size() > most_step_text || step.content.size() > most_step_text) {
-      throw FormatError(file + ": normalizer", "texts of at most " + std::to_string(most_step_text) + " bytes",
+    if (step.pattern.size() > max_step_text || step.content.size() > max_step_text) {
+      throw FormatError(file + ": normalizer", "texts of at most " + std::to_string(max_step_text) + " bytes",
                         std::to_string(std::max(step.pattern.size(), step.content.size())));
     }
     if (!is_well_formed(step.pattern) || !is_well_formed(step.content)) {
-      throw FormatError(file + ": normalizer", "texts in UTF-8", "bytes that are none");
+      throw FormatError(file + ": normalizer", "texts in UTF-8", "other bytes");
     }
     if (step.kind == Normalizer::Kind::replace && step.pattern.empty()) {
       throw FormatError(file + ": normalizer.pattern", "some text", "none");
     }
   }
 
-  static std::string apply(const Normalizer& step, std::string text, std::size_t most) {
+  static std::string apply(const Normalizer& step, std::string text, std::size_t limit) {
     switch (step.kind) {
       case Normalizer::Kind::nfc:
         return normalized(text, NormalForm::nfc);
@@ -102,7 +101,7 @@ class NormalizerSteps {
       case Normalizer::Kind::lowercase:
         return lowercase(text);
       case Normalizer::Kind::replace:
-        return replaced(text, step, most);
+        return replaced(text, step, limit);
       case Normalizer::Kind::prepend:
         return text.empty() ? text : step.content + text;
       case Normalizer::Kind::strip:
@@ -110,19 +109,19 @@ class NormalizerSteps {
     }
     return text;
   }
-  static std::string replaced(std::string_view text, const Normalizer& step, std::size_t most) {
+  static std::string replaced(std::string_view text, const Normalizer& step, std::size_t limit) {
     std::string result;
     for (;;) {
       const std::size_t at = text.find(step.pattern);
       result += text.substr(0, at);
       if (at == text.npos) return result;
       result += step.content;
-      if (result.size() > most) refuse_growth();
+      if (result.size() > limit) refuse_growth();
       text.remove_prefix(at + step.pattern.size());
     }
   }
   static std::string stripped(std::string_view text, bool left, bool right) {
-    std::size_t begin = 0, end = 0;  // of what is no white space
+    std::size_t begin = 0, end = 0;  // of the text without the white space around it
     for (std::size_t at = 0; at < text.size();) {
       const CodePoint x = code_point(text, at);
       at += x.size;

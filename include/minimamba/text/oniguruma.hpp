@@ -1,5 +1,5 @@
-// Regular expressions as Oniguruma reads them, the engine of the Hugging Face library, written for PCRE2: what the two
-// read alike is left alone, some of the rest has an equivalent, and all else that differs is refused by name.
+// Translates regular expressions of Oniguruma, the engine of the Hugging Face library, for PCRE2. What both engines
+// read in the same way is copied, some differences have an equivalent, and all others are rejected by name.
 #ifndef MINIMAMBA_TEXT_ONIGURUMA_HPP
 #define MINIMAMBA_TEXT_ONIGURUMA_HPP
 
@@ -19,27 +19,27 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// What Oniguruma calls \w, as the inside of a class. PCRE2's own lacks marks, so that it would end a word of Hindi at
-/// every vowel, and has fractions.
+/// Oniguruma's \w, as the inside of a class. PCRE2's own \w lacks marks, so that it would end a word of Hindi at every
+/// vowel, and includes fractions.
 inline constexpr std::string_view onig_word =
     R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
 
-/// What it calls so in addition outside classes, and where it looks for the boundaries of words.
+/// The further characters of \w outside classes and at word boundaries.
 inline constexpr std::string_view onig_lone_word = R"(\xB2\xB3\xB9\xBC-\xBE)";
 
-/// What it calls \s, as the inside of a class: PCRE2's has U+180E too, which Unicode no longer calls white space.
+/// Oniguruma's \s, as the inside of a class. PCRE2's also has U+180E, which Unicode no longer counts as white space.
 inline constexpr std::string_view onig_space =
     R"(\x09-\x0D\x20\x85\xA0\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
 
-/// One pass over an expression, which knows escapes, classes and groups.
+/// Translates an expression in one pass over its escapes, classes and groups.
 class OnigurumaExpression {
  public:
-  /// `is_script` tells the scripts of Unicode by name: \p{Han} is the characters of that script, for PCRE2 since 10.40
-  /// also those that it shares with others.
+  /// `is_script` recognises the names of Unicode's scripts: \p{Han} is the characters of that script, while PCRE2 since
+  /// 10.40 includes those that it shares with others.
   OnigurumaExpression(std::string_view text, std::function<bool(std::string_view)> is_script)
       : text_(text), is_script_(std::move(is_script)) {}
 
-  /// Throws FormatError for what PCRE2 would read otherwise.
+  /// The translated expression. Throws FormatError for anything that PCRE2 would read differently.
   std::string for_pcre2() {
     while (at_ < text_.size()) {
       if (is("\\")) {
@@ -52,7 +52,7 @@ class OnigurumaExpression {
         group();
       } else if (is("{")) {
         interval();
-      } else if (is("^")) {  // as PCRE2's own, which is sure of the end of a text where it has not seen all of it
+      } else if (is("^")) {  // PCRE2's own ^ may take the end of a partial subject for the end of the text
         write(1, R"((?:\A|(?<=\n)(?!\z)))");
       } else {
         copy(1);
@@ -61,7 +61,7 @@ class OnigurumaExpression {
     return std::move(result_);
   }
 
-  /// Bytes of the longest class, each of whose parts may be compared with each character.
+  /// The bytes of the longest class, each part of which may be compared with each character.
   std::size_t longest_class() const { return longest_class_; }
 
  private:
@@ -77,7 +77,7 @@ class OnigurumaExpression {
     result_ += text;
     at_ += count;
   }
-  /// Bytes from `from` behind at_ that are among `some`.
+  /// The number of bytes from at_ + `from` on that are among `some`.
   std::size_t run(std::size_t from, std::string_view some) const {
     const std::string_view text = rest().substr(std::min(from, rest().size()));
     return std::min(text.find_first_not_of(some), text.size());
@@ -86,7 +86,8 @@ class OnigurumaExpression {
 
   [[noreturn]] void refuse(std::string_view found) const {
     throw FormatError("regular expression " + printable(std::string(text_), 400),
-                      "one that PCRE2 reads as Oniguruma does", std::string(found) + " at byte " + std::to_string(at_));
+                      "only syntax that PCRE2 reads as Oniguruma does",
+                      std::string(found) + " at byte " + std::to_string(at_));
   }
 
   void escape(bool in_class) {
@@ -121,7 +122,7 @@ class OnigurumaExpression {
     if (in_class && letter == 'W') refuse("\\W in a class");
     write(2, in_class ? std::string(onig_word) : (letter == 'W' ? "[^" : "[") + lone_word());
   }
-  /// Between two characters of which one (\b), or both or neither (\B) are of words.
+  /// The boundary between two characters of which one (\b), or both or neither (\B), are word characters.
   void boundary(char letter) {
     const std::string inside = "[" + lone_word() + ")", one = "(?<=" + inside, none = "(?<!" + inside;
     const std::string next = letter == 'b' ? "(?!" : "(?=", other = letter == 'b' ? "(?=" : "(?!";
@@ -133,26 +134,26 @@ class OnigurumaExpression {
     const std::size_t options = run(2, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-");
     const char end = peek(2 + options);
     const std::string_view letters = rest().substr(2, end == ':' || end == ')' ? options : 0);
-    for (const char letter : {'m', 'x'}) {  // what follows x has other rules
+    for (const char letter : {'m', 'x'}) {  // m has another meaning; x changes the syntax after it
       if (letters.find(letter) != letters.npos) refuse(std::string("(?") + letter + ")");
     }
-    // Oniguruma takes all alternatives behind it as one group: a(?i)b|c as a(?i:b|c).
-    if (!letters.empty() && end == ')' && at_ > 0) refuse("(?" + std::string(letters) + ") behind the beginning");
+    // Oniguruma takes all alternatives after it as one group: a(?i)b|c as a(?i:b|c).
+    if (!letters.empty() && end == ')' && at_ > 0) refuse("(?" + std::string(letters) + ") after the beginning");
     copy(2);
   }
 
-  /// {n}, {n,}, {n,m}; all else is text, except that Oniguruma knows {,m}.
+  /// {n}, {n,}, {n,m}; anything else is plain text, except that Oniguruma supports {,m}.
   void interval() {
-    const std::size_t least = run(1, digits), comma = peek(1 + least) == ',' ? 1 : 0;
-    const std::size_t most = comma == 1 ? run(2 + least, digits) : 0, size = 2 + least + comma + most;
-    if (peek(size - 1) != '}' || least + most == 0) return copy(1);
-    if (least == 0) refuse("{,m}");
+    const std::size_t min = run(1, digits), comma = peek(1 + min) == ',' ? 1 : 0;
+    const std::size_t max = comma == 1 ? run(2 + min, digits) : 0, size = 2 + min + comma + max;
+    if (peek(size - 1) != '}' || min + max == 0) return copy(1);
+    if (min == 0) refuse("{,m}");
     if (peek(size) == '+') refuse("{n,m}+");
     if (peek(size) == '?' && comma == 0) refuse("{n}?");
     copy(size);
   }
 
-  /// A class within a class adds its characters, so that its brackets can go.
+  /// A class within a class adds its characters, so that its brackets can be dropped.
   void character_class() {
     const std::size_t begin = result_.size();
     copy(1);
@@ -165,7 +166,7 @@ class OnigurumaExpression {
       } else if (is("[")) {
         depth += posix() ? 0U : open_inner();
       } else if (is("]") && --depth > 0) {
-        if (text_[at_ - 1] == '-' || peek(1) == '-') refuse("- beside a class in a class");
+        if (text_[at_ - 1] == '-' || peek(1) == '-') refuse("- next to a class in a class");
         ++at_;
       } else {
         copy(1);
@@ -175,7 +176,7 @@ class OnigurumaExpression {
   }
   std::size_t open_inner() {
     if (peek(1) == '^' || peek(1) == ']') refuse(std::string("[") + peek(1) + " in a class");
-    if (text_[at_ - 1] == '-' || peek(1) == '-') refuse("- beside a class in a class");
+    if (text_[at_ - 1] == '-' || peek(1) == '-') refuse("- next to a class in a class");
     ++at_;
     return 1;
   }

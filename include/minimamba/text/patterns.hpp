@@ -1,5 +1,5 @@
-// The regular expressions by which well-known tokenizers split text, known by their exact text and matched by code of
-// our own; and the shape in which another engine is given to a tokenizer.
+// The regular expressions of well-known tokenizers, recognised by their exact text and matched by our own code; and the
+// interface for another regular-expression engine.
 #ifndef MINIMAMBA_TEXT_PATTERNS_HPP
 #define MINIMAMBA_TEXT_PATTERNS_HPP
 
@@ -18,23 +18,25 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A part of a text, in bytes.
+/// A range of a text, in bytes.
 struct TextRange {
   std::size_t begin, end;
 };
-/// What the searches of one call of encode share, so that an engine can limit what they cost together.
+/// What the searches of one encode call share, so that an engine can limit their total cost.
 struct RegexWork {
-  std::uint64_t bytes = 0;  ///< of the text so far
-  std::uint64_t spent = 0;  ///< in a measure of the engine's own
+  std::uint64_t bytes = 0;  ///< bytes of text so far
+  std::uint64_t spent = 0;  ///< in a unit of the engine
 };
-/// Finds the leftmost match that begins at `from` or later in well-formed UTF-8. Several threads may call one at once.
+/// Finds the leftmost match that begins at `from` or later in well-formed UTF-8. Several threads may call it at the
+/// same time.
 using RegexSearch = std::function<std::optional<TextRange>(std::string_view text, std::size_t from, RegexWork& work)>;
-/// Makes a search of a regular expression, such as Pcre2 of minimamba/text/pcre2.hpp.
+/// Compiles a regular expression into a search, such as Pcre2 of minimamba/text/pcre2.hpp.
 using RegexCompiler = std::function<RegexSearch(const std::string& pattern)>;
 
 namespace detail {
 
-/// Expressions whose matches lie end to end, and Falcon's three digits.
+/// The expressions that are matched without an engine: the matches of the first three leave no gaps; Falcon's matches
+/// three digits.
 enum class KnownPattern : std::uint8_t { gpt2, cl100k, qwen2, falcon };
 
 inline constexpr std::pair<std::string_view, KnownPattern> known_patterns[] = {
@@ -86,11 +88,11 @@ inline std::size_t piece_end(std::string_view text, std::size_t at) {
     last = end;
     end = next;
   }
-  // White space leaves its last character to what follows, unless it is but one.
+  // White space leaves its last character to what follows, unless there is only one.
   return kind == CharacterClass::space && end < text.size() && end != first ? last : end;
 }
 
-/// One character after another of a text, with their classes.
+/// Walks over the characters of a text and their classes.
 class CharacterCursor {
  public:
   CharacterCursor(std::string_view text, std::size_t at) : text_(text), at_(at) { look(); }
@@ -103,8 +105,8 @@ class CharacterCursor {
     at_ += size_;
     look();
   }
-  void skip(CharacterClass kind, std::size_t most = static_cast<std::size_t>(-1)) {
-    for (; most > 0 && is(kind); --most) advance();
+  void skip(CharacterClass kind, std::size_t limit = static_cast<std::size_t>(-1)) {
+    for (; limit > 0 && is(kind); --limit) advance();
   }
   void skip_newlines() {
     while (is_newline()) advance();
@@ -123,7 +125,7 @@ class CharacterCursor {
   CharacterClass kind_ = CharacterClass::other;
 };
 
-/// (?i:'s|'t|'re|'ve|'m|'ll|'d) at `at`: its bytes, or 0. The long s folds to s.
+/// The bytes of (?i:'s|'t|'re|'ve|'m|'ll|'d) at `at`, or 0. The long s folds to s.
 inline std::size_t contraction(std::string_view text, std::size_t at) {
   if (text[at] != '\'') return 0;
   const auto lower = [&](std::size_t i) {
@@ -137,8 +139,8 @@ inline std::size_t contraction(std::string_view text, std::size_t at) {
   return two ? 3 : 0;
 }
 
-/// As piece_end, by the expressions of cl100k, which takes `digits` = 3 digits at a time, and of Qwen, which takes one:
-/// contractions|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+/// Like piece_end, for the expressions of cl100k, with `digits` = 3 digits at a time, and of Qwen, with one:
+///   contractions|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
 inline std::size_t cl100k_end(std::string_view text, std::size_t at, std::size_t digits) {
   if (const std::size_t size = contraction(text, at)) return at + size;
   const CharacterCursor first(text, at);

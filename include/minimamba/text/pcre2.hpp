@@ -1,4 +1,5 @@
-// Regular expressions of tokenizer.json that are not known here, by PCRE2: link minimamba::pcre2, or -lpcre2-8.
+// Matches the regular expressions of tokenizer.json that have no code of their own, by PCRE2: link minimamba::pcre2, or
+// -lpcre2-8.
 //
 //   auto tokenizer = minimamba::Tokenizer::load(path, {.regex = minimamba::Pcre2()});
 #ifndef MINIMAMBA_TEXT_PCRE2_HPP
@@ -35,17 +36,17 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// What a text may cost, so that time grows with its length whatever the expression. All matches of one call of encode
-/// share `matches` and 64 for each byte. A match that tries at most 64 ways and sees at most 64 bytes is free; others
-/// cost the ways that they try, a sixteenth of the bytes that they see, and the product of both by 8192. A class of
-/// more than 127 bytes makes fewer ways free, and all others dearer.
+/// Limits on the cost of a text, so that time grows only with its length, whatever the expression. All matches of one
+/// encode call share `matches`, plus 64 for each byte. A match that tries at most 64 ways and reads at most 64 bytes is
+/// free. Others cost the number of ways that they try, plus the bytes that they read / 16, plus ways * bytes / 8192. A
+/// class of more than 127 bytes lowers the number of free ways, and raises the cost of others.
 struct Pcre2Limits {
-  std::uint32_t matches = 1'000'000;  ///< ways to match
-  std::uint32_t depth = 10'000;       ///< of one match: nested backtracking
-  std::uint32_t heap = 16'384;        ///< and KiB of memory for it
+  std::uint32_t matches = 1'000'000;  ///< ways of matching
+  std::uint32_t depth = 10'000;       ///< nested backtracking of one match
+  std::uint32_t heap = 16'384;        ///< KiB of memory for it
 };
 
-/// A text that would have cost more than Pcre2Limits.
+/// Thrown for a text that costs more than Pcre2Limits allow.
 class RegexError : public Error {
  public:
   using Error::Error;
@@ -62,7 +63,7 @@ struct Pcre2Free {
 template <class T>
 using Pcre2Pointer = std::unique_ptr<T, Pcre2Free>;
 
-/// Throws std::bad_alloc in place of a null pointer.
+/// Throws std::bad_alloc for a null pointer.
 template <class T>
 Pcre2Pointer<T> pcre2_pointer(T* x) {
   if (x == nullptr) throw std::bad_alloc();
@@ -75,12 +76,13 @@ inline std::string pcre2_message(int error) {
   return reinterpret_cast<const char*>(text);
 }
 
-/// A compiled expression, which nobody changes; what a match writes to is its own.
+/// A compiled expression, which is immutable; each match has its own memory.
 class Pcre2Expression {
  public:
-  Pcre2Expression(const std::string& pattern, const Pcre2Limits& limits) : pattern_(pattern), most_(limits.matches) {
+  Pcre2Expression(const std::string& pattern, const Pcre2Limits& limits)
+      : pattern_(pattern), max_cost_(limits.matches) {
     if (pattern.size() > longest_pattern)
-      refuse_pattern("of at most " + std::to_string(longest_pattern) + " bytes", "more");
+      refuse_pattern("at most " + std::to_string(longest_pattern) + " bytes", std::to_string(pattern.size()));
     OnigurumaExpression expression(pattern, is_script);
     const std::string translated = expression.for_pcre2();
     weight_ = 1 + expression.longest_class() / 128;
@@ -89,17 +91,18 @@ class Pcre2Expression {
     PCRE2_SIZE at = 0;
     code_ = compile(translated, error, at);
     if (code_ == nullptr) {
-      const std::string of = translated == pattern ? "" : " of " + printable(translated, 400);
-      refuse_pattern("one that PCRE2 compiles", pcre2_message(error) + " at byte " + std::to_string(at) + of);
+      const std::string where = translated == pattern ? "" : " of its translation " + printable(translated, 400);
+      throw FormatError(subject(),
+                        "PCRE2 cannot compile it: " + pcre2_message(error) + " at byte " + std::to_string(at) + where);
     }
-    check(PCRE2_INFO_CAPTURECOUNT, most_groups, "groups");  // all are copied for each way that is tried
-    check(PCRE2_INFO_MAXLOOKBEHIND, most_behind, "characters behind a place");  // which are walked for each place
+    check(PCRE2_INFO_CAPTURECOUNT, max_groups, "groups");                         // copied for each way that is tried
+    check(PCRE2_INFO_MAXLOOKBEHIND, max_lookbehind, "characters of lookbehind");  // read again at each place
     for (std::uint64_t ways = few_;; ways *= 2) {
       steps_.push_back(pcre2_pointer(pcre2_match_context_create_8(nullptr)));
-      pcre2_set_match_limit_8(steps_.back().get(), static_cast<std::uint32_t>(std::min(ways, most_)));
+      pcre2_set_match_limit_8(steps_.back().get(), static_cast<std::uint32_t>(std::min(ways, max_cost_)));
       pcre2_set_depth_limit_8(steps_.back().get(), limits.depth);
       pcre2_set_heap_limit_8(steps_.back().get(), limits.heap);
-      if (ways >= most_) return;
+      if (ways >= max_cost_) return;
     }
   }
 
@@ -109,7 +112,8 @@ class Pcre2Expression {
       const int result = match(text, at, found.get(), work);
       if (result >= 0) break;
       if (result == PCRE2_ERROR_NOMEMORY) throw std::bad_alloc();
-      if (result != PCRE2_ERROR_NOMATCH) refuse("a match within the limits", pcre2_message(result));
+      if (result != PCRE2_ERROR_NOMATCH)
+        throw RegexError(subject(), "the match exceeds a limit: " + pcre2_message(result));
       if (at == text.size()) return std::nullopt;
     }
     const PCRE2_SIZE* const ends = pcre2_get_ovector_pointer_8(found.get());
@@ -118,15 +122,16 @@ class Pcre2Expression {
 
  private:
   static constexpr std::size_t longest_pattern = 1 << 14, few = 64;
-  static constexpr std::uint32_t most_groups = 100, most_behind = 255;
+  static constexpr std::uint32_t max_groups = 100, max_lookbehind = 255;
 
-  void check(std::uint32_t what, std::uint32_t most, const std::string& name) const {
+  void check(std::uint32_t what, std::uint32_t max, const std::string& name) const {
     std::uint32_t found = 0;
     pcre2_pattern_info_8(code_.get(), what, &found);
-    if (found > most) refuse_pattern("of at most " + std::to_string(most) + " " + name, std::to_string(found));
+    if (found > max) refuse_pattern("at most " + std::to_string(max) + " " + name, std::to_string(found));
   }
 
-  /// Without PCRE2's own possessive repeats: of two such as \P{L}+\P{N} the first would wrongly keep all (10.42).
+  /// Disables PCRE2's automatic possessive repeats: in \P{L}+\P{N}, for example, the first would wrongly keep all
+  /// (10.42).
   static Pcre2Pointer<pcre2_code_8> compile(const std::string& pattern, int& error, PCRE2_SIZE& at) {
     constexpr std::uint32_t options =
         PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_POSSESS;
@@ -141,14 +146,15 @@ class Pcre2Expression {
     return compile("\\p{sc:" + std::string(name) + "}", error, at) != nullptr;
   }
 
-  /// A match that begins at `at`. PCRE2's own limit counts ways, for each beginning anew, and not the bytes that are
-  /// looked at on the way: so this is the only beginning, and both grow from little as they are needed, and are paid.
+  /// Matches at `at` only. PCRE2's own limit counts ways, starting again for each beginning, but not the bytes that are
+  /// read. So the match is anchored here, and the limits on ways and bytes start small, grow as needed, and are paid
+  /// for.
   int match(std::string_view text, std::size_t at, pcre2_match_data_8* found, RegexWork& work) const {
     std::size_t bytes = few;
     for (auto step = steps_.begin();;) {
       const bool all = text.size() - at <= bytes;
       std::size_t end = all ? text.size() : at + bytes;
-      while (!all && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;  // no part of a character
+      while (!all && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;  // at a character boundary
       const int result =
           pcre2_match_8(code_.get(), reinterpret_cast<PCRE2_SPTR8>(text.data()), end, at,
                         PCRE2_ANCHORED | PCRE2_NO_UTF_CHECK | (all ? 0U : PCRE2_PARTIAL_HARD), found, step->get());
@@ -164,29 +170,27 @@ class Pcre2Expression {
   }
   void pay(std::uint64_t ways, std::uint64_t bytes, RegexWork& work) const {
     work.spent += weight_ * (ways + bytes / 16 + ways * bytes / 8192);
-    if (work.spent > most_ + 64 * work.bytes) {
-      refuse("a text within the limits", "match limit exceeded after " + std::to_string(work.bytes) + " bytes");
+    if (work.spent > max_cost_ + 64 * work.bytes) {
+      throw RegexError(subject(), "the text exceeds the match limit after " + std::to_string(work.bytes) + " bytes");
     }
   }
 
+  std::string subject() const { return "regular expression " + printable(pattern_, 400); }
   [[noreturn]] void refuse_pattern(const std::string& expected, const std::string& found) const {
-    throw FormatError("regular expression " + printable(pattern_, 400), expected, found);
-  }
-  [[noreturn]] void refuse(const std::string& expected, const std::string& found) const {
-    throw RegexError("regular expression " + printable(pattern_, 400), expected, found);
+    throw FormatError(subject(), expected, found);
   }
 
   std::string pattern_;
-  std::uint64_t most_, weight_ = 1, few_ = few;  // what a comparison with the longest class costs; ways that are free
+  std::uint64_t max_cost_, weight_ = 1, few_ = few;  // cost of a comparison with the longest class; free ways
   Pcre2Pointer<pcre2_code_8> code_;
-  std::vector<Pcre2Pointer<pcre2_match_context_8>> steps_;  // of limits, each twice the one before
+  std::vector<Pcre2Pointer<pcre2_match_context_8>> steps_;  // with growing limits, each twice the one before
 };
 
 }  // namespace detail
 
-/// For TokenizerOptions::regex. The Hugging Face library's own engine is Oniguruma. Making a tokenizer throws
-/// FormatError for an expression that does not compile, or that PCRE2 would read otherwise; encode throws RegexError
-/// where a text exceeds a limit.
+/// The engine for TokenizerOptions::regex. (The Hugging Face library's own is Oniguruma.) Constructing a tokenizer
+/// throws FormatError for an expression that does not compile, or that PCRE2 would read differently; encode throws
+/// RegexError if a text exceeds a limit.
 class Pcre2 {
  public:
   explicit Pcre2(const Pcre2Limits& limits = {}) : limits_(limits) {}

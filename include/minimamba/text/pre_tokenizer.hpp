@@ -1,4 +1,4 @@
-// How tokenizers cut text into the pieces within which pairs merge: the steps of tokenizer.json's "pre_tokenizer".
+// Splits text into the pieces within which symbols are merged: the steps of tokenizer.json's "pre_tokenizer".
 #ifndef MINIMAMBA_TEXT_PRE_TOKENIZER_HPP
 #define MINIMAMBA_TEXT_PRE_TOKENIZER_HPP
 
@@ -23,7 +23,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// What becomes of the matches by which text is split, and of what lies between them.
+/// What happens to the matches that split a text, and to the text between them.
 enum class SplitBehavior : std::uint8_t { removed, isolated, merged_with_previous, merged_with_next, contiguous };
 
 /// One step of splitting.
@@ -31,19 +31,19 @@ struct PreTokenizer {
   enum class Kind : std::uint8_t { byte_level, digits, punctuation, whitespace, whitespace_split, split };
   Kind kind = Kind::byte_level;
   SplitBehavior behavior = SplitBehavior::isolated;  ///< Punctuation and Split
-  bool invert = false;                               ///< Split: what lies between matches is the match
-  std::string pattern = {};                          ///< Split: a text, or
+  bool invert = false;                               ///< Split: the text between matches counts as the match
+  std::string pattern = {};                          ///< Split: the text to search for, or
   std::string regex = {};                            ///< Split: a regular expression
-  bool add_prefix_space = false;                     ///< ByteLevel: a space before each piece that begins with none
+  bool add_prefix_space = false;                     ///< ByteLevel: put a space before a piece without one
   bool use_regex = true;                             ///< ByteLevel: split as GPT-2 does
-  bool individual_digits = false;                    ///< Digits: each of them alone
+  bool individual_digits = false;                    ///< Digits: each digit is a piece
 
   bool operator==(const PreTokenizer&) const = default;
 };
 
 namespace detail {
 
-/// The bytes that a text spells in GPT-2's alphabet; none if it has another character.
+/// The bytes that a text spells in GPT-2's alphabet; none if it has a character outside the alphabet.
 inline std::optional<std::string> spelled_bytes(std::string_view token) {
   static const auto table = [] {
     std::array<int, 0x144> bytes{};
@@ -61,7 +61,7 @@ inline std::optional<std::string> spelled_bytes(std::string_view token) {
   return result;
 }
 
-/// The other way round.
+/// The text that spells these bytes.
 inline std::string spelling_of(std::string_view bytes) {
   std::string result;
   for (const char x : bytes) append_utf8(result, byte_character(static_cast<unsigned char>(x)));
@@ -70,18 +70,19 @@ inline std::string spelling_of(std::string_view bytes) {
 
 inline bool is_byte_level(const PreTokenizer& step) { return step.kind == PreTokenizer::Kind::byte_level; }
 
-/// Steps in their order. The pieces that come out are bytes where one of them is ByteLevel; what follows that step sees
-/// its alphabet, as in the Hugging Face library.
+/// Applies splitting steps in order. The resulting pieces are bytes if one of the steps is ByteLevel; the steps after
+/// it see its alphabet, as in the Hugging Face library.
 class PreTokenizerSteps {
  public:
   PreTokenizerSteps() = default;
-  /// Throws FormatError for too many steps, or a regular expression that is neither known nor compiled by `compile`.
+  /// Throws FormatError for too many steps, or a regular expression that is neither supported directly nor compiled by
+  /// `compile`.
   PreTokenizerSteps(const std::vector<PreTokenizer>& steps, const RegexCompiler& compile, const std::string& file) {
     const auto levels = static_cast<std::size_t>(std::count_if(steps.begin(), steps.end(), is_byte_level));
-    if (steps.size() > most_steps || levels > 1) {
+    if (steps.size() > max_steps || levels > 1) {
       throw FormatError(file + ": pre_tokenizer",
-                        "at most " + std::to_string(most_steps) + " steps, one of them ByteLevel",
-                        std::to_string(steps.size()) + ", " + std::to_string(levels) + " of them ByteLevel");
+                        "at most " + std::to_string(max_steps) + " steps, of which at most 1 is ByteLevel",
+                        std::to_string(steps.size()) + " steps, of which " + std::to_string(levels) + " are ByteLevel");
     }
     for (const PreTokenizer& step : steps) steps_.push_back(compiled(step, compile, file));
     byte_level_ = levels == 1;
@@ -119,18 +120,18 @@ class PreTokenizerSteps {
   static Step compiled(const PreTokenizer& step, const RegexCompiler& compile, const std::string& file) {
     Step result{step, known_pattern(step.regex), {}};
     if (step.kind != Kind::split) return result;
-    if (step.pattern.size() > most_step_text || step.pattern.empty() == step.regex.empty()) {
+    if (step.pattern.size() > max_step_text || step.pattern.empty() == step.regex.empty()) {
       throw FormatError(file + ": pre_tokenizer.pattern",
-                        "a regular expression, or a text of 1 to " + std::to_string(most_step_text) + " bytes",
+                        "a regular expression, or a text of 1 to " + std::to_string(max_step_text) + " bytes",
                         std::to_string(step.pattern.size()) + " bytes");
     }
     if (!is_well_formed(step.pattern)) {
-      throw FormatError(file + ": pre_tokenizer.pattern", "text in UTF-8", "bytes that are none");
+      throw FormatError(file + ": pre_tokenizer.pattern", "text in UTF-8", "other bytes");
     }
     if (step.regex.empty() || result.known) return result;
     if (!compile) {
       throw FormatError(file + ": pre_tokenizer.pattern",
-                        "the regular expression of GPT-2, cl100k, Llama 3, Qwen or Falcon (others: Pcre2 of "
+                        "the regular expression of GPT-2, cl100k, Llama 3, Qwen or Falcon (for others use Pcre2 of "
                         "minimamba/text/pcre2.hpp)",
                         printable(step.regex, 400));
     }
@@ -144,7 +145,7 @@ class PreTokenizerSteps {
     const Step& step = steps_[at];
     if (step.step.kind == Kind::byte_level) return run_byte_level(at, text, work, on_piece);
     if (step.known && *step.known != KnownPattern::falcon && step.step.behavior == SplitBehavior::isolated) {
-      for (std::size_t begin = 0; begin < text.size();) {  // as below, with no list of parts
+      for (std::size_t begin = 0; begin < text.size();) {  // as below, without a list of parts
         const std::size_t end = find_known(*step.known, text, begin)->end;
         run(at + 1, text.substr(begin, end - begin), work, on_piece);
         begin = end;
@@ -221,7 +222,7 @@ class PreTokenizerSteps {
     return TextRange{at, at + step.step.pattern.size()};
   }
 
-  /// What an engine found, which no other code has seen: pieces must be whole characters.
+  /// Checks what an engine found, which may be any code: pieces must consist of whole characters.
   static std::optional<TextRange> checked(std::optional<TextRange> found, std::string_view text, std::size_t from) {
     const auto is_between = [&](std::size_t at) {
       return at == text.size() || (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0U) != 0x80U);
@@ -229,13 +230,13 @@ class PreTokenizerSteps {
     if (found &&
         (found->begin < from || found->end < found->begin || !is_between(found->begin) || !is_between(found->end))) {
       throw ArgumentError("TokenizerOptions::regex",
-                          "matches of whole characters from byte " + std::to_string(from) + " on",
+                          "matches of whole characters at byte " + std::to_string(from) + " or later",
                           "bytes " + std::to_string(found->begin) + " to " + std::to_string(found->end));
     }
     return found;
   }
 
-  /// All of a text in parts that match or do not. No empty match follows another match at once.
+  /// Divides a text into parts that match or do not. An empty match directly after another match is skipped.
   static std::vector<Part> parts(const Step& step, std::string_view text, RegexWork& work) {
     const bool invert = step.step.invert || step.step.kind == Kind::whitespace;
     std::vector<Part> result;
@@ -255,7 +256,7 @@ class PreTokenizerSteps {
     return result;
   }
 
-  /// What a behaviour makes of them: parts that go away are left out, others are joined.
+  /// Applies a behaviour to the parts: some are removed, others are merged.
   static std::vector<Part> kept(std::vector<Part> parts, SplitBehavior behavior) {
     if (behavior == SplitBehavior::isolated) return parts;
     if (behavior == SplitBehavior::removed) {

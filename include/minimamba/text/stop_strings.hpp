@@ -1,4 +1,4 @@
-// StopStrings: ends a text where one of several strings begins.
+// StopStrings ends a text where one of several strings begins.
 #ifndef MINIMAMBA_TEXT_STOP_STRINGS_HPP
 #define MINIMAMBA_TEXT_STOP_STRINGS_HPP
 
@@ -15,20 +15,20 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Text goes in as it is made and comes out as far as it is certain not to belong to a stop string: what may be the
-/// beginning of one waits for what follows it. Where stop strings overlap, the one that is whole first ends the text
-/// (of several that end together, the longest), so that it does not matter in which pieces the text comes.
+/// Text goes in as it is generated, and comes out once it is certain not to belong to a stop string: what may be the
+/// beginning of one is held back until more text follows. If stop strings overlap, the one that is complete first ends
+/// the text (the longest, if several end together), so that the pieces in which the text arrives do not matter.
 class StopStrings {
  public:
-  StopStrings() = default;  // lets all text through
-  /// Throws ArgumentError for an empty one.
+  StopStrings() = default;  // passes all text
+  /// Throws ArgumentError for an empty stop string.
   explicit StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {
     for (const std::string& stop : stops_) {
-      if (stop.empty()) throw ArgumentError("stop string", "some text", "none");
+      if (stop.empty()) throw ArgumentError("stop string", "it is empty");
     }
   }
 
-  /// The text that may be shown now. Once a stop string was found it ends before that, and nothing follows.
+  /// The text that can be shown now. When a stop string is found, the text ends before it, and nothing follows.
   std::string push(std::string_view text) {
     if (found_) return {};
     held_ += text;
@@ -40,16 +40,16 @@ class StopStrings {
     return result;
   }
 
-  /// At the end: what had to wait.
+  /// At the end: the text that was held back.
   std::string finish() { return std::exchange(held_, {}); }
 
   /// Whether a stop string was found.
   bool found() const { return found_; }
-  /// What waits; to be saved, and pushed first in another process.
+  /// The text that is held back; to be saved, and pushed first in another process.
   const std::string& pending() const { return held_; }
 
  private:
-  /// Where the stop string begins that ends first; npos if none is whole.
+  /// The beginning of the stop string that ends first; npos if none is complete.
   std::size_t first_stop() const {
     std::size_t begin = held_.npos, end = held_.npos;
     for (const std::string& stop : stops_) {
@@ -60,7 +60,7 @@ class StopStrings {
     }
     return begin;
   }
-  /// Of the ends of the text, the longest with which a stop string begins.
+  /// The length of the longest end of the text that is the beginning of a stop string.
   std::size_t longest_beginning() const {
     std::size_t longest = 0;
     for (const std::string& stop : stops_) {

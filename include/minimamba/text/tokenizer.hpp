@@ -1,5 +1,5 @@
-// Text to token ids and back: byte-pair encoding over bytes, as GPT-2 and GPT-NeoX have it, or over characters; or
-// plain bytes. Gives the ids of the Hugging Face tokenizers library.
+// Text to token ids and back: byte-pair encoding over bytes, as in GPT-2 and GPT-NeoX, or over characters; or plain
+// bytes. Gives the same ids as the Hugging Face tokenizers library.
 #ifndef MINIMAMBA_TEXT_TOKENIZER_HPP
 #define MINIMAMBA_TEXT_TOKENIZER_HPP
 
@@ -38,48 +38,48 @@ struct TextHash {
 
 }  // namespace detail
 
-/// What a tokenizer is made of. Tokens and merges are spelled in GPT-2's byte alphabet where a pre-tokenizer is
-/// ByteLevel, and as they are otherwise.
+/// The parts of a tokenizer. Tokens and merges are spelled in GPT-2's byte alphabet if a pre-tokenizer is ByteLevel,
+/// and as plain text otherwise.
 struct TokenizerParts {
-  std::string name = "tokenizer";   ///< the file, for messages
+  std::string name = "tokenizer";   ///< the file's name, for messages
   std::vector<std::string> tokens;  ///< [id]; empty: no such id, or an added token
-  std::vector<std::string> merges;  ///< "left right", the first merges first
+  std::vector<std::string> merges;  ///< "left right", the first is merged first
   std::vector<AddedToken> added;
   std::vector<std::int32_t> prefix;  ///< ids that EncodeOptions::add_special_tokens puts before the text
-  std::vector<std::int32_t> suffix;  ///< and behind it
+  std::vector<std::int32_t> suffix;  ///< and after it
   std::vector<Normalizer> normalizers;
   std::vector<PreTokenizer> pre_tokenizers = {PreTokenizer()};  ///< ByteLevel with GPT-2's split
-  bool ignore_merges = false;            ///< a piece that is a token becomes it whatever the merges
-  std::optional<std::string> unk_token;  ///< what a byte or character without a token becomes; none: it is left out
-  bool fuse_unk = false;                 ///< several of them in a row become one
-  bool byte_fallback = false;            ///< first of all they become <0x00> to <0xFF>, where these are tokens
-  bool byte_level_decoder = true;        ///< else tokens are words with spaces between them
+  bool ignore_merges = false;            ///< a piece that is a token becomes that token without merges
+  std::optional<std::string> unk_token;  ///< for a byte or character without a token; none: it is left out
+  bool fuse_unk = false;                 ///< several unknown ones in a row become one token
+  bool byte_fallback = false;            ///< unknown ones become <0x00> to <0xFF> first, if these are tokens
+  bool byte_level_decoder = true;        ///< otherwise tokens are words with spaces between them
   std::vector<std::string> notes;        ///< a sentence about each thing in the file that is ignored
 };
 
 struct TokenizerOptions {
-  /// Compiles the regular expressions that are not known here: minimamba::Pcre2() of minimamba/text/pcre2.hpp.
+  /// Compiles the regular expressions that are not supported directly: minimamba::Pcre2() of minimamba/text/pcre2.hpp.
   RegexCompiler regex = {};
 };
 
 struct EncodeOptions {
-  bool special_tokens_as_text = false;  ///< <|endoftext|> in the text is then eight letters and some signs
-  bool add_special_tokens = true;       ///< the template of tokenizer.json, if it has one
+  bool special_tokens_as_text = false;  ///< encode <|endoftext|> in the text as ordinary characters
+  bool add_special_tokens = true;       ///< apply the template of tokenizer.json, if it has one
 };
 
-/// Immutable once made: several threads may use one at once. Sequences of text that are not UTF-8 become U+FFFD, one
-/// for each maximal subpart, except in bytes().
+/// Immutable, so that several threads may use one at the same time. Byte sequences of a text that are not UTF-8 become
+/// U+FFFD, one for each maximal subpart, except with bytes().
 class Tokenizer {
  public:
-  /// tokenizer.json, a GGUF file with a tokenizer, or a folder that holds one of them. Throws FileError, or FormatError
-  /// naming what is not supported.
+  /// Loads a tokenizer.json, a GGUF file with a tokenizer, or a folder that holds one of them. Throws FileError;
+  /// FormatError, which names what is not supported; and ConfigError for metadata of GGUF with a wrong type.
   static Tokenizer load(const std::filesystem::path& path, const TokenizerOptions& options = {});
-  /// The same from bytes in memory.
+  /// The same for bytes in memory.
   static Tokenizer load(const ByteSource& source, const TokenizerOptions& options = {});
-  /// The same from the metadata of a GGUF file of that name.
+  /// The same for the metadata of a GGUF file of that name.
   static Tokenizer load(const GgufMetadata& metadata, const std::string& file, const TokenizerOptions& options = {});
 
-  /// Every byte is the token of its value: 256 of them, no text refused or replaced.
+  /// The tokenizer in which every byte is the token of its value: 256 tokens; no text is rejected or changed.
   static Tokenizer bytes() {
     Tokenizer result;
     for (int x = 0; x < 256; ++x) result.bytes_.emplace_back(1, static_cast<char>(x));
@@ -87,17 +87,17 @@ class Tokenizer {
     return result;
   }
 
-  /// Throws FormatError when merges or added tokens contradict the tokens, or a step is not supported.
+  /// Throws FormatError if merges or added tokens contradict the tokens, or a step is not supported.
   explicit Tokenizer(const TokenizerParts& parts, const TokenizerOptions& options = {});
 
   /// A sentence about each thing in the file that is ignored.
   const std::vector<std::string>& notes() const { return notes_; }
 
-  /// Number of ids: the largest one plus 1.
+  /// The number of ids: the largest one plus 1.
   std::int32_t size() const { return static_cast<std::int32_t>(bytes_.size()); }
 
-  /// Throws ArgumentError for a text that normalisation makes huge, or has an unknown character where the token for
-  /// these has no id; and what the engine of TokenizerOptions::regex throws.
+  /// The ids of a text. Throws ArgumentError for a text that normalisation makes huge, or that has an unknown character
+  /// while unk_token has no id; and what the engine of TokenizerOptions::regex throws.
   std::vector<std::int32_t> encode(std::string_view text, const EncodeOptions& options = {}) const {
     std::vector<std::int32_t> ids;
     if (!pairs_) {
@@ -108,13 +108,13 @@ class Tokenizer {
     const std::string valid = detail::well_formed(text);
     const bool as_text = options.special_tokens_as_text;
     RegexWork work;
-    std::size_t room = detail::NormalizerSteps::most_of(valid.size());
+    std::size_t limit = detail::NormalizerSteps::max_size(valid.size());  // of the normalised text
     const auto token = [&](std::int32_t id) { ids.push_back(id); };
     raw_.split(
         valid, as_text,
         [&](std::string_view between) {
-          const std::string normal = normalize_(between, room);
-          room -= normal.size();
+          const std::string normal = normalize_(between, limit);
+          limit -= normal.size();
           normalized_.split(
               normal, as_text, [&](std::string_view plain) { encode_plain(plain, work, ids); }, token);
         },
@@ -123,7 +123,8 @@ class Tokenizer {
     return ids;
   }
 
-  /// The text of the ids, ill-formed sequences replaced by U+FFFD. Throws ArgumentError for an id outside [0, size()).
+  /// The text of the ids, with ill-formed sequences replaced by U+FFFD. Throws ArgumentError for an id outside [0,
+  /// size()).
   std::string decode(std::span<const std::int32_t> ids) const {
     std::string text;
     for (const std::int32_t id : ids) {
@@ -132,10 +133,10 @@ class Tokenizer {
     }
     return detail::well_formed(text);
   }
-  /// What decode puts between two tokens: a space where tokens are words, else nothing.
+  /// What decode puts between two tokens: a space if tokens are words, otherwise nothing.
   std::string_view separator() const { return spaced_ ? " " : ""; }
 
-  /// What one id stands for, perhaps a part of a character; empty for an id that no token has.
+  /// The bytes that an id stands for, which may be a part of a character; empty for an id without a token.
   std::string_view bytes_of(std::int32_t id) const {
     if (id < 0 || id >= size()) {
       throw ArgumentError("token", "an id from 0 to " + std::to_string(size() - 1), std::to_string(id));
@@ -143,7 +144,7 @@ class Tokenizer {
     return bytes_[static_cast<std::size_t>(id)];
   }
 
-  /// The id of the token that stands for exactly these bytes, added tokens first.
+  /// The id of the token that stands for exactly these bytes; added tokens are searched first.
   std::optional<std::int32_t> id_of(std::string_view bytes) const {
     for (const auto* const map : {&added_, &ids_}) {
       if (const auto found = map->find(bytes); found != map->end()) return found->second;
@@ -166,7 +167,7 @@ class Tokenizer {
   void read_merges(const TokenizerParts& parts);
   void read_added(const TokenizerParts& parts);
 
-  /// Text without added tokens: split, then whole words by table, all others by their merges.
+  /// Encodes text without added tokens: splits it, then looks up whole pieces in a table, and merges the others.
   void encode_plain(std::string_view text, RegexWork& work, std::vector<std::int32_t>& ids) const {
     pre_tokenize_.split(text, work, [&](std::string_view piece) {
       const auto whole = whole_.find(piece);
@@ -177,18 +178,18 @@ class Tokenizer {
       }
     });
   }
-  /// What a token stands for in a text.
+  /// The bytes that a token stands for in a text.
   static std::string decoded(const TokenizerParts& parts, const std::string& token) {
     return (parts.byte_level_decoder ? detail::spelled_bytes(token) : std::nullopt).value_or(token);
   }
-  /// A token or a part of one as pieces of text are; none if no text can become it.
+  /// A token, or a part of one, as it appears in pieces of text; none if no text can become it.
   std::optional<std::string> piece_of(std::string_view token) const {
     return pre_tokenize_.byte_level() ? detail::spelled_bytes(token) : std::string(token);
   }
 
   std::vector<std::string> bytes_;  // [id]
   Ids ids_, added_;
-  Ids whole_;  // the tokens that a piece of the same bytes becomes: what a cache of words would learn
+  Ids whole_;  // [piece]: the single token that it becomes
   std::optional<detail::BytePairs> pairs_;
   detail::AddedTokenFinder raw_, normalized_;
   std::vector<std::int32_t> prefix_, suffix_;
@@ -217,7 +218,7 @@ inline Tokenizer::Tokenizer(const TokenizerParts& parts, const TokenizerOptions&
   read_added(parts);
   for (const auto* const ids : {&prefix_, &suffix_}) {
     for (const std::int32_t id : *ids) {
-      if (id < 0 || id >= size()) throw FormatError(parts.name, "a template of known ids", std::to_string(id));
+      if (id < 0 || id >= size()) throw FormatError(parts.name, "a template with ids of tokens", std::to_string(id));
     }
   }
 }
@@ -261,7 +262,7 @@ inline void Tokenizer::read_merges(const TokenizerParts& parts) {
     const auto id = [&](const std::optional<std::string>& bytes) {
       const auto found = bytes ? ids_.find(*bytes) : ids_.end();
       if (found == ids_.end()) {
-        throw FormatError(parts.name, "merges of two tokens into a third", "\"" + printable(merge) + "\"");
+        throw FormatError(parts.name, "merges of two tokens into a third token", "\"" + printable(merge) + "\"");
       }
       return found->second;
     };
@@ -274,44 +275,44 @@ inline void Tokenizer::read_merges(const TokenizerParts& parts) {
 }
 
 inline void Tokenizer::read_added(const TokenizerParts& parts) {
-  constexpr std::int32_t most = 1 << 20;                // ids, so that one large id asks for no memory
-  constexpr std::size_t longest = 4096, all = 1 << 22;  // bytes: each becomes a node of a tree
+  constexpr std::int32_t max_ids = 1 << 20;  // so that a single large id does not allocate much memory
+  constexpr std::size_t max_bytes = 4096, max_total = 1 << 22;  // each byte becomes a node of a tree
   std::size_t total = 0;
   for (const AddedToken& token : parts.added) {
     const auto at = static_cast<std::size_t>(token.id);
-    if (token.id < 0 || token.id >= most || token.content.empty()) {
-      throw FormatError(parts.name, "added tokens with text and an id below " + std::to_string(most),
+    if (token.id < 0 || token.id >= max_ids || token.content.empty()) {
+      throw FormatError(parts.name, "added tokens with text and an id below " + std::to_string(max_ids),
                         "\"" + printable(token.content) + "\" with id " + std::to_string(token.id));
     }
-    if (token.content.size() > longest) {
-      throw FormatError(parts.name, "added tokens of at most " + std::to_string(longest) + " bytes",
+    if (token.content.size() > max_bytes) {
+      throw FormatError(parts.name, "added tokens of at most " + std::to_string(max_bytes) + " bytes",
                         std::to_string(token.content.size()));
     }
     if (at < parts.tokens.size() && !parts.tokens[at].empty() && parts.tokens[at] != token.content) {
-      throw FormatError(parts.name, "each id for one token",
+      throw FormatError(parts.name, "one token for each id",
                         "id " + std::to_string(token.id) + " for \"" + printable(parts.tokens[at]) + "\" and for \"" +
                             printable(token.content) + "\"");
     }
     if (at >= bytes_.size()) bytes_.resize(at + 1);
     bytes_[at] = decoded(parts, token.content);
     added_.emplace(token.content, token.id);
-    if (!detail::is_well_formed(token.content)) continue;  // which no text has
+    if (!detail::is_well_formed(token.content)) continue;  // a text is well-formed, so it cannot have it
     const std::string content = token.normalized ? normalize_(token.content) : token.content;
-    if ((total += content.size()) > all) {
-      throw FormatError(parts.name, "added tokens of at most " + std::to_string(all) + " bytes in all", "more");
+    if ((total += content.size()) > max_total) {
+      throw FormatError(parts.name, "added tokens of at most " + std::to_string(max_total) + " bytes together", "more");
     }
     if (!content.empty()) (token.normalized ? normalized_ : raw_).add(token, content);
   }
 }
 
-/// Ids in, whole characters out: what is not yet a whole character waits for the next id.
+/// Decodes ids one at a time into whole characters: an incomplete character waits for the next id.
 class StreamingDecoder {
  public:
   /// The tokenizer must outlive the decoder.
   explicit StreamingDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
   explicit StreamingDecoder(const Tokenizer&&) = delete;
 
-  /// The text that this id completes, perhaps none. Throws ArgumentError for an unknown id.
+  /// The text that this id completes, which may be empty. Throws ArgumentError for an unknown id.
   std::string push(std::int32_t id) {
     const std::string_view bytes = tokenizer_->bytes_of(id);
     if (std::exchange(begun_, true)) pending_ += tokenizer_->separator();
@@ -327,12 +328,12 @@ class StreamingDecoder {
     return text;
   }
 
-  /// At the end: U+FFFD if part of a character was left, else nothing.
+  /// At the end: U+FFFD if an incomplete character is left, otherwise nothing.
   std::string finish() { return detail::well_formed(std::exchange(pending_, {})); }
 
-  /// The bytes that wait, at most 3; to be saved, and restored in another process.
+  /// The bytes of an incomplete character, at most 3; to be saved, and restored in another process.
   const std::string& pending() const { return pending_; }
-  /// Throws ArgumentError unless they are the beginning of one character.
+  /// Continues with saved bytes. Throws ArgumentError unless they are the beginning of one character.
   void restore(std::string pending) {
     if (!pending.empty()) {
       const detail::CodePoint x = detail::code_point(pending, 0);
@@ -342,7 +343,7 @@ class StreamingDecoder {
       }
     }
     pending_ = std::move(pending);
-    begun_ = true;  // there was some text before
+    begun_ = true;  // text precedes
   }
 
  private:

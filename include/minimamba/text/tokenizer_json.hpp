@@ -1,5 +1,5 @@
-// Reads tokenizer.json of Hugging Face. What is not supported is refused by name; what a trainer left in it and would
-// change no text is ignored with a note.
+// Reads Hugging Face's tokenizer.json. What is not supported is rejected by name; what a trainer left in it and does
+// not change the encoding is ignored with a note.
 #ifndef MINIMAMBA_TEXT_TOKENIZER_JSON_HPP
 #define MINIMAMBA_TEXT_TOKENIZER_JSON_HPP
 
@@ -34,13 +34,13 @@ class TokenizerJson : TokenizerJsonValues {
   explicit TokenizerJson(const ByteSource& source) : TokenizerJsonValues(source.name()) {
     parts_.name = source.name();
     root_ = read_json(source, tokenizer_limits);
-    if (root_.object() == nullptr) refuse("the file", "an object", root_);
+    if (root_.object() == nullptr) throw FormatError(parts_.name, "a JSON object", root_.type_name());
   }
 
   TokenizerParts read() {
-    for (const char* const key : {"truncation", "padding"}) {  // a trainer's batches need them, texts do not
+    for (const char* const key : {"truncation", "padding"}) {  // only needed for batches in training
       if (member(root_, key).is_null()) continue;
-      parts_.notes.push_back(parts_.name + ": \"" + key + "\" is ignored: texts are neither cut nor filled up");
+      parts_.notes.push_back(parts_.name + ": \"" + key + "\" is ignored: texts are neither truncated nor padded");
     }
     parts_.normalizers = normalizers_of(member(root_, "normalizer"), parts_.name);
     parts_.pre_tokenizers = pre_tokenizers_of(member(root_, "pre_tokenizer"), parts_.name);
@@ -64,27 +64,27 @@ class TokenizerJson : TokenizerJsonValues {
   }
 
  private:
-  static constexpr std::int64_t most_ids = 1 << 20;
+  static constexpr std::int64_t max_ids = 1 << 20;
 
-  /// Old files, GPT-2's own among them, tell the kind of their model by its members alone.
+  /// Old files, such as GPT-2's own, do not name the type of their model, which then follows from its members.
   static bool is_bpe(const Json& model) {
     if (!member(model, "type").is_null()) return type(model) == "BPE";
     return member(model, "vocab").object() != nullptr && member(model, "merges").array() != nullptr;
   }
   std::int32_t id(const std::string& key, const Json& x) const {
-    if (x.whole() == nullptr || *x.whole() >= std::uint64_t{most_ids}) {
-      refuse(key, "an id below " + std::to_string(most_ids), x);
+    if (x.unsigned_integer() == nullptr || *x.unsigned_integer() >= std::uint64_t{max_ids}) {
+      refuse(key, "an id below " + std::to_string(max_ids), x);
     }
-    return static_cast<std::int32_t>(*x.whole());
+    return static_cast<std::int32_t>(*x.unsigned_integer());
   }
 
-  /// The only step of a Sequence of one, or x itself.
+  /// The step of a Sequence of one step, or x itself.
   static const Json& single(const Json& x, const char* steps) {
     const auto all = steps_of(x, steps);
     return all.size() == 1 ? *all.front() : x;
   }
 
-  /// Without one, the tokens of bytes are decoded as ByteLevel does, and all others are words.
+  /// Without a decoder, byte-level tokens are decoded as by ByteLevel, and all others are words.
   void read_decoder() {
     const Json& x = single(member(root_, "decoder"), "decoders");
     if (!x.is_null() && type(x) != "ByteLevel") refuse("decoder", "ByteLevel or null", x);
@@ -102,19 +102,21 @@ class TokenizerJson : TokenizerJsonValues {
     }
     bool text = false;
     const Json::Array* const pieces = member(x, "single").array();
-    if (pieces == nullptr) refuse("post_processor.single", "special tokens and the text once", member(x, "single"));
+    if (pieces == nullptr)
+      refuse("post_processor.single", "special tokens, and the text exactly once", member(x, "single"));
     for (const Json& piece : *pieces) {
       if (member(piece, "Sequence").object() != nullptr && !text) {
         text = true;
         continue;
       }
       const Json& name = member(member(piece, "SpecialToken"), "id");
-      if (name.text() == nullptr) refuse("post_processor.single", "special tokens and the text once", piece);
+      if (name.text() == nullptr) refuse("post_processor.single", "special tokens, and the text exactly once", piece);
       const Json& ids = member(member(member(x, "special_tokens"), *name.text()), "ids");
-      if (ids.array() == nullptr) refuse("post_processor.special_tokens", "the ids of each token", ids);
-      for (const Json& one : *ids.array()) (text ? parts_.suffix : parts_.prefix).push_back(id("ids", one));
+      if (ids.array() == nullptr) refuse("post_processor.special_tokens", "ids for each token", ids);
+      for (const Json& one : *ids.array())
+        (text ? parts_.suffix : parts_.prefix).push_back(id("post_processor.special_tokens.ids", one));
     }
-    if (!text) refuse("post_processor.single", "special tokens and the text once", member(x, "single"));
+    if (!text) refuse("post_processor.single", "special tokens, and the text exactly once", member(x, "single"));
   }
   void read_vocabulary(const Json& vocabulary) {
     if (vocabulary.object() == nullptr) refuse("model.vocab", "an object", vocabulary);
@@ -122,7 +124,7 @@ class TokenizerJson : TokenizerJsonValues {
       const auto at = static_cast<std::size_t>(id("model.vocab", value));
       if (at >= parts_.tokens.size()) parts_.tokens.resize(at + 1);
       if (token.empty() || !parts_.tokens[at].empty()) {
-        refuse("model.vocab", "each token with an id of its own", value);
+        refuse("model.vocab", "a unique id for each token, and no empty token", value);
       }
       parts_.tokens[at] = token;
     }
@@ -166,7 +168,7 @@ class TokenizerJson : TokenizerJsonValues {
 
 }  // namespace detail
 
-/// The parts of a tokenizer.json. Throws FormatError naming what is not supported.
+/// The parts of a tokenizer.json. Throws FormatError, which names what is not supported.
 inline TokenizerParts read_tokenizer_json(const ByteSource& source) { return detail::TokenizerJson(source).read(); }
 
 inline Tokenizer Tokenizer::load(const GgufMetadata& metadata, const std::string& file,
@@ -195,7 +197,7 @@ inline Tokenizer Tokenizer::load(const std::filesystem::path& path, const Tokeni
   if (is_there(json)) return load(ByteSource::open(json), options);
   const std::vector<std::filesystem::path> files = detail::gguf_files_in(folder);
   if (files.size() != 1) {
-    throw FileError(path.string(), "tokenizer.json or one file *.gguf",
+    throw FileError(path.string(), "tokenizer.json or a single file *.gguf",
                     files.empty() ? "neither" : std::to_string(files.size()) + " files *.gguf");
   }
   return load(ByteSource::open(files.front()), options);

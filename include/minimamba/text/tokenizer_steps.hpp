@@ -1,4 +1,4 @@
-// The steps of normalisation and splitting in tokenizer.json: how they are read, and written.
+// Reads and writes the steps of normalisation and splitting in tokenizer.json.
 #ifndef MINIMAMBA_TEXT_TOKENIZER_STEPS_HPP
 #define MINIMAMBA_TEXT_TOKENIZER_STEPS_HPP
 
@@ -21,7 +21,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// What is asked of the values of a tokenizer.json.
+/// Access to the values of a tokenizer.json, with a check of their types.
 class TokenizerJsonValues {
  public:
   explicit TokenizerJsonValues(std::string file) : file_(std::move(file)) {}
@@ -36,7 +36,8 @@ class TokenizerJsonValues {
     const std::string* const text = member(object, "type").text();
     return text == nullptr ? "" : *text;
   }
-  /// The steps of a Sequence, whose array has the name `steps`, those of Sequences in it among them; or x itself.
+  /// The steps of a Sequence, whose array has the name `steps`, including those of nested Sequences; otherwise x
+  /// itself.
   static std::vector<const Json*> steps_of(const Json& x, const char* steps) {
     const Json::Array* const array = member(x, steps).array();
     if (type(x) != "Sequence" || array == nullptr) return {&x};
@@ -49,7 +50,7 @@ class TokenizerJsonValues {
   }
 
   [[noreturn]] void refuse(const std::string& key, const std::string& expected, const Json& found) const {
-    throw FormatError(file_, key + " to be " + expected, describe(found));
+    throw FormatError(file_ + ": " + key, expected, describe(found));
   }
   bool flag(const Json& object, const char* key, bool otherwise) const {
     const Json& x = member(object, key);
@@ -95,7 +96,7 @@ inline constexpr std::pair<std::string_view, SplitBehavior> behavior_names[] = {
     {"MergedWithNext", SplitBehavior::merged_with_next},
     {"Contiguous", SplitBehavior::contiguous}};
 
-/// The value of that name; null if there is none.
+/// The value with this name; null if there is none.
 template <class Names>
 auto* value_named(const Names& names, std::string_view name) {
   const auto found = std::find_if(std::begin(names), std::end(names), [&](auto& x) { return x.first == name; });
@@ -167,7 +168,7 @@ inline std::vector<PreTokenizer> pre_tokenizers_of(const Json& x, const std::str
     }
     steps.push_back(std::move(step));
   }
-  if (steps.empty()) values.refuse("pre_tokenizer", "null, or a Sequence of one step or more", x);
+  if (steps.empty()) values.refuse("pre_tokenizer", "null, or a Sequence of at least one step", x);
   return steps;
 }
 
@@ -201,7 +202,7 @@ inline void write_step(JsonWriter& json, const PreTokenizer& step) {
   json.close('}');
 }
 
-/// No step as null, one as itself, several as a Sequence whose array has the name `steps`.
+/// Writes no step as null, one as itself, and several as a Sequence whose array has the name `steps`.
 template <class Step>
 void write_steps(JsonWriter& json, const std::vector<Step>& all, const char* steps) {
   if (all.empty()) {

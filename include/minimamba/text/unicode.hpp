@@ -1,5 +1,5 @@
-// What a tokenizer needs of Unicode: reading UTF-8 that may be ill-formed, normalisation, lower case, and the classes
-// of characters by which text is split.
+// The parts of Unicode that a tokenizer needs: reading UTF-8 that may be ill-formed, normalisation, lower case, and the
+// character classes by which text is split.
 #ifndef MINIMAMBA_TEXT_UNICODE_HPP
 #define MINIMAMBA_TEXT_UNICODE_HPP
 
@@ -17,14 +17,15 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// One step through UTF-8: a code point and its bytes, or an ill-formed sequence (its maximal subpart).
+/// A code point with its bytes, or an ill-formed sequence (its maximal subpart).
 struct CodePoint {
   std::int32_t value;      // -1: ill-formed
   std::size_t size;        // bytes, at least 1
   bool truncated = false;  // ill-formed only because the text ends here
 };
 
-/// Unicode 15, table 3-7: which bytes may follow which. `at` must be within the text.
+/// Decodes the code point at `at`, which must be within the text. Unicode 15, table 3-7, defines which bytes may follow
+/// which.
 inline CodePoint code_point(std::string_view text, std::size_t at) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned>(static_cast<unsigned char>(text[at + i])); };
   const unsigned first = byte(0);
@@ -73,13 +74,13 @@ inline bool is_well_formed(std::string_view text) {
   return true;
 }
 
-/// Unicode's normalisation forms: C and D, and those that give up what only looks different.
+/// Unicode's normalisation forms: C and D, and KC and KD, which also replace compatibility characters.
 enum class NormalForm : std::uint8_t { nfc, nfd, nfkc, nfkd };
 
-/// A normalisation form of well-formed UTF-8, in O(n log n) whatever the marks.
+/// Normalises well-formed UTF-8 in O(n log n), however many combining marks follow each other.
 inline std::string normalized(std::string_view text, NormalForm form) {
-  // Nothing below U+0300, whose lead byte is 0xCC, composes with what precedes it or is written otherwise in NFC;
-  // nothing below U+0080 is written otherwise in any form.
+  // No character below U+0300, whose first byte is 0xCC, composes with what precedes it or changes in NFC; no character
+  // below U+0080 changes in any form.
   const unsigned same = form == NormalForm::nfc ? 0xCC : 0x80;
   if (std::none_of(text.begin(), text.end(), [&](char x) { return static_cast<unsigned char>(x) >= same; })) {
     return std::string(text);
@@ -116,7 +117,7 @@ inline std::string normalized(std::string_view text, NormalForm form) {
 }
 inline std::string nfc(std::string_view text) { return normalized(text, NormalForm::nfc); }
 
-/// Each character of well-formed UTF-8 in lower case, whatever stands beside it.
+/// Well-formed UTF-8 with each character in lower case, regardless of its neighbours.
 inline std::string lowercase(std::string_view text) {
   std::string result;
   result.reserve(text.size());
@@ -124,7 +125,7 @@ inline std::string lowercase(std::string_view text) {
     const CodePoint x = code_point(text, at);
     at += x.size;
     if (x.value == 0x130) {
-      result += "i\u0307";  // the only one that becomes two
+      result += "i\u0307";  // the only character that becomes two
     } else {
       append_utf8(result, utf8proc_tolower(x.value));
     }
@@ -152,8 +153,8 @@ inline CharacterClass character_class(std::int32_t x) {
   return CharacterClass::other;
 }
 
-/// What Rust's regular expressions call \w: letters, marks, numbers of kind Nd and Nl, connecting punctuation, the two
-/// joiners and the letters in circles and boxes, which are symbols by their category.
+/// The \w of Rust's regular expressions: letters, marks, numbers of categories Nd and Nl, connector punctuation, the
+/// two joiners and the letters in circles and boxes, whose category is symbol.
 inline bool is_word_character(std::int32_t x) {
   const auto category = utf8proc_category(x);
   const auto within = [x](std::int32_t first, std::int32_t last) { return x >= first && x <= last; };
@@ -162,7 +163,7 @@ inline bool is_word_character(std::int32_t x) {
          within(0x1F170, 0x1F189);
 }
 
-/// Punctuation of ASCII, which counts symbols such as $ in, and of Unicode, which does not.
+/// ASCII punctuation, including symbols such as $, and Unicode punctuation, without symbols.
 inline bool is_punctuation(std::int32_t x) {
   if (x < 0x80) return x > 0x20 && x < 0x7F && character_class(x) == CharacterClass::other;
   const auto category = utf8proc_category(x);
