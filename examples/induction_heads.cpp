@@ -124,7 +124,7 @@ void test(const Model& model, const synthetic::Options& options, const Test& tes
 int main(int argc, char** argv) {
   synthetic::Options options;
   // Few steps, or a low rate at the end, and what is remembered fades before the millionth token.
-  options.steps = 12000, options.rate = 4e-3, options.least_rate = 2e-3, options.plot = "induction_heads.svg";
+  options.steps = 12000, options.max_lr = 4e-3, options.min_lr = 2e-3, options.plot = "induction_heads.svg";
   Test tests;
   CLI::App app("Trains a Mamba model on the paper's induction heads, and tests it on far longer sequences.");
   synthetic::add_options(app, options);

@@ -14,14 +14,14 @@
 
 namespace program {
 
-/// step,loss,validation_loss,rate,gradient_norm: one line a step, and nothing where nothing was measured.
+/// step,loss,validation_loss,learning_rate,gradient_norm: one line a step, and nothing where nothing was measured.
 inline std::string loss_csv(std::span<const minimamba::StepRecord> history) {
-  std::string text = "step,loss,validation_loss,rate,gradient_norm\n";
+  std::string text = "step,loss,validation_loss,learning_rate,gradient_norm\n";
   for (const minimamba::StepRecord& record : history) {
     const bool validated = !std::isnan(record.validation_loss);
     text += std::to_string(record.step) + "," + minimamba::number_text(record.loss) + "," +
             (validated ? minimamba::number_text(record.validation_loss) : "") + "," +
-            minimamba::number_text(record.rate) + "," + minimamba::number_text(record.gradient_norm) + "\n";
+            minimamba::number_text(record.learning_rate) + "," + minimamba::number_text(record.gradient_norm) + "\n";
   }
   return text;
 }

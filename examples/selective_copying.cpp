@@ -97,7 +97,7 @@ void test(const Model& model, const synthetic::Options& options, std::size_t seq
 
 int main(int argc, char** argv) {
   synthetic::Options options;
-  options.steps = 6000, options.batch = 32, options.length = 256, options.rate = 4e-3, options.least_rate = 1e-4;
+  options.steps = 6000, options.batch = 32, options.length = 256, options.max_lr = 4e-3, options.min_lr = 1e-4;
   options.plot = "selective_copying.svg";
   std::size_t sequences = 1000;
   CLI::App app("Trains a Mamba model on the paper's selective copying of 16 tokens.");

@@ -32,7 +32,7 @@ struct Examples {
 struct Options {
   std::int64_t d_model = 64, n_layer = 2, steps = 1000, check_every = 500;
   std::size_t batch = 8, length = 256;
-  double rate = 1e-3, least_rate = 1e-4;
+  double max_lr = 1e-3, min_lr = 1e-4;
   std::uint64_t seed = 0;
   int threads = 0;
   std::string plot, save;
@@ -48,8 +48,8 @@ inline void add_options(CLI::App& app, Options& options) {
   add("--n-layer", options.n_layer, "Blocks of the model")->check(one);
   add("--steps", options.steps, "Steps of training")->check(CLI::NonNegativeNumber);
   add("--batch", options.batch, "Sequences of a step")->check(one);
-  add("--rate", options.rate, "Learning rate after the warm-up");
-  add("--least-rate", options.least_rate, "Learning rate at the end");
+  add("--max-lr,--rate", options.max_lr, "Learning rate after the warm-up");
+  add("--min-lr,--least-rate", options.min_lr, "Learning rate at the end");
   add("--check-every", options.check_every, "Steps between looks at the accuracy")->check(one);
   add("--seed", options.seed, "Seed of the weights and of all sequences")->check(program::check_seed);
   add("--threads", options.threads, "0: as many as the process may use");
@@ -149,7 +149,7 @@ Model train(const Options& options, Make&& make, Width&& width, Check&& check) {
   minimamba::Tape<Model> tape(model);
   auto cache = model.make_cache(static_cast<std::int64_t>(options.batch));
   const minimamba::Schedule schedule{
-      .peak = options.rate, .least = options.least_rate, .warmup_steps = options.steps / 50, .steps = options.steps};
+      .max_lr = options.max_lr, .min_lr = options.min_lr, .warmup_steps = options.steps / 50, .steps = options.steps};
   minimamba::Random random(options.seed, "examples");
   LiveLine line;
   const auto progress = [&](std::int64_t step) {
@@ -163,7 +163,7 @@ Model train(const Options& options, Make&& make, Width&& width, Check&& check) {
     cache.reset();
     tape.forward(model, examples.tokens, cache);
     loss = tape.backward(model, examples.targets, gradients).mean();
-    optimizer.step(model, gradients, schedule.rate(step - 1));
+    optimizer.step(model, gradients, schedule.learning_rate(step - 1));
     smooth = step == 1 ? loss : 0.98 * smooth + 0.02 * loss;
     const bool checked = step % options.check_every == 0 || step == options.steps;
     done += static_cast<double>(width(progress(step)));

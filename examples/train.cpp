@@ -280,9 +280,9 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
   add("--batch", options.batch, "Windows at a time");
   add("--length", options.length, "Tokens of a window");
   add("--accumulate", options.accumulate, "Batches that make one step");
-  add("--rate", options.schedule.peak, "Learning rate after the warm-up");
-  add("--least-rate", options.schedule.least, "Learning rate at the end");
-  add("--warmup", options.schedule.warmup_steps, "Steps in which the rate grows");
+  add("--max-lr,--rate", options.schedule.max_lr, "Learning rate after the warm-up");
+  add("--min-lr,--least-rate", options.schedule.min_lr, "Learning rate at the end");
+  add("--warmup", options.schedule.warmup_steps, "Steps over which the learning rate grows");
   add("--weight-decay", options.adamw.weight_decay, "Weight decay of matrices");
   add("--beta1", options.adamw.beta1, "Decay of the gradient's mean");
   add("--beta2", options.adamw.beta2, "Decay of the mean of its square");

@@ -18,7 +18,7 @@ TrainerOptions options() {
           .length = 16,
           .accumulate = 2,
           .seed = 5,
-          .schedule = {.peak = 1e-2, .least = 1e-3, .warmup_steps = 3, .steps = 12},
+          .schedule = {.max_lr = 1e-2, .min_lr = 1e-3, .warmup_steps = 3, .steps = 12},
           .tape = {.dropout = 0.1}};
 }
 
@@ -232,8 +232,8 @@ TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   expect_refused(tokens(), with([&](auto& o) { o.length = most; }), {"more than " + std::to_string(most)});
   expect_refused(tokens(), with([](auto& o) { o.schedule.steps = -1; }), {"steps"});
   const double infinity = std::numeric_limits<double>::infinity(), nan = std::nan("");
-  expect_refused(tokens(), with([&](auto& o) { o.schedule.peak = infinity; }), {"peak", "found inf"});
-  expect_refused(tokens(), with([&](auto& o) { o.schedule.least = nan; }), {"least", "found nan"});
+  expect_refused(tokens(), with([&](auto& o) { o.schedule.max_lr = infinity; }), {"max_lr", "found inf"});
+  expect_refused(tokens(), with([&](auto& o) { o.schedule.min_lr = nan; }), {"min_lr", "found nan"});
   expect_refused(tokens(), with([](auto& o) { o.tape.dropout = 1; }), {"dropout"});
   expect_refused(tokens(), with([](auto& o) { o.adamw.beta1 = 2; }), {"beta1"});
 }
@@ -265,7 +265,7 @@ TEST(RefusedTrainings, ThatDivergeKeepTheLastGoodCheckpoint) {
   const Folder folder;
   const auto file = folder / "training.safetensors";
   TrainerOptions wild = options();
-  wild.schedule = {.peak = 1e30, .least = 1e30, .steps = 6};
+  wild.schedule = {.max_lr = 1e30, .min_lr = 1e30, .steps = 6};
   NativeTrainer trainer(Native(config()), tokens(), wild);
   save_training(trainer, file);
   const auto before = support::contents(folder.path());

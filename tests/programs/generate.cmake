@@ -61,7 +61,7 @@ endforeach()
 string(REPEAT "the quick brown fox jumps over the lazy dog. " 40 text)
 file(WRITE ${WORK}/text.txt "${text}")
 set(model ${WORK}/words)
-execute_process(COMMAND ${TRAIN} --d-model 32 --n-layer 2 --batch 2 --length 32 --steps 60 --warmup 5 --rate 0.01 --sample-every 0
+execute_process(COMMAND ${TRAIN} --d-model 32 --n-layer 2 --batch 2 --length 32 --steps 60 --warmup 5 --max-lr 0.01 --sample-every 0
                         --tokenizer ${TOKENIZER} --text ${WORK}/text.txt --out ${model} RESULT_VARIABLE result OUTPUT_QUIET)
 if(result)
   message(FATAL_ERROR "train failed")

@@ -16,7 +16,7 @@ file(WRITE ${WORK}/one.txt "a")
 file(WRITE ${WORK}/empty.txt "")
 set(model ${WORK}/model)
 foreach(flags IN ITEMS "--steps;40;--out;${model}" "--steps;1;--out;${model}-words;--tokenizer;${TOKENIZER}")
-  execute_process(COMMAND ${TRAIN} --d-model 32 --n-layer 2 --batch 2 --length 32 --warmup 1 --rate 0.01 --sample-every 0
+  execute_process(COMMAND ${TRAIN} --d-model 32 --n-layer 2 --batch 2 --length 32 --warmup 1 --max-lr 0.01 --sample-every 0
                           --text ${WORK}/text.txt ${flags} RESULT_VARIABLE result OUTPUT_QUIET)
   if(result)
     message(FATAL_ERROR "train failed")

@@ -22,7 +22,7 @@ file(WRITE ${WORK}/long.txt "${long}")
 file(WRITE ${WORK}/empty.txt "")
 set(model --d-model 32 --n-layer 2 --batch 2 --length 32 --validate-every 20 --sample-every 60
           --sample-tokens 20)
-set(small ${model} --steps 60 --warmup 5 --rate 0.01 --save-every 10 --text ${WORK}/text.txt)
+set(small ${model} --steps 60 --warmup 5 --max-lr 0.01 --save-every 10 --text ${WORK}/text.txt)
 
 expect(0 "step 60/60  loss [0-9.]+  validation [0-9.]+  [0-9]+ tokens/s.*---" ${small} --out ${WORK}/whole --threads 1)
 foreach(file IN ITEMS model.safetensors config.json training.safetensors loss.csv loss.svg)
@@ -99,7 +99,7 @@ endforeach()
 expect(1 "no training yet, or --resume" ${small} --out ${WORK}/whole)
 expect(1 "backend eigen, found native" ${small} --out ${WORK}/whole --resume --backend eigen)
 file(COPY ${WORK}/whole DESTINATION ${WORK}/longer)
-set(longer ${model} --warmup 5 --rate 0.01 --text ${WORK}/text.txt --out ${WORK}/longer/whole --resume)
+set(longer ${model} --warmup 5 --max-lr 0.01 --text ${WORK}/text.txt --out ${WORK}/longer/whole --resume)
 expect(0 "step 62/62.*note: .*60 steps; with 62.*not those of one run" ${longer} --steps 62)
 expect(1 "steps 61, found 62" ${longer} --steps 61)
 if(NOT WIN32)
@@ -117,7 +117,7 @@ expect(1 "more than 32 tokens to train on.*found 5 of 5" ${other} --text ${WORK}
 expect(1 "no-such-text" ${other} --text ${WORK}/no-such-text --out ${WORK}/none)
 expect(1 "training.safetensors" ${other} --text ${WORK}/text.txt --out ${WORK}/none --resume)
 expect(1 "step [0-9]+: expected a finite loss|the gradient of .*expected finite numbers" ${model} --steps 300 --clip 0
-       --rate 1e30 --warmup 0 --text ${WORK}/text.txt --out ${WORK}/none)
+       --max-lr 1e30 --warmup 0 --text ${WORK}/text.txt --out ${WORK}/none)
 
 # A model to start from brings its tokenizer; one without needs --tokenizer, which is a tokenizer.json.
 set(vocabulary "")
@@ -153,8 +153,8 @@ expect(1 "gguf/tokenizer.json: expected a file" ${letters} --out ${WORK}/none --
 
 # A step that went astray replaces no checkpoint, and a last one leaves no model.
 set(astray ${model} --clip 0 --warmup 0 --save-every 1 --text ${WORK}/text.txt)
-expect(1 "after step 1: expected a finite loss" ${astray} --steps 6 --rate 1e30 --out ${WORK}/none)
-expect(1 "peak.*found inf" ${astray} --steps 1 --rate inf --out ${WORK}/none)
+expect(1 "after step 1: expected a finite loss" ${astray} --steps 6 --max-lr 1e30 --out ${WORK}/none)
+expect(1 "max_lr.*found inf" ${astray} --steps 1 --max-lr inf --out ${WORK}/none)
 set(train ${TRAIN})
 set(TRAIN sh -c "exec \"$0\" \"$@\" --sample-prompt ''" ${train})
 expect(0 "---\n\n" ${other} --text ${WORK}/text.txt --out ${WORK}/prompt)

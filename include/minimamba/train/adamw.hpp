@@ -1,7 +1,7 @@
 // AdamW, with the gradient clipped to a largest norm over all parameters.
 //
 //   minimamba::AdamW<Model> optimizer(model, {.weight_decay = 0.1});
-//   optimizer.step(model, gradients, schedule.rate(i));  // leaves the gradients zero
+//   optimizer.step(model, gradients, schedule.learning_rate(i));  // leaves the gradients zero
 #ifndef MINIMAMBA_TRAIN_ADAMW_HPP
 #define MINIMAMBA_TRAIN_ADAMW_HPP
 

@@ -69,8 +69,8 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
           {"accumulate", number(o.accumulate)},
           {"validation_fraction", o.validation_fraction},
           {"seed", number(o.seed)},
-          {"rate", o.schedule.peak},
-          {"least_rate", o.schedule.least},
+          {"rate", o.schedule.max_lr},  // the keys of older files
+          {"least_rate", o.schedule.min_lr},
           {"warmup_steps", number(o.schedule.warmup_steps)},
           {"steps", number(o.schedule.steps)},
           {"beta1", o.adamw.beta1},
@@ -164,7 +164,8 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   const auto settings = detail::settings_of(trainer);
   std::vector<double> history;
   for (const StepRecord& r : trainer.history()) {
-    history.insert(history.end(), {static_cast<double>(r.step), r.loss, r.rate, r.gradient_norm, r.validation_loss});
+    history.insert(history.end(),
+                   {static_cast<double>(r.step), r.loss, r.learning_rate, r.gradient_norm, r.validation_loss});
   }
   std::vector<StoredTensor> tensors;
   for (const auto& [name, value] : settings) tensors.push_back({"setting." + name, DType::F64, {1}});
@@ -219,7 +220,7 @@ inline std::vector<StepRecord> read_history(const TensorSet& set) {
   for (std::size_t i = 0; i < numbers.size(); i += record_numbers) {
     history.push_back({.step = static_cast<std::int64_t>(history.size()) + 1,
                        .loss = numbers[i + 1],
-                       .rate = numbers[i + 2],
+                       .learning_rate = numbers[i + 2],
                        .gradient_norm = numbers[i + 3],
                        .validation_loss = numbers[i + 4]});
   }

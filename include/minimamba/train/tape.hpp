@@ -42,7 +42,7 @@ struct TapeOptions {
 
 template <class Cache>
 struct BackwardOptions {
-  std::optional<double> scale = {};  // of the loss's sum; by default 1 / count, which makes it the mean
+  std::optional<double> scale = {};  // factor of the summed loss, not 0; by default 1.0 / count, for the mean loss
   Cache* d_state = nullptr;          // the gradient of the final states, which becomes that of the initial ones
   View<typename Cache::ScalarType> d_inputs = {};  // [M, D], or none: overwritten by that of the first block's input
 };
@@ -301,6 +301,10 @@ class Tape {
   }
   void check_gradients(const Model& model, const Model& gradients, const BackwardOptions<Cache>& options) const {
     detail::require_same_parameters(model, gradients, "gradients");
+    if (const double scale = options.scale.value_or(1); scale == 0 || !std::isfinite(scale)) {
+      throw ArgumentError("BackwardOptions.scale", "a finite number other than 0 (1 / count of integers is 0)",
+                          number_text(scale));
+    }
     if (!options.d_inputs.empty()) check_rows("d_inputs", options.d_inputs);
     if (options.d_state == nullptr) return;
     model.check_cache(*options.d_state);

@@ -38,7 +38,7 @@ struct TrainerOptions {
 struct StepRecord {
   std::int64_t step = 0;  // the first is 1
   double loss = 0;        // nats a token, before the step
-  double rate = 0, gradient_norm = 0;
+  double learning_rate = 0, gradient_norm = 0;
   double validation_loss = std::numeric_limits<double>::quiet_NaN();  // after the step, where it was asked for
 };
 
@@ -85,10 +85,11 @@ class Trainer {
     for (std::size_t i = 0; i < options_.accumulate; ++i) loss += numbers[i] * scale;
     if (!std::isfinite(loss)) refuse("step " + std::to_string(number + 1), loss);
     const double norm = optimizer_.norm_of(gradients_, std::span(numbers).subspan(options_.accumulate));
-    const double rate = options_.schedule.rate(number);
-    history_.push_back({.step = number + 1, .loss = loss, .rate = rate});  // before what cannot be taken back
+    const double learning_rate = options_.schedule.learning_rate(number);
+    history_.push_back(
+        {.step = number + 1, .loss = loss, .learning_rate = learning_rate});  // before what cannot be taken back
     try {
-      history_.back().gradient_norm = optimizer_.apply(model_, gradients_, rate, norm);
+      history_.back().gradient_norm = optimizer_.apply(model_, gradients_, learning_rate, norm);
     } catch (...) {
       history_.pop_back();
       throw;
@@ -166,7 +167,7 @@ class Trainer {
     for (const auto& [name, steps] : {std::pair("steps", schedule.steps), {"warmup_steps", schedule.warmup_steps}}) {
       require(steps >= 0, std::string("TrainerOptions.schedule.") + name, "at least 0", std::to_string(steps));
     }
-    for (const auto& [name, rate] : {std::pair("peak", schedule.peak), {"least", schedule.least}}) {
+    for (const auto& [name, rate] : {std::pair("max_lr", schedule.max_lr), {"min_lr", schedule.min_lr}}) {
       require(rate >= 0 && std::isfinite(rate), std::string("TrainerOptions.schedule.") + name,
               "a finite rate of at least 0", number_text(rate));
     }
