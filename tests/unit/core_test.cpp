@@ -153,7 +153,15 @@ TEST(Error, WritesNumbersWithAPointInEveryLocale) {
   if (!comma.reaches_c()) GTEST_SKIP() << "no locale with a decimal comma here; only C++'s was changed";
 }
 
-TEST(Error, SaysWhatWhatWasExpectedAndWhatWasFound) {
+TEST(Error, NamesTheProblem) {
+  const ArgumentError error("load", "loading was cancelled");
+  EXPECT_STREQ(error.what(), "load: loading was cancelled");
+  EXPECT_EQ(error.subject(), "load");
+  EXPECT_EQ(error.expected(), "");
+  EXPECT_EQ(error.found(), "");
+}
+
+TEST(Error, NamesWhatWasExpectedAndWhatWasFound) {
   const ArgumentError error("tokens[3]", "a token id from 0 to 9", "12");
   EXPECT_STREQ(error.what(), "tokens[3]: expected a token id from 0 to 9, found 12");
   EXPECT_EQ(error.subject(), "tokens[3]");

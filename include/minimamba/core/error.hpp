@@ -1,5 +1,5 @@
-// What the library throws: everything a user can cause (a bad file, argument, configuration or token id) is an Error
-// that names the subject, what was expected and what was found. A function that throws leaves every object as it was.
+// The exceptions of the library. Whatever a user can cause (a bad file, argument, configuration or token id) is an
+// Error, which names the file or argument and the problem. A function that throws leaves every object as it was.
 #ifndef MINIMAMBA_CORE_ERROR_HPP
 #define MINIMAMBA_CORE_ERROR_HPP
 
@@ -22,14 +22,15 @@ inline std::string number_text(double value) {
 }
 inline std::string number_text(std::int64_t value) { return std::to_string(value); }
 
-/// Text from an untrusted file, fit for a message: what is no printable ASCII becomes '?', long text is cut.
+/// Text from an untrusted file, made safe for a message: characters other than printable ASCII become '?', and text
+/// longer than `longest` is cut.
 inline std::string printable(std::string_view text, std::size_t longest = 200) {
   std::string result(text.substr(0, longest));
   for (char& x : result) x = x < ' ' || x > '~' ? '?' : x;
   return text.size() > longest ? result + "..." : result;
 }
 
-/// The base of every exception of the library. what() reads "subject: expected this, found that".
+/// The base of every exception of the library. what() is "subject: expected this, found that" or "subject: problem".
 class Error : public std::runtime_error {
  public:
   Error(std::string subject, std::string expected, std::string found)
@@ -37,8 +38,11 @@ class Error : public std::runtime_error {
         subject_(std::move(subject)),
         expected_(std::move(expected)),
         found_(std::move(found)) {}
+  /// For a problem that is not a value other than the expected one; expected() and found() are empty.
+  Error(std::string subject, const std::string& problem)
+      : std::runtime_error(subject + ": " + problem), subject_(std::move(subject)) {}
 
-  /// The file, tensor, key or argument that was refused.
+  /// The file, tensor, key or argument that was rejected.
   const std::string& subject() const noexcept { return subject_; }
   const std::string& expected() const noexcept { return expected_; }
   const std::string& found() const noexcept { return found_; }
@@ -53,7 +57,7 @@ class ArgumentError : public Error {
   using Error::Error;
 };
 
-/// A configuration no model can have: a size that is missing, negative, absurd, or contradicts another.
+/// A configuration that no model can have: a size that is missing, negative, far too large, or contradicts another.
 class ConfigError : public Error {
  public:
   using Error::Error;
@@ -71,7 +75,7 @@ class FormatError : public Error {
   using Error::Error;
 };
 
-/// A well-formed checkpoint that does not fit its model: a tensor missing, repeated, misshaped or of a wrong type.
+/// A well-formed checkpoint that does not fit its model: a tensor is missing, repeated, or has the wrong shape or type.
 class CheckpointError : public Error {
  public:
   using Error::Error;
