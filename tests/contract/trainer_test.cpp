@@ -135,7 +135,7 @@ TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   expect_refused(wide, tokens(), options(), {"training.safetensors", "d_model 32", "found 24"});
   expect_refused(config(), tokens(), longer, {"length 17", "found 16"});
   expect_refused(config(), tokens(), seeded, {"seed 6", "found 5"});
-  expect_refused(config(), text, options(), {"same text"});
+  expect_refused(config(), text, options(), {"another text"});
 
   std::string bytes = support::read_text(file);
   const std::string number = R"("dtype":"F64","shape":[1])", numbers = R"("dtype":"F32","shape":[2])";
@@ -147,7 +147,7 @@ TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   EXPECT_THROW(resume_training(trainer, file), FormatError);
   save(trainer.model(), folder / "model");
   expect_error<CheckpointError>([&] { resume_training(trainer, folder / "model" / "model.safetensors"); },
-                                {"setting.", "none"});
+                                {"setting.", "lacks"});
   EXPECT_THROW(resume_training(trainer, folder / "nothing"), FileError);
 }
 
@@ -270,7 +270,7 @@ TEST(RefusedTrainings, ThatDivergeKeepTheLastGoodCheckpoint) {
   save_training(trainer, file);
   const auto before = support::contents(folder.path());
   trainer.step();  // its own loss is that of the weights before it
-  expect_error<DivergedError>([&] { save_training(trainer, file); }, {"after step 1", "finite loss"});
+  expect_error<DivergedError>([&] { save_training(trainer, file); }, {"after step 1", "the loss is "});
   EXPECT_EQ(support::contents(folder.path()), before);
 
   NativeTrainer spoiled(Native(config()), tokens(), options());

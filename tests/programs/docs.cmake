@@ -1,6 +1,6 @@
-# The programs of a page compile, run, and print what they should:
+# Compiles and runs the programs of a page, and checks what they print:
 #   cmake -DPAGE=... -DEXPECTED=<regular expression> -DCXX=... -DINCLUDE=... -DINCLUDES=... -DLIBRARIES=... -DARGUMENT=... -DWORK=... -P docs.cmake
-# A program is a block of C++ with a main; each is given ARGUMENT. What they print, one after the other, is matched.
+# A program is a block of C++ with a main function; each one gets ARGUMENT. Their outputs together are matched.
 cmake_minimum_required(VERSION 3.21)
 file(READ ${PAGE} page)
 file(MAKE_DIRECTORY ${WORK})
@@ -32,7 +32,7 @@ while(TRUE)
   if(result)
     message(FATAL_ERROR "Program ${count} of ${PAGE} does not compile:\n${printed}")
   endif()
-  execute_process(COMMAND ${WORK}/program${count} ${ARGUMENT} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE printed)
+  execute_process(COMMAND ${WORK}/program${count} ${ARGUMENT} WORKING_DIRECTORY ${WORK} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE printed)
   if(result)
     message(FATAL_ERROR "Program ${count} of ${PAGE} ended with ${result}:\n${printed}")
   endif()
