@@ -1,5 +1,5 @@
-// The code of README.md and docs/*.md that is not a whole program, so that it is compiled too. docs.cmake fails if a fragment
-// of a page is not in this file.
+// The code of README.md and docs/*.md that is not a whole program, so that it is compiled too. docs.cmake fails if a
+// fragment of a page is not in this file.
 #include <minimamba/io.hpp>
 #include <minimamba/minimamba.hpp>
 #include <minimamba/train.hpp>
