@@ -1,4 +1,4 @@
-// Measures how well a model predicts a text, and how much of that quantised weights cost.
+// Measures how well a model predicts a text, and how much worse it is with quantised weights.
 #include <CLI/CLI.hpp>
 
 #include <algorithm>

@@ -70,7 +70,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
           {"accumulate", number(o.accumulate)},
           {"validation_fraction", o.validation_fraction},
           {"seed", number(o.seed)},
-          {"rate", o.schedule.max_lr},  // the names of these two are those of older files
+          {"rate", o.schedule.max_lr},  // older files use these two names
           {"least_rate", o.schedule.min_lr},
           {"warmup_steps", number(o.schedule.warmup_steps)},
           {"steps", number(o.schedule.steps)},

@@ -82,11 +82,11 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
   }
 
   using Buffer = typename Backend::template Buffer<Scalar>;
-  std::shared_ptr<Buffer> memory_;  // each parameter shares it, so that it lives on where a parameter is moved to
+  std::shared_ptr<Buffer> memory_;  // shared by the parameters, each of which keeps it alive after a move
 };
 
-/// The gradients of a model (converted implicitly) or of a part of a model (converted explicitly). A part's gradients
-/// are the same part of the model's gradients:
+/// An argument of Tape::backward: the gradients of a whole model, or, for a model that is part of a larger one, the
+/// same part of the larger one's gradients:
 ///   tape.backward(model.backbone, d_outputs, GradientsOf(gradients.backbone));
 template <class Model>
 struct GradientsOf {

@@ -40,8 +40,8 @@ struct StepRecord {
   double loss = 0;        // nats per token, before the update
   double learning_rate = 0;
   double gradient_norm = 0;  // before clipping
-  double validation_loss =
-      std::numeric_limits<double>::quiet_NaN();  // nats per token, after the update; NaN: not measured
+  /// Nats per token, after the update; NaN if it was not measured.
+  double validation_loss = std::numeric_limits<double>::quiet_NaN();
 };
 
 /// Everything that a step changes, for checkpoints.
@@ -88,8 +88,8 @@ class Trainer {
     if (!std::isfinite(loss)) throw_diverged("step " + std::to_string(number + 1), loss);
     const double norm = optimizer_.norm_of(gradients_, std::span(sums).subspan(options_.accumulate));
     const double learning_rate = options_.schedule.learning_rate(number);
-    history_.push_back(
-        {.step = number + 1, .loss = loss, .learning_rate = learning_rate});  // allocates, so before the model changes
+    // This allocates, so it comes before the model changes.
+    history_.push_back({.step = number + 1, .loss = loss, .learning_rate = learning_rate});
     try {
       history_.back().gradient_norm = optimizer_.apply(model_, gradients_, learning_rate, norm);
     } catch (...) {
@@ -135,8 +135,9 @@ class Trainer {
       total.count += loss.count;
     }
     const double mean = total.count == 0 ? std::numeric_limits<double>::quiet_NaN() : total.mean();
-    if (total.count > 0 && !std::isfinite(mean))
+    if (total.count > 0 && !std::isfinite(mean)) {
       throw_diverged("the validation after step " + std::to_string(steps()), mean);
+    }
     if (!history_.empty()) history_.back().validation_loss = mean;
     return mean;
   }
