@@ -153,7 +153,7 @@ expect(1 "gguf/tokenizer.json: expected a file" ${letters} --out ${WORK}/none --
 
 # A step that went astray replaces no checkpoint, and a last one leaves no model.
 set(astray ${model} --clip 0 --warmup 0 --save-every 1 --text ${WORK}/text.txt)
-expect(1 "after step 1: the loss is (-?nan|-?inf)" ${astray} --steps 6 --max-lr 1e30 --out ${WORK}/none)
+expect(1 "after step 1: the loss is (-?nan|-?inf)" ${astray} --steps 6 --rate 1e30 --out ${WORK}/none)  # the older name of --max-lr
 expect(1 "max_lr.*found inf" ${astray} --steps 1 --max-lr inf --out ${WORK}/none)
 set(train ${TRAIN})
 set(TRAIN sh -c "exec \"$0\" \"$@\" --sample-prompt ''" ${train})
