@@ -1,4 +1,4 @@
-# Finds PCRE2 of 8-bit characters, by pkg-config or by looking for its header and library. Defines the target PCRE2::8BIT.
+# Finds the 8-bit library of PCRE2, with pkg-config or by its header and library. Defines the target PCRE2::8BIT.
 if(NOT TARGET PCRE2::8BIT)
   find_package(PkgConfig QUIET)
   if(PkgConfig_FOUND)

@@ -1,5 +1,4 @@
-# Finds utf8proc, by its own package, by pkg-config, or by looking for its header and library.
-# Defines the target utf8proc::utf8proc.
+# Finds utf8proc, with pkg-config or by its header and library. Defines the target utf8proc::utf8proc.
 if(NOT TARGET utf8proc::utf8proc)
   find_package(PkgConfig QUIET)
   if(PkgConfig_FOUND)

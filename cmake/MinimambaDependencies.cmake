@@ -1,10 +1,11 @@
-# Finding what minimamba stands on. minimamba_find(NAME) looks for a package and, if MINIMAMBA_FETCH_DEPENDENCIES is on,
-# downloads it by commit; minimamba_require(NAME) stops with the cure when there is none.
+# Finds the libraries that minimamba depends on. minimamba_find(NAME) looks for a package and, if
+# MINIMAMBA_FETCH_DEPENDENCIES is on, downloads it by commit. minimamba_require(NAME) stops if it is still missing, with a
+# message that says how to install it.
 include_guard()
 include(FetchContent)
 
-# minimamba_dependency(NAME TARGET apt dnf brew vcpkg REPOSITORY COMMIT [HEADERS]): HEADERS is the folder of the
-# repository to include, if its headers are all that is wanted of it.
+# minimamba_dependency(NAME TARGET apt dnf brew vcpkg REPOSITORY COMMIT [HEADERS]): HEADERS is the include folder
+# in the repository of a header-only library.
 macro(minimamba_dependency name target apt dnf brew vcpkg repository commit)
   set(minimamba_target_${name} ${target})
   set(minimamba_repository_${name} ${repository})
@@ -32,7 +33,7 @@ macro(minimamba_find name)
     if("${name}" MATCHES "^(Utf8proc|Pcre2)$")
       find_package(${name} QUIET MODULE)
     else()
-      find_package(${name} QUIET CONFIG)  # no version here: Eigen 5 refuses to stand in for 3.4
+      find_package(${name} QUIET CONFIG)  # no version here: Eigen 5 would not match 3.4
     endif()
   endif()
   if(NOT TARGET ${minimamba_target_${name}} AND MINIMAMBA_FETCH_DEPENDENCIES AND minimamba_repository_${name})
@@ -40,21 +41,21 @@ macro(minimamba_find name)
   endif()
 endmacro()
 
-# The targets made here are imported ones: no warnings from their headers, and nothing of theirs in our package, whose
-# users find these libraries on their own system.
+# The targets that this function defines are imported ones, so their headers are system headers without warnings. They are
+# not part of our package: its users find these libraries on their own system.
 function(minimamba_fetch name)
   message(STATUS "Fetching ${name} from ${minimamba_repository_${name}} at ${minimamba_commit_${name}}")
   set(content minimamba_${name})
   string(TOLOWER ${content} lower)
   set(options GIT_REPOSITORY ${minimamba_repository_${name}} GIT_TAG ${minimamba_commit_${name}})
   if(minimamba_headers_${name})
-    FetchContent_Declare(${content} ${options} SOURCE_SUBDIR only-its-headers)  # which is not there: no CMake of theirs
+    FetchContent_Declare(${content} ${options} SOURCE_SUBDIR only-its-headers)  # a folder that does not exist, so that their CMakeLists.txt is not read
     FetchContent_MakeAvailable(${content})
     add_library(${minimamba_target_${name}} INTERFACE IMPORTED GLOBAL)
     target_include_directories(${minimamba_target_${name}} INTERFACE "${${lower}_SOURCE_DIR}/${minimamba_headers_${name}}")
     return()
   endif()
-  set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)  # so that their options take these values
+  set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)  # so that these values override their options
   set(CMAKE_WARN_DEPRECATED OFF)
   foreach(option IN ITEMS BUILD_TESTING BUILD_SHARED_LIBS BUILD_GMOCK INSTALL_GTEST UTF8PROC_INSTALL
                           BENCHMARK_ENABLE_TESTING BENCHMARK_ENABLE_INSTALL BENCHMARK_ENABLE_WERROR)

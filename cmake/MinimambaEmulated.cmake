@@ -1,5 +1,5 @@
-# Libraries that the system has compiled for itself but not for the machine it emulates: GoogleTest comes from its source
-# package, and utf8proc, which no emulated test calls, is an empty target. Eigen and nlohmann-json are headers.
+# Libraries for the emulated machine. GoogleTest is compiled from its source package. utf8proc, which no emulated test
+# calls, is an empty target. Eigen and nlohmann-json are header-only.
 find_package(Threads REQUIRED)
 find_path(GTEST_SOURCE gtest-all.cc PATHS /usr/src/googletest/googletest/src NO_CMAKE_FIND_ROOT_PATH REQUIRED)
 add_library(emulated_gtest STATIC EXCLUDE_FROM_ALL "${GTEST_SOURCE}/gtest-all.cc" "${GTEST_SOURCE}/gtest_main.cc")

@@ -23,7 +23,15 @@ install(FILES "${PROJECT_BINARY_DIR}/minimambaConfig.cmake" "${PROJECT_BINARY_DI
               cmake/MinimambaKernels.cmake cmake/FindUtf8proc.cmake cmake/FindPcre2.cmake
         DESTINATION "${package_folder}")
 
-# The pkg-config file finds its prefix from where it lies, so that the tree can be moved or staged.
+# -isystem keeps a user's warning flags from applying to Eigen's headers: compilers ignore the -I for the same folder that
+# eigen3.pc gives. An Eigen that was fetched has no folder to name.
+get_target_property(eigen_folder Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
+set(minimamba_pc_eigen "")
+if(Eigen3_FOUND AND IS_DIRECTORY "${eigen_folder}")
+  set(minimamba_pc_eigen " -isystem ${eigen_folder}")
+endif()
+
+# The pkg-config file derives its prefix from its own location, so that the installed tree can be moved or staged.
 file(RELATIVE_PATH prefix_from_pc "${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
 string(REGEX REPLACE "/$" "" prefix_from_pc "${prefix_from_pc}")
 configure_file(cmake/minimamba.pc.in minimamba.pc @ONLY)

@@ -1,4 +1,4 @@
-# minimamba_program(NAME SOURCE...): one of our own programs, with warnings and sanitizers.
+# minimamba_program(NAME SOURCE...) adds a program of this repository, with warnings and sanitizers.
 function(minimamba_program name)
   add_executable(${name} ${ARGN})
   minimamba_checks(${name})

@@ -1,4 +1,4 @@
-# Compiles for AArch64 with g++-aarch64-linux-gnu, as Debian and Ubuntu pack it, and runs what was built under qemu-user.
+# Compiles for AArch64 with g++-aarch64-linux-gnu, as packaged by Debian and Ubuntu, and runs the programs under qemu-user.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Sets up whatever a fresh machine lacks and runs one of the two things a newcomer wants:
-#   sh cmake/run.sh demo    builds the example programs and runs one
+# Installs missing packages, and builds and runs minimamba:
+#   sh cmake/run.sh demo    builds the program generate and runs it
 #   sh cmake/run.sh test    builds everything and runs the tests
-# A thin front for: cmake --workflow --preset demo|test
+# It is a thin wrapper around: cmake --workflow --preset demo|test
 set -eu
 
 case "${1:-}" in
@@ -19,7 +19,7 @@ for candidate in apt-get dnf brew; do
   if have "$candidate"; then manager=$candidate; break; fi
 done
 
-# A header counts as present when the compiler finds it, wherever it was installed.
+# A library counts as installed if the compiler finds its header.
 have_header() {
   folders="$(pkg-config --cflags eigen3 2>/dev/null || echo -I/usr/include/eigen3)"
   [ "$manager" != brew ] || folders="$folders -I$(brew --prefix)/include"
@@ -27,7 +27,7 @@ have_header() {
   printf '#include <%s>\n' "$1" | "${CXX:-c++}" -std=c++20 -DPCRE2_CODE_UNIT_WIDTH=8 $folders -E -x c++ - >/dev/null 2>&1
 }
 
-# need APT DNF BREW CHECK...: puts a package on the list unless the check succeeds; - is one that the manager lacks.
+# need APT DNF BREW CHECK...: adds a package to the list unless the check succeeds; - means that there is no package.
 missing=""
 need() {
   case "$manager" in
@@ -70,7 +70,7 @@ if [ -n "$missing" ]; then
     dnf) announce $sudo dnf install -y $missing ;;
     brew) announce brew install $missing ;;
     *)
-      echo "Install them and run this again: this user cannot, for want of apt-get, dnf or brew, or of root or sudo." >&2
+      echo "Please install them and run this again: it needs apt-get, dnf or brew, and root or sudo, to do so itself." >&2
       exit 1
       ;;
   esac
@@ -81,7 +81,7 @@ if ! have "${CXX:-c++}"; then
   exit 1
 fi
 if ! cmake --help-full 2>/dev/null | grep -q -- '--workflow'; then
-  echo "CMake 3.25 or later is needed, this is $(cmake --version | head -n 1): see https://cmake.org/download" >&2
+  echo "CMake 3.25 or later is needed, but this is $(cmake --version | head -n 1): see https://cmake.org/download" >&2
   exit 1
 fi
 CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}

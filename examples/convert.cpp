@@ -1,4 +1,4 @@
-// Converts a checkpoint of any format into a folder in the Hugging Face layout or a GGUF file, or says what is in it.
+// Converts a checkpoint of any format into a Hugging Face folder or a GGUF file, or describes its contents.
 #include <minimamba/io.hpp>
 #include <minimamba/text.hpp>
 
@@ -46,7 +46,7 @@ const char* layout_of(const minimamba::Checkpoint& checkpoint) {
   return torch ? "Hugging Face, PyTorch" : "Hugging Face, safetensors";
 }
 
-/// Bytes of the convolution windows and states of one sequence, in f32.
+/// Bytes of one sequence's state (convolution windows and S6 states) in f32.
 std::uint64_t state_bytes(const minimamba::MambaConfig& config) {
   return static_cast<std::uint64_t>(config.n_layer * config.d_inner() * (config.d_conv - 1 + config.d_state)) * 4;
 }
@@ -62,7 +62,7 @@ void print_settings(const minimamba::MambaConfig& config) {
               config.conv_bias ? "yes" : "no");
 }
 
-/// Tensors alike in all layers are one line.
+/// Prints one line for each group of tensors that have the same type and shape in all layers.
 void print_tensors(const minimamba::Checkpoint& checkpoint) {
   std::map<std::string, std::size_t> counts;
   std::vector<std::pair<std::string, std::string>> lines;
@@ -94,8 +94,9 @@ void print_info(const minimamba::Checkpoint& checkpoint) {
   print_tensors(checkpoint);
 }
 
-/// The type that all matrices have, if the output can have it; else F32, or F64 where one has that and the output can.
-/// In GGUF, F16 stands in for rows that are no whole blocks of 32 numbers.
+/// The default type of the output's matrices: the type that all of them have in the input, if the output format
+/// supports it. Otherwise F64 if one of them is F64 and the output supports that, else F32. Quantised GGUF files store
+/// matrices whose row length is not a multiple of 32 as F16, which therefore does not count as another type.
 DType own_type(const minimamba::Checkpoint& checkpoint, bool gguf) {
   std::set<DType> all, of_ragged_rows;
   const minimamba::CheckpointParameters parameters(checkpoint);
@@ -107,16 +108,16 @@ DType own_type(const minimamba::Checkpoint& checkpoint, bool gguf) {
   all.merge(of_ragged_rows);
   if (!gguf && all.contains(DType::F64)) return DType::F64;
   const DType type = *all.begin();
-  const bool narrow = type == DType::F16 || type == DType::BF16 || (gguf && blocks);
-  return narrow && all.size() == 1 ? type : DType::F32;
+  const bool keeps = type == DType::F16 || type == DType::BF16 || (gguf && blocks);
+  return keeps && all.size() == 1 ? type : DType::F32;
 }
 
-/// The files of a Hugging Face tokenizer that travel with a model.
+/// The files of a Hugging Face tokenizer, which are copied with the model.
 constexpr const char* tokenizer_files[] = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt",     "generation_config.json"};
 
-/// tokenizer.json of the input, or of the flag; nothing for models without.
+/// The path of the tokenizer.json given by --tokenizer, or of the input's; nothing if there is none.
 std::optional<fs::path> tokenizer_path(const Arguments& arguments, const minimamba::Checkpoint& checkpoint) {
   if (!arguments.tokenizer.empty()) {
     const fs::path path = arguments.tokenizer;
@@ -126,7 +127,7 @@ std::optional<fs::path> tokenizer_path(const Arguments& arguments, const minimam
   return minimamba::is_there(path) ? std::optional(path) : std::nullopt;
 }
 
-/// What the output's metadata says about the text: taken over from GGUF, or made of tokenizer.json.
+/// Tokenizer metadata for a GGUF output: copied from a GGUF input, or built from tokenizer.json.
 minimamba::GgufMetadata carried_metadata(const Arguments& arguments, const minimamba::Checkpoint& checkpoint) {
   minimamba::GgufMetadata metadata;
   for (const auto& [key, value] : checkpoint.metadata) {
@@ -145,7 +146,7 @@ minimamba::GgufMetadata carried_metadata(const Arguments& arguments, const minim
   return metadata;
 }
 
-/// The same as files of a folder; `text` must outlive them.
+/// Tokenizer files for a folder; they may refer to `text`, which must outlive them.
 std::vector<std::pair<std::string, minimamba::ByteSource>> carried_files(const Arguments& arguments,
                                                                          const minimamba::Checkpoint& checkpoint,
                                                                          std::string& text) {
@@ -168,8 +169,8 @@ std::vector<std::pair<std::string, minimamba::ByteSource>> carried_files(const A
   return files;
 }
 
-/// Refuses what would be lost without --force: files that would be replaced, and other weights of a folder, which would
-/// lie beside a model that is not theirs.
+/// Unless --force is given, throws FileError if a file would be overwritten, or if the output folder already contains
+/// weights in another format, which would then be mixed up with the new model.
 void check_output(const Arguments& arguments, bool gguf, const minimamba::SaveOptions& options) {
   if (arguments.force) return;
   const fs::path output = arguments.output;
@@ -182,30 +183,30 @@ void check_output(const Arguments& arguments, bool gguf, const minimamba::SaveOp
   for (const auto& [name, source] : options.files) kept.push_back(output / name);
   for (const fs::path& path : kept) {
     if (!minimamba::is_there(path)) continue;
-    throw minimamba::FileError(path.string(), "no file yet, or --force to overwrite it", "one");
+    throw minimamba::FileError(path.string(), "the file exists; use --force to overwrite the model");
   }
 }
 
-/// Whether the output is a file, by its name in letters of either case.
+/// Whether a path names a GGUF file, by its extension in upper or lower case.
 bool is_gguf_name(const fs::path& path) {
   std::string extension = path.extension().string();
   for (char& c : extension) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
   return extension == ".gguf";
 }
 
-/// GGUF can hold models that llama.cpp refuses.
+/// Prints a note if llama.cpp cannot run the model in the GGUF file.
 void note_what_llama_cannot_run(const minimamba::MambaConfig& config) {
   const auto note = [](bool so, const char* text) {
     if (so) std::fprintf(stderr, "note: llama.cpp cannot run this file: %s\n", text);
   };
-  note(config.d_inner() != 2 * config.d_model, "it asks for a d_inner that is twice d_model");
-  note(!config.conv_bias, "it asks for conv1d.bias");
-  note(config.bias, "it knows no in_proj.bias and no out_proj.bias");
+  note(config.d_inner() != 2 * config.d_model, "it requires a d_inner of twice d_model");
+  note(!config.conv_bias, "it requires conv1d.bias");
+  note(config.bias, "it does not support in_proj.bias and out_proj.bias");
 }
 
 int convert(const Arguments& arguments) {
   if (arguments.output == "-") {
-    throw minimamba::ArgumentError("output", "a folder to make, or a file named *.gguf", "-, standard output");
+    throw minimamba::ArgumentError("output", "a folder, or a file named *.gguf", "-, standard output");
   }
   const bool gguf = is_gguf_name(arguments.output);
   const minimamba::Checkpoint checkpoint = program::open_model(arguments.input);
@@ -245,25 +246,24 @@ int convert(const Arguments& arguments) {
 
 int main(int argc, char** argv) {
   Arguments arguments;
-  CLI::App app("Converts a Mamba checkpoint of any format into a folder in the Hugging Face layout, or into GGUF.");
+  CLI::App app("Converts a Mamba checkpoint of any format into a Hugging Face folder or a GGUF file.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
-  app.add_option("input", arguments.input, "Folder, safetensors, pytorch_model.bin, index of shards or GGUF")
+  app.add_option("input", arguments.input, "Checkpoint: folder, safetensors, pytorch_model.bin, shard index or GGUF")
       ->required();
-  auto* output = app.add_option("output", arguments.output, "Folder to make, or a file named *.gguf");
+  auto* output = app.add_option("output", arguments.output, "Folder to create, or a file named *.gguf");
   std::set<std::string> names;
   for (const auto& [name, type] : types) names.insert(name);
-  app.add_option(
-         "--type", arguments.type,
-         "How the matrices are stored; without it as in the input where all have one type that is possible, else F32")
+  app.add_option("--type", arguments.type,
+                 "Type of the matrices in the output (default: that of the input, if all have the same, else F32)")
       ->check(CLI::IsMember(names));
-  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json to carry along, in place of the input's own");
-  app.add_flag("--saturate", arguments.saturate, "Clamp numbers that do not fit the type, in place of refusing them");
-  app.add_flag("--force", arguments.force, "Overwrite a model that is there");
-  auto* info = app.add_flag("--info", arguments.info, "Only print what is in the input");
+  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json to include instead of the input's tokenizer");
+  app.add_flag("--saturate", arguments.saturate, "Clamp weights outside the range of the type instead of failing");
+  app.add_flag("--force", arguments.force, "Overwrite an existing model");
+  auto* info = app.add_flag("--info", arguments.info, "Only describe the input");
   info->excludes(output);
   try {
     app.parse(argc, argv);
-    if (!arguments.info && arguments.output.empty()) throw CLI::RequiredError("output, or --info,");
+    if (!arguments.info && arguments.output.empty()) throw CLI::RequiredError("output (or --info)");
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : usage;
   }
@@ -273,7 +273,7 @@ int main(int argc, char** argv) {
     print_info(program::open_model(arguments.input));
     return 0;
   } catch (const minimamba::CancelledError&) {
-    std::fprintf(stderr, "convert: interrupted; nothing was changed\n");
+    std::fprintf(stderr, "convert: interrupted; no file was changed\n");
     return interrupted;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "convert: %s\n", error.what());

@@ -1,5 +1,5 @@
-// Generates a continuation of a prompt with any Mamba checkpoint; the text streams as it is made, and can be taken up
-// again later in another process.
+// Generates a continuation of a prompt with any Mamba checkpoint. The text is streamed, and its state can be saved and
+// continued later by another process.
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -31,7 +31,7 @@ struct Arguments {
   bool ids = false, stats = false, saturate = false, special_tokens_as_text = false;
 };
 
-/// Whole numbers between white space or commas.
+/// Parses integers separated by white space or commas.
 std::vector<std::int32_t> parse_ids(const std::string& text) {
   std::vector<std::int32_t> ids;
   for (std::size_t at = 0; (at = text.find_first_not_of(" \t\r\n,", at)) != text.npos;) {
@@ -39,7 +39,7 @@ std::vector<std::int32_t> parse_ids(const std::string& text) {
     std::int32_t id = 0;
     const auto [rest, error] = std::from_chars(text.data() + at, text.data() + end, id);
     if (error != std::errc() || rest != text.data() + end) {
-      throw minimamba::ArgumentError("--prompt-ids", "token ids", "\"" + text.substr(at, end - at) + "\"");
+      throw minimamba::ArgumentError("--prompt-ids", "integers", "\"" + text.substr(at, end - at) + "\"");
     }
     ids.push_back(id);
     at = end;
@@ -56,7 +56,7 @@ std::vector<std::int32_t> as_ids(const std::string& bytes) {
   return ids;
 }
 
-/// Tokens become text, or numbers. What cannot be printed ends the output, not the program, which has a state to save.
+/// Prints tokens as text or as ids. If printing fails, only the output ends: the program still saves its state.
 class Output {
  public:
   Output(const std::optional<minimamba::Tokenizer>& tokenizer, const Arguments& arguments)
@@ -64,7 +64,7 @@ class Output {
     if (tokenizer) decoder_.emplace(*tokenizer);
   }
 
-  /// Whether more is wanted: somebody reads, and no stop string was found.
+  /// Whether to generate more: the output still works, and no stop string was found.
   bool open() const { return open_ && !stops_.found(); }
 
   void push(std::int32_t token) {
@@ -74,12 +74,12 @@ class Output {
   void show_prompt(const std::string& text) {
     if (!ids_) show(text);
   }
-  /// What waits for more is shown as it is, unless it goes into a saved state.
+  /// Prints the text that was held back (part of a character or of a stop string), unless a saved state keeps it.
   void finish(bool saved) {
     const bool rest = !ids_ && !saved;
     show((rest ? stops_.push(decoder_->finish()) + stops_.finish() : "") + "\n");
   }
-  /// Throws what printing has thrown.
+  /// Rethrows the error of a failed print.
   void check() const {
     if (failure_) std::rethrow_exception(failure_);
   }
@@ -111,14 +111,13 @@ class Output {
   std::exception_ptr failure_;
 };
 
-/// The tokens that the prompt adds; text is shown before its continuation. At the beginning the tokenizer's template
-/// goes with them.
+/// Prints the prompt, if it is text, and returns its tokens. At the beginning of a text they include the special tokens
+/// of the tokenizer's template.
 std::vector<std::int32_t> read_prompt(const Arguments& arguments, const std::optional<minimamba::Tokenizer>& tokenizer,
                                       bool beginning, Output& output) {
   if (arguments.prompt.empty() && arguments.prompt_file.empty()) return parse_ids(arguments.prompt_ids);
   if (!tokenizer) {
-    throw minimamba::ArgumentError("--prompt", "a model with a tokenizer, --tokenizer, or --prompt-ids",
-                                   "a vocabulary without one");
+    throw minimamba::ArgumentError("--prompt", "the model has no tokenizer; use --tokenizer or --prompt-ids");
   }
   const std::string text = arguments.prompt_file.empty() ? arguments.prompt : program::read_file(arguments.prompt_file);
   output.show_prompt(text);
@@ -126,8 +125,8 @@ std::vector<std::int32_t> read_prompt(const Arguments& arguments, const std::opt
       text, {.special_tokens_as_text = arguments.special_tokens_as_text, .add_special_tokens = beginning});
 }
 
-/// Reads all of a prompt but its last token, in pieces, so that Ctrl-C need not wait. What is left is read by
-/// generating.
+/// Reads the prompt except for its last token, in pieces, so that Ctrl-C is noticed soon. Removes the tokens that were
+/// read; generation reads the rest.
 template <class Model>
 void read_ahead(const Model& model, typename Model::Cache& cache, std::vector<std::int32_t>& prompt) {
   program::Pieces pieces(model, 512);
@@ -150,8 +149,7 @@ void print_stats(const Model& model, const Arguments& arguments, const Times& ti
   const auto rate = [](std::size_t tokens, double seconds) {
     return static_cast<double>(tokens) / std::max(seconds, 1e-9);
   };
-  std::fprintf(stderr,
-               "backend %s, %d threads, %zu parameters, %s weights, state of %zu bytes, memory %.0f MB at most\n",
+  std::fprintf(stderr, "backend %s, %d threads, %zu parameters, %s weights, state of %zu bytes, peak memory %.0f MB\n",
                model.backend().name(), model.backend().threads(), model.parameter_count(), arguments.weights.c_str(),
                state_bytes, program::peak_megabytes());
   std::fprintf(stderr, "load %.3f s", times.load);
@@ -164,26 +162,27 @@ void print_stats(const Model& model, const Arguments& arguments, const Times& ti
   std::fprintf(stderr, "\n");
 }
 
-/// Fills the cache from the state to go on from, if one was named, and gives what lies beside it.
+/// Loads the state given by --load-state, if any, into the cache. Returns the other sections of its file.
 template <class Model>
 minimamba::StateSections load_cache(const Model& model, typename Model::Cache& cache, const Arguments& arguments) {
   if (arguments.load_state.empty()) return {};
   auto saved = minimamba::load_state(arguments.load_state, model);
   if (saved.cache.batch() != 1) {
-    throw minimamba::ArgumentError(arguments.load_state, "one row", std::to_string(saved.cache.batch()));
+    throw minimamba::ArgumentError(arguments.load_state, "a state of one sequence",
+                                   std::to_string(saved.cache.batch()));
   }
   cache = std::move(saved.cache);
   return std::move(saved.sections);
 }
 
-/// Tells each token as it is chosen to on_token, which returns whether to go on, and refuses logits that are no
-/// numbers.
+/// Generates tokens and calls on_token with each one until it returns false. Throws CheckpointError if a logit is not
+/// finite.
 template <class Model, class OnToken>
 void choose_tokens(const Model& model, const typename Model::Cache& cache, const minimamba::Checkpoint& checkpoint,
                    minimamba::Generation<Model>& tokens, const OnToken& on_token) {
   const auto check = [&] {
     for (const auto logit : tokens.logits().first(static_cast<std::size_t>(model.config().vocab_size))) {
-      if (!std::isfinite(logit)) program::refuse_numbers(checkpoint, model, cache.position(0));
+      if (!std::isfinite(logit)) program::refuse_logits(checkpoint, model, cache.position(0));
     }
   };
   try {
@@ -192,7 +191,7 @@ void choose_tokens(const Model& model, const typename Model::Cache& cache, const
       if (!on_token(token)) break;
     }
   } catch (const minimamba::ArgumentError&) {
-    if (cache.position(0) > 0) check();  // none to choose from
+    if (cache.position(0) > 0) check();  // there was no token to choose
     throw;
   }
 }
@@ -243,12 +242,12 @@ int run(const Arguments& arguments) {
   using Backend = typename Model::BackendType;
   Times times;
   const auto start = std::chrono::steady_clock::now();
-  if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // what cannot be saved is said now
+  if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // fails now rather than at the end
   minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
   if (tokenizer) program::count_named_tokens(checkpoint, *tokenizer);
   if (!tokenizer && !arguments.stops.empty()) {
-    throw minimamba::ArgumentError("--stop", "a model with a tokenizer, or --tokenizer", "a vocabulary without one");
+    throw minimamba::ArgumentError("--stop", "the model has no tokenizer; use --tokenizer");
   }
   const Model model = minimamba::load<Model>(checkpoint, {.backend = Backend({.threads = arguments.threads}),
                                                           .progress = [](double) { return !stop; },
@@ -277,49 +276,56 @@ void add_options(CLI::App& app, Arguments& arguments) {
   auto& options = arguments.options;
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
   app.add_option("--model", arguments.model,
-                 "Folder or file of a model, of any format (without: the one that comes with this program)");
-  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json or GGUF, in place of the model's own");
+                 "Checkpoint folder or file, in any format (default: the model that ships with minimamba)");
+  app.add_option("--tokenizer", arguments.tokenizer,
+                 "tokenizer.json or GGUF file to use instead of the model's tokenizer");
   auto* text = app.add_option("--prompt", arguments.prompt, "Text to continue");
   auto* file =
-      app.add_option("--prompt-file", arguments.prompt_file, "File with the text to continue; - is standard input");
-  auto* ids = app.add_option("--prompt-ids", arguments.prompt_ids, "Token ids to continue, as \"1 2 3\"");
+      app.add_option("--prompt-file", arguments.prompt_file, "File with the text to continue (-: standard input)");
+  auto* ids = app.add_option("--prompt-ids", arguments.prompt_ids, "Token ids to continue, such as \"1 2 3\"");
   text->excludes(file)->excludes(ids);
   file->excludes(ids);
   app.add_flag("--special-tokens-as-text", arguments.special_tokens_as_text,
-               "Take what looks like a special token in the prompt as the text that it is");
-  app.add_option("--max-new-tokens", options.max_new_tokens, "Tokens to generate at most")->capture_default_str();
-  app.add_option("--temperature", options.temperature, "0 takes the most likely token")->capture_default_str();
-  app.add_option("--top-k", options.top_k, "Choose among the k most likely tokens (0: all)")->capture_default_str();
-  app.add_option("--top-p", options.top_p, "Choose among those with this probability together")->capture_default_str();
-  app.add_option("--min-p", options.min_p, "Choose among those this likely beside the likeliest")
+               "Encode the names of special tokens in the prompt as ordinary text");
+  app.add_option("--max-new-tokens", options.max_new_tokens, "Maximum number of tokens to generate")
       ->capture_default_str();
-  app.add_option("--repetition-penalty", options.repetition_penalty, "Above 1: what was said is less likely")
+  app.add_option("--temperature", options.temperature, "Sampling temperature (0: always the most likely token)")
       ->capture_default_str();
-  app.add_option("--frequency-penalty", options.frequency_penalty, "Taken from a logit for each time it was said")
+  app.add_option("--top-k", options.top_k, "Sample from the k most likely tokens (0: all)")->capture_default_str();
+  app.add_option("--top-p", options.top_p, "Sample from the most likely tokens with this total probability")
       ->capture_default_str();
-  app.add_option("--presence-penalty", options.presence_penalty, "Taken from a logit once it was said")
+  app.add_option("--min-p", options.min_p, "Sample from tokens with at least this part of the highest probability")
       ->capture_default_str();
-  app.add_option("--stop", arguments.stops, "End before this text; may be given several times")
+  app.add_option("--repetition-penalty", options.repetition_penalty,
+                 "Above 1: tokens that occurred before are less likely")
+      ->capture_default_str();
+  app.add_option("--frequency-penalty", options.frequency_penalty,
+                 "Subtracted from a token's logit for each occurrence")
+      ->capture_default_str();
+  app.add_option("--presence-penalty", options.presence_penalty, "Subtracted from a token's logit if it occurred")
+      ->capture_default_str();
+  app.add_option("--stop", arguments.stops, "Stop before this text; may be given several times")
       ->allow_extra_args(false);
-  app.add_option("--seed", options.seed, "Seed of the random choices; a loaded state goes on with its own")
+  app.add_option("--seed", options.seed, "Random seed; a loaded state continues with its own")
       ->check(program::check_seed)
       ->capture_default_str();
-  app.add_flag("--ignore-eos", options.ignore_eos, "Go on after the end-of-text token");
-  app.add_option("--weights", arguments.weights, "How the matrices are kept in memory")
+  app.add_flag("--ignore-eos", options.ignore_eos, "Continue after the end-of-text token");
+  app.add_option("--weights", arguments.weights, "Weight format of the matrices in memory")
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8", "q4"}))
       ->capture_default_str();
-  app.add_flag("--saturate", arguments.saturate, "Clamp numbers that do not fit --weights, in place of refusing them");
-  app.add_option("--backend", arguments.backend, "What computes")
+  app.add_flag("--saturate", arguments.saturate, "Clamp weights outside the range of --weights instead of failing");
+  app.add_option("--backend", arguments.backend, "Backend that computes")
       ->check(CLI::IsMember({"native", "eigen", "reference"}))
       ->capture_default_str();
-  app.add_option("--threads", arguments.threads, "0: as many as the process may use")->capture_default_str();
-  app.add_option("--save-state", arguments.save_state, "Write what the model remembers at the end to this file");
-  app.add_option("--load-state", arguments.load_state, "Go on from a state; a prompt follows what was read before");
-  app.add_flag("--ids", arguments.ids, "Print token ids, not text");
-  app.add_flag("--stats", arguments.stats, "Print rates and sizes to standard error at the end");
+  app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
+      ->capture_default_str();
+  app.add_option("--save-state", arguments.save_state, "Save the state at the end to this file");
+  app.add_option("--load-state", arguments.load_state, "Continue from a saved state; a prompt is appended");
+  app.add_flag("--ids", arguments.ids, "Print token ids instead of text");
+  app.add_flag("--stats", arguments.stats, "Print speed and sizes to standard error at the end");
 }
 
-/// Where nothing else is said: what the model that comes with the program is good at.
+/// Defaults that suit the model that ships with minimamba, for options that were not given.
 void use_shipped_model(const CLI::App& app, Arguments& arguments) {
   arguments.model = program::shipped_model("shakespeare").string();
   const bool prompted = app.count("--prompt") + app.count("--prompt-file") + app.count("--prompt-ids") > 0;

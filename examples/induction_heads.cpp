@@ -1,6 +1,6 @@
-// Induction heads (section 4.1 of the paper): among random tokens, one token is marked by standing behind a special
-// one. When the special token comes again, at the end, the marked one must be said. A model that learns this on 256
-// tokens and still does it after a million of them remembers without a context window.
+// Induction heads (section 4.1 of the paper). In a sequence of random tokens, a special token occurs once, and again at
+// the end. The model must then output the token that followed the special one the first time. A model that was trained
+// on 256 tokens and still does so after a million tokens remembers without a context window.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -22,10 +22,10 @@ constexpr std::int32_t special = 15;  // the others are 0 to 14
 
 std::int32_t ordinary(Random& random) { return static_cast<std::int32_t>(random.uniform(0, special)); }
 
-/// A sequence that is told token by token, so that it may be longer than memory.
+/// A sequence that is generated token by token, so that it may be longer than memory.
 class Sequence {
  public:
-  /// reach: how far before the end the special token may stand at most.
+  /// reach: the maximum distance of the special token from the end.
   Sequence(std::size_t length, std::size_t reach, Random random) : length_(length), random_(std::move(random)) {
     const std::size_t places = std::min(reach, length - 2);
     place_ = length - 2 - places + static_cast<std::size_t>(random_.uniform(0, static_cast<double>(places)));
@@ -55,20 +55,20 @@ Examples make_examples(std::size_t batch, std::size_t length, std::size_t reach,
   return examples;
 }
 
-/// Training begins with special tokens near the end, and from step to step they may be farther from it: what is near is
-/// learned first. After 0.4 of the steps they may stand anywhere.
+/// The maximum distance of the special token from the end: short distances are learned first. It grows with each step,
+/// until after 0.4 of the steps the special token can be anywhere.
 std::size_t reach_at(double progress, std::size_t length) {
   return 16 + static_cast<std::size_t>(std::min(1.0, progress / 0.4) * static_cast<double>(length));
 }
 
-/// The part of `count` sequences whose marked token is the likeliest at the end; all of them are read side by side, a
-/// piece at a time, with the state alone as memory.
+/// The fraction of `count` sequences after which the right token is the most likely one. Sequences are read in batches,
+/// one piece at a time, so that only the state carries information from piece to piece.
 double accuracy(const Model& model, std::size_t length, std::size_t count, std::uint64_t seed,
                 synthetic::LiveLine* line = nullptr) {
-  constexpr std::size_t side_by_side = 64, piece = 64;
+  constexpr std::size_t batch_size = 64, piece = 64;
   std::size_t right = 0;
-  for (std::size_t first = 0; first < count && !program::stop; first += side_by_side) {
-    const std::size_t rows = std::min(side_by_side, count - first);
+  for (std::size_t first = 0; first < count && !program::stop; first += batch_size) {
+    const std::size_t rows = std::min(batch_size, count - first);
     std::vector<Sequence> sequences;
     for (std::size_t i = 0; i < rows; ++i) {
       sequences.emplace_back(length, length, Random(seed, formatted("%zu of %zu", first + i, length)));
@@ -96,7 +96,7 @@ double accuracy(const Model& model, std::size_t length, std::size_t count, std::
 }
 
 struct Test {
-  int least = 6, greatest = 20;  // lengths of 2^6 to 2^20 tokens
+  int min_power = 6, max_power = 20;  // lengths of 2^6 to 2^20 tokens
   std::size_t sequences = 1000, long_sequences = 64;
 };
 
@@ -104,8 +104,8 @@ void test(const Model& model, const synthetic::Options& options, const Test& tes
   std::vector<std::string> labels;
   std::vector<double> parts;
   synthetic::LiveLine line;
-  std::printf("\n%9s  %9s  %8s  %8s\n", "length", "sequences", "right", "seconds");
-  for (int power = test.least; power <= test.greatest; ++power) {
+  std::printf("\n%9s  %9s  %8s  %8s\n", "length", "sequences", "accuracy", "seconds");
+  for (int power = test.min_power; power <= test.max_power; ++power) {
     const std::size_t length = std::size_t{1} << power, count = power <= 12 ? test.sequences : test.long_sequences;
     const auto start = std::chrono::steady_clock::now();
     const double part = accuracy(model, length, count, options.seed ^ 0x7E57, &line);
@@ -113,36 +113,39 @@ void test(const Model& model, const synthetic::Options& options, const Test& tes
     labels.push_back("2^" + std::to_string(power)), parts.push_back(part);
     line.show(formatted("%9zu  %9zu  %6.1f %%  %8.1f", length, count, 100 * part, program::seconds_since(start)), true);
   }
-  std::printf("memory %.0f MB at most\n", program::peak_megabytes());
-  synthetic::write_plot(options,
-                        synthetic::plot_svg("Induction heads: part of the sequences that end right", labels, parts,
-                                            "2^" + std::to_string(std::lround(std::log2(options.length)))));
+  std::printf("peak memory %.0f MB\n", program::peak_megabytes());
+  synthetic::write_plot(options, synthetic::plot_svg("Induction heads: accuracy", labels, parts,
+                                                     "2^" + std::to_string(std::lround(std::log2(options.length)))));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   synthetic::Options options;
-  // Few steps, or a low rate at the end, and what is remembered fades before the millionth token.
-  options.steps = 12000, options.rate = 4e-3, options.least_rate = 2e-3, options.plot = "induction_heads.svg";
+  // With fewer steps or a lower final learning rate, the memory fades before the millionth token.
+  options.steps = 12000, options.max_lr = 4e-3, options.min_lr = 2e-3, options.plot = "induction_heads.svg";
   Test tests;
   CLI::App app("Trains a Mamba model on the paper's induction heads, and tests it on far longer sequences.");
   synthetic::add_options(app, options);
-  app.add_option("--length", options.length, "Tokens of a sequence to train on")
+  app.add_option("--length", options.length, "Tokens per training sequence")
       ->check(CLI::Range(3, 1 << 24))
       ->capture_default_str();
   const auto powers = CLI::Range(2, 30);
-  app.add_option("--least", tests.least, "Test from 2 to this power")->check(powers)->capture_default_str();
-  app.add_option("--greatest", tests.greatest, "Test to 2 to this power")->check(powers)->capture_default_str();
-  app.add_option("--sequences", tests.sequences, "Sequences to test, up to 2^12 tokens")
+  app.add_option("--min-power", tests.min_power, "Shortest test length, as a power of 2")
+      ->check(powers)
+      ->capture_default_str();
+  app.add_option("--max-power", tests.max_power, "Longest test length, as a power of 2")
+      ->check(powers)
+      ->capture_default_str();
+  app.add_option("--sequences", tests.sequences, "Test sequences for each length of up to 2^12 tokens")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--long-sequences", tests.long_sequences, "Sequences to test of longer ones")
+  app.add_option("--long-sequences", tests.long_sequences, "Test sequences for each longer length")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.callback([&] {
-    if (tests.least <= tests.greatest) return;
-    throw CLI::ValidationError("--least", "above --greatest, " + std::to_string(tests.greatest));
+    if (tests.min_power <= tests.max_power) return;
+    throw CLI::ValidationError("--min-power", "must not exceed --max-power, " + std::to_string(tests.max_power));
   });
   return synthetic::run("induction_heads", app, argc, argv, [&] {
     const Model model = synthetic::train(

@@ -1,4 +1,4 @@
-// Measures how well a model foretells a text, and what narrower weights cost.
+// Measures how well a model predicts a text, and how much worse it is with quantised weights.
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -26,10 +26,10 @@ struct Arguments {
   bool saturate = false;
 };
 
-/// What is scored, and the bytes that it stands for.
+/// The text to score, as tokens.
 struct Text {
   std::vector<std::int32_t> tokens;
-  std::size_t scored_bytes = 0;  // without those of the first token
+  std::size_t scored_bytes = 0;  // bytes of all tokens but the first, which is not scored
 };
 
 Text read_text(const Arguments& arguments, const minimamba::Tokenizer& tokenizer) {
@@ -42,7 +42,7 @@ Text read_text(const Arguments& arguments, const minimamba::Tokenizer& tokenizer
     read.scored_bytes = tokenizer.decode(read.tokens).size();
   }
   if (read.tokens.size() < 2) {
-    throw minimamba::ArgumentError(arguments.file, "two tokens or more: the first is not scored",
+    throw minimamba::ArgumentError(arguments.file, "two tokens or more (the first is not scored)",
                                    std::to_string(read.tokens.size()));
   }
   read.scored_bytes -= std::min(read.scored_bytes, tokenizer.decode(std::span(read.tokens).first(1)).size());
@@ -55,7 +55,7 @@ struct Result {
   double seconds = 0;
 };
 
-/// The line that tells how far it is, for whoever watches.
+/// Shows the progress on a terminal.
 void show_progress(program::LiveLine& line, const std::string& weights, const minimamba::Score& score,
                    std::size_t tokens, double seconds) {
   const double rate = static_cast<double>(score.tokens) / std::max(seconds, 1e-9);
@@ -85,7 +85,7 @@ Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const 
     const auto some = rest.first(std::min(pieces.next(), rest.size()));
     scorer.read(some);
     if (const auto tokens = scorer.not_finite_after()) {
-      program::refuse_numbers(checkpoint, model, static_cast<std::int64_t>(*tokens));
+      program::refuse_logits(checkpoint, model, static_cast<std::int64_t>(*tokens));
     }
     rest = rest.subspan(some.size());
     seconds = program::seconds_since(start);
@@ -151,7 +151,7 @@ int run(const Arguments& arguments) {
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
   if (tokenizer) program::count_named_tokens(checkpoint, *tokenizer);
   if (!tokenizer) {
-    throw minimamba::ArgumentError("--model", "one with a tokenizer, or --tokenizer", "a vocabulary without one");
+    throw minimamba::ArgumentError("--model", "the model has no tokenizer; use --tokenizer");
   }
   const Text text = read_text(arguments, *tokenizer);
   std::vector<Result> results;
@@ -161,7 +161,7 @@ int run(const Arguments& arguments) {
                           "  tokens/s\n");
   }
   for (const std::string& weights : arguments.weights) {
-    if (!read) break;  // nobody does any more
+    if (!read) break;  // the reader has closed the pipe
     results.push_back(measure_on(checkpoint, text, arguments, weights));
     const Result& result = results.back();
     if (result.score.tokens + 1 < text.tokens.size()) {
@@ -179,23 +179,27 @@ int run(const Arguments& arguments) {
 
 int main(int argc, char** argv) {
   Arguments arguments;
-  CLI::App app("Measures how well a Mamba model foretells a text: nats per token and bits per byte.");
+  CLI::App app("Measures how well a Mamba model predicts a text: nats per token and bits per byte.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
-  app.add_option("--model", arguments.model, "Folder or file of a model, of any format")->required();
-  app.add_option("--file", arguments.file, "File with the text; - is standard input")->required();
-  app.add_option("--last", arguments.last, "Only this part of the tokens, from the end: 0.1 is what train validates on")
+  app.add_option("--model", arguments.model, "Checkpoint folder or file, in any format")->required();
+  app.add_option("--file", arguments.file, "File with the text (-: standard input)")->required();
+  app.add_option("--last", arguments.last,
+                 "Score only this part of the tokens, at the end; train validates on the last 0.1")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json or GGUF, in place of the model's own");
-  app.add_option("--weights", arguments.weights, "How the matrices are kept in memory; several make a table: f32,q8,q4")
+  app.add_option("--tokenizer", arguments.tokenizer,
+                 "tokenizer.json or GGUF file to use instead of the model's tokenizer");
+  app.add_option("--weights", arguments.weights,
+                 "Weight format of the matrices in memory; several (f32,q8,q4) give a table")
       ->delimiter(',')
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8", "q4"}))
       ->capture_default_str();
-  app.add_flag("--saturate", arguments.saturate, "Clamp numbers that do not fit --weights, in place of refusing them");
-  app.add_option("--backend", arguments.backend, "What computes")
+  app.add_flag("--saturate", arguments.saturate, "Clamp weights outside the range of --weights instead of failing");
+  app.add_option("--backend", arguments.backend, "Backend that computes")
       ->check(CLI::IsMember({"native", "eigen", "reference"}))
       ->capture_default_str();
-  app.add_option("--threads", arguments.threads, "0: as many as the process may use")->capture_default_str();
+  app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
+      ->capture_default_str();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

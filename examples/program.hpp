@@ -1,4 +1,4 @@
-// What the example programs share: exit codes, Ctrl-C, output that may break, a line that changes, tokenizers.
+// Code that the example programs share: exit codes, Ctrl-C, output, a progress line, files, checkpoints, tokenizers.
 #ifndef MINIMAMBA_EXAMPLES_PROGRAM_HPP
 #define MINIMAMBA_EXAMPLES_PROGRAM_HPP
 
@@ -40,7 +40,7 @@
 #endif
 
 #ifndef MINIMAMBA_EXAMPLE_DATA
-#define MINIMAMBA_EXAMPLE_DATA "examples/data"  // for who compiles by hand, in the source tree
+#define MINIMAMBA_EXAMPLE_DATA "examples/data"  // for programs compiled by hand in the source tree
 #endif
 
 namespace program {
@@ -49,8 +49,8 @@ constexpr int refused = 1, usage = 2, interrupted = 130;
 
 inline std::atomic<bool> stop{false};
 
-/// Ctrl-C sets `stop`; a second one ends the program at once. A reader that goes away, and a limit on the size of
-/// files, are seen as a failed write.
+/// The first Ctrl-C sets `stop`, the second one ends the program immediately. SIGPIPE and SIGXFSZ are ignored, so that
+/// a closed pipe and a limit on the size of files show up as failed writes.
 inline void handle_signals() {
   std::signal(SIGINT, [](int) {
     if (stop) std::_Exit(interrupted);
@@ -68,7 +68,7 @@ inline double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Whether standard error (2) or output (1) is read by a person now, for whom a line may be written over.
+/// Whether standard error (2) or standard output (1) is a terminal, where a line can be overwritten.
 inline bool is_terminal(int descriptor = 2) {
 #if defined(__unix__) || defined(__APPLE__)
   return ::isatty(descriptor) != 0;
@@ -77,7 +77,7 @@ inline bool is_terminal(int descriptor = 2) {
 #endif
 }
 
-/// The width of that terminal.
+/// The width of the terminal, in characters.
 inline std::size_t columns() {
 #if defined(__unix__) || defined(__APPLE__)
   winsize size{};
@@ -86,7 +86,8 @@ inline std::size_t columns() {
   return 80;
 }
 
-/// A line of a terminal that is written over; nothing elsewhere. It never wraps, for what has wrapped stays.
+/// A progress line that overwrites itself on a terminal; it shows nothing elsewhere. The text is cut to the width of
+/// the terminal, because a wrapped line could not be overwritten.
 class LiveLine {
  public:
   LiveLine() = default;
@@ -98,7 +99,7 @@ class LiveLine {
     if (!is_terminal()) return;
     const std::size_t most = columns() - 1, size = std::min(text.size(), most);
     text.resize(size);
-    text.resize(std::max(size, std::min(shown_, most)), ' ');  // over what is left of the last one
+    text.resize(std::max(size, std::min(shown_, most)), ' ');  // overwrites the rest of the previous text
     std::fprintf(stderr, "\r%s", text.c_str());
     std::fflush(stderr);
     shown_ = size;
@@ -114,19 +115,20 @@ class LiveLine {
   std::size_t shown_ = 0;
 };
 
-inline bool line_open = false;  // whether print() has left off within a line
+inline bool line_open = false;  // whether the last print() ended without a newline
 
-/// Writes to standard output and shows it. False when nobody reads any more; throws when it cannot be written.
+/// Writes to standard output and flushes it. Returns false if the reader has closed the pipe. Throws FileError if
+/// writing fails for another reason.
 inline bool print(std::string_view text) {
   if (!text.empty()) line_open = text.back() != '\n';
   errno = 0;
   const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
   if (written) return true;
   if (errno == EPIPE) return false;
-  throw minimamba::FileError("standard output", "room for the text", std::strerror(errno));
+  throw minimamba::FileError("standard output", std::string("cannot be written: ") + std::strerror(errno));
 }
 
-/// Says why the program ends, on a line of its own.
+/// Prints the error on a new line of standard error, and returns the exit code.
 inline int refuse(const char* name, const std::exception& error) {
   if (line_open) std::fputc('\n', stdout);
   std::fflush(stdout);
@@ -134,19 +136,19 @@ inline int refuse(const char* name, const std::exception& error) {
   return refused;
 }
 
-/// For CLI11, which would take the nearest number that fits: says what is wrong with a seed, if anything is.
+/// Validates a seed for CLI11, which would otherwise clamp it. Returns the problem, or an empty text.
 inline std::string check_seed(const std::string& text) {
   std::uint64_t seed = 0;
   const char* const end = text.data() + text.size();
   const auto [rest, error] = std::from_chars(text.data(), end, seed);
-  return error == std::errc() && rest == end ? "" : "expected a whole number from 0 to 2^64 - 1, found " + text;
+  return error == std::errc() && rest == end ? "" : "expected an integer from 0 to 2^64 - 1, found " + text;
 }
 
-/// What standard input still brings; nothing is left for who asks again.
+/// Reads standard input to its end. It can be read only once.
 inline std::string read_input() {
   static bool was_read = false;
   if (std::exchange(was_read, true)) {
-    throw minimamba::FileError("standard input", "one use of -", "another one, for which nothing is left");
+    throw minimamba::FileError("standard input", "it can be read only once, but - is given more than once");
   }
   std::string text;
   char piece[1 << 16];
@@ -154,11 +156,12 @@ inline std::string read_input() {
     size = std::fread(piece, 1, sizeof piece, stdin);
     text.append(piece, size);
   }
-  if (std::ferror(stdin)) throw minimamba::FileError("standard input", "bytes to its end", std::strerror(errno));
+  if (std::ferror(stdin))
+    throw minimamba::FileError("standard input", std::string("cannot be read: ") + std::strerror(errno));
   return text;
 }
 
-/// The whole of a file, or of what a pipe still brings; of standard input for "-".
+/// Reads a file or a pipe to its end; "-" is standard input.
 inline std::string read_file(const std::filesystem::path& path) {
   if (path == "-") return read_input();
   std::error_code unknown;
@@ -171,17 +174,17 @@ inline std::string read_file(const std::filesystem::path& path) {
     return text;
   }
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw minimamba::FileError(path.string(), "a file that can be read", std::strerror(errno));
+  if (!stream) throw minimamba::FileError(path.string(), std::string("cannot be opened: ") + std::strerror(errno));
   for (char piece[1 << 16]; stream && !stop;) {
     stream.read(piece, sizeof(piece));
     text.append(piece, static_cast<std::size_t>(stream.gcount()));
   }
-  if (stream.bad()) throw minimamba::FileError(path.string(), "bytes to its end", std::strerror(errno));
+  if (stream.bad()) throw minimamba::FileError(path.string(), std::string("cannot be read: ") + std::strerror(errno));
   return text;
 }
 
-/// How many tokens to read at a time, so that Ctrl-C is soon seen: more and more while that takes no time. Only where
-/// the bits do not depend on it, which is everywhere but with Eigen: there it is always the same number.
+/// The number of tokens to read per call, chosen so that Ctrl-C is noticed soon: it starts small and doubles while a
+/// call takes less than 0.1 s. On the Eigen backend, whose bits depend on it, it is constant.
 class Pieces {
  public:
   template <class Model>
@@ -190,7 +193,7 @@ class Pieces {
         size_(minimamba::BackendTraits<typename Model::BackendType>::splits_exactly ? std::min<std::size_t>(most, 16)
                                                                                     : most) {}
 
-  /// The size of the next piece, asked for as soon as the last one was read.
+  /// The size of the next piece. Call it right after the previous piece was read.
   std::size_t next() {
     const auto now = std::chrono::steady_clock::now();
     if (begun_ && now - start_ < std::chrono::milliseconds(100)) size_ = std::min(2 * size_, most_);
@@ -205,23 +208,23 @@ class Pieces {
   std::chrono::steady_clock::time_point start_;
 };
 
-/// Says on standard error what is ignored or changed.
+/// Prints a note about ignored or changed input to standard error.
 inline void print_note(const std::string& note) { std::fprintf(stderr, "note: %s\n", note.c_str()); }
 
-/// Opens a checkpoint, and says what of it is ignored.
+/// Opens a checkpoint and prints its notes.
 inline minimamba::Checkpoint open_model(const std::filesystem::path& path) {
   minimamba::Checkpoint checkpoint = minimamba::open_checkpoint(path);
   for (const std::string& note : checkpoint.notes) print_note(note);
   return checkpoint;
 }
 
-/// Says what was ignored in a tokenizer, and passes it on.
+/// Prints the notes of a tokenizer and returns it.
 inline minimamba::Tokenizer with_notes(minimamba::Tokenizer tokenizer) {
   for (const std::string& note : tokenizer.notes()) print_note(note);
   return tokenizer;
 }
 
-/// Regular expressions that the library does not know are PCRE2's affair, where it is there.
+/// Options for loading a tokenizer: with PCRE2, if the program was built with it, for other regular expressions.
 inline minimamba::TokenizerOptions tokenizer_options() {
   minimamba::TokenizerOptions options;
 #if defined(MINIMAMBA_WITH_PCRE2)
@@ -230,8 +233,8 @@ inline minimamba::TokenizerOptions tokenizer_options() {
   return options;
 }
 
-/// The tokenizer that was asked for, or the model's own: in its GGUF file, tokenizer.json beside it, the bytes for a
-/// model with 256 tokens. None for others.
+/// The tokenizer at `path` or, if that is empty, the model's own: from its GGUF file, from the tokenizer.json in its
+/// folder, or bytes for a model with 256 tokens. Otherwise there is none.
 inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& path,
                                                           const minimamba::Checkpoint& checkpoint) {
   const minimamba::TokenizerOptions options = tokenizer_options();
@@ -249,17 +252,18 @@ inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& pat
   return std::nullopt;
 }
 
-/// Rows that fill up the embedding are tokens where the tokenizer that was asked for names them.
+/// Padding rows of the embedding count as tokens if the tokenizer has tokens for them.
 inline void count_named_tokens(minimamba::Checkpoint& checkpoint, const minimamba::Tokenizer& tokenizer) {
   auto id = static_cast<std::int32_t>(std::min<std::int64_t>(tokenizer.size(), checkpoint.config.padded_vocab_size()));
   while (id > checkpoint.config.vocab_size && tokenizer.bytes_of(id - 1).empty()) --id;
   checkpoint.config.vocab_size = std::max<std::int64_t>(checkpoint.config.vocab_size, id);
 }
 
-/// Says why logits are no numbers: names the first tensor of the model's that holds NaN or infinity, if one does.
+/// Throws CheckpointError for logits that are NaN or infinite. It names the first tensor that contains such a value.
 template <class Model>
-[[noreturn]] void refuse_numbers(const minimamba::Checkpoint& checkpoint, const Model& model, std::int64_t tokens) {
-  const std::string expected = "finite numbers (the logits are none after " + std::to_string(tokens) + " tokens)";
+[[noreturn]] void refuse_logits(const minimamba::Checkpoint& checkpoint, const Model& model, std::int64_t tokens) {
+  const std::string logits =
+      "the logits after " + std::to_string(tokens) + (tokens == 1 ? " token" : " tokens") + " are not finite: ";
   std::vector<double> some(1U << 14);
   minimamba::for_each_parameter(
       [&](std::string_view name, const auto& parameter) {
@@ -268,21 +272,22 @@ template <class Model>
           checkpoint.read(name, first, part);
           const auto bad = std::find_if(part.begin(), part.end(), [&](double x) {
             const bool zero_a = name.ends_with("A_log") && x == -std::numeric_limits<double>::infinity();
-            return !std::isfinite(x) && !zero_a;  // an A of zero is one as any other
+            return !std::isfinite(x) && !zero_a;  // A = 0 is valid
           });
           if (bad == part.end()) continue;
-          throw minimamba::CheckpointError(checkpoint.weights_name + ": " + checkpoint.find(name)->name, expected,
-                                           minimamba::number_text(*bad) + " in element " +
-                                               std::to_string(first + static_cast<std::size_t>(bad - part.begin())));
+          throw minimamba::CheckpointError(checkpoint.weights_name + ": " + checkpoint.find(name)->name,
+                                           logits + "element " +
+                                               std::to_string(first + static_cast<std::size_t>(bad - part.begin())) +
+                                               " of this tensor is " + minimamba::number_text(*bad));
         }
       },
       model);
-  throw minimamba::CheckpointError(checkpoint.weights_name, expected,
-                                   "finite numbers in all tensors, which are too large to compute with");
+  throw minimamba::CheckpointError(checkpoint.weights_name,
+                                   logits + "all weights are finite, but too large to compute with");
 }
 
-/// The tokenizer in a GGUF file as tokenizer.json: the one that it holds, or one made of its parts. Empty if its tokens
-/// are the bytes, or if it has none.
+/// The text of a tokenizer.json for the tokenizer of a GGUF file: the one stored in it, or one built from its parts.
+/// Empty if the tokens are bytes, or if there is no tokenizer.
 inline std::string gguf_tokenizer_json(const minimamba::Checkpoint& checkpoint) {
   const auto json = checkpoint.metadata.find(minimamba::hugging_face_tokenizer_key);
   const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
@@ -294,7 +299,7 @@ inline std::string gguf_tokenizer_json(const minimamba::Checkpoint& checkpoint) 
   return minimamba::are_bytes(parts.tokens) ? "" : minimamba::tokenizer_json(parts);
 }
 
-/// Where this program lies; empty where the system does not tell.
+/// The path of this program; empty where the system does not provide it.
 inline std::filesystem::path executable() {
   std::error_code error;
 #if defined(__APPLE__)
@@ -308,18 +313,19 @@ inline std::filesystem::path executable() {
 #endif
 }
 
-/// A model that comes with the programs: beside them where they are installed, or in the source tree that they were
-/// built from. Throws FileError.
+/// The folder of a model that ships with minimamba: from the installation of this program, or from the source tree that
+/// it was built from. Throws FileError if neither exists.
 inline std::filesystem::path shipped_model(const std::string& name) {
   const std::filesystem::path installed = executable().parent_path().parent_path() / "share" / "minimamba" / name;
   const std::filesystem::path source = std::filesystem::path(MINIMAMBA_EXAMPLE_DATA) / name;
   for (const auto& folder : {installed, source}) {
     if (std::filesystem::exists(folder / "config.json")) return folder;
   }
-  throw minimamba::FileError(installed.string(), "the model that comes with minimamba, or --model", "none");
+  throw minimamba::FileError(installed.string(),
+                             "the model that ships with minimamba is missing; name one with --model");
 }
 
-/// Greatest resident memory so far, in MB; 0 where the system does not tell.
+/// Peak resident memory so far, in MB; 0 where the system does not provide it.
 inline double peak_megabytes() {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {

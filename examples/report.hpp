@@ -1,4 +1,4 @@
-// The history of a training as a table and as a picture that needs nothing beside it.
+// The history of a training run as a CSV table and as a self-contained SVG plot.
 #ifndef MINIMAMBA_EXAMPLES_REPORT_HPP
 #define MINIMAMBA_EXAMPLES_REPORT_HPP
 
@@ -14,19 +14,20 @@
 
 namespace program {
 
-/// step,loss,validation_loss,rate,gradient_norm: one line a step, and nothing where nothing was measured.
+/// step,loss,validation_loss,learning_rate,gradient_norm: one line per step; the validation loss is
+/// empty if it was not measured.
 inline std::string loss_csv(std::span<const minimamba::StepRecord> history) {
-  std::string text = "step,loss,validation_loss,rate,gradient_norm\n";
+  std::string text = "step,loss,validation_loss,learning_rate,gradient_norm\n";
   for (const minimamba::StepRecord& record : history) {
     const bool validated = !std::isnan(record.validation_loss);
     text += std::to_string(record.step) + "," + minimamba::number_text(record.loss) + "," +
             (validated ? minimamba::number_text(record.validation_loss) : "") + "," +
-            minimamba::number_text(record.rate) + "," + minimamba::number_text(record.gradient_norm) + "\n";
+            minimamba::number_text(record.learning_rate) + "," + minimamba::number_text(record.gradient_norm) + "\n";
   }
   return text;
 }
 
-/// With one digit behind the point, whatever the locale.
+/// A number with one decimal place, in every locale.
 inline std::string tenths(double value) {
   char text[400];  // enough for the largest double
   return {text, std::to_chars(text, text + sizeof(text), value, std::chars_format::fixed, 1).ptr};
@@ -36,14 +37,14 @@ struct PlotPoint {
   double x = 0, y = 0;
 };
 
-/// The area of the picture that the curves have, and what it stands for.
+/// The plot area in pixels, and the ranges of its axes.
 struct PlotFrame {
   double left = 60, top = 20, width = 720, height = 330;
-  double last_step = 1, least = 0, greatest = 1;
+  double last_step = 1, min_loss = 0, max_loss = 1;
 
   std::string at(PlotPoint point) const {
     return tenths(left + width * point.x / last_step) + "," +
-           tenths(top + height * (greatest - point.y) / (greatest - least));
+           tenths(top + height * (max_loss - point.y) / (max_loss - min_loss));
   }
 };
 
@@ -58,7 +59,7 @@ inline std::string plot_text(double x, double y, const std::string& anchor, cons
          anchor + "\">" + content + "</text>\n";
 }
 
-/// Means of so many steps that about 400 points are left: the noise of single batches hides the curve.
+/// The loss averaged over groups of steps, about 400 points in total: the noise of single batches would hide the curve.
 inline std::vector<PlotPoint> smoothed(std::span<const minimamba::StepRecord> history) {
   const std::size_t some = std::max<std::size_t>(history.size() / 400, 1);
   std::vector<PlotPoint> points;
@@ -71,7 +72,7 @@ inline std::vector<PlotPoint> smoothed(std::span<const minimamba::StepRecord> hi
   return points;
 }
 
-/// Loss and validation loss over the steps, as an SVG picture.
+/// An SVG plot of the training and the validation loss over the steps.
 inline std::string loss_svg(std::span<const minimamba::StepRecord> history) {
   const std::vector<PlotPoint> losses = smoothed(history);
   std::vector<PlotPoint> validations;
@@ -83,7 +84,7 @@ inline std::string loss_svg(std::span<const minimamba::StepRecord> history) {
   PlotFrame frame;
   for (const std::span<const PlotPoint> points : {std::span(losses), std::span<const PlotPoint>(validations)}) {
     for (const PlotPoint& point : points) {
-      frame.greatest = std::max(frame.greatest, std::ceil(point.y));
+      frame.max_loss = std::max(frame.max_loss, std::ceil(point.y));
       frame.last_step = std::max(frame.last_step, point.x);
     }
   }
@@ -91,7 +92,7 @@ inline std::string loss_svg(std::span<const minimamba::StepRecord> history) {
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 800 400\" font-family=\"sans-serif\" "
       "font-size=\"12\">\n<rect width=\"800\" height=\"400\" fill=\"white\"/>\n";
   for (int tick = 0; tick <= 5; ++tick) {
-    const double part = tick / 5.0, value = frame.greatest * part, y = frame.top + frame.height * (1 - part);
+    const double part = tick / 5.0, value = frame.max_loss * part, y = frame.top + frame.height * (1 - part);
     svg += "<line x1=\"60\" x2=\"780\" y1=\"" + minimamba::number_text(y) + "\" y2=\"" + minimamba::number_text(y) +
            "\" stroke=\"#ddd\"/>\n";
     svg += plot_text(frame.left - 8, y + 4, "end", minimamba::number_text(value));
@@ -99,7 +100,7 @@ inline std::string loss_svg(std::span<const minimamba::StepRecord> history) {
                      minimamba::number_text(std::round(frame.last_step * part)));
   }
   svg += plot_curve(frame, losses, "#1f77b4") + plot_curve(frame, validations, "#d62728");
-  svg += plot_text(420, 392, "middle", "steps; loss in nats a token: blue training, red validation");
+  svg += plot_text(420, 392, "middle", "steps; loss in nats per token (blue: training, red: validation)");
   return svg + "</svg>\n";
 }
 

@@ -1,5 +1,5 @@
-// A tour with a model of 15 million random parameters: a forward pass over two sequences of 128 tokens, then token by
-// token with the state carried in a cache. Compare the numbers with MiniMamba's example of the same sizes.
+// A tour with a model of 15 million random parameters: a forward pass over two sequences of 128 tokens, then generation
+// token by token with the state in a cache. MiniMamba's example of the same sizes prints comparable figures.
 #include <minimamba/minimamba.hpp>
 
 #include <algorithm>
@@ -35,7 +35,7 @@ int main() {
   constexpr std::size_t batch = 2, length = 128;
   const std::vector<std::int32_t> tokens = random_tokens(batch * length, config.vocab_size);
   auto cache = model.make_cache(batch);
-  model.forward(tokens, cache);  // the first call makes room for its intermediate values
+  model.forward(tokens, cache);  // warm-up: the first call allocates the workspace
   std::array<double, 5> seconds{};
   for (double& elapsed : seconds) {
     cache.reset();
@@ -51,7 +51,7 @@ int main() {
   std::printf("forward             %.1f ms, %.0f tokens/s (median of %zu)\n", seconds[2] * 1e3,
               static_cast<double>(batch * length) / seconds[2], seconds.size());
 
-  // Generation: the prompt is read once; after it, each token costs the same, however long the text has become.
+  // Generation: the prompt is read once. Each token after it costs the same, however long the text is.
   auto one = model.make_cache();
   const std::vector<std::int32_t> prompt(tokens.begin(), tokens.begin() + 32);
   const auto start = std::chrono::steady_clock::now();

@@ -1,6 +1,6 @@
-// Selective copying (section 4.1 of the paper): 16 tokens stand at random places among noise, and must be said in their
-// order at the end. Where they stand is another for each sequence, so a convolution or a linear system that does not
-// depend on its input cannot tell them from the noise; a selective one lets the noise pass.
+// Selective copying (section 4.1 of the paper). 16 tokens are at random positions among noise, and the model must
+// output them in order at the end. The positions differ from sequence to sequence, so a convolution or a linear system
+// that does not depend on its input cannot separate the tokens from the noise. A selective one can ignore the noise.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -17,20 +17,20 @@ namespace {
 using minimamba::Random;
 using synthetic::Examples, synthetic::Model, synthetic::formatted;
 
-constexpr std::size_t copied = 16;           // tokens to copy
-constexpr std::int32_t noise = 0, say = 15;  // the tokens to copy are 1 to 14
+constexpr std::size_t copied = 16;             // tokens to copy
+constexpr std::int32_t noise = 0, query = 15;  // the tokens to copy are 1 to 14
 
-/// length tokens with those to copy among them, then `copied` times the token that asks for the next one.
+/// Appends `length` tokens, the ones to copy among noise, and then `copied` query tokens, one for each expected output.
 void add_sequence(std::size_t length, Random& random, Examples& examples) {
   std::vector<std::int32_t> data(copied), tokens(length, noise);
   for (auto& token : data) token = 1 + static_cast<std::int32_t>(random.uniform(0, 14));
   std::size_t left = copied;
-  for (std::size_t t = 0; t < length && left > 0; ++t) {  // each set of places is as likely as any other
+  for (std::size_t t = 0; t < length && left > 0; ++t) {  // all sets of positions are equally likely
     if (random.uniform() * static_cast<double>(length - t) < static_cast<double>(left))
       tokens[t] = data[copied - left--];
   }
   examples.tokens.insert(examples.tokens.end(), tokens.begin(), tokens.end());
-  examples.tokens.insert(examples.tokens.end(), copied, say);
+  examples.tokens.insert(examples.tokens.end(), copied, query);
   examples.targets.insert(examples.targets.end(), length, minimamba::ignored_target);
   examples.targets.insert(examples.targets.end(), data.begin(), data.end());
 }
@@ -41,30 +41,30 @@ Examples make_examples(std::size_t batch, std::size_t length, Random& random) {
   return examples;
 }
 
-/// Training begins without noise, and from step to step there is more of it, until after 0.6 of them the sequences have
-/// their length: remembering 16 tokens in order takes long to learn, and is learned faster from short sequences.
+/// The sequence length at some point of the training. It starts without noise and grows until after 0.6 of the steps:
+/// remembering 16 tokens in order takes long to learn, and is learned faster from short sequences.
 std::size_t length_at(double progress, std::size_t length) {
   const double grown = static_cast<double>(length) / static_cast<double>(copied);
   return static_cast<std::size_t>(static_cast<double>(copied) * std::pow(grown, std::min(1.0, progress / 0.6)) + 0.5);
 }
 
-/// The part of the tokens to copy that are said right, over `count` sequences.
+/// The fraction of the tokens that are copied correctly, over `count` sequences.
 double accuracy(const Model& model, std::size_t length, std::size_t count, std::uint64_t seed) {
-  constexpr std::size_t side_by_side = 32;
+  constexpr std::size_t batch_size = 32;
   Random random(seed);
   std::size_t right = 0, all = 0;
-  for (std::size_t first = 0; first < count && !program::stop; first += side_by_side) {
-    const std::size_t rows = std::min(side_by_side, count - first), width = length + copied;
+  for (std::size_t first = 0; first < count && !program::stop; first += batch_size) {
+    const std::size_t rows = std::min(batch_size, count - first), width = length + copied;
     const Examples examples = make_examples(rows, length, random);
     auto cache = model.make_cache(static_cast<std::int64_t>(rows));
-    std::vector<std::int32_t> read, asked;
+    std::vector<std::int32_t> read, queries;
     for (std::size_t row = 0; row < rows; ++row) {
       const auto tokens = examples.tokens.begin() + static_cast<std::ptrdiff_t>(row * width);
       read.insert(read.end(), tokens, tokens + static_cast<std::ptrdiff_t>(length));
-      asked.insert(asked.end(), copied, say);
+      queries.insert(queries.end(), copied, query);
     }
     model.forward_last(read, cache);
-    const auto logits = model.forward(asked, cache);
+    const auto logits = model.forward(queries, cache);
     for (std::size_t i = 0; i < rows * copied; ++i) {
       const auto row = logits.row(i);
       const std::int32_t target = examples.targets[i / copied * width + length + i % copied];
@@ -79,7 +79,7 @@ void test(const Model& model, const synthetic::Options& options, std::size_t seq
   std::vector<std::string> labels;
   std::vector<double> parts;
   synthetic::LiveLine line;
-  std::printf("\n%9s  %9s  %12s\n", "length", "sequences", "tokens right");
+  std::printf("\n%9s  %9s  %12s\n", "length", "sequences", "accuracy");
   for (const std::size_t length : {options.length / 2, options.length, options.length * 2, options.length * 4}) {
     if (length < copied) continue;
     const double part = accuracy(model, length, sequences, options.seed ^ 0x7E57);
@@ -89,23 +89,25 @@ void test(const Model& model, const synthetic::Options& options, std::size_t seq
                         length == options.length ? "  (trained at this length)" : ""),
               true);
   }
-  synthetic::write_plot(options, synthetic::plot_svg("Selective copying: part of the tokens that are said right",
-                                                     labels, parts, std::to_string(options.length)));
+  synthetic::write_plot(options, synthetic::plot_svg("Selective copying: accuracy per token", labels, parts,
+                                                     std::to_string(options.length)));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   synthetic::Options options;
-  options.steps = 6000, options.batch = 32, options.length = 256, options.rate = 4e-3, options.least_rate = 1e-4;
+  options.steps = 6000, options.batch = 32, options.length = 256, options.max_lr = 4e-3, options.min_lr = 1e-4;
   options.plot = "selective_copying.svg";
   std::size_t sequences = 1000;
   CLI::App app("Trains a Mamba model on the paper's selective copying of 16 tokens.");
   synthetic::add_options(app, options);
-  app.add_option("--length", options.length, "Tokens among which those to copy stand")
+  app.add_option("--length", options.length, "Sequence length: tokens to copy and noise")
       ->check(CLI::Range(static_cast<int>(copied), 1 << 24))
       ->capture_default_str();
-  app.add_option("--sequences", sequences, "Sequences to test")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--sequences", sequences, "Test sequences for each length")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   return synthetic::run("selective_copying", app, argc, argv, [&] {
     const Model model = synthetic::train(
         options,

@@ -1,4 +1,4 @@
-// What the paper's synthetic tasks share: training on examples that are made as they are needed, a live line, the plot.
+// Code that the programs for the paper's synthetic tasks share: training on generated examples, progress, the plot.
 #ifndef MINIMAMBA_EXAMPLES_SYNTHETIC_HPP
 #define MINIMAMBA_EXAMPLES_SYNTHETIC_HPP
 
@@ -24,7 +24,7 @@ namespace synthetic {
 
 using Model = minimamba::Mamba<float, minimamba::NativeTraining>;
 
-/// What is read, and what must be said after each of its tokens, or minimamba::ignored_target.
+/// A batch of input tokens, and the expected output after each of them or minimamba::ignored_target.
 struct Examples {
   std::vector<std::int32_t> tokens, targets;  // [B, L]
 };
@@ -32,7 +32,7 @@ struct Examples {
 struct Options {
   std::int64_t d_model = 64, n_layer = 2, steps = 1000, check_every = 500;
   std::size_t batch = 8, length = 256;
-  double rate = 1e-3, least_rate = 1e-4;
+  double max_lr = 1e-3, min_lr = 1e-4;
   std::uint64_t seed = 0;
   int threads = 0;
   std::string plot, save;
@@ -44,20 +44,20 @@ inline void add_options(CLI::App& app, Options& options) {
     return app.add_option(name, value, what)->capture_default_str();
   };
   const auto one = CLI::Range(1, 1 << 24);
-  add("--d-model", options.d_model, "Width of the model")->check(one);
-  add("--n-layer", options.n_layer, "Blocks of the model")->check(one);
-  add("--steps", options.steps, "Steps of training")->check(CLI::NonNegativeNumber);
-  add("--batch", options.batch, "Sequences of a step")->check(one);
-  add("--rate", options.rate, "Learning rate after the warm-up");
-  add("--least-rate", options.least_rate, "Learning rate at the end");
-  add("--check-every", options.check_every, "Steps between looks at the accuracy")->check(one);
-  add("--seed", options.seed, "Seed of the weights and of all sequences")->check(program::check_seed);
-  add("--threads", options.threads, "0: as many as the process may use");
-  add("--plot", options.plot, "File for the plot");
+  add("--d-model", options.d_model, "Model width")->check(one);
+  add("--n-layer", options.n_layer, "Number of blocks")->check(one);
+  add("--steps", options.steps, "Training steps")->check(CLI::NonNegativeNumber);
+  add("--batch", options.batch, "Sequences per step")->check(one);
+  add("--max-lr,--rate", options.max_lr, "Learning rate after the warm-up");
+  add("--min-lr,--least-rate", options.min_lr, "Learning rate at the end");
+  add("--check-every", options.check_every, "Steps between measurements of the accuracy")->check(one);
+  add("--seed", options.seed, "Random seed of the weights and of all sequences")->check(program::check_seed);
+  add("--threads", options.threads, "Number of threads (0: one for each available core)");
+  add("--plot", options.plot, "SVG file for the plot");
   add("--save", options.save, "Folder for the trained model");
 }
 
-/// A line that changes in a terminal, and lines now and then elsewhere.
+/// A progress line that overwrites itself on a terminal; lines to keep are printed everywhere.
 class LiveLine {
  public:
   void show(const std::string& text, bool keep) {
@@ -82,7 +82,7 @@ inline std::string clock_text(double seconds) {
   return formatted("%ld:%02ld", left / 60, left % 60);
 }
 
-/// A curve of parts from 0 to 1 over labels, with a dotted line where the model was trained.
+/// An SVG plot of fractions from 0 to 1 over labels, with a dotted line at the length that the model was trained on.
 inline std::string plot_svg(const std::string& title, const std::vector<std::string>& labels,
                             const std::vector<double>& parts, const std::string& trained) {
   const double left = 60, top = 40, width = 700, height = 260;
@@ -114,7 +114,8 @@ inline std::string plot_svg(const std::string& title, const std::vector<std::str
   }
   svg += "<polyline fill=\"none\" stroke=\"#1f77b4\" stroke-width=\"1.5\" points=\"" + points + "\"/>\n";
   return svg +
-         "<text x=\"410\" y=\"346\" text-anchor=\"middle\">length of the sequence; dotted: trained at</text>\n</svg>\n";
+         "<text x=\"410\" y=\"346\" text-anchor=\"middle\">sequence length (dotted: length in "
+         "training)</text>\n</svg>\n";
 }
 
 inline void write_plot(const Options& options, const std::string& svg) {
@@ -124,8 +125,8 @@ inline void write_plot(const Options& options, const std::string& svg) {
   file.commit();
 }
 
-/// Throws for a plot or a model that could not be written in the end: that is better known before the training. What is
-/// there stays as it is.
+/// Throws FileError before the training if the plot or the model could not be written after it. Existing files are not
+/// changed.
 inline void check_outputs(const Options& options) {
   if (!options.plot.empty()) minimamba::AtomicFile(options.plot);
   if (options.save.empty()) return;
@@ -135,8 +136,9 @@ inline void check_outputs(const Options& options) {
   }
 }
 
-/// Trains on make(random, progress), sequences of width(progress) tokens, progress from 0 to 1: the same options give
-/// the same bits. check(model) says how good it is, from 0 to 1, now and then. Ctrl-C ends it early.
+/// Trains on the batches of make(random, progress), sequences of width(progress) tokens; progress grows from 0 to 1.
+/// The same options give the same bits. check(model) measures the accuracy, from 0 to 1, every options.check_every
+/// steps. Ctrl-C ends the training early.
 template <class Make, class Width, class Check>
 Model train(const Options& options, Make&& make, Width&& width, Check&& check) {
   check_outputs(options);
@@ -149,13 +151,13 @@ Model train(const Options& options, Make&& make, Width&& width, Check&& check) {
   minimamba::Tape<Model> tape(model);
   auto cache = model.make_cache(static_cast<std::int64_t>(options.batch));
   const minimamba::Schedule schedule{
-      .peak = options.rate, .least = options.least_rate, .warmup_steps = options.steps / 50, .steps = options.steps};
+      .max_lr = options.max_lr, .min_lr = options.min_lr, .warmup_steps = options.steps / 50, .steps = options.steps};
   minimamba::Random random(options.seed, "examples");
   LiveLine line;
   const auto progress = [&](std::int64_t step) {
     return static_cast<double>(step - 1) / static_cast<double>(options.steps);
   };
-  double loss = 0, smooth = 0, done = 0, all = 0;  // done, all: tokens of a row
+  double loss = 0, smooth = 0, done = 0, all = 0;  // done, all: tokens of one sequence of the batch
   for (std::int64_t step = 1; step <= options.steps; ++step) all += static_cast<double>(width(progress(step)));
   const auto start = std::chrono::steady_clock::now();
   for (std::int64_t step = 1; step <= options.steps && !program::stop; ++step) {
@@ -163,21 +165,21 @@ Model train(const Options& options, Make&& make, Width&& width, Check&& check) {
     cache.reset();
     tape.forward(model, examples.tokens, cache);
     loss = tape.backward(model, examples.targets, gradients).mean();
-    optimizer.step(model, gradients, schedule.rate(step - 1));
+    optimizer.step(model, gradients, schedule.learning_rate(step - 1));
     smooth = step == 1 ? loss : 0.98 * smooth + 0.02 * loss;
     const bool checked = step % options.check_every == 0 || step == options.steps;
     done += static_cast<double>(width(progress(step)));
     const double rate = done / std::max(program::seconds_since(start), 1e-9);
     std::string text = formatted("step %lld/%lld  loss %.5f", static_cast<long long>(step),
                                  static_cast<long long>(options.steps), smooth);
-    if (checked) text += formatted("  right %.2f %%", 100 * check(model));
+    if (checked) text += formatted("  accuracy %.2f %%", 100 * check(model));
     text += formatted("  %.0f tokens/s  ", rate * static_cast<double>(options.batch));
     line.show(text + clock_text((all - done) / rate) + " left", checked);
   }
   return model;
 }
 
-/// Runs main's body: what every program here does with flags, signals and errors.
+/// The body of main(): parses the flags, handles Ctrl-C and prints errors.
 template <class Body>
 int run(const char* name, CLI::App& app, int argc, char** argv, Body&& body) {
   try {

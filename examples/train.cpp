@@ -1,4 +1,4 @@
-// Trains a Mamba model on text files. What comes out is a folder that this library and transformers load.
+// Trains a Mamba model on text files. The result is a folder that this library and transformers can load.
 #include <minimamba/text.hpp>
 #include <minimamba/train.hpp>
 #include <minimamba/train/checkpoint.hpp>
@@ -49,14 +49,15 @@ void write_file(const fs::path& path, const std::string& text) {
   file.commit();
 }
 
-/// Standard output that cannot be written is an error; that nobody reads it is none, for the model is what counts.
+/// Prints to standard output. A closed pipe is ignored, because the result is the model; other failures throw
+/// FileError.
 void say(const char* format, auto... values) {
   char text[400];
   std::snprintf(text, sizeof text, format, values...);
   program::print(text);
 }
 
-/// The line that tells how far the training is: one that changes in a terminal, now and then one elsewhere.
+/// Shows the progress: a line that overwrites itself on a terminal, elsewhere one line every ten steps.
 class Progress {
  public:
   explicit Progress(std::int64_t begin) : first_(begin) {}
@@ -75,13 +76,13 @@ class Progress {
     line_.show(last_);
     if (record.step == options.schedule.steps || (!terminal_ && record.step % 10 == 0)) end_line();
   }
-  /// What was shown last stays, and is followed by other lines.
+  /// Keeps the last line, so that other output can follow it.
   void end_line() {
     line_.clear();
     if (!last_.empty()) program::print(std::exchange(last_, {}) + "\n");
   }
 
-  /// Time that is spent on something else than steps.
+  /// Runs body() without counting its time as training.
   template <class Body>
   void pause(Body&& body) {
     const auto begin = std::chrono::steady_clock::now();
@@ -98,13 +99,14 @@ class Progress {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// What the text is cut into, and the file that says so to who loads the model: none where tokens are bytes.
+/// The tokenizer, and the tokenizer.json to save with the model; empty if the tokens are bytes.
 struct Vocabulary {
   minimamba::Tokenizer tokenizer;
   std::string json;
 };
 
-/// The tokenizer that was asked for, or that of the model to start from. Throws where there is none.
+/// The tokenizer given by --tokenizer, or that of the model given by --init, or bytes. Throws ArgumentError if the
+/// model of --init has none.
 Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init) {
   if (!arguments.tokenizer.empty()) {
     const fs::path given(arguments.tokenizer),
@@ -115,8 +117,7 @@ Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minim
   if (!init) return {minimamba::Tokenizer::bytes(), ""};
   auto own = program::find_tokenizer("", *init);
   if (!own) {
-    throw minimamba::ArgumentError("--init " + arguments.init, "a model with a tokenizer, or --tokenizer",
-                                   "a vocabulary without one");
+    throw minimamba::ArgumentError("--init " + arguments.init, "the model has no tokenizer; use --tokenizer");
   }
   if (init->format == minimamba::CheckpointFormat::gguf) return {*std::move(own), program::gguf_tokenizer_json(*init)};
   const fs::path json = init->folder / "tokenizer.json";
@@ -145,26 +146,27 @@ class Program {
     if (arguments_.resume) {
       resume_training(trainer_, checkpoint_, program::print_note);
     } else if (minimamba::is_there(checkpoint_)) {
-      throw minimamba::FileError(checkpoint_.string(), "no training yet, or --resume", "one");
+      throw minimamba::FileError(checkpoint_.string(), "this training run exists already; continue it with --resume");
     }
     minimamba::AtomicFile::remove_strays(arguments_.out);
     say("%zu parameters, %zu tokens to train on, %zu to validate on\n", trainer_.model().parameter_count(),
         trainer_.split().training.size(), trainer_.split().validation.size());
     for (const auto& record : trainer_.history()) note(record);
     Progress progress(trainer_.steps());
-    if (trainer_.steps() > 0) progress.pause([&] { validate_if_due(); });  // a training that ended while it validated
-    std::exception_ptr unsaid;
-    while (!trainer_.ended() && !stop && !unsaid) {
+    if (trainer_.steps() > 0)
+      progress.pause([&] { validate_if_due(); });  // it may have been interrupted during its validation
+    std::exception_ptr failure;
+    while (!trainer_.ended() && !stop && !failure) {
       trainer_.step();
       progress.pause([&] { validate_if_due(); });
-      unsaid = tell_step(progress);
+      failure = report_step(progress);
       if (due(arguments_.save_every)) progress.pause([&] { save_all(); });
     }
-    save_all();  // what was learned is kept, whatever cannot be said
-    if (unsaid) std::rethrow_exception(unsaid);
+    save_all();  // the model is saved even if nothing can be printed
+    if (failure) std::rethrow_exception(failure);
     if (stop) {
       progress.end_line();
-      say("stopped after step %lld; --resume goes on\n", static_cast<long long>(trainer_.steps()));
+      say("stopped after step %lld; --resume continues\n", static_cast<long long>(trainer_.steps()));
     }
     return stop ? interrupted : 0;
   }
@@ -172,8 +174,8 @@ class Program {
  private:
   using Backend = typename Model::BackendType;
 
-  /// Returns what standard output refused, if it did.
-  std::exception_ptr tell_step(Progress& progress) {
+  /// Prints the last step. Returns the error if standard output cannot be written.
+  std::exception_ptr report_step(Progress& progress) {
     try {
       const auto& record = trainer_.history().back();
       note(record);
@@ -191,9 +193,9 @@ class Program {
     if (init) {
       Model model = minimamba::load<Model>(*init, {.backend = backend});
       if (tokenizer.size() <= model.config().vocab_size) return model;
-      throw minimamba::ArgumentError("tokenizer",
-                                     "at most " + std::to_string(model.config().vocab_size) + " tokens, as the model",
-                                     std::to_string(tokenizer.size()));
+      throw minimamba::ArgumentError(
+          "tokenizer", "at most " + std::to_string(model.config().vocab_size) + " tokens, the vocabulary of the model",
+          std::to_string(tokenizer.size()));
     }
     minimamba::MambaConfig config = arguments_.config;
     config.vocab_size = tokenizer.size();
@@ -221,7 +223,7 @@ class Program {
     if (!std::isnan(record.validation_loss)) validation_ = record.validation_loss;
   }
 
-  /// The training first: should anything fail after it, it can be resumed.
+  /// Saves the training checkpoint first, so that training can be resumed if anything after it fails.
   void save_all() {
     const fs::path out(arguments_.out);
     save_training(trainer_, checkpoint_);
@@ -257,48 +259,48 @@ class Program {
 
 void add_model_options(CLI::App& app, Arguments& arguments) {
   auto& config = arguments.config;
-  CLI::Option* const init = app.add_option("--init", arguments.init, "Model to start from (without: random weights)");
+  CLI::Option* const init = app.add_option("--init", arguments.init, "Model to start from (default: random weights)");
   const auto add = [&](const char* name, std::int64_t& value, const char* what) {
     app.add_option(name, value, what)->capture_default_str()->excludes(init);
   };
-  add("--d-model", config.d_model, "Width of the model");
-  add("--n-layer", config.n_layer, "Blocks of the model");
-  add("--d-state", config.d_state, "States of a channel");
+  add("--d-model", config.d_model, "Model width");
+  add("--n-layer", config.n_layer, "Number of blocks");
+  add("--d-state", config.d_state, "States per channel");
   add("--d-conv", config.d_conv, "Width of the convolution");
-  add("--expand", config.expand, "Inner width, as a multiple of the width");
-  app.add_flag("--untied", arguments.untied, "A head of its own, not the embedding's matrix")->excludes(init);
+  add("--expand", config.expand, "Inner width as a multiple of the model width");
+  app.add_flag("--untied", arguments.untied, "Use separate matrices for the embedding and the head")->excludes(init);
 }
 
 void add_training_options(CLI::App& app, Arguments& arguments) {
   auto& options = arguments.options;
   const auto add = [&](const char* name, auto& value, const char* what) {
     CLI::Option* const option = app.add_option(name, value, what)->capture_default_str();
-    // What is never negative would otherwise take -1 for the greatest number.
+    // Without this check, CLI11 would wrap -1 around to the largest unsigned value.
     return std::is_unsigned_v<std::remove_cvref_t<decltype(value)>> ? option->check(CLI::NonNegativeNumber) : option;
   };
-  add("--steps", options.schedule.steps, "Steps in all");
-  add("--batch", options.batch, "Windows at a time");
-  add("--length", options.length, "Tokens of a window");
-  add("--accumulate", options.accumulate, "Batches that make one step");
-  add("--rate", options.schedule.peak, "Learning rate after the warm-up");
-  add("--least-rate", options.schedule.least, "Learning rate at the end");
-  add("--warmup", options.schedule.warmup_steps, "Steps in which the rate grows");
-  add("--weight-decay", options.adamw.weight_decay, "Weight decay of matrices");
-  add("--beta1", options.adamw.beta1, "Decay of the gradient's mean");
-  add("--beta2", options.adamw.beta2, "Decay of the mean of its square");
-  add("--clip", options.adamw.clip, "Largest norm of the gradient (0: any)");
-  add("--dropout", options.tape.dropout, "Part of each block's output that is left out");
-  app.add_flag("--recompute", options.tape.recompute, "Less memory: compute activations twice");
-  add("--validation-fraction", options.validation_fraction, "Part of the text, its end, that is not learned");
-  add("--validation-batches", arguments.validation_batches, "Batches to validate on, at most");
-  app.add_option("--seed", options.seed, "Seed of the weights, the windows and dropout")
+  add("--steps", options.schedule.steps, "Total number of steps");
+  add("--batch", options.batch, "Windows per batch");
+  add("--length", options.length, "Tokens per window");
+  add("--accumulate", options.accumulate, "Batches per step (gradient accumulation)");
+  add("--max-lr,--rate", options.schedule.max_lr, "Learning rate after the warm-up");
+  add("--min-lr,--least-rate", options.schedule.min_lr, "Learning rate at the end");
+  add("--warmup", options.schedule.warmup_steps, "Warm-up steps");
+  add("--weight-decay", options.adamw.weight_decay, "Weight decay of the matrices");
+  add("--beta1", options.adamw.beta1, "AdamW: decay of the mean of the gradient");
+  add("--beta2", options.adamw.beta2, "AdamW: decay of the mean of its square");
+  add("--clip", options.adamw.clip, "Maximum norm of the gradient (0: no clipping)");
+  add("--dropout", options.tape.dropout, "Dropout probability of each block's output");
+  app.add_flag("--recompute", options.tape.recompute, "Save memory by computing the activations twice");
+  add("--validation-fraction", options.validation_fraction, "Part of the text, at its end, kept for validation");
+  add("--validation-batches", arguments.validation_batches, "Maximum number of validation batches");
+  app.add_option("--seed", options.seed, "Random seed of the weights, the windows and dropout")
       ->check(program::check_seed)
       ->capture_default_str();
   add("--save-every", arguments.save_every, "Steps between checkpoints");
   add("--validate-every", arguments.validate_every, "Steps between validations");
   add("--sample-every", arguments.sample_every, "Steps between samples (0: none)");
-  add("--sample-tokens", arguments.sample_tokens, "Tokens of a sample")->check(CLI::NonNegativeNumber);
-  add("--sample-prompt", arguments.prompt, "Beginning of a sample (empty: a new line)");
+  add("--sample-tokens", arguments.sample_tokens, "Tokens per sample")->check(CLI::NonNegativeNumber);
+  add("--sample-prompt", arguments.prompt, "Prompt of the samples (empty: a newline)");
 }
 
 }  // namespace
@@ -307,17 +309,18 @@ int main(int argc, char** argv) {
   Arguments arguments;
   CLI::App app("Trains a Mamba model on text.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
-  app.add_option("--text", arguments.text, "Text files, read one after the other")->required();
+  app.add_option("--text", arguments.text, "Text files, which are concatenated (-: standard input)")->required();
   app.add_option("--out", arguments.out, "Folder for the model, checkpoints, loss.csv and loss.svg")->required();
   app.add_option("--tokenizer", arguments.tokenizer,
-                 "tokenizer.json, or its folder (without: that of --init, or bytes)");
-  app.add_flag("--resume", arguments.resume, "Go on with the training in --out");
+                 "tokenizer.json, or its folder (default: that of --init, or bytes)");
+  app.add_flag("--resume", arguments.resume, "Continue the training run in --out");
   add_model_options(app, arguments);
   add_training_options(app, arguments);
-  app.add_option("--backend", arguments.backend, "What computes")
+  app.add_option("--backend", arguments.backend, "Backend that computes")
       ->check(CLI::IsMember({"native", "eigen", "reference"}))
       ->capture_default_str();
-  app.add_option("--threads", arguments.threads, "0: as many as the process may use")->capture_default_str();
+  app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
+      ->capture_default_str();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

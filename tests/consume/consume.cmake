@@ -1,4 +1,4 @@
-# Uses minimamba from an outside project: cmake -DWAY=... -DSOURCE=... -DWORK=... -DCXX=... -DGENERATOR=... -DEIGEN=... -P consume.cmake
+# Uses minimamba from another project: cmake -DWAY=... -DSOURCE=... -DWORK=... -DCXX=... -DGENERATOR=... -DEIGEN=... -P consume.cmake
 function(run)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(NOT result EQUAL 0)
@@ -8,7 +8,7 @@ function(run)
   set(output "${output}" PARENT_SCOPE)
 endfunction()
 
-# What cannot work is refused in words that help.
+# Expects a failure whose message contains these words.
 function(refused words)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
   string(REGEX REPLACE "[ \n]+" " " output "${output}")
@@ -19,11 +19,17 @@ function(refused words)
   endif()
 endfunction()
 
+# Strict warnings apply to the program and to our headers, but not to those of Eigen.
+set(strict "")
+if(NOT GENERATOR MATCHES "Visual Studio")
+  set(strict -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror)
+endif()
+list(JOIN strict " " strict_flags)
 set(toolchain -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${CXX})
 set(library ${CMAKE_COMMAND} -S ${SOURCE} -B ${WORK}/library ${toolchain} -DCMAKE_INSTALL_PREFIX=${WORK}/built-for
             -DMINIMAMBA_BUILD_TESTS=OFF -DMINIMAMBA_BUILD_EXAMPLES=OFF -DMINIMAMBA_BUILD_BENCH=OFF)
 set(consumer ${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK}/build ${toolchain} -DWAY=${WAY}
-             -DMINIMAMBA_SOURCE=${SOURCE} -DCMAKE_PREFIX_PATH=${WORK}/prefix)
+             -DMINIMAMBA_SOURCE=${SOURCE} -DCMAKE_PREFIX_PATH=${WORK}/prefix "-DCMAKE_CXX_FLAGS=${strict_flags}")
 
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
@@ -33,7 +39,7 @@ if(WAY STREQUAL "find_package" OR WAY STREQUAL "pkg_config")
 endif()
 
 if(WAY STREQUAL "plain_line")  # the one of the README: nothing is installed or configured
-  run(${CXX} -std=c++20 -O2 -pthread -I${SOURCE}/include -I${EIGEN} ${SOURCE}/examples/hello.cpp -o ${WORK}/hello)
+  run(${CXX} -std=c++20 -O2 ${strict} -pthread -I${SOURCE}/include -isystem ${EIGEN} ${SOURCE}/examples/hello.cpp -o ${WORK}/hello)
   run(${CMAKE_COMMAND} -E chdir ${WORK} ${WORK}/hello)
   return()
 endif()
@@ -45,7 +51,7 @@ if(WAY STREQUAL "pkg_config")
   foreach(package IN ITEMS minimamba minimamba-io)
     run(${PKG_CONFIG} --cflags --libs ${package})
     separate_arguments(flags UNIX_COMMAND "${output}")
-    run(${CXX} -std=c++20 ${define_${package}} ${CMAKE_CURRENT_LIST_DIR}/main.cpp ${flags} -o ${WORK}/program)
+    run(${CXX} -std=c++20 ${strict} ${define_${package}} ${CMAKE_CURRENT_LIST_DIR}/main.cpp ${flags} -o ${WORK}/program)
     run(${CMAKE_COMMAND} -E chdir ${WORK} ${WORK}/program)
   endforeach()
   return()

@@ -1,4 +1,4 @@
-// A program of somebody else's.
+// A program outside this repository.
 #include <minimamba/minimamba.hpp>
 #ifdef WITH_IO
 #include <minimamba/io.hpp>

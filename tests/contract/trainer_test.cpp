@@ -18,7 +18,7 @@ TrainerOptions options() {
           .length = 16,
           .accumulate = 2,
           .seed = 5,
-          .schedule = {.peak = 1e-2, .least = 1e-3, .warmup_steps = 3, .steps = 12},
+          .schedule = {.max_lr = 1e-2, .min_lr = 1e-3, .warmup_steps = 3, .steps = 12},
           .tape = {.dropout = 0.1}};
 }
 
@@ -135,7 +135,7 @@ TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   expect_refused(wide, tokens(), options(), {"training.safetensors", "d_model 32", "found 24"});
   expect_refused(config(), tokens(), longer, {"length 17", "found 16"});
   expect_refused(config(), tokens(), seeded, {"seed 6", "found 5"});
-  expect_refused(config(), text, options(), {"same text"});
+  expect_refused(config(), text, options(), {"another text"});
 
   std::string bytes = support::read_text(file);
   const std::string number = R"("dtype":"F64","shape":[1])", numbers = R"("dtype":"F32","shape":[2])";
@@ -147,7 +147,7 @@ TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   EXPECT_THROW(resume_training(trainer, file), FormatError);
   save(trainer.model(), folder / "model");
   expect_error<CheckpointError>([&] { resume_training(trainer, folder / "model" / "model.safetensors"); },
-                                {"setting.", "none"});
+                                {"setting.", "lacks"});
   EXPECT_THROW(resume_training(trainer, folder / "nothing"), FileError);
 }
 
@@ -232,8 +232,8 @@ TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   expect_refused(tokens(), with([&](auto& o) { o.length = most; }), {"more than " + std::to_string(most)});
   expect_refused(tokens(), with([](auto& o) { o.schedule.steps = -1; }), {"steps"});
   const double infinity = std::numeric_limits<double>::infinity(), nan = std::nan("");
-  expect_refused(tokens(), with([&](auto& o) { o.schedule.peak = infinity; }), {"peak", "found inf"});
-  expect_refused(tokens(), with([&](auto& o) { o.schedule.least = nan; }), {"least", "found nan"});
+  expect_refused(tokens(), with([&](auto& o) { o.schedule.max_lr = infinity; }), {"max_lr", "found inf"});
+  expect_refused(tokens(), with([&](auto& o) { o.schedule.min_lr = nan; }), {"min_lr", "found nan"});
   expect_refused(tokens(), with([](auto& o) { o.tape.dropout = 1; }), {"dropout"});
   expect_refused(tokens(), with([](auto& o) { o.adamw.beta1 = 2; }), {"beta1"});
 }
@@ -265,12 +265,12 @@ TEST(RefusedTrainings, ThatDivergeKeepTheLastGoodCheckpoint) {
   const Folder folder;
   const auto file = folder / "training.safetensors";
   TrainerOptions wild = options();
-  wild.schedule = {.peak = 1e30, .least = 1e30, .steps = 6};
+  wild.schedule = {.max_lr = 1e30, .min_lr = 1e30, .steps = 6};
   NativeTrainer trainer(Native(config()), tokens(), wild);
   save_training(trainer, file);
   const auto before = support::contents(folder.path());
   trainer.step();  // its own loss is that of the weights before it
-  expect_error<DivergedError>([&] { save_training(trainer, file); }, {"after step 1", "finite loss"});
+  expect_error<DivergedError>([&] { save_training(trainer, file); }, {"after step 1", "the loss is "});
   EXPECT_EQ(support::contents(folder.path()), before);
 
   NativeTrainer spoiled(Native(config()), tokens(), options());

@@ -20,7 +20,7 @@ TrainerOptions options() {
   return {.batch = 2,
           .length = 6,
           .accumulate = 2,
-          .schedule = {.peak = 1e-2, .least = 1e-3, .steps = 9},
+          .schedule = {.max_lr = 1e-2, .min_lr = 1e-3, .steps = 9},
           .tape = {.dropout = 0.1}};
 }
 

@@ -87,7 +87,7 @@ file(SHA256 ${WORK}/model.gguf after)
 if(NOT before STREQUAL after)
   message(FATAL_ERROR "a refused conversion changed its output")
 endif()
-expect(0 "cannot run.*asks for conv1d.bias.*knows no in_proj.bias" ${DATA}/odd-official ${WORK}/model.gguf --force)
+expect(0 "cannot run.*requires conv1d.bias.*does not support in_proj.bias" ${DATA}/odd-official ${WORK}/model.gguf --force)
 expect(0 "untied" --info ${WORK}/model.gguf)
 
 expect(1 "no-such-model" ${DATA}/no-such-model ${WORK}/x.gguf)

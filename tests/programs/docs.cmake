@@ -1,8 +1,11 @@
-# The programs of a page compile, run, and print what they should:
+# Compiles and runs the programs of a page, and checks what they print:
 #   cmake -DPAGE=... -DEXPECTED=<regular expression> -DCXX=... -DINCLUDE=... -DINCLUDES=... -DLIBRARIES=... -DARGUMENT=... -DWORK=... -P docs.cmake
-# A program is a block of C++ with a main; each is given ARGUMENT. What they print, one after the other, is matched.
+# A program is a block of C++ with a main function; each one gets ARGUMENT. Their outputs together are matched. All other
+# blocks of C++ must be in snippets.cpp, which is compiled.
 cmake_minimum_required(VERSION 3.21)
 file(READ ${PAGE} page)
+file(READ ${CMAKE_CURRENT_LIST_DIR}/snippets.cpp snippets)
+string(REGEX REPLACE "\n +" "\n" snippets "${snippets}")
 file(MAKE_DIRECTORY ${WORK})
 set(includes "")
 foreach(folder IN LISTS INCLUDES)
@@ -22,6 +25,11 @@ while(TRUE)
   math(EXPR end "${end} + 3")
   string(SUBSTRING "${page}" ${end} -1 page)
   if(NOT program MATCHES "int main")
+    string(REGEX REPLACE "\n +" "\n" snippet "\n${program}")
+    string(FIND "${snippets}" "${snippet}" found)
+    if(found EQUAL -1)
+      message(FATAL_ERROR "tests/programs/snippets.cpp lacks this fragment of ${PAGE}:\n${program}")
+    endif()
     continue()
   endif()
   math(EXPR count "${count} + 1")
@@ -32,7 +40,7 @@ while(TRUE)
   if(result)
     message(FATAL_ERROR "Program ${count} of ${PAGE} does not compile:\n${printed}")
   endif()
-  execute_process(COMMAND ${WORK}/program${count} ${ARGUMENT} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE printed)
+  execute_process(COMMAND ${WORK}/program${count} ${ARGUMENT} WORKING_DIRECTORY ${WORK} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE printed)
   if(result)
     message(FATAL_ERROR "Program ${count} of ${PAGE} ended with ${result}:\n${printed}")
   endif()

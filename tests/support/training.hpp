@@ -49,7 +49,7 @@ inline std::vector<std::uint64_t> bits_of(const std::vector<minimamba::StepRecor
   std::vector<std::uint64_t> bits;
   for (const minimamba::StepRecord& record : history) {
     bits.push_back(static_cast<std::uint64_t>(record.step));
-    for (const double x : {record.loss, record.rate, record.gradient_norm, record.validation_loss}) {
+    for (const double x : {record.loss, record.learning_rate, record.gradient_norm, record.validation_loss}) {
       bits.push_back(std::bit_cast<std::uint64_t>(x));
     }
   }

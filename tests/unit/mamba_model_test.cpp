@@ -280,7 +280,7 @@ TEST(GradientsOfAModel, LieInOneAllocationThatIsTheirSum) {
   const float* const begin = gradients.memory().data();
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {
-        const auto numbers = detail::numbers_of(model.backend(), parameter);
+        const auto numbers = detail::elements_of(model.backend(), parameter);
         EXPECT_TRUE(numbers.data() >= begin &&
                     numbers.data() + numbers.cols() * numbers.rows() <= begin + gradients.memory().cols())
             << name;

@@ -101,7 +101,7 @@ TEST(AMixerOfOnesOwn, Trains) {
 
   Model<float, NativeTraining> fast(config());
   Trainer trainer(std::move(fast), std::vector<std::int32_t>(400, 7),
-                  {.batch = 2, .length = 16, .schedule = {.peak = 1e-2, .steps = 60}});
+                  {.batch = 2, .length = 16, .schedule = {.max_lr = 1e-2, .steps = 60}});
   const double before = trainer.step().loss;
   while (!trainer.ended()) trainer.step();
   EXPECT_LT(trainer.history().back().loss, 0.5 * before);

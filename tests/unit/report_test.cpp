@@ -18,7 +18,8 @@ using program::loss_svg;
 TEST(Reports, ShowEveryStepAndWhatWasValidated) {
   std::vector<minimamba::StepRecord> history(1000);
   for (std::size_t i = 0; i < history.size(); ++i) {
-    history[i] = {.step = static_cast<std::int64_t>(i) + 1, .loss = 5.0 / static_cast<double>(i + 1), .rate = 0.5};
+    history[i] = {
+        .step = static_cast<std::int64_t>(i) + 1, .loss = 5.0 / static_cast<double>(i + 1), .learning_rate = 0.5};
   }
   history[1].validation_loss = 2.75;
   const std::string csv = loss_csv(history), svg = loss_svg(history);

@@ -288,6 +288,11 @@ TYPED_TEST(Tapes, RefuseWhatTheyCannotRead) {
     EXPECT_THROW(tape.backward(model, bad, gradients), ArgumentError);
   }
   EXPECT_THROW(tape.backward(model, tokens, gradients, {.d_state = &gradients_of_other}), ArgumentError);
+  const std::size_t all_targets = 4;  // 1 / 4 is an integer: a scale of 0 would train nothing
+  EXPECT_THROW(tape.backward(model, tokens, gradients, {.scale = 1 / all_targets}), ArgumentError);
+  for (const double scale : {HUGE_VAL, -HUGE_VAL, std::nan("")}) {
+    EXPECT_THROW(tape.backward(model, tokens, gradients, {.scale = scale}), ArgumentError);
+  }
   for (const auto& [name, values] : support::parameters_of(gradients)) {
     EXPECT_EQ(support::largest_magnitude(values), 0) << name;
   }

@@ -1,7 +1,7 @@
-// AdamW, with the gradient clipped to a largest norm over all parameters.
+// The AdamW optimiser, with clipping of the gradient's norm over all parameters.
 //
 //   minimamba::AdamW<Model> optimizer(model, {.weight_decay = 0.1});
-//   optimizer.step(model, gradients, schedule.rate(i));  // leaves the gradients zero
+//   optimizer.step(model, gradients, schedule.learning_rate(i));  // sets the gradients to zero
 #ifndef MINIMAMBA_TRAIN_ADAMW_HPP
 #define MINIMAMBA_TRAIN_ADAMW_HPP
 
@@ -24,7 +24,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A loss or a gradient that is no finite number: training has diverged. The subject is the loss, or the parameter.
+/// Training has diverged: the loss or a gradient is NaN or infinite. The subject names the loss or the parameter.
 class DivergedError : public Error {
  public:
   using Error::Error;
@@ -32,12 +32,12 @@ class DivergedError : public Error {
 
 struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
-  double weight_decay = 0.1;  // of matrices and conv1d; never of A_log, D, norms and biases
-  double clip = 1;            // the largest norm of the gradient; 0: any
+  double weight_decay = 0.1;  // for matrices and conv1d; A_log, D, norms and biases have none
+  double clip = 1;            // maximum norm of the gradient; 0: no clipping
 };
 
-/// The moments of a model's gradient: of a language model, or anything else that is a TrainableModel. Source:
-/// Loshchilov and Hutter, arXiv 1711.05101. The equation is at AdamWArguments.
+/// The optimiser of a language model, or of any other TrainableModel. It owns both moments of the gradient.
+/// Loshchilov and Hutter, arXiv 1711.05101; the equation is documented at AdamWArguments.
 template <class Model>
 class AdamW {
  public:
@@ -47,22 +47,26 @@ class AdamW {
   explicit AdamW(const Model& model, AdamWOptions options = {})
       : options_(checked(options)), mean_(zeros_like(model)), variance_(zeros_like(model)) {}
 
-  /// Moves the model against its gradients, which become zero, and recomputes what is derived from its parameters.
-  /// Returns the norm of the gradient before clipping. Throws DivergedError if it is not finite, ArgumentError if the
-  /// rate is not, or for a model or gradients of another shape, and std::bad_alloc; nothing has changed then.
-  double step(Model& model, Gradients<Model>& gradients, double rate) {
-    if (!std::isfinite(rate)) throw ArgumentError("rate", "a finite number", number_text(rate));
+  /// Updates the parameters, sets the gradients to zero and recomputes the values derived from the parameters.
+  /// Returns the norm of the gradient before clipping. Throws DivergedError if that norm is not finite, ArgumentError
+  /// if the learning rate is not finite or if the model or the gradients have another shape, and std::bad_alloc. After
+  /// an exception nothing has changed.
+  double step(Model& model, Gradients<Model>& gradients, double learning_rate) {
+    if (!std::isfinite(learning_rate)) {
+      throw ArgumentError("learning_rate", "a finite number", number_text(learning_rate));
+    }
     detail::require_same_parameters(mean_, model, "model");
     detail::require_same_parameters(mean_, gradients, "gradients");
-    return apply(model, gradients, rate,
+    return apply(model, gradients, learning_rate,
                  norm_of(gradients, detail::squares_of(gradients.backend(), gradients, squares_)));
   }
 
-  /// Queues the sum of the squares of each gradient, in the order of for_each_parameter, to squares [1, parameters].
+  /// Writes the sum of squares of each parameter's gradient to squares [1, parameters], in the order of
+  /// for_each_parameter, without waiting for the backend.
   void queue_squares(const Gradients<Model>& gradients, View<double> squares) const {
     detail::queue_squares(gradients.backend(), gradients, squares);
   }
-  /// The norm of all, once their squares are on the host. Throws DivergedError for one that is not finite.
+  /// The norm of the whole gradient, from those sums on the host. Throws DivergedError if one of them is not finite.
   double norm_of(const Gradients<Model>& gradients, std::span<const double> squares) const {
     double total = 0;
     std::size_t i = 0;
@@ -70,27 +74,27 @@ class AdamW {
         [&](std::string_view name, const auto&) {
           const double sum = squares[i++];
           if (!std::isfinite(sum)) {
-            throw DivergedError("the gradient of " + std::string(name), "finite numbers",
-                                number_text(sum) + " after " + std::to_string(steps_) + " steps");
+            throw DivergedError("the gradient of " + std::string(name),
+                                "not finite after " + std::to_string(steps_) + " steps (" + number_text(sum) + ")");
           }
           total += sum;
         },
         gradients);
     return std::sqrt(total);
   }
-  /// The step itself, with the norm of the gradients.
-  double apply(Model& model, Gradients<Model>& gradients, double rate, double norm) {
+  /// The update of step(), given the norm of the gradient.
+  double apply(Model& model, Gradients<Model>& gradients, double learning_rate, double norm) {
     std::vector<Tensor<BackendOf<Model>>*> written;
-    const auto kernels = kernels_of_step(model, gradients, rate, norm, written);
+    const auto kernels = kernels_of_step(model, gradients, learning_rate, norm, written);
     if constexpr (requires { model.reserve_derived(); }) model.reserve_derived();
-    for (const auto& kernel : kernels) model.backend().adamw(kernel);  // from here on nothing is allocated
+    for (const auto& kernel : kernels) model.backend().adamw(kernel);  // nothing is allocated from here on
     for (auto* const tensor : written) tensor->touch();
     if constexpr (requires { model.refresh(); }) model.refresh();
     ++steps_;
     return norm;
   }
 
-  /// Steps so far, and the moments of the gradient: what a checkpoint keeps.
+  /// The state of the optimiser, for checkpoints: the number of steps so far, and both moments of the gradient.
   std::int64_t steps() const { return steps_; }
   const Gradients<Model>& mean() const { return mean_; }
   const Gradients<Model>& variance() const { return variance_; }
@@ -103,21 +107,21 @@ class AdamW {
  private:
   using KernelArguments = AdamWArguments<ScalarOf<Model>>;
 
-  /// What the kernel is called with for each parameter, and the tensors that it writes to: to walk over them allocates
-  /// their names.
-  std::vector<KernelArguments> kernels_of_step(Model& model, Gradients<Model>& gradients, double rate, double norm,
-                                               std::vector<Tensor<BackendOf<Model>>*>& written) {
+  /// The kernel's arguments for each parameter, and the tensors that it writes to. They are collected before the first
+  /// kernel runs, because for_each_parameter allocates the names.
+  std::vector<KernelArguments> kernels_of_step(Model& model, Gradients<Model>& gradients, double learning_rate,
+                                               double norm, std::vector<Tensor<BackendOf<Model>>*>& written) {
     const auto corrected = [&](double beta) { return 1 - std::pow(beta, static_cast<double>(steps_ + 1)); };
     const auto& backend = model.backend();
     std::vector<KernelArguments> kernels;
     for_each_parameter(
         [&](std::string_view, auto& weight, auto& gradient, auto& mean, auto& variance) {
           if constexpr (requires { weight.touch(); }) written.push_back(&weight);
-          kernels.push_back({.weight = detail::numbers_of(backend, weight),
-                             .gradient = detail::numbers_of(backend, gradient),
-                             .mean = detail::numbers_of(backend, mean),
-                             .variance = detail::numbers_of(backend, variance),
-                             .rate = rate,
+          kernels.push_back({.weight = detail::elements_of(backend, weight),
+                             .gradient = detail::elements_of(backend, gradient),
+                             .mean = detail::elements_of(backend, mean),
+                             .variance = detail::elements_of(backend, variance),
+                             .rate = learning_rate,
                              .decay = detail::decays(weight) ? options_.weight_decay : 0,
                              .beta1 = options_.beta1,
                              .beta2 = options_.beta2,
@@ -134,14 +138,14 @@ class AdamW {
     const auto require = [](bool good, const char* name, const char* expected, double found) {
       if (!good) throw ArgumentError(name, expected, number_text(found));
     };
-    require(options.beta1 >= 0 && options.beta1 < 1, "AdamWOptions.beta1", "from 0 to below 1", options.beta1);
-    require(options.beta2 >= 0 && options.beta2 < 1, "AdamWOptions.beta2", "from 0 to below 1", options.beta2);
+    require(options.beta1 >= 0 && options.beta1 < 1, "AdamWOptions.beta1", "at least 0 and below 1", options.beta1);
+    require(options.beta2 >= 0 && options.beta2 < 1, "AdamWOptions.beta2", "at least 0 and below 1", options.beta2);
     const auto finite = [](double value) { return std::isfinite(value); };
     require(options.epsilon > 0 && finite(options.epsilon), "AdamWOptions.epsilon", "a finite number above 0",
             options.epsilon);
     require(options.weight_decay >= 0 && finite(options.weight_decay), "AdamWOptions.weight_decay",
-            "a finite number of at least 0", options.weight_decay);
-    require(options.clip >= 0 && finite(options.clip), "AdamWOptions.clip", "a finite number of at least 0",
+            "a finite number, at least 0", options.weight_decay);
+    require(options.clip >= 0 && finite(options.clip), "AdamWOptions.clip", "a finite number, at least 0",
             options.clip);
     return options;
   }

@@ -1,5 +1,6 @@
-// Checkpoints of a training: one safetensors file with all that the next step depends on, written atomically, so that a
-// training which was killed goes on from it to the same bits. Needs minimamba/io.hpp, as nothing else in train/ does.
+// Training checkpoints: one safetensors file, written atomically, with everything that the next step depends on. A
+// training run that was killed can be resumed from it and gives the same bits. The only header of train/ that needs
+// minimamba/io.hpp.
 #ifndef MINIMAMBA_TRAIN_CHECKPOINT_HPP
 #define MINIMAMBA_TRAIN_CHECKPOINT_HPP
 
@@ -25,14 +26,14 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// 53 bits that tell one text from another, which a double holds.
+/// A hash of the training tokens, cut to the 53 bits that a double can hold.
 inline double fingerprint(std::span<const std::int32_t> tokens) {
   Fnv1a hash;
   for (const std::int32_t token : tokens) hash.add(std::uint64_t{static_cast<std::uint32_t>(token)});
   return static_cast<double>(hash.value() >> 11);
 }
 
-/// What computes: others round otherwise.
+/// The backend and its instruction set: another one rounds differently.
 template <class Backend>
 std::string kernels_text(const Backend& backend) {
   std::string text = backend.name();
@@ -42,12 +43,12 @@ std::string kernels_text(const Backend& backend) {
 
 inline constexpr std::string_view kernels_key = "backend ";
 
-/// Tokens between the states that the scan keeps. Checkpoints of before 2026-11-26 do not tell. Its name comes
-/// behind "length", which bounds it, so that a file of another length is refused for that.
+/// TapeOptions::chunk. Checkpoints from before 2026-11-26 lack it. The name sorts after "length", because length limits
+/// the chunk: a file with another length is rejected for the length.
 inline constexpr const char* chunk_key = "scan_chunk";
 
-/// Everything but parameters, moments and history that the bits of the next step depend on. What is no number is in the
-/// name of a setting.
+/// All settings that the bits of the next step depend on. The backend is not a number, so it is part of its setting's
+/// name.
 template <class Model>
 std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
   const MambaConfig& c = trainer.model().config();
@@ -69,8 +70,8 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
           {"accumulate", number(o.accumulate)},
           {"validation_fraction", o.validation_fraction},
           {"seed", number(o.seed)},
-          {"rate", o.schedule.peak},
-          {"least_rate", o.schedule.least},
+          {"rate", o.schedule.max_lr},  // older files use these two names
+          {"least_rate", o.schedule.min_lr},
           {"warmup_steps", number(o.schedule.warmup_steps)},
           {"steps", number(o.schedule.steps)},
           {"beta1", o.adamw.beta1},
@@ -84,9 +85,9 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
           {std::string(kernels_key) + kernels_text(trainer.model().backend()), 1}};
 }
 
-inline constexpr std::size_t record_numbers = 5;
+inline constexpr std::size_t record_size = 5;
 
-/// Calls body(prefix, module) for the parameters and both moments of a training.
+/// Calls body(prefix, module) for the model and for both moments of its gradient.
 template <class Model, class Body>
 void each_module(const Trainer<Model>& trainer, Body&& body) {
   body(std::string("model."), trainer.model());
@@ -96,11 +97,12 @@ void each_module(const Trainer<Model>& trainer, Body&& body) {
 
 inline const StoredTensor& require_tensor(const TensorSet& set, const std::string& file, const std::string& name) {
   const StoredTensor* const tensor = set.find(name);
-  if (tensor == nullptr) throw CheckpointError(file + ": " + name, "a tensor of a training", "none");
+  if (tensor == nullptr)
+    throw CheckpointError(file + ": " + name, "the file lacks this tensor of a training checkpoint");
   return *tensor;
 }
 
-/// Throws CheckpointError for a training that something else has computed.
+/// Throws CheckpointError if the checkpoint comes from another backend or instruction set.
 template <class Model>
 void check_kernels(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
   const std::string key = "setting." + std::string(kernels_key), wanted = kernels_text(trainer.model().backend());
@@ -110,8 +112,8 @@ void check_kernels(const Trainer<Model>& trainer, const TensorSet& set, const st
   throw CheckpointError(file, key.substr(key.find('.') + 1) + wanted, printable(found->first.substr(key.size())));
 }
 
-/// Throws CheckpointError unless the file is of a training with these settings and these parameters. Returns what to
-/// note of it: a training may go on for more steps than were meant at first.
+/// Throws CheckpointError unless the checkpoint has the settings and parameters of this trainer. The number of steps
+/// may be larger than in the checkpoint: then a note about it is returned, otherwise an empty string.
 template <class Model>
 std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
   std::string note;
@@ -127,11 +129,12 @@ std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, 
     set.read(tensor, 0, std::span(&found, 1));
     if (found == wanted) continue;
     if (name == "steps" && found < wanted) {
-      note = file + ": the training was to have " + number_text(found) + " steps; with " + number_text(wanted) +
-             " it follows their schedule from here on, and its bits are not those of one run of that length";
+      note = file + ": the training run was planned for " + number_text(found) +
+             " steps; from here on it follows the " + "schedule for " + number_text(wanted) +
+             ", so its bits differ from those of a single run of that length";
       continue;
     }
-    if (name == "text") throw CheckpointError(file, "a training on the same text", "another text");
+    if (name == "text") throw CheckpointError(file, "the checkpoint was trained on another text");
     throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));
   }
   each_module(trainer, [&](const std::string& prefix, const Model& module) {
@@ -149,14 +152,14 @@ std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, 
         module);
   });
   const StoredTensor& history = require_tensor(set, file, "history");
-  if (history.dtype == DType::F64 && history.shape.size() == 2 && history.shape[1] == record_numbers) return note;
+  if (history.dtype == DType::F64 && history.shape.size() == 2 && history.shape[1] == record_size) return note;
   throw CheckpointError(file + ": history", "F64 [steps, 5]", type_of(history) + " " + shape_text(history.shape));
 }
 
 }  // namespace detail
 
-/// Saves a training to a file, which is replaced when the new one is complete on the disk. Throws FileError, and
-/// DivergedError for a training that would not go on (see Trainer::require_finite); the old file is then as it was.
+/// Saves the state of a training run. An existing file is replaced once the new one is complete on the disk. Throws
+/// FileError, and DivergedError if training has diverged (see Trainer::require_finite); the old file is unchanged then.
 template <class Model>
 void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   using Scalar = typename Model::ScalarType;
@@ -164,11 +167,12 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   const auto settings = detail::settings_of(trainer);
   std::vector<double> history;
   for (const StepRecord& r : trainer.history()) {
-    history.insert(history.end(), {static_cast<double>(r.step), r.loss, r.rate, r.gradient_norm, r.validation_loss});
+    history.insert(history.end(),
+                   {static_cast<double>(r.step), r.loss, r.learning_rate, r.gradient_norm, r.validation_loss});
   }
   std::vector<StoredTensor> tensors;
   for (const auto& [name, value] : settings) tensors.push_back({"setting." + name, DType::F64, {1}});
-  tensors.push_back({"history", DType::F64, {trainer.history().size(), detail::record_numbers}});
+  tensors.push_back({"history", DType::F64, {trainer.history().size(), detail::record_size}});
   detail::each_module(trainer, [&](const std::string& prefix, const Model& module) {
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
@@ -196,7 +200,7 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
 
 namespace detail {
 
-/// The parameters of a checkpoint that check_training has seen.
+/// Reads the parameters of a module from a checkpoint that check_training has accepted.
 template <class Module>
 void read_module(const TensorSet& set, const std::string& prefix, Module& module) {
   using Scalar = typename Module::ScalarType;
@@ -213,25 +217,25 @@ void read_module(const TensorSet& set, const std::string& prefix, Module& module
 
 inline std::vector<StepRecord> read_history(const TensorSet& set) {
   const StoredTensor& stored = *set.find("history");
-  std::vector<double> numbers(static_cast<std::size_t>(stored.size()));
-  set.read(stored, 0, std::span(numbers));
+  std::vector<double> values(static_cast<std::size_t>(stored.size()));
+  set.read(stored, 0, std::span(values));
   std::vector<StepRecord> history;
-  for (std::size_t i = 0; i < numbers.size(); i += record_numbers) {
+  for (std::size_t i = 0; i < values.size(); i += record_size) {
     history.push_back({.step = static_cast<std::int64_t>(history.size()) + 1,
-                       .loss = numbers[i + 1],
-                       .rate = numbers[i + 2],
-                       .gradient_norm = numbers[i + 3],
-                       .validation_loss = numbers[i + 4]});
+                       .loss = values[i + 1],
+                       .learning_rate = values[i + 2],
+                       .gradient_norm = values[i + 3],
+                       .validation_loss = values[i + 4]});
   }
   return history;
 }
 
 }  // namespace detail
 
-/// Puts a training back to where save_training left it; it may have more steps than it had then, which on_note is told.
-/// Needs memory for a second model and its moments while it reads. Throws FileError or FormatError if the file cannot
-/// be read, CheckpointError, which names it, for a setting that differs, and std::bad_alloc; the training is then as it
-/// was.
+/// Restores a training run from a file that save_training wrote. The trainer's schedule may have more steps than the
+/// file's; on_note is called with a sentence about it. While reading, a second model and its moments are in memory.
+/// Throws FileError or FormatError if the file cannot be read, CheckpointError for a setting that differs, which it
+/// names, and std::bad_alloc. After an exception the trainer is unchanged.
 template <class Model>
 void resume_training(Trainer<Model>& trainer, const ByteSource& source,
                      const std::function<void(const std::string&)>& on_note = {}) {

@@ -1,4 +1,4 @@
-// Tokens to train on: cut into a part to learn and a part to check, and random windows of them.
+// Training data: tokens split into a training and a validation part, and batches of windows of them.
 #ifndef MINIMAMBA_TRAIN_DATA_HPP
 #define MINIMAMBA_TRAIN_DATA_HPP
 
@@ -16,22 +16,22 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Two parts of one sequence of tokens: the validation is its end.
+/// The parts of one sequence of tokens. Validation is the end of the sequence.
 struct TokenSplit {
   std::span<const std::int32_t> training, validation;
 };
 
-/// Throws ArgumentError for a fraction outside [0, 1), and when a part that is wanted is shorter than a window of
-/// `length` tokens and the one that follows it.
+/// Splits tokens; both parts refer to them. Throws ArgumentError for a fraction outside [0, 1), or if a part is not
+/// longer than a window of `length` tokens (a window needs one more token, the last target).
 inline TokenSplit split_tokens(std::span<const std::int32_t> tokens, double validation_fraction, std::size_t length) {
   if (!(validation_fraction >= 0 && validation_fraction < 1)) {
-    throw ArgumentError("validation fraction", "from 0 to below 1", number_text(validation_fraction));
+    throw ArgumentError("validation fraction", "at least 0 and below 1", number_text(validation_fraction));
   }
   const auto size = static_cast<double>(tokens.size());
   const std::size_t validation = static_cast<std::size_t>(size * validation_fraction);
   const auto require = [&](std::size_t found, const char* part) {
     if (found > length) return;
-    throw ArgumentError("text", "more than " + std::to_string(length) + " tokens " + part + ", a window and one more",
+    throw ArgumentError("text", "more than " + std::to_string(length) + " tokens " + part + " (a window and one more)",
                         std::to_string(found) + " of " + std::to_string(tokens.size()));
   };
   require(tokens.size() - validation, "to train on");
@@ -40,14 +40,14 @@ inline TokenSplit split_tokens(std::span<const std::int32_t> tokens, double vali
 }
 template <class Token>
 TokenSplit split_tokens(const std::vector<Token>&&, double,
-                        std::size_t) = delete;  // the parts lie in the tokens
+                        std::size_t) = delete;  // the parts refer to the tokens
 
-/// Windows of a batch, and the token after each of theirs.
+/// A batch of windows, and the next token of each of their tokens.
 struct Windows {
   std::vector<std::int32_t> tokens, targets;  // [B, L]
 };
 
-/// Windows side by side, and tokens of each.
+/// The number of windows in a batch (B), and the tokens of a window (L).
 struct WindowShape {
   std::size_t batch = 0, length = 0;
 };
@@ -63,13 +63,13 @@ inline void add_window(std::span<const std::int32_t> tokens, std::size_t start, 
 
 }  // namespace detail
 
-/// Windows at random places. Which ones depends on the seed and the number of the batch alone, so that a training that
-/// is resumed draws what it would have drawn. Throws ArgumentError for fewer tokens than a window and the one that
-/// follows it.
+/// A batch of windows at random positions, which depend only on the seed and the number of the batch: a resumed
+/// training run draws the same windows as an uninterrupted one. Throws ArgumentError unless there are more tokens than
+/// a window has.
 inline Windows random_windows(std::span<const std::int32_t> tokens, WindowShape shape, std::uint64_t seed,
                               std::uint64_t number) {
   if (tokens.size() <= shape.length) {
-    throw ArgumentError("tokens", "more than " + std::to_string(shape.length) + ", a window and one more",
+    throw ArgumentError("tokens", "more than " + std::to_string(shape.length) + " (a window and one more)",
                         std::to_string(tokens.size()));
   }
   Windows windows;
@@ -80,11 +80,11 @@ inline Windows random_windows(std::span<const std::int32_t> tokens, WindowShape 
   return windows;
 }
 
-/// Batch number `number` of windows that lie behind each other; empty when fewer tokens than a whole window are left.
+/// Batch `number` of consecutive windows that do not overlap. It is empty after the last whole window.
 inline Windows windows_in_order(std::span<const std::int32_t> tokens, WindowShape shape, std::size_t number) {
   Windows windows;
   if (tokens.empty() || shape.length == 0 || shape.batch == 0) return windows;
-  const std::size_t whole = (tokens.size() - 1) / shape.length;  // windows with a token behind them
+  const std::size_t whole = (tokens.size() - 1) / shape.length;  // windows that a token follows
   if (number > whole / shape.batch) return windows;
   for (std::size_t row = 0; row < shape.batch; ++row) {
     const std::size_t window = number * shape.batch + row;

@@ -1,4 +1,4 @@
-// Modules of a model's shape for its gradients and their moments, and what is done to them element by element.
+// Gradients and moments: modules with the same shape as a model, and the operations on all of their elements.
 #ifndef MINIMAMBA_TRAIN_GRADIENTS_HPP
 #define MINIMAMBA_TRAIN_GRADIENTS_HPP
 
@@ -21,7 +21,7 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 namespace detail {
 
-/// How many parameters a module has, each a matrix or a vector.
+/// The number of parameters of a module; a matrix or a vector counts as one.
 template <class Module>
 std::size_t parameters_in(const Module& module) {
   std::size_t count = 0;
@@ -29,9 +29,9 @@ std::size_t parameters_in(const Module& module) {
   return count;
 }
 
-/// All numbers of a parameter, for what is done element by element.
+/// All elements of a parameter as the backend stores them, for elementwise kernels.
 template <class Backend, class P>
-auto numbers_of(const Backend& backend, P& parameter) {
+auto elements_of(const Backend& backend, P& parameter) {
   if constexpr (requires { parameter.packed(); }) {
     return backend.numbers(parameter.packed());
   } else {
@@ -41,9 +41,9 @@ auto numbers_of(const Backend& backend, P& parameter) {
 
 }  // namespace detail
 
-/// The gradients, or moments, of a model: a module of its shape, all zero at first, which for_each_parameter walks
-/// beside it. A type of its own, so that a model and its gradients cannot be taken for each other. All numbers lie in
-/// one allocation: see memory().
+/// The gradients of a model, or one of their moments: a module with the model's shape that starts at zero and that
+/// for_each_parameter can visit together with the model. It is a separate type, so that a model cannot be passed where
+/// gradients are expected, nor the reverse. All elements are in one allocation: see memory().
 template <class Model>
 class Gradients : public detail::ModelForTraining<Model>::Type {
   using Backend = BackendOf<Model>;
@@ -66,25 +66,27 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
         *this);
   }
 
-  /// Forgets what was added, as after a backward that threw.
+  /// Sets all elements to zero, for example after a backward that threw.
   void set_zero() { this->backend().fill(memory(), Scalar(0)); }
 
-  /// All numbers as one row, parameter by parameter as the backend has them, with zeros between: of two Gradients of
-  /// one configuration and backend, they can be added up as they are.
+  /// All elements as one row [1, size]: parameter after parameter in the backend's layout, with zeros as padding. Two
+  /// Gradients with the same configuration and backend have the same layout, so their memory can be added up directly.
   View<Scalar> memory() { return {memory_->data(), 1, memory_->size()}; }
   View<const Scalar> memory() const { return {memory_->data(), 1, memory_->size()}; }
 
  private:
-  static std::size_t lines(std::size_t numbers) {
+  /// A size rounded up to whole cache lines.
+  static std::size_t lines(std::size_t size) {
     constexpr std::size_t line = 64 / sizeof(Scalar);
-    return (numbers + line - 1) / line * line;
+    return (size + line - 1) / line * line;
   }
 
   using Buffer = typename Backend::template Buffer<Scalar>;
-  std::shared_ptr<Buffer> memory_;  // not shared in fact, but kept by each parameter, wherever that is moved to
+  std::shared_ptr<Buffer> memory_;  // shared by the parameters, each of which keeps it alive after a move
 };
 
-/// Those of a model, or, when it is said so, of a part of a model whose gradients are part of its own:
+/// An argument of Tape::backward: the gradients of a whole model, or, for a model that is part of a larger one, the
+/// same part of the larger one's gradients:
 ///   tape.backward(model.backbone, d_outputs, GradientsOf(gradients.backbone));
 template <class Model>
 struct GradientsOf {
@@ -101,18 +103,19 @@ Gradients<Model> zeros_like(const Model& model) {
 
 namespace detail {
 
-/// Queues the sum of the squares of each parameter, in the order of for_each_parameter, to squares [1, parameters].
+/// Writes the sum of squares of each parameter to squares [1, parameters], in the order of for_each_parameter, without
+/// waiting for the backend.
 template <class Backend, class Module>
 void queue_squares(const Backend& backend, const Module& module, View<double> squares) {
   std::size_t i = 0;
   for_each_parameter(
       [&](std::string_view, const auto& parameter) {
-        backend.sum_of_squares(numbers_of(backend, parameter), squares.columns(i++, 1));
+        backend.sum_of_squares(elements_of(backend, parameter), squares.columns(i++, 1));
       },
       module);
 }
 
-/// The same on the host. `there` is memory for them.
+/// The same sums, downloaded to the host. `there` is scratch memory on the backend.
 template <class Backend, class Module>
 std::vector<double> squares_of(const Backend& backend, const Module& module, Activation<Backend, double>& there) {
   std::vector<double> squares(parameters_in(module));
@@ -122,7 +125,7 @@ std::vector<double> squares_of(const Backend& backend, const Module& module, Act
   return squares;
 }
 
-/// Throws ArgumentError unless a module has the parameters of another, by name and shape.
+/// Throws ArgumentError unless the parameters of a module have the expected names and shapes.
 template <class Expected, class Module>
 void require_same_parameters(const Expected& expected, const Module& module, const char* argument) {
   std::vector<std::string> names;
@@ -138,13 +141,13 @@ void require_same_parameters(const Expected& expected, const Module& module, con
       [&](std::string_view name, const auto& parameter) {
         const std::string text = described(name, parameter);
         if (number >= names.size() || names[number] != text) {
-          throw ArgumentError(argument, number < names.size() ? "one with " + names[number] : "no more parameters",
+          throw ArgumentError(argument, number < names.size() ? "a module with " + names[number] : "no more parameters",
                               text);
         }
         ++number;
       },
       module);
-  if (number < names.size()) throw ArgumentError(argument, "one with " + names[number], "one without");
+  if (number < names.size()) throw ArgumentError(argument, "the parameter " + names[number] + " is missing");
 }
 
 }  // namespace detail

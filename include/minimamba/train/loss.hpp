@@ -1,4 +1,4 @@
-// Loss: what a model is trained to make small, and the targets that text gives it.
+// The training loss, and the next-token targets of a text.
 #ifndef MINIMAMBA_TRAIN_LOSS_HPP
 #define MINIMAMBA_TRAIN_LOSS_HPP
 
@@ -15,16 +15,18 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Cross entropy over the tokens that have a target, in nats.
+/// Cross entropy in nats: its sum over the tokens that have a target, and the number of those tokens.
 struct Loss {
   double sum = 0;
   std::size_t count = 0;
 
+  /// Nats per token; 0 if there are no targets.
   double mean() const { return count == 0 ? 0 : sum / static_cast<double>(count); }
 };
 
-/// Targets for labels [B, L] that are the tokens themselves: after each token comes the next one of its sequence, and
-/// after the last none. A label may be ignored_target. Throws ArgumentError unless batch divides the labels.
+/// The targets [B, L] of a language model, from its tokens [B, L]: the target of each token is the next token of its
+/// sequence, and that of the last token is ignored_target. Tokens may be replaced by ignored_target where no loss is
+/// wanted. Throws ArgumentError unless the number of labels is a multiple of batch.
 inline std::vector<std::int32_t> next_token_targets(std::span<const std::int32_t> labels, std::size_t batch = 1) {
   if (batch == 0 || labels.size() % batch != 0) {
     throw ArgumentError("labels", "a multiple of the batch, " + std::to_string(batch), std::to_string(labels.size()));

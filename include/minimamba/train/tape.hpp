@@ -1,16 +1,17 @@
-// Tape: a forward pass that is kept, so that it can be walked back.
+// Tape: a forward pass that keeps what its backward pass needs.
 //
 //   minimamba::Tape<Model> tape(model);
-//   tape.forward(model, tokens, cache);                          // cache: where the sequences begin, and then end
-//   const Loss loss = tape.backward(model, targets, gradients);  // adds to gradients, which has the shape of the model
+//   tape.forward(model, tokens, cache);                          // cache: the initial states, then the final states
+//   const Loss loss = tape.backward(model, targets, gradients);  // adds to gradients, see zeros_like(model)
 //
-// Of a backbone, or of a language model that is given inputs in place of tokens:
+// For a MambaModel, or for a language model that reads inputs instead of tokens:
 //
-//   const auto outputs = tape.forward(model, inputs, cache);     // [M, D], as norm_f gives them
+//   const auto outputs = tape.forward(model, inputs, cache);     // [M, D], the output of norm_f
 //   tape.backward(model, d_outputs, gradients, {.d_inputs = d_inputs});
 //
-// Sequences may go on from call to call (truncated back-propagation through time): the cache carries their states, and
-// with a tape for each call their gradients go back through BackwardOptions::d_state, from the last call to the first.
+// A sequence may be split over several calls (truncated back-propagation through time). The cache carries the states
+// from call to call. With one tape for each call, BackwardOptions::d_state carries the gradient of the states back from
+// the last call to the first.
 #ifndef MINIMAMBA_TRAIN_TAPE_HPP
 #define MINIMAMBA_TRAIN_TAPE_HPP
 
@@ -35,21 +36,21 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 struct TapeOptions {
-  std::size_t chunk = 32;  // tokens between the states that the scan keeps; at most all of a sequence
-  bool recompute = false;  // keep only the input of each layer, and compute its activations again on the way back
-  double dropout = 0;      // probability that an output of a mixer is left out of the residual stream
+  std::size_t chunk = 32;  // the scan keeps the state before every chunk of this many tokens
+  bool recompute = false;  // keep only the input of each layer; backward recomputes the activations from it
+  double dropout = 0;      // probability that an element of a mixer's output is dropped
 };
 
 template <class Cache>
 struct BackwardOptions {
-  std::optional<double> scale = {};  // of the loss's sum; by default 1 / count, which makes it the mean
-  Cache* d_state = nullptr;          // the gradient of the final states, which becomes that of the initial ones
-  View<typename Cache::ScalarType> d_inputs = {};  // [M, D], or none: overwritten by that of the first block's input
+  std::optional<double> scale = {};  // factor of the summed loss, not 0; by default 1.0 / count, for the mean loss
+  Cache* d_state = nullptr;          // in: gradient of the final states; out: gradient of the initial states
+  View<typename Cache::ScalarType> d_inputs = {};  // out, optional: [M, D], gradient of the first block's input
 };
 
 namespace detail {
 
-/// Throws ArgumentError unless two models have the same sizes and parts.
+/// Throws ArgumentError unless both configurations have the same sizes and the same optional parameters.
 inline void require_sizes(const MambaConfig& expected, const MambaConfig& found, const char* argument) {
   const auto parts = [](const MambaConfig& c) { return std::array{c.bias, c.conv_bias, c.tie_embeddings}; };
   if (sizes_of(found) == sizes_of(expected) && parts(found) == parts(expected)) return;
@@ -59,12 +60,13 @@ inline void require_sizes(const MambaConfig& expected, const MambaConfig& found,
     for (std::size_t i = 0; i < 3; ++i) result += std::string(parts(c)[i] ? ", " : ", no ") + names[i];
     return result;
   };
-  throw ArgumentError(argument, "one with " + text(expected), text(found));
+  throw ArgumentError(argument, "a model with " + text(expected), text(found));
 }
 
 }  // namespace detail
 
-/// One model, and batches of any size; memory grows to the largest. One tape serves one thread.
+/// The kept activations of one model, for batches of any size; memory grows to the largest batch. Each thread needs its
+/// own tape.
 template <class Model>
 class Tape {
  public:
@@ -81,10 +83,10 @@ class Tape {
     }
   }
 
-  /// Reads tokens [B, L] as Model::forward does and keeps what backward needs. The seed picks what dropout leaves out;
-  /// give each pass another. Throws ArgumentError for what Model::forward refuses, and for no tokens; nothing has
-  /// changed then. After another exception, as std::bad_alloc, the cache is as it was, and the tape has nothing to walk
-  /// back.
+  /// Reads tokens [B, L] as Model::forward does, and keeps what backward needs. The seed determines what dropout drops:
+  /// use a different one for each pass. Throws ArgumentError for whatever Model::forward rejects, and for empty tokens;
+  /// nothing has changed then. After any other exception, such as std::bad_alloc, the cache is unchanged and the tape
+  /// is empty.
   void forward(const Model& model, std::span<const std::int32_t> tokens, Cache& cache, std::uint64_t seed = 0) {
     model.check(tokens, cache);
     if (tokens.empty()) throw ArgumentError("tokens", "at least one of each sequence", "none");
@@ -95,9 +97,8 @@ class Tape {
     walk(model, cache, seed, [&] { model.embedding.forward(backend_, ids_.upload(backend_, tokens_), input(0)); });
     read_ = Read::tokens;
   }
-  /// The same of inputs [B L, D] in the backend's memory, which are the first block's. Returns what the last norm makes
-  /// of the last block's output, [B L, D], until the next call of this tape. Throws ArgumentError also for inputs of
-  /// another width.
+  /// The same for inputs [B L, D] of the first block, in the backend's memory. Returns the output of the final norm,
+  /// [B L, D], which is valid until the next call of this tape. Throws ArgumentError also for inputs of another width.
   View<const Scalar> forward(const Model& model, View<const Scalar> inputs, Cache& cache, std::uint64_t seed = 0) {
     check_inputs(model, inputs, cache);
     read_ = Read::nothing;
@@ -107,9 +108,9 @@ class Tape {
     return head_input();
   }
 
-  /// The loss of what forward read: targets[i] is the token after tokens[i], or ignored_target. Throws ArgumentError
-  /// for another number of targets, one that is no token, a model of another shape, or if there was no forward or the
-  /// last one threw.
+  /// The loss of the tokens that forward read: targets[i] is the token after tokens[i], or ignored_target. Throws
+  /// ArgumentError for a wrong number of targets, a target that is not a token id, a model of another shape, or if the
+  /// tape is empty (no forward yet, or the last one threw).
   Loss loss(const Model& model, std::span<const std::int32_t> targets) {
     const std::size_t count = check_targets(model, targets);
     clear_sum();
@@ -117,11 +118,11 @@ class Tape {
     return {.sum = downloaded_sum(), .count = count};
   }
 
-  /// The same, and adds the derivative of scale * sum + <d_state, final states> by each parameter to `gradients`, a
-  /// module such as zeros_like(model) makes. The model must be as it was in forward, which may be walked back once.
-  /// Throws ArgumentError for what loss refuses, and for gradients or states of another shape; nothing has changed
-  /// then. After another exception, as std::bad_alloc, a part is added to the gradients, and d_state is between the
-  /// two: begin again from set_zero().
+  /// The same loss. Also adds the derivative of scale * sum + <d_state, final states> with respect to each parameter to
+  /// `gradients`. The model must be unchanged since forward, and each forward allows one backward. Throws ArgumentError
+  /// for whatever loss() rejects, for gradients or states of another shape, and for a scale that is 0 or not finite;
+  /// nothing has changed then. After any other exception, such as std::bad_alloc, the gradients and d_state are
+  /// incomplete: start again from gradients.set_zero().
   Loss backward(const Model& model, std::span<const std::int32_t> targets, Gradients<Model>& gradients,
                 BackwardOptions<Cache> options = {}) {
     check_targets(model, targets);
@@ -129,8 +130,8 @@ class Tape {
     const std::size_t count = backward(model, targets, gradients, options, sum_(1));
     return {.sum = downloaded_sum(), .count = count};
   }
-  /// The same without waiting for the backend: the loss is added to `sum` [1, 1] in its memory. Returns how many tokens
-  /// have a target.
+  /// The same without waiting for the backend: adds the summed loss to `sum` [1, 1] in the backend's memory, and
+  /// returns the number of tokens that have a target.
   std::size_t backward(const Model& model, std::span<const std::int32_t> targets, Gradients<Model>& gradients,
                        BackwardOptions<Cache> options, View<double> sum) {
     const std::size_t count = check_targets(model, targets);
@@ -141,8 +142,9 @@ class Tape {
     model.embedding.backward(backend_, gradients.embedding, ids_.upload(backend_, tokens_), d_x());
     return count;
   }
-  /// Adds the derivative of <d_outputs, outputs> + <d_state, final states> by each parameter, after a forward of
-  /// inputs; d_outputs [B L, D]. Throws ArgumentError as above, and for d_outputs or d_inputs of another shape.
+  /// After a forward of inputs: adds the derivative of <d_outputs, outputs> + <d_state, final states> with respect to
+  /// each parameter, where d_outputs is [B L, D]; scale is not used. Throws ArgumentError as above, and for d_outputs
+  /// or d_inputs of another shape.
   void backward(const Model& model, View<const Scalar> d_outputs, GradientsOf<Model> gradients,
                 BackwardOptions<Cache> options = {}) {
     check_read(model, Read::inputs);
@@ -153,13 +155,13 @@ class Tape {
   }
 
  private:
-  enum class Read { nothing, tokens, inputs };  // what the last forward has read
+  enum class Read { nothing, tokens, inputs };  // what the last forward read
 
-  /// What a layer's forward leaves for its backward.
+  /// What a layer's forward keeps for its backward.
   struct LayerTape {
     ActivationBuffer<Backend> activations;
-    std::vector<Activation<Backend>> memory;  // of what is kept
-    std::vector<KeptStates<Scalar>> kept;     // for each part of the state
+    std::vector<Activation<Backend>> memory;  // [chunks * rows, cols] for each part of the state
+    std::vector<KeptStates<Scalar>> kept;     // views of that memory, for each part of the state
   };
 
   template <class Start>
@@ -177,7 +179,8 @@ class Tape {
     cache.advance(rows() / cache.batch());
   }
 
-  /// From the gradient of the last norm's output, in d_activations_, to that of the first block's input, in d_x().
+  /// Computes the gradient of the first block's input, in d_x(), from that of the last norm's output, in
+  /// d_activations_.
   void walk_back(const Model& model, Model& gradients, const BackwardOptions<Cache>& options) {
     if (options.d_state == nullptr) no_gradient_->reset();
     if (options_.recompute) again_->assign(*before_);
@@ -247,8 +250,8 @@ class Tape {
   std::size_t rows() const { return detail::rows_of(segments_); }  // M
   View<Scalar> input(std::size_t layer) { return inputs_[layer](rows()); }
   View<Scalar> head_input() { return head_input_(rows()); }
-  View<Scalar> d_x() { return d_x_(rows()); }      // of the residual stream
-  View<Scalar> d_out() { return d_out_(rows()); }  // of a mixer's output; where a layer runs again, its residual stream
+  View<Scalar> d_x() { return d_x_(rows()); }      // [M, D], gradient of the residual stream
+  View<Scalar> d_out() { return d_out_(rows()); }  // [M, D], gradient of a mixer's output; scratch when recomputing
   LayerTape& kept_of(std::size_t layer) { return layers_[options_.recompute ? 0 : layer]; }
   Dropout dropout_of(std::size_t layer) const {
     return {.rate = options_.dropout, .seed = detail::random_bits(seed_, layer)};
@@ -262,7 +265,7 @@ class Tape {
     model.norm_f.forward(backend_, input(model.layers.size()), head_input());
   }
 
-  /// x: the residual stream before the layer; then behind it.
+  /// x [M, D]: in, the residual stream before the layer; out, after it.
   void run_layer(const Model& model, std::size_t layer, View<Scalar> x, LayerState<Scalar> state) {
     LayerTape& tape = kept_of(layer);
     model.layers[layer].forward(backend_, {.segments = segments_,
@@ -279,28 +282,32 @@ class Tape {
     model.check_derived();
     const std::size_t D = model.norm_f.weight.cols();
     if (inputs.rows() == 0 || inputs.rows() % cache.batch() != 0 || inputs.cols() != D) {
-      throw ArgumentError("inputs",
-                          "a multiple of the batch, " + std::to_string(cache.batch()) + ", in rows of " +
-                              std::to_string(D) + " numbers",
-                          std::to_string(inputs.rows()) + " of " + std::to_string(inputs.cols()));
+      throw ArgumentError("inputs", "shape [B L, " + std::to_string(D) + "] with B = " + std::to_string(cache.batch()),
+                          shape_of(inputs));
     }
+  }
+  static std::string shape_of(View<const Scalar> x) {
+    return "[" + std::to_string(x.rows()) + ", " + std::to_string(x.cols()) + "]";
   }
   void check_rows(const char* argument, View<const Scalar> x) const {
     const std::size_t D = static_cast<std::size_t>(config_.d_model);
     if (x.rows() == rows() && x.cols() == D) return;
-    throw ArgumentError(argument, std::to_string(rows()) + " rows of " + std::to_string(D) + " numbers",
-                        std::to_string(x.rows()) + " of " + std::to_string(x.cols()));
+    throw ArgumentError(argument, "shape [" + std::to_string(rows()) + ", " + std::to_string(D) + "]", shape_of(x));
   }
   void check_read(const Model& model, Read read) const {
     if (read_ == Read::nothing || read_ != read) {
-      throw ArgumentError("Tape", read == Read::tokens ? "one that has read tokens" : "one that has read inputs",
-                          "one that has not");
+      throw ArgumentError("Tape", read == Read::tokens ? "the last forward did not read tokens, or threw"
+                                                       : "the last forward did not read inputs, or threw");
     }
     detail::require_sizes(config_, model.config(), "model");
     model.check_derived();
   }
   void check_gradients(const Model& model, const Model& gradients, const BackwardOptions<Cache>& options) const {
     detail::require_same_parameters(model, gradients, "gradients");
+    if (const double scale = options.scale.value_or(1); scale == 0 || !std::isfinite(scale)) {
+      throw ArgumentError("BackwardOptions.scale", "a finite number other than 0 (1 / count of integers is 0)",
+                          number_text(scale));
+    }
     if (!options.d_inputs.empty()) check_rows("d_inputs", options.d_inputs);
     if (options.d_state == nullptr) return;
     model.check_cache(*options.d_state);
@@ -312,7 +319,7 @@ class Tape {
   std::size_t check_targets(const Model& model, std::span<const std::int32_t> targets) const {
     check_read(model, Read::tokens);
     if (targets.size() != tokens_.size()) {
-      throw ArgumentError("targets", "as many as tokens, " + std::to_string(tokens_.size()),
+      throw ArgumentError("targets", std::to_string(tokens_.size()) + ", one for each token",
                           std::to_string(targets.size()));
     }
     std::size_t count = 0;
@@ -336,9 +343,10 @@ class Tape {
   struct HeadArguments {
     double scale;
     Gradients<Model>* gradients;  // or null
-    View<double> sum;             // [1, 1], added to
+    View<double> sum;             // [1, 1], the loss is added to it
   };
-  /// Some rows at a time, whose logits become their own gradients: those of all rows are never there together.
+  /// Computes the logits of some rows at a time and overwrites them with their gradients, so that the logits of all
+  /// rows are never in memory together.
   void head(const Model& model, std::span<const std::int32_t> targets, const HeadArguments& p) {
     const View<const std::int32_t> there = targets_.upload(backend_, targets);
     for (std::size_t first = 0; first < rows(); first += head_rows(model)) {
@@ -371,18 +379,18 @@ class Tape {
   std::vector<Segment> segments_;
   std::uint64_t seed_ = 0;
   Read read_ = Read::nothing;
-  MambaConfig config_;                               // of the model that read the tokens
-  std::vector<std::int32_t> tokens_;                 // [M]
-  std::vector<Activation<Backend>> inputs_;          // [M, D], the residual stream before each layer, and the last norm
-  std::vector<LayerTape> layers_;                    // of each layer, or one for all
-  Activation<Backend> head_input_;                   // [M, D]
-  Activation<Backend> logits_;                       // [some rows, V]
+  MambaConfig config_;                       // of the model in the last forward
+  std::vector<std::int32_t> tokens_;         // [M]
+  std::vector<Activation<Backend>> inputs_;  // [M, D] each: the residual stream before each layer and before norm_f
+  std::vector<LayerTape> layers_;            // one for each layer; a single one when recomputing
+  Activation<Backend> head_input_;           // [M, D]
+  Activation<Backend> logits_;               // [head_rows, V]
   Activation<Backend, std::int32_t> ids_, targets_;  // [1, M]
-  Activation<Backend, double> sum_;                  // [1, 1], of the losses
-  std::optional<Cache> before_, again_;              // the states before the pass, and those of layers that run again
-  std::optional<Cache> no_gradient_;                 // of the final states, where none is given
+  Activation<Backend, double> sum_;                  // [1, 1], sum of the losses
+  std::optional<Cache> before_, again_;              // the states before the pass, and those of recomputed layers
+  std::optional<Cache> no_gradient_;                 // zeros: the gradient of the final states, unless one is given
 
-  ActivationBuffer<Backend> d_activations_;  // of one layer
+  ActivationBuffer<Backend> d_activations_;  // gradients of one layer's activations
   Activation<Backend> scratch_;              // [1, backward_scratch of the mixer]
   Activation<Backend> d_x_, d_out_;          // [M, D]
 };

@@ -1,4 +1,4 @@
-// Trainer: a model, its optimiser, and the tokens it learns from, step by step.
+// Trainer: a model, its optimiser and its training tokens, trained step by step.
 //
 //   minimamba::Trainer trainer(std::move(model), tokens, {.batch = 8, .length = 256, .schedule = {.steps = 1000}});
 //   while (!trainer.ended()) std::printf("%f\n", trainer.step().loss);
@@ -25,24 +25,26 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 struct TrainerOptions {
-  std::size_t batch = 8, length = 256;  // windows at a time, and tokens of a window
-  std::size_t accumulate = 1;           // batches whose gradients make one step
-  double validation_fraction = 0.1;     // the end of the tokens, which is never learned
-  std::uint64_t seed = 0;               // of windows and dropout; below 2^53
+  std::size_t batch = 8, length = 256;  // windows in a batch, and tokens of a window
+  std::size_t accumulate = 1;           // batches whose gradients are added up for one step
+  double validation_fraction = 0.1;     // part of the tokens, their end, that is kept for validation
+  std::uint64_t seed = 0;               // of the windows and of dropout; below 2^53
   Schedule schedule = {};
   AdamWOptions adamw = {};
   TapeOptions tape = {};
 };
 
-/// What one step came to.
+/// The results of one step.
 struct StepRecord {
-  std::int64_t step = 0;  // the first is 1
-  double loss = 0;        // nats a token, before the step
-  double rate = 0, gradient_norm = 0;
-  double validation_loss = std::numeric_limits<double>::quiet_NaN();  // after the step, where it was asked for
+  std::int64_t step = 0;  // counted from 1
+  double loss = 0;        // nats per token, before the update
+  double learning_rate = 0;
+  double gradient_norm = 0;  // before clipping
+  /// Nats per token, after the update; NaN if it was not measured.
+  double validation_loss = std::numeric_limits<double>::quiet_NaN();
 };
 
-/// All that a step changes: what a checkpoint keeps.
+/// Everything that a step changes, for checkpoints.
 template <class Model>
 struct TrainingState {
   Model model;
@@ -50,13 +52,13 @@ struct TrainingState {
   std::vector<StepRecord> history;  // of all steps
 };
 
-/// The same seed gives the same bits, whatever the threads, where BackendTraits::splits_exactly holds.
+/// The same seed gives the same bits with any number of threads, on backends with BackendTraits::splits_exactly.
 template <class Model>
 class Trainer {
  public:
   using Trained = typename detail::Trainable<Model>::Type;
 
-  /// Throws ArgumentError for an option outside its range, a token that the model does not have, or too few of them.
+  /// Throws ArgumentError for an option outside its range, a token outside the vocabulary, or too few tokens.
   Trainer(Model model, std::vector<std::int32_t> tokens, TrainerOptions options)
       : options_(checked(options)),
         tokens_(std::move(tokens)),
@@ -70,25 +72,26 @@ class Trainer {
     model_.check({}, cache_);
     model_.check_tokens(tokens_);
   }
-  Trainer(Trainer&&) = delete;  // the split points into the tokens
+  Trainer(Trainer&&) = delete;  // split_ refers to tokens_
 
-  /// Learns from the next windows. Throws DivergedError, with the model as it was, when the loss or a gradient is not
-  /// finite; no further step is possible then. After any other exception, as std::bad_alloc, the training is as it was,
-  /// and the same step may be taken again, to the same bits.
+  /// Trains on the next windows: one step of the optimiser. Throws DivergedError if the loss or a gradient is not
+  /// finite; the model is unchanged, and every further step throws too. After any other exception, such as
+  /// std::bad_alloc, the trainer is unchanged, and a repeated step() gives the same bits.
   StepRecord step() {
     const std::int64_t number = steps();
-    if (gradients_begun_) gradients_.set_zero();  // of a step that threw
+    if (gradients_begun_) gradients_.set_zero();  // the last step threw
     gradients_begun_ = true;
     const double scale = 1 / static_cast<double>(options_.batch * options_.length * options_.accumulate);
-    const std::vector<double> numbers = losses_and_squares(static_cast<std::uint64_t>(number), scale);
+    const std::vector<double> sums = losses_and_squares(static_cast<std::uint64_t>(number), scale);
     double loss = 0;
-    for (std::size_t i = 0; i < options_.accumulate; ++i) loss += numbers[i] * scale;
-    if (!std::isfinite(loss)) refuse("step " + std::to_string(number + 1), loss);
-    const double norm = optimizer_.norm_of(gradients_, std::span(numbers).subspan(options_.accumulate));
-    const double rate = options_.schedule.rate(number);
-    history_.push_back({.step = number + 1, .loss = loss, .rate = rate});  // before what cannot be taken back
+    for (std::size_t i = 0; i < options_.accumulate; ++i) loss += sums[i] * scale;
+    if (!std::isfinite(loss)) throw_diverged("step " + std::to_string(number + 1), loss);
+    const double norm = optimizer_.norm_of(gradients_, std::span(sums).subspan(options_.accumulate));
+    const double learning_rate = options_.schedule.learning_rate(number);
+    // This allocates, so it comes before the model changes.
+    history_.push_back({.step = number + 1, .loss = loss, .learning_rate = learning_rate});
     try {
-      history_.back().gradient_norm = optimizer_.apply(model_, gradients_, rate, norm);
+      history_.back().gradient_norm = optimizer_.apply(model_, gradients_, learning_rate, norm);
     } catch (...) {
       history_.pop_back();
       throw;
@@ -97,27 +100,28 @@ class Trainer {
     return history_.back();
   }
 
-  /// Called with the gradients of each step before anything is made of them: several machines add theirs up here, for
-  /// example. Without one nothing is called.
+  /// Sets a function that each step calls with its gradients, before clipping and the update; with data parallelism it
+  /// adds up the gradients of all machines.
   void on_gradients(std::function<void(Gradients<Model>&)> hook) { hook_ = std::move(hook); }
 
-  /// Throws DivergedError, which names the step and the tensor, unless all parameters are finite and so is the loss of
-  /// the first windows that the next step would learn from. save_training asks this first: a step that went astray is
-  /// otherwise seen only by the next one, and its model would replace the last good one.
+  /// Throws DivergedError, which names the step and the tensor, unless all parameters and the loss of the next windows
+  /// are finite. save_training calls it first: if the last step has spoiled the model, only the next loss would show
+  /// it, and the spoiled model would replace the last good checkpoint.
   void require_finite() {
     const Windows windows = read_windows(static_cast<std::uint64_t>(steps()) * options_.accumulate);
     const double loss = tape_.loss(model_, windows.targets).mean();
     if (!std::isfinite(loss) || !not_finite(model_).empty()) {
-      refuse("the model after step " + std::to_string(steps()), loss);
+      throw_diverged("the model after step " + std::to_string(steps()), loss);
     }
   }
 
   bool ended() const { return steps() >= options_.schedule.steps; }
   std::int64_t steps() const { return optimizer_.steps(); }
 
-  /// The mean loss over the first `batches` batches of windows to validate on, or over all if there are fewer; it is
-  /// noted in the record of the last step. NaN if there is nothing to validate on. Throws DivergedError if it is not
-  /// finite. Where stop is given and says true before a batch, NaN is returned and nothing noted.
+  /// Returns the mean loss, in nats per token, of the first `batches` validation batches (of all, if there are fewer)
+  /// and stores it in the record of the last step. Returns NaN if there are no validation tokens. Throws DivergedError
+  /// if the loss is not finite. `stop`, if given, is called before each batch; once it returns true, validate returns
+  /// NaN and stores nothing.
   double validate(std::size_t batches, const std::function<bool()>& stop = {}) {
     Loss total;
     for (std::size_t i = 0; i < batches; ++i) {
@@ -131,7 +135,9 @@ class Trainer {
       total.count += loss.count;
     }
     const double mean = total.count == 0 ? std::numeric_limits<double>::quiet_NaN() : total.mean();
-    if (total.count > 0 && !std::isfinite(mean)) refuse("the validation after step " + std::to_string(steps()), mean);
+    if (total.count > 0 && !std::isfinite(mean)) {
+      throw_diverged("the validation after step " + std::to_string(steps()), mean);
+    }
     if (!history_.empty()) history_.back().validation_loss = mean;
     return mean;
   }
@@ -142,11 +148,12 @@ class Trainer {
   const TokenSplit& split() const { return split_; }
   const std::vector<StepRecord>& history() const { return history_; }
 
-  /// To change parameters by hand, between steps; then call refresh() on it.
+  /// For changing parameters by hand between steps; call refresh() on the model afterwards.
   Model& mutable_model() { return model_; }
   const AdamW<Model>& optimizer() const { return optimizer_; }
 
-  /// Goes on from a state of modules of this model's configuration, whose model is refreshed: for checkpoints.
+  /// Replaces the state, for checkpoints. Its modules must have this model's configuration, and its model must be
+  /// refreshed.
   void restore(TrainingState<Model> state) noexcept {
     model_ = std::move(state.model);
     history_ = std::move(state.history);
@@ -166,14 +173,14 @@ class Trainer {
     for (const auto& [name, steps] : {std::pair("steps", schedule.steps), {"warmup_steps", schedule.warmup_steps}}) {
       require(steps >= 0, std::string("TrainerOptions.schedule.") + name, "at least 0", std::to_string(steps));
     }
-    for (const auto& [name, rate] : {std::pair("peak", schedule.peak), {"least", schedule.least}}) {
+    for (const auto& [name, rate] : {std::pair("max_lr", schedule.max_lr), {"min_lr", schedule.min_lr}}) {
       require(rate >= 0 && std::isfinite(rate), std::string("TrainerOptions.schedule.") + name,
-              "a finite rate of at least 0", number_text(rate));
+              "a finite number, at least 0", number_text(rate));
     }
     return options;
   }
 
-  /// The windows of a batch that is learned, which the tape has then read.
+  /// Runs the forward pass of a training batch, and returns its windows.
   Windows read_windows(std::uint64_t batch) {
     Windows windows = random_windows(split_.training, {options_.batch, options_.length}, options_.seed, batch);
     cache_.reset();
@@ -181,21 +188,21 @@ class Trainer {
     return windows;
   }
 
-  /// The sums of the losses of a step's batches, and the squares of each gradient: all that the host asks of the
-  /// backend in a step, in one download.
+  /// The summed loss of each batch of a step, followed by the sum of squares of each parameter's gradient. One download
+  /// gets all of them: the step waits for the backend only here.
   std::vector<double> losses_and_squares(std::uint64_t number, double scale) {
     const auto& backend = model_.backend();
-    std::vector<double> numbers(options_.accumulate + detail::parameters_in(gradients_));
-    numbers_.reserve(backend, 1, numbers.size());
-    const View<double> there = numbers_.upload(backend, numbers);
+    std::vector<double> sums(options_.accumulate + detail::parameters_in(gradients_));
+    sums_.reserve(backend, 1, sums.size());
+    const View<double> there = sums_.upload(backend, sums);
     for (std::size_t i = 0; i < options_.accumulate; ++i) {
       const Windows windows = read_windows(number * options_.accumulate + i);
       tape_.backward(model_, windows.targets, gradients_, {.scale = scale}, there.columns(i, 1));
     }
     if (hook_) hook_(gradients_);
-    optimizer_.queue_squares(gradients_, there.columns(options_.accumulate, numbers.size() - options_.accumulate));
-    backend.download(there.data(), numbers);
-    return numbers;
+    optimizer_.queue_squares(gradients_, there.columns(options_.accumulate, sums.size() - options_.accumulate));
+    backend.download(there.data(), sums);
+    return sums;
   }
 
   template <class Backend, class P>
@@ -211,29 +218,28 @@ class Trainer {
     return all;
   }
 
-  /// The name of the first parameter that is not finite; empty if there is none.
+  /// The name of the first parameter with an element that is not finite; empty if there is none.
   static std::string not_finite(const Model& module) {
     const auto& backend = module.backend();
     Activation<typename Model::BackendType, double> there;
     const std::vector<double> squares = detail::squares_of(backend, module, there);
-    std::string culprit;
+    std::string found;
     std::size_t number = 0;
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
-          if (std::isfinite(squares[number++]) || !culprit.empty()) return;
-          if (!are_finite(backend, parameter)) culprit = name;  // their squares may just be too large
+          if (std::isfinite(squares[number++]) || !found.empty()) return;
+          if (!are_finite(backend, parameter)) found = name;  // a sum of squares may overflow for finite elements
         },
         module);
-    return culprit;
+    return found;
   }
 
-  /// Names the first parameter that is not finite, or whose gradient is not.
-  [[noreturn]] void refuse(const std::string& subject, double loss) const {
-    std::string culprit = not_finite(model_);
-    if (culprit.empty() && !not_finite(gradients_).empty()) culprit = "the gradient of " + not_finite(gradients_);
-    throw DivergedError(
-        subject, "a finite loss",
-        number_text(loss) + (culprit.empty() ? "" : ", and numbers in " + culprit + " that are not finite"));
+  /// The message names the first parameter that is not finite, or whose gradient is not finite.
+  [[noreturn]] void throw_diverged(const std::string& subject, double loss) const {
+    std::string tensor = not_finite(model_);
+    if (tensor.empty() && !not_finite(gradients_).empty()) tensor = "the gradient of " + not_finite(gradients_);
+    throw DivergedError(subject, "the loss is " + number_text(loss) +
+                                     (tensor.empty() ? "" : "; " + tensor + " has elements that are not finite"));
   }
 
   TrainerOptions options_;
@@ -241,12 +247,12 @@ class Trainer {
   TokenSplit split_;
   Model model_;
   Gradients<Model> gradients_;
-  bool gradients_begun_ = false;  // by a step that has not ended
+  bool gradients_begun_ = false;  // gradients_ may hold the part of a step that threw
   AdamW<Model> optimizer_;
   Tape<Model> tape_, validation_tape_;
   typename Model::Cache cache_;
   std::vector<StepRecord> history_;
-  Activation<typename Model::BackendType, double> numbers_;  // [1, accumulate + parameters]
+  Activation<typename Model::BackendType, double> sums_;  // [1, accumulate + parameters]
   std::function<void(Gradients<Model>&)> hook_;
 };
 

@@ -1,0 +1,106 @@
+// The code of README.md and docs/*.md that is not a whole program, so that it is compiled too. docs.cmake fails if a
+// fragment of a page is not in this file.
+#include <minimamba/io.hpp>
+#include <minimamba/minimamba.hpp>
+#include <minimamba/train.hpp>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+// clang-format off
+namespace {
+
+void readme_load() {
+  auto model = minimamba::load<minimamba::Mamba<float>>("mamba-130m-hf");  // a folder or a file
+  auto small = minimamba::load<minimamba::Mamba<float, minimamba::NativeBackend, minimamba::bf16>>("mamba-130m-hf");
+  minimamba::save(model, "a-copy");                                        // a folder in the Hugging Face layout
+  minimamba::save_gguf(model, "model.gguf");                               // for llama.cpp
+}
+
+void readme_slots(const minimamba::Mamba<float>& model, const std::vector<std::int32_t>& prompt, const std::vector<std::int32_t>& next) {
+  auto cache = model.make_cache(3);                                   // three slots
+  minimamba::Workspace<minimamba::NativeBackend<float>> work;         // scratch memory, for one call at a time
+  const std::vector<minimamba::Run> runs{{.slot = 0, .tokens = prompt}, {.slot = 2, .tokens = next}};
+  auto last = model.forward_last(runs, cache, work);                  // one row of logits for each run
+  cache.assign(1, cache, 0);                                          // copies the state of slot 0 to slot 1
+  cache.reset(2);                                                     // slot 2 starts a new sequence
+}
+
+void inference_threads(const std::string& path) {
+  auto model = minimamba::load<minimamba::Mamba<float>>(path, {.backend = minimamba::NativeBackend<float>({.threads = 4})});
+}
+
+void log(const std::string&) {}
+void files_notes() {
+  auto model = minimamba::load<minimamba::Mamba<float>>("my-model", {.on_note = [](const std::string& note) { log(note); }});
+}
+
+struct Classifier {
+  minimamba::RMSNorm<float> norm{512, 1e-5};
+  minimamba::Linear<float> head{512, 10, true};
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("norm", self.norm...);
+    f("head", self.head...);
+  }
+};
+
+void saving_parameters(Classifier& classifier, const minimamba::NativeBackend<float>& backend) {
+  minimamba::save_parameters(classifier, backend, "classifier.safetensors", {.metadata = {{"labels", "cat, dog"}}});
+  minimamba::load_parameters(classifier, backend, "classifier.safetensors");
+  auto texts = minimamba::read_safetensors_metadata("classifier.safetensors");
+}
+
+using namespace minimamba;
+
+void training_loop(Mamba<float, NativeTraining>& model, Mamba<float, NativeTraining>::Cache& cache,
+                   const std::vector<std::int32_t>& tokens, std::size_t B, double learning_rate) {
+  minimamba::Tape tape(model);                       // keeps what backward needs; {.recompute = true} keeps less
+  auto gradients = minimamba::zeros_like(model);
+  minimamba::AdamW optimizer(model);
+  tape.forward(model, tokens, cache);                // tokens [B, L], B from the cache
+  tape.backward(model, minimamba::next_token_targets(tokens, B), gradients);
+  optimizer.step(model, gradients, learning_rate);   // sets the gradients to zero
+}
+
+struct Forecaster {
+  Linear<float, NativeTraining> in;   // [D, 1]
+  MambaModel<float, NativeTraining> backbone;
+  Linear<float, NativeTraining> out;  // [1, D]
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("in", self.in...);
+    f("backbone", self.backbone...);
+    f("out", self.out...);
+  }
+  const auto& backend() const { return backbone.backend(); }
+  Forecaster shapes() const { return {{1, 64, true}, backbone.shapes(), {64, 1, true}}; }
+  void refresh() { backbone.refresh(); }
+};
+
+void training_creation() {
+  MambaModel<float, NativeTraining> backbone({.d_model = 64, .n_layer = 2});
+  Forecaster model = Forecaster{{}, std::move(backbone), {}}.shapes();
+  allocate_parameters(model, model.backend());
+  initialize_parameters(model, model.backbone.config(), model.backend(), 1);  // seed 1
+  model.refresh();
+}
+
+void training_step(Forecaster& model, Tape<MambaModel<float, NativeTraining>>& tape, AdamW<Forecaster>& optimizer,
+                   MambaModel<float, NativeTraining>::Cache& cache, View<float> series, View<float> x, View<float> y, View<float> d_y,
+                   View<float> d_outputs, View<float> d_x, View<float> d_series, double learning_rate) {
+  const auto& backend = model.backend();
+  auto gradients = zeros_like(model);                                    // in one allocation: gradients.memory()
+  model.in.forward(backend, series, x);                                  // layers are called by hand
+  const auto outputs = tape.forward(model.backbone, x, cache);
+  model.out.forward(backend, outputs, y);                                // then compute the loss and d_y
+  model.out.backward(backend, gradients.out, {.x = outputs, .d_y = d_y, .d_x = d_outputs});
+  tape.backward(model.backbone, d_outputs, GradientsOf(gradients.backbone), {.d_inputs = d_x});
+  model.in.backward(backend, gradients.in, {.x = series, .d_y = d_x, .d_x = d_series});
+  optimizer.step(model, gradients, learning_rate);
+}
+
+}  // namespace
