@@ -134,14 +134,12 @@ struct Blocks {
   MambaConfig config;  // resolved
   Backend<Scalar> backend;
   StateLayout layout;
-  ModelSizes sizes;                 // sizes_of(config)
   std::vector<std::size_t> widths;  // of what a block computes on the way
 
   Blocks(const MambaConfig& resolved, Backend<Scalar> own_backend)
       : config(resolved),
         backend(std::move(own_backend)),
-        layout(MixerType::state_parts(resolved), static_cast<std::size_t>(resolved.n_layer)),
-        sizes(sizes_of(resolved)),
+        layout(state_layout<MixerType>(resolved)),
         widths(Block::activation_widths(resolved)) {}
 
   /// With their shapes, but without memory.
@@ -180,9 +178,8 @@ struct Blocks {
     if (layers.empty() || cache.batch() == 0) {
       throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
     }
-    if (cache.sizes() != sizes || cache.layout() != layout) {
-      throw ArgumentError("cache", "one of a model with " + sizes_text(config), sizes_text(cache.config()));
-    }
+    if (cache.layout() == layout) return;
+    throw ArgumentError("cache", "one of a model with " + layout.settings_text(), cache.layout().settings_text());
   }
 
   /// As many tokens, or rows of inputs, for each slot as of the others: run i is slot i's, part(first, count).

@@ -70,8 +70,10 @@ class Mamba {
   const MambaConfig& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }
 
+  /// How its caches lay out the state of a sequence.
+  const StateLayout& state_layout() const { return blocks_.layout; }
   /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
-  Cache make_cache(std::int64_t batch = 1) const { return Cache(config(), blocks_.layout, backend(), batch); }
+  Cache make_cache(std::int64_t batch = 1) const { return Cache(blocks_.layout, backend(), batch); }
 
   /// Recomputes what is derived from the parameters; call it after changing them. A model from a GGUF file has its A
   /// from there, which this may change in the last places.

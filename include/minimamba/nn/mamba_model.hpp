@@ -66,8 +66,10 @@ class MambaModel {
   const Backend<Scalar>& backend() const { return blocks_.backend; }
   std::size_t parameter_count() const { return count_parameters(*this); }
 
+  /// How its caches lay out the state of a sequence.
+  const StateLayout& state_layout() const { return blocks_.layout; }
   /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
-  Cache make_cache(std::int64_t batch = 1) const { return Cache(config(), blocks_.layout, backend(), batch); }
+  Cache make_cache(std::int64_t batch = 1) const { return Cache(blocks_.layout, backend(), batch); }
 
   /// Recomputes what is derived from the parameters; call it after changing them.
   void refresh() { blocks_.refresh(layers); }

@@ -94,6 +94,10 @@ struct S6 {
     derived_from_ = A_log.version();
   }
 
+  static std::vector<ModelSetting> settings(const MambaConfig& config) {
+    return {{"d_inner", config.d_inner()}, {"d_state", config.d_state}, {"d_conv", config.d_conv},
+            {"dt_rank", config.dt_rank},   {"bias", config.bias, true}, {"conv_bias", config.conv_bias, true}};
+  }
   /// The window of the convolution and h.
   static std::vector<StatePart> state_parts(const MambaConfig& config) {
     const auto E = static_cast<std::size_t>(config.d_inner());

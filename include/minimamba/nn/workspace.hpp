@@ -39,6 +39,7 @@ class Activation {
     return there;
   }
   std::size_t size() const { return buffer_.size(); }
+  std::size_t cols() const { return cols_; }
   void release() { buffer_ = {}; }
 
  private:

@@ -15,7 +15,6 @@
 #define MINIMAMBA_TRAIN_TAPE_HPP
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -46,23 +45,6 @@ struct BackwardOptions {
   Cache* d_state = nullptr;          // the gradient of the final states, which becomes that of the initial ones
   View<typename Cache::ScalarType> d_inputs = {};  // [M, D], or none: overwritten by that of the first block's input
 };
-
-namespace detail {
-
-/// Throws ArgumentError unless two models have the same sizes and parts.
-inline void require_sizes(const MambaConfig& expected, const MambaConfig& found, const char* argument) {
-  const auto parts = [](const MambaConfig& c) { return std::array{c.bias, c.conv_bias, c.tie_embeddings}; };
-  if (sizes_of(found) == sizes_of(expected) && parts(found) == parts(expected)) return;
-  const auto text = [&](const MambaConfig& c) {
-    const char* const names[] = {"bias", "conv_bias", "tie_embeddings"};
-    std::string result = sizes_text(c);
-    for (std::size_t i = 0; i < 3; ++i) result += std::string(parts(c)[i] ? ", " : ", no ") + names[i];
-    return result;
-  };
-  throw ArgumentError(argument, "one with " + text(expected), text(found));
-}
-
-}  // namespace detail
 
 /// One model, and batches of any size; memory grows to the largest. One tape serves one thread.
 template <class Model>
@@ -164,7 +146,6 @@ class Tape {
 
   template <class Start>
   void walk(const Model& model, Cache& cache, std::uint64_t seed, Start&& start) {
-    config_ = model.config();
     seed_ = seed;
     before_->assign(cache);
     try {
@@ -286,7 +267,7 @@ class Tape {
     }
   }
   void check_rows(const char* argument, View<const Scalar> x) const {
-    const std::size_t D = static_cast<std::size_t>(config_.d_model);
+    const std::size_t D = d_x_.cols();
     if (x.rows() == rows() && x.cols() == D) return;
     throw ArgumentError(argument, std::to_string(rows()) + " rows of " + std::to_string(D) + " numbers",
                         std::to_string(x.rows()) + " of " + std::to_string(x.cols()));
@@ -296,7 +277,10 @@ class Tape {
       throw ArgumentError("Tape", read == Read::tokens ? "one that has read tokens" : "one that has read inputs",
                           "one that has not");
     }
-    detail::require_sizes(config_, model.config(), "model");
+    if (model.state_layout() != before_->layout()) {
+      throw ArgumentError("model", "one with " + before_->layout().settings_text(),
+                          model.state_layout().settings_text());
+    }
     model.check_derived();
   }
   void check_gradients(const Model& model, const Model& gradients, const BackwardOptions<Cache>& options) const {
@@ -371,7 +355,6 @@ class Tape {
   std::vector<Segment> segments_;
   std::uint64_t seed_ = 0;
   Read read_ = Read::nothing;
-  MambaConfig config_;                               // of the model that read the tokens
   std::vector<std::int32_t> tokens_;                 // [M]
   std::vector<Activation<Backend>> inputs_;          // [M, D], the residual stream before each layer, and the last norm
   std::vector<LayerTape> layers_;                    // of each layer, or one for all
