@@ -110,6 +110,23 @@ class StateKeeper {
   std::optional<Cache> before_;
 };
 
+/// Gives memory and random values to a model that has only shapes.
+template <class Model>
+void make_random(Model& model, std::uint64_t seed) {
+  allocate_parameters(model, model.backend());
+  initialize_parameters(model, model.config(), model.backend(), seed);
+  model.refresh();
+}
+/// A copy of a model: of its parameters, and of what its blocks have derived from them.
+template <class Model, class Blocks>
+Model cloned(const Model& model, const Blocks& blocks) {
+  Model copy = model.shapes();
+  allocate_parameters(copy, copy.backend());
+  copy_parameters(model, model.backend(), copy, copy.backend());
+  blocks.copy_derived(model.layers, copy.layers);
+  return copy;
+}
+
 /// The blocks of a model, whose parameters lie in the model: its settings, and what is done with all of them.
 template <class Scalar, template <class> class Backend, class Weight,
           template <class, template <class> class, class> class Mixer>

@@ -42,9 +42,7 @@ class Mamba {
   /// A model with random weights (see initialize_parameters). Throws ConfigError.
   explicit Mamba(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : Mamba(shapes_only(config, std::move(backend))) {
-    allocate_parameters(*this, this->backend());
-    initialize_parameters(*this, this->config(), this->backend(), seed);
-    refresh();
+    detail::make_random(*this, seed);
   }
 
   /// A model whose parameters have shapes but no memory yet: for loaders, which allocate and fill them one by one and
@@ -56,14 +54,7 @@ class Mamba {
   Mamba(Mamba&&) noexcept = default;
   Mamba& operator=(Mamba&&) noexcept = default;
 
-  Mamba clone() const {
-    Mamba copy = shapes_only(config(), backend());
-    allocate_parameters(copy, copy.backend());
-    copy_parameters(*this, backend(), copy, copy.backend());
-    blocks_.copy_derived(layers, copy.layers);
-    return copy;
-  }
-
+  Mamba clone() const { return detail::cloned(*this, blocks_); }
   /// The same parameters by name and shape, without memory.
   Mamba shapes() const { return shapes_only(config(), backend()); }
 

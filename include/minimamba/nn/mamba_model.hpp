@@ -40,9 +40,7 @@ class MambaModel {
   /// ConfigError.
   explicit MambaModel(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : MambaModel(shapes_only(config, std::move(backend))) {
-    allocate_parameters(*this, this->backend());
-    initialize_parameters(*this, this->config(), this->backend(), seed);
-    refresh();
+    detail::make_random(*this, seed);
   }
   /// Parameters with shapes but no memory yet. Throws ConfigError.
   static MambaModel shapes_only(MambaConfig config, Backend<Scalar> backend = Backend<Scalar>()) {
@@ -52,13 +50,7 @@ class MambaModel {
   MambaModel(MambaModel&&) noexcept = default;
   MambaModel& operator=(MambaModel&&) noexcept = default;
 
-  MambaModel clone() const {
-    MambaModel copy = shapes();
-    allocate_parameters(copy, copy.backend());
-    copy_parameters(*this, backend(), copy, copy.backend());
-    blocks_.copy_derived(layers, copy.layers);
-    return copy;
-  }
+  MambaModel clone() const { return detail::cloned(*this, blocks_); }
   /// The same parameters by name and shape, without memory.
   MambaModel shapes() const { return shapes_only(config(), backend()); }
 
@@ -100,11 +92,21 @@ class MambaModel {
   /// Reads any number of rows for each of some slots of the cache, in one call: outputs in the order of the runs, of
   /// every row, or of the last of each run that has any. Throws ArgumentError also for a slot that the cache does not
   /// have, or that two runs name.
-  View<const Scalar> forward(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work) const {
+  template <RangeOfRuns<InputRun<Scalar>> Runs>
+  View<const Scalar> forward(const Runs& runs, Cache& cache) const {
+    return forward(runs, cache, cache.workspace());
+  }
+  template <RangeOfRuns<InputRun<Scalar>> Runs>
+  View<const Scalar> forward_last(const Runs& runs, Cache& cache) const {
+    return forward_last(runs, cache, cache.workspace());
+  }
+  template <RangeOfRuns<InputRun<Scalar>> Runs>
+  View<const Scalar> forward(const Runs& runs, Cache& cache, WorkspaceType& work) const {
     check_runs(runs, cache, work);
     return read(runs, cache, work, true);
   }
-  View<const Scalar> forward_last(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work) const {
+  template <RangeOfRuns<InputRun<Scalar>> Runs>
+  View<const Scalar> forward_last(const Runs& runs, Cache& cache, WorkspaceType& work) const {
     check_runs(runs, cache, work);
     return read(runs, cache, work, false);
   }

@@ -101,8 +101,8 @@ struct InputRun {
 };
 
 /// A span of runs, or what converts to one: std::vector<Run>, std::array.
-template <class Runs>
-concept RangeOfRuns = std::convertible_to<const Runs&, std::span<const Run>>;
+template <class Runs, class Element = Run>
+concept RangeOfRuns = std::convertible_to<const Runs&, std::span<const Element>>;
 
 /// What a workspace was prepared for: blocks by their number, rows that pass at once, and runs.
 struct Prepared {
