@@ -50,6 +50,7 @@ struct RunningMean {
     minus_one.allocate(backend);
     zero.allocate(backend);
   }
+  std::size_t derived_bytes() const { return minus_one.memory_bytes() + zero.memory_bytes(); }
   void copy_derived(const Backend<Scalar>& backend, const RunningMean&) { refresh(backend); }
 
   void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {

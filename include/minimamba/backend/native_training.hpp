@@ -366,6 +366,11 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
   }
 };
 
+template <class Scalar>
+struct CacheBackend<NativeTraining<Scalar>> {
+  using Type = NativeBackend<Scalar>;
+};
+
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <utility>
 
 #include "minimamba/backend/concept.hpp"
 
@@ -201,10 +202,25 @@ inline constexpr bool trains_its_weights = [] {
   return true;
 }();
 
+/// False of a model whose backend has no kernel of training at all. Who asserts it first of all says no more than that.
+template <class Model>
+inline constexpr bool is_on_training_backend = [] {
+  if constexpr (requires(const Model& model) { model.backend(); }) {
+    using Backend = std::remove_cvref_t<decltype(std::declval<const Model&>().backend())>;
+    return HasMatmulBackward<Backend> || HasElementwiseBackward<Backend> || HasRmsNormBackward<Backend> ||
+           HasMixerBackward<Backend> || HasCrossEntropy<Backend> || HasOptimizer<Backend>;
+  }
+  return true;
+}();
+
 /// What all that train ask of a model beyond inference: in a class that is made once, and spelled out, so that
 /// compilers say once, and in few words, which kernel its backend lacks. To name its Type makes clang stop there.
-template <class Model>
+template <class Model, bool = is_on_training_backend<Model>>
 struct Trainable {
+  using Type = Model;
+};
+template <class Model>
+struct Trainable<Model, true> {
   using Type = Model;
   using Backend = std::remove_cvref_t<decltype(std::declval<const Model&>().backend())>;
   static_assert(HasMatmulBackward<Backend> && HasElementwiseBackward<Backend> && HasRmsNormBackward<Backend>);

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -110,6 +111,13 @@ class StateKeeper {
   std::optional<Cache> before_;
 };
 
+template <class Scalar>
+inline constexpr bool computes_in = std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>;
+
+/// False only of a backend that has all kernels, but not for weights of this format.
+template <class BackendType, class Weight>
+inline constexpr bool runs_weights = !InferenceBackend<BackendType> || HasWeights<BackendType, Weight>;
+
 /// Gives memory and random values to a model that has only shapes.
 template <class Model>
 void make_random(Model& model, std::uint64_t seed) {
@@ -133,8 +141,8 @@ template <class Scalar, template <class> class Backend, class Weight,
 struct Blocks {
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
   using MixerType = Mixer<Scalar, Backend, Weight>;
-  using Cache = InferenceCache<Scalar, Backend>;
-  using Work = Workspace<Backend<Scalar>>;
+  using Cache = CacheFor<Scalar, Backend>;
+  using Work = typename Cache::WorkspaceType;
   using Layers = std::vector<Block>;
 
   /// A call that reads runs: anything with a slot and a length(), in rows.
@@ -176,6 +184,13 @@ struct Blocks {
     if constexpr (requires(MixerType & mixer) { mixer.reserve_derived(backend); }) {
       for (Block& layer : layers) layer.mixer.reserve_derived(backend);
     }
+  }
+  std::size_t derived_bytes(const Layers& layers) const {
+    std::size_t bytes = 0;
+    if constexpr (requires(const MixerType& mixer) { mixer.derived_bytes(); }) {
+      for (const Block& layer : layers) bytes += layer.mixer.derived_bytes();
+    }
+    return bytes;
   }
   void check_derived(const Layers& layers) const {
     if constexpr (requires(const MixerType& mixer) { mixer.check_derived(); }) {

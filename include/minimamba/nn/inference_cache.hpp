@@ -29,6 +29,7 @@ template <class Scalar = float, template <class> class Backend = NativeBackend>
 class InferenceCache {
  public:
   using ScalarType = Scalar;
+  using WorkspaceType = Workspace<Backend<Scalar>>;
   static constexpr std::int64_t largest_batch = 1 << 20;
 
   /// A cache at position 0, all states zero. Throws ArgumentError unless batch is from 1 to largest_batch.
@@ -74,6 +75,13 @@ class InferenceCache {
 
   /// Bytes of the states of all layers and slots.
   std::size_t state_bytes() const { return batch() * layout_.size() * sizeof(Scalar); }
+
+  /// Bytes of memory that the cache holds: the states, those kept for rollback(), and its own workspace.
+  std::size_t memory_bytes() const {
+    return (states_.size() + kept_states_.size()) * sizeof(Scalar) +
+           (positions_.capacity() + order_.capacity()) * sizeof(std::int64_t) + kept_.capacity() * sizeof(Kept) +
+           workspace_.memory_bytes();
+  }
 
   /// Back to position 0.
   void reset() {
@@ -213,7 +221,7 @@ class InferenceCache {
   void advance_slot(std::size_t slot, std::size_t tokens) { positions_[slot] += static_cast<std::int64_t>(tokens); }
 
   /// Its own workspace, in which forward computes unless it is given another.
-  Workspace<Backend<Scalar>>& workspace() { return workspace_; }
+  WorkspaceType& workspace() { return workspace_; }
   /// Gives back the memory of its own workspace; views of logits in it end. What is left is the state.
   void release_workspace() { workspace_ = {}; }
 
@@ -266,9 +274,23 @@ class InferenceCache {
   std::vector<Kept> kept_;                                         // what rows of kept_states_ are
   std::size_t kept_rows_ = 0;                                      // that are in use
   typename Backend<Scalar>::template Buffer<Scalar> kept_states_;  // [some, layout.size()]
-  Workspace<Backend<Scalar>> workspace_;
+  WorkspaceType workspace_;
 };
 
+namespace detail {
+
+template <class BackendType>
+struct CacheOf;
+template <class Scalar, template <class> class Backend>
+struct CacheOf<Backend<Scalar>> {
+  using Type = InferenceCache<Scalar, Backend>;
+};
+
+/// The cache of models of a backend.
+template <class Scalar, template <class> class Backend>
+using CacheFor = typename CacheOf<typename CacheBackend<Backend<Scalar>>::Type>::Type;
+
+}  // namespace detail
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

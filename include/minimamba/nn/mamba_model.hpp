@@ -28,13 +28,18 @@ class MambaModel {
   using ScalarType = Scalar;
   using BackendType = Backend<Scalar>;
   using WeightType = Weight;
-  using Cache = InferenceCache<Scalar, Backend>;
-  using WorkspaceType = Workspace<Backend<Scalar>>;
+  using Cache = detail::CacheFor<Scalar, Backend>;
+  using WorkspaceType = typename Cache::WorkspaceType;
   using MixerType = Mixer<Scalar, Backend, Weight>;
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
 
+  static_assert(detail::computes_in<Scalar>,
+                "Scalar is float or double; weights may be bf16: Mamba<float, NativeBackend, bf16>");
   static_assert(InferenceBackend<BackendType>);
   static_assert(WeightFormat<Weight>);
+  static_assert(
+      detail::runs_weights<BackendType, Weight>,
+      "the backend has no make_matrix, upload_rows, download_rows, embed or matmul for weights in this format");
 
   /// With random weights (see initialize_parameters): those of the layers of a Mamba of the same seed. Throws
   /// ConfigError.
@@ -57,6 +62,8 @@ class MambaModel {
   const MambaConfig& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }
   std::size_t parameter_count() const { return count_parameters(*this); }
+  /// Bytes of memory that the model holds: its parameters as they are stored, and what is derived from them.
+  std::size_t memory_bytes() const { return parameter_bytes(*this) + blocks_.derived_bytes(layers); }
 
   /// How its caches lay out the state of a sequence.
   const StateLayout& state_layout() const { return blocks_.layout; }

@@ -14,8 +14,9 @@
 // where Gradient is the mixer of a module of gradients. It may have
 //   void reserve(const Backend<Scalar>&, std::size_t rows) const;               room for calls of so many rows
 //   void refresh(const Backend<Scalar>&);  void reserve_derived(const Backend<Scalar>&);  void check_derived() const;
-//   void copy_derived(const Backend<Scalar>&, const Mixer& from);
-// for tensors that it derives from its parameters: they are computed anew, given memory, asked for, and copied; and
+//   void copy_derived(const Backend<Scalar>&, const Mixer& from);  std::size_t derived_bytes() const;
+// for tensors that it derives from its parameters: they are computed anew, given memory, checked, copied and counted;
+// and
 //   template <class F, class... Self> static void visit_derived(F&& f, Self&... self);
 // for those that files may have in place of a parameter. What files call its parameters: io/parameter_table.hpp.
 #ifndef MINIMAMBA_NN_MIXER_HPP

@@ -78,6 +78,8 @@ struct S6 {
     A.allocate(backend);
   }
 
+  std::size_t derived_bytes() const { return A.memory_bytes(); }
+
   /// Throws ArgumentError unless refresh() was called, and since the last upload to A_log. What was written to A_log
   /// through its view() cannot be seen.
   void check_derived() const {

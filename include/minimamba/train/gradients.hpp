@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/backend/training_concept.hpp"
 #include "minimamba/core/error.hpp"
 #include "minimamba/nn/model.hpp"
 #include "minimamba/nn/parameters.hpp"
@@ -52,18 +53,20 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
   using Scalar = typename Backend::Scalar;
 
   explicit Gradients(const Model& model) : Model(model.shapes()) {
-    const auto& backend = this->backend();
-    std::size_t size = 0;
-    for_each_parameter([&](std::string_view, auto& parameter) { size += lines(parameter.memory_size(backend)); },
-                       *this);
-    memory_ = std::make_shared<Buffer>(backend.template allocate<Scalar>(size));
-    Scalar* next = memory_->data();
-    for_each_parameter(
-        [&](std::string_view, auto& parameter) {
-          parameter.place(backend, next, memory_);
-          next += lines(parameter.memory_size(backend));
-        },
-        *this);
+    if constexpr (detail::is_on_training_backend<Model>) {
+      const auto& backend = this->backend();
+      std::size_t size = 0;
+      for_each_parameter([&](std::string_view, auto& parameter) { size += lines(parameter.memory_size(backend)); },
+                         *this);
+      memory_ = std::make_shared<Buffer>(backend.template allocate<Scalar>(size));
+      Scalar* next = memory_->data();
+      for_each_parameter(
+          [&](std::string_view, auto& parameter) {
+            parameter.place(backend, next, memory_);
+            next += lines(parameter.memory_size(backend));
+          },
+          *this);
+    }
   }
 
   /// Forgets what was added, as after a backward that threw.
@@ -82,6 +85,10 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
 
   using Buffer = typename Backend::template Buffer<Scalar>;
   std::shared_ptr<Buffer> memory_;  // not shared in fact, but kept by each parameter, wherever that is moved to
+
+  // The last member: clang leaves out what follows a failed assertion, and would miss the constructor.
+  static_assert(detail::is_on_training_backend<Model>,
+                "training needs a backend such as NativeTraining: Mamba<float, NativeTraining>");
 };
 
 /// Those of a model, or, when it is said so, of a part of a model whose gradients are part of its own:

@@ -49,6 +49,9 @@ struct BackwardOptions {
 /// One model, and batches of any size; memory grows to the largest. One tape serves one thread.
 template <class Model>
 class Tape {
+  static_assert(detail::is_on_training_backend<Model>,
+                "training needs a backend such as NativeTraining: Mamba<float, NativeTraining>");
+
  public:
   using Scalar = typename Model::ScalarType;
   using Backend = typename Model::BackendType;

@@ -53,6 +53,9 @@ struct TrainingState {
 /// The same seed gives the same bits, whatever the threads, where BackendTraits::splits_exactly holds.
 template <class Model>
 class Trainer {
+  static_assert(detail::is_on_training_backend<Model>,
+                "training needs a backend such as NativeTraining: Mamba<float, NativeTraining>");
+
  public:
   using Trained = typename detail::Trainable<Model>::Type;
 
