@@ -11,7 +11,9 @@
 #include "minimamba/core/view.hpp"
 
 #include "minimamba/backend/concept.hpp"
+#if __has_include(<Eigen/Core>)  // EigenBackend is there for who has Eigen; nothing else needs it
 #include "minimamba/backend/eigen.hpp"
+#endif
 #include "minimamba/backend/native.hpp"
 #include "minimamba/backend/reference.hpp"
 

@@ -8,7 +8,9 @@
 
 #include "minimamba/train/adamw.hpp"
 #include "minimamba/train/data.hpp"
+#if __has_include(<Eigen/Core>)
 #include "minimamba/backend/eigen_training.hpp"
+#endif
 #include "minimamba/backend/native_training.hpp"
 #include "minimamba/backend/reference_training.hpp"
 #include "minimamba/train/schedule.hpp"

@@ -82,7 +82,7 @@ class Layers : public testing::Test {
   template <class Cache>
   static std::vector<Numbers> states(const Cache& cache) {
     std::vector<Numbers> all;
-    for (std::size_t layer = 0; layer < static_cast<std::size_t>(cache.config().n_layer); ++layer) {
+    for (std::size_t layer = 0; layer < cache.layout().layers(); ++layer) {
       for (std::size_t row = 0; row < cache.batch(); ++row) {
         all.push_back(copy_of(cache.conv(layer, row)));
         all.push_back(copy_of(cache.ssm(layer, row)));

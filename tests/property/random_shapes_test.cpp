@@ -67,8 +67,8 @@ TEST_P(RandomShapes, GiveWhatTheReferenceGives) {
     const std::uint64_t seed = static_cast<std::uint64_t>(GetParam() * cases + i);
     Random random(seed, "shape");
     const Case c = random_case(random);
-    SCOPED_TRACE("case " + std::to_string(seed) + ": " + detail::sizes_text(c.config.resolved()) + ", batch " +
-                 std::to_string(c.batch) + ", length " + std::to_string(c.length) + ", threads " +
+    SCOPED_TRACE("case " + std::to_string(seed) + ": " + state_layout<S6<float>>(c.config.resolved()).settings_text() +
+                 ", batch " + std::to_string(c.batch) + ", length " + std::to_string(c.length) + ", threads " +
                  std::to_string(c.threads));
     const Activations activations = seed % 3 == 0 ? Activations::exact : Activations::rounded;
     const auto with = [&]<class W>(W) {

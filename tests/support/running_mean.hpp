@@ -10,6 +10,7 @@
 namespace support {
 
 using minimamba::Linear, minimamba::MambaConfig, minimamba::MixerArguments, minimamba::MixerBackwardArguments;
+using minimamba::ModelSetting;
 using minimamba::Role, minimamba::Shape, minimamba::StatePart, minimamba::Tensor, minimamba::View;
 
 /// A gated running mean, for each channel with a rate of its own:
@@ -25,6 +26,7 @@ struct RunningMean {
   RunningMean() = default;
   explicit RunningMean(const MambaConfig& config) : RunningMean(static_cast<std::size_t>(config.d_model)) {}
 
+  static std::vector<ModelSetting> settings(const MambaConfig& config) { return {{"channels", config.d_model}}; }
   static std::vector<StatePart> state_parts(const MambaConfig& config) {
     return {{.name = "mean", .rows = static_cast<std::size_t>(config.d_model), .cols = 1}};
   }
@@ -48,6 +50,7 @@ struct RunningMean {
     minus_one.allocate(backend);
     zero.allocate(backend);
   }
+  std::size_t derived_bytes() const { return minus_one.memory_bytes() + zero.memory_bytes(); }
   void copy_derived(const Backend<Scalar>& backend, const RunningMean&) { refresh(backend); }
 
   void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
@@ -122,6 +125,7 @@ struct MeanOfRun {
   MeanOfRun() = default;
   explicit MeanOfRun(const MambaConfig& config)
       : in_proj(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_model), false) {}
+  static std::vector<ModelSetting> settings(const MambaConfig&) { return {}; }
   static std::vector<StatePart> state_parts(const MambaConfig&) { return {}; }
   static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
     return {static_cast<std::size_t>(config.d_model)};

@@ -238,7 +238,7 @@ template <class Cache>
 auto states(const Cache& cache) {
   using Scalar = std::remove_const_t<std::remove_pointer_t<decltype(cache.ssm(0, 0).data())>>;
   std::vector<HostMatrix<Scalar>> all;
-  for (std::size_t layer = 0; layer < static_cast<std::size_t>(cache.config().n_layer); ++layer) {
+  for (std::size_t layer = 0; layer < cache.layout().layers(); ++layer) {
     for (std::size_t row = 0; row < cache.batch(); ++row) {
       all.push_back(copy_of(cache.conv(layer, row)));
       all.push_back(copy_of(cache.ssm(layer, row)));
@@ -289,8 +289,7 @@ class Alone {
 template <template <class> class Backend, class Scalar>
 minimamba::InferenceCache<Scalar, Backend> cache_alone(const minimamba::MambaConfig& config,
                                                        const Backend<Scalar>& backend, std::int64_t batch) {
-  const auto parts = minimamba::S6<Scalar, Backend>::state_parts(config);
-  return {config, minimamba::StateLayout(parts, static_cast<std::size_t>(config.n_layer)), backend, batch};
+  return {minimamba::state_layout<minimamba::S6<Scalar, Backend>>(config.resolved()), backend, batch};
 }
 
 inline minimamba::MambaConfig small_config() {

@@ -84,6 +84,10 @@ TYPED_TEST(Backbone, GivesTheSameHoweverItsInputsAreSplit) {
   support::expect_same<TypeParam>(copy_of(last.view().rows_from(1, 1)), copy_of(whole.view().rows_from(52, 1)), "last");
   EXPECT_EQ(cache.position(2), 300);
   EXPECT_EQ(cache.position(1), 0);
+  cache.reset();
+  EXPECT_TRUE(identical(copy_of(model.forward(runs, cache)), both));
+  EXPECT_TRUE(identical(copy_of(model.forward_last(rest, cache)), last));
+  EXPECT_EQ(model.forward({}, cache).rows(), 0U);
   EXPECT_EQ(model.forward_last(x.view().rows_from(0, 0), cache).rows(), 0U);
 }
 

@@ -52,6 +52,21 @@ TEST(AMixerOfOnesOwn, AgreesWithTheReferenceInDoubleHoweverItIsSplit) {
   EXPECT_TRUE(identical(logits_of(model.clone(), tokens), whole));
 }
 
+TEST(AMixerOfOnesOwn, IsDescribedInMessagesByItsOwnSettings) {
+  const Native model(config());
+  const Mamba<float> other({.d_model = 8, .n_layer = 1, .vocab_size = 50});
+  auto cache = model.make_cache();
+  try {
+    other.forward(std::vector<std::int32_t>{1}, cache);
+    FAIL();
+  } catch (const ArgumentError& error) {
+    EXPECT_STREQ(error.what(),
+                 "cache: expected one of a model with d_model 8, n_layer 1, d_inner 16, d_state 16, d_conv 4, dt_rank "
+                 "1, no bias, conv_bias, vocabulary 56, tie_embeddings, found d_model 24, n_layer 2, channels 24, "
+                 "vocabulary 56, tie_embeddings");
+  }
+}
+
 TEST(AMixerOfOnesOwn, Generates) {
   const Native model(config());
   auto one = model.make_cache(), two = model.make_cache(2);

@@ -1,4 +1,7 @@
 // Whole models and their caches: shapes, copies, and what is refused.
+#include <array>
+#include <span>
+
 #include "support/support.hpp"
 
 namespace {
@@ -35,6 +38,34 @@ TYPED_TEST(Model, ZeroLengthInput) {
   EXPECT_EQ(logits.cols(), 504U);
   EXPECT_EQ(model.forward_last({}, cache).rows(), 0U);
   EXPECT_EQ(cache.position(1), 0);
+}
+
+TYPED_TEST(Model, TakesTokensAsAListOrOneByOne) {
+  const typename TypeParam::Model model(small_config());
+  auto cache = model.make_cache(), other = model.make_cache();
+  Workspace<typename TypeParam::Backend> work;
+  const std::array<std::int32_t, 3> array{1, 2, 3};
+  std::vector<std::int32_t> vector{1, 2, 3};
+  const auto expected = copy_of(model.forward(std::span<const std::int32_t>(array), cache));
+  const auto last = copy_of(model.forward_last(vector, cache));
+  EXPECT_TRUE(identical(copy_of(model.forward({1, 2, 3}, other)), expected));
+  EXPECT_TRUE(identical(copy_of(model.forward_last({1, 2, 3}, other)), last));
+  EXPECT_EQ(model.forward({}, cache, work).rows(), 0U);
+  for (const auto& tokens : {std::span<std::int32_t>(vector), std::span<std::int32_t>(vector).first(3)}) {
+    EXPECT_EQ(model.forward(tokens, cache).rows(), 3U);
+  }
+  EXPECT_EQ(model.forward(array, other).rows(), 3U);
+  EXPECT_EQ(model.forward({array.data(), 3}, other, work).rows(), 3U);
+  const auto one = copy_of(model.forward(std::vector<std::int32_t>{5}, cache));
+  EXPECT_TRUE(identical(copy_of(model.forward(5, other)), one));
+  cache.reset();
+  other.reset();
+  const auto zero = copy_of(model.forward_last(std::vector<std::int32_t>{0}, cache));
+  EXPECT_TRUE(identical(copy_of(model.forward_last(0, other, work)), zero));
+  EXPECT_EQ(other.position(), 1);
+  EXPECT_THROW(model.forward(50, other), ArgumentError);
+  EXPECT_THROW(model.forward({1, 50}, other, work), ArgumentError);
+  EXPECT_EQ(other.position(), 1);
 }
 
 TYPED_TEST(Model, StartsFromTheSameWeightsForTheSameSeed) {
@@ -120,6 +151,30 @@ TEST(InferenceCache, HasTheSizeOfThePublishedModels) {
   EXPECT_EQ(bytes(768, 24), 2801664U);
   EXPECT_EQ(bytes(1024, 48), 7471104U);
   EXPECT_EQ(bytes(2048, 48), 14942208U);
+}
+
+TEST(MemoryBytes, AreWhatAModelAndACacheHold) {
+  const MambaConfig config{.d_model = 64, .n_layer = 2, .vocab_size = 512};
+  const Mamba<float, ReferenceBackend> model(config);
+  const std::size_t derived = 2 * 128 * 16;  // A of each layer
+  EXPECT_EQ(model.memory_bytes(), 4 * (model.parameter_count() + derived));
+  EXPECT_EQ(model.shapes().memory_bytes(), 0U);
+  const Mamba<float, NativeBackend> native(config);
+  EXPECT_GE(native.memory_bytes(), model.memory_bytes());
+  const Mamba<float, NativeBackend, q4> narrow(config);
+  EXPECT_LT(narrow.memory_bytes(), native.memory_bytes() / 3);
+  auto cache = model.make_cache(2);
+  const std::size_t idle = cache.memory_bytes();
+  EXPECT_GE(idle, cache.state_bytes());
+  EXPECT_LT(idle, cache.state_bytes() + 4096);
+  model.forward(random_tokens(40, 512), cache);
+  EXPECT_GE(cache.memory_bytes(), idle + 40 * 512 * sizeof(float));  // logits are in its workspace
+  cache.release_workspace();
+  EXPECT_EQ(cache.memory_bytes(), idle);
+  cache.keep_every(4);
+  model.forward(random_tokens(40, 512), cache);
+  cache.release_workspace();
+  EXPECT_GE(cache.memory_bytes(), idle + 5 * cache.state_bytes());
 }
 
 TYPED_TEST(Model, CacheCanBeClonedResetAndGathered) {

@@ -151,6 +151,20 @@ TEST(StateFile, OfAnotherModelIsRefused) {
   EXPECT_TRUE(read_text(saved.folder / "state") == saved.file);
 }
 
+TEST(StateFile, OfAnS6ModelHasTheFingerprintThatItAlwaysHad) {
+  MambaConfig config{
+      .d_model = 6, .n_layer = 2, .vocab_size = 11, .d_state = 3, .d_conv = 2, .expand = 3, .dt_rank = 5};
+  const auto fingerprints = [&] {
+    const Mamba<float> model(config);
+    return std::vector<std::uint64_t>{detail::fingerprint(model, model.state_layout(), 2),
+                                      detail::fingerprint(model, model.state_layout(), 3)};
+  };
+  EXPECT_EQ(fingerprints(), (std::vector<std::uint64_t>{0xaa6de1648be66257, 0x58f95c366abc7b48}));
+  config.bias = true;
+  config.tie_embeddings = false;
+  EXPECT_EQ(fingerprints(), (std::vector<std::uint64_t>{0xbea5f32422f4ea8b, 0x181e315889f06d74}));
+}
+
 TEST(StateFile, OnAFullDiskLeavesTheOldOne) {
   const Saved saved;
   auto cache = saved.model.make_cache();

@@ -328,4 +328,16 @@ TEST(TapesOfOneModel, RefuseModelsAndGradientsOfOtherShapes) {
   }
 }
 
+TEST(ACacheFromTraining, IsReadByAModelForInference) {
+  const MambaConfig config = support::small_config();
+  const Mamba<float, NativeTraining> trained(config);
+  const Mamba<float> model(config);
+  auto cache = trained.make_cache(), other = model.make_cache();
+  trained.forward({1, 2, 3}, cache);
+  model.forward({1, 2, 3}, other);
+  EXPECT_TRUE(identical(copy_of(model.forward(4, cache)), copy_of(model.forward(4, other))));
+  other = std::move(cache);
+  EXPECT_EQ(other.position(), 4);
+}
+
 }  // namespace

@@ -100,20 +100,18 @@ concept HasMemoryOfOtherTypes = requires(const B& backend, std::int32_t* tokens,
 
 /// Matrix<W>: [rows, cols] weights in format W, in any layout. upload_rows packs the rows of `host` into rows
 /// [first, first + host.rows()) of the matrix; download_rows unpacks the same rows.
-template <class B>
-concept HasMatrix = requires(const B& backend, typename B::template Matrix<typename B::Scalar>& matrix,
+template <class B, class W = typename B::Scalar>
+concept HasMatrix = requires(const B& backend, typename B::template Matrix<W>& matrix,
                              View<const typename B::Scalar> source, View<typename B::Scalar> host, std::size_t count) {
-  {
-    backend.template make_matrix<typename B::Scalar>(count, count)
-    } -> std::same_as<typename B::template Matrix<typename B::Scalar>>;
+  { backend.template make_matrix<W>(count, count) } -> std::same_as<typename B::template Matrix<W>>;
   backend.upload_rows(source, count, matrix);
   backend.download_rows(matrix, count, host);
 };
 
 /// embed: y[i,:] = weight[tokens[i],:]                               tokens [1, M], weight [V, D], y [M, D]
-template <class B>
+template <class B, class W = typename B::Scalar>
 concept HasEmbed = requires(const B& backend, View<const std::int32_t> tokens,
-                            const typename B::template Matrix<typename B::Scalar>& weight, View<typename B::Scalar> y) {
+                            const typename B::template Matrix<W>& weight, View<typename B::Scalar> y) {
   backend.embed(tokens, weight, y);
 };
 
@@ -127,12 +125,15 @@ concept HasRmsNorm = requires(const B& backend, View<const typename B::Scalar> x
 /// matmul: y = x weight^T                                            x [M, in], weight [out, in], y [M, out]
 /// With bf16, q8 and q4 weights it uses round_activations(x) in place of x, unless the backend's option `activations`
 /// is exact. A backend may have reserve_matmul(rows, weight): after it, products of up to `rows` rows allocate nothing.
-template <class B>
+template <class B, class W = typename B::Scalar>
 concept HasMatmul = requires(const B& backend, View<const typename B::Scalar> x,
-                             const typename B::template Matrix<typename B::Scalar>& weight,
-                             View<typename B::Scalar> y) {
+                             const typename B::template Matrix<W>& weight, View<typename B::Scalar> y) {
   backend.matmul(x, weight, y);
 };
+
+/// All that weights of format W need.
+template <class B, class W>
+concept HasWeights = HasMatrix<B, W> && HasEmbed<B, W> && HasMatmul<B, W>;
 
 /// causal_conv1d: see Conv1dArguments.
 template <class B>
@@ -175,6 +176,13 @@ concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMemoryOfOtherT
     HasNegativeExp<B> && requires(const B& backend) {
   { backend.name() } -> std::convertible_to<const char*>;
   { backend.threads() } -> std::convertible_to<int>;
+};
+
+/// The backend whose caches and workspaces the models of a backend use: itself, unless another one has the same memory.
+/// This lets a model read from a cache that another model has filled in training.
+template <class B>
+struct CacheBackend {
+  using Type = B;
 };
 
 /// Properties and preferred sizes of a backend. A backend overrides a default by a static constexpr member of the same

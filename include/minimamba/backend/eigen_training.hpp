@@ -216,6 +216,11 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
   }
 };
 
+template <class Scalar>
+struct CacheBackend<EigenTraining<Scalar>> {
+  using Type = EigenBackend<Scalar>;
+};
+
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

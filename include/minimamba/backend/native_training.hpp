@@ -369,6 +369,11 @@ class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
   }
 };
 
+template <class Scalar>
+struct CacheBackend<NativeTraining<Scalar>> {
+  using Type = NativeBackend<Scalar>;
+};
+
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

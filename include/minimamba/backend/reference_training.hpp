@@ -206,6 +206,11 @@ class ReferenceTraining : public detail::LoopTraining<ReferenceBackend<Number>> 
   using detail::LoopTraining<ReferenceBackend<Number>>::LoopTraining;
 };
 
+template <class Scalar>
+struct CacheBackend<ReferenceTraining<Scalar>> {
+  using Type = ReferenceBackend<Scalar>;
+};
+
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

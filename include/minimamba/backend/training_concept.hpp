@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <utility>
 
 #include "minimamba/backend/concept.hpp"
 
@@ -207,11 +208,27 @@ inline constexpr bool has_trainable_weights = [] {
   return true;
 }();
 
+/// False for a model whose backend has no training kernels at all. Functions that train assert this first, so that the
+/// compiler reports only that.
+template <class Model>
+inline constexpr bool is_on_training_backend = [] {
+  if constexpr (requires(const Model& model) { model.backend(); }) {
+    using Backend = std::remove_cvref_t<decltype(std::declval<const Model&>().backend())>;
+    return HasMatmulBackward<Backend> || HasElementwiseBackward<Backend> || HasRmsNormBackward<Backend> ||
+           HasMixerBackward<Backend> || HasCrossEntropy<Backend> || HasOptimizer<Backend>;
+  }
+  return true;
+}();
+
 /// Checks that a Model can be trained. The checks are in a class, which is instantiated once, and one by one, so that
 /// compilers report a missing kernel of the backend once and briefly. Use Trainable<Model>::Type: then clang reports no
 /// errors after these.
-template <class Model>
+template <class Model, bool = is_on_training_backend<Model>>
 struct Trainable {
+  using Type = Model;
+};
+template <class Model>
+struct Trainable<Model, true> {
   using Type = Model;
   using Backend = std::remove_cvref_t<decltype(std::declval<const Model&>().backend())>;
   static_assert(HasMatmulBackward<Backend> && HasElementwiseBackward<Backend> && HasRmsNormBackward<Backend>);

@@ -3,11 +3,8 @@
 #define MINIMAMBA_CORE_CONFIG_HPP
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
-#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -118,23 +115,6 @@ inline MambaConfig MambaConfig::resolved() const {
   return config;
 }
 
-namespace detail {
-
-/// The sizes that must be equal for a model to read the state of another.
-using ModelSizes = std::array<std::int64_t, 7>;
-inline ModelSizes sizes_of(const MambaConfig& config) {
-  return {config.d_model, config.n_layer, config.d_inner(),          config.d_state,
-          config.d_conv,  config.dt_rank, config.padded_vocab_size()};
-}
-inline std::string sizes_text(const MambaConfig& config) {
-  const char* const names[] = {"d_model ",  ", n_layer ", ", d_inner ",   ", d_state ",
-                               ", d_conv ", ", dt_rank ", ", vocabulary "};
-  std::string text;
-  for (std::size_t i = 0; i < std::size(names); ++i) text.append(names[i]).append(std::to_string(sizes_of(config)[i]));
-  return text;
-}
-
-}  // namespace detail
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -4,6 +4,9 @@
 // includes this file last, and undefines the macro at its end.
 #ifndef MINIMAMBA_CORE_ISA_HPP
 #define MINIMAMBA_CORE_ISA_HPP
+#if defined(_MSVC_LANG) ? _MSVC_LANG < 202002L : __cplusplus < 202002L
+#error "minimamba needs C++20"
+#endif
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0) || defined(_M_FP_FAST)
 #error \
     "minimamba cannot be compiled with -ffast-math, -Ofast, -ffinite-math-only or /fp:fast: results would depend on \

@@ -60,9 +60,13 @@ std::uint64_t fingerprint(const Model& model, const StateLayout& layout, std::ui
     for (const std::size_t extent : {part.rows, part.cols}) sum.add_value(static_cast<std::uint64_t>(extent));
   }
   const MambaConfig& config = model.config();
-  for (const std::int64_t size : sizes_of(config)) sum.add_value(size);
+  for (const ModelSetting& setting : layout.settings()) {
+    if (!setting.is_switch) sum.add_value(setting.value);
+  }
   sum.add_value(config.vocab_size);
-  for (const bool flag : {config.bias, config.conv_bias, config.tie_embeddings}) sum.add_value(flag);
+  for (const ModelSetting& setting : layout.settings()) {
+    if (setting.is_switch) sum.add_value(setting.value != 0);
+  }
   sum.add_value(config.norm_epsilon);
   const auto add = [&](const auto& norm) {
     std::vector<typename Model::ScalarType> weight(norm.weight.cols());
@@ -213,7 +217,7 @@ SavedState<Model> load_state(const ByteSource& source, const Model& model) {
   if (bytes.value<std::uint64_t>() != detail::fingerprint(model, like.layout(), found_version)) {
     throw CheckpointError(
         source.name(),
-        "the state of a model with " + detail::sizes_text(model.config()) + " and the same settings and norms",
+        "the state of a model with " + like.layout().settings_text() + " and the same settings and norms",
         "the state of another model");
   }
   const auto rows = bytes.value<std::uint64_t>();

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -110,14 +111,38 @@ class StateKeeper {
   std::optional<Cache> before_;
 };
 
+template <class Scalar>
+inline constexpr bool computes_in = std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>;
+
+/// False only of a backend that has all kernels, but not for weights of this format.
+template <class BackendType, class Weight>
+inline constexpr bool runs_weights = !InferenceBackend<BackendType> || HasWeights<BackendType, Weight>;
+
+/// Gives memory and random values to a model that has only shapes.
+template <class Model>
+void make_random(Model& model, std::uint64_t seed) {
+  allocate_parameters(model, model.backend());
+  initialize_parameters(model, model.config(), model.backend(), seed);
+  model.refresh();
+}
+/// A copy of a model: of its parameters, and of what its blocks have derived from them.
+template <class Model, class Blocks>
+Model cloned(const Model& model, const Blocks& blocks) {
+  Model copy = model.shapes();
+  allocate_parameters(copy, copy.backend());
+  copy_parameters(model, model.backend(), copy, copy.backend());
+  blocks.copy_derived(model.layers, copy.layers);
+  return copy;
+}
+
 /// The blocks of a model, whose parameters lie in the model: its settings, and what is done with all of them.
 template <class Scalar, template <class> class Backend, class Weight,
           template <class, template <class> class, class> class Mixer>
 struct Blocks {
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
   using MixerType = Mixer<Scalar, Backend, Weight>;
-  using Cache = InferenceCache<Scalar, Backend>;
-  using Work = Workspace<Backend<Scalar>>;
+  using Cache = CacheFor<Scalar, Backend>;
+  using Work = typename Cache::WorkspaceType;
   using Layers = std::vector<Block>;
 
   /// A call that reads runs: anything with a slot and a length(), in rows.
@@ -134,14 +159,12 @@ struct Blocks {
   MambaConfig config;  // resolved
   Backend<Scalar> backend;
   StateLayout layout;
-  ModelSizes sizes;                 // sizes_of(config)
   std::vector<std::size_t> widths;  // of what a block computes on the way
 
   Blocks(const MambaConfig& resolved, Backend<Scalar> own_backend)
       : config(resolved),
         backend(std::move(own_backend)),
-        layout(MixerType::state_parts(resolved), static_cast<std::size_t>(resolved.n_layer)),
-        sizes(sizes_of(resolved)),
+        layout(state_layout<MixerType>(resolved)),
         widths(Block::activation_widths(resolved)) {}
 
   /// With their shapes, but without memory.
@@ -162,6 +185,13 @@ struct Blocks {
       for (Block& layer : layers) layer.mixer.reserve_derived(backend);
     }
   }
+  std::size_t derived_bytes(const Layers& layers) const {
+    std::size_t bytes = 0;
+    if constexpr (requires(const MixerType& mixer) { mixer.derived_bytes(); }) {
+      for (const Block& layer : layers) bytes += layer.mixer.derived_bytes();
+    }
+    return bytes;
+  }
   void check_derived(const Layers& layers) const {
     if constexpr (requires(const MixerType& mixer) { mixer.check_derived(); }) {
       for (const Block& layer : layers) layer.mixer.check_derived();
@@ -180,9 +210,8 @@ struct Blocks {
     if (layers.empty() || cache.batch() == 0) {
       throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
     }
-    if (cache.sizes() != sizes || cache.layout() != layout) {
-      throw ArgumentError("cache", "one of a model with " + sizes_text(config), sizes_text(cache.config()));
-    }
+    if (cache.layout() == layout) return;
+    throw ArgumentError("cache", "one of a model with " + layout.settings_text(), cache.layout().settings_text());
   }
 
   /// As many tokens, or rows of inputs, for each slot as of the others: run i is slot i's, part(first, count).

@@ -14,7 +14,9 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/nn/mamba_block.hpp"
+#include "minimamba/backend/concept.hpp"
+#include "minimamba/nn/layers.hpp"
+#include "minimamba/nn/mixer.hpp"
 #include "minimamba/nn/workspace.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -27,15 +29,12 @@ template <class Scalar = float, template <class> class Backend = NativeBackend>
 class InferenceCache {
  public:
   using ScalarType = Scalar;
+  using WorkspaceType = Workspace<Backend<Scalar>>;
   static constexpr std::int64_t largest_batch = 1 << 20;
 
   /// A cache at position 0, all states zero. Throws ArgumentError unless batch is from 1 to largest_batch.
-  InferenceCache(const MambaConfig& config, StateLayout layout, Backend<Scalar> backend, std::int64_t batch = 1)
-      : config_(config.resolved()),
-        sizes_(detail::sizes_of(config_)),
-        layout_(std::move(layout)),
-        backend_(std::move(backend)),
-        positions_(checked(batch)) {
+  InferenceCache(StateLayout layout, Backend<Scalar> backend, std::int64_t batch = 1)
+      : layout_(std::move(layout)), backend_(std::move(backend)), positions_(checked(batch)) {
     if (layout_.size() > static_cast<std::size_t>(-1) / positions_.size()) throw std::bad_array_new_length();
     states_ = backend_.template allocate<Scalar>(positions_.size() * layout_.size());
   }
@@ -46,9 +45,7 @@ class InferenceCache {
   std::int64_t position(std::size_t slot = 0) const {
     return positions_[checked_slot(slot)];
   }  // tokens that it has read
-  const MambaConfig& config() const { return config_; }
   const StateLayout& layout() const { return layout_; }
-  const detail::ModelSizes& sizes() const { return sizes_; }
 
   /// A part of the state of a layer in one slot, by its name. Throws ArgumentError.
   View<Scalar> state(std::size_t layer, std::size_t slot, std::string_view name) {
@@ -79,6 +76,13 @@ class InferenceCache {
   /// Bytes of the states of all layers and slots.
   std::size_t state_bytes() const { return batch() * layout_.size() * sizeof(Scalar); }
 
+  /// Bytes of memory that the cache holds: the states, those kept for rollback(), and its own workspace.
+  std::size_t memory_bytes() const {
+    return (states_.size() + kept_states_.size()) * sizeof(Scalar) +
+           (positions_.capacity() + order_.capacity()) * sizeof(std::int64_t) + kept_.capacity() * sizeof(Kept) +
+           workspace_.memory_bytes();
+  }
+
   /// Back to position 0.
   void reset() {
     backend_.fill(states(), Scalar(0));
@@ -93,7 +97,7 @@ class InferenceCache {
 
   /// A cache with the same value; what keep_every() has kept is not part of it.
   InferenceCache clone() const {
-    InferenceCache copy(config_, layout_, backend_, static_cast<std::int64_t>(batch()));
+    InferenceCache copy(layout_, backend_, static_cast<std::int64_t>(batch()));
     copy.assign(*this);
     return copy;
   }
@@ -109,7 +113,7 @@ class InferenceCache {
       }
       sources.push_back(static_cast<std::size_t>(slot));
     }
-    InferenceCache result(config_, layout_, backend_, static_cast<std::int64_t>(sources.size()));
+    InferenceCache result(layout_, backend_, static_cast<std::int64_t>(sources.size()));
     backend_.gather_rows(mutable_self().states(), sources, result.states());
     for (std::size_t i = 0; i < sources.size(); ++i) result.positions_[i] = positions_[sources[i]];
     return result;
@@ -217,7 +221,7 @@ class InferenceCache {
   void advance_slot(std::size_t slot, std::size_t tokens) { positions_[slot] += static_cast<std::int64_t>(tokens); }
 
   /// Its own workspace, in which forward computes unless it is given another.
-  Workspace<Backend<Scalar>>& workspace() { return workspace_; }
+  WorkspaceType& workspace() { return workspace_; }
   /// Gives back the memory of its own workspace; views of logits in it end. What is left is the state.
   void release_workspace() { workspace_ = {}; }
 
@@ -251,9 +255,8 @@ class InferenceCache {
     throw ArgumentError("cache slot", "a slot below " + std::to_string(batch()), std::to_string(slot));
   }
   void check_like(const InferenceCache& other) const {
-    if (other.sizes_ == sizes_ && other.layout_ == layout_) return;
-    throw ArgumentError("cache", "one of a model with " + detail::sizes_text(config_),
-                        detail::sizes_text(other.config_));
+    if (other.layout_ == layout_) return;
+    throw ArgumentError("cache", "one of a model with " + layout_.settings_text(), other.layout_.settings_text());
   }
   std::string parts_text() const {
     std::string text = "one of";
@@ -263,8 +266,6 @@ class InferenceCache {
   View<Scalar> states() { return {states_.data(), batch(), layout_.size()}; }
   InferenceCache& mutable_self() const { return const_cast<InferenceCache&>(*this); }
 
-  MambaConfig config_;
-  detail::ModelSizes sizes_;
   StateLayout layout_;
   Backend<Scalar> backend_;
   std::vector<std::int64_t> positions_, order_;
@@ -273,9 +274,23 @@ class InferenceCache {
   std::vector<Kept> kept_;                                         // what rows of kept_states_ are
   std::size_t kept_rows_ = 0;                                      // that are in use
   typename Backend<Scalar>::template Buffer<Scalar> kept_states_;  // [some, layout.size()]
-  Workspace<Backend<Scalar>> workspace_;
+  WorkspaceType workspace_;
 };
 
+namespace detail {
+
+template <class BackendType>
+struct CacheOf;
+template <class Scalar, template <class> class Backend>
+struct CacheOf<Backend<Scalar>> {
+  using Type = InferenceCache<Scalar, Backend>;
+};
+
+/// The cache of models of a backend.
+template <class Scalar, template <class> class Backend>
+using CacheFor = typename CacheOf<typename CacheBackend<Backend<Scalar>>::Type>::Type;
+
+}  // namespace detail
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

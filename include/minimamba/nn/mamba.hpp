@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <utility>
@@ -29,22 +30,25 @@ class Mamba {
   using ScalarType = Scalar;
   using BackendType = Backend<Scalar>;
   using WeightType = Weight;
-  using Cache = InferenceCache<Scalar, Backend>;
-  using WorkspaceType = Workspace<Backend<Scalar>>;
+  using Cache = detail::CacheFor<Scalar, Backend>;
+  using WorkspaceType = typename Cache::WorkspaceType;
   using MixerType = Mixer<Scalar, Backend, Weight>;
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
 
   // Not constraints, and here: so that compilers say no more than which kernel a backend lacks.
+  static_assert(detail::computes_in<Scalar>,
+                "Scalar is float or double; weights may be bf16: Mamba<float, NativeBackend, bf16>");
   static_assert(InferenceBackend<BackendType>);
   static_assert(WeightFormat<Weight>);
+  static_assert(
+      detail::runs_weights<BackendType, Weight>,
+      "the backend has no make_matrix, upload_rows, download_rows, embed or matmul for weights in this format");
   static_assert(detail::is_causal<MixerType>, "a language model reads from left to right: its mixer must be causal");
 
   /// A model with random weights (see initialize_parameters). Throws ConfigError.
   explicit Mamba(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : Mamba(shapes_only(config, std::move(backend))) {
-    allocate_parameters(*this, this->backend());
-    initialize_parameters(*this, this->config(), this->backend(), seed);
-    refresh();
+    detail::make_random(*this, seed);
   }
 
   /// A model whose parameters have shapes but no memory yet: for loaders, which allocate and fill them one by one and
@@ -56,22 +60,17 @@ class Mamba {
   Mamba(Mamba&&) noexcept = default;
   Mamba& operator=(Mamba&&) noexcept = default;
 
-  Mamba clone() const {
-    Mamba copy = shapes_only(config(), backend());
-    allocate_parameters(copy, copy.backend());
-    copy_parameters(*this, backend(), copy, copy.backend());
-    blocks_.copy_derived(layers, copy.layers);
-    return copy;
-  }
-
+  Mamba clone() const { return detail::cloned(*this, blocks_); }
   /// The same parameters by name and shape, without memory.
   Mamba shapes() const { return shapes_only(config(), backend()); }
 
   const MambaConfig& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }
 
+  /// How its caches lay out the state of a sequence.
+  const StateLayout& state_layout() const { return blocks_.layout; }
   /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
-  Cache make_cache(std::int64_t batch = 1) const { return Cache(config(), blocks_.layout, backend(), batch); }
+  Cache make_cache(std::int64_t batch = 1) const { return Cache(blocks_.layout, backend(), batch); }
 
   /// Recomputes what is derived from the parameters; call it after changing them. A model from a GGUF file has its A
   /// from there, which this may change in the last places.
@@ -82,6 +81,8 @@ class Mamba {
   void check_derived() const { blocks_.check_derived(layers); }
 
   std::size_t parameter_count() const { return count_parameters(*this); }
+  /// Bytes of memory that the model holds: its parameters as they are stored, and what is derived from them.
+  std::size_t memory_bytes() const { return parameter_bytes(*this) + blocks_.derived_bytes(layers); }
 
   /// Reads L = tokens.size() / B more tokens of each of the cache's B sequences (row-major: sequence by sequence) and
   /// returns the logits after each of them, [B L, V]. L may be any number: a prompt, a chunk, one token, none.
@@ -107,6 +108,24 @@ class Mamba {
   template <RangeOfRuns Runs>
   View<const Scalar> forward_last(const Runs& runs, Cache& cache) const {
     return forward_last(runs, cache, cache.workspace());
+  }
+
+  /// Tokens as a list, forward({1, 2, 3}, cache), or one token. `work` is a workspace, or none.
+  template <class... Work>
+  View<const Scalar> forward(std::initializer_list<std::int32_t> tokens, Cache& cache, Work&... work) const {
+    return forward(std::span(tokens.begin(), tokens.size()), cache, work...);
+  }
+  template <class... Work>
+  View<const Scalar> forward_last(std::initializer_list<std::int32_t> tokens, Cache& cache, Work&... work) const {
+    return forward_last(std::span(tokens.begin(), tokens.size()), cache, work...);
+  }
+  template <class... Work>
+  View<const Scalar> forward(std::int32_t token, Cache& cache, Work&... work) const {
+    return forward({token}, cache, work...);
+  }
+  template <class... Work>
+  View<const Scalar> forward_last(std::int32_t token, Cache& cache, Work&... work) const {
+    return forward_last({token}, cache, work...);
   }
 
   /// The same in a workspace of the caller's, which caches may share: the view is then valid until the next call with

@@ -28,21 +28,24 @@ class MambaModel {
   using ScalarType = Scalar;
   using BackendType = Backend<Scalar>;
   using WeightType = Weight;
-  using Cache = InferenceCache<Scalar, Backend>;
-  using WorkspaceType = Workspace<Backend<Scalar>>;
+  using Cache = detail::CacheFor<Scalar, Backend>;
+  using WorkspaceType = typename Cache::WorkspaceType;
   using MixerType = Mixer<Scalar, Backend, Weight>;
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
 
+  static_assert(detail::computes_in<Scalar>,
+                "Scalar is float or double; weights may be bf16: Mamba<float, NativeBackend, bf16>");
   static_assert(InferenceBackend<BackendType>);
   static_assert(WeightFormat<Weight>);
+  static_assert(
+      detail::runs_weights<BackendType, Weight>,
+      "the backend has no make_matrix, upload_rows, download_rows, embed or matmul for weights in this format");
 
   /// With random weights (see initialize_parameters): those of the layers of a Mamba of the same seed. Throws
   /// ConfigError.
   explicit MambaModel(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : MambaModel(shapes_only(config, std::move(backend))) {
-    allocate_parameters(*this, this->backend());
-    initialize_parameters(*this, this->config(), this->backend(), seed);
-    refresh();
+    detail::make_random(*this, seed);
   }
   /// Parameters with shapes but no memory yet. Throws ConfigError.
   static MambaModel shapes_only(MambaConfig config, Backend<Scalar> backend = Backend<Scalar>()) {
@@ -52,22 +55,20 @@ class MambaModel {
   MambaModel(MambaModel&&) noexcept = default;
   MambaModel& operator=(MambaModel&&) noexcept = default;
 
-  MambaModel clone() const {
-    MambaModel copy = shapes();
-    allocate_parameters(copy, copy.backend());
-    copy_parameters(*this, backend(), copy, copy.backend());
-    blocks_.copy_derived(layers, copy.layers);
-    return copy;
-  }
+  MambaModel clone() const { return detail::cloned(*this, blocks_); }
   /// The same parameters by name and shape, without memory.
   MambaModel shapes() const { return shapes_only(config(), backend()); }
 
   const MambaConfig& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }
   std::size_t parameter_count() const { return count_parameters(*this); }
+  /// Bytes of memory that the model holds: its parameters as they are stored, and what is derived from them.
+  std::size_t memory_bytes() const { return parameter_bytes(*this) + blocks_.derived_bytes(layers); }
 
+  /// How its caches lay out the state of a sequence.
+  const StateLayout& state_layout() const { return blocks_.layout; }
   /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
-  Cache make_cache(std::int64_t batch = 1) const { return Cache(config(), blocks_.layout, backend(), batch); }
+  Cache make_cache(std::int64_t batch = 1) const { return Cache(blocks_.layout, backend(), batch); }
 
   /// Recomputes what is derived from the parameters; call it after changing them.
   void refresh() { blocks_.refresh(layers); }
@@ -98,11 +99,21 @@ class MambaModel {
   /// Reads any number of rows for each of some slots of the cache, in one call: outputs in the order of the runs, of
   /// every row, or of the last of each run that has any. Throws ArgumentError also for a slot that the cache does not
   /// have, or that two runs name.
-  View<const Scalar> forward(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work) const {
+  template <RangeOfRuns<InputRun<Scalar>> Runs>
+  View<const Scalar> forward(const Runs& runs, Cache& cache) const {
+    return forward(runs, cache, cache.workspace());
+  }
+  template <RangeOfRuns<InputRun<Scalar>> Runs>
+  View<const Scalar> forward_last(const Runs& runs, Cache& cache) const {
+    return forward_last(runs, cache, cache.workspace());
+  }
+  template <RangeOfRuns<InputRun<Scalar>> Runs>
+  View<const Scalar> forward(const Runs& runs, Cache& cache, WorkspaceType& work) const {
     check_runs(runs, cache, work);
     return read(runs, cache, work, true);
   }
-  View<const Scalar> forward_last(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work) const {
+  template <RangeOfRuns<InputRun<Scalar>> Runs>
+  View<const Scalar> forward_last(const Runs& runs, Cache& cache, WorkspaceType& work) const {
     check_runs(runs, cache, work);
     return read(runs, cache, work, false);
   }

@@ -3,6 +3,7 @@
 //
 // A mixer is a template <class Scalar, template <class> class Backend, class Weight>, made from a resolved MambaConfig,
 // with a table of its parameters (visit: see nn/parameters.hpp) and
+//   static std::vector<ModelSetting> settings(const MambaConfig&);              its sizes and switches
 //   static std::vector<StatePart> state_parts(const MambaConfig&);              what it carries from token to token
 //   static std::vector<std::size_t> activation_widths(const MambaConfig&);      what it computes on the way
 //   void forward(const Backend<Scalar>&, const MixerArguments<Scalar>&) const;
@@ -13,8 +14,9 @@
 // where Gradient is the mixer of a module of gradients. It may have
 //   void reserve(const Backend<Scalar>&, std::size_t rows) const;               room for calls of so many rows
 //   void refresh(const Backend<Scalar>&);  void reserve_derived(const Backend<Scalar>&);  void check_derived() const;
-//   void copy_derived(const Backend<Scalar>&, const Mixer& from);
-// for tensors that it derives from its parameters: they are computed anew, given memory, asked for, and copied; and
+//   void copy_derived(const Backend<Scalar>&, const Mixer& from);  std::size_t derived_bytes() const;
+// for tensors that it derives from its parameters: they are computed anew, given memory, checked, copied and counted;
+// and
 //   template <class F, class... Self> static void visit_derived(F&& f, Self&... self);
 // for those that files may have in place of a parameter. What files call its parameters: io/parameter_table.hpp.
 #ifndef MINIMAMBA_NN_MIXER_HPP
@@ -23,6 +25,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -47,21 +50,41 @@ struct StatePart {
   bool operator==(const StatePart&) const = default;
 };
 
-/// How the state of a sequence lies in a slot of a cache: layer by layer, part by part.
+/// A size or a switch of a model, by its name. Messages and the fingerprints of state files are made of them.
+struct ModelSetting {
+  std::string name;
+  std::int64_t value = 0;
+  bool is_switch = false;  // on or off: the value is 1 or 0
+
+  bool operator==(const ModelSetting&) const = default;
+};
+
+/// How the state of a sequence is laid out in a slot of a cache (layer by layer, part by part), and the settings of the
+/// model that it belongs to. A model can continue from a state if both are its own.
 class StateLayout {
  public:
   StateLayout() = default;
-  StateLayout(std::vector<StatePart> parts, std::size_t layers) : layers_(layers) {
+  StateLayout(std::vector<StatePart> parts, std::size_t layers, std::vector<ModelSetting> settings = {})
+      : layers_(layers) {
     for (const StatePart& part : parts) {
       places_.push_back({layer_size_, part.rows, part.cols});
       layer_size_ += part.size();
     }
-    parts_ = std::make_shared<const std::vector<StatePart>>(std::move(parts));
+    content_ = std::make_shared<const Content>(Content{std::move(parts), std::move(settings)});
   }
 
-  const std::vector<StatePart>& parts() const {
-    static const std::vector<StatePart> none;  // of what was moved from
-    return parts_ ? *parts_ : none;
+  const std::vector<StatePart>& parts() const { return content().parts; }
+  const std::vector<ModelSetting>& settings() const { return content().settings; }
+  /// The settings in words: "d_model 512, n_layer 6, no bias".
+  std::string settings_text() const {
+    std::string text;
+    for (const ModelSetting& setting : settings()) {
+      if (!text.empty()) text += ", ";
+      if (setting.is_switch && setting.value == 0) text += "no ";
+      text += setting.name;
+      if (!setting.is_switch) text += " " + std::to_string(setting.value);
+    }
+    return text;
   }
   std::size_t layers() const { return layers_; }
   std::size_t size() const { return layers_ * layer_size_; }  // numbers in a slot
@@ -77,14 +100,36 @@ class StateLayout {
     return static_cast<std::size_t>(std::find_if(parts().begin(), parts().end(), is_it) - parts().begin());
   }
   bool operator==(const StateLayout& other) const {
-    return layers_ == other.layers_ && (parts_ == other.parts_ || parts() == other.parts());
+    return layers_ == other.layers_ && (content_ == other.content_ || content() == other.content());
   }
 
  private:
-  std::shared_ptr<const std::vector<StatePart>> parts_;
+  struct Content {
+    std::vector<StatePart> parts;
+    std::vector<ModelSetting> settings;
+
+    bool operator==(const Content&) const = default;
+  };
+  const Content& content() const {
+    static const Content none;  // of a layout that was moved from
+    return content_ ? *content_ : none;
+  }
+
+  std::shared_ptr<const Content> content_;
   std::vector<Place> places_;
   std::size_t layers_ = 0, layer_size_ = 0;
 };
+
+/// The layout of a model whose blocks have this mixer. The configuration is a resolved one.
+template <class MixerType>
+StateLayout state_layout(const MambaConfig& config) {
+  std::vector<ModelSetting> settings{{"d_model", config.d_model}, {"n_layer", config.n_layer}};
+  const std::vector<ModelSetting> of_mixer = MixerType::settings(config);
+  settings.insert(settings.end(), of_mixer.begin(), of_mixer.end());
+  settings.push_back({"vocabulary", config.padded_vocab_size()});
+  settings.push_back({"tie_embeddings", config.tie_embeddings, true});
+  return {MixerType::state_parts(config), static_cast<std::size_t>(config.n_layer), std::move(settings)};
+}
 
 /// The parts of one layer's state, of all slots.
 template <class Scalar>

@@ -103,6 +103,8 @@ class Tensor : public detail::Extents {
     version_.value = detail::next_version();
   }
   bool placed() const { return placed_ != nullptr; }
+  /// Bytes of memory that it holds.
+  std::size_t memory_bytes() const { return data_.value == nullptr ? 0 : size() * sizeof(Scalar); }
 
   /// Another number after each allocate() and upload(), never one that another tensor has: what is derived from the
   /// numbers is of one version. It does not see what is written through view(). 0 without memory.
@@ -154,6 +156,11 @@ class WeightMatrix : public detail::Extents {
     placed_ = std::move(owner);
   }
   bool placed() const { return placed_ != nullptr; }
+  /// Bytes of memory that it holds, with what the backend's layout adds.
+  std::size_t memory_bytes() const {
+    if constexpr (requires { matrix_.bytes(); }) return matrix_.bytes();
+    return matrix_.rows() * blocks_in<W>(matrix_.cols()) * sizeof(typename Format<W>::Block);
+  }
 
   typename Backend::template Matrix<W>& packed() { return matrix_; }
   const typename Backend::template Matrix<W>& packed() const { return matrix_; }
@@ -221,6 +228,14 @@ std::size_t count_parameters(const Module& module) {
   std::size_t count = 0;
   for_each_parameter([&](std::string_view, const auto& parameter) { count += parameter.size(); }, module);
   return count;
+}
+
+/// Bytes of memory that all parameters of a module hold.
+template <class Module>
+std::size_t parameter_bytes(const Module& module) {
+  std::size_t bytes = 0;
+  for_each_parameter([&](std::string_view, const auto& parameter) { bytes += parameter.memory_bytes(); }, module);
+  return bytes;
 }
 
 /// Gives every parameter of a module its memory, zero at first.

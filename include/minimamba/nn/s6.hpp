@@ -78,6 +78,8 @@ struct S6 {
     A.allocate(backend);
   }
 
+  std::size_t derived_bytes() const { return A.memory_bytes(); }
+
   /// Throws ArgumentError unless refresh() was called, and since the last upload to A_log. What was written to A_log
   /// through its view() cannot be seen.
   void check_derived() const {
@@ -94,6 +96,10 @@ struct S6 {
     derived_from_ = A_log.version();
   }
 
+  static std::vector<ModelSetting> settings(const MambaConfig& config) {
+    return {{"d_inner", config.d_inner()}, {"d_state", config.d_state}, {"d_conv", config.d_conv},
+            {"dt_rank", config.dt_rank},   {"bias", config.bias, true}, {"conv_bias", config.conv_bias, true}};
+  }
   /// The window of the convolution and h.
   static std::vector<StatePart> state_parts(const MambaConfig& config) {
     const auto E = static_cast<std::size_t>(config.d_inner());

@@ -39,6 +39,8 @@ class Activation {
     return there;
   }
   std::size_t size() const { return buffer_.size(); }
+  std::size_t memory_bytes() const { return buffer_.size() * sizeof(T); }
+  std::size_t cols() const { return cols_; }
   void release() { buffer_ = {}; }
 
  private:
@@ -75,6 +77,9 @@ class ActivationBuffer {
   }
   /// `rows` rows, at most as many as were reserved.
   Views operator()(std::size_t rows) { return Views(matrices_, rows); }
+  std::size_t memory_bytes() const {
+    return buffer_.size() * sizeof(Scalar) + matrices_.capacity() * sizeof(typename Views::Matrix);
+  }
 
  private:
   typename Backend::template Buffer<Scalar> buffer_;
@@ -100,8 +105,8 @@ struct InputRun {
 };
 
 /// A span of runs, or what converts to one: std::vector<Run>, std::array.
-template <class Runs>
-concept RangeOfRuns = std::convertible_to<const Runs&, std::span<const Run>>;
+template <class Runs, class Element = Run>
+concept RangeOfRuns = std::convertible_to<const Runs&, std::span<const Element>>;
 
 /// What a workspace was prepared for: blocks by their number, rows that pass at once, and runs.
 struct Prepared {
@@ -133,6 +138,16 @@ struct Workspace {
   std::vector<KeptStates<typename Backend::Scalar>> kept;  // of a layer
   std::vector<bool> named;                                 // slots that a call has named
   detail::Moving<Prepared> prepared;
+
+  /// Bytes of memory that it holds.
+  std::size_t memory_bytes() const {
+    const auto held = [](const auto&... vectors) {
+      return (std::size_t{0} + ... + (vectors.capacity() * sizeof(vectors[0])));
+    };
+    return x.memory_bytes() + out.memory_bytes() + block.memory_bytes() + last.memory_bytes() + logits.memory_bytes() +
+           outputs.memory_bytes() + ids.memory_bytes() + held(tokens, segments, runs, input_runs, read, owners, kept) +
+           named.capacity() / 8;
+  }
 };
 
 }  // namespace minimamba

@@ -40,6 +40,9 @@ struct AdamWOptions {
 /// Loshchilov and Hutter, arXiv 1711.05101; the equation is documented at AdamWArguments.
 template <class Model>
 class AdamW {
+  static_assert(detail::is_on_training_backend<Model>,
+                "training needs a backend such as NativeTraining: Mamba<float, NativeTraining>");
+
  public:
   using Trained = typename detail::Trainable<Model>::Type;
 

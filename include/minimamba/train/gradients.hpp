@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/backend/training_concept.hpp"
 #include "minimamba/core/error.hpp"
 #include "minimamba/nn/model.hpp"
 #include "minimamba/nn/parameters.hpp"
@@ -52,18 +53,20 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
   using Scalar = typename Backend::Scalar;
 
   explicit Gradients(const Model& model) : Model(model.shapes()) {
-    const auto& backend = this->backend();
-    std::size_t size = 0;
-    for_each_parameter([&](std::string_view, auto& parameter) { size += lines(parameter.memory_size(backend)); },
-                       *this);
-    memory_ = std::make_shared<Buffer>(backend.template allocate<Scalar>(size));
-    Scalar* next = memory_->data();
-    for_each_parameter(
-        [&](std::string_view, auto& parameter) {
-          parameter.place(backend, next, memory_);
-          next += lines(parameter.memory_size(backend));
-        },
-        *this);
+    if constexpr (detail::is_on_training_backend<Model>) {
+      const auto& backend = this->backend();
+      std::size_t size = 0;
+      for_each_parameter([&](std::string_view, auto& parameter) { size += lines(parameter.memory_size(backend)); },
+                         *this);
+      memory_ = std::make_shared<Buffer>(backend.template allocate<Scalar>(size));
+      Scalar* next = memory_->data();
+      for_each_parameter(
+          [&](std::string_view, auto& parameter) {
+            parameter.place(backend, next, memory_);
+            next += lines(parameter.memory_size(backend));
+          },
+          *this);
+    }
   }
 
   /// Sets all elements to zero, for example after a backward that threw.
@@ -83,6 +86,10 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
 
   using Buffer = typename Backend::template Buffer<Scalar>;
   std::shared_ptr<Buffer> memory_;  // shared by the parameters, each of which keeps it alive after a move
+
+  // The last member: clang leaves out what follows a failed assertion, and would miss the constructor.
+  static_assert(detail::is_on_training_backend<Model>,
+                "training needs a backend such as NativeTraining: Mamba<float, NativeTraining>");
 };
 
 /// An argument of Tape::backward: the gradients of a whole model, or, for a model that is part of a larger one, the

@@ -16,7 +16,6 @@
 #define MINIMAMBA_TRAIN_TAPE_HPP
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -48,27 +47,13 @@ struct BackwardOptions {
   View<typename Cache::ScalarType> d_inputs = {};  // out, optional: [M, D], gradient of the first block's input
 };
 
-namespace detail {
-
-/// Throws ArgumentError unless both configurations have the same sizes and the same optional parameters.
-inline void require_sizes(const MambaConfig& expected, const MambaConfig& found, const char* argument) {
-  const auto parts = [](const MambaConfig& c) { return std::array{c.bias, c.conv_bias, c.tie_embeddings}; };
-  if (sizes_of(found) == sizes_of(expected) && parts(found) == parts(expected)) return;
-  const auto text = [&](const MambaConfig& c) {
-    const char* const names[] = {"bias", "conv_bias", "tie_embeddings"};
-    std::string result = sizes_text(c);
-    for (std::size_t i = 0; i < 3; ++i) result += std::string(parts(c)[i] ? ", " : ", no ") + names[i];
-    return result;
-  };
-  throw ArgumentError(argument, "a model with " + text(expected), text(found));
-}
-
-}  // namespace detail
-
 /// The kept activations of one model, for batches of any size; memory grows to the largest batch. Each thread needs its
 /// own tape.
 template <class Model>
 class Tape {
+  static_assert(detail::is_on_training_backend<Model>,
+                "training needs a backend such as NativeTraining: Mamba<float, NativeTraining>");
+
  public:
   using Scalar = typename Model::ScalarType;
   using Backend = typename Model::BackendType;
@@ -166,7 +151,6 @@ class Tape {
 
   template <class Start>
   void walk(const Model& model, Cache& cache, std::uint64_t seed, Start&& start) {
-    config_ = model.config();
     seed_ = seed;
     before_->assign(cache);
     try {
@@ -290,7 +274,7 @@ class Tape {
     return "[" + std::to_string(x.rows()) + ", " + std::to_string(x.cols()) + "]";
   }
   void check_rows(const char* argument, View<const Scalar> x) const {
-    const std::size_t D = static_cast<std::size_t>(config_.d_model);
+    const std::size_t D = d_x_.cols();
     if (x.rows() == rows() && x.cols() == D) return;
     throw ArgumentError(argument, "shape [" + std::to_string(rows()) + ", " + std::to_string(D) + "]", shape_of(x));
   }
@@ -299,7 +283,10 @@ class Tape {
       throw ArgumentError("Tape", read == Read::tokens ? "the last forward did not read tokens, or threw"
                                                        : "the last forward did not read inputs, or threw");
     }
-    detail::require_sizes(config_, model.config(), "model");
+    if (model.state_layout() != before_->layout()) {
+      throw ArgumentError("model", "one with " + before_->layout().settings_text(),
+                          model.state_layout().settings_text());
+    }
     model.check_derived();
   }
   void check_gradients(const Model& model, const Model& gradients, const BackwardOptions<Cache>& options) const {
@@ -379,7 +366,6 @@ class Tape {
   std::vector<Segment> segments_;
   std::uint64_t seed_ = 0;
   Read read_ = Read::nothing;
-  MambaConfig config_;                       // of the model in the last forward
   std::vector<std::int32_t> tokens_;         // [M]
   std::vector<Activation<Backend>> inputs_;  // [M, D] each: the residual stream before each layer and before norm_f
   std::vector<LayerTape> layers_;            // one for each layer; a single one when recomputing

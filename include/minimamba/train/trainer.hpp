@@ -55,6 +55,9 @@ struct TrainingState {
 /// The same seed gives the same bits with any number of threads, on backends with BackendTraits::splits_exactly.
 template <class Model>
 class Trainer {
+  static_assert(detail::is_on_training_backend<Model>,
+                "training needs a backend such as NativeTraining: Mamba<float, NativeTraining>");
+
  public:
   using Trained = typename detail::Trainable<Model>::Type;
 

@@ -88,6 +88,19 @@ function(check_fast_math)
   endforeach()
 endfunction()
 
+# A language older than C++20 is refused in words by every header, and a program needs no Eigen unless it names it.
+function(check_requirements)
+  foreach(header IN ITEMS minimamba/minimamba.hpp minimamba/core/view.hpp minimamba/core/version.hpp)
+    file(WRITE ${work}/unit.cpp "#include <${header}>\n")
+    try_to(${CXX} -std=c++17 -I${INCLUDE} ${INCLUDES} -fsyntax-only unit.cpp)
+    if(result EQUAL 0 OR NOT complaint MATCHES "error: [^\n]*minimamba needs C\\+\\+20")
+      message(SEND_ERROR "${header}: expected a refusal of C++17 in words, found status ${result}:\n${complaint}")
+    endif()
+  endforeach()
+  list(FILTER INCLUDES EXCLUDE REGEX "[Ee]igen")
+  run(${CXX} -std=c++20 -I${INCLUDE} ${INCLUDES} -fsyntax-only ${here}/no_eigen.cpp)
+endfunction()
+
 # What our headers leave behind, beyond what the headers of others do, is guards and the version.
 function(check_macros)
   file(GLOB_RECURSE files ${INCLUDE}/minimamba/*.hpp ${INCLUDE}/minimamba/*.inl)
@@ -166,13 +179,21 @@ function(check_words)
   set(source -fsyntax-only ${here}/words.cpp)
   run(${compile} ${warnings} ${source} -DCASE=0)
   set(words "must be causal" "needs Model shapes\\(\\) const" "a folder holds a language model"
-            "a GGUF file holds a language model" "the model needs check, forward and forward_last")
-  foreach(number RANGE 1 5)
+            "a GGUF file holds a language model" "the model needs check, forward and forward_last"
+            "weights may be bf16: Mamba<float, NativeBackend, bf16>" "training needs a backend such as NativeTraining"
+            "training needs a backend such as NativeTraining" "training needs a backend such as NativeTraining"
+            "training needs a backend such as NativeTraining" "for weights in this format")
+  foreach(number RANGE 1 11)
     math(EXPR index "${number} - 1")
     list(GET words ${index} expected)
     try_to(${compile} ${source} -DCASE=${number})
     if(result EQUAL 0 OR NOT complaint MATCHES "${expected}")
       message(SEND_ERROR "case ${number}: expected a refusal that says ${expected}, found ${result}:\n${complaint}")
+    endif()
+    string(REGEX MATCHALL "\n" lines "${complaint}")
+    list(LENGTH lines length)
+    if(number GREATER 5 AND NOT length LESS 35)
+      message(SEND_ERROR "case ${number}: expected less than 35 lines, found ${length}:\n${complaint}")
     endif()
   endforeach()
 endfunction()

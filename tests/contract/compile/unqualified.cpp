@@ -25,8 +25,8 @@ int main() {
   use(Mamba<float, EigenBackend, bf16>(config), "folder");
   use(Mamba<float, ReferenceBackend, f16>(config), "folder");
 
-  const StateLayout layout(S6<float>::state_parts(config.resolved()), 1);
-  InferenceCache<float, ReferenceBackend> cache(config, layout, ReferenceBackend<float>());
+  const StateLayout layout = state_layout<S6<float>>(config.resolved());
+  InferenceCache<float, ReferenceBackend> cache(layout, ReferenceBackend<float>());
   const Linear<float> linear(1, 2, true);
   const Embedding<float> embedding(1, 2);
   const Conv1d<float> conv1d(1, 2, true);

@@ -3,6 +3,7 @@
 #include <minimamba/io.hpp>
 #include <minimamba/train.hpp>
 
+#include <utility>
 #include <vector>
 
 using namespace minimamba;
@@ -26,6 +27,44 @@ struct WithoutShapes {
     f("layer", self.layer...);
   }
 };
+
+/// A backend that multiplies by matrices of one format only.
+template <class Number>
+struct OneFormat : ReferenceBackend<Number> {
+#if CASE == 11
+  void matmul(View<const Number> x, const HostMatrix<Number>& weight, View<Number> y) const {
+    ReferenceBackend<Number>::matmul(x, weight, y);
+  }
+#endif
+};
+
+void train() {
+  const std::vector<std::int32_t> tokens(100);
+#if CASE == 6
+  const Mamba<bf16> model({.d_model = 16, .n_layer = 1, .vocab_size = 32});
+  auto cache = model.make_cache();
+  model.forward(tokens, cache);
+#elif CASE >= 7 && CASE <= 10
+  Mamba<float> model({.d_model = 16, .n_layer = 1, .vocab_size = 32});
+#endif
+#if CASE == 7
+  auto cache = model.make_cache();
+  Tape<Mamba<float>> tape(model);
+  tape.forward(model, tokens, cache);
+  tape.loss(model, tokens);
+#elif CASE == 8
+  Trainer trainer(std::move(model), tokens, {.batch = 2, .length = 16});
+  trainer.step();
+#elif CASE == 9
+  auto gradients = zeros_like(model);
+  gradients.set_zero();
+#elif CASE == 10
+  AdamW<Mamba<float>> optimizer(model);
+#endif
+  const Mamba<float, OneFormat, bf16> other({.d_model = 16, .n_layer = 1, .vocab_size = 32});
+  auto cache_of_other = other.make_cache();
+  other.forward(1, cache_of_other);
+}
 
 int main() {
   const Mamba<float, NativeBackend, float, LooksAhead> model({.d_model = 16, .n_layer = 1, .vocab_size = 32});
