@@ -175,7 +175,7 @@ endfunction()
 
 # What a model lacks is said in words.
 function(check_words)
-  precompile(io.hpp train.hpp)
+  precompile(train.hpp)
   set(source -fsyntax-only ${here}/words.cpp)
   run(${compile} ${warnings} ${source} -DCASE=0)
   set(words "must be causal" "needs Model shapes\\(\\) const" "a folder holds a language model"
