@@ -62,7 +62,9 @@ INSTANTIATE_TEST_SUITE_P(Sets, NativeMath,
                                          InstructionSet::avx512, InstructionSet::avx512bf16),
                          [](const auto& set) { return std::string(name_of(set.param)); });
 
-TEST_P(NativeMath, ExpIsRightTo2Ulp) { EXPECT_LE(largest_error(native::functions_for<float>(GetParam()).exp, exact_exp), 2); }
+TEST_P(NativeMath, ExpIsRightTo2Ulp) {
+  EXPECT_LE(largest_error(native::functions_for<float>(GetParam()).exp, exact_exp), 2);
+}
 TEST_P(NativeMath, SoftplusIsRightTo4Ulp) {
   EXPECT_LE(largest_error(native::functions_for<float>(GetParam()).softplus, exact_softplus), 4);
 }

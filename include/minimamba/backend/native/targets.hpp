@@ -1,5 +1,5 @@
-// Compiles the kernel text once for each instruction set of regions.inl, without any flag asked of whoever includes
-// this, and picks among the copies. Included by native.hpp, or by minimamba/kernels.hpp for a whole program.
+// Compiles the kernel text once for each instruction set of regions.inl, whatever flags the including file is compiled
+// with, and selects among the copies. Included by native.hpp, or by minimamba/kernels.hpp for a whole program.
 #ifndef MINIMAMBA_BACKEND_NATIVE_TARGETS_HPP
 #define MINIMAMBA_BACKEND_NATIVE_TARGETS_HPP
 
