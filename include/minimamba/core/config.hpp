@@ -32,7 +32,7 @@ struct MambaConfig {
 
   double dt_min = 0.001, dt_max = 0.1;  // initialisation: the range of softplus(dt_proj.bias)
   double dt_scale = 1.0;                // initialisation: dt_proj.weight is U(+-dt_scale / sqrt(R))
-  double dt_init_floor = 1e-4;          // initialisation: least softplus(dt_proj.bias)
+  double dt_init_floor = 1e-4;          // initialisation: smallest softplus(dt_proj.bias)
 
   std::optional<std::int32_t> bos_token_id = {};
   std::optional<std::int32_t> eos_token_id = {};  // generation ends here

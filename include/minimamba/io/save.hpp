@@ -110,7 +110,7 @@ class ModelParameters : public ModuleParameters<Model, typename Model::BackendTy
 
   explicit ModelParameters(const Model& model)
       : ModuleParameters<Model, typename Model::BackendType>(model, model.backend()), model_(model) {
-    if (model.layers.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
+    if (model.layers.empty()) throw ArgumentError("model", "one with parameters", "one that was moved from");
   }
   const MambaConfig& config() const { return model_.config(); }
   /// The pieces of the tensor -exp(parameter), as the model has it.
