@@ -254,7 +254,7 @@ double train_once(Model& model, HostMatrix<float>& series, Gradients<Model>& gra
   return loss;
 }
 
-TEST(AModelOfOnesOwn, IsTrainedAroundABackbone) {
+TEST(ACustomModel, IsTrainedAroundABackbone) {
   using Model = Forecaster<float, NativeTraining>;
   static_assert(TrainableModel<Model> && !LanguageModel<Model> && LanguageModel<Mamba<float>>);
   MambaModel<float, NativeTraining> backbone(config());
@@ -322,7 +322,7 @@ class Foreign {
 };
 static_assert(LanguageModel<Foreign> && HasRuns<Foreign>);
 
-TEST(ALanguageModelOfOnesOwn, SaysWhatTheLibrarysOwnWouldSay) {
+TEST(ACustomLanguageModel, GeneratesWhatAMambaWouldGenerate) {
   const Foreign model;
   const std::vector<std::int32_t> prompt{3, 4, 5};
   auto one = model.make_cache(), two = model.make_cache(), three = model.make_cache(2), four = model.make_cache(2);
@@ -352,7 +352,7 @@ struct Forgetful {
   Forgetful shapes() const { return {backbone.shapes()}; }
 };
 
-TEST(AModelOfOnesOwn, ThatIsNotRefreshedAfterAStepIsRefused) {
+TEST(ACustomModel, ThatIsNotRefreshedAfterAStepIsRefused) {
   Forgetful model{MambaModel<float, ReferenceTraining>(config())};
   auto gradients = zeros_like(model);
   AdamW<Forgetful> optimizer(model);

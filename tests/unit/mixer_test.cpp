@@ -31,7 +31,7 @@ auto logits_of(const M& model, const std::vector<std::int32_t>& tokens) {
   return copy_of(model.forward(tokens, cache));
 }
 
-TEST(AMixerOfOnesOwn, AgreesWithTheReferenceInDoubleHoweverItIsSplit) {
+TEST(ACustomMixer, AgreesWithTheReferenceInDoubleHoweverItIsSplit) {
   const Native model(config());
   auto oracle = Oracle::shapes_only(config());
   allocate_parameters(oracle, oracle.backend());
@@ -52,7 +52,7 @@ TEST(AMixerOfOnesOwn, AgreesWithTheReferenceInDoubleHoweverItIsSplit) {
   EXPECT_TRUE(identical(logits_of(model.clone(), tokens), whole));
 }
 
-TEST(AMixerOfOnesOwn, IsDescribedInMessagesByItsOwnSettings) {
+TEST(ACustomMixer, IsDescribedInMessagesByItsOwnSettings) {
   const Native model(config());
   const Mamba<float> other({.d_model = 8, .n_layer = 1, .vocab_size = 50});
   auto cache = model.make_cache();
@@ -67,7 +67,7 @@ TEST(AMixerOfOnesOwn, IsDescribedInMessagesByItsOwnSettings) {
   }
 }
 
-TEST(AMixerOfOnesOwn, Generates) {
+TEST(ACustomMixer, Generates) {
   const Native model(config());
   auto one = model.make_cache(), two = model.make_cache(2);
   std::vector<std::int32_t> tokens;
@@ -77,7 +77,7 @@ TEST(AMixerOfOnesOwn, Generates) {
   EXPECT_EQ(rows[1].tokens, tokens);
 }
 
-TEST(AMixerOfOnesOwn, Trains) {
+TEST(ACustomMixer, Trains) {
   using Trained = Model<double, ReferenceTraining>;
   Trained model(config());
   const auto tokens = random_tokens(12, 50);
@@ -122,7 +122,7 @@ TEST(AMixerOfOnesOwn, Trains) {
   EXPECT_LT(trainer.history().back().loss, 0.5 * before);
 }
 
-TEST(AMixerOfOnesOwn, IsSavedAndLoaded) {
+TEST(ACustomMixer, IsSavedAndLoaded) {
   const Folder folder;
   const Native model(config());
   save(model, folder / "model");

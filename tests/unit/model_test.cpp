@@ -126,7 +126,7 @@ TYPED_TEST(Model, RefusesACacheOfAnotherModel) {
   EXPECT_THROW(model.forward(std::vector<std::int32_t>{1}, own), ArgumentError);
 }
 
-TYPED_TEST(Model, RunsWithNarrowWeights) {
+TYPED_TEST(Model, RunsWith16BitAndQuantisedWeights) {
   support::each_narrow_format<TypeParam>([](auto weight) {
     using Narrow = typename TypeParam::template ModelOf<decltype(weight)>;
     const auto wide = support::trained_looking_model<typename TypeParam::Model>(small_config());

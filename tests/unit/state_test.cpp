@@ -36,13 +36,13 @@ void expect_continuation() {
   EXPECT_TRUE(read_text(folder / "after") == read_text(folder / "again"));
 }
 
-TYPED_TEST(State, GoesOnAsIfItHadNotBeenSaved) {
+TYPED_TEST(State, ContinuesAsIfItHadNotBeenSaved) {
   expect_continuation<typename TypeParam::Model>();
   support::each_narrow_format<TypeParam>(
       [](auto weight) { expect_continuation<typename TypeParam::template ModelOf<decltype(weight)>>(); });
 }
 
-TEST(State, OfOneBackendAndFormatServesTheOthers) {
+TEST(State, IsReadByModelsOfOtherBackendsAndFormats) {
   const Folder folder;
   const auto model = support::trained_looking_model<support::Model>(support::small_config());
   auto cache = model.make_cache();
@@ -107,7 +107,7 @@ TEST(StateFile, CutAnywhereOrAlteredInAnyByteIsRefused) {
   support::expect_words(saved.refusal("something else"), {"some.state", "a state file"});
 }
 
-TEST(StateFile, ThatLiesWithARightChecksumIsRefusedToo) {
+TEST(StateFile, WithFalseContentsAndARightChecksumIsRefusedToo) {
   const Saved saved;
   const std::string most(8, '\xFF'), zero(8, '\0');
   support::expect_words(saved.refusal(saved.with(16, "\1")), {"version 2", "1"});

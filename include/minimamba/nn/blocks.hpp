@@ -1,5 +1,5 @@
-// What models of blocks share (MambaModel and Mamba): how several sequences of unequal lengths pass through the blocks,
-// some rows at a time, and what belongs to all blocks together.
+// What Mamba and MambaModel share: how sequences of unequal lengths pass through the blocks, some rows at a time, and
+// the operations on all blocks together.
 #ifndef MINIMAMBA_NN_BLOCKS_HPP
 #define MINIMAMBA_NN_BLOCKS_HPP
 
@@ -23,9 +23,9 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Chooses the next rows of runs, which have a slot and a length(), of which read[i] have been read: about as many of
-/// each that has any left, in the order of the runs. owners[s] is the run of segment s. Nothing is chosen once all is
-/// read.
+/// Chooses the next rows to read, at most `most` of them: about as many from each run that has rows left, in the order
+/// of the runs. A run has a slot and a length(); read[i] rows of run i have been read. Segment s belongs to run
+/// owners[s]. There are no segments when everything has been read.
 template <class AnyRun>
 void choose_rows(std::span<const AnyRun> runs, std::size_t most, std::span<const std::size_t> read,
                  std::vector<Segment>& segments, std::vector<std::size_t>& owners) {
@@ -60,8 +60,8 @@ void choose_rows(std::span<const AnyRun> runs, std::size_t most, std::span<const
   }
 }
 
-/// Calls body(first row, count, place) for chosen rows that stay neighbours among the results of a call, which has one
-/// for each token, run by run: they belong at `place`.
+/// Calls body(first row, count, place) for each group of chosen rows that are also adjacent in the results of the call,
+/// where they begin at row `place`. The results have a row for each token, run by run.
 template <class AnyRun, class Work, class Body>
 void for_each_place(std::span<const AnyRun> runs, const Work& work, Body&& body) {
   std::size_t begin = 0, end = 0, place = 0, first = 0, run = 0;  // first: of the results of `run`
@@ -78,8 +78,8 @@ void for_each_place(std::span<const AnyRun> runs, const Work& work, Body&& body)
   if (begin < end) body(begin, end - begin, place);
 }
 
-/// Calls body(row, place) for the chosen row that is the last of a run, for each run that is through: it belongs at
-/// `place` among those of all runs that have any rows.
+/// Calls body(row, place) for each run that the chosen rows complete: `row` is its last row, and `place` its index
+/// among the runs that have any rows.
 template <class AnyRun, class Work, class Body>
 void for_each_last(std::span<const AnyRun> runs, const Work& work, Body&& body) {
   std::size_t place = 0, run = 0;
@@ -92,7 +92,7 @@ void for_each_last(std::span<const AnyRun> runs, const Work& work, Body&& body) 
   }
 }
 
-/// Puts the states of a cache back when a kernel throws.
+/// Restores the states of a cache when a kernel throws.
 template <class Cache>
 class StateKeeper {
  public:
@@ -135,7 +135,7 @@ Model cloned(const Model& model, const Blocks& blocks) {
   return copy;
 }
 
-/// The blocks of a model, whose parameters lie in the model: its settings, and what is done with all of them.
+/// The settings of a model's blocks, and the operations on all of them. The blocks themselves are members of the model.
 template <class Scalar, template <class> class Backend, class Weight,
           template <class, template <class> class, class> class Mixer>
 struct Blocks {
@@ -145,21 +145,21 @@ struct Blocks {
   using Work = typename Cache::WorkspaceType;
   using Layers = std::vector<Block>;
 
-  /// A call that reads runs: anything with a slot and a length(), in rows.
+  /// A call that reads runs. AnyRun has a slot and a length() in rows.
   template <class AnyRun>
   struct Call {
     const Layers& layers;
     std::span<const AnyRun> runs;
     Cache& cache;
     Work& work;
-    std::size_t rows = 0, filled = 0;  // of all runs; runs that have any
-    std::size_t at_once = 0;           // rows that pass together, at most
+    std::size_t rows = 0, filled = 0;  // rows of all runs; runs that have any rows
+    std::size_t at_once = 0;           // the most rows that pass through the layers together
   };
 
   MambaConfig config;  // resolved
   Backend<Scalar> backend;
   StateLayout layout;
-  std::vector<std::size_t> widths;  // of what a block computes on the way
+  std::vector<std::size_t> widths;  // of the activations of a block
 
   Blocks(const MambaConfig& resolved, Backend<Scalar> own_backend)
       : config(resolved),
@@ -167,7 +167,7 @@ struct Blocks {
         layout(state_layout<MixerType>(resolved)),
         widths(Block::activation_widths(resolved)) {}
 
-  /// With their shapes, but without memory.
+  /// Blocks with shapes but without memory.
   Layers make() const {
     Layers layers;
     layers.reserve(static_cast<std::size_t>(config.n_layer));
@@ -199,22 +199,21 @@ struct Blocks {
   }
   /// Throws ArgumentError for the layers of a model that was moved from.
   void copy_derived(const Layers& from, Layers& to) const {
-    if (from.empty()) throw ArgumentError("model", "one that holds something", "one that was moved from");
+    if (from.empty()) throw ArgumentError("model", "one with parameters", "one that was moved from");
     if constexpr (requires(MixerType & mixer) { mixer.copy_derived(backend, mixer); }) {
       for (std::size_t i = 0; i < to.size(); ++i) to[i].mixer.copy_derived(backend, from[i].mixer);
     }
   }
 
-  /// Refuses a cache of a model of another shape. Throws ArgumentError.
+  /// Throws ArgumentError for a cache of a model with other sizes.
   void check_cache(const Layers& layers, const Cache& cache) const {
-    if (layers.empty() || cache.batch() == 0) {
-      throw ArgumentError(layers.empty() ? "model" : "cache", "one that holds something", "one that was moved from");
-    }
+    if (layers.empty()) throw ArgumentError("model", "one with parameters", "one that was moved from");
+    if (cache.batch() == 0) throw ArgumentError("cache", "one with slots", "one that was moved from");
     if (cache.layout() == layout) return;
     throw ArgumentError("cache", "one of a model with " + layout.settings_text(), cache.layout().settings_text());
   }
 
-  /// As many tokens, or rows of inputs, for each slot as of the others: run i is slot i's, part(first, count).
+  /// The runs of a uniform call: slot i reads part(first, count), an equal share of the rows.
   template <class AnyRun, class Part>
   static std::span<const AnyRun> uniform_runs(std::size_t rows, std::size_t batch, std::vector<AnyRun>& runs,
                                               Part&& part) {
@@ -237,8 +236,8 @@ struct Blocks {
     }
   }
 
-  /// Makes room for a call, all that it takes before the first layer changes its state: whoever runs out of memory then
-  /// keeps a whole cache.
+  /// Allocates all the memory that a call needs, before any layer changes its state: if memory runs out, the cache is
+  /// unchanged.
   template <class AnyRun>
   Call<AnyRun> prepare(const Layers& layers, std::span<const AnyRun> runs, Cache& cache, Work& work) const {
     Call<AnyRun> call{layers, runs, cache, work};
@@ -247,7 +246,7 @@ struct Blocks {
       if (run.length() > 0) ++call.filled;
     }
     call.at_once = std::min(call.rows, std::max(BackendTraits<Backend<Scalar>>::rows_at_once, call.filled));
-    if (!is_causal<MixerType>) call.at_once = call.rows;  // whose rows may depend on all of their run
+    if (!is_causal<MixerType>) call.at_once = call.rows;  // a row may depend on its whole run
     if (call.rows == 0) return call;
     if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(call));
     reserve_scratch(layers, call.at_once);
@@ -265,9 +264,8 @@ struct Blocks {
     return call;
   }
 
-  /// Reads the runs of a call that is prepared, some rows at a time: feed(x) fills the residual stream of the chosen
-  /// segments, sink(x) takes it behind the blocks, and finish() is called after all of them. If a kernel throws, the
-  /// cache is as it was.
+  /// Reads the runs of a prepared call, some rows at a time: feed(x) fills the residual stream of the chosen segments,
+  /// sink(x) takes it after the blocks, and finish() is called at the end. If a kernel throws, the cache is unchanged.
   template <class AnyRun, class Feed, class Sink, class Finish>
   void read(const Call<AnyRun>& call, Feed&& feed, Sink&& sink, Finish&& finish) const {
     Work& work = call.work;
@@ -299,7 +297,7 @@ struct Blocks {
     for (std::size_t s = 0; s < work.segments.size(); ++s) work.read[work.owners[s]] += work.segments[s].length;
   }
 
-  /// How many states a call keeps, by a rehearsal of its chunks.
+  /// How many states a call keeps: counts the chunks that it will read.
   template <class AnyRun>
   static std::size_t count_kept(const Call<AnyRun>& call) {
     std::size_t count = 0;
@@ -323,7 +321,7 @@ struct Blocks {
     }
   }
 
-  /// The residual stream work.x through all blocks, which leave what they remember in the cache.
+  /// Passes the residual stream work.x through all blocks, which update their states in the cache.
   void run(const Layers& layers, std::size_t rows, Cache& cache, Work& work) const {
     work.kept.clear();
     const View<Scalar> x = work.x(rows), out = work.out(rows);
@@ -339,7 +337,7 @@ struct Blocks {
     }
   }
 
-  std::uint64_t number_ = next_version();  // tells workspaces whom they are prepared for
+  std::uint64_t number_ = next_version();  // identifies the blocks that a workspace was prepared for
 };
 
 }  // namespace detail

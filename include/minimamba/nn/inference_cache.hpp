@@ -1,5 +1,5 @@
-// InferenceCache: all that a model remembers of the tokens it has read: for each sequence, in a slot of its own, what
-// the mixers carry from token to token. Its size does not depend on how much was read.
+// InferenceCache: the state of a model after the tokens it has read. Each sequence has a slot, which holds what the
+// mixers carry from token to token. Its size does not depend on how many tokens were read.
 #ifndef MINIMAMBA_NN_INFERENCE_CACHE_HPP
 #define MINIMAMBA_NN_INFERENCE_CACHE_HPP
 
@@ -23,8 +23,8 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A value: move it, clone() it, gather() slots of it. Made by Mamba::make_cache(). One cache serves one thread. All
-/// states lie in one allocation, [B, numbers of a slot].
+/// A value: move it, clone() it, gather() slots of it. Made by Mamba::make_cache(). Use one
+/// cache in one thread at a time. All states are in one allocation, [B, layout().size()].
 template <class Scalar = float, template <class> class Backend = NativeBackend>
 class InferenceCache {
  public:
@@ -42,12 +42,11 @@ class InferenceCache {
   InferenceCache& operator=(InferenceCache&&) noexcept = default;
 
   std::size_t batch() const { return positions_.size(); }  // B, the number of slots
-  std::int64_t position(std::size_t slot = 0) const {
-    return positions_[checked_slot(slot)];
-  }  // tokens that it has read
+  /// How many tokens a slot has read. Throws ArgumentError.
+  std::int64_t position(std::size_t slot = 0) const { return positions_[checked_slot(slot)]; }
   const StateLayout& layout() const { return layout_; }
 
-  /// A part of the state of a layer in one slot, by its name. Throws ArgumentError.
+  /// A named part of the state of a layer in one slot. Throws ArgumentError.
   View<Scalar> state(std::size_t layer, std::size_t slot, std::string_view name) {
     const std::size_t part = layout_.find(name);
     if (part == layout_.parts().size()) throw ArgumentError("cache state", parts_text(), std::string(name));
@@ -56,20 +55,21 @@ class InferenceCache {
   View<const Scalar> state(std::size_t layer, std::size_t slot, std::string_view name) const {
     return mutable_self().state(layer, slot, name);
   }
-  /// Of S6: the window of the convolution, [E, K - 1], oldest first, and the state h, [E, N].
+  /// For S6: the window of the convolution, [E, K - 1], oldest first, and the state h, [E, N].
   View<Scalar> conv(std::size_t layer, std::size_t slot) { return state(layer, slot, "conv"); }
   View<Scalar> ssm(std::size_t layer, std::size_t slot) { return state(layer, slot, "ssm"); }
   View<const Scalar> conv(std::size_t layer, std::size_t slot) const { return state(layer, slot, "conv"); }
   View<const Scalar> ssm(std::size_t layer, std::size_t slot) const { return state(layer, slot, "ssm"); }
 
-  /// All parts of a layer's state in all slots; refers to this cache where it lies. Throws ArgumentError.
+  /// All parts of a layer's state in all slots. It refers to this cache: do not move the cache meanwhile. Throws
+  /// ArgumentError.
   LayerState<Scalar> state(std::size_t layer) {
     if (layer >= layout_.layers() || batch() == 0) {
       throw ArgumentError("cache layer", "a layer below " + std::to_string(layout_.layers()), std::to_string(layer));
     }
     return {states(), layout_, layer};
   }
-  /// All that a slot holds, [1, numbers of a slot]: layer by layer, part by part.
+  /// The whole state of a slot, [1, layout().size()]: layer by layer, part by part.
   View<Scalar> slot(std::size_t slot) { return states().rows_from(checked_slot(slot), 1); }
   View<const Scalar> slot(std::size_t slot) const { return mutable_self().slot(slot); }
 
@@ -95,7 +95,7 @@ class InferenceCache {
     forget_kept(slot);
   }
 
-  /// A cache with the same value; what keep_every() has kept is not part of it.
+  /// A copy of the states and positions, without those kept by keep_every().
   InferenceCache clone() const {
     InferenceCache copy(layout_, backend_, static_cast<std::int64_t>(batch()));
     copy.assign(*this);
@@ -103,7 +103,7 @@ class InferenceCache {
   }
 
   /// A cache whose slot i is slot slots[i] of this one: repeat, drop or reorder sequences. `slots` is any range of
-  /// whole numbers. Throws ArgumentError for an index that is no slot, or for none at all.
+  /// integers. Throws ArgumentError if it is empty or has an index that is not a slot.
   template <class Slots>
   InferenceCache gather(const Slots& slots) const {
     std::vector<std::size_t> sources;
@@ -122,8 +122,8 @@ class InferenceCache {
     return gather<std::initializer_list<std::size_t>>(slots);
   }
 
-  /// Slot i becomes what slot slots[i] was, in place: a slot may be repeated, and one that nobody names is lost. Throws
-  /// ArgumentError unless there is one for each slot, below batch().
+  /// Slot i becomes what slot slots[i] was, in place: a slot may be repeated, and one that is not named is lost. Throws
+  /// ArgumentError unless there are batch() indices, each below batch().
   void reorder(std::span<const std::size_t> slots) {
     if (slots.size() != batch()) {
       throw ArgumentError("InferenceCache::reorder", std::to_string(batch()) + " slots", std::to_string(slots.size()));
@@ -136,7 +136,7 @@ class InferenceCache {
     positions_.swap(order_);
   }
 
-  /// Becomes what another cache of the same sizes is. Throws ArgumentError.
+  /// Copies the states and positions of another cache of the same sizes and batch. Throws ArgumentError.
   void assign(const InferenceCache& other) {
     check_like(other);
     if (other.batch() != batch()) {
@@ -146,7 +146,7 @@ class InferenceCache {
     positions_ = other.positions_;
     kept_.clear();
   }
-  /// Slot `slot` becomes what slot `other_slot` of a cache of the same sizes is. Throws ArgumentError.
+  /// Copies slot `other_slot` of a cache of the same sizes to slot `slot`. Throws ArgumentError.
   void assign(std::size_t slot, const InferenceCache& other, std::size_t other_slot) {
     check_like(other);
     const std::int64_t position = other.position(other_slot);
@@ -155,17 +155,17 @@ class InferenceCache {
     forget_kept(slot);
   }
 
-  /// From now on forward keeps the state of each slot before every `tokens` tokens of a call, for rollback(), and drops
-  /// those of the last call that read any; 0 keeps none, and gives their memory back. Of long runs more are kept: those
-  /// at which forward cuts them as well. What is kept of a slot goes along in reorder(), and goes when the slot gets
-  /// another state.
+  /// From now on each call of forward keeps, for rollback(), the state of a slot before every `tokens` tokens that it
+  /// reads, and drops what the last such call kept. Long runs are read in chunks, and the state before each chunk is
+  /// kept too. Kept states follow their slot in reorder(), and are dropped when the slot is given another state. 0
+  /// keeps none and frees their memory.
   void keep_every(std::size_t tokens) {
     keep_every_ = tokens;
     kept_.clear();
     if (tokens == 0) kept_states_ = {};
   }
   std::size_t keeps_every() const { return keep_every_; }
-  /// The positions to which a slot can return, in their order.
+  /// The positions to which a slot can return, in ascending order.
   std::vector<std::int64_t> kept_positions(std::size_t slot) const {
     std::vector<std::int64_t> positions;
     checked_slot(slot);
@@ -174,8 +174,8 @@ class InferenceCache {
     }
     return positions;
   }
-  /// Puts a slot back to a position that the last call has kept: as if it had read no more. Throws ArgumentError for
-  /// another one.
+  /// Returns a slot to a position that the last call kept, as if it had not read the tokens after it. Throws
+  /// ArgumentError for a position that was not kept.
   void rollback(std::size_t slot, std::int64_t position) {
     checked_slot(slot);
     for (const Kept& kept : kept_) {
@@ -188,7 +188,7 @@ class InferenceCache {
     throw ArgumentError("position", "one of kept_positions()", std::to_string(position));
   }
 
-  /// For models that keep states: room for so many, none of them yet.
+  /// For models that keep states: allocates memory for `count` states, none of them kept yet.
   void reserve_kept(std::size_t count) {
     kept_.clear();
     kept_rows_ = 0;
@@ -197,7 +197,7 @@ class InferenceCache {
     kept_states_ = {};
     kept_states_ = backend_.template allocate<Scalar>(count * layout_.size());
   }
-  /// Where the states of a layer go that are kept next.
+  /// The memory for the states of a layer that are kept next.
   void kept_of(std::size_t layer, std::vector<KeptStates<Scalar>>& parts) {
     parts.clear();
     const View<Scalar> all(kept_states_.data(), kept_states_.size() / std::max<std::size_t>(layout_.size(), 1),
@@ -207,22 +207,22 @@ class InferenceCache {
   }
   void note_kept(std::size_t slot, std::int64_t position) { kept_.push_back({slot, position, kept_rows_++}); }
 
-  /// For whoever restores a state: the slot has read so many tokens. Throws ArgumentError if that is negative.
+  /// For code that restores a state: sets how many tokens the slot has read. Throws ArgumentError if it is negative.
   void set_position(std::size_t slot, std::int64_t tokens) {
     if (tokens < 0) throw ArgumentError("position", "at least 0", std::to_string(tokens));
     positions_[checked_slot(slot)] = tokens;
     forget_kept(slot);
   }
 
-  /// For whoever runs layers by hand: every slot, or one, has read `tokens` more.
+  /// For code that runs layers itself: every slot, or one, has read `tokens` more.
   void advance(std::size_t tokens) {
     for (std::int64_t& position : positions_) position += static_cast<std::int64_t>(tokens);
   }
   void advance_slot(std::size_t slot, std::size_t tokens) { positions_[slot] += static_cast<std::int64_t>(tokens); }
 
-  /// Its own workspace, in which forward computes unless it is given another.
+  /// The workspace that forward uses unless another one is passed.
   WorkspaceType& workspace() { return workspace_; }
-  /// Gives back the memory of its own workspace; views of logits in it end. What is left is the state.
+  /// Frees the memory of its own workspace, which invalidates views of logits in it. Only the state remains.
   void release_workspace() { workspace_ = {}; }
 
  private:
@@ -248,7 +248,7 @@ class InferenceCache {
 
   static std::size_t checked(std::int64_t batch) {
     if (batch >= 1 && batch <= largest_batch) return static_cast<std::size_t>(batch);
-    throw ArgumentError("batch", "a number from 1 to " + std::to_string(largest_batch), std::to_string(batch));
+    throw ArgumentError("batch", "an integer from 1 to " + std::to_string(largest_batch), std::to_string(batch));
   }
   std::size_t checked_slot(std::size_t slot) const {
     if (slot < batch()) return slot;
@@ -271,9 +271,9 @@ class InferenceCache {
   std::vector<std::int64_t> positions_, order_;
   typename Backend<Scalar>::template Buffer<Scalar> states_;       // [B, layout.size()]
   std::size_t keep_every_ = 0;                                     // tokens
-  std::vector<Kept> kept_;                                         // what rows of kept_states_ are
-  std::size_t kept_rows_ = 0;                                      // that are in use
-  typename Backend<Scalar>::template Buffer<Scalar> kept_states_;  // [some, layout.size()]
+  std::vector<Kept> kept_;                                         // which state is in which row of kept_states_
+  std::size_t kept_rows_ = 0;                                      // rows in use
+  typename Backend<Scalar>::template Buffer<Scalar> kept_states_;  // [rows, layout.size()]
   WorkspaceType workspace_;
 };
 

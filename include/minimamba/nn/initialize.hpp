@@ -24,7 +24,7 @@ inline double initial_value(Role role, const MambaConfig& config, std::size_t co
   switch (role) {
     case Role::linear:
       return uniform(inverse_root(cols));  // kaiming uniform with a = sqrt(5)
-    case Role::residual_linear:            // each block adds to the stream: keep the sum in scale
+    case Role::residual_linear:            // each block adds to the residual stream: keeps the sum from growing
       return uniform(inverse_root(cols) * inverse_root(config.n_layer));
     case Role::embedding:
       return 0.02 * random.normal();
@@ -50,11 +50,11 @@ inline double initial_value(Role role, const MambaConfig& config, std::size_t co
 }  // namespace detail
 
 /// Fills every (allocated) parameter of a module:
-///   embedding N(0, 0.02); linear U(+-1/sqrt(in)), biases 0; conv1d U(+-1/sqrt(K)), its bias alike; out_proj divided by
-///   sqrt(n_layer); dt_proj.weight U(+-dt_scale/sqrt(R)); dt_proj.bias the inverse softplus of a log-uniform number in
+///   embedding N(0, 0.02); linear U(+-1/sqrt(in)), biases 0; conv1d U(+-1/sqrt(K)), its bias too; out_proj divided by
+///   sqrt(n_layer); dt_proj.weight U(+-dt_scale/sqrt(R)); dt_proj.bias the inverse softplus of a log-uniform value in
 ///   [dt_min, dt_max], at least dt_init_floor; A_log = log(1..N); D and norms 1.
-/// Values are rounded to float, so that models of all scalars start alike; each tensor has its own random stream.
-/// Source: the paper, section 3.6 and appendix E, and the official code.
+/// Values are rounded to float, so that models of all scalars start from the same weights; each tensor has its own
+/// random stream. Source: the paper, section 3.6 and appendix E, and the official code.
 template <class Module, class Backend>
 void initialize_parameters(Module& module, const MambaConfig& config, const Backend& backend, std::uint64_t seed) {
   for_each_parameter(

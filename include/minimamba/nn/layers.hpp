@@ -1,5 +1,5 @@
-// The small layers: Linear, Embedding, Conv1d and RMSNorm, forward and, for who trains, backward. Members are named as
-// in the checkpoint. A backward adds to the gradients of parameters, and overwrites those of activations.
+// The small layers: Linear, Embedding, Conv1d and RMSNorm, with forward and, for training, backward. Members are
+// named as in the checkpoint. A backward adds to the gradients of parameters and overwrites those of activations.
 #ifndef MINIMAMBA_NN_LAYERS_HPP
 #define MINIMAMBA_NN_LAYERS_HPP
 
@@ -19,7 +19,7 @@ class NativeBackend;
 
 namespace detail {
 
-/// Makes room for products, where a backend has a use for it.
+/// Allocates scratch memory for products in advance, if the backend offers it.
 template <class Backend, class Matrix>
 void reserve_matmul(const Backend& backend, std::size_t rows, const Matrix& weight) {
   if constexpr (requires { backend.reserve_matmul(rows, weight); }) backend.reserve_matmul(rows, weight);
@@ -27,7 +27,7 @@ void reserve_matmul(const Backend& backend, std::size_t rows, const Matrix& weig
 
 }  // namespace detail
 
-/// Of a layer from x [M, in] to y [M, out].
+/// For a layer from x [M, in] to y [M, out].
 template <class Scalar>
 struct BackwardArguments {
   View<const Scalar> x;    // [M, in]
@@ -59,7 +59,7 @@ struct Linear {
     if (bias.present()) backend.add_backward(p.d_y, gradient.bias.view());
   }
 
-  /// After it, forward of up to `rows` rows allocates nothing in this thread, where the backend can promise that.
+  /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
   void reserve(const Backend<Scalar>& backend, std::size_t rows) const {
     detail::reserve_matmul(backend, rows, weight.packed());
   }
@@ -110,7 +110,7 @@ struct Conv1dBackward {
   KeptStates<const Scalar> kept;
   View<const Scalar> d_y;     // [M, E]
   View<Scalar> d_x;           // [M, E], overwritten; not d_y
-  SlotView<Scalar> d_window;  // of the final window; then of the initial one
+  SlotView<Scalar> d_window;  // in: of the final window; out: of the initial one
 };
 
 /// y = silu(causal depthwise convolution of x): see Conv1dArguments.

@@ -21,8 +21,8 @@ namespace minimamba::inline MINIMAMBA_ISA {
 /// Scalar computes (float or double), Backend runs the kernels, Weight is how the matrices are stored, Mixer passes
 /// information from token to token: see nn/mixer.hpp.
 ///
-/// A model is constant while it runs: one model serves many threads, each with a cache of its own. Movable; a copy is
-/// explicit, by clone().
+/// forward does not change a model: many threads may use one model, each with its own cache. Movable; clone() makes a
+/// copy.
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar,
           template <class, template <class> class, class> class Mixer = S6>
 class Mamba {
@@ -35,7 +35,7 @@ class Mamba {
   using MixerType = Mixer<Scalar, Backend, Weight>;
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
 
-  // Not constraints, and here: so that compilers say no more than which kernel a backend lacks.
+  // Assertions, not constraints: so compilers print only which kernel a backend lacks.
   static_assert(detail::computes_in<Scalar>,
                 "Scalar is float or double; weights may be bf16: Mamba<float, NativeBackend, bf16>");
   static_assert(InferenceBackend<BackendType>);
@@ -61,23 +61,23 @@ class Mamba {
   Mamba& operator=(Mamba&&) noexcept = default;
 
   Mamba clone() const { return detail::cloned(*this, blocks_); }
-  /// The same parameters by name and shape, without memory.
+  /// A model with the same configuration: parameters of the same names and shapes, without memory.
   Mamba shapes() const { return shapes_only(config(), backend()); }
 
   const MambaConfig& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }
 
-  /// How its caches lay out the state of a sequence.
+  /// How its caches store the state of a sequence.
   const StateLayout& state_layout() const { return blocks_.layout; }
-  /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
+  /// A cache for `batch` sequences, all at position 0. Throws ArgumentError.
   Cache make_cache(std::int64_t batch = 1) const { return Cache(blocks_.layout, backend(), batch); }
 
-  /// Recomputes what is derived from the parameters; call it after changing them. A model from a GGUF file has its A
-  /// from there, which this may change in the last places.
+  /// Recomputes what is derived from the parameters; call it after changing them. The A of a
+  /// model from a GGUF file comes from the file; this may change its last digits.
   void refresh() { blocks_.refresh(layers); }
-  /// Makes room for what refresh() computes, which then allocates nothing.
+  /// Allocates the memory for what refresh() computes, which then allocates nothing.
   void reserve_derived() { blocks_.reserve_derived(layers); }
-  /// Throws ArgumentError where a derived tensor is missing or older than what it is made of.
+  /// Throws ArgumentError if a derived tensor is missing, or older than the parameter that it is computed from.
   void check_derived() const { blocks_.check_derived(layers); }
 
   std::size_t parameter_count() const { return count_parameters(*this); }
@@ -85,10 +85,11 @@ class Mamba {
   std::size_t memory_bytes() const { return parameter_bytes(*this) + blocks_.derived_bytes(layers); }
 
   /// Reads L = tokens.size() / B more tokens of each of the cache's B sequences (row-major: sequence by sequence) and
-  /// returns the logits after each of them, [B L, V]. L may be any number: a prompt, a chunk, one token, none.
-  /// Splitting a sequence among calls changes nothing. The view is valid until the next call with this cache. Throws
-  /// ArgumentError for a token id outside [0, vocab_size), a number of tokens that B does not divide, a cache of a
-  /// model of another shape, or a model without refresh() since A_log was uploaded; the cache is then as it was.
+  /// returns the logits after each of them, [B L, V]. L is any length: a prompt, a chunk, one token, none.
+  /// Splitting a sequence into several calls changes nothing. The view is valid until the next call with this cache.
+  /// Throws ArgumentError, and leaves the cache unchanged, for a token id outside [0, vocab_size), a number of tokens
+  /// that is not a multiple of B, a cache of a model with other sizes, or a model whose A_log was uploaded without
+  /// refresh().
   View<const Scalar> forward(std::span<const std::int32_t> tokens, Cache& cache) const {
     return forward(tokens, cache, cache.workspace());
   }
@@ -97,9 +98,9 @@ class Mamba {
   View<const Scalar> forward_last(std::span<const std::int32_t> tokens, Cache& cache) const {
     return forward_last(tokens, cache, cache.workspace());
   }
-  /// Reads any number of tokens for each of some slots of the cache, in one call. The logits are in the order of the
-  /// runs, and each run has those that it has alone, bit for bit; one without tokens has none, and changes nothing.
-  /// Throws ArgumentError also for a slot that the cache does not have, or that two runs name.
+  /// Reads runs in one call: for each of some slots of the cache, any number of tokens. The logits are in the order of
+  /// the runs, and each run has the same bits as in a call of its own; a run without tokens has no logits and changes
+  /// nothing. Also throws ArgumentError for a slot that the cache does not have, or that two runs name.
   template <RangeOfRuns Runs>
   View<const Scalar> forward(const Runs& runs, Cache& cache) const {
     return forward(runs, cache, cache.workspace());
@@ -110,7 +111,7 @@ class Mamba {
     return forward_last(runs, cache, cache.workspace());
   }
 
-  /// Tokens as a list, forward({1, 2, 3}, cache), or one token. `work` is a workspace, or none.
+  /// The same for a list of tokens, forward({1, 2, 3}, cache), or one token; `work` is a workspace or nothing.
   template <class... Work>
   View<const Scalar> forward(std::initializer_list<std::int32_t> tokens, Cache& cache, Work&... work) const {
     return forward(std::span(tokens.begin(), tokens.size()), cache, work...);
@@ -128,8 +129,8 @@ class Mamba {
     return forward_last({token}, cache, work...);
   }
 
-  /// The same in a workspace of the caller's, which caches may share: the view is then valid until the next call with
-  /// this workspace.
+  /// The same with a workspace that the caller passes, which several caches may share: the view is valid until the next
+  /// call with this workspace.
   View<const Scalar> forward(std::span<const std::int32_t> tokens, Cache& cache, WorkspaceType& work) const {
     return read(uniform_runs(tokens, cache, work), cache, work, true);
   }
@@ -147,7 +148,7 @@ class Mamba {
     return read(runs, cache, work, false);
   }
 
-  /// Refuses what forward refuses. Throws ArgumentError.
+  /// Throws ArgumentError for whatever forward throws it for.
   void check(std::span<const std::int32_t> tokens, const Cache& cache) const {
     check_cache(cache);
     if (tokens.size() % cache.batch() != 0) {
@@ -158,7 +159,7 @@ class Mamba {
     check_derived();
   }
 
-  /// Throws ArgumentError for a cache of a model of another shape.
+  /// Throws ArgumentError for a cache of a model with other sizes.
   void check_cache(const Cache& cache) const { blocks_.check_cache(layers, cache); }
 
   /// Throws ArgumentError for a token id outside [0, vocab_size).
@@ -174,9 +175,9 @@ class Mamba {
   Embedding<Scalar, Backend, Weight> embedding;  // [V, D]
   std::vector<Block> layers;                     // n_layer of them
   RMSNorm<Scalar, Backend> norm_f;               // [D]
-  Linear<Scalar, Backend, Weight> lm_head;       // [V, D], absent when tied to the embedding
+  Linear<Scalar, Backend, Weight> lm_head;       // [V, D], absent if tied to the embedding
 
-  /// The head's weight, be it the embedding's.
+  /// The weight of the head: lm_head's, or the embedding's if they are tied.
   const auto& head() const { return config().tie_embeddings ? embedding.weight : lm_head.weight; }
   auto& head() { return config().tie_embeddings ? embedding.weight : lm_head.weight; }
 
@@ -216,7 +217,7 @@ class Mamba {
 
   static std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-  /// As many tokens for each slot, once they are checked.
+  /// Checks the tokens and divides them equally among the slots.
   std::span<const Run> uniform_runs(std::span<const std::int32_t> tokens, const Cache& cache,
                                     WorkspaceType& work) const {
     check(tokens, cache);
@@ -233,14 +234,14 @@ class Mamba {
 
   View<const Scalar> read(std::span<const Run> runs, Cache& cache, WorkspaceType& work, bool every_token) const {
     const auto call = blocks_.prepare(layers, runs, cache, work);
-    const std::size_t vocabulary = embedding.weight.rows(), answers = every_token ? call.rows : call.filled;
+    const std::size_t vocabulary = embedding.weight.rows(), results = every_token ? call.rows : call.filled;
     if (call.rows == 0) return {nullptr, 0, vocabulary};
     if (call.filled > 1) work.tokens.reserve(call.at_once);
     work.ids.reserve(backend(), 1, call.at_once);
     if (!every_token) work.last.reserve(backend(), call.filled, size(config().d_model));
-    reserve_logits(answers, work);
+    reserve_logits(results, work);
     detail::reserve_matmul(backend(), std::max(call.at_once, call.filled), head().packed());
-    const View<Scalar> logits = work.logits(answers), last = every_token ? View<Scalar>() : work.last(call.filled);
+    const View<Scalar> logits = work.logits(results), last = every_token ? View<Scalar>() : work.last(call.filled);
     blocks_.read(
         call, [&](View<Scalar> x) { embed_chosen(runs, x, work); },
         [&](View<Scalar> x) { every_token ? head_of_all(runs, x, logits, work) : take_last(runs, x, last, work); },
@@ -250,7 +251,7 @@ class Mamba {
     return logits;
   }
 
-  /// Logits of more rows than pass at once go when fewer are asked for: they may be most of what a cache costs.
+  /// Frees a large buffer of logits when fewer rows are needed: it may be most of the memory of a cache.
   void reserve_logits(std::size_t rows, WorkspaceType& work) const {
     const std::size_t vocabulary = embedding.weight.rows(), most = BackendTraits<BackendType>::rows_at_once;
     if (work.logits.size() > std::max(rows, most) * vocabulary) work.logits.release();
@@ -273,7 +274,7 @@ class Mamba {
     embedding.forward(backend(), work.ids.upload(backend(), tokens), x);
   }
 
-  /// One product for rows whose logits stay neighbours.
+  /// One product for each group of rows whose logits are adjacent.
   void head_of_all(std::span<const Run> runs, View<const Scalar> x, View<Scalar> logits, WorkspaceType& work) const {
     const View<Scalar> normed = work.block(x.rows())[0];
     norm_f.forward(backend(), x, normed);

@@ -29,11 +29,11 @@ struct BlockBackwardArguments {
   View<const Scalar> x;                 // [M, D], the residual stream before the block
   ActivationViews<Scalar> activations;  // of forward
   std::span<const KeptStates<Scalar>> kept;
-  View<Scalar> d_x;    // [M, D], of the residual stream behind the block; then before it
+  View<Scalar> d_x;    // [M, D], in: of the residual stream after the block; out: before it
   View<Scalar> d_out;  // [M, D], overwritten, as the next two
   ActivationViews<Scalar> d_activations;
   View<Scalar> scratch;        // [1, backward_scratch of the mixer]
-  LayerState<Scalar> d_state;  // of the final state; then of the initial one
+  LayerState<Scalar> d_state;  // in: of the final state; out: of the initial one
   Dropout dropout = {};        // of forward
 };
 
@@ -47,7 +47,7 @@ struct MambaBlock {
   explicit MambaBlock(const MambaConfig& config)
       : norm(static_cast<std::size_t>(config.d_model), config.norm_epsilon), mixer(config) {}
 
-  /// What a block computes on the way: the mixer's input, and what the mixer computes.
+  /// The activations of a block: the mixer's input, and those of the mixer.
   static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
     std::vector<std::size_t> widths = Mixer<Scalar, Backend, Weight>::activation_widths(config);
     widths.insert(widths.begin(), static_cast<std::size_t>(config.d_model));

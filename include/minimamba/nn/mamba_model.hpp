@@ -1,6 +1,5 @@
-// MambaModel, the backbone alone: n_layer blocks and the last RMSNorm, on inputs that a caller gives. The language
-// model Mamba is one user of its parts; a classifier, a forecaster or a model of audio puts its own layers before and
-// behind.
+// MambaModel, the backbone without embedding and head: n_layer blocks and the last RMSNorm, on inputs that the caller
+// computes. A classifier, a forecaster or a model of audio adds its own layers before and after it.
 #ifndef MINIMAMBA_NN_MAMBA_MODEL_HPP
 #define MINIMAMBA_NN_MAMBA_MODEL_HPP
 
@@ -18,9 +17,9 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// y = norm_f(blocks(x)), x and y [M, D] in the backend's memory. Streams like Mamba: the cache carries the states,
-/// and, with a causal mixer, splitting a sequence changes nothing. The configuration needs d_model and n_layer; the
-/// vocabulary has no meaning.
+/// y = norm_f(blocks(x)), x and y [M, D] in the backend's memory. As in Mamba, the cache carries the state, and
+/// with a causal mixer splitting a sequence changes nothing. The configuration needs d_model and n_layer; the
+/// vocabulary is ignored.
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar,
           template <class, template <class> class, class> class Mixer = S6>
 class MambaModel {
@@ -41,8 +40,8 @@ class MambaModel {
       detail::runs_weights<BackendType, Weight>,
       "the backend has no make_matrix, upload_rows, download_rows, embed or matmul for weights in this format");
 
-  /// With random weights (see initialize_parameters): those of the layers of a Mamba of the same seed. Throws
-  /// ConfigError.
+  /// A model with random weights (see initialize_parameters), the same as in the layers of a Mamba with this seed.
+  /// Throws ConfigError.
   explicit MambaModel(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : MambaModel(shapes_only(config, std::move(backend))) {
     detail::make_random(*this, seed);
@@ -56,7 +55,7 @@ class MambaModel {
   MambaModel& operator=(MambaModel&&) noexcept = default;
 
   MambaModel clone() const { return detail::cloned(*this, blocks_); }
-  /// The same parameters by name and shape, without memory.
+  /// A model with the same configuration: parameters of the same names and shapes, without memory.
   MambaModel shapes() const { return shapes_only(config(), backend()); }
 
   const MambaConfig& config() const { return blocks_.config; }
@@ -65,23 +64,23 @@ class MambaModel {
   /// Bytes of memory that the model holds: its parameters as they are stored, and what is derived from them.
   std::size_t memory_bytes() const { return parameter_bytes(*this) + blocks_.derived_bytes(layers); }
 
-  /// How its caches lay out the state of a sequence.
+  /// How its caches store the state of a sequence.
   const StateLayout& state_layout() const { return blocks_.layout; }
-  /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
+  /// A cache for `batch` sequences, all at position 0. Throws ArgumentError.
   Cache make_cache(std::int64_t batch = 1) const { return Cache(blocks_.layout, backend(), batch); }
 
   /// Recomputes what is derived from the parameters; call it after changing them.
   void refresh() { blocks_.refresh(layers); }
-  /// Makes room for what refresh() computes, which then allocates nothing.
+  /// Allocates the memory for what refresh() computes, which then allocates nothing.
   void reserve_derived() { blocks_.reserve_derived(layers); }
-  /// Throws ArgumentError where a derived tensor is missing or older than what it is made of.
+  /// Throws ArgumentError if a derived tensor is missing, or older than the parameter that it is computed from.
   void check_derived() const { blocks_.check_derived(layers); }
 
   /// Reads L = inputs.rows() / B more rows of each of the cache's B sequences, sequence by sequence, and returns
   /// outputs [B L, D]. The view is valid until the next call with this workspace, which is the cache's own unless one
-  /// is given. Throws ArgumentError for inputs of another width, rows that B does not divide, a cache of a model of
-  /// another shape, or a model without refresh(); the cache is then as it was. Outputs of the call before may be its
-  /// inputs if they are few; it throws where they would be written over.
+  /// is passed. Throws ArgumentError, and leaves the cache unchanged, for inputs of another width, a number of rows
+  /// that is not a multiple of B, a cache of a model with other sizes, or a model without refresh(). The outputs of the
+  /// last call may be the inputs of the next if that does not overwrite them before they are read; otherwise it throws.
   View<const Scalar> forward(View<const Scalar> inputs, Cache& cache) const {
     return forward(inputs, cache, cache.workspace());
   }
@@ -96,9 +95,9 @@ class MambaModel {
     return read(uniform_runs(inputs, cache, work), cache, work, false);
   }
 
-  /// Reads any number of rows for each of some slots of the cache, in one call: outputs in the order of the runs, of
-  /// every row, or of the last of each run that has any. Throws ArgumentError also for a slot that the cache does not
-  /// have, or that two runs name.
+  /// Reads runs in one call: for each of some slots of the cache, any number of rows. Returns the outputs of every row,
+  /// or of the last row of each run that has rows, in the order of the runs. Also throws ArgumentError for a slot that
+  /// the cache does not have, or that two runs name.
   template <RangeOfRuns<InputRun<Scalar>> Runs>
   View<const Scalar> forward(const Runs& runs, Cache& cache) const {
     return forward(runs, cache, cache.workspace());
@@ -118,7 +117,7 @@ class MambaModel {
     return read(runs, cache, work, false);
   }
 
-  /// Refuses what forward refuses. Throws ArgumentError.
+  /// Throws ArgumentError for whatever forward throws it for.
   void check(View<const Scalar> inputs, const Cache& cache) const {
     check_cache(cache);
     check_width(inputs);
@@ -128,7 +127,7 @@ class MambaModel {
     }
     check_derived();
   }
-  /// Throws ArgumentError for a cache of a model of another shape.
+  /// Throws ArgumentError for a cache of a model with other sizes.
   void check_cache(const Cache& cache) const { blocks_.check_cache(layers, cache); }
 
   std::vector<Block> layers;        // n_layer of them
@@ -156,7 +155,7 @@ class MambaModel {
 
   void check_width(View<const Scalar> inputs) const {
     if (inputs.rows() == 0 || inputs.cols() == norm_f.weight.cols()) return;
-    throw ArgumentError("inputs", "rows of d_model = " + std::to_string(norm_f.weight.cols()) + " numbers",
+    throw ArgumentError("inputs", "rows of d_model = " + std::to_string(norm_f.weight.cols()) + " values",
                         std::to_string(inputs.cols()));
   }
   void check_runs(std::span<const InputRun<Scalar>> runs, const Cache& cache, WorkspaceType& work) const {
@@ -175,12 +174,12 @@ class MambaModel {
   View<const Scalar> read(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work,
                           bool every_row) const {
     const auto call = blocks_.prepare(layers, runs, cache, work);
-    const std::size_t D = norm_f.weight.cols(), answers = every_row ? call.rows : call.filled;
+    const std::size_t D = norm_f.weight.cols(), results = every_row ? call.rows : call.filled;
     if (call.rows == 0) return {nullptr, 0, D};
-    check_apart(runs, call.rows > call.at_once || work.outputs.size() < answers * D, work);
+    check_overlap(runs, call.rows > call.at_once || work.outputs.size() < results * D, work);
     work.last.reserve(backend(), call.filled, D);
-    work.outputs.reserve(backend(), answers, D);
-    const View<Scalar> outputs = work.outputs(answers), last = work.last(call.filled);
+    work.outputs.reserve(backend(), results, D);
+    const View<Scalar> outputs = work.outputs(results), last = work.last(call.filled);
     blocks_.read(
         call, [&](View<Scalar> x) { copy_chosen(runs, x, work); },
         [&](View<const Scalar> x) {
@@ -200,15 +199,15 @@ class MambaModel {
     return outputs;
   }
 
-  /// Outputs of the call before may be the inputs of this one if all pass at once and no memory grows.
-  static void check_apart(std::span<const InputRun<Scalar>> runs, bool wanted, WorkspaceType& work) {
+  /// The outputs of the last call may be the inputs of this one if all rows pass at once and no buffer grows.
+  static void check_overlap(std::span<const InputRun<Scalar>> runs, bool wanted, WorkspaceType& work) {
     if (!wanted || work.outputs.size() == 0) return;
     const Scalar* const begin = work.outputs.first(0).data();
     const std::less<const Scalar*> before;
     for (const InputRun<Scalar>& run : runs) {
       if (run.length() == 0 || before(run.inputs.data(), begin)) continue;
       if (before(run.inputs.data(), begin + work.outputs.size())) {
-        throw ArgumentError("inputs", "rows outside of the workspace's outputs", "some of them");
+        throw ArgumentError("inputs", "rows that this call does not overwrite", "rows of the workspace's outputs");
       }
     }
   }

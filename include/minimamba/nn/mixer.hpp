@@ -1,24 +1,24 @@
-// What a mixer is to the rest: the part of a block that passes information from token to token. Blocks, models, caches,
-// training and files know no more of it than stands here, so that another one is an addition.
+// The interface of a mixer, the part of a block that passes information from token to token. Blocks, models, caches,
+// training and files use nothing else of it, so a new mixer is a new header and changes no other.
 //
 // A mixer is a template <class Scalar, template <class> class Backend, class Weight>, made from a resolved MambaConfig,
-// with a table of its parameters (visit: see nn/parameters.hpp) and
+// with a table of its parameters (visit, see nn/parameters.hpp) and
 //   static std::vector<ModelSetting> settings(const MambaConfig&);              its sizes and switches
-//   static std::vector<StatePart> state_parts(const MambaConfig&);              what it carries from token to token
-//   static std::vector<std::size_t> activation_widths(const MambaConfig&);      what it computes on the way
+//   static std::vector<StatePart> state_parts(const MambaConfig&);              its state
+//   static std::vector<std::size_t> activation_widths(const MambaConfig&);      columns of its activations
 //   void forward(const Backend<Scalar>&, const MixerArguments<Scalar>&) const;
-// A mixer that is not causal, of which a row may depend on later ones, says so: static constexpr bool causal = false;
-// language models refuse it. For training also
-//   static std::size_t backward_scratch(const MambaConfig&);                    numbers that backward needs beside
+// A mixer whose rows may depend on later rows has static constexpr bool causal = false; a language model of it does not
+// compile. For training it also has
+//   static std::size_t backward_scratch(const MambaConfig&);                    scratch values that backward needs
 //   void backward(const Backend<Scalar>&, Gradient&, const MixerBackwardArguments<Scalar>&) const;
 // where Gradient is the mixer of a module of gradients. It may have
-//   void reserve(const Backend<Scalar>&, std::size_t rows) const;               room for calls of so many rows
+//   void reserve(const Backend<Scalar>&, std::size_t rows) const;               scratch for calls of so many rows
 //   void refresh(const Backend<Scalar>&);  void reserve_derived(const Backend<Scalar>&);  void check_derived() const;
 //   void copy_derived(const Backend<Scalar>&, const Mixer& from);  std::size_t derived_bytes() const;
-// for tensors that it derives from its parameters: they are computed anew, given memory, checked, copied and counted;
-// and
+// for tensors that it derives from its parameters (compute, allocate, check, copy and count them), and
 //   template <class F, class... Self> static void visit_derived(F&& f, Self&... self);
-// for those that files may have in place of a parameter. What files call its parameters: io/parameter_table.hpp.
+// for derived tensors that a file may hold in place of a parameter. The names of its parameters in GGUF files are in
+// io/parameter_table.hpp.
 #ifndef MINIMAMBA_NN_MIXER_HPP
 #define MINIMAMBA_NN_MIXER_HPP
 
@@ -40,11 +40,11 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A part of what a mixer carries from token to token: a [rows, cols] matrix for each sequence and layer.
+/// A part of the state of a mixer: a [rows, cols] matrix for each sequence and layer.
 struct StatePart {
   std::string name;
   std::size_t rows = 0, cols = 0;
-  bool kept_once = false;  // backward asks for it before the first token of a segment alone, not before each chunk
+  bool kept_once = false;  // backward needs it only before the first token of a segment, not before each chunk
 
   std::size_t size() const { return rows * cols; }
   bool operator==(const StatePart&) const = default;
@@ -59,7 +59,7 @@ struct ModelSetting {
   bool operator==(const ModelSetting&) const = default;
 };
 
-/// How the state of a sequence is laid out in a slot of a cache (layer by layer, part by part), and the settings of the
+/// How the state of a sequence is stored in a slot of a cache (layer by layer, part by part), and the settings of the
 /// model that it belongs to. A model can continue from a state if both are its own.
 class StateLayout {
  public:
@@ -87,10 +87,10 @@ class StateLayout {
     return text;
   }
   std::size_t layers() const { return layers_; }
-  std::size_t size() const { return layers_ * layer_size_; }  // numbers in a slot
-  /// Where the parts of a layer begin in a slot, and the shape that each has there.
+  std::size_t size() const { return layers_ * layer_size_; }  // values in a slot
+  /// Where a part of a layer's state begins, and its shape.
   struct Place {
-    std::size_t offset, rows, cols;  // from the layer's first number
+    std::size_t offset, rows, cols;  // from the layer's first value
   };
   std::size_t offset(std::size_t layer) const { return layer * layer_size_; }
   const Place* places() const { return places_.data(); }
@@ -131,7 +131,7 @@ StateLayout state_layout(const MambaConfig& config) {
   return {MixerType::state_parts(config), static_cast<std::size_t>(config.n_layer), std::move(settings)};
 }
 
-/// The parts of one layer's state, of all slots.
+/// The parts of one layer's state, in all slots.
 template <class Scalar>
 class LayerState {
  public:
@@ -148,12 +148,12 @@ class LayerState {
   }
 
  private:
-  Scalar* first_;  // of the layer, in the first slot
+  Scalar* first_;  // the layer's first value in the first slot
   std::size_t slots_, stride_;
   const StateLayout::Place* places_;
 };
 
-/// Matrices of M rows and several widths: what a layer computes on its way, or the gradients of that.
+/// Matrices of M rows and several widths: the activations of a layer, or their gradients.
 template <class Scalar>
 class ActivationViews {
  public:
@@ -166,7 +166,7 @@ class ActivationViews {
   ActivationViews(std::span<const Matrix> matrices, std::size_t rows) : matrices_(matrices), rows_(rows) {}
 
   View<Scalar> operator[](std::size_t index) const { return {matrices_[index].data, rows_, matrices_[index].cols}; }
-  /// Those from number `first` on.
+  /// The matrices from index `first` on.
   ActivationViews from(std::size_t first) const { return {matrices_.subspan(first), rows_}; }
 
  private:
@@ -186,10 +186,10 @@ struct MixerArguments {
   KeptStates<Scalar> kept_of(std::size_t part) const { return kept.empty() ? KeptStates<Scalar>() : kept[part]; }
 };
 
-/// The gradient of each parameter is added to.
+/// Backward adds to the gradients of parameters.
 template <class Scalar>
 struct MixerBackwardArguments {
-  std::span<const Segment> segments;  // of forward, as the next three
+  std::span<const Segment> segments;  // those of forward, like the next three
   View<const Scalar> x;               // [M, D]
   ActivationViews<Scalar> activations;
   std::span<const KeptStates<Scalar>> kept;
@@ -197,7 +197,7 @@ struct MixerBackwardArguments {
   View<Scalar> d_x;                       // [M, D], overwritten
   ActivationViews<Scalar> d_activations;  // overwritten
   View<Scalar> scratch;                   // [1, backward_scratch], overwritten
-  LayerState<Scalar> d_state;             // of the final state; then of the initial one
+  LayerState<Scalar> d_state;             // in: of the final state; out: of the initial one
 };
 
 namespace detail {

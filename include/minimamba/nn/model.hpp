@@ -1,24 +1,24 @@
-// What a model of one's own must have, in words. The library's models have all of it; so can yours, with a backbone
-// (MambaModel), small layers (nn/layers.hpp) and anything else that has a table of parameters:
+// What your own model must have, as concepts. Build it from a backbone (MambaModel), small layers (nn/layers.hpp) and
+// anything else that has a table of parameters:
 //
 //   struct Classifier {
 //     MambaModel<float> backbone;
 //     Linear<float> head;                                                 // [classes, D]
 //     template <class F, class... Self>
-//     static void visit(F&& f, Self&... self) {                           // the table: for_each_parameter, files
+//     static void visit(F&& f, Self&... self) {                           // the table of parameters
 //       f("backbone", self.backbone...);
 //       f("head", self.head...);
 //     }
-//     const auto& backend() const { return backbone.backend(); }          // where the parameters lie
-//     Classifier shapes() const {                                         // for gradients: no memory
+//     const auto& backend() const { return backbone.backend(); }          // whose memory the parameters are in
+//     Classifier shapes() const {                                         // for gradients, without memory
 //       return {backbone.shapes(), {head.weight.cols(), head.weight.rows(), false}};
 //     }
-//     void refresh() { backbone.refresh(); }                              // absent where nothing is derived
+//     void refresh() { backbone.refresh(); }                              // not needed if nothing is derived
 //     void reserve_derived() { backbone.reserve_derived(); }
 //   };
 //
-// With visit, parameters are counted, initialised, copied, saved and loaded (save_parameters); with all of these,
-// zeros_like and AdamW train it. Text is generated, scored and trained by a LanguageModel.
+// With visit, parameters are counted, initialised, copied, saved and loaded (save_parameters); with the rest,
+// zeros_like and AdamW train the model. To generate, score and train on text it must be a LanguageModel.
 #ifndef MINIMAMBA_NN_MODEL_HPP
 #define MINIMAMBA_NN_MODEL_HPP
 
@@ -70,11 +70,12 @@ concept HasShapes = requires(const M& model) {
   { model.shapes() } -> std::same_as<M>;
 };
 
-/// What zeros_like and AdamW ask for.
+/// What zeros_like and AdamW need.
 template <class M>
 concept TrainableModel = HasParameters<M> && HasBackend<M> && HasShapes<M>;
 
-/// check, forward and forward_last(tokens, cache): logits [rows, V], for tokens [B, L]. check throws what they throw.
+/// check, forward and forward_last(tokens, cache): logits [rows, V], for tokens [B, L]. check throws for what they
+/// throw for.
 template <class M>
 concept HasLogits = requires(const M& model, std::span<const std::int32_t> tokens, typename M::Cache& cache) {
   model.check(tokens, cache);
@@ -89,7 +90,7 @@ concept HasCache = requires(const M& model, typename M::Cache& cache) {
   { cache.batch() } -> std::convertible_to<std::size_t>;
   cache.reset();
 };
-/// config(), of which vocab_size, padded_vocab_size() = V and ends_text(id) are asked.
+/// config(), of which vocab_size, padded_vocab_size() = V and ends_text(id) are used.
 template <class M>
 concept HasVocabulary = requires(const M& model) {
   { model.config() } -> std::convertible_to<const MambaConfig&>;
@@ -102,13 +103,13 @@ concept HasRuns = requires(const M& model, const std::vector<Run>& runs, typenam
   cache.assign(std::as_const(cache));
 };
 
-/// What generate and Scorer ask for; generate_batch asks for HasRuns too.
+/// What generate and Scorer need; generate_batch also needs HasRuns.
 template <class M>
 concept LanguageModel = HasBackend<M> && HasCache<M> && HasVocabulary<M> && HasLogits<M>;
 
 namespace detail {
 
-/// Says in words what a model lacks that is to be trained.
+/// Assertions in words on a model for training,
 template <class M>
 struct ModelForTraining {
   static_assert(HasParameters<M>, "the model needs static void visit(f, self...), its table of parameters");
@@ -116,7 +117,7 @@ struct ModelForTraining {
   static_assert(HasShapes<M>, "the model needs Model shapes() const: its parameters by name and shape, without memory");
   using Type = M;
 };
-/// ... or to say something.
+/// ... on a language model,
 template <class M>
 struct ModelOfLanguage {
   static_assert(HasBackend<M>, "the model needs const Backend& backend() const");
@@ -127,7 +128,7 @@ struct ModelOfLanguage {
   using Type = M;
 };
 
-/// ... for several texts at once.
+/// ... and on one that reads several sequences in one call.
 template <class M>
 struct ModelOfRuns : ModelOfLanguage<M> {
   static_assert(HasRuns<M>, "the model needs forward_last(runs, cache), and its cache assign(other)");

@@ -1,5 +1,5 @@
-// Parameters and the walk over them. Every layer has one table, its static visit(), that names its parts as the
-// checkpoint does; loading, saving, counting, initialising and optimising are all for_each_parameter with another body.
+// Parameters, and the loop over them. Each layer has one table, its static visit(), that names its parts as the
+// checkpoint does. Loading, saving, counting, initialising and optimising are for_each_parameter with different bodies.
 #ifndef MINIMAMBA_NN_PARAMETERS_HPP
 #define MINIMAMBA_NN_PARAMETERS_HPP
 
@@ -21,10 +21,10 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// The extents of a parameter as the checkpoint states them; empty when the layer does without it.
+/// The extents of a parameter as in the checkpoint; empty if the layer does not have it.
 using Shape = std::vector<std::size_t>;
 
-/// What a parameter is to its layer: how it is initialised, and whether weight decay pulls on it in training.
+/// The role of a parameter in its layer decides how it is initialised and whether it has weight decay.
 enum class Role { linear, residual_linear, embedding, convolution, time_step, time_step_bias, bias, a_log, scale };
 
 namespace detail {
@@ -51,10 +51,10 @@ class Extents {
   Role role_ = Role::linear;
 };
 
-/// Weight decay pulls on matrices and on the convolution, but not on A_log.
+/// Matrices and the convolution have weight decay, but A_log does not.
 inline bool decays(const Extents& parameter) { return parameter.shape().size() > 1 && parameter.role() != Role::a_log; }
 
-/// A value that goes with what is moved.
+/// A value that is reset in the object that it is moved from.
 template <class T>
 struct Moving {
   T value{};
@@ -74,15 +74,15 @@ inline std::uint64_t next_version() {
 
 }  // namespace detail
 
-/// A parameter kept in Scalar: norms, biases, conv1d, A_log and D. It has a shape from the start and memory when
-/// allocate() has been called.
+/// A parameter stored in Scalar: norms, biases, conv1d, A_log and D. It has a shape from the start, and memory after
+/// allocate().
 template <class Backend>
 class Tensor : public detail::Extents {
  public:
   using Scalar = typename Backend::Scalar;
   using Extents::Extents;
 
-  /// Zeros at first.
+  /// Gives it memory, filled with zeros.
   void allocate(const Backend& backend) {
     if (placed_) {
       backend.fill(view(), Scalar(0));
@@ -94,7 +94,7 @@ class Tensor : public detail::Extents {
   }
   bool allocated() const { return data_.value != nullptr || size() == 0; }
 
-  /// Numbers of memory that it takes when it is placed in a part of some: see Gradients.
+  /// The number of values that it takes when place() puts it in shared memory: see Gradients.
   std::size_t memory_size(const Backend&) const { return size(); }
   void place(const Backend&, Scalar* memory, std::shared_ptr<void> owner) {
     buffer_ = {};
@@ -106,11 +106,11 @@ class Tensor : public detail::Extents {
   /// Bytes of memory that it holds.
   std::size_t memory_bytes() const { return data_.value == nullptr ? 0 : size() * sizeof(Scalar); }
 
-  /// Another number after each allocate() and upload(), never one that another tensor has: what is derived from the
-  /// numbers is of one version. It does not see what is written through view(). 0 without memory.
+  /// A new number after each allocate() and upload(), different from that of any other tensor: it shows whether derived
+  /// tensors are up to date. Writing through view() does not change it. 0 without memory.
   std::uint64_t version() const { return version_.value; }
 
-  /// For whoever has written through view(): what was derived from the old numbers is old.
+  /// Call it after writing through view(): tensors derived before are then out of date.
   void touch() { version_.value = detail::next_version(); }
 
   View<Scalar> view() { return {data_.value, rows(), cols()}; }
@@ -127,7 +127,7 @@ class Tensor : public detail::Extents {
 
  private:
   typename Backend::template Buffer<Scalar> buffer_;
-  std::shared_ptr<void> placed_;  // of the memory in which it was placed
+  std::shared_ptr<void> placed_;  // owner of the memory in which it was placed
   detail::Moving<Scalar*> data_;  // there, or in buffer_
   detail::Moving<std::uint64_t> version_;
 };
@@ -140,7 +140,7 @@ class WeightMatrix : public detail::Extents {
   using Weight = W;
   using Extents::Extents;
 
-  /// Zeros at first.
+  /// Gives it memory, filled with zeros.
   void allocate(const Backend& backend) {
     if constexpr (requires { backend.numbers(matrix_); }) {
       if (placed_) return backend.fill(backend.numbers(matrix_), Scalar(0));
@@ -149,7 +149,7 @@ class WeightMatrix : public detail::Extents {
   }
   bool allocated() const { return matrix_.rows() == rows(); }
 
-  /// The same as Tensor's, for a backend that trains.
+  /// As in Tensor, for a training backend.
   std::size_t memory_size(const Backend& backend) const { return backend.matrix_size(rows(), cols()); }
   void place(const Backend& backend, Scalar* memory, std::shared_ptr<void> owner) {
     matrix_ = backend.matrix_over(rows(), cols(), memory);
@@ -175,10 +175,10 @@ class WeightMatrix : public detail::Extents {
 
  private:
   typename Backend::template Matrix<W> matrix_;
-  std::shared_ptr<void> placed_;  // of the memory in which it was placed
+  std::shared_ptr<void> placed_;  // owner of the memory in which it was placed
 };
 
-/// A parameter, as opposed to a module made of named parts.
+/// A parameter, not a module made of named parts.
 template <class P>
 concept Parameter = std::derived_from<std::remove_const_t<P>, detail::Extents>;
 
@@ -200,8 +200,8 @@ void walk(const std::string& name, Body& body, First& first, Rest&... rest) {
   }
 }
 
-/// Calls body(first row, View of the pieces' rows) for pieces of about 64 Ki elements, so that a host copy of a whole
-/// matrix is never needed. The view's memory is reused.
+/// Calls body(first row, View of the pieces' rows) for pieces of about 64 Ki elements, so that the host never needs
+/// a copy of a whole matrix. The view's memory is reused.
 template <class Scalar, class Body>
 void in_pieces(std::size_t rows, std::size_t cols, Body&& body) {
   const std::size_t at_once = std::clamp<std::size_t>((std::size_t{1} << 16) / std::max<std::size_t>(cols, 1), 1,
@@ -214,7 +214,7 @@ void in_pieces(std::size_t rows, std::size_t cols, Body&& body) {
 
 }  // namespace detail
 
-/// Calls body(name, parameter, ...) for each parameter of a module, and of others of the same configuration beside it:
+/// Calls body(name, parameter, ...) for each parameter of a module, and of others of the same configuration with it:
 ///   for_each_parameter([](std::string_view name, auto& weight, auto& gradient) { ... }, model, gradients);
 /// Names are those of the official checkpoint without "backbone.": layers.3.mixer.in_proj.weight.
 template <class Body, class... Modules>
@@ -222,7 +222,7 @@ void for_each_parameter(Body&& body, Modules&... modules) {
   detail::walk(std::string(), body, modules...);
 }
 
-/// Number of numbers in all parameters of a module.
+/// The number of values in all parameters of a module.
 template <class Module>
 std::size_t count_parameters(const Module& module) {
   std::size_t count = 0;
@@ -238,7 +238,7 @@ std::size_t parameter_bytes(const Module& module) {
   return bytes;
 }
 
-/// Gives every parameter of a module its memory, zero at first.
+/// Gives every parameter of a module memory, filled with zeros.
 template <class Module, class Backend>
 void allocate_parameters(Module& module, const Backend& backend) {
   for_each_parameter([&](std::string_view, auto& parameter) { parameter.allocate(backend); }, module);

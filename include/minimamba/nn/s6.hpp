@@ -5,8 +5,8 @@
 //   h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t   A = -exp(A_log)
 //   y_t = C_t . h_t + D u_t                    out = out_proj(y silu(z))
 //
-// B, C and dt depend on the input: that is the selection. h [E, N] and the last K - 1 inputs of the convolution are all
-// that is kept from one token to the next.
+// B, C and dt depend on the input: that is the selection. The state is h [E, N] and the last K - 1 inputs of the
+// convolution; nothing else is carried from one token to the next.
 #ifndef MINIMAMBA_NN_S6_HPP
 #define MINIMAMBA_NN_S6_HPP
 
@@ -23,9 +23,9 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// The format of x_proj, whose outputs steer the state: dt is exponentiated, B and C are multiplied into h. Where the
-/// other matrices have 8 bits it keeps 16, which are 3 % more bytes and take away up to a third of the error; where
-/// they have 4 it would hardly matter.
+/// The format of x_proj. The state is sensitive to its outputs: dt is exponentiated, B and C are multiplied into h.
+/// With q8 for the other matrices it is bf16: 3 % more bytes, and up to a third less error. With q4 that would hardly
+/// matter.
 template <class Weight>
 struct SelectionFormat {
   using type = Weight;
@@ -48,22 +48,22 @@ struct S6 {
   Tensor<Backend<Scalar>> D;                  // [E]
   Linear<Scalar, Backend, Weight> out_proj;   // [D, E]
 
-  Tensor<Backend<Scalar>> A;  // [E, N], derived from A_log by refresh(), or what a GGUF file has
+  Tensor<Backend<Scalar>> A;  // [E, N], derived from A_log by refresh(), or read from a GGUF file
 
   S6() = default;
-  /// Shapes only: see allocate_parameters and initialize. The configuration is a resolved one.
+  /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one.
   explicit S6(const MambaConfig& config)
       : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()),
            static_cast<std::size_t>(config.d_state), static_cast<std::size_t>(config.dt_rank), config) {}
 
-  /// Recomputes what is derived; call it when A_log has changed.
+  /// Recomputes A; call it after changing A_log.
   void refresh(const Backend<Scalar>& backend) {
     reserve_derived(backend);
     backend.negative_exp(std::as_const(A_log).view(), A.view());
     derived_from_ = A_log.version();
   }
 
-  /// After it, forward of up to `rows` rows allocates nothing in this thread, where the backend can promise that.
+  /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
   void reserve(const Backend<Scalar>& backend, std::size_t rows) const {
     in_proj.reserve(backend, rows);
     x_proj.reserve(backend, rows);
@@ -71,7 +71,7 @@ struct S6 {
     out_proj.reserve(backend, rows);
   }
 
-  /// Makes room for what refresh() computes, which then allocates nothing.
+  /// Allocates A, so that refresh() allocates nothing.
   void reserve_derived(const Backend<Scalar>& backend) {
     if (A.present() && A.allocated()) return;
     A = {A_log.shape(), A_log.role()};
@@ -80,15 +80,15 @@ struct S6 {
 
   std::size_t derived_bytes() const { return A.memory_bytes(); }
 
-  /// Throws ArgumentError unless refresh() was called, and since the last upload to A_log. What was written to A_log
-  /// through its view() cannot be seen.
+  /// Throws ArgumentError unless refresh() was called after the last upload to A_log. It does not notice what is
+  /// written through A_log.view().
   void check_derived() const {
     if (is_derived()) return;
     if (!A.present() || !A.allocated()) throw ArgumentError("S6::A", "refresh() before the first forward", "no A");
     throw ArgumentError("S6::A", "refresh() after changing A_log", "an A that is older than A_log");
   }
 
-  /// A may be more exact than what refresh() makes of A_log. One that is missing or old is not copied.
+  /// Copies A, which may be more exact than what refresh() computes from A_log, unless it is missing or out of date.
   void copy_derived(const Backend<Scalar>& backend, const S6& from) {
     if (!from.is_derived()) return;
     reserve_derived(backend);
@@ -106,7 +106,7 @@ struct S6 {
     return {{.name = "conv", .rows = E, .cols = static_cast<std::size_t>(config.d_conv - 1), .kept_once = true},
             {.name = "ssm", .rows = E, .cols = static_cast<std::size_t>(config.d_state)}};
   }
-  /// What forward computes on the way, and what backward computes the gradients of.
+  /// Those of uz, u, dt_b_c, delta and y: see Computed.
   static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
     const auto E = static_cast<std::size_t>(config.d_inner());
     return {2 * E, E, static_cast<std::size_t>(config.dt_rank + 2 * config.d_state), E, E};
@@ -115,7 +115,7 @@ struct S6 {
     return static_cast<std::size_t>(config.d_inner() * config.d_state);
   }
 
-  /// Throws ArgumentError for an A that is not there or older than A_log: see check_derived.
+  /// Throws ArgumentError for an A that is missing or out of date: see check_derived.
   void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
     check_derived();
     const auto [uz, u, dt_b_c, delta, y] = computed(p.activations);
@@ -143,7 +143,7 @@ struct S6 {
     out_proj.forward(backend, y, p.y);
   }
 
-  /// The same in reverse. Throws ArgumentError as forward does.
+  /// The gradients of the same. Throws ArgumentError as forward does.
   void backward(const Backend<Scalar>& backend, S6& gradient, const MixerBackwardArguments<Scalar>& p) const {
     check_derived();
     const auto [uz, u, dt_b_c, delta, y] = computed(p.activations);
@@ -175,7 +175,7 @@ struct S6 {
     backend.negative_exp_backward(A.view(), d_a, gradient.A_log.view());
     backend.matmul_backward_weight(d_delta, dt_b_c.columns(0, R), gradient.dt_proj.weight.packed());
     backend.matmul_backward_input(d_delta, dt_proj.weight.packed(), d_dt_b_c.columns(0, R));
-    // u goes into the scan and into x_proj: the gradients add up, the second in the place of d_y, which is read.
+    // u goes into the scan and into x_proj: both gradients are added. d_y is no longer needed and takes the second.
     x_proj.backward(backend, gradient.x_proj, {.x = u, .d_y = d_dt_b_c, .d_x = d_y});
     backend.add(d_y, d_u);
     conv1d.backward(backend, gradient.conv1d,
@@ -188,7 +188,7 @@ struct S6 {
     in_proj.backward(backend, gradient.in_proj, {.x = p.x, .d_y = d_uz, .d_x = p.d_x});
   }
 
-  /// Tensors that a file may have in place of the parameters they are derived from, whose names are given: GGUF has A.
+  /// Tensors that a file may hold in place of the named parameters: GGUF has A in place of A_log.
   template <class F, class... Self>
   static void visit_derived(F&& f, Self&... self) {
     f("A_log", self.A...);
@@ -211,9 +211,9 @@ struct S6 {
   enum Part : std::size_t { conv_part, ssm_part };  // of the state
 
   struct Computed {
-    View<Scalar> uz;      // [M, 2E] u and z side by side
+    View<Scalar> uz;      // [M, 2E] u and z in adjacent columns
     View<Scalar> u;       // [M, E] after the convolution
-    View<Scalar> dt_b_c;  // [M, R + 2N] dt, B and C side by side
+    View<Scalar> dt_b_c;  // [M, R + 2N] dt, B and C in adjacent columns
     View<Scalar> delta;   // [M, E]
     View<Scalar> y;       // [M, E] output of the scan
   };

@@ -1,5 +1,5 @@
-// Workspace: the memory in which tokens pass through the layers. A cache has one of its own unless another is passed,
-// so that forward is const and, after the first call of a size, allocates nothing; it is no part of the cache's value.
+// Workspace: the memory for activations and logits. Each cache has one, which forward uses unless another is passed: so
+// forward is const, and allocates nothing after the first call of a size. It is not part of the cache's value.
 #ifndef MINIMAMBA_NN_WORKSPACE_HPP
 #define MINIMAMBA_NN_WORKSPACE_HPP
 
@@ -18,21 +18,21 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Rows of one width, in the backend's memory, that grow on demand.
+/// A matrix of rows of one width in the backend's memory, which grows on demand.
 template <class Backend, class T = typename Backend::Scalar>
 class Activation {
  public:
   void reserve(const Backend& backend, std::size_t rows, std::size_t cols) {
     cols_ = cols;
     if (buffer_.size() >= rows * cols) return;
-    buffer_ = {};  // the old rows go first: they need not live beside the new
+    buffer_ = {};  // first, so that old and new rows are never in memory together
     buffer_ = backend.template allocate<T>(rows * cols);
   }
   /// The first `rows` rows.
   View<T> operator()(std::size_t rows) { return {buffer_.data(), rows, cols_}; }
-  /// One row of so many; they were reserved.
+  /// One row of the first `count` values, which were reserved.
   View<T> first(std::size_t count) { return {buffer_.data(), 1, count}; }
-  /// One row of what is given; its length was reserved.
+  /// Copies a row to it; its length was reserved.
   View<T> upload(const Backend& backend, std::span<const T> row) {
     const View<T> there(buffer_.data(), 1, row.size());
     if (!row.empty()) backend.upload(row, there.data());
@@ -48,7 +48,7 @@ class Activation {
   std::size_t cols_ = 0;
 };
 
-/// Rows of several widths, in one allocation that grows on demand.
+/// Matrices of several widths in one allocation, which grows on demand.
 template <class Backend>
 class ActivationBuffer {
  public:
@@ -56,7 +56,7 @@ class ActivationBuffer {
   using Views = ActivationViews<Scalar>;
 
   void reserve(const Backend& backend, std::span<const std::size_t> widths, std::size_t rows) {
-    constexpr std::size_t line = 16;  // numbers: each matrix begins with a line of the cache
+    constexpr std::size_t line = 16;  // values: each matrix begins at a cache line
     const auto same = [](const typename Views::Matrix& matrix, std::size_t width) { return matrix.cols == width; };
     if (rows == rows_ && std::ranges::equal(matrices_, widths, same)) return;
     std::size_t size = 0;
@@ -75,7 +75,7 @@ class ActivationBuffer {
     }
     rows_ = rows;
   }
-  /// `rows` rows, at most as many as were reserved.
+  /// The first `rows` rows, at most as many as were reserved.
   Views operator()(std::size_t rows) { return Views(matrices_, rows); }
   std::size_t memory_bytes() const {
     return buffer_.size() * sizeof(Scalar) + matrices_.capacity() * sizeof(typename Views::Matrix);
@@ -84,10 +84,10 @@ class ActivationBuffer {
  private:
   typename Backend::template Buffer<Scalar> buffer_;
   std::vector<typename Views::Matrix> matrices_;
-  std::size_t rows_ = 0;  // for which they lie so
+  std::size_t rows_ = 0;  // for which they were laid out
 };
 
-/// Tokens that go on from the state in a slot of a cache.
+/// Tokens to read in a slot of a cache: they continue its sequence.
 struct Run {
   std::size_t slot = 0;
   std::span<const std::int32_t> tokens = {};
@@ -95,7 +95,7 @@ struct Run {
   std::size_t length() const { return tokens.size(); }
 };
 
-/// Rows of inputs, for models without an embedding, that go on from the state in a slot of a cache.
+/// The same for models without an embedding: rows of inputs.
 template <class Scalar>
 struct InputRun {
   std::size_t slot = 0;
@@ -104,11 +104,11 @@ struct InputRun {
   std::size_t length() const { return inputs.rows(); }
 };
 
-/// A span of runs, or what converts to one: std::vector<Run>, std::array.
+/// A span of runs, or a type that converts to one: std::vector<Run>, std::array.
 template <class Runs, class Element = Run>
 concept RangeOfRuns = std::convertible_to<const Runs&, std::span<const Element>>;
 
-/// What a workspace was prepared for: blocks by their number, rows that pass at once, and runs.
+/// What a workspace was prepared for: which blocks, how many rows at once, and how many runs.
 struct Prepared {
   std::uint64_t blocks = 0;
   std::size_t rows = 0, runs = 0;
@@ -116,27 +116,27 @@ struct Prepared {
   bool operator==(const Prepared&) const = default;
 };
 
-/// Made empty; it takes the memory that calls need, and keeps it. One workspace serves one thread, and any number of
-/// caches one after the other.
+/// Empty at first; it keeps the memory that calls have needed. Use one workspace in one thread at a time, with any
+/// number of caches in turn.
 template <class Backend>
 struct Workspace {
   Activation<Backend> x;            // [M, D] the residual stream
-  Activation<Backend> out;          // [M, D] output of a mixer
-  ActivationBuffer<Backend> block;  // [M, each width] what a block computes on the way
+  Activation<Backend> out;          // [M, D] the output of a mixer
+  ActivationBuffer<Backend> block;  // [M, each width] the activations of a block
   Activation<Backend> last;         // [runs, D] the residual stream after the last token of each run
-  Activation<Backend> logits;       // [rows asked for, V]
-  Activation<Backend> outputs;      // [rows asked for, D], of a model without a head
+  Activation<Backend> logits;       // [rows of the result, V]
+  Activation<Backend> outputs;      // [rows of the result, D], of a model without a head
 
-  Activation<Backend, std::int32_t> ids;  // [1, M] the same tokens in the backend's memory
+  Activation<Backend, std::int32_t> ids;  // [1, M] the tokens in the backend's memory
 
-  std::vector<std::int32_t> tokens;  // of the rows that pass
+  std::vector<std::int32_t> tokens;  // of the chosen rows
   std::vector<Segment> segments;
-  std::vector<Run> runs;  // of a uniform call, as the next
+  std::vector<Run> runs;  // of a uniform call, like the next
   std::vector<InputRun<typename Backend::Scalar>> input_runs;
-  std::vector<std::size_t> read;                           // tokens of each run that are read
+  std::vector<std::size_t> read;                           // tokens of each run that have been read
   std::vector<std::size_t> owners;                         // the run of each segment
   std::vector<KeptStates<typename Backend::Scalar>> kept;  // of a layer
-  std::vector<bool> named;                                 // slots that a call has named
+  std::vector<bool> named;                                 // slots that a call names
   detail::Moving<Prepared> prepared;
 
   /// Bytes of memory that it holds.
