@@ -216,7 +216,7 @@ class Program {
 
   void validate_if_due() {
     if (!due(arguments_.validate_every) || !std::isnan(trainer_.history().back().validation_loss)) return;
-    trainer_.validate(arguments_.validation_batches, [] { return stop.load(); });
+    trainer_.validate(arguments_.validation_batches, [](double) { return !stop; });
   }
 
   void note(const minimamba::StepRecord& record) {

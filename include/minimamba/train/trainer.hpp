@@ -123,12 +123,13 @@ class Trainer {
 
   /// Returns the mean loss, in nats per token, of the first `batches` validation batches (of all, if there are fewer)
   /// and stores it in the record of the last step. Returns NaN if there are no validation tokens. Throws DivergedError
-  /// if the loss is not finite. `stop`, if given, is called before each batch; once it returns true, validate returns
-  /// NaN and stores nothing.
-  double validate(std::size_t batches, const std::function<bool()>& stop = {}) {
+  /// if the loss is not finite. progress(done), if given, is called before each batch with the part that is done, from 0
+  /// to 1; it returns true to continue. Otherwise validate returns NaN and stores nothing.
+  double validate(std::size_t batches, const std::function<bool(double)>& progress = {}) {
     Loss total;
     for (std::size_t i = 0; i < batches; ++i) {
-      if (stop && stop()) return std::numeric_limits<double>::quiet_NaN();
+      const double done = static_cast<double>(i) / static_cast<double>(batches);
+      if (progress && !progress(done)) return std::numeric_limits<double>::quiet_NaN();
       const Windows windows = windows_in_order(split_.validation, {options_.batch, options_.length}, i);
       if (windows.tokens.empty()) break;
       auto cache = model_.make_cache(static_cast<std::int64_t>(windows.tokens.size() / options_.length));
