@@ -123,8 +123,8 @@ class Trainer {
 
   /// Returns the mean loss, in nats per token, of the first `batches` validation batches (of all, if there are fewer)
   /// and stores it in the record of the last step. Returns NaN if there are no validation tokens. Throws DivergedError
-  /// if the loss is not finite. progress(done), if given, is called before each batch with the part that is done, from 0
-  /// to 1; it returns true to continue. Otherwise validate returns NaN and stores nothing.
+  /// if the loss is not finite. progress(done), if given, is called before each batch with the part that is done, from
+  /// 0 to 1; it returns true to continue. Otherwise validate returns NaN and stores nothing.
   double validate(std::size_t batches, const std::function<bool(double)>& progress = {}) {
     Loss total;
     for (std::size_t i = 0; i < batches; ++i) {

@@ -149,8 +149,8 @@ template <class Scalar>
 const Functions<Scalar>& functions_for(InstructionSet set);
 
 using NarrowMatmul = void (*)(const NarrowTask&);
-/// The product with 16-bit, q8 or q4 weights. With q8 and q4, AVX2 and AVX-512 give the same bits; the AVX-512 kernels of
-/// these formats also need VNNI, without which those of AVX2 are used.
+/// The product with 16-bit, q8 or q4 weights. With q8 and q4, AVX2 and AVX-512 give the same bits; the AVX-512 kernels
+/// of these formats also need VNNI, without which those of AVX2 are used.
 template <class W>
 NarrowMatmul narrow_matmul_for(InstructionSet set);
 
