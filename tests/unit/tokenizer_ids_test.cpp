@@ -40,7 +40,7 @@ TEST(TokensInPaddedRows, AreThoseThatTheTokenizerNames) {
 
   const std::vector<std::string> notes = open_checkpoint(folder).notes;  // 250 and 251 have no names
   ASSERT_EQ(notes.size(), 1U);
-  EXPECT_NE(notes.front().find("names token 252, so 2 rows"), std::string::npos) << notes.front();
+  EXPECT_NE(notes.front().find("names token 252, so the 2 rows"), std::string::npos) << notes.front();
 
   const auto model = load<Model>(folder);
   auto cache = model.make_cache();
