@@ -175,12 +175,12 @@ TEST(Json, RefusesHostileTextsAtOnce) {
 }
 
 TEST(Json, ReadsPartOfASource) {
-  struct Counter {
+  struct Counter final : minimamba::detail::JsonHandler {
     int keys = 0, values = 0, depth = 0, deepest = 0;
-    void open(bool) { deepest = std::max(deepest, ++depth); }
-    void close() { --depth; }
-    void key(std::string&) { ++keys; }
-    void value(Json&&) { ++values; }
+    void open(bool) override { deepest = std::max(deepest, ++depth); }
+    void close() override { --depth; }
+    void key(std::string&) override { ++keys; }
+    void value(Json&&) override { ++values; }
   } counter;
   const std::string text = "xx{\"a\":[1,2],\"b\":null}yy";
   const ByteSource source(std::as_bytes(std::span(text)), "some.json");

@@ -20,24 +20,24 @@ namespace detail {
 
 /// Finds the id of a token in the events of a tokenizer.json: {"added_tokens": [{"id", "content"}...], "model":
 /// {"vocab": {token: id...}}}.
-class TokenFinder {
+class TokenFinder final : public JsonHandler {
  public:
   explicit TokenFinder(std::string token) : token_(std::move(token)) {}
 
   std::optional<std::uint64_t> id() const { return added_ ? added_ : in_vocabulary_; }
 
-  void key(std::string& name) {
+  void key(std::string& name) override {
     if (depth_ == 1) part_ = name;
     if (depth_ == 2) inner_ = name;
     key_ = std::move(name);
   }
-  void open(bool) {
+  void open(bool) override {
     if (++depth_ == 3) entry_ = {};
   }
-  void close() {
+  void close() override {
     if (depth_-- == 3 && part_ == "added_tokens" && entry_.matches) added_ = entry_.id;
   }
-  void value(Json&& x) {
+  void value(Json&& x) override {
     const bool in_entry = depth_ == 3 && part_ == "added_tokens";
     if (in_entry && key_ == "id" && x.unsigned_integer() != nullptr) entry_.id = *x.unsigned_integer();
     if (in_entry && key_ == "content") entry_.matches = x.is(token_);

@@ -160,11 +160,22 @@ class JsonIterator {
   JsonText* text_ = nullptr;
 };
 
+/// Receives a JSON text from parse_json. An abstract class, so that the parser is compiled once for all handlers.
+class JsonHandler {
+ public:
+  virtual void open(bool is_object) = 0;  // a container begins,
+  virtual void close() = 0;               // and ends
+  virtual void key(std::string& name) = 0;
+  virtual void value(Json&& x) = 0;  // that is no container
+
+ protected:
+  ~JsonHandler() = default;
+};
+
 /// Passes the events of nlohmann's parser to a handler, and enforces the limits.
-template <class Handler>
 class JsonEvents {
  public:
-  JsonEvents(JsonText& text, const JsonLimits& limits, Handler& handler)
+  JsonEvents(JsonText& text, const JsonLimits& limits, JsonHandler& handler)
       : text_(text), limits_(limits), handler_(handler) {}
 
   bool null() { return value(Json()); }
@@ -223,36 +234,35 @@ class JsonEvents {
 
   JsonText& text_;
   const JsonLimits& limits_;
-  Handler& handler_;
+  JsonHandler& handler_;
   std::uint64_t values_ = 0, depth_ = 0;
 };
 
-/// Reads the bytes [begin, end) of a source as one JSON value and calls the handler: open(is_object) and close() for a
-/// container, key(name) for a member, value(json) for anything else. Holds at most 64 KiB of the text and one token.
+/// Reads the bytes [begin, end) of a source as one JSON value and calls the handler: open and close for a container,
+/// key for a member, value for anything else. Holds at most 64 KiB of the text and one token.
 /// Checking that keys are unique is left to the handler. Throws FormatError, and whatever the handler throws.
-template <class Handler>
-void parse_json(const ByteSource& source, std::uint64_t begin, std::uint64_t end, const JsonLimits& limits,
-                Handler& handler) {
+inline void parse_json(const ByteSource& source, std::uint64_t begin, std::uint64_t end, const JsonLimits& limits,
+                       JsonHandler& handler) {
   JsonText text(source, begin, end, limits);
-  JsonEvents<Handler> events(text, limits, handler);
+  JsonEvents events(text, limits, handler);
   nlohmann::json::sax_parse(JsonIterator(text), JsonIterator(), &events);
 }
 
 /// Builds the tree that read_json returns.
-class JsonTree {
+class JsonTree final : public JsonHandler {
  public:
   Json root;
 
   explicit JsonTree(std::string file) : file_(std::move(file)) {}
 
-  void open(bool object) { open_.push_back(place(object ? Json(Json::Object()) : Json(Json::Array()))); }
-  void close() { open_.pop_back(); }
-  void key(std::string& name) {
+  void open(bool object) override { open_.push_back(place(object ? Json(Json::Object()) : Json(Json::Array()))); }
+  void close() override { open_.pop_back(); }
+  void key(std::string& name) override {
     if (open_.back()->find(name) != nullptr)
       throw FormatError(file_, "the key \"" + printable(name) + "\" occurs twice in an object");
     key_ = std::move(name);
   }
-  void value(Json&& x) { place(std::move(x)); }
+  void value(Json&& x) override { place(std::move(x)); }
 
  private:
   /// Pointers to the open containers stay valid, because only the innermost one grows.

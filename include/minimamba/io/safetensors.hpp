@@ -34,7 +34,7 @@ inline constexpr std::uint64_t longest_header_text = std::uint64_t{1} << 20;
 inline constexpr std::uint64_t max_index_bytes = std::uint64_t{8} << 20;
 
 /// A handler of parse_json for the header: {name: {"dtype": text, "shape": [n...], "data_offsets": [begin, end]}, ...}
-class SafetensorsHeader {
+class SafetensorsHeader final : public JsonHandler {
  public:
   struct Entry {
     StoredTensor tensor;
@@ -46,7 +46,7 @@ class SafetensorsHeader {
   explicit SafetensorsHeader(std::string file, std::map<std::string, std::string>* texts = nullptr)
       : file_(std::move(file)), texts_(texts) {}
 
-  void key(std::string& name) {
+  void key(std::string& name) override {
     if (depth_ == 1) {
       name_ = std::move(name);
       field_.clear();
@@ -64,7 +64,7 @@ class SafetensorsHeader {
       refuse("names of at most " + std::to_string(max_name_bytes) + " bytes together", "more");
   }
 
-  void open(bool object) {
+  void open(bool object) override {
     ++depth_;
     const bool list = field_ == "shape" || field_ == "data_offsets";
     const bool expected = depth_ == 3 ? !object && !metadata_ && list : object && depth_ < 3;
@@ -76,7 +76,7 @@ class SafetensorsHeader {
     }
   }
 
-  void value(Json&& value) {
+  void value(Json&& value) override {
     if (depth_ == 2 && metadata_) {
       std::string* const text = value.text();
       if (text == nullptr) refuse("texts", std::string(value.type_name()) + " for \"" + printable(field_) + "\"");
@@ -97,7 +97,7 @@ class SafetensorsHeader {
     }
   }
 
-  void close() {
+  void close() override {
     if (depth_ == 2 && !metadata_) add();
     --depth_;
   }

@@ -22,19 +22,19 @@ namespace detail {
 
 /// A handler of parse_json for tokenizer.json: collects the ids from `first` to `rows` - 1 in model.vocab and
 /// added_tokens.
-class TokenizerIds {
+class TokenizerIds final : public JsonHandler {
  public:
   TokenizerIds(std::int64_t first, std::int64_t rows) : first_(first), rows_(rows) {}
 
   const std::set<std::int64_t>& found() const { return found_; }
 
-  void open(bool) { path_.push_back(std::exchange(key_, {})); }
-  void close() {
+  void open(bool) override { path_.push_back(std::exchange(key_, {})); }
+  void close() override {
     path_.pop_back();
     key_.clear();
   }
-  void key(std::string& name) { key_ = std::move(name); }
-  void value(const Json& x) {
+  void key(std::string& name) override { key_ = std::move(name); }
+  void value(Json&& x) override {
     const bool in_vocabulary = path_.size() == 3 && path_[1] == "model" && path_[2] == "vocab";
     const bool added = path_.size() == 3 && path_[1] == "added_tokens" && key_ == "id";
     const std::uint64_t* const id = x.unsigned_integer();
