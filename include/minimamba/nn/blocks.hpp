@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
+#include <memory>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -97,7 +97,7 @@ template <class Cache>
 class StateKeeper {
  public:
   StateKeeper(Cache& cache, bool keeps) : cache_(cache) {
-    if (keeps) before_.emplace(cache.clone());
+    if (keeps) before_ = std::make_unique<Cache>(cache.clone());
   }
   StateKeeper(const StateKeeper&) = delete;
   StateKeeper& operator=(const StateKeeper&) = delete;
@@ -108,7 +108,7 @@ class StateKeeper {
 
  private:
   Cache& cache_;
-  std::optional<Cache> before_;
+  std::unique_ptr<Cache> before_;
 };
 
 template <class Scalar>
