@@ -245,7 +245,7 @@ int run(const Arguments& arguments) {
   if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // fails now rather than at the end
   minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
-  if (tokenizer) program::count_named_tokens(checkpoint, *tokenizer);
+  if (tokenizer) minimamba::count_named_tokens(checkpoint.config, *tokenizer);
   if (!tokenizer && !arguments.stops.empty()) {
     throw minimamba::ArgumentError("--stop", "the model has no tokenizer; use --tokenizer");
   }

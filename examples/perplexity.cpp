@@ -149,7 +149,7 @@ bool print_row(const std::string& weights, const Result& result, const Result& f
 int run(const Arguments& arguments) {
   minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
-  if (tokenizer) program::count_named_tokens(checkpoint, *tokenizer);
+  if (tokenizer) minimamba::count_named_tokens(checkpoint.config, *tokenizer);
   if (!tokenizer) {
     throw minimamba::ArgumentError("--model", "the model has no tokenizer; use --tokenizer");
   }

@@ -233,30 +233,14 @@ inline minimamba::TokenizerOptions tokenizer_options() {
   return options;
 }
 
-/// The tokenizer at `path` or, if that is empty, the model's own: from its GGUF file, from the tokenizer.json in its
-/// folder, or bytes for a model with 256 tokens. Otherwise there is none.
+/// The tokenizer at `path` or, if that is empty, the model's own, if it has one. Prints its notes.
 inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& path,
                                                           const minimamba::Checkpoint& checkpoint) {
   const minimamba::TokenizerOptions options = tokenizer_options();
   if (!path.empty()) return with_notes(minimamba::Tokenizer::load(std::filesystem::path(path), options));
-  const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
-  const bool none =
-      model != checkpoint.metadata.end() && model->second == minimamba::GgufValue(std::string("no_vocab"));
-  if (model != checkpoint.metadata.end() && !none) {
-    return with_notes(minimamba::Tokenizer::load(checkpoint.metadata, checkpoint.weights_name, options));
-  }
-  const std::filesystem::path json = checkpoint.folder / "tokenizer.json";
-  const bool gguf = checkpoint.format == minimamba::CheckpointFormat::gguf;
-  if (!gguf && minimamba::is_there(json)) return with_notes(minimamba::Tokenizer::load(json, options));
-  if (checkpoint.config.padded_vocab_size() == 256) return minimamba::Tokenizer::bytes();
+  auto own = minimamba::find_tokenizer(checkpoint, options);
+  if (own) return with_notes(*std::move(own));
   return std::nullopt;
-}
-
-/// Padding rows of the embedding count as tokens if the tokenizer has tokens for them.
-inline void count_named_tokens(minimamba::Checkpoint& checkpoint, const minimamba::Tokenizer& tokenizer) {
-  auto id = static_cast<std::int32_t>(std::min<std::int64_t>(tokenizer.size(), checkpoint.config.padded_vocab_size()));
-  while (id > checkpoint.config.vocab_size && tokenizer.bytes_of(id - 1).empty()) --id;
-  checkpoint.config.vocab_size = std::max<std::int64_t>(checkpoint.config.vocab_size, id);
 }
 
 /// Throws CheckpointError for logits that are NaN or infinite. It names the first tensor that contains such a value.
