@@ -20,6 +20,8 @@ SMALL = {
     "train": "#include <minimamba/train.hpp>\n#include <utility>\nint main() {\n  minimamba::Mamba<float, minimamba::NativeTraining> model({.d_model = 64, .n_layer = 2, .vocab_size = 256});\n"
              "  minimamba::Trainer trainer(std::move(model), std::vector<std::int32_t>(100), {.batch = 2, .length = 16});\n  return trainer.step().loss > 0 ? 0 : 1;\n}\n",
     "kernels": "#include <minimamba/kernels.hpp>\n",
+    "a model of AnyModel": "#include <minimamba/backend/native.hpp>\n#include <minimamba/io/any_model_of.hpp>\nusing namespace minimamba;\n"
+                           "template AnyModel AnyModel::load_as<Mamba<float, NativeBackend, q8>>(const Checkpoint&, const AnyModelOptions&);\n",
 }
 BUDGETS = {"hello": (5, 700), "load": (10, None)}  # seconds, MB
 EVERY = (30, 1200)  # of any file of the repository
@@ -48,7 +50,7 @@ def main():
     parser.add_argument("--compiled", action="store_true", help="as with minimamba::kernels")
     options = parser.parse_args()
     flags = ["-std=c++20", "-O2", f"-I{ROOT}/include", f"-I{ROOT}", f"-I{ROOT}/tests"] + packages("eigen3", "CLI11", "libutf8proc", "nlohmann_json")
-    flags += ['-DGOLDEN_FOLDER=""', '-DMINIMAMBA_EXAMPLE_DATA=""'] + (["-DMINIMAMBA_COMPILED_KERNELS"] if options.compiled else [])
+    flags += ["-DMINIMAMBA_COMPILED_MODELS", '-DGOLDEN_FOLDER=""', '-DMINIMAMBA_EXAMPLE_DATA=""'] + (["-DMINIMAMBA_COMPILED_KERNELS"] if options.compiled else [])
     exceeded = False
     with tempfile.TemporaryDirectory() as folder:
         sources = {}

@@ -55,6 +55,40 @@ TEST(State, IsReadByModelsOfOtherBackendsAndFormats) {
   }
 }
 
+TEST(State, GoesToAnySinkWithTheBytesOfTheFile) {
+  const Folder folder;
+  const support::Model model(support::tiny_config());
+  auto cache = model.make_cache(2);
+  model.forward_last(std::vector<std::int32_t>{1, 2, 3, 4}, cache);
+  const StateSections sections{{"name", "contents"}};
+  std::string bytes;
+  const auto sink = [&](std::span<const std::byte> piece) {
+    bytes.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+  };
+  save_state(sink, model, cache, sections);
+  save_state(folder / "state", model, cache, sections);
+  EXPECT_TRUE(bytes == read_text(folder / "state"));
+  const auto loaded = load_state(ByteSource(std::as_bytes(std::span(bytes)), "a state"), model);
+  EXPECT_EQ(loaded.sections, sections);
+  EXPECT_EQ(loaded.cache.position(1), 2);
+  for (std::size_t i = 0; i < states(cache).size(); ++i) {
+    EXPECT_TRUE(identical(states(cache)[i], states(loaded.cache)[i]));
+  }
+}
+
+TEST(State, IsNotBegunIfItIsRefusedAndAFailedSinkIsReported) {
+  const support::Model model(support::tiny_config());
+  const auto cache = model.make_cache();
+  std::size_t count = 0;
+  const auto sink = [&](std::span<const std::byte>) { ++count; };
+  const auto other = support::Model(support::small_config()).make_cache();
+  EXPECT_THROW(save_state(sink, model, other), ArgumentError);
+  EXPECT_THROW(save_state(sink, model, cache, {{std::string(256, 'x'), ""}}), ArgumentError);
+  EXPECT_EQ(count, 0U);
+  const auto failing = [](std::span<const std::byte>) { throw FileError("a socket", "is closed"); };
+  EXPECT_THROW(save_state(failing, model, cache), FileError);
+}
+
 /// A model and a file with its state, of a few hundred bytes.
 struct Saved {
   Folder folder;

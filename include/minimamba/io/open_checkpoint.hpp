@@ -40,7 +40,8 @@ struct Checkpoint {
   MambaConfig config;
   CheckpointFormat format = CheckpointFormat::safetensors;
   const detail::ConfigKeys* keys = &detail::hugging_face_keys;
-  std::filesystem::path folder;           ///< the folder of its files
+  std::filesystem::path folder;           ///< the folder of its files, if has_folder
+  bool has_folder = false;                ///< false if it was opened from bytes
   std::string config_name, weights_name;  ///< the file of settings, and the file or index of weights
   TensorSet tensors;
   std::map<std::string, std::string, std::less<>> names;  ///< [parameter]: its name in the files
@@ -320,6 +321,7 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   ByteSource source = ByteSource::open(weights);
   Checkpoint checkpoint;
   checkpoint.folder = folder;
+  checkpoint.has_folder = true;
   checkpoint.weights_name = checkpoint.config_name = source.name();
   const std::filesystem::path name = weights.filename(), index = folder / (name.string() + ".index.json");
   const bool both = (name == "model.safetensors" || name == "pytorch_model.bin") && is_there(index);
