@@ -9,9 +9,9 @@
 #include <string>
 
 #include "minimamba/core/config.hpp"
-#include "minimamba/io/pending_files.hpp"
+#include "minimamba/io/checkpoint.hpp"
 #include "minimamba/io/gguf.hpp"
-#include "minimamba/io/open_checkpoint.hpp"
+#include "minimamba/io/pending_files.hpp"
 #include "minimamba/text/tokenizer.hpp"
 #include "minimamba/text/tokenizer_json.hpp"
 
