@@ -231,7 +231,7 @@ void continue_text(const AnyModel& model, AnyModel::Cache& cache, minimamba::Sta
   if (arguments.save_state.empty()) return;
   minimamba::StateSections state{{"unread", as_bytes(tokens.unread())}, {"sampler", tokens.sampler().state()}};
   output.save(state);
-  minimamba::save_state(arguments.save_state, model, cache, state);
+  minimamba::save_state(model, cache, arguments.save_state, state);
 }
 
 int run(const Arguments& arguments) {

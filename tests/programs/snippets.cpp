@@ -42,7 +42,7 @@ void inference_any(const std::string& path, const std::vector<std::int32_t>& pro
 
 void inference_bytes(const minimamba::Mamba<float>& model, const minimamba::Mamba<float>::Cache& session) {
   std::vector<std::byte> bytes;
-  minimamba::save_state([&](std::span<const std::byte> piece) { bytes.insert(bytes.end(), piece.begin(), piece.end()); }, model, session);
+  minimamba::save_state(model, session, [&](std::span<const std::byte> piece) { bytes.insert(bytes.end(), piece.begin(), piece.end()); });
   auto back = minimamba::load_state(minimamba::ByteSource(bytes, "session 7"), model);  // the name is for error messages
 }
 

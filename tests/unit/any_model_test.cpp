@@ -37,11 +37,10 @@ TYPED_TEST_SUITE(ModelByName, Models);
 template <class Model, class Cache>
 std::string state_of(const Model& model, const Cache& cache) {
   std::string bytes;
-  save_state(
-      [&](std::span<const std::byte> piece) {
-        bytes.append(reinterpret_cast<const char*>(piece.data()), piece.size());
-      },
-      model, cache, {{"name", "contents"}});
+  const ByteSink sink = [&](std::span<const std::byte> piece) {
+    bytes.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+  };
+  save_state(model, cache, sink, {{"name", "contents"}});
   return bytes;
 }
 
@@ -126,13 +125,13 @@ TYPED_TEST(ModelByName, ContinuesTheStatesOfTheModelOfThatType) {
   const auto& typed = this->typed_;
   auto b = typed.make_cache();
   typed.forward_last(random_tokens(9, 50), b);
-  save_state(this->folder_ / "state", typed, b, {{"name", "contents"}});
+  save_state(typed, b, this->folder_ / "state", {{"name", "contents"}});
   auto saved = load_state(this->folder_ / "state", any);
   EXPECT_EQ(saved.sections, (StateSections{{"name", "contents"}}));
   EXPECT_EQ(saved.cache.position(), 9);
   EXPECT_TRUE(identical(copy_of(any.forward_last(3, saved.cache)), copy_of(typed.forward_last(3, b))));
-  minimamba::save_state(this->folder_ / "any", any, saved.cache);
-  minimamba::save_state(this->folder_ / "typed", typed, b);
+  minimamba::save_state(any, saved.cache, this->folder_ / "any");
+  minimamba::save_state(typed, b, this->folder_ / "typed");
   EXPECT_TRUE(support::read_text(this->folder_ / "any") == support::read_text(this->folder_ / "typed"));
 }
 
@@ -200,7 +199,7 @@ TEST(AnyModel, RefusesTheCacheOfAnotherBackendAndTakesThatOfAnotherFormat) {
   auto cache = native.make_cache();
   EXPECT_THROW(reference.forward_last(1, cache), ArgumentError);
   EXPECT_THROW(reference.make_cache().assign(cache), ArgumentError);
-  EXPECT_THROW(save_state(folder / "state", reference, cache), ArgumentError);
+  EXPECT_THROW(save_state(reference, cache, folder / "state"), ArgumentError);
   EXPECT_EQ(cache.position(), 0);
   EXPECT_EQ(other.forward_last(1, cache).rows(), 1U);
 }

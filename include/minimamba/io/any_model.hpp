@@ -5,8 +5,8 @@
 //   for (std::int32_t token : minimamba::generate(model, cache, prompt)) ...
 //
 // It computes the same bits as the Mamba of that type. A file that calls AnyModel::load compiles 15 models, which takes
-// a minute. To compile each of them once, and in parallel, link minimamba::models in CMake. Otherwise compile the whole
-// program with -DMINIMAMBA_COMPILED_MODELS, and write for each of the models a source file such as
+// a minute. To compile them once, and in parallel, link minimamba::models in CMake. Otherwise compile the whole program
+// with -DMINIMAMBA_COMPILED_MODELS, and write source files that have, together, a line for each of the models:
 //   #include <minimamba/backend/native.hpp>
 //   #include <minimamba/io/any_model_of.hpp>
 //   template minimamba::AnyModel minimamba::AnyModel::load_as<minimamba::Mamba<float, minimamba::NativeBackend>>(
@@ -33,7 +33,7 @@
 #include "minimamba/core/formats.hpp"
 #include "minimamba/core/view.hpp"
 #include "minimamba/io/file.hpp"
-#include "minimamba/io/open_checkpoint.hpp"
+#include "minimamba/io/checkpoint.hpp"
 #include "minimamba/io/state.hpp"
 #include "minimamba/nn/mamba.hpp"
 #include "minimamba/nn/model.hpp"
@@ -167,7 +167,7 @@ class ModelInterface {
   virtual View<const float> forward_last(std::span<const std::int32_t> tokens, CacheInterface& cache) const = 0;
   virtual View<const float> forward_runs(std::span<const Run> runs, CacheInterface& cache) const = 0;
   virtual View<const float> forward_last_runs(std::span<const Run> runs, CacheInterface& cache) const = 0;
-  virtual void save_state(const ByteSink& sink, const CacheInterface& cache, const StateSections& sections) const = 0;
+  virtual void save_state(const CacheInterface& cache, const ByteSink& sink, const StateSections& sections) const = 0;
   virtual std::unique_ptr<CacheInterface> load_state(const ByteSource& source, StateSections& sections) const = 0;
 };
 
@@ -235,10 +235,10 @@ class AnyModel {
   explicit AnyModel(std::unique_ptr<const detail::ModelInterface> model)
       : model_(std::move(model)), backend_(model_->backend()) {}
 
-  friend void save_state(const ByteSink&, const AnyModel&, const AnyCache&, const StateSections&);
+  friend void save_state(const AnyModel&, const AnyCache&, const ByteSink&, const StateSections&);
   friend SavedState<AnyModel> load_state(const ByteSource&, const AnyModel&);
-  void save_cache(const ByteSink& sink, const Cache& cache, const StateSections& sections) const {
-    model_->save_state(sink, *cache.cache_, sections);
+  void save_cache(const Cache& cache, const ByteSink& sink, const StateSections& sections) const {
+    model_->save_state(*cache.cache_, sink, sections);
   }
   Cache load_cache(const ByteSource& source, StateSections& sections) const {
     return Cache(model_->load_state(source, sections));
@@ -251,9 +251,9 @@ class AnyModel {
 static_assert(LanguageModel<AnyModel> && HasRuns<AnyModel>);
 
 /// See io/state.hpp: the files are those of the model of that type. Also for paths.
-inline void save_state(const ByteSink& sink, const AnyModel& model, const AnyCache& cache,
+inline void save_state(const AnyModel& model, const AnyCache& cache, const ByteSink& sink,
                        const StateSections& sections = {}) {
-  model.save_cache(sink, cache, sections);
+  model.save_cache(cache, sink, sections);
 }
 inline SavedState<AnyModel> load_state(const ByteSource& source, const AnyModel& model) {
   StateSections sections;
@@ -310,7 +310,7 @@ AnyModel AnyModel::load(const std::filesystem::path& path, const std::type_ident
 
 #undef MINIMAMBA_ISA
 
-#ifndef MINIMAMBA_COMPILED_MODELS  // which minimamba::models defines: each is compiled once, in a file of its own
+#ifndef MINIMAMBA_COMPILED_MODELS  // which minimamba::models defines: they are compiled once, in files of their own
 #if __has_include(<Eigen/Core>)
 #include "minimamba/backend/eigen.hpp"
 #endif

@@ -119,8 +119,8 @@ class ErasedModel final : public ModelInterface {
     return model_.forward_last(runs, Erased::in(cache));
   }
 
-  void save_state(const ByteSink& sink, const CacheInterface& cache, const StateSections& sections) const override {
-    minimamba::save_state(sink, model_, Erased::in(cache), sections);
+  void save_state(const CacheInterface& cache, const ByteSink& sink, const StateSections& sections) const override {
+    minimamba::save_state(model_, Erased::in(cache), sink, sections);
   }
   std::unique_ptr<CacheInterface> load_state(const ByteSource& source, StateSections& sections) const override {
     auto saved = minimamba::load_state(source, model_);

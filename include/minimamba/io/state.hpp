@@ -159,7 +159,7 @@ inline StateSections read_sections(const ByteSource& source, SequentialBytes& by
 /// values give equal bytes, whatever the backend. Throws ArgumentError for a cache of another model, more than 64
 /// sections or a name of more than 255 bytes, before the first byte; and what the sink throws.
 template <class Model>
-void save_state(const ByteSink& sink, const Model& model, const typename Model::Cache& cache,
+void save_state(const Model& model, const typename Model::Cache& cache, const ByteSink& sink,
                 const StateSections& sections = {}) {
   using Scalar = typename Model::ScalarType;
   model.check_cache(cache);
@@ -192,11 +192,12 @@ void save_state(const ByteSink& sink, const Model& model, const typename Model::
 }
 /// The same into a file. Also throws FileError; after an exception, an existing file is as before.
 template <class Model>
-void save_state(const std::filesystem::path& path, const Model& model, const typename Model::Cache& cache,
+void save_state(const Model& model, const typename Model::Cache& cache, const std::filesystem::path& path,
                 const StateSections& sections = {}) {
   AtomicFile::remove_strays_beside(path);
   AtomicFile file(path);
-  save_state([&](std::span<const std::byte> bytes) { file.write(bytes); }, model, cache, sections);
+  const ByteSink to_file = [&](std::span<const std::byte> bytes) { file.write(bytes); };
+  save_state(model, cache, to_file, sections);
   file.commit();
 }
 
