@@ -136,6 +136,9 @@ TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   expect_refused(config(), tokens(), longer, {"length 17", "found 16"});
   expect_refused(config(), tokens(), seeded, {"seed 6", "found 5"});
   expect_refused(config(), text, options(), {"another text"});
+  MambaConfig falcon = config();
+  falcon.dt_b_c_rms = true;
+  expect_refused(falcon, tokens(), options(), {"setting.mixer_rms_eps", "lacks"});
 
   std::string bytes = support::read_text(file);
   const std::string number = R"("dtype":"F64","shape":[1])", numbers = R"("dtype":"F32","shape":[2])";
@@ -196,6 +199,21 @@ TEST(RefusedTrainings, OfAnotherChunkAreNamed) {
   support::write_text(file, bytes.replace(bytes.find(name), name.size(), another));
   resume_training(other, file);  // of a file from before the setting, which does not tell
   EXPECT_EQ(other.steps(), 1);
+}
+
+TEST(RefusedTrainings, OfAModelThatNormalisesDtBAndCAreNamed) {
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  MambaConfig falcon = config();
+  falcon.dt_b_c_rms = true;
+  NativeTrainer trainer(Native(falcon), tokens(), options()), plain(Native(config()), tokens(), options());
+  save_training(trainer, file);
+  resume_training(trainer, file);
+  expect_error<CheckpointError>([&] { resume_training(plain, file); }, {"setting mixer_rms_eps", "this model lacks"});
+
+  save_training(plain, file);
+  resume_training(plain, file);
+  expect_error<CheckpointError>([&] { resume_training(trainer, file); }, {"setting.mixer_rms_eps", "lacks"});
 }
 
 TEST(RefusedTrainings, OfAnotherScalarAreNamed) {

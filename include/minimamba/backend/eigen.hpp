@@ -44,17 +44,22 @@ class EigenBackend : public detail::HostMemory<Number> {
   int threads() const { return pool_->threads(); }
 
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
-    assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
-    const auto w = array(weight.row(0));
+    assert(x.rows() == y.rows() && x.cols() == y.cols());
+    const std::span<const Scalar> w = detail::norm_weight(weight, x.cols());
     parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
         const auto in = array(x.row(i));
         const Scalar mean = in.square().sum() / static_cast<Scalar>(x.cols());
         if (!std::isfinite(mean)) {
-          detail::rms_norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
+          detail::rms_norm_row(x.row(i), w, epsilon, y.row(i));
           continue;
         }
-        array(y.row(i)) = in * (1 / std::sqrt(mean + static_cast<Scalar>(epsilon))) * w;
+        const Scalar scale = 1 / std::sqrt(mean + static_cast<Scalar>(epsilon));
+        if (w.empty()) {
+          array(y.row(i)) = in * scale;
+        } else {
+          array(y.row(i)) = in * scale * array(w);
+        }
       }
     });
   }

@@ -30,6 +30,8 @@ struct MambaConfig {
   bool bias = false;                         // in_proj and out_proj have a bias
   bool tie_embeddings = true;                // lm_head shares the embedding's matrix
   double norm_epsilon = 1e-5;                // of every RMSNorm
+  bool dt_b_c_rms = false;                   // dt, B and C are normalised, as in FalconMamba
+  double mixer_rms_eps = 1e-6;               // of these norms
 
   double dt_min = 0.001, dt_max = 0.1;  // initialisation: the range of softplus(dt_proj.bias)
   double dt_scale = 1.0;                // initialisation: dt_proj.weight is U(+-dt_scale / sqrt(R))
@@ -115,6 +117,7 @@ inline MambaConfig MambaConfig::resolved() const {
   detail::check_size("expand", expand, Largest::expand);
   if (inner_size != 0) detail::check_size("inner_size", inner_size, Largest::expand * Largest::d_model);
   detail::check_positive("norm_epsilon", norm_epsilon);
+  detail::check_positive("mixer_rms_eps", mixer_rms_eps);
   detail::check_positive("dt_min", dt_min);
   detail::check_positive("dt_scale", dt_scale);
   detail::check_positive("dt_init_floor", dt_init_floor);

@@ -76,9 +76,9 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
                                          {std::string(kernels_key) + kernels_text(trainer.model().backend()), 1}};
   for (const ModelSetting& setting : trainer.model().state_layout().settings()) {
     if (setting.name == "d_inner") {
-      settings["expand"] = number(setting.value) / number(c.d_model);  // as in older files
+      settings["expand"] = setting.as_double() / number(c.d_model);  // as in older files
     } else if (setting.name != "vocabulary") {                         // vocab_size tells more
-      settings[setting.name] = number(setting.value);
+      settings[setting.name] = setting.as_double();
     }
   }
   return settings;
@@ -111,6 +111,18 @@ void check_kernels(const Trainer<Model>& trainer, const TensorSet& set, const st
   throw CheckpointError(file, key.substr(key.find('.') + 1) + wanted, printable(found->first.substr(key.size())));
 }
 
+/// Throws CheckpointError if the checkpoint has a setting that the trainer does not have: one of another mixer.
+inline void check_no_other_settings(const std::map<std::string, double>& wanted, const TensorSet& set,
+                                    const std::string& file) {
+  constexpr std::string_view prefix = "setting.";
+  for (auto found = set.tensors().lower_bound(std::string(prefix)); found != set.tensors().end(); ++found) {
+    if (!found->first.starts_with(prefix)) return;
+    const std::string name = found->first.substr(prefix.size());
+    if (wanted.contains(name)) continue;
+    throw CheckpointError(file, "the checkpoint has the setting " + printable(name) + ", which this model lacks");
+  }
+}
+
 /// Throws CheckpointError unless the checkpoint has the settings and parameters of this trainer. The number of steps
 /// may be larger than in the checkpoint: then a note about it is returned, otherwise an empty string.
 template <class Model>
@@ -136,6 +148,7 @@ std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, 
     if (name == "text") throw CheckpointError(file, "the checkpoint was trained on another text");
     throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));
   }
+  check_no_other_settings(wanted_settings, set, file);
   each_module(trainer, [&](const std::string& prefix, const Model& module) {
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {

@@ -117,7 +117,7 @@ struct ScanTask {
 /// One row.
 template <class Scalar>
 struct NormTask {
-  const Scalar *x, *weight;
+  const Scalar *x, *weight;  // weight may be null: 1
   Scalar* y;
   std::size_t cols;
   Scalar epsilon;

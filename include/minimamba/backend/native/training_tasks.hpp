@@ -106,7 +106,7 @@ inline constexpr std::size_t scan_backward_scratch(std::size_t chunk, std::size_
 /// One row; see RmsNormBackwardArguments.
 template <class Scalar>
 struct NormBackwardTask {
-  const Scalar *x, *weight, *d_y;
+  const Scalar *x, *weight, *d_y;  // weight may be null: 1
   Scalar* d_x;
   std::size_t cols;
   Scalar epsilon;
