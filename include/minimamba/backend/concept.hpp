@@ -159,7 +159,7 @@ concept HasNegativeExp = requires(const B& backend, View<const typename B::Scala
   backend.negative_exp(x, y);
 };
 
-// The following kernel is optional: callers test for it by `requires`, and work without it.
+// The following kernels are optional: callers test for them by `requires`, and work without them.
 
 /// negative_log_likelihood: nats[i] = log(sum_v exp(logits[i,v])) - logits[i,targets[i]], in natural logarithms.
 template <class Scalar>
@@ -167,6 +167,19 @@ struct LikelihoodArguments {
   View<const Scalar> logits;         // [M, V]
   View<const std::int32_t> targets;  // [1, M]
   View<double> nats;                 // [1, M], overwritten
+};
+
+/// top_k: for each row of logits its k largest, in descending order; of equal ones the lowest column first. NaN counts
+/// as -infinity. With it, a few numbers of each row are downloaded where whole rows are not needed.
+template <class Scalar>
+struct TopKArguments {
+  View<const Scalar> logits;  // [M, V]
+  View<std::int32_t> tokens;  // [M, k], k <= V, overwritten: columns of logits
+  View<Scalar> largest;       // [M, k], overwritten: logits(i, tokens(i, j)), or -infinity for NaN
+};
+template <class B>
+concept HasTopK = requires(const B& backend, const TopKArguments<typename B::Scalar>& arguments) {
+  backend.top_k(arguments);
 };
 
 /// All that inference needs. Backends are cheap to copy, and copies share their threads.
