@@ -127,7 +127,7 @@ struct S6 {
   }
 
   /// Throws ArgumentError for an A that is missing or out of date: see check_derived.
-  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
+  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar, ActivationOf<Backend<Scalar>>>& p) const {
     check_derived();
     const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
@@ -223,15 +223,17 @@ struct S6 {
 
   enum Part : std::size_t { conv_part, ssm_part };  // of the state
 
+  template <class T>
   struct Computed {
-    View<Scalar> uz;        // [M, 2E] u and z in adjacent columns
-    View<Scalar> u;         // [M, E] after the convolution
-    View<Scalar> dt_b_c;    // [M, R + 2N] dt, B and C in adjacent columns
-    View<Scalar> delta;     // [M, E]
-    View<Scalar> y;         // [M, E] output of the scan
-    View<Scalar> selected;  // [M, R + 2N] dt, B and C after their norms; without norms it is dt_b_c
+    View<T> uz;        // [M, 2E] u and z in adjacent columns
+    View<T> u;         // [M, E] after the convolution
+    View<T> dt_b_c;    // [M, R + 2N] dt, B and C in adjacent columns
+    View<T> delta;     // [M, E]
+    View<T> y;         // [M, E] output of the scan
+    View<T> selected;  // [M, R + 2N] dt, B and C after their norms; without norms it is dt_b_c
   };
-  Computed computed(const ActivationViews<Scalar>& views) const {
+  template <class T>
+  Computed<T> computed(const ActivationViews<T>& views) const {
     return {views[0], views[1], views[2], views[3], views[4], views[has_norms() ? 5 : 2]};
   }
 
@@ -245,7 +247,8 @@ struct S6 {
     return {{{0, R}, {R, N}, {R + N, N}}};
   }
   /// y = dt, B and C of x, each divided by its root mean square; nothing without norms    x, y [M, R + 2N]
-  void normalise(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
+  template <class T>
+  void normalise(const Backend<Scalar>& backend, View<T> x, View<T> y) const {
     if (!has_norms()) return;
     for (const auto [first, count] : selected_columns()) {
       backend.rms_norm(x.columns(first, count), {}, mixer_rms_eps_, y.columns(first, count));
