@@ -75,6 +75,10 @@ class Output {
   void show_prompt(const std::string& text) {
     if (!ids_) show(text);
   }
+  /// Says that a prompt precedes: a space before the first word that follows it is printed.
+  void follow() {
+    if (decoder_) decoder_->restore({});
+  }
   /// Prints the text that was held back (part of a character or of a stop string), unless a saved state keeps it.
   void finish(bool saved) {
     const bool rest = !ids_ && !saved;
@@ -122,6 +126,7 @@ std::vector<std::int32_t> read_prompt(const Arguments& arguments, const std::opt
   }
   const std::string text = arguments.prompt_file.empty() ? arguments.prompt : program::read_file(arguments.prompt_file);
   output.show_prompt(text);
+  if (beginning && !text.empty()) output.follow();
   return tokenizer->encode(
       text, {.special_tokens_as_text = arguments.special_tokens_as_text, .add_special_tokens = beginning});
 }

@@ -274,7 +274,10 @@ inline std::string gguf_tokenizer_json(const minimamba::Checkpoint& checkpoint) 
   if (json != checkpoint.metadata.end() && std::holds_alternative<std::string>(json->second)) {
     return std::get<std::string>(json->second);
   }
-  if (model == checkpoint.metadata.end() || model->second != minimamba::GgufValue(std::string("gpt2"))) return "";
+  const bool supported =
+      model != checkpoint.metadata.end() && (model->second == minimamba::GgufValue(std::string("gpt2")) ||
+                                             model->second == minimamba::GgufValue(std::string("llama")));
+  if (!supported) return "";
   const auto parts = minimamba::gguf_tokenizer(checkpoint.metadata, checkpoint.weights_name);
   return minimamba::are_bytes(parts.tokens) ? "" : minimamba::tokenizer_json(parts);
 }

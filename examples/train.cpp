@@ -238,6 +238,7 @@ class Program {
     const auto& model = trainer_.model();
     auto cache = model.make_cache();
     minimamba::StreamingDecoder decoder(vocabulary_.tokenizer);
+    if (!arguments_.prompt.empty()) decoder.restore({});  // continues a text
     std::string text;
     for (const std::int32_t token :
          minimamba::generate(model, cache, prompt_,

@@ -5,6 +5,7 @@
 #include "minimamba/text/find_tokenizer.hpp"
 #include "minimamba/text/tokenizer.hpp"
 #include "minimamba/text/stop_strings.hpp"
+#include "minimamba/text/streaming_decoder.hpp"
 #include "minimamba/text/tokenizer_json.hpp"
 
 #endif

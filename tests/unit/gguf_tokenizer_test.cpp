@@ -143,6 +143,19 @@ TEST(GgufTokenizer, OfTheBytesRefusesNoText) {
   }
 }
 
+TEST(GgufTokenizer, IsSavedWithScoresAsFloatsForOlderLlamaCpp) {
+  const support::Folder folder;
+  const fs::path path = folder / "model.gguf", other = fs::path(GOLDEN_FOLDER) / "tokenizers" / "sentencepiece.gguf";
+  TensorSet tensors;
+  const GgufMetadata metadata = read_gguf(ByteSource::open(other), tensors);
+  save_gguf(support::Model({.d_model = 4, .n_layer = 1, .vocab_size = 758}), path, {}, metadata);
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}}, key = "tokenizer.ggml.scores";
+  ASSERT_NE(bytes.find(key), bytes.npos);
+  EXPECT_EQ(bytes.substr(bytes.find(key) + key.size(), 8), std::string("\x09\0\0\0\x06\0\0\0", 8));  // F32
+  EXPECT_EQ(Tokenizer::load(path).encode("kato the"), Tokenizer::load(other).encode("kato the"));
+}
+
 std::string refusal(const GgufMetadata& metadata) {
   try {
     Tokenizer::load(metadata, "model.gguf");

@@ -39,9 +39,11 @@ class GgufHeaderWriter {
     append(std::uint64_t{pairs});
   }
 
-  /// Integers take 32 bits if they fit; other numbers are floats, as in llama.cpp.
+  /// Integers take 32 bits if they fit; other numbers are floats, as in llama.cpp, which takes all scores for floats.
   void pair(const std::string& key, const GgufValue& value) {
     append(key);
+    const auto* const numbers = std::get_if<std::vector<double>>(&value);
+    if (numbers != nullptr && key == "tokenizer.ggml.scores") return append_numbers(*numbers, false);
     std::visit([&](const auto& x) { append_value(x); }, value);
   }
   void tensor(const StoredTensor& tensor) {
@@ -99,6 +101,9 @@ class GgufHeaderWriter {
     const bool whole = std::all_of(numbers.begin(), numbers.end(), [](double x) {
       return x == std::trunc(x) && std::abs(x) <= std::numeric_limits<std::int32_t>::max();
     });
+    append_numbers(numbers, whole);
+  }
+  void append_numbers(const std::vector<double>& numbers, bool whole) {
     append(GgufType::list);
     append(whole ? GgufType::i32 : GgufType::f32);
     append(std::uint64_t{numbers.size()});

@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -65,6 +66,12 @@ class Symbols {
     }
     if (waiting) ids.push_back(unknown);
   }
+  /// Appends the ids of a symbol as if it had none of its own.
+  void append_unknown(std::string_view symbol, std::vector<std::int32_t>& ids) const {
+    if (fall_back(symbol, ids) || unknown == none) return;
+    if (unknown == unknown_without_id) refuse(symbol);
+    ids.push_back(unknown);
+  }
 
  private:
   std::size_t size_at(std::string_view piece, std::size_t at) const { return bytes ? 1 : code_point(piece, at).size; }
@@ -93,20 +100,36 @@ class BytePairs {
  public:
   Symbols alphabet;
 
+  /// Pairs of a lower rank are merged first.
   void add(std::int32_t left, std::int32_t right, std::uint32_t rank, std::int32_t merged) {
     merges_.insert_or_assign(key(left, right), Merge{rank, merged});
   }
   void reserve(std::size_t count) { merges_.reserve(count); }
 
+  /// Says that a merge may join two symbols of the alphabet. Once it was said of some, long pieces are divided between
+  /// all others, which changes no result, and makes most texts a matter of words.
+  void add_neighbours(std::int32_t left, std::int32_t right) { neighbours_.insert(key(left, right)); }
+  void never_divide() { divides_ = false; }
+
+  /// Characters that can be merged, but are no tokens: their ids, from `first` on, never remain.
+  void set_loose(std::int32_t first, std::vector<std::string> characters) {
+    first_loose_ = first;
+    loose_ = std::move(characters);
+    for (std::size_t i = 0; i < loose_.size(); ++i) {
+      alphabet.character_ids.emplace(code_point(loose_[i], 0).value, first + static_cast<std::int32_t>(i));
+    }
+  }
+
   /// Appends the ids of one piece of text in O(n log n); short pieces are scanned, which is faster.
   void encode(std::string_view piece, std::vector<std::int32_t>& ids) const {
     const std::size_t begin = ids.size();
     alphabet.append(piece, ids);
-    if (ids.size() - begin <= 32) {
-      scan(ids, begin);
+    if (ids.size() - begin <= max_scanned || neighbours_.empty() || !divides_) {
+      merge(ids, begin);
     } else {
-      queue(ids, begin);
+      divide(ids, begin);
     }
+    if (!loose_.empty()) replace_loose(ids, begin);
   }
 
  private:
@@ -115,6 +138,7 @@ class BytePairs {
     std::int32_t id;
   };
   static constexpr Merge none{std::numeric_limits<std::uint32_t>::max(), -1};
+  static constexpr std::size_t max_scanned = 32;
 
   static std::uint64_t key(std::int32_t left, std::int32_t right) {
     return (static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32) | static_cast<std::uint32_t>(right);
@@ -124,8 +148,36 @@ class BytePairs {
     return found == merges_.end() ? none : found->second;
   }
 
+  void merge(std::vector<std::int32_t>& ids, std::size_t begin) const {
+    if (ids.size() - begin <= max_scanned) {
+      scan(ids, begin);
+    } else {
+      queue(ids, begin);
+    }
+  }
+  void divide(std::vector<std::int32_t>& ids, std::size_t begin) const {
+    const std::vector<std::int32_t> symbols(ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.end());
+    ids.resize(begin);
+    for (std::size_t i = 0; i < symbols.size(); ++i) {
+      ids.push_back(symbols[i]);
+      if (i + 1 < symbols.size() && neighbours_.contains(key(symbols[i], symbols[i + 1]))) continue;
+      merge(ids, begin);
+      begin = ids.size();
+    }
+  }
+  void replace_loose(std::vector<std::int32_t>& ids, std::size_t begin) const {
+    const auto is_loose = [this](std::int32_t id) { return id >= first_loose_; };
+    const auto first = std::find_if(ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.end(), is_loose);
+    const std::vector<std::int32_t> rest(first, ids.end());
+    ids.erase(first, ids.end());
+    for (const std::int32_t id : rest) {
+      is_loose(id) ? alphabet.append_unknown(loose_[static_cast<std::size_t>(id - first_loose_)], ids)
+                   : ids.push_back(id);
+    }
+  }
+
   void scan(std::vector<std::int32_t>& ids, std::size_t begin) const {
-    std::array<Merge, 32> pairs{};  // [i]: what symbols i and i + 1 of the piece would become
+    std::array<Merge, max_scanned> pairs{};  // [i]: what symbols i and i + 1 of the piece would become
     std::size_t count = ids.size() - begin;
     std::int32_t* const symbols = ids.data() + begin;
     for (std::size_t i = 0; i + 1 < count; ++i) pairs[i] = find(symbols[i], symbols[i + 1]);
@@ -185,6 +237,10 @@ class BytePairs {
   }
 
   std::unordered_map<std::uint64_t, Merge> merges_;
+  std::unordered_set<std::uint64_t> neighbours_;
+  bool divides_ = true;
+  std::int32_t first_loose_ = 0;
+  std::vector<std::string> loose_;
 };
 
 }  // namespace detail

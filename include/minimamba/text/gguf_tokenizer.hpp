@@ -3,20 +3,26 @@
 #define MINIMAMBA_TEXT_GGUF_TOKENIZER_HPP
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <set>
-#include <span>
+#include <iterator>
+#include <limits>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "minimamba/io/gguf_config.hpp"
-#include "minimamba/io/json_value.hpp"
+#include "minimamba/text/decoder.hpp"
+#include "minimamba/text/normalizer.hpp"
+#include "minimamba/text/pre_tokenizer.hpp"
+#include "minimamba/text/sentence_piece.hpp"
 #include "minimamba/text/tokenizer.hpp"
-#include "minimamba/text/tokenizer_steps.hpp"
+#include "minimamba/text/unicode.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -25,7 +31,7 @@ namespace detail {
 
 /// The token types of GGUF; all other values mean normal tokens.
 struct GgufTokenType {
-  static constexpr double normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5;
+  static constexpr double normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6;
 };
 
 /// A way to split text that llama.cpp has a name for, and what else the tokenizers of that name do. Files without a
@@ -64,7 +70,7 @@ inline const GgufSplit* gguf_split(const TokenizerParts& parts) {
     std::vector<PreTokenizer> steps = steps_of(split);
     bool same = steps == parts.pre_tokenizers;
     if (split.pattern == KnownPattern::falcon) {
-      // Its step for digits changes nothing, because no token has both a space and digits.
+      // Its step for digits changes nothing if no merge joins what it splits: see merges_across_digits.
       steps.insert(steps.begin() + 2, PreTokenizer{.kind = PreTokenizer::Kind::digits});
       same = same || steps == parts.pre_tokenizers;
     }
@@ -74,6 +80,37 @@ inline const GgufSplit* gguf_split(const TokenizerParts& parts) {
     best_fit = fit;
   }
   return best;
+}
+
+/// Whether a step for digits would be missed: a merge joins digits and others in the spelling of ByteLevel, where the
+/// bytes B2, B3, B9 and BC to BE count as digits.
+inline bool merges_across_digits(const TokenizerParts& parts) {
+  const auto is_digits = [](const PreTokenizer& step) {
+    return step.kind == PreTokenizer::Kind::digits && !step.individual_digits;
+  };
+  if (std::none_of(parts.pre_tokenizers.begin(), parts.pre_tokenizers.end(), is_digits)) return false;
+  return std::any_of(parts.merges.begin(), parts.merges.end(), [](const std::string& merge) {
+    bool digits = false, others = false;
+    for (std::size_t at = 0; at < merge.size(); at += code_point(merge, at).size) {
+      const std::int32_t x = code_point(merge, at).value;
+      if (x != ' ') (character_class(x) == CharacterClass::number ? digits : others) = true;
+    }
+    return digits && others;
+  });
+}
+
+/// The steps of SentencePiece's kind, as in llama.cpp: each space becomes U+2581, one of which precedes the text.
+inline void set_spaces(TokenizerParts& parts, bool prefix) {
+  const std::string space = "\u2581";
+  parts.normalizers = {{.kind = Normalizer::Kind::replace, .pattern = " ", .content = space}};
+  if (prefix)
+    parts.normalizers.insert(parts.normalizers.begin(), {.kind = Normalizer::Kind::prepend, .content = space});
+  parts.pre_tokenizers.clear();
+  parts.byte_level_decoder = false;
+  using Kind = DecoderStep::Kind;
+  parts.decoders = {
+      {.kind = Kind::replace, .pattern = space, .content = " "}, {.kind = Kind::byte_fallback}, {.kind = Kind::fuse}};
+  if (prefix) parts.decoders.push_back({.kind = Kind::strip, .content = " ", .start = 1});
 }
 
 }  // namespace detail
@@ -89,62 +126,167 @@ inline bool are_bytes(const std::vector<std::string>& tokens) {
   return true;
 }
 
-/// The parts of the tokenizer in a GGUF file. Throws FormatError if there is none, or if it is not byte-level byte-pair
-/// encoding with a split that is supported, and ConfigError if a key has the wrong type.
-inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::string& file) {
-  const detail::GgufSettings settings(metadata, file);
-  const auto refuse = [&](const char* key, const std::string& expected, const std::string* found) {
+namespace detail {
+
+/// Reads the metadata of a tokenizer.
+class GgufTokenizerReader {
+ public:
+  GgufTokenizerReader(const GgufMetadata& metadata, const std::string& file) : settings_(metadata, file), file_(file) {
+    parts_.name = file;
+  }
+
+  TokenizerParts read() {
+    const auto* model = settings_.find<std::string>("tokenizer.ggml.model");
+    const bool scored = model != nullptr && *model == "llama";
+    if (!scored && (model == nullptr || *model != "gpt2")) {
+      refuse("tokenizer.ggml.model", "gpt2 or llama, the only supported tokenizers", model);
+    }
+    tokens_ = settings_.find<std::vector<std::string>>("tokenizer.ggml.tokens");
+    if (tokens_ == nullptr) refuse("tokenizer.ggml.tokens", "a list of strings", nullptr);
+    types_ = numbers("tokenizer.ggml.token_type");
+    scored ? read_sentence_piece() : read_byte_level();
+    const auto begin = scored ? std::optional<std::int32_t>(1) : std::nullopt;  // llama.cpp's defaults
+    add("tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id", begin, parts_.prefix);
+    add("tokenizer.ggml.add_eos_token", "tokenizer.ggml.eos_token_id", {}, parts_.suffix);
+    return std::move(parts_);
+  }
+
+ private:
+  using Type = GgufTokenType;
+
+  [[noreturn]] void refuse(const char* key, const std::string& expected, const std::string* found) const {
     const std::string what = found == nullptr ? "none" : "\"" + printable(*found, 100) + "\"";
-    throw FormatError(file + ": " + key, expected, what);
-  };
-  using Texts = std::vector<std::string>;
-  TokenizerParts parts;
-  parts.name = file;
-  const auto* model = settings.find<std::string>("tokenizer.ggml.model");
-  if (model == nullptr || *model != "gpt2") refuse("tokenizer.ggml.model", "gpt2, the only supported tokenizer", model);
-  const auto* split = settings.find<std::string>("tokenizer.ggml.pre");
-  const auto* known = std::begin(detail::gguf_splits);
-  while (split != nullptr && known != std::end(detail::gguf_splits) && known->name != *split) ++known;
-  if (known == std::end(detail::gguf_splits)) {
-    std::string names;
-    for (const detail::GgufSplit& one : detail::gguf_splits)
-      names += (names.empty() ? "" : ", ") + std::string(one.name);
-    refuse("tokenizer.ggml.pre", "one of " + names, split);
+    throw FormatError(file_ + ": " + key, expected, what);
   }
-  if (known->nfc) parts.normalizers.emplace_back();
-  parts.pre_tokenizers = detail::steps_of(*known);
-  parts.ignore_merges = known->ignore_merges;
-  const auto* tokens = settings.find<Texts>("tokenizer.ggml.tokens");
-  const auto* merges = settings.find<Texts>("tokenizer.ggml.merges");
-  if (tokens == nullptr) refuse("tokenizer.ggml.tokens", "a list of strings", nullptr);
-  if (merges != nullptr) parts.merges = *merges;
-  const auto* types = settings.find<std::vector<double>>("tokenizer.ggml.token_type");
-  if (types != nullptr && types->size() != tokens->size()) {
-    throw FormatError(file + ": tokenizer.ggml.token_type",
-                      std::to_string(tokens->size()) + " values, one for each token", std::to_string(types->size()));
+  /// A list with a number for each token; null if there is none.
+  const std::vector<double>* numbers(const char* key) const {
+    const auto* list = settings_.find<std::vector<double>>(key);
+    if (list != nullptr && list->size() != tokens_->size()) {
+      throw FormatError(file_ + ": " + key, std::to_string(tokens_->size()) + " values, one for each token",
+                        std::to_string(list->size()));
+    }
+    return list;
   }
-  using Type = detail::GgufTokenType;
-  parts.tokens.resize(tokens->size());
-  for (std::size_t id = 0; id < tokens->size(); ++id) {
-    const double type = types == nullptr ? Type::normal : (*types)[id];
-    const bool special = type == Type::control || type == Type::unknown;
-    if (type == Type::unused) continue;
-    if (special || type == Type::user_defined) {
-      parts.added.push_back(
-          {.id = static_cast<std::int32_t>(id), .content = (*tokens)[id], .special = special, .normalized = !special});
-    } else {
-      parts.tokens[id] = (*tokens)[id];
+  double type(std::size_t id) const { return types_ == nullptr ? Type::normal : (*types_)[id]; }
+  bool is_special(std::size_t id) const { return type(id) == Type::control || type(id) == Type::unknown; }
+  void add(const char* flag, const char* key, std::optional<std::int32_t> by_default, std::vector<std::int32_t>& ids) {
+    const auto* wanted = settings_.find<bool>(flag);
+    if (wanted == nullptr ? !by_default : !*wanted) return;
+    if (settings_.integer(key)) by_default = settings_.token(key, static_cast<std::int64_t>(tokens_->size()));
+    if (by_default && std::cmp_less(*by_default, tokens_->size())) ids.push_back(*by_default);
+  }
+
+  void read_byte_level() {
+    const auto* split = settings_.find<std::string>("tokenizer.ggml.pre");
+    const auto* known = std::begin(gguf_splits);
+    while (split != nullptr && known != std::end(gguf_splits) && known->name != *split) ++known;
+    if (known == std::end(gguf_splits)) {
+      std::string names;
+      for (const GgufSplit& one : gguf_splits) names += (names.empty() ? "" : ", ") + std::string(one.name);
+      refuse("tokenizer.ggml.pre", "one of " + names, split);
+    }
+    if (known->nfc) parts_.normalizers.emplace_back();
+    parts_.pre_tokenizers = steps_of(*known);
+    parts_.ignore_merges = known->ignore_merges;
+    const auto* merges = settings_.find<std::vector<std::string>>("tokenizer.ggml.merges");
+    if (merges != nullptr) parts_.merges = *merges;
+    parts_.tokens.resize(tokens_->size());
+    for (std::size_t id = 0; id < tokens_->size(); ++id) {
+      if (type(id) == Type::unused) continue;
+      if (is_special(id) || type(id) == Type::user_defined) {
+        add_token(id, !is_special(id));
+      } else {
+        parts_.tokens[id] = (*tokens_)[id];
+      }
     }
   }
-  const auto add = [&](const char* flag, const char* key, std::vector<std::int32_t>& ids) {
-    const auto* wanted = settings.find<bool>(flag);
-    const auto id = settings.token(key, static_cast<std::int64_t>(tokens->size()));
-    if (wanted != nullptr && *wanted && id) ids.push_back(*id);
-  };
-  add("tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id", parts.prefix);
-  add("tokenizer.ggml.add_eos_token", "tokenizer.ggml.eos_token_id", parts.suffix);
-  return parts;
+  void add_token(std::size_t id, bool normalized) {
+    parts_.added.push_back({.id = static_cast<std::int32_t>(id),
+                            .content = (*tokens_)[id],
+                            .special = is_special(id),
+                            .normalized = normalized});
+  }
+
+  /// SentencePiece's kind: every token may be merged of others, and a space precedes every text, also after a token
+  /// that is recognised by its own text.
+  void read_sentence_piece() {
+    parts_.tokens.resize(tokens_->size());
+    std::unordered_set<std::string_view> seen;
+    for (std::size_t id = 0; id < tokens_->size(); ++id) {
+      const std::string& token = (*tokens_)[id];
+      if (token.empty() || type(id) == Type::unused) continue;
+      if (!seen.insert(token).second) refuse("tokenizer.ggml.tokens", "each token once", &token);
+      if (type(id) == Type::byte && !named_byte(token)) {
+        refuse("tokenizer.ggml.tokens", "<0x00> to <0xFF> as the tokens of bytes", &token);
+      }
+      parts_.tokens[id] = token;
+      if (type(id) == Type::unknown) parts_.unk_token = token;
+      if (is_special(id) || type(id) == Type::user_defined) add_token(id, false);
+    }
+    const auto* scores = numbers("tokenizer.ggml.scores");
+    if (scores == nullptr) {
+      refuse("tokenizer.ggml.scores", "a list of numbers, which the model \"llama\" has instead of the merges of gpt2",
+             nullptr);
+    }
+    constexpr double largest = std::numeric_limits<float>::max();
+    for (const double x : *scores) {
+      parts_.scores.push_back(static_cast<float>(std::isfinite(x) ? std::clamp(x, -largest, largest) : x));
+    }
+    const auto* space = settings_.find<bool>("tokenizer.ggml.add_space_prefix");
+    parts_.byte_fallback = true;
+    set_spaces(parts_, space == nullptr || *space);
+  }
+
+  GgufSettings settings_;
+  std::string file_;
+  const std::vector<std::string>* tokens_ = nullptr;
+  const std::vector<double>* types_ = nullptr;
+  TokenizerParts parts_;
+};
+
+}  // namespace detail
+
+/// The parts of the tokenizer in a GGUF file. Throws FormatError if there is none, or if it is neither byte-level
+/// byte-pair encoding with a split that is supported nor SentencePiece's, and ConfigError if a key has the wrong type.
+inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::string& file) {
+  return detail::GgufTokenizerReader(metadata, file).read();
 }
+
+namespace detail {
+
+/// Whether llama.cpp's kind "llama" is the closest: characters with bytes for the unknown ones.
+inline bool is_sentence_piece(const TokenizerParts& parts) {
+  const bool byte_level = std::any_of(parts.pre_tokenizers.begin(), parts.pre_tokenizers.end(), is_byte_level);
+  return !parts.scores.empty() || (parts.byte_fallback && !byte_level);
+}
+inline bool is_metaspace(const PreTokenizer& step) { return step.kind == PreTokenizer::Kind::metaspace; }
+
+inline bool prepends_space(const TokenizerParts& parts) {
+  return std::any_of(parts.normalizers.begin(), parts.normalizers.end(),
+                     [](const Normalizer& step) { return step.kind == Normalizer::Kind::prepend; }) ||
+         std::any_of(parts.pre_tokenizers.begin(), parts.pre_tokenizers.end(), [](const PreTokenizer& step) {
+           return is_metaspace(step) && step.prepend_scheme != PrependScheme::never;
+         });
+}
+
+/// The scores with which llama.cpp merges in the order of the merges, if they are all that the tokens allow.
+inline std::vector<float> scores_of(const TokenizerParts& parts) {
+  if (!parts.scores.empty()) return parts.scores;
+  std::unordered_map<std::string, std::size_t> ranks;
+  for (std::size_t rank = 0; rank < parts.merges.size(); ++rank) {
+    std::string token = parts.merges[rank];
+    if (const std::size_t gap = token.find(' '); gap != token.npos) token.erase(gap, 1);
+    ranks.emplace(std::move(token), rank);
+  }
+  std::vector<float> scores;
+  for (const std::string& token : parts.tokens) {
+    const auto rank = ranks.find(token);
+    scores.push_back(-static_cast<float>(rank == ranks.end() ? parts.merges.size() : rank->second));
+  }
+  return scores;
+}
+
+}  // namespace detail
 
 /// A sentence about each reason why llama.cpp will encode some texts differently from this tokenizer when it reads what
 /// gguf_tokenizer writes. (This library does not, if the file contains the tokenizer.json.)
@@ -153,13 +295,30 @@ inline std::vector<std::string> gguf_tokenizer_notes(const TokenizerParts& parts
   const auto note = [&](bool so, const char* text) {
     if (so) notes.push_back(parts.name + ": llama.cpp will encode some texts differently: it " + text);
   };
-  const detail::GgufSplit* const split = detail::gguf_split(parts);
-  note(split == nullptr,
-       "does not support this pre_tokenizer and uses its own instead (tokenizer.ggml.pre \"default\")");
-  note(split != nullptr && split->ignore_merges != parts.ignore_merges,
-       split != nullptr && split->ignore_merges ? "does not merge a piece that is a token, unlike this tokenizer"
-                                                : "merges even a piece that is a token, unlike this tokenizer");
-  note(!parts.normalizers.empty(), "does not normalise text");
+  if (detail::is_sentence_piece(parts)) {
+    TokenizerParts theirs;
+    detail::set_spaces(theirs, detail::prepends_space(parts));
+    const bool same = theirs.normalizers == parts.normalizers && parts.pre_tokenizers.empty();
+    const bool metaspace = parts.normalizers.empty() && parts.pre_tokenizers.size() == 1 &&
+                           detail::is_metaspace(parts.pre_tokenizers.front());
+    note(!same && !metaspace, "does not support this normalizer and pre_tokenizer");
+    note(metaspace && detail::prepends_space(parts), "puts a space before every text, and after every special token");
+    note(metaspace && parts.pre_tokenizers.front().split_words, "does not split text into words");
+    note(parts.scores.empty() &&
+             detail::scored_merges(detail::tokens_of_text(parts), detail::scores_of(parts), parts.name).merges.size() !=
+                 parts.merges.size(),
+         "makes a token of any two others, even without a merge");
+    note(parts.ignore_merges, "merges even a piece that is a token, unlike this tokenizer");
+  } else {
+    const detail::GgufSplit* const split = detail::gguf_split(parts);
+    note(split == nullptr,
+         "does not support this pre_tokenizer and uses its own instead (tokenizer.ggml.pre \"default\")");
+    note(split != nullptr && split->ignore_merges != parts.ignore_merges,
+         split != nullptr && split->ignore_merges ? "does not merge a piece that is a token, unlike this tokenizer"
+                                                  : "merges even a piece that is a token, unlike this tokenizer");
+    note(detail::merges_across_digits(parts), "does not split numbers from the spaces and letters around them");
+    note(!parts.normalizers.empty(), "does not normalise text");
+  }
   note(std::any_of(parts.added.begin(), parts.added.end(),
                    [](const AddedToken& token) { return token.lstrip || token.rstrip || token.single_word; }),
        "ignores the lstrip, rstrip and single_word flags of added tokens");
@@ -172,14 +331,20 @@ inline std::vector<std::string> gguf_tokenizer_notes(const TokenizerParts& parts
 /// if llama.cpp has no name for it: see gguf_tokenizer_notes.
 inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t rows, const std::string& json = "") {
   using Type = detail::GgufTokenType;
+  const bool scored = detail::is_sentence_piece(parts);
   std::vector<std::string> tokens = parts.tokens;
   tokens.resize(std::max(tokens.size(), static_cast<std::size_t>(rows)));
   std::vector<double> types(tokens.size(), Type::normal);
+  for (std::size_t id = 0; scored && id < tokens.size(); ++id) {
+    if (detail::named_byte(tokens[id])) types[id] = Type::byte;
+  }
   for (const AddedToken& token : parts.added) {
     const auto id = static_cast<std::size_t>(token.id);
     if (id >= tokens.size()) continue;
     tokens[id] = token.content;
-    types[id] = token.special ? Type::control : Type::user_defined;
+    types[id] = !token.special                               ? Type::user_defined
+                : scored && parts.unk_token == token.content ? Type::unknown
+                                                             : Type::control;
   }
   for (std::size_t id = 0; id < tokens.size(); ++id) {
     if (!tokens[id].empty()) continue;
@@ -187,12 +352,22 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
     types[id] = Type::unused;
   }
   GgufMetadata metadata;
-  metadata["tokenizer.ggml.model"] = std::string("gpt2");
-  const detail::GgufSplit* const split = detail::gguf_split(parts);
-  metadata["tokenizer.ggml.pre"] = std::string(split == nullptr ? "default" : split->name);
+  if (scored) {
+    metadata["tokenizer.ggml.model"] = std::string("llama");
+    metadata["tokenizer.ggml.pre"] = std::string("default");
+    const std::vector<float> scores = detail::scores_of(parts);
+    std::vector<double> numbers(scores.begin(), scores.end());
+    numbers.resize(tokens.size(), scores.empty() ? 0 : *std::min_element(scores.begin(), scores.end()));
+    metadata["tokenizer.ggml.scores"] = std::move(numbers);
+    metadata["tokenizer.ggml.add_space_prefix"] = detail::prepends_space(parts);
+  } else {
+    metadata["tokenizer.ggml.model"] = std::string("gpt2");
+    const detail::GgufSplit* const split = detail::gguf_split(parts);
+    metadata["tokenizer.ggml.pre"] = std::string(split == nullptr ? "default" : split->name);
+    metadata["tokenizer.ggml.merges"] = parts.merges;
+  }
   metadata["tokenizer.ggml.tokens"] = std::move(tokens);
   metadata["tokenizer.ggml.token_type"] = std::move(types);
-  metadata["tokenizer.ggml.merges"] = parts.merges;
   const auto add = [&](const char* flag, const char* key, const std::vector<std::int32_t>& ids) {
     metadata[flag] = !ids.empty();
     if (!ids.empty()) metadata[key] = static_cast<std::uint64_t>(ids.front());
@@ -201,98 +376,6 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
   add("tokenizer.ggml.add_eos_token", "tokenizer.ggml.eos_token_id", parts.suffix);
   if (!json.empty()) metadata[hugging_face_tokenizer_key] = json;
   return metadata;
-}
-
-namespace detail {
-
-inline void write_added_tokens(JsonWriter& json, const TokenizerParts& parts) {
-  json.open('[');
-  for (const AddedToken& token : parts.added) {
-    json.open('{').key("id").value(token.id).key("content").value(token.content);
-    json.key("single_word").value(token.single_word).key("lstrip").value(token.lstrip);
-    json.key("rstrip").value(token.rstrip).key("normalized").value(token.normalized);
-    json.key("special").value(token.special).close('}');
-  }
-  json.close(']');
-}
-
-/// The template: special tokens around the text; for a pair, the second text follows.
-inline void write_template(JsonWriter& json, const TokenizerParts& parts) {
-  std::vector<std::string> spelling = parts.tokens;
-  for (const AddedToken& token : parts.added) {
-    const auto id = static_cast<std::size_t>(token.id);
-    if (id >= spelling.size()) spelling.resize(id + 1);
-    spelling[id] = token.content;
-  }
-  std::vector<std::pair<const std::string*, std::int32_t>> special;  // each once
-  const auto piece = [&](const char* kind, std::string_view name, int type) {
-    json.open('{').key(kind).open('{').key("id").value(name).key("type_id").value(type).close('}').close('}');
-  };
-  const auto around = [&](const std::vector<std::int32_t>& ids) {
-    for (const std::int32_t id : ids) {
-      const std::string& name = spelling.at(static_cast<std::size_t>(id));
-      piece("SpecialToken", name, 0);
-      const auto same = std::find_if(special.begin(), special.end(), [&](auto& other) { return *other.first == name; });
-      if (same == special.end()) special.emplace_back(&name, id);
-    }
-  };
-  const auto single = [&] {
-    around(parts.prefix);
-    piece("Sequence", "A", 0);
-    around(parts.suffix);
-  };
-  json.open('{').key("type").value("TemplateProcessing").key("single").open('[');
-  single();
-  json.close(']').key("pair").open('[');
-  single();
-  piece("Sequence", "B", 1);
-  json.close(']').key("special_tokens").open('{');
-  for (const auto& [name, id] : special) {
-    json.key(*name).open('{').key("id").value(*name).key("ids").open('[').value(id).close(']');
-    json.key("tokens").open('[').value(*name).close(']').close('}');
-  }
-  json.close('}').close('}');
-}
-
-inline void write_byte_pairs(JsonWriter& json, const TokenizerParts& parts) {
-  json.open('{').key("type").value("BPE");
-  for (const char* const key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) {
-    json.key(key).value(nullptr);
-  }
-  json.key("unk_token").value(parts.unk_token);
-  json.key("fuse_unk").value(parts.fuse_unk).key("byte_fallback").value(parts.byte_fallback);
-  json.key("ignore_merges").value(parts.ignore_merges).key("vocab").open('{');
-  std::unordered_map<std::string_view, std::size_t> ids;  // the last id of each token, if it has several
-  for (std::size_t id = 0; id < parts.tokens.size(); ++id) ids[parts.tokens[id]] = id;
-  for (std::size_t id = 0; id < parts.tokens.size(); ++id) {
-    if (!parts.tokens[id].empty() && ids[parts.tokens[id]] == id) json.key(parts.tokens[id]).value(id);
-  }
-  json.close('}').key("merges").value(parts.merges).close('}');
-}
-
-}  // namespace detail
-
-/// The text of a tokenizer.json. Throws ArgumentError for tokens that are not UTF-8.
-inline std::string tokenizer_json(const TokenizerParts& parts) {
-  JsonWriter json(1);
-  json.open('{').key("version").value("1.0").key("truncation").value(nullptr).key("padding").value(nullptr);
-  detail::write_added_tokens(json.key("added_tokens"), parts);
-  detail::write_steps(json.key("normalizer"), parts.normalizers, "normalizers");
-  detail::write_steps(json.key("pre_tokenizer"), parts.pre_tokenizers, "pretokenizers");
-  json.key("post_processor");
-  if (parts.prefix.empty() && parts.suffix.empty()) {
-    json.value(nullptr);
-  } else {
-    detail::write_template(json, parts);
-  }
-  json.key("decoder");
-  if (parts.byte_level_decoder) {
-    detail::write_step(json, PreTokenizer());
-  } else {
-    json.value(nullptr);
-  }
-  detail::write_byte_pairs(json.key("model"), parts);
-  return json.close('}').text();
 }
 
 }  // namespace minimamba

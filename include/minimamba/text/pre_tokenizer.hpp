@@ -26,17 +26,24 @@ namespace minimamba::inline MINIMAMBA_ISA {
 /// What happens to the matches that split a text, and to the text between them.
 enum class SplitBehavior : std::uint8_t { removed, isolated, merged_with_previous, merged_with_next, contiguous };
 
+/// Where Metaspace puts its character before a piece without one: only at the beginning of the whole text, nowhere, or
+/// before every piece.
+enum class PrependScheme : std::uint8_t { first, never, always };
+
 /// One step of splitting.
 struct PreTokenizer {
-  enum class Kind : std::uint8_t { byte_level, digits, punctuation, whitespace, whitespace_split, split };
+  enum class Kind : std::uint8_t { byte_level, digits, punctuation, whitespace, whitespace_split, split, metaspace };
   Kind kind = Kind::byte_level;
-  SplitBehavior behavior = SplitBehavior::isolated;  ///< Punctuation and Split
-  bool invert = false;                               ///< Split: the text between matches counts as the match
-  std::string pattern = {};                          ///< Split: the text to search for, or
-  std::string regex = {};                            ///< Split: a regular expression
-  bool add_prefix_space = false;                     ///< ByteLevel: put a space before a piece without one
-  bool use_regex = true;                             ///< ByteLevel: split as GPT-2 does
-  bool individual_digits = false;                    ///< Digits: each digit is a piece
+  SplitBehavior behavior = SplitBehavior::isolated;      ///< Punctuation and Split
+  bool invert = false;                                   ///< Split: the text between matches counts as the match
+  std::string pattern = {};                              ///< Split: the text to search for, or
+  std::string regex = {};                                ///< Split: a regular expression
+  bool add_prefix_space = false;                         ///< ByteLevel: put a space before a piece without one
+  bool use_regex = true;                                 ///< ByteLevel: split as GPT-2 does
+  bool individual_digits = false;                        ///< Digits: each digit is a piece
+  std::string replacement = "\u2581";                    ///< Metaspace: the character that stands for a space
+  PrependScheme prepend_scheme = PrependScheme::always;  ///< Metaspace
+  bool split_words = true;                               ///< Metaspace: each of its characters begins a piece
 
   bool operator==(const PreTokenizer&) const = default;
 };
@@ -78,11 +85,16 @@ class PreTokenizerSteps {
   /// Throws FormatError for too many steps, or a regular expression that is neither supported directly nor compiled by
   /// `compile`.
   PreTokenizerSteps(const std::vector<PreTokenizer>& steps, const RegexCompiler& compile, const std::string& file) {
-    const auto levels = static_cast<std::size_t>(std::count_if(steps.begin(), steps.end(), is_byte_level));
-    if (steps.size() > max_steps || levels > 1) {
-      throw FormatError(file + ": pre_tokenizer",
-                        "at most " + std::to_string(max_steps) + " steps, of which at most 1 is ByteLevel",
-                        std::to_string(steps.size()) + " steps, of which " + std::to_string(levels) + " are ByteLevel");
+    // Those that may lengthen each piece: several in turn could make a short text huge.
+    const auto levels = std::count_if(steps.begin(), steps.end(), is_byte_level);
+    const auto spaces =
+        std::count_if(steps.begin(), steps.end(), [](const auto& step) { return step.kind == Kind::metaspace; });
+    if (steps.size() > max_steps || levels > 1 || spaces > 1) {
+      throw FormatError(
+          file + ": pre_tokenizer",
+          "at most " + std::to_string(max_steps) + " steps, of which at most 1 is ByteLevel and 1 Metaspace",
+          std::to_string(steps.size()) + " steps, of which " + std::to_string(levels) + " are ByteLevel and " +
+              std::to_string(spaces) + " Metaspace");
     }
     for (const PreTokenizer& step : steps) steps_.push_back(compiled(step, compile, file));
     byte_level_ = levels == 1;
@@ -91,17 +103,18 @@ class PreTokenizerSteps {
 
   bool byte_level() const { return byte_level_; }
 
-  /// Calls on_piece(string_view) for each piece of a text that is not empty, in order.
+  /// Calls on_piece(string_view) for each piece of a text that is not empty, in order. `beginning`: nothing precedes
+  /// it.
   template <class OnPiece>
-  void split(std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
+  void split(std::string_view text, bool beginning, RegexWork& work, const OnPiece& on_piece) const {
     work.bytes += text.size();
-    if (!spelled_) return run(0, text, work, on_piece);
-    run(0, text, work, [&](std::string_view piece) { on_piece(std::string_view(*spelled_bytes(piece))); });
+    if (!spelled_) return run({0, beginning}, text, work, on_piece);
+    run({0, beginning}, text, work, [&](std::string_view piece) { on_piece(std::string_view(*spelled_bytes(piece))); });
   }
   template <class OnPiece>
   void split(std::string_view text, const OnPiece& on_piece) const {
     RegexWork work;
-    split(text, work, on_piece);
+    split(text, true, work, on_piece);
   }
 
  private:
@@ -116,9 +129,19 @@ class PreTokenizerSteps {
     std::size_t begin, end;
     bool match;
   };
+  /// The step that is next, and whether the piece is at the beginning of the text.
+  struct Place {
+    std::size_t step;
+    bool beginning;
+    Place next(std::size_t begin) const { return {step + 1, beginning && begin == 0}; }
+  };
 
   static Step compiled(const PreTokenizer& step, const RegexCompiler& compile, const std::string& file) {
     Step result{step, known_pattern(step.regex), {}};
+    if (step.kind == Kind::metaspace && !is_one_character(step.replacement)) {
+      throw FormatError(file + ": pre_tokenizer.replacement", "one character",
+                        "\"" + printable(step.replacement, 100) + "\"");
+    }
     if (step.kind != Kind::split) return result;
     if (step.pattern.size() > max_step_text || step.pattern.empty() == step.regex.empty()) {
       throw FormatError(file + ": pre_tokenizer.pattern",
@@ -139,26 +162,36 @@ class PreTokenizerSteps {
     return result;
   }
 
+  static bool is_one_character(std::string_view text) {
+    if (text.empty()) return false;
+    const CodePoint x = code_point(text, 0);
+    return x.value >= 0 && x.size == text.size();
+  }
+
   template <class OnPiece>
-  void run(std::size_t at, std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
-    if (at == steps_.size()) return on_piece(text);
-    const Step& step = steps_[at];
+  void run(Place at, std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
+    if (at.step == steps_.size()) return on_piece(text);
+    const Step& step = steps_[at.step];
     if (step.step.kind == Kind::byte_level) return run_byte_level(at, text, work, on_piece);
+    if (step.step.kind == Kind::metaspace) return run_metaspace(at, text, work, on_piece);
+    const auto next = [&](std::size_t begin, std::size_t end) {
+      run(at.next(begin), text.substr(begin, end - begin), work, on_piece);
+    };
     if (step.known && *step.known != KnownPattern::falcon && step.step.behavior == SplitBehavior::isolated) {
       for (std::size_t begin = 0; begin < text.size();) {  // as below, without a list of parts
         const std::size_t end = find_known(*step.known, text, begin)->end;
-        run(at + 1, text.substr(begin, end - begin), work, on_piece);
+        next(begin, end);
         begin = end;
       }
       return;
     }
     for (const Part& part : kept(parts(step, text, work), behavior(step.step))) {
-      if (part.begin < part.end) run(at + 1, text.substr(part.begin, part.end - part.begin), work, on_piece);
+      if (part.begin < part.end) next(part.begin, part.end);
     }
   }
   template <class OnPiece>
-  void run_byte_level(std::size_t at, std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
-    const PreTokenizer& step = steps_[at].step;
+  void run_byte_level(Place at, std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
+    const PreTokenizer& step = steps_[at.step].step;
     std::string spaced;
     if (step.add_prefix_space && text.front() != ' ') {
       spaced = " " + std::string(text);
@@ -167,7 +200,23 @@ class PreTokenizerSteps {
     for (std::size_t begin = 0; begin < text.size();) {
       const std::size_t end = step.use_regex ? piece_end(text, begin) : text.size();
       const std::string_view piece = text.substr(begin, end - begin);
-      spelled_ ? run(at + 1, spelling_of(piece), work, on_piece) : on_piece(piece);
+      spelled_ ? run(at.next(begin), spelling_of(piece), work, on_piece) : on_piece(piece);
+      begin = end;
+    }
+  }
+  template <class OnPiece>
+  void run_metaspace(Place at, std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
+    const PreTokenizer& step = steps_[at.step].step;
+    const bool prepends =
+        step.prepend_scheme == PrependScheme::always || (step.prepend_scheme == PrependScheme::first && at.beginning);
+    std::string spaced;
+    if (prepends && text.front() != ' ' && !text.starts_with(step.replacement)) spaced = step.replacement;
+    for (const char x : text) x == ' ' ? spaced += step.replacement : spaced += x;
+    text = spaced;
+    for (std::size_t begin = 0; begin < text.size();) {
+      const std::size_t found = step.split_words ? text.find(step.replacement, begin + 1) : text.npos;
+      const std::size_t end = std::min(found, text.size());
+      run(at.next(begin), text.substr(begin, end - begin), work, on_piece);
       begin = end;
     }
   }

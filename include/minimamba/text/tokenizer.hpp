@@ -1,5 +1,6 @@
-// Text to token ids and back: byte-pair encoding over bytes, as in GPT-2 and GPT-NeoX, or over characters; or plain
-// bytes. Gives the same ids as the Hugging Face tokenizers library.
+// Text to token ids and back: byte-pair encoding over bytes, as in GPT-2 and GPT-NeoX, or over characters, as in
+// SentencePiece; or plain bytes. Gives the same ids as the Hugging Face tokenizers library, and as llama.cpp for the
+// scores of GGUF.
 #ifndef MINIMAMBA_TEXT_TOKENIZER_HPP
 #define MINIMAMBA_TEXT_TOKENIZER_HPP
 
@@ -22,8 +23,10 @@
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/text/added_tokens.hpp"
 #include "minimamba/text/byte_pairs.hpp"
+#include "minimamba/text/decoder.hpp"
 #include "minimamba/text/normalizer.hpp"
 #include "minimamba/text/pre_tokenizer.hpp"
+#include "minimamba/text/sentence_piece.hpp"
 #include "minimamba/text/unicode.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -53,9 +56,30 @@ struct TokenizerParts {
   std::optional<std::string> unk_token;  ///< for a byte or character without a token; none: it is left out
   bool fuse_unk = false;                 ///< several unknown ones in a row become one token
   bool byte_fallback = false;            ///< unknown ones become <0x00> to <0xFF> first, if these are tokens
-  bool byte_level_decoder = true;        ///< otherwise tokens are words with spaces between them
-  std::vector<std::string> notes;        ///< a sentence about each thing in the file that is ignored
+  bool byte_level_decoder = true;        ///< otherwise tokens are words with spaces between them, or
+  std::vector<DecoderStep> decoders;     ///< the text follows from these steps, if there are any
+  /// [id]; if there are any, merges follow from them, as in llama.cpp: of all neighbours that together are a token, the
+  /// pair is merged first whose token has the highest score. Special tokens and bytes take no part.
+  std::vector<float> scores;
+  std::vector<std::string> notes;  ///< a sentence about each thing in the file that is ignored
 };
+
+namespace detail {
+
+/// The tokens that SentencePiece makes of text: no special ones, and no bytes.
+inline std::vector<std::string> tokens_of_text(const TokenizerParts& parts) {
+  std::vector<std::string> tokens = parts.tokens;
+  for (const AddedToken& token : parts.added) {
+    const auto id = static_cast<std::size_t>(token.id);
+    if (token.id >= 0 && id < tokens.size() && token.special) tokens[id].clear();
+  }
+  for (std::string& token : tokens) {
+    if (named_byte(token)) token.clear();
+  }
+  return tokens;
+}
+
+}  // namespace detail
 
 struct TokenizerOptions {
   /// Compiles the regular expressions that are not supported directly: minimamba::Pcre2() of minimamba/text/pcre2.hpp.
@@ -115,23 +139,44 @@ class Tokenizer {
         [&](std::string_view between) {
           const std::string normal = normalize_(between, limit);
           limit -= normal.size();
-          normalized_.split(
-              normal, as_text, [&](std::string_view plain) { encode_plain(plain, work, ids); }, token);
+          const auto on_plain = [&](std::string_view plain) {
+            const bool beginning = between.data() == valid.data() && plain.data() == normal.data();
+            encode_plain(plain, beginning, work, ids);
+          };
+          normalized_.split(normal, as_text, on_plain, token);
         },
         token);
     if (options.add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
     return ids;
   }
 
-  /// The text of the ids, with ill-formed sequences replaced by U+FFFD. Throws ArgumentError for an id outside [0,
-  /// size()).
+  /// The text of the ids, with ill-formed sequences replaced by U+FFFD. (Tokens <0x00> to <0xFF> that follow each other
+  /// in a tokenizer.json with ByteFallback are replaced one by one, and all of them, as in the Hugging Face library.)
+  /// Throws ArgumentError for an id outside [0, size()).
   std::string decode(std::span<const std::int32_t> ids) const {
-    std::string text;
+    std::string text, run;  // of such tokens
+    const auto end_run = [&] {
+      if (!detail::is_well_formed(run)) {
+        for (std::size_t i = 0; i < run.size(); ++i) text += detail::replacement_character;
+      } else {
+        text += run;
+      }
+      run.clear();
+    };
     for (const std::int32_t id : ids) {
+      const std::string_view bytes = bytes_of(id);
+      if (replaces_runs_ && is_byte_[static_cast<std::size_t>(id)]) {
+        run += bytes;
+        continue;
+      }
+      end_run();
       if (spaced_ && !text.empty()) text += ' ';
-      text += bytes_of(id);
+      text += bytes;
     }
-    return detail::well_formed(text);
+    end_run();
+    text = detail::well_formed(text);
+    decode_.strip()(text);
+    return text;
   }
   /// What decode puts between two tokens: a space if tokens are words, otherwise nothing.
   std::string_view separator() const { return spaced_ ? " " : ""; }
@@ -154,22 +199,26 @@ class Tokenizer {
 
  private:
   using Ids = std::unordered_map<std::string, std::int32_t, detail::TextHash, std::equal_to<>>;
+  friend class StreamingDecoder;
 
   Tokenizer() = default;
 
-  void index() {
+  void index(bool byte_tokens = false) {
     ids_.reserve(bytes_.size());
+    is_byte_.resize(bytes_.size());
     for (std::size_t id = 0; id < bytes_.size(); ++id) {
-      if (!bytes_[id].empty()) ids_.emplace(bytes_[id], static_cast<std::int32_t>(id));
+      if (!bytes_[id].empty() && is_byte_[id] == byte_tokens) ids_.emplace(bytes_[id], static_cast<std::int32_t>(id));
     }
   }
   void read_tokens(const TokenizerParts& parts);
   void read_merges(const TokenizerParts& parts);
+  void read_scores(const TokenizerParts& parts);
+  void add_merge(const detail::ScoredMerges::Merge& merge, std::string_view left, std::string_view right);
   void read_added(const TokenizerParts& parts);
 
   /// Encodes text without added tokens: splits it, then looks up whole pieces in a table, and merges the others.
-  void encode_plain(std::string_view text, RegexWork& work, std::vector<std::int32_t>& ids) const {
-    pre_tokenize_.split(text, work, [&](std::string_view piece) {
+  void encode_plain(std::string_view text, bool beginning, RegexWork& work, std::vector<std::int32_t>& ids) const {
+    pre_tokenize_.split(text, beginning, work, [&](std::string_view piece) {
       const auto whole = whole_.find(piece);
       if (whole != whole_.end()) {
         ids.push_back(whole->second);
@@ -178,9 +227,16 @@ class Tokenizer {
       }
     });
   }
-  /// The bytes that a token stands for in a text.
-  static std::string decoded(const TokenizerParts& parts, const std::string& token) {
-    return (parts.byte_level_decoder ? detail::spelled_bytes(token) : std::nullopt).value_or(token);
+  /// Sets the bytes that a token stands for in a text.
+  void set_bytes(const TokenizerParts& parts, std::size_t id, const std::string& token) {
+    if (parts.decoders.empty()) {
+      bytes_[id] = (parts.byte_level_decoder ? detail::spelled_bytes(token) : std::nullopt).value_or(token);
+      return;
+    }
+    bytes_[id] = decode_(token);
+    const auto byte = decode_.bytes() ? detail::named_byte(bytes_[id]) : std::nullopt;
+    is_byte_[id] = byte.has_value();
+    if (byte) bytes_[id].assign(1, static_cast<char>(*byte));
   }
   /// A token, or a part of one, as it appears in pieces of text; none if no text can become it.
   std::optional<std::string> piece_of(std::string_view token) const {
@@ -195,6 +251,9 @@ class Tokenizer {
   std::vector<std::int32_t> prefix_, suffix_;
   detail::NormalizerSteps normalize_;
   detail::PreTokenizerSteps pre_tokenize_;
+  detail::TokenDecoder decode_;
+  std::vector<bool> is_byte_;   // [id]: a token <0x00> to <0xFF>
+  bool replaces_runs_ = false;  // those that follow each other are a text, or none of them is
   bool spaced_ = false;
   std::vector<std::string> notes_;
 };
@@ -204,10 +263,12 @@ inline Tokenizer::Tokenizer(const TokenizerParts& parts, const TokenizerOptions&
       suffix_(parts.suffix),
       normalize_(parts.normalizers, parts.name),
       pre_tokenize_(parts.pre_tokenizers, options.regex, parts.name),
-      spaced_(!parts.byte_level_decoder),
+      decode_(parts.decoders, parts.name),
+      replaces_runs_(decode_.bytes() && parts.scores.empty()),
+      spaced_(!parts.byte_level_decoder && parts.decoders.empty()),
       notes_(parts.notes) {
   read_tokens(parts);
-  read_merges(parts);
+  parts.scores.empty() ? read_merges(parts) : read_scores(parts);
   std::vector<std::int32_t> merged;
   whole_.reserve(ids_.size());
   for (const auto& [bytes, id] : ids_) {
@@ -216,6 +277,11 @@ inline Tokenizer::Tokenizer(const TokenizerParts& parts, const TokenizerOptions&
     if (parts.ignore_merges || (merged.size() == 1 && merged[0] == id)) whole_.emplace(bytes, id);
   }
   read_added(parts);
+  if (!parts.decoders.empty()) {  // what id_of searches; of <0x41> and A, the latter
+    ids_.clear();
+    index(false);
+    index(true);
+  }
   for (const auto* const ids : {&prefix_, &suffix_}) {
     for (const std::int32_t id : *ids) {
       if (id < 0 || id >= size()) throw FormatError(parts.name, "a template with ids of tokens", std::to_string(id));
@@ -229,7 +295,7 @@ inline void Tokenizer::read_tokens(const TokenizerParts& parts) {
     if (auto piece = piece_of(parts.tokens[id])) bytes_[id] = std::move(*piece);
   }
   index();
-  for (std::size_t id = 0; id < bytes_.size(); ++id) bytes_[id] = decoded(parts, parts.tokens[id]);
+  for (std::size_t id = 0; id < bytes_.size(); ++id) set_bytes(parts, id, parts.tokens[id]);
   pairs_.emplace();
   detail::Symbols& symbols = pairs_->alphabet;
   symbols.bytes = pre_tokenize_.byte_level();
@@ -248,10 +314,8 @@ inline void Tokenizer::read_tokens(const TokenizerParts& parts) {
   if (parts.unk_token) symbols.unknown = token_id(*parts.unk_token, detail::Symbols::unknown_without_id);
   if (!parts.byte_fallback) return;
   symbols.fallback_ids.emplace();
-  for (std::size_t byte = 0; byte < 256; ++byte) {
-    const std::string_view digits = "0123456789ABCDEF";
-    const std::string token = std::string("<0x") + digits[byte / 16] + digits[byte % 16] + ">";
-    (*symbols.fallback_ids)[byte] = token_id(token, detail::Symbols::none);
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    (*symbols.fallback_ids)[byte] = token_id(detail::byte_name(byte), detail::Symbols::none);
   }
 }
 
@@ -270,8 +334,41 @@ inline void Tokenizer::read_merges(const TokenizerParts& parts) {
     const auto left = piece_of(std::string_view(merge).substr(0, gap));
     const auto right = piece_of(std::string_view(merge).substr(std::min(gap + 1, merge.size())));
     const std::int32_t left_id = id(left), right_id = id(right);
-    pairs_->add(left_id, right_id, rank++, id(*left + *right));
+    add_merge({left_id, right_id, id(*left + *right), rank++}, *left, *right);
   }
+}
+
+inline void Tokenizer::read_scores(const TokenizerParts& parts) {
+  if (parts.scores.size() != parts.tokens.size() || pre_tokenize_.byte_level() || !parts.merges.empty()) {
+    throw FormatError(parts.name, "a score for each token, without merges and ByteLevel",
+                      std::to_string(parts.scores.size()) + " scores");
+  }
+  std::vector<std::string> tokens = detail::tokens_of_text(parts);
+  detail::ScoredMerges found = detail::scored_merges(tokens, parts.scores, parts.name);
+  const auto first_loose = static_cast<std::int32_t>(tokens.size());
+  tokens.insert(tokens.end(), found.loose.begin(), found.loose.end());
+  pairs_->set_loose(first_loose, std::move(found.loose));
+  pairs_->reserve(found.merges.size());
+  for (const auto& merge : found.merges) {
+    add_merge(merge, tokens[static_cast<std::size_t>(merge.left)], tokens[static_cast<std::size_t>(merge.right)]);
+  }
+}
+
+/// Characters are neighbours if a merge joins the last one of its left token and the first one of its right token.
+inline void Tokenizer::add_merge(const detail::ScoredMerges::Merge& merge, std::string_view left,
+                                 std::string_view right) {
+  pairs_->add(merge.left, merge.right, merge.rank, merge.merged);
+  const detail::Symbols& symbols = pairs_->alphabet;
+  if (symbols.bytes) return;
+  for (const auto& [id, text] : {std::pair(merge.left, left), std::pair(merge.right, right)}) {
+    if (id == symbols.unknown || detail::named_byte(text)) pairs_->never_divide();  // these are no characters
+  }
+  std::size_t last = left.size() - 1;
+  while (last > 0 && (static_cast<unsigned char>(left[last]) & 0xC0U) == 0x80U) --last;
+  const auto end = symbols.character_ids.find(detail::code_point(left, last).value);
+  const auto begin = symbols.character_ids.find(detail::code_point(right, 0).value);
+  if (end == symbols.character_ids.end() || begin == symbols.character_ids.end()) return;
+  pairs_->add_neighbours(end->second, begin->second);
 }
 
 inline void Tokenizer::read_added(const TokenizerParts& parts) {
@@ -293,8 +390,16 @@ inline void Tokenizer::read_added(const TokenizerParts& parts) {
                         "id " + std::to_string(token.id) + " for \"" + printable(parts.tokens[at]) + "\" and for \"" +
                             printable(token.content) + "\"");
     }
-    if (at >= bytes_.size()) bytes_.resize(at + 1);
-    bytes_[at] = decoded(parts, token.content);
+    if (at >= bytes_.size()) {
+      bytes_.resize(at + 1);
+      is_byte_.resize(at + 1);
+    }
+    if (parts.scores.empty()) {
+      set_bytes(parts, at, token.content);
+    } else {  // llama.cpp shows them as they are
+      bytes_[at] = token.content;
+      is_byte_[at] = false;
+    }
     added_.emplace(token.content, token.id);
     if (!detail::is_well_formed(token.content)) continue;  // a text is well-formed, so it cannot have it
     const std::string content = token.normalized ? normalize_(token.content) : token.content;
@@ -304,53 +409,6 @@ inline void Tokenizer::read_added(const TokenizerParts& parts) {
     if (!content.empty()) (token.normalized ? normalized_ : raw_).add(token, content);
   }
 }
-
-/// Decodes ids one at a time into whole characters: an incomplete character waits for the next id.
-class StreamingDecoder {
- public:
-  /// The tokenizer must outlive the decoder.
-  explicit StreamingDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
-  explicit StreamingDecoder(const Tokenizer&&) = delete;
-
-  /// The text that this id completes, which may be empty. Throws ArgumentError for an unknown id.
-  std::string push(std::int32_t id) {
-    const std::string_view bytes = tokenizer_->bytes_of(id);
-    if (std::exchange(begun_, true)) pending_ += tokenizer_->separator();
-    pending_ += bytes;
-    std::size_t at = 0;
-    while (at < pending_.size()) {
-      const detail::CodePoint x = detail::code_point(pending_, at);
-      if (x.truncated) break;
-      at += x.size;
-    }
-    const std::string text = detail::well_formed(std::string_view(pending_).substr(0, at));
-    pending_.erase(0, at);
-    return text;
-  }
-
-  /// At the end: U+FFFD if an incomplete character is left, otherwise nothing.
-  std::string finish() { return detail::well_formed(std::exchange(pending_, {})); }
-
-  /// The bytes of an incomplete character, at most 3; to be saved, and restored in another process.
-  const std::string& pending() const { return pending_; }
-  /// Continues with saved bytes. Throws ArgumentError unless they are the beginning of one character.
-  void restore(std::string pending) {
-    if (!pending.empty()) {
-      const detail::CodePoint x = detail::code_point(pending, 0);
-      if (!x.truncated || x.size != pending.size()) {
-        throw ArgumentError("pending bytes", "the beginning of one character of UTF-8",
-                            std::to_string(pending.size()) + " other bytes");
-      }
-    }
-    pending_ = std::move(pending);
-    begun_ = true;  // text precedes
-  }
-
- private:
-  const Tokenizer* tokenizer_;
-  std::string pending_;
-  bool begun_ = false;
-};
 
 }  // namespace minimamba
 

@@ -23,6 +23,7 @@
 #include "minimamba/text/gguf_tokenizer.hpp"
 #include "minimamba/text/tokenizer.hpp"
 #include "minimamba/text/tokenizer_steps.hpp"
+#include "minimamba/text/tokenizer_writer.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -87,9 +88,11 @@ class TokenizerJson : TokenizerJsonValues {
   /// Without a decoder, byte-level tokens are decoded as by ByteLevel, and all others are words.
   void read_decoder() {
     const Json& x = single(member(root_, "decoder"), "decoders");
-    if (!x.is_null() && type(x) != "ByteLevel") refuse("decoder", "ByteLevel or null", x);
     const auto& steps = parts_.pre_tokenizers;
-    parts_.byte_level_decoder = !x.is_null() || std::any_of(steps.begin(), steps.end(), is_byte_level);
+    const bool byte_level =
+        x.is_null() ? std::any_of(steps.begin(), steps.end(), is_byte_level) : type(x) == "ByteLevel";
+    if (!x.is_null() && !byte_level) parts_.decoders = decoders_of(x, parts_.name);
+    parts_.byte_level_decoder = byte_level;
   }
   void read_template() {
     const Json& processor = member(root_, "post_processor");

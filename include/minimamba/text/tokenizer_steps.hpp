@@ -13,6 +13,7 @@
 #include "minimamba/core/error.hpp"
 #include "minimamba/io/file.hpp"
 #include "minimamba/io/json_value.hpp"
+#include "minimamba/text/decoder.hpp"
 #include "minimamba/text/normalizer.hpp"
 #include "minimamba/text/pre_tokenizer.hpp"
 
@@ -88,7 +89,15 @@ inline constexpr std::pair<std::string_view, PreTokenizer::Kind> pre_tokenizer_n
     {"Punctuation", PreTokenizer::Kind::punctuation},
     {"Whitespace", PreTokenizer::Kind::whitespace},
     {"WhitespaceSplit", PreTokenizer::Kind::whitespace_split},
-    {"Split", PreTokenizer::Kind::split}};
+    {"Split", PreTokenizer::Kind::split},
+    {"Metaspace", PreTokenizer::Kind::metaspace}};
+inline constexpr std::pair<std::string_view, PrependScheme> prepend_names[] = {
+    {"first", PrependScheme::first}, {"never", PrependScheme::never}, {"always", PrependScheme::always}};
+inline constexpr std::pair<std::string_view, DecoderStep::Kind> decoder_names[] = {
+    {"Replace", DecoderStep::Kind::replace},
+    {"ByteFallback", DecoderStep::Kind::byte_fallback},
+    {"Fuse", DecoderStep::Kind::fuse},
+    {"Strip", DecoderStep::Kind::strip}};
 inline constexpr std::pair<std::string_view, SplitBehavior> behavior_names[] = {
     {"Removed", SplitBehavior::removed},
     {"Isolated", SplitBehavior::isolated},
@@ -138,6 +147,24 @@ inline std::vector<Normalizer> normalizers_of(const Json& x, const std::string& 
   return steps;
 }
 
+/// Older files have add_prefix_space instead of prepend_scheme.
+inline void read_metaspace(const TokenizerJsonValues& values, const Json& json, PreTokenizer& step) {
+  const std::string* const replacement = values.member(json, "replacement").text();
+  if (replacement == nullptr) values.refuse("pre_tokenizer.replacement", "one character", json);
+  step.replacement = *replacement;
+  step.split_words = values.flag(json, "split", true);
+  const bool prepends = values.flag(json, "add_prefix_space", true);
+  const Json& name = values.member(json, "prepend_scheme");
+  const auto* const scheme =
+      value_named(prepend_names, name.is_null() ? (prepends ? "always" : "never")
+                                                : std::string_view(values.text(name, "pre_tokenizer.prepend_scheme")));
+  if (scheme == nullptr) values.refuse("pre_tokenizer.prepend_scheme", all_names(prepend_names), name);
+  if (!prepends && *scheme != PrependScheme::never) {
+    values.refuse("pre_tokenizer.prepend_scheme", "never, because add_prefix_space is false", name);
+  }
+  step.prepend_scheme = *scheme;
+}
+
 inline std::vector<PreTokenizer> pre_tokenizers_of(const Json& x, const std::string& file) {
   const TokenizerJsonValues values(file);
   std::vector<PreTokenizer> steps;
@@ -157,6 +184,8 @@ inline std::vector<PreTokenizer> pre_tokenizers_of(const Json& x, const std::str
       (regex ? step.regex : step.pattern) =
           values.text(values.member(pattern, regex ? "Regex" : "String"), "pre_tokenizer.pattern");
       step.invert = values.flag(*json, "invert", false);
+    } else if (*kind == PreTokenizer::Kind::metaspace) {
+      read_metaspace(values, *json, step);
     }
     if (*kind == PreTokenizer::Kind::split || *kind == PreTokenizer::Kind::punctuation) {
       const Json& name = values.member(*json, "behavior");
@@ -172,6 +201,41 @@ inline std::vector<PreTokenizer> pre_tokenizers_of(const Json& x, const std::str
   return steps;
 }
 
+/// The steps of a decoder that is not ByteLevel.
+inline std::vector<DecoderStep> decoders_of(const Json& x, const std::string& file) {
+  const TokenizerJsonValues values(file);
+  std::vector<DecoderStep> steps;
+  for (const Json* const json : TokenizerJsonValues::steps_of(x, "decoders")) {
+    const auto* const kind = value_named(decoder_names, values.type(*json));
+    if (kind == nullptr)
+      values.refuse("decoder", "ByteLevel, null, or a Sequence of " + all_names(decoder_names), *json);
+    DecoderStep step{.kind = *kind};
+    if (*kind == DecoderStep::Kind::replace) {
+      step.pattern = values.text(values.member(values.member(*json, "pattern"), "String"), "decoder.pattern.String");
+      step.content = values.text(values.member(*json, "content"), "decoder.content");
+    } else if (*kind == DecoderStep::Kind::strip) {
+      step.content = values.text(values.member(*json, "content"), "decoder.content");
+      const Json &start = values.member(*json, "start"), &stop = values.member(*json, "stop");
+      const bool counts = start.unsigned_integer() != nullptr && *start.unsigned_integer() <= max_step_text;
+      if (!counts) values.refuse("decoder.start", "an integer from 0 to " + std::to_string(max_step_text), start);
+      if (stop.unsigned_integer() == nullptr || *stop.unsigned_integer() != 0) values.refuse("decoder.stop", "0", stop);
+      step.start = static_cast<std::size_t>(*start.unsigned_integer());
+    }
+    steps.push_back(std::move(step));
+  }
+  if (steps.empty()) values.refuse("decoder", "null, or a Sequence of at least one step", x);
+  return steps;
+}
+
+inline void write_step(JsonWriter& json, const DecoderStep& step) {
+  json.open('{').key("type").value(name_of_value(decoder_names, step.kind));
+  if (step.kind == DecoderStep::Kind::replace) {
+    json.key("pattern").open('{').key("String").value(step.pattern).close('}').key("content").value(step.content);
+  } else if (step.kind == DecoderStep::Kind::strip) {
+    json.key("content").value(step.content).key("start").value(step.start).key("stop").value(0);
+  }
+  json.close('}');
+}
 inline void write_step(JsonWriter& json, const Normalizer& step) {
   json.open('{').key("type").value(name_of_value(normalizer_names, step.kind));
   if (step.kind == Normalizer::Kind::replace) {
@@ -190,6 +254,11 @@ inline void write_step(JsonWriter& json, const PreTokenizer& step) {
   if (step.kind == Kind::byte_level) {
     json.key("add_prefix_space").value(step.add_prefix_space).key("trim_offsets").value(true);
     json.key("use_regex").value(step.use_regex);
+  }
+  if (step.kind == Kind::metaspace) {
+    json.key("replacement").value(step.replacement);
+    json.key("prepend_scheme").value(name_of_value(prepend_names, step.prepend_scheme));
+    json.key("split").value(step.split_words);
   }
   if (step.kind == Kind::digits) json.key("individual_digits").value(step.individual_digits);
   if (step.kind == Kind::split) {

@@ -53,13 +53,17 @@ inline void append_utf8(std::string& text, std::int32_t code_point) {
   text.append(reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(size));
 }
 
-/// The text with U+FFFD in place of each ill-formed sequence (maximal subpart).
-inline std::string well_formed(std::string_view text) {
+/// The text with U+FFFD in place of each ill-formed sequence (maximal subpart), or of each byte of it.
+inline std::string well_formed(std::string_view text, bool each_byte = false) {
   std::string result;
   result.reserve(text.size());
   for (std::size_t at = 0; at < text.size();) {
     const CodePoint x = code_point(text, at);
-    result += x.value < 0 ? replacement_character : text.substr(at, x.size);
+    if (x.value >= 0) {
+      result += text.substr(at, x.size);
+    } else {
+      for (std::size_t i = 0; i < (each_byte ? x.size : 1); ++i) result += replacement_character;
+    }
     at += x.size;
   }
   return result;
