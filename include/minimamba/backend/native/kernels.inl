@@ -14,6 +14,8 @@ inline void each_register(std::size_t size, Body body) {
   if (j < size) body(j, size - j);
 }
 
+#include "minimamba/backend/native/ssd.inl"
+
 /// It does not use std::isfinite, because library functions are not inlined into the functions of a region.
 inline bool is_finite(Scalar x) { return x - x == 0; }
 
@@ -63,5 +65,5 @@ inline void map_silu(const Scalar* x, Scalar* y, std::size_t size) {
   map(x, y, size, [](Vector v) { return silu(v); });
 }
 
-inline constexpr native::Kernels<Scalar> kernels{&matmul, &causal_conv1d, &selective_scan, &rms_norm, &add};
+inline constexpr native::Kernels<Scalar> kernels{&matmul, &causal_conv1d, &selective_scan, &rms_norm, &add, &ssd_scan, &gate};
 inline constexpr native::Functions<Scalar> functions{&map_exp, &map_softplus, &map_silu};

@@ -114,6 +114,18 @@ struct ScanTask {
   std::size_t y_stride;
 };
 
+/// Channels [first, last) of consecutive tokens of a segment; see SsdScanArguments.
+template <class Scalar>
+struct SsdTask {
+  std::size_t length, first, last, head_dim, heads_of_group, states;
+  const Scalar *x, *delta, *delta_bias, *a, *b, *c, *d;
+  std::size_t x_stride, delta_stride, b_stride, c_stride;
+  Scalar dt_min, dt_max;
+  Scalar* h;  // [E, N]
+  Scalar* y;
+  std::size_t y_stride;
+};
+
 /// One row.
 template <class Scalar>
 struct NormTask {
@@ -131,6 +143,8 @@ struct Kernels {
   void (*selective_scan)(const ScanTask<Scalar>&);
   bool (*rms_norm)(const NormTask<Scalar>&);  // false, and y unchanged, if the sum of squares overflows or is NaN
   void (*add)(const Scalar* x, Scalar* y, std::size_t count);
+  void (*ssd_scan)(const SsdTask<Scalar>&);
+  void (*gate)(const Scalar* x, const Scalar* z, Scalar* y, std::size_t count);  // y = x silu(z)
 };
 
 /// Elementwise functions of `count` values, for tests of their accuracy. Programs that do not use them contain no code
