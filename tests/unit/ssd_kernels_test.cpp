@@ -1,16 +1,16 @@
 // The kernels of SSD of every backend against the equations of backend/ssd_concept.hpp, written out in double.
 #include <limits>
-#include <string>
 #include <vector>
 
-#include "support/support.hpp"
+#include "support/ssd_scan.hpp"
 
 namespace {
 
 using namespace minimamba;
 using support::HostMatrix;
-using support::identical;
 using support::random_matrix;
+using support::Scan;
+using support::ScanShape;
 using support::tolerance;
 
 double silu(double x) { return x / (1 + std::exp(-x)); }
@@ -20,77 +20,11 @@ template <class K>
 class SsdKernels : public support::KernelTest<K> {};
 TYPED_TEST_SUITE(SsdKernels, support::KernelKinds, support::KindNames);
 
-struct ScanShape {
-  std::size_t heads, head_dim, groups, states;
-  double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();
-
-  std::size_t channels() const { return heads * head_dim; }
-};
-
-/// The inputs of a scan of `rows` tokens, whose columns are parts of wider matrices, and the states of `slots` slots.
-template <class Scalar>
-struct Scan {
-  ScanShape shape;
-  HostMatrix<Scalar> zxbcdt, delta_bias, a, d, h;
-
-  Scan(const ScanShape& of, std::size_t rows, std::size_t slots)
-      : shape(of),
-        zxbcdt(random_matrix<Scalar>(rows, 3 + of.channels() + 2 * of.groups * of.states + of.heads, 1)),
-        delta_bias(random_matrix<Scalar>(1, of.heads, 2)),
-        a(random_matrix<Scalar>(1, of.heads, 3)),
-        d(random_matrix<Scalar>(1, of.heads, 4)),
-        h(random_matrix<Scalar>(slots * of.channels(), of.states, 5)) {
-    for (Scalar& value : a.values) value = -std::abs(value) - Scalar(0.1);
-    if (rows > 0) zxbcdt.values[zxbcdt.cols - 1] = Scalar(30);  // beyond the threshold of softplus
-  }
-  View<const Scalar> columns(std::size_t first, std::size_t count) const {
-    return zxbcdt.view().columns(3 + first, count);
-  }
-  View<const Scalar> x() const { return columns(0, shape.channels()); }
-  View<const Scalar> b() const { return columns(shape.channels(), shape.groups * shape.states); }
-  View<const Scalar> c() const {
-    return columns(shape.channels() + shape.groups * shape.states, shape.groups * shape.states);
-  }
-  View<const Scalar> delta() const { return columns(shape.channels() + 2 * shape.groups * shape.states, shape.heads); }
-  /// Scans, and returns y.
-  template <class Backend>
-  HostMatrix<Scalar> run(const Backend& backend, const std::vector<Segment>& segments,
-                         const KeptStates<Scalar>& kept = {}) {
-    HostMatrix<Scalar> y(zxbcdt.rows, shape.channels());
-    backend.ssd_scan({.segments = segments,
-                      .x = x(),
-                      .delta = delta(),
-                      .delta_bias = delta_bias.view(),
-                      .dt_min = shape.dt_min,
-                      .dt_max = shape.dt_max,
-                      .a = a.view(),
-                      .b = b(),
-                      .c = c(),
-                      .d = d.view(),
-                      .h = {h.view(), shape.channels()},
-                      .y = y.view(),
-                      .kept = kept});
-    return y;
-  }
-};
-
-/// Shapes with every kind of remainder: of lanes, registers and strips; heads of one channel and of odd numbers.
-std::vector<ScanShape> shapes() {
-  return {{1, 1, 1, 1},
-          {2, 3, 1, 5},
-          {6, 16, 2, 24},
-          {4, 8, 4, 12},
-          {3, 64, 1, 128},
-          {2, 33, 2, 150},
-          {5, 24, 1, 64, 0.01, 0.2},
-          {2, 64, 1, 16}};
-}
-
 TYPED_TEST(SsdKernels, ScanAsTheEquationSays) {
   using Scalar = typename TypeParam::Scalar;
   const typename TypeParam::Backend backend({.threads = 2});
   static_assert(HasSsd<typename TypeParam::Backend>);
-  for (const ScanShape& shape : shapes()) {
+  for (const ScanShape& shape : support::scan_shapes()) {
     for (const std::size_t length : support::Sizes{0, 1, 2, 17, 40}) {
       const std::size_t batch = 2, rows = batch * length, E = shape.channels(), P = shape.head_dim, N = shape.states;
       Scan<Scalar> scan(shape, rows, batch);
@@ -122,7 +56,7 @@ TYPED_TEST(SsdKernels, ScanAsTheEquationSays) {
 TYPED_TEST(SsdKernels, KeepTheStateBeforeEachChunkAndScanOnFromIt) {
   using Scalar = typename TypeParam::Scalar;
   const typename TypeParam::Backend backend({.threads = 2});
-  for (const ScanShape& shape : shapes()) {
+  for (const ScanShape& shape : support::scan_shapes()) {
     const std::vector<Segment> segments{{0, 19, 2}, {19, 0, 1}, {19, 6, 0}};
     const std::size_t E = shape.channels(), chunk = 7, chunks = 3 + 1;
     Scan<Scalar> whole(shape, 25, 3), kept = whole;
@@ -146,7 +80,7 @@ TYPED_TEST(SsdKernels, GiveTheSameBitsForAnySplitOrderAndNumberOfThreads) {
   using Scalar = typename TypeParam::Scalar;
   const typename TypeParam::Backend one({.threads = 1});
   Random random(7);
-  for (const ScanShape& shape : shapes()) {
+  for (const ScanShape& shape : support::scan_shapes()) {
     const std::size_t length = 50;
     const Scan<Scalar> start(shape, 2 * length, 2);
     Scan<Scalar> whole = start;

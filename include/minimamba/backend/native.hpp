@@ -61,6 +61,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   InstructionSet instruction_set() const { return set_; }
   Activations activations() const { return activations_; }
   const native::Kernels<Scalar>& kernels() const { return native::kernels_for<Scalar>(set_); }
+  const native::SsdKernels<Scalar>& ssd_kernels() const { return native::ssd_kernels_for<Scalar>(set_); }
 
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
@@ -133,7 +134,7 @@ class NativeBackend : public detail::HostMemory<Number> {
     parallel_for(*pool_, p.x.rows(), grain(8 * p.x.cols()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
         const auto y = p.y.row(i);
-        kernels().gate(p.x.row(i).data(), p.z.row(i).data(), y.data(), y.size());
+        ssd_kernels().gate(p.x.row(i).data(), p.z.row(i).data(), y.data(), y.size());
         for (std::size_t j = 0; j < y.size(); j += size) {
           norm_row(y.subspan(j, size), p.weight.row(0).subspan(j, size), p.epsilon, y.subspan(j, size));
         }
@@ -221,28 +222,28 @@ class NativeBackend : public detail::HostMemory<Number> {
   void ssd_scan(const SsdScanArguments<Scalar>& p) const {
     each_chunk(p, p.x.cols(), 2 * p.h.cols(), [&](const Chunk& chunk) {
       const std::size_t row = chunk.row;
-      kernels().ssd_scan({.length = chunk.length,
-                          .first = chunk.first,
-                          .last = chunk.last,
-                          .head_dim = p.head_dim(),
-                          .heads_of_group = p.heads_of_group(),
-                          .states = p.h.cols(),
-                          .x = p.x.data() + row * p.x.stride(),
-                          .delta = p.delta.data() + row * p.delta.stride(),
-                          .delta_bias = p.delta_bias.data(),
-                          .a = p.a.data(),
-                          .b = p.b.data() + row * p.b.stride(),
-                          .c = p.c.data() + row * p.c.stride(),
-                          .d = p.d.data(),
-                          .x_stride = p.x.stride(),
-                          .delta_stride = p.delta.stride(),
-                          .b_stride = p.b.stride(),
-                          .c_stride = p.c.stride(),
-                          .dt_min = static_cast<Scalar>(p.dt_min),
-                          .dt_max = static_cast<Scalar>(p.dt_max),
-                          .h = p.h[chunk.slot].data(),
-                          .y = p.y.data() + row * p.y.stride(),
-                          .y_stride = p.y.stride()});
+      ssd_kernels().ssd_scan({.length = chunk.length,
+                              .first = chunk.first,
+                              .last = chunk.last,
+                              .head_dim = p.head_dim(),
+                              .heads_of_group = p.heads_of_group(),
+                              .states = p.h.cols(),
+                              .x = p.x.data() + row * p.x.stride(),
+                              .delta = p.delta.data() + row * p.delta.stride(),
+                              .delta_bias = p.delta_bias.data(),
+                              .a = p.a.data(),
+                              .b = p.b.data() + row * p.b.stride(),
+                              .c = p.c.data() + row * p.c.stride(),
+                              .d = p.d.data(),
+                              .x_stride = p.x.stride(),
+                              .delta_stride = p.delta.stride(),
+                              .b_stride = p.b.stride(),
+                              .c_stride = p.c.stride(),
+                              .dt_min = static_cast<Scalar>(p.dt_min),
+                              .dt_max = static_cast<Scalar>(p.dt_max),
+                              .h = p.h[chunk.slot].data(),
+                              .y = p.y.data() + row * p.y.stride(),
+                              .y_stride = p.y.stride()});
     });
   }
 

@@ -21,7 +21,7 @@ namespace minimamba::inline MINIMAMBA_ISA {
 ///   ddelta[t] = ddt[t] sigma(delta[t] + delta_bias), or 0 where dt[t] was clamped; d_delta_bias += sum_t ddelta[t]
 /// h is recomputed from the states that were kept before each chunk of tokens.
 template <class Scalar>
-struct SsdhcanBackwardArguments {
+struct SsdScanBackwardArguments {
   std::span<const Segment> segments;
   View<const Scalar> x;           // [M, E]
   View<const Scalar> delta;       // [M, H]
@@ -63,7 +63,7 @@ struct GatedRmsNormBackwardArguments {
 };
 
 template <class B>
-concept HasSsdBackward = requires(const B& backend, const SsdhcanBackwardArguments<typename B::Scalar>& scan,
+concept HasSsdBackward = requires(const B& backend, const SsdScanBackwardArguments<typename B::Scalar>& scan,
                                   const GatedRmsNormBackwardArguments<typename B::Scalar>& norm) {
   backend.ssd_scan_backward(scan);
   backend.gated_rms_norm_backward(norm);

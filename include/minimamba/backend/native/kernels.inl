@@ -65,5 +65,6 @@ inline void map_silu(const Scalar* x, Scalar* y, std::size_t size) {
   map(x, y, size, [](Vector v) { return silu(v); });
 }
 
-inline constexpr native::Kernels<Scalar> kernels{&matmul, &causal_conv1d, &selective_scan, &rms_norm, &add, &ssd_scan, &gate};
+inline constexpr native::Kernels<Scalar> kernels{&matmul, &causal_conv1d, &selective_scan, &rms_norm, &add};
+inline constexpr native::SsdKernels<Scalar> ssd_kernels{&ssd_scan, &gate};
 inline constexpr native::Functions<Scalar> functions{&map_exp, &map_softplus, &map_silu};

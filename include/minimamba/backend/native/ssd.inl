@@ -5,20 +5,6 @@
 inline constexpr std::size_t ssd_tokens = 16;                  // whose rows of B and C stay in the L1 cache
 inline constexpr std::size_t ssd_registers = state_group / 2;  // of states of each of two channels that a tile holds
 
-/// Adds all registers into the first.
-template <std::size_t half>
-inline void fold(Vector (&registers)[lanes]) {
-  MINIMAMBA_UNROLL
-  for (std::size_t i = 0; i < half; ++i) registers[i] = registers[i] + registers[i + half];
-  if constexpr (half > 1) fold<half / 2>(registers);
-}
-/// Lane i of the result is the sum of the lanes of rows[i].
-inline Vector sums_of(Vector (&rows)[lanes]) {
-  transpose(rows);
-  fold<lanes / 2>(rows);
-  return rows[0];
-}
-
 /// dt and exp(dt A) of some tokens of a head.
 struct SsdSteps {
   Scalar dt[ssd_tokens], decay[ssd_tokens];
@@ -54,13 +40,14 @@ inline void ssd_tile(const native::SsdTask<Scalar>& task, const SsdPlace& place,
   Vector h[2][registers];
   MINIMAMBA_UNROLL
   for (std::size_t r = 0; r < registers; ++r) h[0][r] = load_part(states[0], r), h[1][r] = load_part(states[1], r);
-  for (std::size_t t = 0; t < place.tokens; ++t) {
-    const std::size_t i = place.start + t;
-    const Scalar* const b = task.b + i * task.b_stride + place.column + n;
-    const Scalar* const c = task.c + i * task.c_stride + place.column + n;
-    const Scalar* const x = task.x + i * task.x_stride;
+  const Scalar* b = task.b + place.start * task.b_stride + place.column + n;
+  const Scalar* c = task.c + place.start * task.c_stride + place.column + n;
+  const Scalar* x = task.x + place.start * task.x_stride + place.e;
+  const std::size_t b_stride = task.b_stride, c_stride = task.c_stride, x_stride = task.x_stride;
+  const std::size_t other = place.other - place.e, tokens = place.tokens;
+  for (std::size_t t = 0; t < tokens; ++t, b += b_stride, c += c_stride, x += x_stride) {
     const Vector decayed = splat(steps.decay[t]);
-    const Vector dt_x[2] = {splat(steps.dt[t] * x[place.e]), splat(steps.dt[t] * x[place.other])};
+    const Vector dt_x[2] = {splat(steps.dt[t] * x[0]), splat(steps.dt[t] * x[other])};
     Vector sum[2] = {splat(0), splat(0)};
     if (n > 0) sum[0] = load(sums[t][row]), sum[1] = load(sums[t][row + 1]);
     MINIMAMBA_UNROLL

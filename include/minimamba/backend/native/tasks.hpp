@@ -143,12 +143,16 @@ struct Kernels {
   void (*selective_scan)(const ScanTask<Scalar>&);
   bool (*rms_norm)(const NormTask<Scalar>&);  // false, and y unchanged, if the sum of squares overflows or is NaN
   void (*add)(const Scalar* x, Scalar* y, std::size_t count);
+};
+
+/// The kernels of SSD. Programs that do not use them contain no code of them, nor of the functions below.
+template <class Scalar>
+struct SsdKernels {
   void (*ssd_scan)(const SsdTask<Scalar>&);
   void (*gate)(const Scalar* x, const Scalar* z, Scalar* y, std::size_t count);  // y = x silu(z)
 };
 
-/// Elementwise functions of `count` values, for tests of their accuracy. Programs that do not use them contain no code
-/// of them.
+/// Elementwise functions of `count` values, for tests of their accuracy.
 template <class Scalar>
 struct Functions {
   void (*exp)(const Scalar* x, Scalar* y, std::size_t count);
@@ -159,6 +163,8 @@ struct Functions {
 /// The kernels for an available instruction set; those of double are portable on every machine.
 template <class Scalar>
 const Kernels<Scalar>& kernels_for(InstructionSet set);
+template <class Scalar>
+const SsdKernels<Scalar>& ssd_kernels_for(InstructionSet set);
 template <class Scalar>
 const Functions<Scalar>& functions_for(InstructionSet set);
 
