@@ -249,7 +249,7 @@ auto states(const Cache& cache) {
 
 /// A model whose every tensor differs from its initial value, as training would leave it.
 template <class Model>
-Model trained_looking_model(const minimamba::MambaConfig& config, std::uint64_t seed = 3) {
+Model trained_looking_model(const typename Model::Config& config, std::uint64_t seed = 3) {
   Model model(config);
   minimamba::for_each_parameter(
       [&](std::string_view name, auto& parameter) {
