@@ -60,6 +60,7 @@ void print_settings(const minimamba::MambaConfig& config) {
               static_cast<long long>(config.vocab_size), static_cast<long long>(config.padded_vocab_size()),
               config.tie_embeddings ? "tied" : "untied", config.norm_epsilon, config.bias ? "yes" : "no",
               config.conv_bias ? "yes" : "no");
+  if (config.dt_b_c_rms) std::printf("dt, B and C normalised (FalconMamba), epsilon %g\n", config.mixer_rms_eps);
 }
 
 /// Prints one line for each group of tensors that have the same type and shape in all layers.

@@ -268,6 +268,7 @@ void add_model_options(CLI::App& app, Arguments& arguments) {
   add("--d-state", config.d_state, "States per channel");
   add("--d-conv", config.d_conv, "Width of the convolution");
   add("--expand", config.expand, "Inner width as a multiple of the model width");
+  app.add_flag("--dt-b-c-rms", config.dt_b_c_rms, "Normalise dt, B and C, as FalconMamba does")->excludes(init);
   app.add_flag("--untied", arguments.untied, "Use separate matrices for the embedding and the head")->excludes(init);
 }
 

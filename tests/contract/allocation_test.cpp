@@ -90,6 +90,7 @@ void expect_no_allocation(bool several_rows) {
   auto config = support::small_config();
   config.d_model = 256;  // large enough for two threads to share the product of one row
   for (const int threads : {1, 2}) {
+    config.dt_b_c_rms = threads == 2;
     const Model model(config, typename Model::BackendType({.threads = threads}));
     expect_no_allocation(model, 1, several_rows);
     if (several_rows) expect_no_allocation(model, 4, several_rows);

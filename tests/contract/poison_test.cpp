@@ -172,7 +172,7 @@ TYPED_TEST(Layers, RunWithoutTouchingATensor) {
     auto config = this->config();
     config.d_conv = d_conv;
     config.conv_bias = config.bias = d_conv == 4;
-    config.tie_embeddings = d_conv == 1;
+    config.tie_embeddings = config.dt_b_c_rms = d_conv == 1;
     const auto plain = support::trained_looking_model<typename TestFixture::Plain>(config);
     const auto poisoned = support::trained_looking_model<typename TestFixture::Poisoned>(config);
     this->expect_identical(this->read(plain), this->read(poisoned));
@@ -257,9 +257,10 @@ TYPED_TEST(Layers, KeepTheirStateInFilesWithoutTouchingATensor) {
 TEST(PoisonTraining, TakesTheStepsOfTheReferenceAndWaitsOnceInEach) {
   using Plain = Mamba<float, ReferenceTraining>;
   using Poisoned = Mamba<float, PoisonTraining>;
-  const auto config = support::small_config();
+  auto config = support::small_config();
   const auto tokens = random_tokens(300, config.vocab_size);
   for (const bool recompute : {false, true}) {
+    config.dt_b_c_rms = recompute;
     const TrainerOptions options{.batch = 2,
                                  .length = 20,
                                  .accumulate = 2,

@@ -170,18 +170,25 @@ INSTANTIATE_TEST_SUITE_P(
 const std::string layer = "model.safetensors: backbone.layers.0.mixer.";
 
 INSTANTIATE_TEST_SUITE_P(Kind, RefusedConfigs,
-                         testing::Values(Refusal{"Falcon",
-                                                 config_with("model_type", "falcon_mamba"),
+                         testing::Values(Refusal{"FalconInTheOfficialLayout",
+                                                 write(config, R"({"model_type":"falcon_mamba","d_model":8})"),
                                                  is<ConfigError>,
-                                                 {"config.json: model_type", "\"mamba\"", "falcon_mamba"}},
+                                                 {"config.json: hidden_size", "an integer"}},
                                          Refusal{"Mamba2",
                                                  config_with("model_type", "mamba2"),
                                                  is<ConfigError>,
                                                  {"config.json: model_type", "\"mamba\"", "mamba2"}},
                                          Refusal{"OfAnotherLayout",
-                                                 write(config, R"({"model_type":"falcon_mamba"})"),
+                                                 write(config, R"({"model_type":"jamba"})"),
                                                  is<ConfigError>,
-                                                 {"config.json: model_type", "falcon_mamba"}},
+                                                 {"config.json: model_type", "falcon_mamba", "jamba"}},
+                                         Refusal{"FalconEpsilonZero",
+                                                 [](const Folder& folder) {
+                                                   config_with("model_type", "falcon_mamba")(folder);
+                                                   config_with("mixer_rms_eps", 0)(folder);
+                                                 },
+                                                 is<ConfigError>,
+                                                 {"config.json: mixer_rms_eps", "positive", "found 0"}},
                                          Refusal{"TypeIsANumber",
                                                  config_with("model_type", 7),
                                                  is<ConfigError>,

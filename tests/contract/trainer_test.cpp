@@ -136,6 +136,9 @@ TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   expect_refused(config(), tokens(), longer, {"length 17", "found 16"});
   expect_refused(config(), tokens(), seeded, {"seed 6", "found 5"});
   expect_refused(config(), text, options(), {"another text"});
+  MambaConfig falcon = config();
+  falcon.dt_b_c_rms = true;
+  expect_refused(falcon, tokens(), options(), {"mixer_rms_eps 1e-06", "found 0"});
 
   std::string bytes = support::read_text(file);
   const std::string number = R"("dtype":"F64","shape":[1])", numbers = R"("dtype":"F32","shape":[2])";
@@ -196,6 +199,25 @@ TEST(RefusedTrainings, OfAnotherChunkAreNamed) {
   support::write_text(file, bytes.replace(bytes.find(name), name.size(), another));
   resume_training(other, file);  // of a file from before the setting, which does not tell
   EXPECT_EQ(other.steps(), 1);
+}
+
+TEST(RefusedTrainings, OfAModelThatNormalisesDtBAndCAreNamed) {
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  MambaConfig falcon = config();
+  falcon.dt_b_c_rms = true;
+  NativeTrainer trainer(Native(falcon), tokens(), options()), plain(Native(config()), tokens(), options());
+  save_training(trainer, file);
+  resume_training(trainer, file);
+  expect_error<CheckpointError>([&] { resume_training(plain, file); }, {"mixer_rms_eps 0", "found 1e-06"});
+
+  save_training(plain, file);
+  std::string bytes = support::read_text(file);
+  const std::string name = "setting.mixer_rms_eps", another = "setting.something_els";
+  ASSERT_NE(bytes.find(name), bytes.npos);
+  support::write_text(file, bytes.replace(bytes.find(name), name.size(), another));
+  resume_training(plain, file);  // of a file from before the setting, when no model did so
+  expect_error<CheckpointError>([&] { resume_training(trainer, file); }, {"setting.mixer_rms_eps", "lacks"});
 }
 
 TEST(RefusedTrainings, OfAnotherScalarAreNamed) {

@@ -39,6 +39,14 @@ expect(0 "matrices in F64" ${DATA}/odd-hf ${WORK}/f64 --type f64)
 expect(0 "matrices in F64" ${WORK}/f64 ${WORK}/f64-again)
 expect(0 "matrices in F32" ${WORK}/f64 ${WORK}/f64.gguf)
 
+# FalconMamba, whose second epsilon GGUF has no key for.
+expect(0 "dt, B and C normalised.*epsilon 1e-06" --info ${DATA}/tiny-falcon)
+expect(0 "note: .*mixer_rms_eps 1e-06.*llama.cpp.*1e-05" ${DATA}/tiny-falcon ${WORK}/falcon.gguf)
+expect(0 "matrices in F32" ${WORK}/falcon.gguf ${WORK}/falcon)
+expect(0 "epsilon 1e-06.*x 3" --info ${WORK}/falcon)
+expect(0 "" ${WORK}/falcon ${WORK}/falcon-again.gguf)
+expect_same(${WORK}/falcon.gguf ${WORK}/falcon-again.gguf)
+
 # Where matrices have several types, none is narrowed.
 file(COPY ${DATA}/tiny-bf16/config.json DESTINATION ${WORK}/mixed)
 execute_process(COMMAND sed -e "s/\"BF16\"/\"F16\" /" ${DATA}/tiny-bf16/model.safetensors

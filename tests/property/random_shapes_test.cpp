@@ -42,6 +42,7 @@ Case random_case(Random& random) {
   c.batch = std::min<std::size_t>(c.batch, static_cast<std::size_t>(rows));
   c.length = static_cast<std::size_t>(between(1, std::max<std::int64_t>(1, rows / static_cast<std::int64_t>(c.batch))));
   c.threads = static_cast<int>(between(1, 16));
+  c.config.dt_b_c_rms = between(0, 2) == 0;
   return c;
 }
 

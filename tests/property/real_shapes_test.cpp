@@ -51,10 +51,10 @@ struct Steps {
 };
 
 template <class W, class Scalar = float>
-void check_width(std::int64_t d_model) {
+void check_width(std::int64_t d_model, bool dt_b_c_rms = false) {
   SCOPED_TRACE(std::string(Format<W>::name) + ", d_model " + std::to_string(d_model));
   using Model = Mamba<Scalar, NativeBackend, W>;
-  const MambaConfig config{.d_model = d_model, .n_layer = 1, .vocab_size = 64};
+  const MambaConfig config{.d_model = d_model, .n_layer = 1, .vocab_size = 64, .dt_b_c_rms = dt_b_c_rms};
   const auto sizes = sizes_to_test();
   const std::size_t most = sizes.back();
   const auto tokens = support::random_tokens(most, config.vocab_size);
@@ -119,6 +119,16 @@ TEST_P(RealShapes, InF64) {
   check_width<double, double>(GetParam());
 }
 
+/// FalconMamba, whose 7b has a d_model of 4096.
+class RealFalconShapes : public RealShapes {};
+
+TEST_P(RealFalconShapes, InF32) { check_width<float>(GetParam(), true); }
+TEST_P(RealFalconShapes, InBf16) { check_width<bf16>(GetParam(), true); }
+TEST_P(RealFalconShapes, InF16) { check_width<f16>(GetParam(), true); }
+TEST_P(RealFalconShapes, InQ8) { check_width<q8>(GetParam(), true); }
+TEST_P(RealFalconShapes, InQ4) { check_width<q4>(GetParam(), true); }
+
+INSTANTIATE_TEST_SUITE_P(OfWidth, RealFalconShapes, testing::Values(768, 4096), testing::PrintToStringParamName());
 INSTANTIATE_TEST_SUITE_P(OfWidth, RealShapes, testing::Values(768, 1024, 2048, 2560, 4096),
                          testing::PrintToStringParamName());
 

@@ -11,10 +11,13 @@ using Reference = Mamba<float, ReferenceTraining>;
 constexpr bool reduced = support::under_a_sanitizer;
 constexpr std::size_t batch = 2, length = reduced ? 20 : 150;  // more rows than a block of a product's backward
 
-MambaConfig config() { return {.d_model = 768, .n_layer = reduced ? 1 : 2, .vocab_size = 50'280}; }
+/// Mamba's, or, with norms of dt, B and C, FalconMamba's.
+MambaConfig config(bool dt_b_c_rms) {
+  return {.d_model = 768, .n_layer = reduced || dt_b_c_rms ? 1 : 2, .vocab_size = 50'280, .dt_b_c_rms = dt_b_c_rms};
+}
 
 struct Pass {
-  std::vector<std::int32_t> tokens = support::random_tokens(batch * length, config().vocab_size);
+  std::vector<std::int32_t> tokens = support::random_tokens(batch * length, config(false).vocab_size);
   std::vector<std::int32_t> targets = next_token_targets(tokens, batch);
 
   template <class Model>
@@ -49,8 +52,10 @@ Result walk_back(const Native& weights, const Pass& pass, int threads, TapeOptio
   return {loss, support::parameters_of(gradients)};
 }
 
-TEST(RealTrainings, HaveTheLossOfTheReferenceAndBitsThatNoThreadChanges) {
-  const auto weights = support::trained_looking_model<Native>(config());
+class RealTrainings : public testing::TestWithParam<bool> {};
+
+TEST_P(RealTrainings, HaveTheLossOfTheReferenceAndBitsThatNoThreadChanges) {
+  const auto weights = support::trained_looking_model<Native>(config(GetParam()));
   const Pass pass;
   const Result alone = walk_back(weights, pass, 1, {});
   for (const auto& [threads, recompute] : {std::pair{3, false}, {3, true}, {1, true}}) {
@@ -67,9 +72,12 @@ TEST(RealTrainings, HaveTheLossOfTheReferenceAndBitsThatNoThreadChanges) {
   const auto reference = copy_of<Reference>(weights, ReferenceTraining<float>());
   Tape tape(reference, {.recompute = true});
   const Loss expected = pass.read(reference, tape);
-  const auto d_inner = static_cast<std::size_t>(config().d_inner());  // the longest sum of the layers
+  const auto d_inner = static_cast<std::size_t>(weights.config().d_inner());  // the longest sum of the layers
   EXPECT_EQ(alone.loss.count, expected.count);
   EXPECT_NEAR(alone.loss.mean(), expected.mean(), support::tolerance<float>(d_inner) * expected.mean());
 }
+
+INSTANTIATE_TEST_SUITE_P(OfFamilies, RealTrainings, testing::Bool(),
+                         [](const auto& row) { return row.param ? "FalconMamba" : "Mamba"; });
 
 }  // namespace

@@ -134,21 +134,46 @@ TYPED_TEST(Backend, NormsRowsToUnitMeanSquare) {
   }
 }
 
+TYPED_TEST(Backend, NormsSlicesOfColumnsWithoutAWeight) {
+  using Scalar = typename TypeParam::Scalar;
+  const typename TypeParam::Backend backend({.threads = 2});
+  constexpr std::size_t before = 3, after = 2;
+  for (const std::size_t cols : support::Sizes{1, 3, 7, 16, 64, 67, 500}) {
+    const auto x = random_matrix<Scalar>(5, before + cols + after, 3);
+    auto y = random_matrix<Scalar>(5, before + cols + after, 4);
+    const auto old = y;
+    backend.rms_norm(x.view().columns(before, cols), {}, 1e-3, y.view().columns(before, cols));
+    for (std::size_t i = 0; i < 5; ++i) {
+      double squares = 0;
+      for (std::size_t j = before; j < before + cols; ++j) squares += std::pow(static_cast<double>(x(i, j)), 2);
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(cols) + 1e-3);
+      for (std::size_t j = 0; j < before + cols + after; ++j) {
+        const bool inside = j >= before && j < before + cols;
+        const double expected = inside ? static_cast<double>(x(i, j)) * scale : static_cast<double>(old(i, j));
+        EXPECT_NEAR(static_cast<double>(y(i, j)), expected, inside ? std::abs(expected) * tolerance<Scalar>(4) : 0);
+      }
+    }
+  }
+}
+
 TYPED_TEST(Backend, NormsRowsWhoseSquaresOverflow) {
   using Scalar = typename TypeParam::Scalar;
   const typename TypeParam::Backend backend({.threads = 2});
-  const auto weight = random_matrix<Scalar>(1, 768, 4);
-  for (const auto& [what, x] : support::extreme_rows<Scalar>(768)) {
-    HostMatrix<Scalar> y(1, 768);
-    backend.rms_norm(x.view(), weight.view(), 1e-3, y.view());
-    long double squares = 0;
-    for (const Scalar value : x.values) squares += static_cast<long double>(value) * static_cast<long double>(value);
-    const long double scale = 1 / std::sqrt(squares / 768 + 1e-3L);
-    for (std::size_t j = 0; j < 768; ++j) {
-      const long double expected = static_cast<long double>(x(0, j)) * scale * static_cast<long double>(weight(0, j));
-      const long double allowed = std::abs(expected) * static_cast<long double>(tolerance<Scalar>(768)) +
-                                  10 * static_cast<long double>(std::numeric_limits<Scalar>::denorm_min());
-      ASSERT_LE(std::abs(static_cast<long double>(y(0, j)) - expected), allowed) << what << ", number " << j;
+  const auto weights = random_matrix<Scalar>(1, 768, 4);
+  for (const View<const Scalar>& weight : {weights.view(), View<const Scalar>()}) {
+    for (const auto& [what, x] : support::extreme_rows<Scalar>(768)) {
+      HostMatrix<Scalar> y(1, 768);
+      backend.rms_norm(x.view(), weight, 1e-3, y.view());
+      long double squares = 0;
+      for (const Scalar value : x.values) squares += static_cast<long double>(value) * static_cast<long double>(value);
+      const long double scale = 1 / std::sqrt(squares / 768 + 1e-3L);
+      for (std::size_t j = 0; j < 768; ++j) {
+        const long double factor = weight.empty() ? 1 : static_cast<long double>(weight(0, j));
+        const long double expected = static_cast<long double>(x(0, j)) * scale * factor;
+        const long double allowed = std::abs(expected) * static_cast<long double>(tolerance<Scalar>(768)) +
+                                    10 * static_cast<long double>(std::numeric_limits<Scalar>::denorm_min());
+        ASSERT_LE(std::abs(static_cast<long double>(y(0, j)) - expected), allowed) << what << ", number " << j;
+      }
     }
   }
 }

@@ -48,6 +48,8 @@ TYPED_TEST(Checkpoint, SavesAndLoadsTheSameModel) {
                                                 .bias = true,
                                                 .tie_embeddings = false,
                                                 .norm_epsilon = 1e-3,
+                                                .dt_b_c_rms = true,
+                                                .mixer_rms_eps = 1e-2,
                                                 .eos_token_id = 3});
 }
 

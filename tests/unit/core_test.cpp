@@ -137,6 +137,7 @@ TEST(MambaConfig, RefusesSizesThatNoModelCanHave) {
   refused([](MambaConfig& c) { c.dt_rank = -1; });
   refused([](MambaConfig& c) { c.norm_epsilon = 0; });
   refused([](MambaConfig& c) { c.norm_epsilon = std::nan(""); });
+  refused([](MambaConfig& c) { c.mixer_rms_eps = -1e-6; });
   refused([](MambaConfig& c) { c.dt_max = 0; });
   refused([](MambaConfig& c) { c.eos_token_id = 16; });
 }

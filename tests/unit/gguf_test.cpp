@@ -133,11 +133,18 @@ TYPED_TEST(SavedGguf, IsLoadedAsTheSameModelInEveryWeightFormat) {
                            .tie_embeddings = false,
                            .norm_epsilon = 1e-6,
                            .eos_token_id = 3};
+  MambaConfig falcon = config;
+  falcon.dt_b_c_rms = true;
+  falcon.mixer_rms_eps = 1e-3;
   // The file holds floats, which doubles are not; what is quantised is a product that floats hold.
   if constexpr (Float::value) {
     expect_round_trip<typename TypeParam::Model>(config);
-    support::each_narrow_format<TypeParam>(
-        [&](auto weight) { expect_round_trip<typename TypeParam::template ModelOf<decltype(weight)>>(config); });
+    expect_round_trip<typename TypeParam::Model>(falcon);
+    support::each_narrow_format<TypeParam>([&](auto weight) {
+      using Narrow = typename TypeParam::template ModelOf<decltype(weight)>;
+      expect_round_trip<Narrow>(config);
+      expect_round_trip<Narrow>(falcon);
+    });
   } else {
     const Folder folder;
     const auto model = support::trained_looking_model<typename TypeParam::Model>(config);

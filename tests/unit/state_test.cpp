@@ -143,6 +143,8 @@ TEST(StateFile, OfAnotherModelIsRefused) {
   EXPECT_THROW(load_state(source, with([](MambaConfig& c) { c.tie_embeddings = false; })), CheckpointError);
   EXPECT_THROW(load_state(source, with([](MambaConfig& c) { c.vocab_size = 4; })), CheckpointError);
   EXPECT_THROW(load_state(source, with([](MambaConfig& c) { c.norm_epsilon = 1e-6; })), CheckpointError);
+  EXPECT_THROW(load_state(source, with([](MambaConfig& c) { c.dt_b_c_rms = true; })), CheckpointError);
+  EXPECT_NO_THROW(load_state(source, with([](MambaConfig& c) { c.mixer_rms_eps = 1e-5; })));  // which it does not use
   config.d_state = 2;
   EXPECT_THROW(load_state(source, support::Model(config)), CheckpointError);
   EXPECT_THROW(load_state(source, Mamba<double, ReferenceBackend>(saved.model.config())), CheckpointError);

@@ -155,6 +155,29 @@ TYPED_TEST(TrainingKernels, DifferentiateNorms) {
   expect_gradient("weight", loss, weight, d_weight);
 }
 
+TYPED_TEST(TrainingKernels, DifferentiateNormsOfSlicesWithoutAWeight) {
+  const TypeParam backend({.threads = 2});
+  for (const std::size_t cols : support::Sizes{1, 7, 16, 37}) {
+    Matrix x = random_matrix<double>(3, cols, 1), d_x = random_matrix<double>(3, cols + 5, 2);
+    const Matrix d_y = random_matrix<double>(3, cols, 3), old = d_x;
+    const auto loss = [&] {
+      Matrix y(3, cols);
+      backend.rms_norm(x.view(), {}, 1e-2, y.view());
+      return dot(y, d_y);
+    };
+    backend.rms_norm_backward({.x = x.view(),
+                               .weight = {},
+                               .epsilon = 1e-2,
+                               .d_y = d_y.view(),
+                               .d_x = d_x.view().columns(2, cols),
+                               .d_weight = {}});
+    expect_gradient("x", loss, x, support::copy_of(d_x.view().columns(2, cols)));
+    for (std::size_t i = 0; i < 3; ++i) {
+      for (const std::size_t j : {std::size_t{0}, std::size_t{1}, cols + 2, cols + 4}) EXPECT_EQ(d_x(i, j), old(i, j));
+    }
+  }
+}
+
 template <class Backend>
 class TrainingKernelsOfAnyScalar : public testing::Test {};
 using ScalarBackends = testing::Types<ReferenceTraining<float>, ReferenceTraining<double>, EigenTraining<float>,
@@ -164,14 +187,21 @@ TYPED_TEST_SUITE(TrainingKernelsOfAnyScalar, ScalarBackends);
 /// Against the equation in long double: a row of ordinary numbers, an extreme one, and another ordinary one.
 template <class Backend>
 void expect_norm_gradients(const Backend& backend, const std::string& what,
-                           const support::HostMatrix<typename Backend::Scalar>& extreme, double size) {
+                           const support::HostMatrix<typename Backend::Scalar>& extreme, double size,
+                           bool weighted = true) {
   using Scalar = typename Backend::Scalar;
   constexpr std::size_t cols = 100;
   auto x = random_matrix<Scalar>(3, cols, 1);
   std::copy_n(extreme.values.data(), cols, x.values.data() + cols);
-  const auto weight = random_matrix<Scalar>(1, cols, 2), d_y = random_matrix<Scalar>(3, cols, 3, size);
+  auto weight = random_matrix<Scalar>(1, cols, 2);
+  const auto d_y = random_matrix<Scalar>(3, cols, 3, size);
   support::HostMatrix<Scalar> d_x(3, cols), d_weight(1, cols);
-  backend.rms_norm_backward({x.view(), weight.view(), 1e-2, d_y.view(), d_x.view(), d_weight.view()});
+  if (weighted) {
+    backend.rms_norm_backward({x.view(), weight.view(), 1e-2, d_y.view(), d_x.view(), d_weight.view()});
+  } else {
+    backend.rms_norm_backward({x.view(), {}, 1e-2, d_y.view(), d_x.view(), {}});
+    std::fill(weight.values.begin(), weight.values.end(), Scalar(1));
+  }
   const long double epsilon = support::tolerance<Scalar>(cols), least = 10 * std::numeric_limits<Scalar>::denorm_min();
   std::vector<long double> wanted(cols), magnitude(cols);
   for (std::size_t i = 0; i < 3; ++i) {
@@ -191,7 +221,7 @@ void expect_norm_gradients(const Backend& backend, const std::string& what,
       magnitude[j] += std::abs(at(d_y, j) * at(x, j) / r);
     }
   }
-  for (std::size_t j = 0; j < cols; ++j) {
+  for (std::size_t j = 0; weighted && j < cols; ++j) {
     ASSERT_LE(std::abs(static_cast<long double>(d_weight(0, j)) - wanted[j]), epsilon * magnitude[j] + least)
         << what << ", d_weight " << j;
   }
@@ -202,6 +232,7 @@ TYPED_TEST(TrainingKernelsOfAnyScalar, DifferentiateNormsOfRowsWhoseSquaresOverf
   const TypeParam backend({.threads = 2});
   for (const auto& [what, x] : support::extreme_rows<Scalar>(100)) {
     expect_norm_gradients(backend, what, x, 1);
+    expect_norm_gradients(backend, what + ", without a weight", x, 1, false);
     if (sizeof(Scalar) == 4) expect_norm_gradients(backend, what + ", gradients of 10^20", x, 1e20);
   }
 }

@@ -115,7 +115,7 @@ concept HasEmbed = requires(const B& backend, View<const std::int32_t> tokens,
   backend.embed(tokens, weight, y);
 };
 
-/// rms_norm: y = x / sqrt(mean(x^2) + epsilon) * weight              x, y [M, D], weight [1, D]
+/// rms_norm: y = x / sqrt(mean(x^2) + epsilon) * weight              x, y [M, D], weight [1, D], or empty: 1
 template <class B>
 concept HasRmsNorm = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y,
                               double epsilon) {

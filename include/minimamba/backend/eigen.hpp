@@ -45,9 +45,10 @@ class EigenBackend : public detail::HostMemory<Number> {
   int threads() const { return pool_->threads(); }
 
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
-    assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
+    assert(x.rows() == y.rows() && x.cols() == y.cols());
+    const std::span<const Scalar> w = detail::norm_weight(weight, x.cols());
     parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end; ++i) norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
+      for (std::size_t i = begin; i < end; ++i) norm_row(x.row(i), w, epsilon, y.row(i));
     });
   }
 
@@ -227,7 +228,12 @@ class EigenBackend : public detail::HostMemory<Number> {
     const auto in = array(x);
     const Scalar mean = in.square().sum() / static_cast<Scalar>(x.size());
     if (!std::isfinite(mean)) return detail::rms_norm_row(x, weight, epsilon, y);
-    array(y) = in * (1 / std::sqrt(mean + static_cast<Scalar>(epsilon))) * array(weight);
+    const Scalar scale = 1 / std::sqrt(mean + static_cast<Scalar>(epsilon));
+    if (weight.empty()) {
+      array(y) = in * scale;
+    } else {
+      array(y) = in * scale * array(weight);
+    }
   }
 
   /// Applies round_activations to each row, into scratch memory of this thread.

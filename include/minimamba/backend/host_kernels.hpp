@@ -4,6 +4,7 @@
 #define MINIMAMBA_BACKEND_HOST_KERNELS_HPP
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -25,7 +26,7 @@ double norm_scale(std::span<const Scalar> x) {
   return std::isfinite(squares) ? 1 : 0x1p-384;
 }
 
-/// y = x / sqrt(mean(x^2) + epsilon) * weight                         x, weight, y [D]
+/// y = x / sqrt(mean(x^2) + epsilon) * weight                         x, y [D], weight [D], or empty: 1
 template <class Scalar>
 [[gnu::noinline]] void rms_norm_row(std::span<const Scalar> x, std::span<const Scalar> weight, double epsilon,
                                     std::span<Scalar> y) {
@@ -34,8 +35,16 @@ template <class Scalar>
   for (const Scalar value : x) squares += (static_cast<double>(value) * whole) * (static_cast<double>(value) * whole);
   const double scale = 1 / std::sqrt(squares / static_cast<double>(x.size()) + epsilon * whole * whole) * half;
   for (std::size_t j = 0; j < x.size(); ++j) {
-    y[j] = static_cast<Scalar>(static_cast<double>(x[j]) * scale * half) * weight[j];
+    y[j] = static_cast<Scalar>(static_cast<double>(x[j]) * scale * half);
+    if (!weight.empty()) y[j] *= weight[j];
   }
+}
+
+/// The weight of rms_norm as a row, which is empty if there is none.
+template <class Scalar>
+std::span<const Scalar> norm_weight(View<const Scalar> weight, [[maybe_unused]] std::size_t cols) {
+  assert(weight.empty() || weight.cols() == cols);
+  return {weight.data(), weight.cols()};
 }
 
 /// log sum_v exp(logits[v]) - logits[token], in nats                  logits [V]

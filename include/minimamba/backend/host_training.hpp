@@ -81,23 +81,27 @@ class HostTraining : public Inference {
     return sum;
   }
 
-  /// The backward of row i, for values of any magnitude: overwrites row i of d_x, and adds to d_weight [D].
+  /// The backward of row i, for values of any magnitude: overwrites row i of d_x, and adds to d_weight [D], unless it
+  /// is empty.
   static void rms_norm_backward_row(const RmsNormBackwardArguments<Scalar>& p, std::size_t i,
                                     std::span<double> d_weight) {
     const auto wide = [](Scalar value) { return static_cast<double>(value); };
+    const auto weighted_d_y = [&](std::size_t j) {
+      return wide(p.d_y(i, j)) * (p.weight.empty() ? 1 : wide(p.weight(0, j)));
+    };
     const double half = norm_scale(p.x.row(i)), whole = half * half, cols = static_cast<double>(p.x.cols());
     double squares = 0, dot = 0;
     for (std::size_t j = 0; j < p.x.cols(); ++j) {
       const double x = wide(p.x(i, j)) * whole;
       squares += x * x;
-      dot += wide(p.d_y(i, j)) * wide(p.weight(0, j)) * x;
+      dot += weighted_d_y(j) * x;
     }
     const double mean = squares / cols + p.epsilon * whole * whole, scale = 1 / std::sqrt(mean);
     const double along = dot / cols / mean, rest = scale * half;
     for (std::size_t j = 0; j < p.x.cols(); ++j) {
-      const double d_y = wide(p.d_y(i, j)), x = wide(p.x(i, j)) * half;
-      d_weight[j] += d_y * x * rest;
-      p.d_x(i, j) = static_cast<Scalar>((d_y * wide(p.weight(0, j)) - x * half * along) * scale * whole);
+      const double x = wide(p.x(i, j)) * half;
+      if (!d_weight.empty()) d_weight[j] += wide(p.d_y(i, j)) * x * rest;
+      p.d_x(i, j) = static_cast<Scalar>((weighted_d_y(j) - x * half * along) * scale * whole);
     }
   }
 

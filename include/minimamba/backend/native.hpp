@@ -120,11 +120,10 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
-    assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
+    assert(x.rows() == y.rows() && x.cols() == y.cols());
+    const std::span<const Scalar> w = detail::norm_weight(weight, x.cols());
     parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end; ++i) {
-        norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
-      }
+      for (std::size_t i = begin; i < end; ++i) norm_row(x.row(i), w, epsilon, y.row(i));
     });
   }
 

@@ -152,7 +152,7 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
                                                           .epsilon = static_cast<Scalar>(p.epsilon)});
       }
     });
-    share(ceil(p.x.cols(), this->strip), 2 * this->strip * p.x.rows(),
+    share(ceil(p.d_weight.cols(), this->strip), 2 * this->strip * p.x.rows(),
           [&](std::size_t begin, std::size_t end, std::size_t) {
             training_kernels().norm_weight_gradient({.x = p.x.data(),
                                                      .d_y = p.d_y.data(),
@@ -161,13 +161,13 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
                                                      .d_y_stride = p.d_y.stride(),
                                                      .rows = p.x.rows(),
                                                      .first = begin * this->strip,
-                                                     .last = std::min(end * this->strip, p.x.cols()),
+                                                     .last = std::min(end * this->strip, p.d_weight.cols()),
                                                      .d_weight = p.d_weight.data()});
           });
     std::vector<double> d_weight;  // of the rows whose sums are infinite or NaN
     for (std::size_t i = 0; i < p.x.rows(); ++i) {
       if (scales[i] != 0) continue;
-      d_weight.resize(p.x.cols());
+      d_weight.resize(p.d_weight.cols());
       this->rms_norm_backward_row(p, i, d_weight);
     }
     for (std::size_t j = 0; j < d_weight.size(); ++j) p.d_weight(0, j) += static_cast<Scalar>(d_weight[j]);

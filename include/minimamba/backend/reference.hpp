@@ -39,8 +39,9 @@ class ReferenceBackend : public detail::ReferenceSsd<Number> {
   int threads() const { return 1; }
 
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
-    assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
-    for (std::size_t i = 0; i < x.rows(); ++i) detail::rms_norm_row(x.row(i), weight.row(0), epsilon, y.row(i));
+    assert(x.rows() == y.rows() && x.cols() == y.cols());
+    const std::span<const Scalar> w = detail::norm_weight(weight, x.cols());
+    for (std::size_t i = 0; i < x.rows(); ++i) detail::rms_norm_row(x.row(i), w, epsilon, y.row(i));
   }
 
   template <WeightFormat W>

@@ -59,10 +59,9 @@ class LoopTraining : public LoopSsdTraining<Inference> {
   }
 
   void rms_norm_backward(const RmsNormBackwardArguments<Scalar>& p) const {
-    const std::size_t cols = p.x.cols();
-    std::vector<double> d_weight(cols);
+    std::vector<double> d_weight(p.d_weight.cols());
     for (std::size_t i = 0; i < p.x.rows(); ++i) this->rms_norm_backward_row(p, i, d_weight);
-    for (std::size_t j = 0; j < cols; ++j) p.d_weight(0, j) += static_cast<Scalar>(d_weight[j]);
+    for (std::size_t j = 0; j < d_weight.size(); ++j) p.d_weight(0, j) += static_cast<Scalar>(d_weight[j]);
   }
 
   void causal_conv1d_backward(const Conv1dBackwardArguments<Scalar>& p) const {

@@ -80,11 +80,11 @@ struct ScanBackwardArguments {
 template <class Scalar>
 struct RmsNormBackwardArguments {
   View<const Scalar> x;       // [M, D]
-  View<const Scalar> weight;  // [1, D]
+  View<const Scalar> weight;  // [1, D], or empty: 1
   double epsilon = 0;
   View<const Scalar> d_y;  // [M, D]
   View<Scalar> d_x;        // [M, D], overwritten; must not be x
-  View<Scalar> d_weight;   // [1, D], added to
+  View<Scalar> d_weight;   // [1, D], added to, or empty
 };
 
 /// matmul_backward_input: dx = dy weight                             dy [M, out], weight [out, in], dx [M, in]

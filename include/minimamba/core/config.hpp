@@ -30,6 +30,8 @@ struct MambaConfig {
   bool bias = false;                         // in_proj and out_proj have a bias
   bool tie_embeddings = true;                // lm_head shares the embedding's matrix
   double norm_epsilon = 1e-5;                // of every RMSNorm
+  bool dt_b_c_rms = false;                   // dt, B and C are normalised, as in FalconMamba
+  double mixer_rms_eps = 1e-6;               // of these norms
 
   double dt_min = 0.001, dt_max = 0.1;  // initialisation: the range of softplus(dt_proj.bias)
   double dt_scale = 1.0;                // initialisation: dt_proj.weight is U(+-dt_scale / sqrt(R))
@@ -146,6 +148,7 @@ inline MambaConfig MambaConfig::resolved() const {
   const detail::ConfigChecks check("MambaConfig");
   check.common(*this);
   check.positive("dt_scale", dt_scale);
+  check.positive("mixer_rms_eps", mixer_rms_eps);
   MambaConfig config = *this;
   if (config.dt_rank == 0) config.dt_rank = (d_model + 15) / 16;
   check.size("dt_rank", config.dt_rank, detail::LargestSize::dt_rank);

@@ -52,8 +52,8 @@ inline constexpr ConfigKeys official_keys{.d_model = "d_model",
 struct ConfigFile {
   MambaConfig config;
   const ConfigKeys* keys = &hugging_face_keys;
-  bool has_bias = true;                 // false: biases are not mentioned, so the weights decide
-  std::vector<std::string> notes = {};  // what is ignored
+  bool has_bias = true, has_head = true;  // false: biases, or a head, are not mentioned, so the weights decide
+  std::vector<std::string> notes = {};    // what is ignored
 };
 
 inline constexpr std::size_t max_end_tokens = 256;
@@ -111,6 +111,13 @@ class ConfigReader {
   /// A time-step rank: an integer, or "auto" (0).
   std::int64_t rank(const char* key) const {
     return has(key) && find(key)->is("auto") ? 0 : size(key, 0, LargestSize::dt_rank);
+  }
+  /// Whether the value is this text.
+  bool is(const char* key, std::string_view text) const { return has(key) && find(key)->is(text); }
+  /// Whether the value is a list that contains this text.
+  bool lists(const char* key, std::string_view text) const {
+    const Json::Array* const list = has(key) ? find(key)->array() : nullptr;
+    return list != nullptr && std::any_of(list->begin(), list->end(), [&](const Json& x) { return x.is(text); });
   }
   /// Rejects every value except the one that Mamba supports, which is given as JSON text.
   void only(const char* key, const std::string& supported) const {
@@ -218,9 +225,25 @@ inline void pad_vocabulary_to(MambaConfig& config, std::int64_t rows) {
   }
 }
 
+inline constexpr const char *falcon_mamba_type = "falcon_mamba", *falcon_mamba_class = "FalconMambaForCausalLM";
+
+/// Whether the file describes a FalconMamba. Throws ConfigError for models of other kinds.
+inline bool is_falcon_mamba(ConfigReader& reader, const std::string& file) {
+  if (reader.is("model_type", falcon_mamba_type)) return true;
+  if (reader.has("model_type") && !reader.is("model_type", "mamba")) {
+    reader.refuse("model_type", R"("mamba" or "falcon_mamba", the only supported values)");
+  }
+  if (!reader.lists("architectures", falcon_mamba_class)) return false;
+  if (reader.has("model_type")) {
+    reader.notes().push_back(file + ": model_type \"mamba\" is ignored because architectures has " +
+                             falcon_mamba_class);
+  }
+  return true;
+}
+
 /// Hugging Face: vocab_size is the number of rows. If there are fewer tokens, our own key minimamba_vocab_size has
 /// their number.
-inline MambaConfig read_hugging_face_config(ConfigReader& reader) {
+inline MambaConfig read_hugging_face_config(ConfigReader& reader, bool falcon) {
   reader.only("hidden_act", R"("silu")");
   MambaConfig config = read_settings(reader, hugging_face_keys, true);
   const std::int64_t rows = config.vocab_size;
@@ -236,6 +259,8 @@ inline MambaConfig read_hugging_face_config(ConfigReader& reader) {
   } else {
     reader.note_unless_inner(hugging_face_keys.expand, config);
   }
+  config.dt_b_c_rms = falcon;
+  if (falcon) config.mixer_rms_eps = reader.positive("mixer_rms_eps", config.mixer_rms_eps);
   return config;
 }
 
@@ -259,17 +284,19 @@ template <class Count>
 ConfigFile read_config_file(const ByteSource& source, Count&& count_tokens) {
   const Json json = read_json(source, config_limits);
   ConfigReader reader(json, source.name());
-  reader.only("model_type", R"("mamba")");
-  const bool hugging_face = reader.has(hugging_face_keys.d_model);
+  const bool falcon = is_falcon_mamba(reader, source.name());
+  const bool hugging_face = reader.has(hugging_face_keys.d_model) || falcon;
   if (!hugging_face && !reader.has(official_keys.d_model)) {
     reader.refuse(hugging_face_keys.d_model, "an integer (d_model in the official layout)");
   }
-  MambaConfig config = hugging_face ? read_hugging_face_config(reader) : read_official_config(reader);
+  MambaConfig config = hugging_face ? read_hugging_face_config(reader, falcon) : read_official_config(reader);
   count_tokens(config, reader.notes());
   read_special_tokens(reader, config);
   const ConfigKeys& keys = hugging_face ? hugging_face_keys : official_keys;
   try {
-    return {config.resolved(), &keys, reader.has(keys.bias), std::move(reader.notes())};
+    // Mamba is tied by default. Of FalconMamba both kinds exist without the key.
+    const bool has_head = !falcon || reader.has(keys.tie_embeddings);
+    return {config.resolved(), &keys, reader.has(keys.bias), has_head, std::move(reader.notes())};
   } catch (const ConfigError& error) {
     throw ConfigError(source.name() + ": " + error.subject(), error.expected(), error.found());
   }
@@ -299,8 +326,9 @@ inline double expand_of(const MambaConfig& config) {
 inline std::string hugging_face_config(const MambaConfig& config, const std::string& dtype) {
   JsonWriter json(2);
   json.open('{');
-  json.key("architectures").open('[').value("MambaForCausalLM").close(']');
-  json.key("model_type").value("mamba");
+  json.key("architectures").open('[');
+  json.value(config.dt_b_c_rms ? detail::falcon_mamba_class : "MambaForCausalLM").close(']');
+  json.key("model_type").value(config.dt_b_c_rms ? detail::falcon_mamba_type : "mamba");
   json.key("hidden_size").value(config.d_model);
   json.key("num_hidden_layers").value(config.n_layer);
   json.key("vocab_size").value(config.padded_vocab_size());
@@ -318,6 +346,7 @@ inline std::string hugging_face_config(const MambaConfig& config, const std::str
   json.key("use_conv_bias").value(config.conv_bias);
   json.key("hidden_act").value("silu");
   json.key("layer_norm_epsilon").value(config.norm_epsilon);
+  if (config.dt_b_c_rms) json.key("mixer_rms_eps").value(config.mixer_rms_eps);
   json.key("residual_in_fp32").value(true);
   json.key("tie_word_embeddings").value(config.tie_embeddings);
   json.key("bos_token_id").value(config.bos_token_id);

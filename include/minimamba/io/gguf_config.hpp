@@ -36,6 +36,10 @@ inline constexpr ConfigKeys gguf_keys{.d_model = "mamba.embedding_length",
                                       .tie_embeddings = "a model without output.weight",
                                       .norm_epsilon = "mamba.attention.layer_norm_rms_epsilon"};
 
+inline constexpr const char* gguf_dt_b_c_rms = "mamba.ssm.dt_b_c_rms";
+/// Our own key. llama.cpp has none, and uses the epsilon of the other norms.
+inline constexpr const char* gguf_mixer_rms_eps = "minimamba.mixer_rms_eps";
+
 inline constexpr std::int64_t max_gguf_parts = 1024;
 inline constexpr const char* gguf_other_ends = "minimamba.other_eos_token_ids";
 
@@ -251,10 +255,6 @@ inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& te
     settings.refuse("general.architecture", "mamba, the only supported architecture",
                     architecture == nullptr ? "none" : "\"" + printable(*architecture, 100) + "\"");
   }
-  const auto* extra_norms = settings.find<bool>("mamba.ssm.dt_b_c_rms");
-  if (extra_norms != nullptr && *extra_norms) {
-    settings.refuse("mamba.ssm.dt_b_c_rms", "false, the only supported value", "true (FalconMamba)");
-  }
   MambaConfig config;
   config.d_model = settings.size(gguf_keys.d_model, LargestSize::d_model);
   config.n_layer = settings.size(gguf_keys.n_layer, LargestSize::n_layer);
@@ -265,6 +265,12 @@ inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& te
   config.inner_size = inner;
   const auto* epsilon = settings.find<double>(gguf_keys.norm_epsilon);
   if (epsilon != nullptr) config.norm_epsilon = *epsilon;
+  const auto* dt_b_c_rms = settings.find<bool>(gguf_dt_b_c_rms);
+  if (dt_b_c_rms != nullptr && *dt_b_c_rms) {
+    const auto* own = settings.find<double>(gguf_mixer_rms_eps);
+    config.dt_b_c_rms = true;
+    config.mixer_rms_eps = own == nullptr ? config.norm_epsilon : *own;
+  }
   const StoredTensor* embedding = tensors.find("token_embd.weight");
   if (embedding == nullptr || embedding->shape.size() != 2 || embedding->shape[0] < 1 ||
       std::cmp_greater(embedding->shape[0], LargestSize::vocab_size)) {

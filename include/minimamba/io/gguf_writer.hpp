@@ -158,6 +158,11 @@ inline void add_byte_tokens(GgufMetadata& metadata) {
   metadata["tokenizer.ggml.merges"] = std::vector<std::string>();
 }
 
+/// Whether the norms of dt, B and C have another epsilon than the others.
+inline bool has_other_mixer_rms_eps(const MambaConfig& config) {
+  return config.dt_b_c_rms && config.mixer_rms_eps != config.norm_epsilon;
+}
+
 inline GgufMetadata gguf_metadata(const MambaConfig& config, DType matrices, GgufMetadata metadata) {
   const auto add = [&](const char* key, std::int64_t value) { metadata[key] = static_cast<std::uint64_t>(value); };
   metadata["general.architecture"] = std::string("mamba");
@@ -175,7 +180,8 @@ inline GgufMetadata gguf_metadata(const MambaConfig& config, DType matrices, Ggu
   add(gguf_keys.d_conv, config.d_conv);
   add(gguf_keys.expand, config.d_inner());
   add(gguf_keys.dt_rank, config.dt_rank);
-  metadata["mamba.ssm.dt_b_c_rms"] = false;
+  metadata[gguf_dt_b_c_rms] = config.dt_b_c_rms;
+  if (has_other_mixer_rms_eps(config)) metadata[gguf_mixer_rms_eps] = config.mixer_rms_eps;
   metadata[gguf_keys.norm_epsilon] = config.norm_epsilon;
   if (!metadata.contains("tokenizer.ggml.model")) {
     if (config.padded_vocab_size() == 256) {
@@ -281,6 +287,11 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     progress.add(parameter.extents.size());
   });
   saturation.report(path.string(), options.on_note);
+  if (options.on_note && has_other_mixer_rms_eps(parameters.config())) {
+    options.on_note(path.string() + ": mixer_rms_eps " + number_text(parameters.config().mixer_rms_eps) +
+                    " is in a key of our own; llama.cpp uses the epsilon of the other norms, " +
+                    number_text(parameters.config().norm_epsilon));
+  }
   file.commit();
   folders.keep();
 }

@@ -202,15 +202,19 @@ inline bool are_same(const TensorSet& tensors, const StoredTensor& one, const St
   return true;
 }
 
+/// What the settings say of biases and of a separate head; false: nothing.
+struct Mentioned {
+  bool bias, head;
+};
+
 /// The tensors decide if they disagree with the settings about a separate head, or if the settings do not mention
-/// biases.
-inline void settle(Checkpoint& checkpoint, bool has_bias) {
+/// biases or a head.
+inline void settle(Checkpoint& checkpoint, Mentioned mentioned) {
   MambaConfig& config = checkpoint.config;
   const StoredTensor *const head = checkpoint.find("lm_head.weight"), *const embedding =
                                                                           checkpoint.find("embedding.weight");
-  if (!has_bias) {
-    config.bias = checkpoint.find("layers.0.mixer.in_proj.bias") != nullptr;
-  }
+  if (!mentioned.bias) config.bias = checkpoint.find("layers.0.mixer.in_proj.bias") != nullptr;
+  if (!mentioned.head) config.tie_embeddings = head == nullptr;
   const std::string key = checkpoint.config_name + ": " + checkpoint.keys->tie_embeddings;
   if (!config.tie_embeddings && head == nullptr) {
     config.tie_embeddings = true;
@@ -299,10 +303,10 @@ inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path
   ConfigFile settings = read_config_file(config, [&](MambaConfig& counted, std::vector<std::string>& notes) {
     if (in_folder) count_named_tokens(counted, checkpoint.folder, notes);
   });
-  const bool has_bias = settings.has_bias;
+  const Mentioned mentioned{settings.has_bias, settings.has_head};
   read_settings(checkpoint, std::move(settings), in_folder);
   open_weights(checkpoint, path, std::move(source));
-  settle(checkpoint, has_bias);
+  settle(checkpoint, mentioned);
 }
 
 }  // namespace detail

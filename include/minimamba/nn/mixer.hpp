@@ -24,6 +24,7 @@
 #define MINIMAMBA_NN_MIXER_HPP
 
 #include <algorithm>
+#include <bit>
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
@@ -51,11 +52,21 @@ struct StatePart {
   bool operator==(const StatePart&) const = default;
 };
 
-/// A size or a switch of a model, by its name. Messages and the fingerprints of state files are made of them.
+/// A size, a switch or a number of a model, by its name. Messages and the fingerprints of state files are made of them.
 struct ModelSetting {
   std::string name;
   std::int64_t value = 0;
   bool is_switch = false;  // on or off: the value is 1 or 0
+  bool is_number = false;  // the value has the bits of a double
+
+  static ModelSetting number(std::string name, double x) {
+    return {std::move(name), std::bit_cast<std::int64_t>(x), false, true};
+  }
+  /// "d_model 512", "no bias", "mixer_rms_eps 1e-06"
+  std::string text() const {
+    if (is_switch) return (value == 0 ? "no " : "") + name;
+    return name + " " + (is_number ? number_text(std::bit_cast<double>(value)) : std::to_string(value));
+  }
 
   bool operator==(const ModelSetting&) const = default;
 };
@@ -79,12 +90,7 @@ class StateLayout {
   /// The settings in words: "d_model 512, n_layer 6, no bias".
   std::string settings_text() const {
     std::string text;
-    for (const ModelSetting& setting : settings()) {
-      if (!text.empty()) text += ", ";
-      if (setting.is_switch && setting.value == 0) text += "no ";
-      text += setting.name;
-      if (!setting.is_switch) text += " " + std::to_string(setting.value);
-    }
+    for (const ModelSetting& setting : settings()) text += (text.empty() ? "" : ", ") + setting.text();
     return text;
   }
   std::size_t layers() const { return layers_; }

@@ -5,11 +5,15 @@
 //   h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t   A = -exp(A_log)
 //   y_t = C_t . h_t + D u_t                    out = out_proj(y silu(z))
 //
+// FalconMamba (MambaConfig::dt_b_c_rms) divides each row of dt, B and C by sqrt(mean(.^2) + mixer_rms_eps) before it is
+// used.
+//
 // B, C and dt depend on the input: that is the selection. The state is h [E, N] and the last K - 1 inputs of the
 // convolution; nothing else is carried from one token to the next.
 #ifndef MINIMAMBA_NN_S6_HPP
 #define MINIMAMBA_NN_S6_HPP
 
+#include <array>
 #include <cstddef>
 #include <vector>
 
@@ -63,8 +67,12 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   }
 
   static std::vector<ModelSetting> settings(const MambaConfig& config) {
-    return {{"d_inner", config.d_inner()}, {"d_state", config.d_state}, {"d_conv", config.d_conv},
-            {"dt_rank", config.dt_rank},   {"bias", config.bias, true}, {"conv_bias", config.conv_bias, true}};
+    std::vector<ModelSetting> settings{{"d_inner", config.d_inner()}, {"d_state", config.d_state},
+                                       {"d_conv", config.d_conv},     {"dt_rank", config.dt_rank},
+                                       {"bias", config.bias, true},   {"conv_bias", config.conv_bias, true}};
+    // Only where it is used: state files of other models keep their fingerprints.
+    if (config.dt_b_c_rms) settings.push_back(ModelSetting::number("mixer_rms_eps", config.mixer_rms_eps));
+    return settings;
   }
   /// The window of the convolution and h.
   static std::vector<StatePart> state_parts(const MambaConfig& config) {
@@ -72,10 +80,13 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     return {{.name = "conv", .rows = E, .cols = static_cast<std::size_t>(config.d_conv - 1), .kept_once = true},
             {.name = "ssm", .rows = E, .cols = static_cast<std::size_t>(config.d_state)}};
   }
-  /// Those of uz, u, dt_b_c, delta and y: see Computed.
+  /// Those of uz, u, dt_b_c, delta and y, and of selected if it is not dt_b_c: see Computed.
   static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
     const auto E = static_cast<std::size_t>(config.d_inner());
-    return {2 * E, E, static_cast<std::size_t>(config.dt_rank + 2 * config.d_state), E, E};
+    const auto selection = static_cast<std::size_t>(config.dt_rank + 2 * config.d_state);
+    std::vector<std::size_t> widths{2 * E, E, selection, E, E};
+    if (config.dt_b_c_rms) widths.push_back(selection);
+    return widths;
   }
   static std::size_t backward_scratch(const MambaConfig& config) {
     return static_cast<std::size_t>(config.d_inner() * config.d_state);
@@ -84,7 +95,7 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   /// Throws ArgumentError for an A that is missing or out of date: see check_derived.
   void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
     this->check_derived();
-    const auto [uz, u, dt_b_c, delta, y] = computed(p.activations);
+    const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
     in_proj.forward(backend, p.x, uz);
     conv1d.forward(backend, {.segments = p.segments,
@@ -93,14 +104,15 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
                              .y = u,
                              .kept = p.kept_of(conv_part)});
     x_proj.forward(backend, u, dt_b_c);
-    backend.matmul(dt_b_c.columns(0, R), dt_proj.weight.packed(), delta);
+    normalise(backend, dt_b_c, selected);
+    backend.matmul(selected.columns(0, R), dt_proj.weight.packed(), delta);
     backend.selective_scan({.segments = p.segments,
                             .u = u,
                             .delta = delta,
                             .delta_bias = dt_proj.bias.view(),
                             .a = A.view(),
-                            .b = dt_b_c.columns(R, N),
-                            .c = dt_b_c.columns(R + N, N),
+                            .b = selected.columns(R, N),
+                            .c = selected.columns(R + N, N),
                             .d = D.view(),
                             .z = uz.columns(E, E),
                             .h = p.state[ssm_part],
@@ -112,8 +124,8 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   /// The gradients of the same. Throws ArgumentError as forward does.
   void backward(const Backend<Scalar>& backend, S6& gradient, const MixerBackwardArguments<Scalar>& p) const {
     this->check_derived();
-    const auto [uz, u, dt_b_c, delta, y] = computed(p.activations);
-    const auto [d_uz, d_u, d_dt_b_c, d_delta, d_y] = computed(p.d_activations);
+    const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
+    const auto [d_uz, d_u, d_dt_b_c, d_delta, d_y, d_selected] = computed(p.d_activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
     const View<Scalar> d_a(p.scratch.data(), E, N);
     out_proj.backward(backend, gradient.out_proj, {.x = y, .d_y = p.d_y, .d_x = d_y});
@@ -123,24 +135,25 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
                                      .delta = delta,
                                      .delta_bias = dt_proj.bias.view(),
                                      .a = A.view(),
-                                     .b = dt_b_c.columns(R, N),
-                                     .c = dt_b_c.columns(R + N, N),
+                                     .b = selected.columns(R, N),
+                                     .c = selected.columns(R + N, N),
                                      .d = D.view(),
                                      .z = uz.columns(E, E),
                                      .kept = detail::as_constant(p.kept[ssm_part]),
                                      .d_y = d_y,
                                      .d_u = d_u,
                                      .d_delta = d_delta,
-                                     .d_b = d_dt_b_c.columns(R, N),
-                                     .d_c = d_dt_b_c.columns(R + N, N),
+                                     .d_b = d_selected.columns(R, N),
+                                     .d_c = d_selected.columns(R + N, N),
                                      .d_z = d_uz.columns(E, E),
                                      .d_delta_bias = gradient.dt_proj.bias.view(),
                                      .d_a = d_a,
                                      .d_d = gradient.D.view(),
                                      .d_h = p.d_state[ssm_part]});
     backend.negative_exp_backward(A.view(), d_a, gradient.A_log.view());
-    backend.matmul_backward_weight(d_delta, dt_b_c.columns(0, R), gradient.dt_proj.weight.packed());
-    backend.matmul_backward_input(d_delta, dt_proj.weight.packed(), d_dt_b_c.columns(0, R));
+    backend.matmul_backward_weight(d_delta, selected.columns(0, R), gradient.dt_proj.weight.packed());
+    backend.matmul_backward_input(d_delta, dt_proj.weight.packed(), d_selected.columns(0, R));
+    normalise_backward(backend, {.x = dt_b_c, .d_y = d_selected, .d_x = d_dt_b_c});
     // u goes into the scan and into x_proj: both gradients are added. d_y is no longer needed and takes the second.
     x_proj.backward(backend, gradient.x_proj, {.x = u, .d_y = d_dt_b_c, .d_x = d_y});
     backend.add(d_y, d_u);
@@ -169,15 +182,46 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   enum Part : std::size_t { conv_part, ssm_part };  // of the state
 
   struct Computed {
-    View<Scalar> uz;      // [M, 2E] u and z in adjacent columns
-    View<Scalar> u;       // [M, E] after the convolution
-    View<Scalar> dt_b_c;  // [M, R + 2N] dt, B and C in adjacent columns
-    View<Scalar> delta;   // [M, E]
-    View<Scalar> y;       // [M, E] output of the scan
+    View<Scalar> uz;        // [M, 2E] u and z in adjacent columns
+    View<Scalar> u;         // [M, E] after the convolution
+    View<Scalar> dt_b_c;    // [M, R + 2N] dt, B and C in adjacent columns
+    View<Scalar> delta;     // [M, E]
+    View<Scalar> y;         // [M, E] output of the scan
+    View<Scalar> selected;  // [M, R + 2N] dt, B and C after their norms; without norms it is dt_b_c
   };
-  static Computed computed(const ActivationViews<Scalar>& views) {
-    return {views[0], views[1], views[2], views[3], views[4]};
+  Computed computed(const ActivationViews<Scalar>& views) const {
+    return {views[0], views[1], views[2], views[3], views[4], views[has_norms() ? 5 : 2]};
   }
+
+  bool has_norms() const { return mixer_rms_eps_ > 0; }
+  struct Columns {
+    std::size_t first, count;
+  };
+  /// Those of dt, B and C.
+  std::array<Columns, 3> selected_columns() const {
+    const std::size_t N = A_log.cols(), R = dt_proj.weight.cols();
+    return {{{0, R}, {R, N}, {R + N, N}}};
+  }
+  /// y = dt, B and C of x, each divided by its root mean square; nothing without norms    x, y [M, R + 2N]
+  void normalise(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
+    if (!has_norms()) return;
+    for (const auto [first, count] : selected_columns()) {
+      backend.rms_norm(x.columns(first, count), {}, mixer_rms_eps_, y.columns(first, count));
+    }
+  }
+  void normalise_backward(const Backend<Scalar>& backend, const BackwardArguments<Scalar>& p) const {
+    if (!has_norms()) return;
+    for (const auto [first, count] : selected_columns()) {
+      backend.rms_norm_backward({.x = p.x.columns(first, count),
+                                 .weight = {},
+                                 .epsilon = mixer_rms_eps_,
+                                 .d_y = p.d_y.columns(first, count),
+                                 .d_x = p.d_x.columns(first, count),
+                                 .d_weight = {}});
+    }
+  }
+
+  double mixer_rms_eps_ = 0;  // 0: dt, B and C are not normalised
 
   S6(std::size_t d_model, std::size_t d_inner, std::size_t d_state, std::size_t dt_rank, const MambaConfig& config)
       : DerivedA<Scalar, Backend>(Shape{d_inner, d_state}, Role::a_log),
@@ -186,7 +230,8 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
         x_proj(d_inner, dt_rank + 2 * d_state, false),
         dt_proj(dt_rank, d_inner, true, Role::time_step),
         D(Shape{d_inner}, Role::scale),
-        out_proj(d_inner, d_model, config.bias, Role::residual_linear) {}
+        out_proj(d_inner, d_model, config.bias, Role::residual_linear),
+        mixer_rms_eps_(config.dt_b_c_rms ? config.mixer_rms_eps : 0) {}
 };
 
 }  // namespace minimamba

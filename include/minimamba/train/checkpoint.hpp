@@ -5,6 +5,7 @@
 #define MINIMAMBA_TRAIN_CHECKPOINT_HPP
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -47,6 +48,9 @@ inline constexpr std::string_view kernels_key = "backend ";
 /// the chunk: a file with another length is rejected for the length.
 inline constexpr const char* chunk_key = "scan_chunk";
 
+/// MambaConfig::mixer_rms_eps, or 0 where dt, B and C are not normalised. Older checkpoints, which lack it, mean 0.
+inline constexpr const char* mixer_rms_key = "mixer_rms_eps";
+
 /// All settings that the bits of the next step depend on. The backend is not a number, so it is part of its setting's
 /// name.
 template <class Model>
@@ -56,6 +60,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
   const auto number = [](auto value) { return static_cast<double>(value); };
   std::map<std::string, double> settings{{"vocab_size", number(c.vocab_size)},
                                          {"norm_epsilon", c.norm_epsilon},
+                                         {mixer_rms_key, 0},
                                          {"batch", number(o.batch)},
                                          {"length", number(o.length)},
                                          {"accumulate", number(o.accumulate)},
@@ -78,7 +83,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
     if (setting.name == "d_inner") {
       settings["expand"] = number(setting.value) / number(c.d_model);  // as in older files
     } else if (setting.name != "vocabulary") {                         // vocab_size tells more
-      settings[setting.name] = number(setting.value);
+      settings[setting.name] = setting.is_number ? std::bit_cast<double>(setting.value) : number(setting.value);
     }
   }
   return settings;
@@ -119,7 +124,8 @@ std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, 
   check_kernels(trainer, set, file);
   const auto wanted_settings = settings_of(trainer);
   for (const auto& [name, wanted] : wanted_settings) {
-    if (name == chunk_key && set.find("setting." + name) == nullptr) continue;
+    const bool may_lack = name == chunk_key || (name == mixer_rms_key && wanted == 0);
+    if (may_lack && set.find("setting." + name) == nullptr) continue;
     const StoredTensor& tensor = require_tensor(set, file, "setting." + name);
     if (tensor.dtype != DType::F64 || tensor.size() != 1) {
       throw CheckpointError(file + ": " + tensor.name, "F64 [1]", type_of(tensor) + " " + shape_text(tensor.shape));

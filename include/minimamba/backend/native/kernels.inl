@@ -19,6 +19,11 @@ inline void each_register(std::size_t size, Body body) {
 /// It does not use std::isfinite, because library functions are not inlined into the functions of a region.
 inline bool is_finite(Scalar x) { return x - x == 0; }
 
+/// x times elements [first, first + count) of a weight, which may be null: 1.
+inline Vector weighted(Vector x, const Scalar* weight, std::size_t first, std::size_t count) {
+  return weight == nullptr ? x : x * load_channels(weight + first, count);
+}
+
 inline bool rms_norm(const native::NormTask<Scalar>& task) {
   Vector squares[4] = {splat(0), splat(0), splat(0), splat(0)};
   std::size_t j = 0;
@@ -37,8 +42,8 @@ inline bool rms_norm(const native::NormTask<Scalar>& task) {
   if (!is_finite(total)) return false;
   const Vector factor = splat(1 / std::sqrt(total / static_cast<Scalar>(task.cols) + task.epsilon));
   each_register(task.cols, [&](std::size_t first, std::size_t count) {
-    const Vector y = load_channels(task.x + first, count) * factor * load_channels(task.weight + first, count);
-    store_channels(task.y + first, y, count);
+    const Vector y = load_channels(task.x + first, count) * factor;
+    store_channels(task.y + first, weighted(y, task.weight, first, count), count);
   });
   return true;
 }

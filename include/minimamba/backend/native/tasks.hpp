@@ -129,7 +129,7 @@ struct SsdTask {
 /// One row.
 template <class Scalar>
 struct NormTask {
-  const Scalar *x, *weight;
+  const Scalar *x, *weight;  // weight may be null: 1
   Scalar* y;
   std::size_t cols;
   Scalar epsilon;

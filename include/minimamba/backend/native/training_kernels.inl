@@ -9,7 +9,7 @@ inline Scalar rms_norm_backward(const native::NormBackwardTask<Scalar>& task) {
   each_register(task.cols, [&](std::size_t j, std::size_t count) {
     const Vector x = load_channels(task.x + j, count);
     squares = fmadd(x, x, squares);
-    dots = fmadd(load_channels(task.d_y + j, count) * load_channels(task.weight + j, count), x, dots);
+    dots = fmadd(weighted(load_channels(task.d_y + j, count), task.weight, j, count), x, dots);
   });
   const Scalar square = sum(squares), dot = sum(dots);
   if (!is_finite(square) || !is_finite(dot)) return 0;
@@ -17,7 +17,7 @@ inline Scalar rms_norm_backward(const native::NormBackwardTask<Scalar>& task) {
   const Scalar scale = 1 / std::sqrt(mean);
   const Vector factor = splat(scale), along = splat(dot / cols / mean);
   each_register(task.cols, [&](std::size_t j, std::size_t count) {
-    const Vector d = load_channels(task.d_y + j, count) * load_channels(task.weight + j, count);
+    const Vector d = weighted(load_channels(task.d_y + j, count), task.weight, j, count);
     store_channels(task.d_x + j, fnmadd(load_channels(task.x + j, count), along, d) * factor, count);
   });
   return scale;

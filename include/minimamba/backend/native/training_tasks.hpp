@@ -135,7 +135,7 @@ struct GateBackwardTask {
 /// One row; see RmsNormBackwardArguments.
 template <class Scalar>
 struct NormBackwardTask {
-  const Scalar *x, *weight, *d_y;
+  const Scalar *x, *weight, *d_y;  // weight may be null: 1
   Scalar* d_x;
   std::size_t cols;
   Scalar epsilon;
