@@ -115,7 +115,7 @@ class EigenBackend : public detail::HostMemory<Number> {
     share_strips(p.segments, p.x.cols(), 4 * p.h.cols(), [&](std::size_t number, std::size_t begin, std::size_t end) {
       const Part part{number, begin * strip, std::min(end * strip, p.x.cols())};
       each_block(p, part, detail::eigen_ssd_tokens, [&](Rows rows) {
-        detail::eigen_ssd_scan(p, p.h[p.segments[number].slot], part.first, part.last, rows.first, rows.count);
+        detail::eigen_ssd_scan(p, p.h[p.segments[number].slot], {part.first, part.last, rows.first, rows.count});
       });
     });
   }

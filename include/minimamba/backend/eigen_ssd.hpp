@@ -42,10 +42,14 @@ EigenSsdSteps<Scalar> eigen_ssd_steps(const SsdScanArguments<Scalar>& p, std::si
   return steps;
 }
 
-/// Channels [begin, end) of at most eigen_ssd_tokens rows of activations. h [E, N], read and written
+/// Channels [begin, end) of at most eigen_ssd_tokens rows of activations.
+struct EigenSsdPart {
+  std::size_t begin, end, first, tokens;
+};
+/// h [E, N], read and written
 template <class Scalar>
-void eigen_ssd_scan(const SsdScanArguments<Scalar>& p, View<Scalar> h, std::size_t begin, std::size_t end,
-                    std::size_t first, std::size_t tokens) {
+void eigen_ssd_scan(const SsdScanArguments<Scalar>& p, View<Scalar> h, const EigenSsdPart& part) {
+  const auto [begin, end, first, tokens] = part;
   const std::size_t P = p.head_dim(), N = h.cols();
   const auto size = static_cast<Eigen::Index>(N);
   for (std::size_t e = begin; e < end;) {

@@ -27,6 +27,7 @@ class NativeSsdTraining : public HostTraining<NativeBackend<Number>> {
     const std::size_t most = std::max<std::size_t>(tokens_at_once(longest(p.segments), p.kept.chunk), 1);
     const std::size_t of_sums = p.a.cols() * most * 2 * p.d_h.cols(), part = native::ssd_backward_scratch(most);
     Scalar* const sums = this->scratch(of_sums + part * static_cast<std::size_t>(this->threads()));
+    const Scratch scratch{sums, sums + of_sums, part};
     std::size_t kept = 0;
     for (const Segment& segment : p.segments) {
       const std::size_t chunk = tokens_at_once(segment.length, p.kept.chunk);
@@ -34,7 +35,7 @@ class NativeSsdTraining : public HostTraining<NativeBackend<Number>> {
       for (std::size_t k = chunks; k-- > 0;) {
         const std::size_t first = k * chunk;
         const Chunk place{segment.first + first, std::min(chunk, segment.length - first), segment.slot, kept + k};
-        scan_chunk(p, place, sums, sums + of_sums, part);
+        scan_chunk(p, place, scratch);
         add_heads(p, place, sums);
       }
       kept += chunks;
@@ -75,9 +76,12 @@ class NativeSsdTraining : public HostTraining<NativeBackend<Number>> {
     std::size_t row, tokens, slot, kept;  // row: of the first token
   };
 
-  /// sums [H, tokens, 2 N], overwritten; parts: `part` scalars of scratch memory for each thread.
-  void scan_chunk(const SsdScanBackwardArguments<Scalar>& p, const Chunk& place, Scalar* sums, Scalar* parts,
-                  std::size_t part) const {
+  struct Scratch {
+    Scalar* sums;      // [H, tokens, 2 N], overwritten
+    Scalar* parts;     // [threads, part]
+    std::size_t part;  // scalars for each thread
+  };
+  void scan_chunk(const SsdScanBackwardArguments<Scalar>& p, const Chunk& place, const Scratch& scratch) const {
     const std::size_t P = p.head_dim(), N = p.d_h.cols(), row = place.row;
     parallel_for(this->pool(), p.a.cols(), this->grain(place.tokens * P * N),
                  [&](std::size_t begin, std::size_t end, std::size_t thread) {
@@ -111,8 +115,8 @@ class NativeSsdTraining : public HostTraining<NativeBackend<Number>> {
                                                               .d_delta_bias = p.d_delta_bias.data(),
                                                               .d_a = p.d_a.data(),
                                                               .d_d = p.d_d.data(),
-                                                              .sums = sums + head * place.tokens * 2 * N,
-                                                              .scratch = parts + thread * part});
+                                                              .sums = scratch.sums + head * place.tokens * 2 * N,
+                                                              .scratch = scratch.parts + thread * scratch.part});
                    }
                  });
   }
