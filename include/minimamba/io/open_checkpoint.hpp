@@ -20,6 +20,7 @@
 #include "minimamba/io/end_tokens.hpp"
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/io/gguf_config.hpp"
+#include "minimamba/io/known_mixers.hpp"
 #include "minimamba/io/model_folder.hpp"
 #include "minimamba/io/parameter_table.hpp"
 #include "minimamba/io/safetensors.hpp"
@@ -37,7 +38,7 @@ enum class CheckpointFormat { safetensors, torch, gguf };
 /// An open checkpoint, whose tensors are found but not read yet: see open_checkpoint. Parameters have the names that
 /// for_each_parameter gives them.
 struct Checkpoint {
-  MambaConfig config;
+  AnyConfig config;
   CheckpointFormat format = CheckpointFormat::safetensors;
   const detail::ConfigKeys* keys = &detail::hugging_face_keys;
   std::filesystem::path folder;           ///< the folder of its files
@@ -49,29 +50,47 @@ struct Checkpoint {
   std::vector<std::string> notes;  ///< a sentence about each thing in the files that was ignored or overruled
 
   /// Whether config.json uses the setting names of the official code (state-spaces/mamba) and not Hugging Face's.
-  bool has_official_names() const { return keys == &detail::official_keys; }
+  bool has_official_names() const { return std::string_view(keys->layout) == detail::official_layout; }
+  /// Whose names the settings have: "Hugging Face", "official (state-spaces/mamba)", "Mistral" or "GGUF".
+  const char* layout() const { return keys->layout; }
+
+  /// The parameters that the model's mixer has.
+  detail::MixerTable mixer_parameters() const {
+    return config.visit_files([](auto files) { return files.parameters(); });
+  }
+  /// The configuration of a model of this type. Throws ConfigError if the checkpoint is of another mixer.
+  template <class Config>
+  Config config_as() const {
+    if constexpr (detail::is_known<Config, detail::KnownMixers>) {
+      if (config.is<Config>()) return config.as<Config>();
+      throw ConfigError(config_name, "a " + std::string(detail::FilesOf<Config>::kind) + " model", kind_and_mixer());
+    } else {
+      throw ConfigError(config_name, "a model of a mixer whose files the library does not know", kind_and_mixer());
+    }
+  }
 
   /// The name that a parameter has in the file, or would have if it is missing.
   std::string name_of(std::string_view parameter) const {
     if (const auto place = names.find(parameter); place != names.end()) return place->second;
-    if (format == CheckpointFormat::gguf) return detail::gguf_name(parameter);
+    if (format == CheckpointFormat::gguf) return detail::gguf_name(mixer_parameters(), parameter);
     return (parameter == "lm_head.weight" ? "" : "backbone.") + std::string(parameter);
   }
   /// The stored tensor of a parameter; null if there is none.
   const StoredTensor* find(std::string_view parameter) const { return tensors.find(name_of(parameter)); }
 
   /// The shape that the file has for a parameter of this shape.
-  Shape stored_shape(Shape shape) const {
-    return format == CheckpointFormat::gguf ? detail::gguf_shape(std::move(shape)) : shape;
+  Shape stored_shape(std::string_view parameter, const Shape& shape) const {
+    if (format != CheckpointFormat::gguf) return shape;
+    return config.visit([&](auto files, const auto& own) { return files.gguf_shape(own, parameter, shape); });
   }
 
   /// Converts elements [first, first + out.size()) of a parameter, which must exist, to Scalar. Throws FileError,
   /// FormatError, or CheckpointError for values that the parameter cannot have.
   template <class Scalar>
   void read(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
-    if (format != CheckpointFormat::gguf || detail::stored_in_gguf(parameter) == detail::StoredAs::itself) {
-      return tensors.read(*find(parameter), first, out);
-    }
+    const bool as_itself = format != CheckpointFormat::gguf ||
+                           detail::stored_in_gguf(mixer_parameters(), parameter) == detail::StoredAs::itself;
+    if (as_itself) return tensors.read(*find(parameter), first, out);
     read_minus_exp(parameter, first, out);
     for (Scalar& a : out) a = detail::logarithm_of_a(a);
   }
@@ -90,6 +109,13 @@ struct Checkpoint {
       }
     }
   }
+
+ private:
+  std::string kind_and_mixer() const {
+    return config.visit_files([](auto files) {
+      return "a " + std::string(files.kind) + " model, whose mixer is " + files.mixer + " (" + files.header + ")";
+    });
+  }
 };
 
 namespace detail {
@@ -97,7 +123,7 @@ namespace detail {
 /// The parameter that a name in a file refers to: the name without the prefixes of PyTorch's wrappers (torch.compile,
 /// DataParallel, FSDP, Lightning), wherever they occur, and without "backbone.".
 inline std::string parameter_of(const Checkpoint& checkpoint, std::string_view stored) {
-  if (checkpoint.format == CheckpointFormat::gguf) return gguf_parameter(stored);
+  if (checkpoint.format == CheckpointFormat::gguf) return gguf_parameter(checkpoint.mixer_parameters(), stored);
   constexpr std::string_view wrappers[] = {
       "_orig_mod", "module", "model", "backbone", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"};
   std::string name;
@@ -168,11 +194,12 @@ inline std::size_t add_weights(ByteSource source, TensorSet& set) {
 /// Finds the parameters among the tensors, and adds a note about the others. If two tensors stand for one parameter,
 /// the later one in the order of names is used, and check_tensors rejects the other.
 inline void find_parameters(Checkpoint& checkpoint) {
+  const MixerTable mixer = checkpoint.mixer_parameters();
   std::string unused;
   std::size_t count = 0;
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
     const std::string parameter = parameter_of(checkpoint, name);
-    if (entry_of(parameter) != nullptr) {
+    if (entry_of(mixer, parameter) != nullptr) {
       checkpoint.names[parameter] = name;
     } else if (!changes_result(parameter, tensor) && ++count <= 5) {
       unused += (count > 1 ? ", " : "") + printable(name, 100);
@@ -210,7 +237,7 @@ struct Mentioned {
 /// The tensors decide if they disagree with the settings about a separate head, or if the settings do not mention
 /// biases or a head.
 inline void settle(Checkpoint& checkpoint, Mentioned mentioned) {
-  MambaConfig& config = checkpoint.config;
+  AnyConfig& config = checkpoint.config;
   const StoredTensor *const head = checkpoint.find("lm_head.weight"), *const embedding =
                                                                           checkpoint.find("embedding.weight");
   if (!mentioned.bias) config.bias = checkpoint.find("layers.0.mixer.in_proj.bias") != nullptr;
@@ -252,10 +279,24 @@ auto mentioning_other_weights(const std::string& other, Body&& body) {
 /// Reads the weights of a GGUF file, and of its other parts if it is one of several.
 inline void open_gguf(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source) {
   checkpoint.format = CheckpointFormat::gguf;
-  checkpoint.keys = &gguf_keys;
   checkpoint.metadata = read_gguf_parts(path, std::move(source), checkpoint.tensors);
+  const GgufSettings settings(checkpoint.metadata, checkpoint.config_name);
+  const auto* const architecture = settings.find<std::string>("general.architecture");
+  std::string known;
+  const auto is_it = [&](auto files) {
+    known = files.architecture + (known.empty() ? "" : ", " + known);
+    return architecture != nullptr && *architecture == files.architecture;
+  };
+  const bool found = KnownMixers::find(is_it, [&](auto files) {
+    checkpoint.keys = files.keys_of_gguf;
+    checkpoint.config =
+        AnyConfig(files.read_gguf(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name, checkpoint.notes));
+  });
+  if (!found) {
+    settings.refuse("general.architecture", known + ", the only supported architectures",
+                    architecture == nullptr ? "none" : "\"" + printable(*architecture, 100) + "\"");
+  }
   find_parameters(checkpoint);
-  checkpoint.config = gguf_config(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name, checkpoint.notes);
 }
 
 /// The same for safetensors, PyTorch's format, or an index of either.
@@ -277,8 +318,9 @@ inline void open_weights(Checkpoint& checkpoint, const std::filesystem::path& pa
   find_parameters(checkpoint);
 }
 
-inline void read_settings(Checkpoint& checkpoint, ConfigFile settings, bool in_folder) {
-  checkpoint.config = std::move(settings.config);
+template <class Config>
+void take_settings(Checkpoint& checkpoint, ConfigFile<Config> settings, bool in_folder) {
+  checkpoint.config = AnyConfig(settings.config);
   checkpoint.keys = settings.keys;
   checkpoint.notes = std::move(settings.notes);
   const std::vector<std::int32_t> ends =
@@ -296,15 +338,28 @@ inline void take_notes(Checkpoint& checkpoint) {
   checkpoint.notes.insert(checkpoint.notes.end(), more.begin(), more.end());
 }
 
+/// The settings in a folder: config.json, otherwise Mistral's params.json.
+inline std::filesystem::path config_in(const std::filesystem::path& folder) {
+  const std::filesystem::path usual = folder / "config.json", mistral = folder / "params.json";
+  return !is_there(usual) && is_there(mistral) ? mistral : usual;
+}
+
 /// Opens weights with a configuration; if they are in a folder, also reads the files next to it.
 inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source,
                              const ByteSource& config, bool in_folder) {
   checkpoint.config_name = config.name();
-  ConfigFile settings = read_config_file(config, [&](MambaConfig& counted, std::vector<std::string>& notes) {
-    if (in_folder) count_named_tokens(counted, checkpoint.folder, notes);
-  });
-  const Mentioned mentioned{settings.has_bias, settings.has_head};
-  read_settings(checkpoint, std::move(settings), in_folder);
+  const Json json = read_json(config, config_limits);
+  ConfigReader reader(json, config.name());
+  Mentioned mentioned{};
+  KnownMixers::find([&](auto files) { return files.describes(reader); },
+                    [&](auto files) {
+                      auto settings =
+                          files.read(reader, config.name(), [&](auto& counted, std::vector<std::string>& notes) {
+                            if (in_folder) count_named_tokens(counted, checkpoint.folder, notes);
+                          });
+                      mentioned = {settings.has_bias, settings.has_head};
+                      take_settings(checkpoint, std::move(settings), in_folder);
+                    });
   open_weights(checkpoint, path, std::move(source));
   settle(checkpoint, mentioned);
 }
@@ -312,9 +367,9 @@ inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path
 }  // namespace detail
 
 /// Opens a folder, or a file of weights: safetensors, PyTorch's format or the index of shards of either, with
-/// config.json in the same folder, or GGUF. In a folder with several, model.safetensors is preferred, then its index,
-/// then PyTorch's files. The root of a model in Hugging Face's cache stands for its newest snapshot. Throws FileError,
-/// FormatError, ConfigError, or CheckpointError for tensors that contradict each other.
+/// config.json (or params.json) in the same folder, or GGUF. In a folder with several, model.safetensors is preferred,
+/// then its index, then PyTorch's files. The root of a model in Hugging Face's cache stands for its newest snapshot.
+/// Throws FileError, FormatError, ConfigError, or CheckpointError for tensors that contradict each other.
 inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
   if (!is_there(path)) throw FileError(path.string(), "no such file or folder");
   std::error_code error;
@@ -332,7 +387,7 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
     if (is_gguf(source)) return detail::open_gguf(checkpoint, weights, std::move(source));
     if (is_legacy_torch(source)) detail::refuse_legacy_torch(source);  // whether or not it has a configuration
     detail::refuse_pointer(source);
-    const ByteSource config = ByteSource::open(folder / "config.json");
+    const ByteSource config = ByteSource::open(detail::config_in(folder));
     detail::open_with_config(checkpoint, weights, std::move(source), config, true);
   });
   if (both) checkpoint.notes.push_back(index.string() + " was not read because " + checkpoint.weights_name + " exists");

@@ -26,6 +26,7 @@
 #include "minimamba/io/parameter_table.hpp"
 #include "minimamba/io/safetensors_writer.hpp"
 #include "minimamba/io/transfer.hpp"
+#include "minimamba/io/known_mixers.hpp"
 #include "minimamba/nn/mamba.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -47,14 +48,16 @@ struct SaveOptions {
   std::function<void(const std::string&)> on_note = {};
 };
 
-/// The parameters of a checkpoint, in the order in which save writes them. They are read when they are needed, in
-/// double, so that no value is rounded twice. The checkpoint must outlive this object.
+/// The parameters of a checkpoint of a mixer, in the order in which save writes them. They are read when they are
+/// needed, in double, so that no value is rounded twice. The checkpoint must outlive this object.
+template <template <class, template <class> class, class> class Mixer = S6>
 class CheckpointParameters {
  public:
   using Scalar = double;
   using Weight = float;
 
-  /// Throws CheckpointError unless the tensors fit a model with the checkpoint's settings.
+  /// Throws CheckpointError unless the tensors fit a model with the checkpoint's settings, and ConfigError for a
+  /// checkpoint of another mixer.
   explicit CheckpointParameters(const Checkpoint& checkpoint)
       : checkpoint_(checkpoint), shapes_(detail::shapes_of<Shapes>(checkpoint)) {}
   const auto& config() const { return shapes_.config(); }
@@ -93,11 +96,19 @@ class CheckpointParameters {
   }
 
  private:
-  using Shapes = Mamba<float, ReferenceBackend>;  // never allocated
+  using Shapes = Mamba<float, ReferenceBackend, float, Mixer>;  // never allocated
 
   const Checkpoint& checkpoint_;
   Shapes shapes_;
 };
+
+/// Calls body(parameters) with the CheckpointParameters of the checkpoint's own mixer.
+template <class Body>
+decltype(auto) with_parameters(const Checkpoint& checkpoint, Body&& body) {
+  return checkpoint.config.visit_files([&]<class Files>(Files) -> decltype(auto) {
+    return body(CheckpointParameters<Files::template Mixer>(checkpoint));
+  });
+}
 
 namespace detail {
 
@@ -214,7 +225,7 @@ void save(const Model& model, const std::filesystem::path& folder, const SaveOpt
 /// F32 unless the options name a type.
 inline void save(const Checkpoint& checkpoint, const std::filesystem::path& folder, SaveOptions options = {}) {
   if (!options.matrices) options.matrices = DType::F32;
-  detail::save_folder(CheckpointParameters(checkpoint), folder, options);
+  with_parameters(checkpoint, [&](const auto& parameters) { detail::save_folder(parameters, folder, options); });
 }
 
 }  // namespace minimamba

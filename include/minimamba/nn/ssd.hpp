@@ -11,6 +11,7 @@
 #ifndef MINIMAMBA_NN_SSD_HPP
 #define MINIMAMBA_NN_SSD_HPP
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -45,6 +46,7 @@ struct GatedRMSNorm {
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
 struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
   using Config = Mamba2Config;
+  static constexpr const char* gguf_architecture = "mamba2";
   static_assert(
       HasSsd<Backend<Scalar>>,
       "SSD needs two kernels that the backend lacks: ssd_scan and gated_rms_norm, of backend/ssd_concept.hpp");
@@ -57,7 +59,7 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
   Linear<Scalar, Backend, Weight> out_proj;  // [D, E]
   using DerivedA<Scalar, Backend>::A_log, DerivedA<Scalar, Backend>::A;
 
-  double dt_min = 0, dt_max = 0;  // to which dt is clamped
+  std::array<double, 2> dt_limit{};  // the range to which dt is clamped
 
   SSD() = default;
   /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one.
@@ -69,8 +71,7 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
         D(Shape{size(config.n_heads())}, Role::scale),
         norm(size(config.d_inner()), size(config.n_groups), config.norm_epsilon),
         out_proj(size(config.d_inner()), size(config.d_model), config.bias, Role::residual_linear),
-        dt_min(config.dt_limit[0]),
-        dt_max(config.dt_limit[1]) {}
+        dt_limit(config.dt_limit) {}
 
   /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
   void reserve(const Backend<Scalar>& backend, std::size_t rows) const {
@@ -79,9 +80,15 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
   }
 
   static std::vector<ModelSetting> settings(const Mamba2Config& config) {
-    return {{"d_inner", config.d_inner()},        {"head_dim", config.head_dim}, {"n_groups", config.n_groups},
-            {"d_state", config.d_state},          {"d_conv", config.d_conv},     {"bias", config.bias, true},
-            {"conv_bias", config.conv_bias, true}};
+    return {{"d_inner", config.d_inner()},
+            {"head_dim", config.head_dim},
+            {"n_groups", config.n_groups},
+            {"d_state", config.d_state},
+            {"d_conv", config.d_conv},
+            {"bias", config.bias, true},
+            {"conv_bias", config.conv_bias, true},
+            ModelSetting::number("smallest dt", config.dt_limit[0]),
+            ModelSetting::number("largest dt", config.dt_limit[1])};
   }
   /// The window of the convolution, and the states of all heads.
   static std::vector<StatePart> state_parts(const Mamba2Config& config) {
@@ -91,7 +98,9 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
   /// Those of zxbcdt, xbc, y and normed: see Computed.
   static std::vector<std::size_t> activation_widths(const Mamba2Config& config) {
     const std::size_t E = size(config.d_inner()), channels = size(config.conv_channels());
-    return {E + channels + size(config.n_heads()), channels, E, E};
+    const std::size_t outputs = E + channels + size(config.n_heads());
+    constexpr std::size_t line = 16;  // so that all rows begin with a cache line, if E and N are multiples of it too
+    return {(outputs + line - 1) / line * line, channels, E, E};
   }
   static std::size_t backward_scratch(const Mamba2Config& config) { return size(config.n_heads()); }
 
@@ -109,8 +118,8 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
                       .x = x_of(v.xbc),
                       .delta = dt_of(v.zxbcdt),
                       .delta_bias = dt_bias.view(),
-                      .dt_min = dt_min,
-                      .dt_max = dt_max,
+                      .dt_min = dt_limit[0],
+                      .dt_max = dt_limit[1],
                       .a = A.view(),
                       .b = b_of(v.xbc),
                       .c = c_of(v.xbc),
@@ -132,6 +141,34 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
     static_assert(HasSsdBackward<Backend<Scalar>>,
                   "to train SSD needs two kernels that the backend lacks: ssd_scan_backward and "
                   "gated_rms_norm_backward, of backend/ssd_training_concept.hpp");
+    if constexpr (HasSsdBackward<Backend<Scalar>>) walk_back(backend, gradient, p);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("dt_bias", self.dt_bias...);
+    f("A_log", self.A_log...);
+    f("D", self.D...);
+    f("in_proj", self.in_proj...);
+    f("conv1d", self.conv1d...);
+    f("norm", self.norm...);
+    f("out_proj", self.out_proj...);
+  }
+
+ private:
+  enum Part : std::size_t { conv_part, ssm_part };  // of the state
+
+  struct Computed {
+    View<Scalar> zxbcdt;  // [M, 2E + 2GN + H] z, x, B, C and dt in adjacent columns
+    View<Scalar> xbc;     // [M, E + 2GN] x, B and C after the convolution
+    View<Scalar> y;       // [M, E] output of the scan
+    View<Scalar> normed;  // [M, E]
+  };
+  Computed computed(const ActivationViews<Scalar>& views) const {
+    return {views[0].columns(0, in_proj.weight.rows()), views[1], views[2], views[3]};
+  }
+
+  void walk_back(const Backend<Scalar>& backend, SSD& gradient, const MixerBackwardArguments<Scalar>& p) const {
     this->check_derived();
     const Computed v = computed(p.activations), d = computed(p.d_activations);
     const View<Scalar> d_a(p.scratch.data(), 1, A_log.cols());
@@ -150,8 +187,8 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
                                .x = x_of(v.xbc),
                                .delta = dt_of(v.zxbcdt),
                                .delta_bias = dt_bias.view(),
-                               .dt_min = dt_min,
-                               .dt_max = dt_max,
+                               .dt_min = dt_limit[0],
+                               .dt_max = dt_limit[1],
                                .a = A.view(),
                                .b = b_of(v.xbc),
                                .c = c_of(v.xbc),
@@ -176,28 +213,6 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
                      .d_window = p.d_state[conv_part]});
     in_proj.backward(backend, gradient.in_proj, {.x = p.x, .d_y = d.zxbcdt, .d_x = p.d_x});
   }
-
-  template <class F, class... Self>
-  static void visit(F&& f, Self&... self) {
-    f("dt_bias", self.dt_bias...);
-    f("A_log", self.A_log...);
-    f("D", self.D...);
-    f("in_proj", self.in_proj...);
-    f("conv1d", self.conv1d...);
-    f("norm", self.norm...);
-    f("out_proj", self.out_proj...);
-  }
-
- private:
-  enum Part : std::size_t { conv_part, ssm_part };  // of the state
-
-  struct Computed {
-    View<Scalar> zxbcdt;  // [M, 2E + 2GN + H] z, x, B, C and dt in adjacent columns
-    View<Scalar> xbc;     // [M, E + 2GN] x, B and C after the convolution
-    View<Scalar> y;       // [M, E] output of the scan
-    View<Scalar> normed;  // [M, E]
-  };
-  static Computed computed(const ActivationViews<Scalar>& views) { return {views[0], views[1], views[2], views[3]}; }
 
   // Columns of zxbcdt and of xbc.
   std::size_t channels() const { return norm.weight.cols(); }                        // E
