@@ -275,7 +275,8 @@ inline minimamba::View<const std::int32_t> ids(const std::vector<std::int32_t>& 
 template <class Layer, class Backend>
 class Alone {
  public:
-  Alone(const minimamba::MambaConfig& config, std::size_t rows) : rows_(rows) {
+  template <class Config>
+  Alone(const Config& config, std::size_t rows) : rows_(rows) {
     buffer_.reserve(Backend(), Layer::activation_widths(config), rows);
   }
   auto activations() { return buffer_(rows_); }
