@@ -38,30 +38,33 @@ struct Arguments {
   bool force = false, info = false, saturate = false;
 };
 
-const char* layout_of(const minimamba::Checkpoint& checkpoint) {
-  const bool torch = checkpoint.format == minimamba::CheckpointFormat::torch;
-  if (checkpoint.format == minimamba::CheckpointFormat::gguf) return "GGUF";
-  if (checkpoint.has_official_names()) {
-    return torch ? "official (state-spaces/mamba), PyTorch" : "official (state-spaces/mamba), safetensors";
+std::string layout_of(const minimamba::Checkpoint& checkpoint) {
+  const std::string layout = checkpoint.layout();
+  if (checkpoint.format == minimamba::CheckpointFormat::gguf) return layout;
+  return layout + (checkpoint.format == minimamba::CheckpointFormat::torch ? ", PyTorch" : ", safetensors");
+}
+
+/// How the models of a checkpoint store the state of a sequence, in f32.
+minimamba::StateLayout layout_of_state(const minimamba::Checkpoint& checkpoint) {
+  return checkpoint.config.visit([]<class Files>(Files, const auto& config) {
+    return minimamba::state_layout<typename Files::template Model<float, minimamba::ReferenceBackend>::MixerType>(
+        config);
+  });
+}
+
+void print_settings(const minimamba::AnyConfig& config, const minimamba::StateLayout& layout) {
+  std::string sizes;
+  for (const minimamba::ModelSetting& setting : layout.settings()) {
+    if (setting.is_switch || setting.is_number || setting.name == "vocabulary") continue;
+    sizes += (sizes.empty() ? "" : ", ") + setting.text();
   }
-  return torch ? "Hugging Face, PyTorch" : "Hugging Face, safetensors";
-}
-
-/// Bytes of one sequence's state (convolution windows and S6 states) in f32.
-std::uint64_t state_bytes(const minimamba::MambaConfig& config) {
-  return static_cast<std::uint64_t>(config.n_layer * config.d_inner() * (config.d_conv - 1 + config.d_state)) * 4;
-}
-
-void print_settings(const minimamba::MambaConfig& config) {
-  std::printf("d_model %lld, n_layer %lld, d_inner %lld, d_state %lld, d_conv %lld, dt_rank %lld\n",
-              static_cast<long long>(config.d_model), static_cast<long long>(config.n_layer),
-              static_cast<long long>(config.d_inner()), static_cast<long long>(config.d_state),
-              static_cast<long long>(config.d_conv), static_cast<long long>(config.dt_rank));
-  std::printf("vocabulary %lld, rows %lld, %s, norm epsilon %g, bias %s, convolution bias %s\n",
+  std::printf("%s\nvocabulary %lld, rows %lld, %s, norm epsilon %g, bias %s, convolution bias %s\n", sizes.c_str(),
               static_cast<long long>(config.vocab_size), static_cast<long long>(config.padded_vocab_size()),
               config.tie_embeddings ? "tied" : "untied", config.norm_epsilon, config.bias ? "yes" : "no",
               config.conv_bias ? "yes" : "no");
-  if (config.dt_b_c_rms) std::printf("dt, B and C normalised (FalconMamba), epsilon %g\n", config.mixer_rms_eps);
+  if (!config.is<minimamba::MambaConfig>()) return;
+  const auto mamba = config.as<minimamba::MambaConfig>();
+  if (mamba.dt_b_c_rms) std::printf("dt, B and C normalised (FalconMamba), epsilon %g\n", mamba.mixer_rms_eps);
 }
 
 /// Prints one line for each group of tensors that have the same type and shape in all layers.
@@ -88,11 +91,12 @@ void print_tensors(const minimamba::Checkpoint& checkpoint) {
 }
 
 void print_info(const minimamba::Checkpoint& checkpoint) {
-  std::printf("%s\nlayout %s\n", checkpoint.weights_name.c_str(), layout_of(checkpoint));
-  print_settings(checkpoint.config);
-  const minimamba::CheckpointParameters parameters(checkpoint);
-  std::printf("parameters %zu, state of a sequence %llu bytes\n", parameters.parameter_count(),
-              static_cast<unsigned long long>(state_bytes(checkpoint.config)));
+  std::printf("%s\nlayout %s\n", checkpoint.weights_name.c_str(), layout_of(checkpoint).c_str());
+  const minimamba::StateLayout layout = layout_of_state(checkpoint);
+  print_settings(checkpoint.config, layout);
+  const std::size_t parameters =
+      minimamba::with_parameters(checkpoint, [](const auto& all) { return all.parameter_count(); });
+  std::printf("parameters %zu, state of a sequence %zu bytes\n", parameters, layout.size() * sizeof(float));
   print_tensors(checkpoint);
 }
 
@@ -101,9 +105,10 @@ void print_info(const minimamba::Checkpoint& checkpoint) {
 /// matrices whose row length is not a multiple of 32 as F16, which therefore does not count as another type.
 DType own_type(const minimamba::Checkpoint& checkpoint, bool gguf) {
   std::set<DType> all, of_ragged_rows;
-  const minimamba::CheckpointParameters parameters(checkpoint);
-  parameters.for_each([&](const minimamba::SavedParameter& parameter, auto&&) {
-    if (parameter.is_matrix) (parameter.extents.cols() % 32 == 0 ? all : of_ragged_rows).insert(parameter.dtype);
+  minimamba::with_parameters(checkpoint, [&](const auto& parameters) {
+    parameters.for_each([&](const minimamba::SavedParameter& parameter, auto&&) {
+      if (parameter.is_matrix) (parameter.extents.cols() % 32 == 0 ? all : of_ragged_rows).insert(parameter.dtype);
+    });
   });
   const bool blocks = all == std::set{DType::Q8_0} || all == std::set{DType::Q4_0};
   if (blocks) of_ragged_rows.erase(DType::F16);
@@ -197,13 +202,14 @@ bool is_gguf_name(const fs::path& path) {
 }
 
 /// Prints a note if llama.cpp cannot run the model in the GGUF file.
-void note_what_llama_cannot_run(const minimamba::MambaConfig& config) {
+void note_what_llama_cannot_run(const minimamba::AnyConfig& any) {
   const auto note = [](bool so, const char* text) {
     if (so) std::fprintf(stderr, "note: llama.cpp cannot run this file: %s\n", text);
   };
-  note(config.d_inner() != 2 * config.d_model, "it requires a d_inner of twice d_model");
-  note(!config.conv_bias, "it requires conv1d.bias");
-  note(config.bias, "it does not support in_proj.bias and out_proj.bias");
+  const std::int64_t d_inner = any.visit([](auto, const auto& config) { return config.d_inner(); });
+  note(d_inner != 2 * any.d_model, "it requires a d_inner of twice d_model");
+  note(!any.conv_bias, "it requires conv1d.bias");
+  note(any.bias, "it does not support in_proj.bias and out_proj.bias");
 }
 
 int convert(const Arguments& arguments) {

@@ -12,6 +12,8 @@ namespace minimamba {
 
 template const native::Kernels<float>& native::kernels_for(InstructionSet);
 template const native::Kernels<double>& native::kernels_for(InstructionSet);
+template const native::SsdKernels<float>& native::ssd_kernels_for(InstructionSet);
+template const native::SsdKernels<double>& native::ssd_kernels_for(InstructionSet);
 template const native::Functions<float>& native::functions_for(InstructionSet);
 template native::NarrowMatmul native::narrow_matmul_for<bf16>(InstructionSet);
 template native::NarrowMatmul native::narrow_matmul_for<f16>(InstructionSet);
@@ -19,6 +21,8 @@ template native::NarrowMatmul native::narrow_matmul_for<q8>(InstructionSet);
 template native::NarrowMatmul native::narrow_matmul_for<q4>(InstructionSet);
 template const native::TrainingKernels<float>& native::training_kernels_for(InstructionSet);
 template const native::TrainingKernels<double>& native::training_kernels_for(InstructionSet);
+template const native::SsdTrainingKernels<float>& native::ssd_training_kernels_for(InstructionSet);
+template const native::SsdTrainingKernels<double>& native::ssd_training_kernels_for(InstructionSet);
 
 }  // namespace minimamba
 

@@ -1,74 +1,8 @@
-// Gradients of the reference checkpoints: what PyTorch's autograd computed in double, this library computes too.
-#include "support/golden.hpp"
-#include "support/training.hpp"
+// The gradients of models with S6.
+#include "support/golden_gradients.hpp"
 
-namespace {
+namespace support {
 
-using namespace minimamba;
-using support::copy_of;
-using support::HostMatrix;
+INSTANTIATE_TYPED_TEST_SUITE_P(S6, GoldenGradients, TrainingKinds, KindNames);
 
-template <class K>
-class GoldenGradients : public testing::Test {
- public:
-  using Scalar = typename K::Scalar;
-  using Model = typename K::Model;
-  static constexpr double allowed = sizeof(Scalar) == 8 ? 1e-9 : 1e-4;
-
-  static void expect_close(const HostMatrix<Scalar>& found, const HostMatrix<double>& expected,
-                           const std::string& what) {
-    EXPECT_LE(support::largest_difference(found, expected), allowed * support::largest_magnitude(expected)) << what;
-  }
-
-  static void expect_gradients(const Gradients<Model>& gradients, const support::Expected& expected) {
-    for (const auto& [name, found] : support::parameters_of(gradients)) {
-      std::string stored = "grad." + (name == "lm_head.weight" ? name : "backbone." + name);
-      if (!expected.has(stored)) stored = "grad.backbone.embeddings.weight";
-      const HostMatrix<double> wanted = expected.matrix(stored);
-      EXPECT_GT(support::largest_magnitude(wanted), 0) << name;
-      // Shapes such as [E, 1, K] and [D] have other rows in the file than the parameter has.
-      HostMatrix<double> shaped(found.rows, found.cols);
-      ASSERT_EQ(shaped.values.size(), wanted.values.size()) << name;
-      shaped.values = wanted.values;
-      expect_close(found, shaped, name);
-    }
-  }
-};
-TYPED_TEST_SUITE(GoldenGradients, support::TrainingKinds, support::KindNames);
-
-TYPED_TEST(GoldenGradients, OfParametersAndOfInitialStates) {
-  int with_states = 0;
-  for (const auto& folder : support::checkpoints()) {
-    SCOPED_TRACE(folder);
-    const support::Expected expected(folder);
-    if (!expected.has("grad.backbone.norm_f.weight")) continue;
-    const auto model = load<typename TypeParam::Model>(folder);
-    const std::size_t batch = expected.shape("input_ids")[0];
-    auto cache = support::start(model, expected, batch);
-    auto d_state = support::states_of(model, expected, batch, "cotangent");  // what the objective weighs states with
-    auto gradients = zeros_like(model);
-    const auto tokens = expected.tokens("input_ids");
-    Tape tape(model);
-    tape.forward(model, tokens, cache);
-    const Loss loss = tape.backward(model, next_token_targets(tokens, batch), gradients, {.d_state = &d_state});
-    EXPECT_EQ(loss.count, tokens.size() - batch);
-    EXPECT_NEAR(loss.mean(), expected.matrix("loss").values[0], this->allowed);
-    this->expect_gradients(gradients, expected);
-    if (!expected.has("grad.state_in.ssm.0")) continue;
-    ++with_states;
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      const auto conv = expected.matrix("grad.state_in.conv." + std::to_string(layer));
-      const auto ssm = expected.matrix("grad.state_in.ssm." + std::to_string(layer));
-      for (std::size_t slot = 0; slot < batch; ++slot) {
-        const std::size_t channels = ssm.rows / batch;
-        const auto window = conv.view().columns(1, conv.cols - 1).rows_from(slot * channels, channels);
-        this->expect_close(copy_of(d_state.conv(layer, slot)), copy_of(window), "conv");
-        this->expect_close(copy_of(d_state.ssm(layer, slot)), copy_of(ssm.view().rows_from(slot * channels, channels)),
-                           "ssm");
-      }
-    }
-  }
-  EXPECT_GE(with_states, 1);
-}
-
-}  // namespace
+}  // namespace support

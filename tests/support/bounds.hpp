@@ -68,6 +68,31 @@ struct Rough {
         }
       }
     }
+    void ssd_scan(const minimamba::SsdScanArguments<Scalar>& p) const {
+      for (const minimamba::Segment& segment : p.segments) {
+        for (std::size_t t = 0; t < segment.length; ++t) {
+          const std::size_t i = segment.first + t;
+          const minimamba::Segment token{.first = 0, .length = 1, .slot = 0};
+          HostMatrix<Scalar> delta = copy_of(p.delta.rows_from(i, 1));
+          disturb(delta.view(), 16);
+          minimamba::SsdScanArguments<Scalar> one = p;
+          one.segments = {&token, 1};
+          one.x = p.x.rows_from(i, 1);
+          one.delta = delta.view();
+          one.b = p.b.rows_from(i, 1);
+          one.c = p.c.rows_from(i, 1);
+          one.h = {p.h[segment.slot], 1, 0};
+          one.y = p.y.rows_from(i, 1);
+          Base::ssd_scan(one);
+          disturb(p.h[segment.slot], 4);
+          disturb(one.y, 4 + p.h.cols());
+        }
+      }
+    }
+    void gated_rms_norm(const minimamba::GatedRmsNormArguments<Scalar>& p) const {
+      Base::gated_rms_norm(p);
+      disturb(p.y, 20);
+    }
     void add(View<const Scalar> x, View<Scalar> y) const {
       Base::add(x, y);
       disturb(y, 1);
@@ -117,6 +142,16 @@ inline Distance distance(const Outcome& a, const Outcome& b) {
   return result;
 }
 
+/// The model of the same mixer on another backend, in double.
+template <class Model>
+struct InDouble;
+template <class Scalar, template <class> class Backend, class W,
+          template <class, template <class> class, class> class Mixer>
+struct InDouble<minimamba::Mamba<Scalar, Backend, W, Mixer>> {
+  template <template <class> class Other>
+  using On = minimamba::Mamba<double, Other, W, Mixer>;
+};
+
 /// What a model of weights W in Scalar must give, and how far it may be from that.
 struct Expectation {
   Outcome outcome;
@@ -130,7 +165,7 @@ template <class Scalar, class W, class Model>
 Expectation expectation(const Model& model, std::span<const std::int32_t> tokens, std::size_t batch,
                         minimamba::Activations activations = minimamba::Activations::rounded) {
   const auto in_reference = [&]<template <class> class Backend>(Backend<double> backend) {
-    using Reference = minimamba::Mamba<double, Backend, W>;
+    using Reference = typename InDouble<Model>::template On<Backend>;
     Reference reference = Reference::shapes_only(model.config(), backend);
     minimamba::allocate_parameters(reference, backend);
     minimamba::copy_parameters(model, model.backend(), reference, backend);

@@ -12,17 +12,23 @@
 
 namespace support {
 
-/// The folders with reference checkpoints: the repository's own, and those that the environment names.
-inline std::vector<std::filesystem::path> checkpoints() {
+/// The folders with reference checkpoints of models with this type of configuration: the repository's own, and those
+/// that the environment names.
+template <class Config = minimamba::MambaConfig>
+std::vector<std::filesystem::path> checkpoints() {
   std::vector<std::filesystem::path> found;
   const auto collect = [&](const std::filesystem::path& folder) {
     std::error_code error;
     for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-      if (std::filesystem::exists(entry.path() / "expected.safetensors")) found.push_back(entry.path());
+      if (!std::filesystem::exists(entry.path() / "expected.safetensors")) continue;
+      if (minimamba::open_checkpoint(entry.path()).config.is<Config>()) found.push_back(entry.path());
     }
   };
   collect(GOLDEN_FOLDER);
-  if (const char* more = std::getenv("MINIMAMBA_TEST_DATA")) collect(std::filesystem::path(more) / "reference");
+  if (const char* more = std::getenv("MINIMAMBA_TEST_DATA")) {
+    collect(std::filesystem::path(more) / "reference");
+    collect(std::filesystem::path(more) / "family");
+  }
   std::sort(found.begin(), found.end());
   return found;
 }
@@ -63,13 +69,16 @@ typename Model::Cache states_of(const Model& model, const Expected& expected, st
     const std::string i = std::to_string(layer);
     if (!expected.has(name + ".ssm." + i)) continue;
     const auto conv = expected.matrix(name + ".conv." + i), ssm = expected.matrix(name + ".ssm." + i);
-    const std::size_t channels = ssm.rows / batch;
-    for (std::size_t row = 0; row < ssm.rows; ++row) {
-      const std::size_t slot = row / channels, e = row % channels;
-      const auto h = cache.ssm(layer, slot), window = cache.conv(layer, slot);
-      for (std::size_t n = 0; n < ssm.cols; ++n) h(e, n) = static_cast<Scalar>(ssm(row, n));
-      for (std::size_t k = 1; k < conv.cols; ++k) window(e, k - 1) = static_cast<Scalar>(conv(row, k));
-    }
+    const auto take = [&](const HostMatrix<double>& all, std::size_t first, const auto& part) {  // from column `first`
+      const std::size_t channels = all.rows / batch;
+      for (std::size_t row = 0; row < all.rows; ++row) {
+        for (std::size_t n = first; n < all.cols; ++n) {
+          part(row / channels)(row % channels, n - first) = static_cast<Scalar>(all(row, n));
+        }
+      }
+    };
+    take(ssm, 0, [&](std::size_t slot) { return cache.ssm(layer, slot); });
+    take(conv, 1, [&](std::size_t slot) { return cache.conv(layer, slot); });
   }
   return cache;
 }

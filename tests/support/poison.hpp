@@ -257,6 +257,17 @@ class PoisonBackend {
     make_real(p.logits, p.tokens, p.largest);
     later([p] { reference().top_k(p); });
   }
+  void ssd_scan(minimamba::SsdScanArguments<Scalar> p) const {
+    make_real(p.x, p.delta, p.delta_bias, p.a, p.b, p.c, p.d, p.h, p.y, p.kept.states);
+    later([p, segments = copied(p.segments)]() mutable {
+      p.segments = segments;
+      reference().ssd_scan(p);
+    });
+  }
+  void gated_rms_norm(minimamba::GatedRmsNormArguments<Scalar> p) const {
+    make_real(p.x, p.z, p.weight, p.y);
+    later([p] { reference().gated_rms_norm(p); });
+  }
   void add(View<const Scalar> x, View<Scalar> y) const {
     later([x = real(x), y = real(y)] { reference().add(x, y); });
   }
@@ -365,6 +376,18 @@ class PoisonTraining : public PoisonBackend<Number> {
       p.segments = segments;
       reference().selective_scan_backward(p);
     });
+  }
+  void ssd_scan_backward(minimamba::SsdScanBackwardArguments<Scalar> p) const {
+    make_real(p.x, p.delta, p.delta_bias, p.a, p.b, p.c, p.d, p.kept.states, p.d_y);
+    make_real(p.d_x, p.d_delta, p.d_b, p.d_c, p.d_delta_bias, p.d_a, p.d_d, p.d_h);
+    later([p, segments = copied(p.segments)]() mutable {
+      p.segments = segments;
+      reference().ssd_scan_backward(p);
+    });
+  }
+  void gated_rms_norm_backward(minimamba::GatedRmsNormBackwardArguments<Scalar> p) const {
+    make_real(p.x, p.z, p.weight, p.d_y, p.d_x, p.d_z, p.d_weight);
+    later([p] { reference().gated_rms_norm_backward(p); });
   }
   void cross_entropy(minimamba::CrossEntropyArguments<Scalar> p) const {
     make_real(p.logits, p.targets, p.d_logits, p.loss);

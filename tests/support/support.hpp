@@ -249,7 +249,7 @@ auto states(const Cache& cache) {
 
 /// A model whose every tensor differs from its initial value, as training would leave it.
 template <class Model>
-Model trained_looking_model(const minimamba::MambaConfig& config, std::uint64_t seed = 3) {
+Model trained_looking_model(const typename Model::Config& config, std::uint64_t seed = 3) {
   Model model(config);
   minimamba::for_each_parameter(
       [&](std::string_view name, auto& parameter) {
@@ -275,7 +275,8 @@ inline minimamba::View<const std::int32_t> ids(const std::vector<std::int32_t>& 
 template <class Layer, class Backend>
 class Alone {
  public:
-  Alone(const minimamba::MambaConfig& config, std::size_t rows) : rows_(rows) {
+  template <class Config>
+  Alone(const Config& config, std::size_t rows) : rows_(rows) {
     buffer_.reserve(Backend(), Layer::activation_widths(config), rows);
   }
   auto activations() { return buffer_(rows_); }

@@ -73,7 +73,7 @@ TEST(Gguf, TellsTheConfiguration) {
   EXPECT_EQ(tied.config.eos_token_id, 0);
   EXPECT_FALSE(tied.config.bos_token_id);
   EXPECT_TRUE(tied.config.tie_embeddings);
-  const MambaConfig untied = open_checkpoint(data_folder / "gguf" / "untied.gguf").config;
+  const auto untied = open_checkpoint(data_folder / "gguf" / "untied.gguf").config.as<MambaConfig>();
   EXPECT_FALSE(untied.tie_embeddings);
   EXPECT_TRUE(untied.bias);
   EXPECT_FALSE(untied.conv_bias);

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "minimamba/backend/concept.hpp"
+#include "minimamba/backend/eigen_ssd.hpp"
 #include "minimamba/backend/host_memory.hpp"
 #include "minimamba/backend/host_kernels.hpp"
 #include "minimamba/core/parallel.hpp"
@@ -47,18 +48,19 @@ class EigenBackend : public detail::HostMemory<Number> {
     assert(x.rows() == y.rows() && x.cols() == y.cols());
     const std::span<const Scalar> w = detail::norm_weight(weight, x.cols());
     parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) norm_row(x.row(i), w, epsilon, y.row(i));
+    });
+  }
+
+  void gated_rms_norm(const GatedRmsNormArguments<Scalar>& p) const {
+    assert(p.x.cols() % p.groups == 0 && p.x.cols() == p.weight.cols());
+    const std::size_t size = p.x.cols() / p.groups;
+    parallel_for(*pool_, p.x.rows(), grain(8 * p.x.cols()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
-        const auto in = array(x.row(i));
-        const Scalar mean = in.square().sum() / static_cast<Scalar>(x.cols());
-        if (!std::isfinite(mean)) {
-          detail::rms_norm_row(x.row(i), w, epsilon, y.row(i));
-          continue;
-        }
-        const Scalar scale = 1 / std::sqrt(mean + static_cast<Scalar>(epsilon));
-        if (w.empty()) {
-          array(y.row(i)) = in * scale;
-        } else {
-          array(y.row(i)) = in * scale * array(w);
+        const auto y = p.y.row(i);
+        detail::eigen_gate(p.x.row(i), p.z.row(i), y);
+        for (std::size_t j = 0; j < y.size(); j += size) {
+          norm_row(y.subspan(j, size), p.weight.row(0).subspan(j, size), p.epsilon, y.subspan(j, size));
         }
       }
     });
@@ -100,20 +102,21 @@ class EigenBackend : public detail::HostMemory<Number> {
 
   void selective_scan(const ScanArguments<Scalar>& p) const {
     share_strips(p.segments, p.u.cols(), 16 * p.a.cols(), [&](std::size_t number, std::size_t begin, std::size_t end) {
-      const Segment& segment = p.segments[number];
-      std::size_t kept = detail::chunks_of(p.segments.first(number), p.kept.chunk);
-      const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk);
       // In blocks of tokens, so that neighbouring strips find the inputs that they share in the cache.
-      for (std::size_t start = 0, count = 0; start < segment.length; start += count) {
-        if (p.kept.chunk != 0 && start % chunk == 0) {
-          const std::size_t first = begin * strip, rows = std::min(end * strip, p.u.cols()) - first;
-          this->copy(p.h[segment.slot].rows_from(first, rows), p.kept.states[kept++].rows_from(first, rows));
-        }
-        count = std::min({block_tokens, segment.length - start, chunk - start % chunk});
+      each_block(p, {number, begin * strip, std::min(end * strip, p.u.cols())}, block_tokens, [&](Rows rows) {
         each_strip(begin, end, p.u.cols(), [&](auto lanes, std::size_t channel) {
-          scan_strip<lanes.value>(p, p.h[segment.slot], channel, {segment.first + start, count});
+          scan_strip<lanes.value>(p, p.h[p.segments[number].slot], channel, rows);
         });
-      }
+      });
+    });
+  }
+
+  void ssd_scan(const SsdScanArguments<Scalar>& p) const {
+    share_strips(p.segments, p.x.cols(), 4 * p.h.cols(), [&](std::size_t number, std::size_t begin, std::size_t end) {
+      const Part part{number, begin * strip, std::min(end * strip, p.x.cols())};
+      each_block(p, part, detail::eigen_ssd_tokens, [&](Rows rows) {
+        detail::eigen_ssd_scan(p, p.h[p.segments[number].slot], {part.first, part.last, rows.first, rows.count});
+      });
     });
   }
 
@@ -199,6 +202,40 @@ class EigenBackend : public detail::HostMemory<Number> {
   ThreadPool& pool() const { return *pool_; }
 
  private:
+  struct Rows {
+    std::size_t first, count;
+  };
+  struct Part {
+    std::size_t number, first, last;  // of the segment; channels [first, last)
+  };
+  /// Calls body(rows) for blocks of at most `most` tokens of a segment, none of which reaches over the end of a chunk,
+  /// and stores the channels' states before each chunk.
+  template <class Arguments, class Body>
+  void each_block(const Arguments& p, const Part& part, std::size_t most, Body&& body) const {
+    const Segment& segment = p.segments[part.number];
+    const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk), rows = part.last - part.first;
+    std::size_t kept = detail::chunks_of(p.segments.first(part.number), p.kept.chunk);
+    for (std::size_t start = 0, count = 0; start < segment.length; start += count) {
+      if (p.kept.chunk != 0 && start % chunk == 0) {
+        this->copy(p.h[segment.slot].rows_from(part.first, rows), p.kept.states[kept++].rows_from(part.first, rows));
+      }
+      count = std::min({most, segment.length - start, chunk - start % chunk});
+      body(Rows{segment.first + start, count});
+    }
+  }
+
+  static void norm_row(std::span<const Scalar> x, std::span<const Scalar> weight, double epsilon, std::span<Scalar> y) {
+    const auto in = array(x);
+    const Scalar mean = in.square().sum() / static_cast<Scalar>(x.size());
+    if (!std::isfinite(mean)) return detail::rms_norm_row(x, weight, epsilon, y);
+    const Scalar scale = 1 / std::sqrt(mean + static_cast<Scalar>(epsilon));
+    if (weight.empty()) {
+      array(y) = in * scale;
+    } else {
+      array(y) = in * scale * array(weight);
+    }
+  }
+
   /// Applies round_activations to each row, into scratch memory of this thread.
   template <WeightFormat W>
   View<const Scalar> rounded(View<const Scalar> x) const {
@@ -279,9 +316,6 @@ class EigenBackend : public detail::HostMemory<Number> {
     }
   }
 
-  struct Rows {
-    std::size_t first, count;
-  };
   /// At most block_tokens tokens of one strip of channels. state [E, N], read and written
   template <int lanes>
   static void scan_strip(const ScanArguments<Scalar>& p, View<Scalar> state, std::size_t channel, Rows rows) {

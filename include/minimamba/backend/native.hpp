@@ -22,6 +22,7 @@
 #include "minimamba/backend/native/panels.hpp"
 #include "minimamba/backend/native/tasks.hpp"
 #include "minimamba/backend/host_kernels.hpp"
+#include "minimamba/backend/ssd_concept.hpp"
 #include "minimamba/core/parallel.hpp"
 #ifndef MINIMAMBA_COMPILED_KERNELS  // which minimamba::kernels defines: they are compiled once, in a file of their own
 #include "minimamba/backend/native/targets.hpp"
@@ -60,6 +61,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   InstructionSet instruction_set() const { return set_; }
   Activations activations() const { return activations_; }
   const native::Kernels<Scalar>& kernels() const { return native::kernels_for<Scalar>(set_); }
+  const native::SsdKernels<Scalar>& ssd_kernels() const { return native::ssd_kernels_for<Scalar>(set_); }
 
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
@@ -121,10 +123,20 @@ class NativeBackend : public detail::HostMemory<Number> {
     assert(x.rows() == y.rows() && x.cols() == y.cols());
     const std::span<const Scalar> w = detail::norm_weight(weight, x.cols());
     parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) norm_row(x.row(i), w, epsilon, y.row(i));
+    });
+  }
+
+  void gated_rms_norm(const GatedRmsNormArguments<Scalar>& p) const {
+    assert(p.x.cols() % p.groups == 0 && p.x.cols() == p.weight.cols());
+    const std::size_t size = p.x.cols() / p.groups;
+    parallel_for(*pool_, p.x.rows(), grain(8 * p.x.cols()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
-        const bool done =
-            kernels().rms_norm({x.row(i).data(), w.data(), y.row(i).data(), x.cols(), static_cast<Scalar>(epsilon)});
-        if (!done) detail::rms_norm_row(x.row(i), w, epsilon, y.row(i));
+        const auto y = p.y.row(i);
+        ssd_kernels().gate(p.x.row(i).data(), p.z.row(i).data(), y.data(), y.size());
+        for (std::size_t j = 0; j < y.size(); j += size) {
+          norm_row(y.subspan(j, size), p.weight.row(0).subspan(j, size), p.epsilon, y.subspan(j, size));
+        }
       }
     });
   }
@@ -181,38 +193,56 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   void selective_scan(const ScanArguments<Scalar>& p) const {
-    const std::size_t states = p.a.cols();
-    each_channels(p.segments, p.u.cols(), 4 * states, [&](std::size_t number, std::size_t first, std::size_t last) {
-      const Segment& segment = p.segments[number];
-      const View<Scalar> h = p.h[segment.slot];
-      const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk);
-      std::size_t kept = detail::chunks_of(p.segments.first(number), p.kept.chunk);
-      for (std::size_t start = 0; start < segment.length; start += chunk) {
-        if (p.kept.chunk != 0) {
-          this->copy(h.rows_from(first, last - first), p.kept.states[kept++].rows_from(first, last - first));
-        }
-        const std::size_t row = segment.first + start;
-        kernels().selective_scan({.length = std::min(chunk, segment.length - start),
-                                  .first = first,
-                                  .last = last,
-                                  .states = states,
-                                  .u = p.u.data() + row * p.u.stride(),
-                                  .delta = p.delta.data() + row * p.delta.stride(),
-                                  .delta_bias = p.delta_bias.data(),
-                                  .a = p.a.data(),
-                                  .b = p.b.data() + row * p.b.stride(),
-                                  .c = p.c.data() + row * p.c.stride(),
-                                  .d = p.d.data(),
-                                  .z = p.z.data() + row * p.z.stride(),
-                                  .u_stride = p.u.stride(),
-                                  .delta_stride = p.delta.stride(),
-                                  .b_stride = p.b.stride(),
-                                  .c_stride = p.c.stride(),
-                                  .z_stride = p.z.stride(),
-                                  .h = h.data(),
-                                  .y = p.y.data() + row * p.y.stride(),
-                                  .y_stride = p.y.stride()});
-      }
+    each_chunk(p, p.u.cols(), 4 * p.a.cols(), [&](const Chunk& chunk) {
+      const std::size_t row = chunk.row;
+      kernels().selective_scan({.length = chunk.length,
+                                .first = chunk.first,
+                                .last = chunk.last,
+                                .states = p.a.cols(),
+                                .u = p.u.data() + row * p.u.stride(),
+                                .delta = p.delta.data() + row * p.delta.stride(),
+                                .delta_bias = p.delta_bias.data(),
+                                .a = p.a.data(),
+                                .b = p.b.data() + row * p.b.stride(),
+                                .c = p.c.data() + row * p.c.stride(),
+                                .d = p.d.data(),
+                                .z = p.z.data() + row * p.z.stride(),
+                                .u_stride = p.u.stride(),
+                                .delta_stride = p.delta.stride(),
+                                .b_stride = p.b.stride(),
+                                .c_stride = p.c.stride(),
+                                .z_stride = p.z.stride(),
+                                .h = p.h[chunk.slot].data(),
+                                .y = p.y.data() + row * p.y.stride(),
+                                .y_stride = p.y.stride()});
+    });
+  }
+
+  void ssd_scan(const SsdScanArguments<Scalar>& p) const {
+    each_chunk(p, p.x.cols(), 2 * p.h.cols(), [&](const Chunk& chunk) {
+      const std::size_t row = chunk.row;
+      ssd_kernels().ssd_scan({.length = chunk.length,
+                              .first = chunk.first,
+                              .last = chunk.last,
+                              .head_dim = p.head_dim(),
+                              .heads_of_group = p.heads_of_group(),
+                              .states = p.h.cols(),
+                              .x = p.x.data() + row * p.x.stride(),
+                              .delta = p.delta.data() + row * p.delta.stride(),
+                              .delta_bias = p.delta_bias.data(),
+                              .a = p.a.data(),
+                              .b = p.b.data() + row * p.b.stride(),
+                              .c = p.c.data() + row * p.c.stride(),
+                              .d = p.d.data(),
+                              .x_stride = p.x.stride(),
+                              .delta_stride = p.delta.stride(),
+                              .b_stride = p.b.stride(),
+                              .c_stride = p.c.stride(),
+                              .dt_min = static_cast<Scalar>(p.dt_min),
+                              .dt_max = static_cast<Scalar>(p.dt_max),
+                              .h = p.h[chunk.slot].data(),
+                              .y = p.y.data() + row * p.y.stride(),
+                              .y_stride = p.y.stride()});
     });
   }
 
@@ -262,6 +292,31 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
  private:
+  void norm_row(std::span<const Scalar> x, std::span<const Scalar> weight, double epsilon, std::span<Scalar> y) const {
+    if (kernels().rms_norm({x.data(), weight.data(), y.data(), x.size(), static_cast<Scalar>(epsilon)})) return;
+    detail::rms_norm_row(x, weight, epsilon, y);
+  }
+
+  /// Channels [first, last) of `length` tokens of a segment, from row `row` of the activations.
+  struct Chunk {
+    std::size_t row, length, slot, first, last;
+  };
+  /// Calls body(chunk) for the tokens between kept states, or for whole segments if none are kept. Stores the channels'
+  /// states before each chunk.
+  template <class Arguments, class Body>
+  void each_chunk(const Arguments& p, std::size_t channels, std::size_t operations, Body&& body) const {
+    each_channels(p.segments, channels, operations, [&](std::size_t number, std::size_t first, std::size_t last) {
+      const Segment& segment = p.segments[number];
+      const View<Scalar> h = p.h[segment.slot].rows_from(first, last - first);
+      const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk);
+      std::size_t kept = detail::chunks_of(p.segments.first(number), p.kept.chunk);
+      for (std::size_t start = 0; start < segment.length; start += chunk) {
+        if (p.kept.chunk != 0) this->copy(h, p.kept.states[kept++].rows_from(first, last - first));
+        body(Chunk{segment.first + start, std::min(chunk, segment.length - start), segment.slot, first, last});
+      }
+    });
+  }
+
   /// Scalars of scratch memory that a product needs: for the rounded activations, and in addition for each thread.
   struct ScratchSizes {
     std::size_t rounded, each;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "minimamba/backend/native.hpp"
+#include "minimamba/backend/native_ssd_training.hpp"
 #include "minimamba/backend/training_concept.hpp"
 #include "minimamba/backend/host_training.hpp"
 #include "minimamba/backend/native/training_tasks.hpp"
@@ -25,8 +26,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 template <class Number>
-class NativeTraining : public detail::HostTraining<NativeBackend<Number>> {
-  using Base = detail::HostTraining<NativeBackend<Number>>;
+class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, Number> {
+  using Base = detail::NativeSsdTraining<NativeTraining<Number>, Number>;
 
  public:
   using Scalar = Number;

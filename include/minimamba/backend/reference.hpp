@@ -16,6 +16,7 @@
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
 #include "minimamba/backend/host_kernels.hpp"
+#include "minimamba/backend/reference_ssd.hpp"
 #include "minimamba/core/parallel.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -23,7 +24,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 template <class Number>
-class ReferenceBackend : public detail::HostMemory<Number> {
+class ReferenceBackend : public detail::ReferenceSsd<Number> {
  public:
   using Scalar = Number;
   template <WeightFormat W>

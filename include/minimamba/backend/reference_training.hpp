@@ -14,6 +14,7 @@
 
 #include "minimamba/backend/host_training.hpp"
 #include "minimamba/backend/reference.hpp"
+#include "minimamba/backend/reference_ssd_training.hpp"
 #include "minimamba/backend/training_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -22,10 +23,10 @@ namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
 template <class Inference>
-class LoopTraining : public HostTraining<Inference> {
+class LoopTraining : public LoopSsdTraining<Inference> {
  public:
   using Scalar = typename Inference::Scalar;
-  using HostTraining<Inference>::HostTraining;
+  using LoopSsdTraining<Inference>::LoopSsdTraining;
 
   void matmul_backward_input(View<const Scalar> d_y, const HostMatrix<Scalar>& weight, View<Scalar> d_x) const {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());

@@ -86,55 +86,73 @@ struct LargestSize {
                                 d_conv = 1 << 10, expand = 1 << 8, dt_rank = 1 << 18;
 };
 
-inline void check_size(const char* name, std::int64_t value, std::int64_t largest) {
-  if (value >= 1 && value <= largest) return;
-  throw ConfigError(std::string("MambaConfig.") + name, "a size from 1 to " + std::to_string(largest),
-                    std::to_string(value));
-}
+/// Checks of the fields of a configuration, whose type messages name. They throw ConfigError.
+class ConfigChecks {
+ public:
+  explicit ConfigChecks(const char* type) : type_(type) {}
 
-inline void check_positive(const char* name, double value) {
-  if (value > 0 && std::isfinite(value)) return;
-  throw ConfigError(std::string("MambaConfig.") + name, "a positive number", number_text(value));
-}
+  void size(const char* name, std::int64_t value, std::int64_t largest) const {
+    if (value >= 1 && value <= largest) return;
+    fail(name, "a size from 1 to " + std::to_string(largest), std::to_string(value));
+  }
+  void positive(const char* name, double value) const {
+    if (!(value > 0 && std::isfinite(value))) fail(name, "a positive number", number_text(value));
+  }
+  /// The fields that the configurations of all language models have.
+  template <class Config>
+  void common(const Config& config) const {
+    using Largest = LargestSize;
+    size("d_model", config.d_model, Largest::d_model);
+    size("n_layer", config.n_layer, Largest::n_layer);
+    size("pad_vocab_size_multiple", config.pad_vocab_size_multiple, Largest::vocab_size);
+    size("vocab_size", config.vocab_size, Largest::vocab_size);
+    size("padded vocab_size", config.padded_vocab_size(), Largest::vocab_size);
+    size("d_state", config.d_state, Largest::d_state);
+    size("d_conv", config.d_conv, Largest::d_conv);
+    size("expand", config.expand, Largest::expand);
+    if (config.inner_size != 0) size("inner_size", config.inner_size, Largest::expand * Largest::d_model);
+    positive("norm_epsilon", config.norm_epsilon);
+    positive("dt_min", config.dt_min);
+    positive("dt_init_floor", config.dt_init_floor);
+    if (!(config.dt_max >= config.dt_min) || !std::isfinite(config.dt_max)) {
+      fail("dt_max", "at least dt_min = " + number_text(config.dt_min), number_text(config.dt_max));
+    }
+    const auto token = [&](const char* name, std::optional<std::int32_t> id) {
+      if (!id || (*id >= 0 && *id < config.padded_vocab_size())) return;
+      fail(name, "a token id below " + std::to_string(config.padded_vocab_size()), std::to_string(*id));
+    };
+    token("bos_token_id", config.bos_token_id);
+    token("eos_token_id", config.eos_token_id);
+    token("pad_token_id", config.pad_token_id);
+    for (const std::int32_t id : config.other_eos_token_ids) token("other_eos_token_ids", id);
+  }
+  [[noreturn]] void fail(const char* name, const std::string& expected, const std::string& found) const {
+    throw ConfigError(std::string(type_) + "." + name, expected, found);
+  }
 
-inline void check_token(const char* name, std::optional<std::int32_t> token, std::int64_t padded_vocab_size) {
-  if (!token || (*token >= 0 && *token < padded_vocab_size)) return;
-  throw ConfigError(std::string("MambaConfig.") + name, "a token id below " + std::to_string(padded_vocab_size),
-                    std::to_string(*token));
+ private:
+  const char* type_;
+};
+
+/// Replaces an inner_size that is a multiple of d_model by `expand`.
+template <class Config>
+void expand_inner_size(Config& config) {
+  if (config.inner_size % config.d_model != 0 || config.inner_size / config.d_model > LargestSize::expand) return;
+  if (config.inner_size != 0) config.expand = config.inner_size / config.d_model;
+  config.inner_size = 0;
 }
 
 }  // namespace detail
 
 inline MambaConfig MambaConfig::resolved() const {
-  using Largest = detail::LargestSize;
-  detail::check_size("d_model", d_model, Largest::d_model);
-  detail::check_size("n_layer", n_layer, Largest::n_layer);
-  detail::check_size("pad_vocab_size_multiple", pad_vocab_size_multiple, Largest::vocab_size);
-  detail::check_size("vocab_size", vocab_size, Largest::vocab_size);
-  detail::check_size("padded vocab_size", padded_vocab_size(), Largest::vocab_size);
-  detail::check_size("d_state", d_state, Largest::d_state);
-  detail::check_size("d_conv", d_conv, Largest::d_conv);
-  detail::check_size("expand", expand, Largest::expand);
-  if (inner_size != 0) detail::check_size("inner_size", inner_size, Largest::expand * Largest::d_model);
-  detail::check_positive("norm_epsilon", norm_epsilon);
-  detail::check_positive("mixer_rms_eps", mixer_rms_eps);
-  detail::check_positive("dt_min", dt_min);
-  detail::check_positive("dt_scale", dt_scale);
-  detail::check_positive("dt_init_floor", dt_init_floor);
-  if (!(dt_max >= dt_min) || !std::isfinite(dt_max)) {
-    throw ConfigError("MambaConfig.dt_max", "at least dt_min = " + number_text(dt_min), number_text(dt_max));
-  }
+  const detail::ConfigChecks check("MambaConfig");
+  check.common(*this);
+  check.positive("dt_scale", dt_scale);
+  check.positive("mixer_rms_eps", mixer_rms_eps);
   MambaConfig config = *this;
   if (config.dt_rank == 0) config.dt_rank = (d_model + 15) / 16;
-  detail::check_size("dt_rank", config.dt_rank, Largest::dt_rank);
-  detail::check_token("bos_token_id", bos_token_id, padded_vocab_size());
-  detail::check_token("eos_token_id", eos_token_id, padded_vocab_size());
-  detail::check_token("pad_token_id", pad_token_id, padded_vocab_size());
-  for (const std::int32_t id : other_eos_token_ids) detail::check_token("other_eos_token_ids", id, padded_vocab_size());
-  if (inner_size % d_model == 0 && inner_size / d_model <= Largest::expand) {
-    if (inner_size != 0) config.expand = inner_size / d_model;
-    config.inner_size = 0;
-  }
+  check.size("dt_rank", config.dt_rank, detail::LargestSize::dt_rank);
+  detail::expand_inner_size(config);
   return config;
 }
 

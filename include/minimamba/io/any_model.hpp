@@ -4,9 +4,9 @@
 //   auto cache = model.make_cache();
 //   for (std::int32_t token : minimamba::generate(model, cache, prompt)) ...
 //
-// It computes the same bits as the Mamba of that type. A file that calls AnyModel::load compiles 15 models, which takes
-// a minute. To compile them once, and in parallel, link minimamba::models in CMake. Otherwise compile the whole program
-// with -DMINIMAMBA_COMPILED_MODELS, and write source files that have, together, a line for each of the models:
+// It computes the same bits as the Mamba of that type. A file that calls AnyModel::load compiles 30 models, which takes
+// two minutes. To compile them once, and in parallel, link minimamba::models in CMake. Otherwise compile the whole
+// program with -DMINIMAMBA_COMPILED_MODELS, and write source files that have, together, a line for each of the models:
 //   #include <minimamba/backend/native.hpp>
 //   #include <minimamba/io/any_model_of.hpp>
 //   template minimamba::AnyModel minimamba::AnyModel::load_as<minimamba::Mamba<float, minimamba::NativeBackend>>(
@@ -34,6 +34,7 @@
 #include "minimamba/core/view.hpp"
 #include "minimamba/io/file.hpp"
 #include "minimamba/io/checkpoint.hpp"
+#include "minimamba/io/known_mixers.hpp"
 #include "minimamba/io/state.hpp"
 #include "minimamba/nn/mamba.hpp"
 #include "minimamba/nn/model.hpp"
@@ -154,7 +155,7 @@ namespace detail {
 class ModelInterface {
  public:
   virtual ~ModelInterface() = default;
-  virtual const MambaConfig& config() const = 0;
+  virtual AnyConfig config() const = 0;
   virtual AnyBackend backend() const = 0;
   virtual std::string_view weight_format() const = 0;
   virtual bool splits_exactly() const = 0;
@@ -194,7 +195,7 @@ class AnyModel {
   template <class Model>
   static AnyModel of(Model model);
 
-  const MambaConfig& config() const { return model_->config(); }
+  const AnyConfig& config() const { return config_; }
   const AnyBackend& backend() const { return backend_; }
   /// f32, bf16, f16, q8 or q4
   std::string_view weight_format() const { return model_->weight_format(); }
@@ -233,7 +234,7 @@ class AnyModel {
 
  private:
   explicit AnyModel(std::unique_ptr<const detail::ModelInterface> model)
-      : model_(std::move(model)), backend_(model_->backend()) {}
+      : model_(std::move(model)), config_(model_->config()), backend_(model_->backend()) {}
 
   friend void save_state(const AnyModel&, const AnyCache&, const ByteSink&, const StateSections&);
   friend SavedState<AnyModel> load_state(const ByteSource&, const AnyModel&);
@@ -245,6 +246,7 @@ class AnyModel {
   }
 
   std::unique_ptr<const detail::ModelInterface> model_;
+  AnyConfig config_;
   AnyBackend backend_;
 };
 
@@ -265,25 +267,26 @@ namespace detail {
 
 using AnyLoader = AnyModel (*)(const Checkpoint&, const AnyModelOptions&);
 
-template <template <class> class Backend>
+template <class Files, template <class> class Backend>
 AnyLoader any_loader_on(std::string_view weights) {
-  if (weights == Format<float>::name) return &AnyModel::load_as<Mamba<float, Backend>>;
-  if (weights == Format<bf16>::name) return &AnyModel::load_as<Mamba<float, Backend, bf16>>;
-  if (weights == Format<f16>::name) return &AnyModel::load_as<Mamba<float, Backend, f16>>;
-  if (weights == Format<q8>::name) return &AnyModel::load_as<Mamba<float, Backend, q8>>;
-  if (weights == Format<q4>::name) return &AnyModel::load_as<Mamba<float, Backend, q4>>;
+  if (weights == Format<float>::name) return &AnyModel::load_as<typename Files::template Model<float, Backend>>;
+  if (weights == Format<bf16>::name) return &AnyModel::load_as<typename Files::template Model<float, Backend, bf16>>;
+  if (weights == Format<f16>::name) return &AnyModel::load_as<typename Files::template Model<float, Backend, f16>>;
+  if (weights == Format<q8>::name) return &AnyModel::load_as<typename Files::template Model<float, Backend, q8>>;
+  if (weights == Format<q4>::name) return &AnyModel::load_as<typename Files::template Model<float, Backend, q4>>;
   throw ArgumentError("weights", "f32, bf16, f16, q8 or q4", "\"" + std::string(weights) + "\"");
 }
 
-template <class Options>
+/// For models of the mixer that Files describe.
+template <class Files, class Options>
 AnyLoader any_loader(const Options& options) {
-  if (options.backend == "native") return any_loader_on<NativeBackend>(options.weights);
-  if (options.backend == "reference") return any_loader_on<ReferenceBackend>(options.weights);
+  if (options.backend == "native") return any_loader_on<Files, NativeBackend>(options.weights);
+  if (options.backend == "reference") return any_loader_on<Files, ReferenceBackend>(options.weights);
   if (options.backend != "eigen") {
     throw ArgumentError("backend", "native, eigen or reference", "\"" + options.backend + "\"");
   }
 #if __has_include(<Eigen/Core>)
-  return any_loader_on<EigenBackend>(options.weights);
+  return any_loader_on<Files, EigenBackend>(options.weights);
 #else
   throw ArgumentError("backend", "eigen is not available, because the program was compiled without Eigen");
 #endif
@@ -293,17 +296,18 @@ AnyLoader any_loader(const Options& options) {
 
 template <class Options>
 AnyModel AnyModel::load(const Checkpoint& checkpoint, const std::type_identity_t<Options>& options) {
-  return detail::any_loader<Options>(options)(checkpoint, options);
+  return checkpoint.config.visit(
+      [&]<class Files>(Files, const auto&) { return detail::any_loader<Files>(options)(checkpoint, options); });
 }
 
 template <class Options>
 AnyModel AnyModel::load(const std::filesystem::path& path, const std::type_identity_t<Options>& options) {
-  const detail::AnyLoader load_model = detail::any_loader<Options>(options);
+  detail::any_loader<detail::S6Files>(options);  // throws for unknown names
   const Checkpoint checkpoint = open_checkpoint(path);
   for (const std::string& note : checkpoint.notes) {
     if (options.on_note) options.on_note(note);
   }
-  return load_model(checkpoint, options);
+  return load<Options>(checkpoint, options);
 }
 
 }  // namespace minimamba

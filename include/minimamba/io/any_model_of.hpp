@@ -84,7 +84,7 @@ class ErasedModel final : public ModelInterface {
 
   explicit ErasedModel(Model model) : model_(std::move(model)) {}
 
-  const MambaConfig& config() const override { return model_.config(); }
+  AnyConfig config() const override { return AnyConfig(model_.config()); }
   AnyBackend backend() const override { return {model_.backend().name(), model_.backend().threads()}; }
   std::string_view weight_format() const override { return Format<typename Model::WeightType>::name; }
   bool splits_exactly() const override { return BackendTraits<BackendType>::splits_exactly; }

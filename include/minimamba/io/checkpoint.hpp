@@ -21,6 +21,7 @@
 #include "minimamba/io/file.hpp"
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/io/gguf_config.hpp"
+#include "minimamba/io/known_mixers.hpp"
 #include "minimamba/io/parameter_table.hpp"
 #include "minimamba/io/tensors.hpp"
 #include "minimamba/nn/parameters.hpp"
@@ -35,7 +36,7 @@ enum class CheckpointFormat { safetensors, torch, gguf };
 /// An open checkpoint, whose tensors are found but not read yet: see open_checkpoint. Parameters have the names that
 /// for_each_parameter gives them.
 struct Checkpoint {
-  MambaConfig config;
+  AnyConfig config;
   CheckpointFormat format = CheckpointFormat::safetensors;
   const detail::ConfigKeys* keys = &detail::hugging_face_keys;
   std::filesystem::path folder;           ///< the folder of its files, if has_folder
@@ -48,27 +49,47 @@ struct Checkpoint {
   std::vector<std::string> notes;  ///< a sentence about each thing in the files that was ignored or overruled
 
   /// Whether config.json uses the setting names of the official code (state-spaces/mamba) and not Hugging Face's.
-  bool has_official_names() const { return keys == &detail::official_keys; }
+  bool has_official_names() const { return std::string_view(keys->layout) == detail::official_layout; }
+  /// Whose names the settings have: "Hugging Face", "official (state-spaces/mamba)", "Mistral" or "GGUF".
+  const char* layout() const { return keys->layout; }
+
+  /// The parameters that the model's mixer has.
+  detail::MixerTable mixer_parameters() const {
+    return config.visit([](auto files, const auto&) { return files.parameters(); });
+  }
+  /// The configuration of a model of this type. Throws ConfigError if the checkpoint is of another mixer.
+  template <class Config>
+  Config config_as() const {
+    if constexpr (detail::is_known<Config, detail::KnownMixers>) {
+      if (config.is<Config>()) return config.as<Config>();
+      throw ConfigError(config_name, "a " + std::string(detail::FilesOf<Config>::kind) + " model", kind_and_mixer());
+    } else {
+      throw ConfigError(config_name, "a model of a mixer whose files the library does not know", kind_and_mixer());
+    }
+  }
 
   /// The name that a parameter has in the file, or would have if it is missing.
   std::string name_of(std::string_view parameter) const {
     if (const auto place = names.find(parameter); place != names.end()) return place->second;
-    if (format == CheckpointFormat::gguf) return detail::gguf_name(parameter);
+    if (format == CheckpointFormat::gguf) return detail::gguf_name(mixer_parameters(), parameter);
     return (parameter == "lm_head.weight" ? "" : "backbone.") + std::string(parameter);
   }
   /// The stored tensor of a parameter; null if there is none.
   const StoredTensor* find(std::string_view parameter) const { return tensors.find(name_of(parameter)); }
 
   /// The shape that the file has for a parameter of this shape.
-  Shape stored_shape(Shape shape) const {
-    return format == CheckpointFormat::gguf ? detail::gguf_shape(std::move(shape)) : shape;
+  Shape stored_shape(std::string_view parameter, const Shape& shape) const {
+    if (format != CheckpointFormat::gguf) return shape;
+    return config.visit([&](auto files, const auto& own) { return files.gguf_shape(own, parameter, shape); });
   }
 
   /// Converts elements [first, first + out.size()) of a parameter, which must exist, to Scalar. Throws FileError,
   /// FormatError, or CheckpointError for values that the parameter cannot have.
   template <class Scalar>
   void read(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
-    if (format != CheckpointFormat::gguf || detail::stored_in_gguf(parameter) == detail::StoredAs::itself) {
+    const bool as_itself = format != CheckpointFormat::gguf ||
+                           detail::stored_in_gguf(mixer_parameters(), parameter) == detail::StoredAs::itself;
+    if (as_itself) {
       return tensors.read(*find(parameter), first, out);
     }
     read_minus_exp(parameter, first, out);
@@ -89,6 +110,13 @@ struct Checkpoint {
       }
     }
   }
+
+ private:
+  std::string kind_and_mixer() const {
+    return config.visit([](auto files, const auto&) {
+      return "a " + std::string(files.kind) + " model, whose mixer is " + files.mixer + " (" + files.header + ")";
+    });
+  }
 };
 
 namespace detail {
@@ -96,7 +124,7 @@ namespace detail {
 /// The parameter that a name in a file refers to: the name without the prefixes of PyTorch's wrappers (torch.compile,
 /// DataParallel, FSDP, Lightning), wherever they occur, and without "backbone.".
 inline std::string parameter_of(const Checkpoint& checkpoint, std::string_view stored) {
-  if (checkpoint.format == CheckpointFormat::gguf) return gguf_parameter(stored);
+  if (checkpoint.format == CheckpointFormat::gguf) return gguf_parameter(checkpoint.mixer_parameters(), stored);
   constexpr std::string_view wrappers[] = {
       "_orig_mod", "module", "model", "backbone", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"};
   std::string name;
@@ -146,9 +174,9 @@ Checkpoint open_bytes(ByteSource weights, const ByteSource& config);
 }  // namespace detail
 
 /// Opens a folder, or a file of weights: safetensors, PyTorch's format or the index of shards of either, with
-/// config.json in the same folder, or GGUF. In a folder with several, model.safetensors is preferred, then its index,
-/// then PyTorch's files. The root of a model in Hugging Face's cache stands for its newest snapshot. Throws FileError,
-/// FormatError, ConfigError, or CheckpointError for tensors that contradict each other.
+/// config.json (or params.json) in the same folder, or GGUF. In a folder with several, model.safetensors is preferred,
+/// then its index, then PyTorch's files. The root of a model in Hugging Face's cache stands for its newest snapshot.
+/// Throws FileError, FormatError, ConfigError, or CheckpointError for tensors that contradict each other.
 inline Checkpoint open_checkpoint(const std::filesystem::path& path) { return detail::open_files(path); }
 
 /// The same for bytes in memory, which must outlive the checkpoint: weights in one file, and the text of config.json,

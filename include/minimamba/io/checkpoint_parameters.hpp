@@ -11,6 +11,7 @@
 #include "minimamba/core/config.hpp"
 #include "minimamba/core/view.hpp"
 #include "minimamba/io/checkpoint.hpp"
+#include "minimamba/io/known_mixers.hpp"
 #include "minimamba/io/load.hpp"
 #include "minimamba/io/tensors.hpp"
 #include "minimamba/io/transfer.hpp"
@@ -21,14 +22,16 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// The parameters of a checkpoint, in the order in which save writes them. They are read when they are needed, in
-/// double, so that no value is rounded twice. The checkpoint must outlive this object.
+/// The parameters of a checkpoint of a mixer, in the order in which save writes them. They are read when they are
+/// needed, in double, so that no value is rounded twice. The checkpoint must outlive this object.
+template <class Files = detail::S6Files>
 class CheckpointParameters {
  public:
   using Scalar = double;
   using Weight = float;
 
-  /// Throws CheckpointError unless the tensors fit a model with the checkpoint's settings.
+  /// Throws CheckpointError unless the tensors fit a model with the checkpoint's settings, and ConfigError for a
+  /// checkpoint of another mixer.
   explicit CheckpointParameters(const Checkpoint& checkpoint)
       : checkpoint_(checkpoint), shapes_(detail::shapes_of<Shapes>(checkpoint)) {}
   const auto& config() const { return shapes_.config(); }
@@ -67,11 +70,18 @@ class CheckpointParameters {
   }
 
  private:
-  using Shapes = Mamba<float, ReferenceBackend>;  // never allocated
+  using Shapes = typename Files::template Model<float, ReferenceBackend>;  // never allocated
 
   const Checkpoint& checkpoint_;
   Shapes shapes_;
 };
+
+/// Calls body(parameters) with the CheckpointParameters of the checkpoint's own mixer.
+template <class Body>
+decltype(auto) with_parameters(const Checkpoint& checkpoint, Body&& body) {
+  return checkpoint.config.visit(
+      [&]<class Files>(Files, const auto&) -> decltype(auto) { return body(CheckpointParameters<Files>(checkpoint)); });
+}
 
 }  // namespace minimamba
 

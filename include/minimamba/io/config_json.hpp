@@ -3,9 +3,11 @@
 #define MINIMAMBA_IO_CONFIG_JSON_HPP
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,10 +22,13 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
+inline constexpr const char* official_layout = "official (state-spaces/mamba)";
+
 /// The names of the settings in a layout. "ssm_cfg.d_state" is the key d_state of the object ssm_cfg.
 struct ConfigKeys {
   const char *d_model, *n_layer, *vocab_size, *d_state, *d_conv, *expand, *dt_rank, *bias, *conv_bias, *tie_embeddings,
       *norm_epsilon;
+  const char* layout = "Hugging Face";  // whose names they are
 };
 inline constexpr ConfigKeys hugging_face_keys{.d_model = "hidden_size",
                                               .n_layer = "num_hidden_layers",
@@ -46,11 +51,13 @@ inline constexpr ConfigKeys official_keys{.d_model = "d_model",
                                           .bias = "ssm_cfg.bias",
                                           .conv_bias = "ssm_cfg.conv_bias",
                                           .tie_embeddings = "tie_embeddings",
-                                          .norm_epsilon = "norm_epsilon"};
+                                          .norm_epsilon = "norm_epsilon",
+                                          .layout = official_layout};
 
 /// A configuration and the layout it came in.
+template <class Config>
 struct ConfigFile {
-  MambaConfig config;
+  Config config;
   const ConfigKeys* keys = &hugging_face_keys;
   bool has_bias = true, has_head = true;  // false: biases, or a head, are not mentioned, so the weights decide
   std::vector<std::string> notes = {};    // what is ignored
@@ -59,7 +66,8 @@ struct ConfigFile {
 inline constexpr std::size_t max_end_tokens = 256;
 
 /// Adds an end-of-text token.
-inline void add_end_token(MambaConfig& config, std::int32_t id) {
+template <class Config>
+void add_end_token(Config& config, std::int32_t id) {
   if (config.ends_text(id)) return;
   if (!config.eos_token_id) {
     config.eos_token_id = id;
@@ -138,12 +146,27 @@ class ConfigReader {
     return size;
   }
   /// Adds a note if the factor contradicts d_inner.
-  void note_unless_inner(const char* key, const MambaConfig& config) {
+  template <class Config>
+  void note_unless_inner(const char* key, const Config& config, const std::string& inner = "intermediate_size") {
     const std::optional<double> factor = has(key) ? find(key)->number() : std::nullopt;
     const double wanted = static_cast<double>(config.inner_size), width = static_cast<double>(config.d_model);
     if (!has(key) || (factor && std::floor(*factor * width) == wanted)) return;
-    notes_.push_back(file_ + ": " + key + " " + text_of(*find(key)) + " is ignored because intermediate_size is " +
+    notes_.push_back(file_ + ": " + key + " " + text_of(*find(key)) + " is ignored because " + inner + " is " +
                      std::to_string(config.inner_size));
+  }
+  /// A list of two numbers, each of which may be infinite, also as {"__float__": "Infinity"}.
+  std::array<double, 2> limits(const char* key, std::array<double, 2> otherwise) const {
+    if (!has(key)) return otherwise;
+    const Json::Array* const list = find(key)->array();
+    if (list == nullptr || list->size() != otherwise.size()) refuse(key, "a list of two numbers");
+    for (std::size_t i = 0; i < otherwise.size(); ++i) {
+      const Json* const boxed = (*list)[i].find("__float__");
+      const bool infinite = boxed != nullptr && boxed->is("Infinity");
+      const std::optional<double> number = (*list)[i].number();
+      if (!infinite && !number) refuse(key, "a list of two numbers");
+      otherwise[i] = infinite ? std::numeric_limits<double>::infinity() : *number;
+    }
+    return otherwise;
   }
   /// A token id within the vocabulary. Files may also have null, -1 or an id of another model's vocabulary, all of
   /// which mean none.
@@ -194,15 +217,15 @@ class ConfigReader {
   std::vector<std::string> notes_;
 };
 
-/// The settings that both layouts have. All but the first three sizes have defaults.
-inline MambaConfig read_settings(ConfigReader& reader, const ConfigKeys& keys, bool bias) {
-  MambaConfig config;
+/// The settings of all mixers. All but the first three sizes have defaults.
+template <class Config>
+Config read_settings(ConfigReader& reader, const ConfigKeys& keys, bool bias) {
+  Config config;
   config.d_model = reader.required_size(keys.d_model, LargestSize::d_model);
   config.n_layer = reader.required_size(keys.n_layer, LargestSize::n_layer);
   config.vocab_size = reader.required_size(keys.vocab_size, LargestSize::vocab_size);
   config.d_state = reader.size(keys.d_state, config.d_state, LargestSize::d_state);
   config.d_conv = reader.size(keys.d_conv, config.d_conv, LargestSize::d_conv);
-  config.dt_rank = reader.rank(keys.dt_rank);
   config.bias = reader.flag(keys.bias, bias);
   config.conv_bias = reader.flag(keys.conv_bias, config.conv_bias);
   config.tie_embeddings = reader.flag(keys.tie_embeddings, config.tie_embeddings);
@@ -211,15 +234,17 @@ inline MambaConfig read_settings(ConfigReader& reader, const ConfigKeys& keys, b
 }
 
 /// To be called once the number of tokens is known.
-inline void read_special_tokens(ConfigReader& reader, MambaConfig& config) {
+template <class Config>
+void read_special_tokens(ConfigReader& reader, Config& config) {
   config.bos_token_id = reader.token("bos_token_id", config.vocab_size);
   for (const std::int32_t id : reader.tokens("eos_token_id", config.vocab_size)) add_end_token(config, id);
   config.pad_token_id = reader.token("pad_token_id", config.vocab_size);
 }
 
-/// Chooses the padding that gives this number of rows: the usual multiple of 8 if it does.
-inline void pad_vocabulary_to(MambaConfig& config, std::int64_t rows) {
-  for (const std::int64_t multiple : {std::int64_t{8}, std::int64_t{1}, rows}) {
+/// Chooses the padding that gives this number of rows: the usual multiple if it does.
+template <class Config>
+void pad_vocabulary_to(Config& config, std::int64_t rows) {
+  for (const std::int64_t multiple : {Config().pad_vocab_size_multiple, std::int64_t{1}, rows}) {
     config.pad_vocab_size_multiple = multiple;
     if (config.padded_vocab_size() == rows) break;
   }
@@ -243,15 +268,21 @@ inline bool is_falcon_mamba(ConfigReader& reader, const std::string& file) {
 
 /// Hugging Face: vocab_size is the number of rows. If there are fewer tokens, our own key minimamba_vocab_size has
 /// their number.
-inline MambaConfig read_hugging_face_config(ConfigReader& reader, bool falcon) {
-  reader.only("hidden_act", R"("silu")");
-  MambaConfig config = read_settings(reader, hugging_face_keys, true);
+template <class Config>
+void read_padding(ConfigReader& reader, Config& config) {
   const std::int64_t rows = config.vocab_size;
   config.vocab_size = reader.size("minimamba_vocab_size", rows, LargestSize::vocab_size);
   if (config.vocab_size > rows) {
     reader.refuse("minimamba_vocab_size", "at most vocab_size = " + std::to_string(rows));
   }
   pad_vocabulary_to(config, rows);
+}
+
+inline MambaConfig read_hugging_face_config(ConfigReader& reader, bool falcon) {
+  reader.only("hidden_act", R"("silu")");
+  MambaConfig config = read_settings<MambaConfig>(reader, hugging_face_keys, true);
+  config.dt_rank = reader.rank(hugging_face_keys.dt_rank);
+  read_padding(reader, config);
   // If both keys exist, transformers uses intermediate_size.
   config.inner_size = reader.size("intermediate_size", 0, LargestSize::d_model * LargestSize::expand);
   if (config.inner_size == 0) {
@@ -264,12 +295,18 @@ inline MambaConfig read_hugging_face_config(ConfigReader& reader, bool falcon) {
   return config;
 }
 
-inline MambaConfig read_official_config(ConfigReader& reader) {
+/// What the official layout can say of models with other layers.
+inline void refuse_hybrids(const ConfigReader& reader) {
   reader.only("rms_norm", "true");
   reader.only("d_intermediate", "0");
   reader.only("attn_layer_idx", "[]");
+}
+
+inline MambaConfig read_official_config(ConfigReader& reader) {
+  refuse_hybrids(reader);
   reader.only("ssm_cfg.layer", R"("Mamba1")");
-  MambaConfig config = read_settings(reader, official_keys, false);
+  MambaConfig config = read_settings<MambaConfig>(reader, official_keys, false);
+  config.dt_rank = reader.rank(official_keys.dt_rank);
   config.pad_vocab_size_multiple =
       reader.size("pad_vocab_size_multiple", config.pad_vocab_size_multiple, LargestSize::vocab_size);
   config.inner_size = reader.inner(official_keys.expand, config.expand, config.d_model);
@@ -279,12 +316,20 @@ inline MambaConfig read_official_config(ConfigReader& reader) {
 /// Limits for the small JSON files that Python programs write.
 inline constexpr JsonLimits config_limits{.bytes = 1U << 20, .depth = 8, .values = 100000, .constants = true};
 
+/// The resolved configuration of a file, which errors name.
+template <class Config>
+Config resolved_config(const Config& config, const std::string& file) {
+  try {
+    return config.resolved();
+  } catch (const ConfigError& error) {
+    throw ConfigError(file + ": " + error.subject(), error.expected(), error.found());
+  }
+}
+
 /// `count_tokens(config, notes)` may increase the number of tokens before ids are compared with it.
 template <class Count>
-ConfigFile read_config_file(const ByteSource& source, Count&& count_tokens) {
-  const Json json = read_json(source, config_limits);
-  ConfigReader reader(json, source.name());
-  const bool falcon = is_falcon_mamba(reader, source.name());
+ConfigFile<MambaConfig> read_mamba_config(ConfigReader& reader, const std::string& file, Count&& count_tokens) {
+  const bool falcon = is_falcon_mamba(reader, file);
   const bool hugging_face = reader.has(hugging_face_keys.d_model) || falcon;
   if (!hugging_face && !reader.has(official_keys.d_model)) {
     reader.refuse(hugging_face_keys.d_model, "an integer (d_model in the official layout)");
@@ -293,31 +338,43 @@ ConfigFile read_config_file(const ByteSource& source, Count&& count_tokens) {
   count_tokens(config, reader.notes());
   read_special_tokens(reader, config);
   const ConfigKeys& keys = hugging_face ? hugging_face_keys : official_keys;
-  try {
-    // Mamba is tied by default. Of FalconMamba both kinds exist without the key.
-    const bool has_head = !falcon || reader.has(keys.tie_embeddings);
-    return {config.resolved(), &keys, reader.has(keys.bias), has_head, std::move(reader.notes())};
-  } catch (const ConfigError& error) {
-    throw ConfigError(source.name() + ": " + error.subject(), error.expected(), error.found());
-  }
+  // Mamba is tied by default. Of FalconMamba both kinds exist without the key.
+  const bool has_head = !falcon || reader.has(keys.tie_embeddings);
+  return {resolved_config(config, file), &keys, reader.has(keys.bias), has_head, std::move(reader.notes())};
 }
 
 }  // namespace detail
 
-/// Reads a config.json of either layout; it is Hugging Face's if it has hidden_size. Throws FormatError for invalid
-/// JSON, and ConfigError, which names file and key, for sizes that are missing, impossible or contradictory and for
-/// models of another kind.
+/// Reads the config.json of a Mamba in either layout; it is Hugging Face's if it has hidden_size. Throws FormatError
+/// for invalid JSON, and ConfigError, which names file and key, for sizes that are missing, impossible or contradictory
+/// and for models of another kind.
 inline MambaConfig read_config(const ByteSource& source) {
-  return detail::read_config_file(source, [](auto&&...) {}).config;
+  const Json json = read_json(source, detail::config_limits);
+  detail::ConfigReader reader(json, source.name());
+  return detail::read_mamba_config(reader, source.name(), [](auto&&...) {}).config;
 }
 
 namespace detail {
 
 /// The factor from which transformers computes d_inner: int(expand * hidden_size).
-inline double expand_of(const MambaConfig& config) {
+template <class Config>
+double expand_of(const Config& config) {
   const auto inner = static_cast<double>(config.d_inner()), width = static_cast<double>(config.d_model);
   const double factor = inner / width;
   return std::floor(factor * width) == inner ? factor : std::nextafter(factor, 2 * factor);
+}
+
+template <class Config>
+void write_special_tokens(JsonWriter& json, const Config& config) {
+  json.key("bos_token_id").value(config.bos_token_id);
+  if (config.other_eos_token_ids.empty()) {
+    json.key("eos_token_id").value(config.eos_token_id);
+  } else {
+    json.key("eos_token_id").open('[').value(config.eos_token_id);
+    for (const std::int32_t id : config.other_eos_token_ids) json.value(id);
+    json.close(']');
+  }
+  json.key("pad_token_id").value(config.pad_token_id);
 }
 
 }  // namespace detail
@@ -349,15 +406,7 @@ inline std::string hugging_face_config(const MambaConfig& config, const std::str
   if (config.dt_b_c_rms) json.key("mixer_rms_eps").value(config.mixer_rms_eps);
   json.key("residual_in_fp32").value(true);
   json.key("tie_word_embeddings").value(config.tie_embeddings);
-  json.key("bos_token_id").value(config.bos_token_id);
-  if (config.other_eos_token_ids.empty()) {
-    json.key("eos_token_id").value(config.eos_token_id);
-  } else {
-    json.key("eos_token_id").open('[').value(config.eos_token_id);
-    for (const std::int32_t id : config.other_eos_token_ids) json.value(id);
-    json.close(']');
-  }
-  json.key("pad_token_id").value(config.pad_token_id);
+  detail::write_special_tokens(json, config);
   json.key("torch_dtype").value(dtype);
   json.close('}');
   return json.text() + "\n";

@@ -34,7 +34,8 @@ inline constexpr ConfigKeys gguf_keys{.d_model = "mamba.embedding_length",
                                       .bias = "blk.0.ssm_in.bias",
                                       .conv_bias = "blk.0.ssm_conv1d.bias",
                                       .tie_embeddings = "a model without output.weight",
-                                      .norm_epsilon = "mamba.attention.layer_norm_rms_epsilon"};
+                                      .norm_epsilon = "mamba.attention.layer_norm_rms_epsilon",
+                                      .layout = "GGUF"};
 
 inline constexpr const char* gguf_dt_b_c_rms = "mamba.ssm.dt_b_c_rms";
 /// Our own key. llama.cpp has none, and uses the epsilon of the other norms.
@@ -100,6 +101,8 @@ class GgufSettings {
  public:
   GgufSettings(const GgufMetadata& metadata, std::string file) : metadata_(metadata), file_(std::move(file)) {}
 
+  const std::string& file() const { return file_; }
+
   template <class T>
   const T* find(const std::string& key) const {
     const auto place = metadata_.find(key);
@@ -144,7 +147,8 @@ class GgufSettings {
   }
 
   /// Further end-of-text tokens: the end of a chat turn, and those that our own files add.
-  void read_other_ends(MambaConfig& config, std::vector<std::string>& notes) const {
+  template <class Config>
+  void read_other_ends(Config& config, std::vector<std::string>& notes) const {
     std::vector<std::int32_t> ids;
     if (const auto turn = token("tokenizer.ggml.eot_token_id", config.vocab_size, &notes)) ids.push_back(*turn);
     const auto* const own = find<std::vector<double>>(gguf_other_ends);
@@ -245,36 +249,23 @@ inline std::int64_t gguf_vocabulary(const GgufSettings& settings, std::int64_t r
   return static_cast<std::int64_t>(count);
 }
 
-/// The configuration of a GGUF file with these tensors. Throws ConfigError, and CheckpointError for an embedding that
-/// is missing or misshaped.
-inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& tensors, const std::string& file,
-                               std::vector<std::string>& notes) {
-  const GgufSettings settings(metadata, file);
-  const auto* architecture = settings.find<std::string>("general.architecture");
-  if (architecture == nullptr || *architecture != "mamba") {
-    settings.refuse("general.architecture", "mamba, the only supported architecture",
-                    architecture == nullptr ? "none" : "\"" + printable(*architecture, 100) + "\"");
-  }
-  MambaConfig config;
-  config.d_model = settings.size(gguf_keys.d_model, LargestSize::d_model);
-  config.n_layer = settings.size(gguf_keys.n_layer, LargestSize::n_layer);
-  config.d_state = settings.size(gguf_keys.d_state, LargestSize::d_state);
-  config.d_conv = settings.size(gguf_keys.d_conv, LargestSize::d_conv);
-  config.dt_rank = settings.size(gguf_keys.dt_rank, LargestSize::dt_rank);
-  const std::int64_t inner = settings.size(gguf_keys.expand, LargestSize::d_model * LargestSize::expand);
-  config.inner_size = inner;
-  const auto* epsilon = settings.find<double>(gguf_keys.norm_epsilon);
+/// What all mixers have: reads the sizes that `keys` names, the vocabulary, and what the tensors tell. Throws
+/// ConfigError, and CheckpointError for an embedding that is missing or misshaped.
+template <class Config>
+Config read_gguf_settings(const GgufSettings& settings, const ConfigKeys& keys, const TensorSet& tensors,
+                          std::vector<std::string>& notes) {
+  Config config;
+  config.d_model = settings.size(keys.d_model, LargestSize::d_model);
+  config.n_layer = settings.size(keys.n_layer, LargestSize::n_layer);
+  config.d_state = settings.size(keys.d_state, LargestSize::d_state);
+  config.d_conv = settings.size(keys.d_conv, LargestSize::d_conv);
+  config.inner_size = settings.size(keys.expand, LargestSize::d_model * LargestSize::expand);
+  const auto* epsilon = settings.find<double>(keys.norm_epsilon);
   if (epsilon != nullptr) config.norm_epsilon = *epsilon;
-  const auto* dt_b_c_rms = settings.find<bool>(gguf_dt_b_c_rms);
-  if (dt_b_c_rms != nullptr && *dt_b_c_rms) {
-    const auto* own = settings.find<double>(gguf_mixer_rms_eps);
-    config.dt_b_c_rms = true;
-    config.mixer_rms_eps = own == nullptr ? config.norm_epsilon : *own;
-  }
   const StoredTensor* embedding = tensors.find("token_embd.weight");
   if (embedding == nullptr || embedding->shape.size() != 2 || embedding->shape[0] < 1 ||
       std::cmp_greater(embedding->shape[0], LargestSize::vocab_size)) {
-    throw CheckpointError(file + ": token_embd.weight",
+    throw CheckpointError(settings.file() + ": token_embd.weight",
                           "a tensor of shape [vocabulary, " + std::to_string(config.d_model) + "]",
                           embedding == nullptr ? "no tensor" : "shape " + shape_text(embedding->shape));
   }
@@ -288,11 +279,22 @@ inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& te
   config.eos_token_id = settings.token("tokenizer.ggml.eos_token_id", config.vocab_size, &notes);
   settings.read_other_ends(config, notes);
   config.pad_token_id = settings.token("tokenizer.ggml.padding_token_id", config.vocab_size, &notes);
-  try {
-    return config.resolved();
-  } catch (const ConfigError& error) {
-    throw ConfigError(file + ": " + error.subject(), error.expected(), error.found());
+  return config;
+}
+
+/// The configuration of the GGUF file of a Mamba.
+inline MambaConfig gguf_config(const GgufMetadata& metadata, const TensorSet& tensors, const std::string& file,
+                               std::vector<std::string>& notes) {
+  const GgufSettings settings(metadata, file);
+  MambaConfig config = read_gguf_settings<MambaConfig>(settings, gguf_keys, tensors, notes);
+  config.dt_rank = settings.size(gguf_keys.dt_rank, LargestSize::dt_rank);
+  const auto* dt_b_c_rms = settings.find<bool>(gguf_dt_b_c_rms);
+  if (dt_b_c_rms != nullptr && *dt_b_c_rms) {
+    const auto* own = settings.find<double>(gguf_mixer_rms_eps);
+    config.dt_b_c_rms = true;
+    config.mixer_rms_eps = own == nullptr ? config.norm_epsilon : *own;
   }
+  return resolved_config(config, file);
 }
 
 }  // namespace detail

@@ -141,11 +141,12 @@ template <class Parameters>
 class GgufParameters : public Parameters {
  public:
   using Parameters::Parameters;
+  using Files = FilesOf<std::remove_cvref_t<decltype(std::declval<const Parameters&>().config())>>;
 
   template <class Body>
   void for_each(Body&& body) const {
     Parameters::for_each([&](const SavedParameter& parameter, auto&& pieces) {
-      if (stored_in_gguf(parameter.name) == StoredAs::itself) return body(parameter, pieces);
+      if (stored_in_gguf(Files::parameters(), parameter.name) == StoredAs::itself) return body(parameter, pieces);
       body(SavedParameter{parameter.name, parameter.extents, parameter.is_matrix, DType::F64},
            [&](auto&& piece_body) { this->minus_exp_pieces(parameter, piece_body); });
     });
@@ -163,31 +164,30 @@ inline void add_byte_tokens(GgufMetadata& metadata) {
   metadata["tokenizer.ggml.merges"] = std::vector<std::string>();
 }
 
-/// Whether the norms of dt, B and C have another epsilon than the others.
-inline bool has_other_mixer_rms_eps(const MambaConfig& config) {
-  return config.dt_b_c_rms && config.mixer_rms_eps != config.norm_epsilon;
-}
-
-inline GgufMetadata gguf_metadata(const MambaConfig& config, DType matrices, GgufMetadata metadata) {
-  const auto add = [&](const char* key, std::int64_t value) { metadata[key] = static_cast<std::uint64_t>(value); };
-  metadata["general.architecture"] = std::string("mamba");
+template <class Config>
+GgufMetadata gguf_metadata(const Config& config, DType matrices, GgufMetadata metadata) {
+  using Files = FilesOf<Config>;
+  const ConfigKeys& keys = *Files::keys_of_gguf;
+  const std::string architecture = Files::architecture;
+  const auto add = [&](const std::string& key, std::int64_t value) {
+    metadata[key] = static_cast<std::uint64_t>(value);
+  };
+  metadata["general.architecture"] = architecture;
   metadata["general.file_type"] = gguf_file_type(matrices);
   add("general.quantization_version", 2);
   add("general.alignment", gguf_alignment);
-  add("mamba.context_length", 1 << 20);  // Mamba has no limit; llama.cpp requires the key
-  add("mamba.feed_forward_length", 0);
-  add("mamba.attention.head_count", 0);
-  add("mamba.vocab_size", config.padded_vocab_size());
+  add(architecture + ".context_length", 1 << 20);  // Mamba has no limit; llama.cpp requires the key
+  add(architecture + ".feed_forward_length", 0);
+  add(architecture + ".attention.head_count", 0);
+  add(architecture + ".vocab_size", config.padded_vocab_size());
   add("minimamba.vocab_size", config.vocab_size);
-  add(gguf_keys.d_model, config.d_model);
-  add(gguf_keys.n_layer, config.n_layer);
-  add(gguf_keys.d_state, config.d_state);
-  add(gguf_keys.d_conv, config.d_conv);
-  add(gguf_keys.expand, config.d_inner());
-  add(gguf_keys.dt_rank, config.dt_rank);
-  metadata[gguf_dt_b_c_rms] = config.dt_b_c_rms;
-  if (has_other_mixer_rms_eps(config)) metadata[gguf_mixer_rms_eps] = config.mixer_rms_eps;
-  metadata[gguf_keys.norm_epsilon] = config.norm_epsilon;
+  add(keys.d_model, config.d_model);
+  add(keys.n_layer, config.n_layer);
+  add(keys.d_state, config.d_state);
+  add(keys.d_conv, config.d_conv);
+  add(keys.expand, config.d_inner());
+  Files::add_gguf_settings(config, metadata, add);
+  metadata[keys.norm_epsilon] = config.norm_epsilon;
   if (!metadata.contains("tokenizer.ggml.model")) {
     if (config.padded_vocab_size() == 256) {
       add_byte_tokens(metadata);
@@ -236,14 +236,15 @@ void write_gguf_rows(AtomicFile& file, DType dtype, View<Scalar> rows) {
 /// bf16, as in SelectionFormat, so that it is loaded again unchanged.
 template <class Parameters>
 std::vector<StoredTensor> gguf_tensors(const Parameters& parameters, DType matrices, bool own_types) {
+  using Files = typename Parameters::Files;
   std::vector<StoredTensor> tensors;
   std::uint64_t offset = 0;
   parameters.for_each([&](const SavedParameter& parameter, auto&&) {
-    if (entry_of(parameter.name) == nullptr) {
+    if (entry_of(Files::parameters(), parameter.name) == nullptr) {
       throw ArgumentError("model", "parameters that have a name in GGUF", std::string(parameter.name));
     }
-    const Shape shape = gguf_shape(parameter.extents.shape());
-    StoredTensor tensor{gguf_name(parameter.name), DType::F32, {shape.begin(), shape.end()}};
+    const Shape shape = Files::gguf_shape(parameters.config(), parameter.name, parameter.extents.shape());
+    StoredTensor tensor{gguf_name(Files::parameters(), parameter.name), DType::F32, {shape.begin(), shape.end()}};
     const bool wider = parameter.extents.cols() % block_size_of(matrices) != 0;
     const bool kept = own_types && matrices == DType::Q8_0 && parameter.dtype == DType::BF16;
     if (parameter.is_matrix) tensor.dtype = kept ? DType::BF16 : wider ? DType::F16 : matrices;
@@ -292,10 +293,9 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     progress.add(parameter.extents.size());
   });
   saturation.report(path.string(), options.on_note);
-  if (options.on_note && has_other_mixer_rms_eps(parameters.config())) {
-    options.on_note(path.string() + ": mixer_rms_eps " + number_text(parameters.config().mixer_rms_eps) +
-                    " is in a key of our own; llama.cpp uses the epsilon of the other norms, " +
-                    number_text(parameters.config().norm_epsilon));
+  if (options.on_note) {
+    Parameters::Files::note_own_keys(parameters.config(),
+                                     [&](const std::string& text) { options.on_note(path.string() + ": " + text); });
   }
   file.commit();
   folders.keep();
@@ -309,7 +309,10 @@ void convert_to_gguf(const Checkpoint& checkpoint, const std::filesystem::path& 
 template <class>
 void convert_to_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options,
                      const GgufMetadata& metadata) {
-  save_gguf_file(GgufParameters<CheckpointParameters>(checkpoint), path, options, metadata);
+  checkpoint.config.visit([&]<class Files>(Files, const auto&) {
+    using Parameters = GgufParameters<CheckpointParameters<Files>>;
+    save_gguf_file(Parameters(checkpoint), path, options, metadata);
+  });
 }
 #endif
 

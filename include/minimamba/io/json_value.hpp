@@ -147,6 +147,8 @@ class JsonWriter {
   }
   JsonWriter& value(const char* x) { return value(std::string_view(x)); }
   JsonWriter& value(double x) { return word(std::isfinite(x) ? number(x) : "null"); }
+  /// As Python writes and reads it; JSON itself has no infinity.
+  JsonWriter& infinity() { return word("Infinity"); }
   template <class T>
   JsonWriter& value(const std::vector<T>& list) {
     open('[');

@@ -38,9 +38,9 @@ namespace detail {
 /// The settings that decide whether a parameter exists and what shape it has, as in "hidden_size 8, expand 2 in
 /// config.json".
 inline std::string settings_of(const Checkpoint& checkpoint, std::string_view parameter, bool presence, bool shape) {
-  const MambaConfig& config = checkpoint.config;
+  const AnyConfig& config = checkpoint.config;
   const ConfigKeys& keys = *checkpoint.keys;
-  const ParameterEntry* const entry = entry_of(parameter);
+  const ParameterEntry* const entry = entry_of(checkpoint.mixer_parameters(), parameter);
   unsigned matters =
       entry == nullptr ? unsigned{setting::none} : (presence ? entry->presence : 0U) | (shape ? entry->shape : 0U);
   if (shape) matters |= setting::d_model;
@@ -58,18 +58,15 @@ inline std::string settings_of(const Checkpoint& checkpoint, std::string_view pa
   add_flag(setting::conv_bias, keys.conv_bias, config.conv_bias);
   add(setting::vocab_size, keys.vocab_size, config.padded_vocab_size());
   add(setting::d_model, keys.d_model, config.d_model);
-  const bool by_inner = checkpoint.format == CheckpointFormat::gguf, own_size = config.inner_size != 0;
-  add(setting::d_inner, own_size && !by_inner ? "d_inner" : keys.expand,
-      by_inner || own_size ? config.d_inner() : config.expand);
-  add(setting::d_state, keys.d_state, config.d_state);
-  add(setting::d_conv, keys.d_conv, config.d_conv);
-  add(setting::dt_rank, keys.dt_rank, config.dt_rank);
+  config.visit([&](auto files, const auto& own) {
+    files.shape_settings(own, keys, checkpoint.format == CheckpointFormat::gguf, add);
+  });
   return text.empty() ? checkpoint.config_name : text + " in " + checkpoint.config_name;
 }
 
 [[noreturn]] inline void refuse_missing(const Checkpoint& checkpoint, std::string_view parameter, const Shape& shape) {
   throw CheckpointError(checkpoint.weights_name + ": " + checkpoint.name_of(parameter),
-                        "a tensor of shape " + shape_text(checkpoint.stored_shape(shape)) + " (" +
+                        "a tensor of shape " + shape_text(checkpoint.stored_shape(parameter, shape)) + " (" +
                             settings_of(checkpoint, parameter, true, true) + ")",
                         "no tensor");
 }
@@ -94,12 +91,13 @@ inline constexpr bool has_vocabulary = requires(const Model& model) {
 /// Nothing is allocated before that.
 template <class Model>
 void check_tensors(const Checkpoint& checkpoint, Model& model) {
+  const MixerTable mixer = checkpoint.mixer_parameters();
   std::set<std::string> expected;
   for_each_parameter(
       [&](std::string_view name, auto& parameter) {
         const StoredTensor* stored = checkpoint.find(name);
         if (stored == nullptr) refuse_missing(checkpoint, name, parameter.shape());
-        check_stored(checkpoint.tensors, *stored, checkpoint.stored_shape(parameter.shape()),
+        check_stored(checkpoint.tensors, *stored, checkpoint.stored_shape(name, parameter.shape()),
                      [&] { return " (" + settings_of(checkpoint, name, false, true) + ")"; });
         expected.insert(stored->name);
       },
@@ -110,7 +108,7 @@ void check_tensors(const Checkpoint& checkpoint, Model& model) {
     const bool tied_head = checkpoint.config.tie_embeddings && name == checkpoint.name_of("lm_head.weight");
     const bool of_vocabulary = parameter == "embedding.weight" || parameter == "lm_head.weight";  // not in a backbone
     if (of_vocabulary && !has_vocabulary<Model>) continue;
-    if (tied_head || (entry_of(parameter) == nullptr && !changes_result(parameter, tensor)))
+    if (tied_head || (entry_of(mixer, parameter) == nullptr && !changes_result(parameter, tensor)))
       continue;  // noted when the checkpoint was opened
     throw CheckpointError(checkpoint.tensors.source_name(tensor) + ": " + printable(name),
                           "the model has no such tensor (" + settings_of(checkpoint, parameter, true, false) + ")");
@@ -123,15 +121,16 @@ template <class Model>
 auto shapes_of(const Checkpoint& checkpoint,
                const typename Model::BackendType& backend = typename Model::BackendType()) {
   return mentioning_other_weights(checkpoint.other_weights, [&] {
+    const auto config = checkpoint.config_as<typename Model::Config>();
     check_layers(checkpoint);
-    Model shapes = Model::shapes_only(checkpoint.config, backend);
+    Model shapes = Model::shapes_only(config, backend);
     check_tensors(checkpoint, shapes);
     return shapes;
   });
 }
 
 /// Calls body(name of the parameter, tensor) for each tensor that a file may store in place of the parameter that it is
-/// derived from: see S6::visit_derived.
+/// derived from: see DerivedA::visit_derived.
 template <class Model, class Body>
 void for_each_derived(Model& model, Body&& body) {
   using MixerType = typename std::remove_const_t<Model>::MixerType;
@@ -149,7 +148,7 @@ template <class Model>
 void load_derived(const Checkpoint& checkpoint, Model& model) {
   using Scalar = typename Model::ScalarType;
   for_each_derived(model, [&](const std::string& name, auto& tensor) {
-    if (stored_in_gguf(name) != StoredAs::minus_exp) return;
+    if (stored_in_gguf(checkpoint.mixer_parameters(), name) != StoredAs::minus_exp) return;
     in_pieces<Scalar>(tensor.rows(), tensor.cols(), [&](std::size_t first, View<Scalar> piece) {
       checkpoint.read_minus_exp(name, first * tensor.cols(), values_of(piece));
       tensor.upload(model.backend(), first, piece);

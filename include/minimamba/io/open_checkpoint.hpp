@@ -19,6 +19,7 @@
 #include "minimamba/io/end_tokens.hpp"
 #include "minimamba/io/gguf.hpp"
 #include "minimamba/io/gguf_config.hpp"
+#include "minimamba/io/known_mixers.hpp"
 #include "minimamba/io/model_folder.hpp"
 #include "minimamba/io/parameter_table.hpp"
 #include "minimamba/io/safetensors.hpp"
@@ -79,11 +80,12 @@ inline std::size_t add_weights(ByteSource source, TensorSet& set) {
 /// Finds the parameters among the tensors, and adds a note about the others. If two tensors stand for one parameter,
 /// the later one in the order of names is used, and check_tensors rejects the other.
 inline void find_parameters(Checkpoint& checkpoint) {
+  const MixerTable mixer = checkpoint.mixer_parameters();
   std::string unused;
   std::size_t count = 0;
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
     const std::string parameter = parameter_of(checkpoint, name);
-    if (entry_of(parameter) != nullptr) {
+    if (entry_of(mixer, parameter) != nullptr) {
       checkpoint.names[parameter] = name;
     } else if (!changes_result(parameter, tensor) && ++count <= 5) {
       unused += (count > 1 ? ", " : "") + printable(name, 100);
@@ -121,7 +123,7 @@ struct Mentioned {
 /// The tensors decide if they disagree with the settings about a separate head, or if the settings do not mention
 /// biases or a head.
 inline void settle(Checkpoint& checkpoint, Mentioned mentioned) {
-  MambaConfig& config = checkpoint.config;
+  AnyConfig& config = checkpoint.config;
   const StoredTensor *const head = checkpoint.find("lm_head.weight"), *const embedding =
                                                                           checkpoint.find("embedding.weight");
   if (!mentioned.bias) config.bias = checkpoint.find("layers.0.mixer.in_proj.bias") != nullptr;
@@ -145,10 +147,24 @@ inline void settle(Checkpoint& checkpoint, Mentioned mentioned) {
 /// Reads the weights of a GGUF file, and of its other parts if it is one of several.
 inline void open_gguf(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source) {
   checkpoint.format = CheckpointFormat::gguf;
-  checkpoint.keys = &gguf_keys;
   checkpoint.metadata = read_gguf_parts(path, std::move(source), checkpoint.tensors);
+  const GgufSettings settings(checkpoint.metadata, checkpoint.config_name);
+  const auto* const architecture = settings.find<std::string>("general.architecture");
+  std::string known;
+  const auto is_it = [&](auto files) {
+    known = files.architecture + (known.empty() ? "" : ", " + known);
+    return architecture != nullptr && *architecture == files.architecture;
+  };
+  const bool found = KnownMixers::find(is_it, [&](auto files) {
+    checkpoint.keys = files.keys_of_gguf;
+    checkpoint.config =
+        AnyConfig(files.read_gguf(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name, checkpoint.notes));
+  });
+  if (!found) {
+    settings.refuse("general.architecture", known + ", the only supported architectures",
+                    architecture == nullptr ? "none" : "\"" + printable(*architecture, 100) + "\"");
+  }
   find_parameters(checkpoint);
-  checkpoint.config = gguf_config(checkpoint.metadata, checkpoint.tensors, checkpoint.config_name, checkpoint.notes);
 }
 
 /// The same for safetensors, PyTorch's format, or an index of either.
@@ -170,8 +186,9 @@ inline void open_weights(Checkpoint& checkpoint, const std::filesystem::path& pa
   find_parameters(checkpoint);
 }
 
-inline void read_settings(Checkpoint& checkpoint, ConfigFile settings, bool in_folder) {
-  checkpoint.config = std::move(settings.config);
+template <class Config>
+void take_settings(Checkpoint& checkpoint, ConfigFile<Config> settings, bool in_folder) {
+  checkpoint.config = AnyConfig(settings.config);
   checkpoint.keys = settings.keys;
   checkpoint.notes = std::move(settings.notes);
   const std::vector<std::int32_t> ends =
@@ -189,15 +206,28 @@ inline void take_notes(Checkpoint& checkpoint) {
   checkpoint.notes.insert(checkpoint.notes.end(), more.begin(), more.end());
 }
 
+/// The settings in a folder: config.json, otherwise Mistral's params.json.
+inline std::filesystem::path config_in(const std::filesystem::path& folder) {
+  const std::filesystem::path usual = folder / "config.json", mistral = folder / "params.json";
+  return !is_there(usual) && is_there(mistral) ? mistral : usual;
+}
+
 /// Opens weights with a configuration; if they are in a folder, also reads the files next to it.
 inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source,
                              const ByteSource& config, bool in_folder) {
   checkpoint.config_name = config.name();
-  ConfigFile settings = read_config_file(config, [&](MambaConfig& counted, std::vector<std::string>& notes) {
-    if (in_folder) count_named_tokens(counted, checkpoint.folder, notes);
-  });
-  const Mentioned mentioned{settings.has_bias, settings.has_head};
-  read_settings(checkpoint, std::move(settings), in_folder);
+  const Json json = read_json(config, config_limits);
+  ConfigReader reader(json, config.name());
+  Mentioned mentioned{};
+  KnownMixers::find([&](auto files) { return files.describes(reader); },
+                    [&](auto files) {
+                      auto settings =
+                          files.read(reader, config.name(), [&](auto& counted, std::vector<std::string>& notes) {
+                            if (in_folder) count_named_tokens(counted, checkpoint.folder, notes);
+                          });
+                      mentioned = {settings.has_bias, settings.has_head};
+                      take_settings(checkpoint, std::move(settings), in_folder);
+                    });
   open_weights(checkpoint, path, std::move(source));
   settle(checkpoint, mentioned);
 }
@@ -221,7 +251,7 @@ Checkpoint open_files(const std::filesystem::path& path) {
     if (is_gguf(source)) return open_gguf(checkpoint, weights, std::move(source));
     if (is_legacy_torch(source)) refuse_legacy_torch(source);  // whether or not it has a configuration
     refuse_pointer(source);
-    const ByteSource config = ByteSource::open(folder / "config.json");
+    const ByteSource config = ByteSource::open(config_in(folder));
     open_with_config(checkpoint, weights, std::move(source), config, true);
   });
   if (both) checkpoint.notes.push_back(index.string() + " was not read because " + checkpoint.weights_name + " exists");

@@ -1,13 +1,13 @@
-// The table of parameters: their names in files, how they are stored, and which settings decide whether they exist and
-// what shape they have. It has one line for each parameter; a mixer adds its own. Loading, saving, GGUF's names and
-// messages all use it.
+// Tables of parameters: their names in files, how they are stored, and which settings decide whether they exist and
+// what shape they have. A table has one line for each parameter: of the model, here, and of its mixer, in the mixer's
+// own file (see io/known_mixers.hpp). Loading, saving, GGUF's names and messages all use them.
 #ifndef MINIMAMBA_IO_PARAMETER_TABLE_HPP
 #define MINIMAMBA_IO_PARAMETER_TABLE_HPP
 
 #include <algorithm>
 #include <cstddef>
-#include <iterator>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,7 +30,9 @@ enum Setting : unsigned {
   d_inner = 64,
   d_state = 128,
   d_conv = 256,
-  dt_rank = 512
+  dt_rank = 512,
+  n_heads = 1024,
+  n_groups = 2048
 };
 }  // namespace setting
 
@@ -49,7 +51,8 @@ struct ParameterEntry {
   StoredAs in_gguf = StoredAs::itself;
 };
 
-inline constexpr ParameterEntry parameter_table[] = {
+/// What every model has.
+inline constexpr ParameterEntry model_parameters[] = {
     {.name = "embedding.weight",
      .gguf = "token_embd.weight",
      .in_layer = false,
@@ -61,37 +64,10 @@ inline constexpr ParameterEntry parameter_table[] = {
      .presence = setting::tie_embeddings,
      .shape = setting::vocab_size | setting::d_model},
     {.name = "norm.weight", .gguf = "attn_norm.weight", .shape = setting::d_model},
-    // S6
-    {.name = "mixer.in_proj.weight", .gguf = "ssm_in.weight", .shape = setting::d_model | setting::d_inner},
-    {.name = "mixer.in_proj.bias",
-     .gguf = "ssm_in.bias",
-     .presence = setting::bias,
-     .shape = setting::d_model | setting::d_inner},
-    {.name = "mixer.conv1d.weight",
-     .gguf = "ssm_conv1d.weight",
-     .shape = setting::d_model | setting::d_inner | setting::d_conv},
-    {.name = "mixer.conv1d.bias",
-     .gguf = "ssm_conv1d.bias",
-     .presence = setting::conv_bias,
-     .shape = setting::d_model | setting::d_inner},
-    {.name = "mixer.x_proj.weight",
-     .gguf = "ssm_x.weight",
-     .shape = setting::d_model | setting::d_inner | setting::d_state | setting::dt_rank},
-    {.name = "mixer.dt_proj.weight",
-     .gguf = "ssm_dt.weight",
-     .shape = setting::d_model | setting::d_inner | setting::dt_rank},
-    {.name = "mixer.dt_proj.bias", .gguf = "ssm_dt.bias", .shape = setting::d_model | setting::d_inner},
-    {.name = "mixer.A_log",
-     .gguf = "ssm_a",
-     .shape = setting::d_model | setting::d_inner | setting::d_state,
-     .in_gguf = StoredAs::minus_exp},
-    {.name = "mixer.D", .gguf = "ssm_d", .shape = setting::d_model | setting::d_inner},
-    {.name = "mixer.out_proj.weight", .gguf = "ssm_out.weight", .shape = setting::d_model | setting::d_inner},
-    {.name = "mixer.out_proj.bias",
-     .gguf = "ssm_out.bias",
-     .presence = setting::bias,
-     .shape = setting::d_model | setting::d_inner},
 };
+
+/// The lines of a mixer.
+using MixerTable = std::span<const ParameterEntry>;
 
 /// A name split into the digits of the layer, after "layers." or "blk.", and the rest.
 struct LayerName {
@@ -105,26 +81,33 @@ inline std::optional<LayerName> in_layer(std::string_view name, std::string_view
   return LayerName{name.substr(0, dot), name.substr(dot + 1)};
 }
 
-/// The table's entry for a parameter; null if no model has a parameter of that name.
-inline const ParameterEntry* entry_of(std::string_view parameter) {
-  const std::optional<LayerName> split = in_layer(parameter, "layers.");
-  if (split && (split->layer.empty() || split->layer.find_first_not_of("0123456789") != parameter.npos)) return nullptr;
-  const auto is_it = [&](const ParameterEntry& entry) {
-    return entry.in_layer == split.has_value() && entry.name == (split ? split->part : parameter);
-  };
-  const auto* const place = std::find_if(std::begin(parameter_table), std::end(parameter_table), is_it);
-  return place == std::end(parameter_table) ? nullptr : place;
+template <class Condition>
+const ParameterEntry* find_entry(MixerTable mixer, Condition&& is_it) {
+  for (const MixerTable table : {MixerTable(model_parameters), mixer}) {
+    const auto place = std::find_if(table.begin(), table.end(), is_it);
+    if (place != table.end()) return &*place;
+  }
+  return nullptr;
 }
 
-inline StoredAs stored_in_gguf(std::string_view parameter) {
-  const ParameterEntry* const entry = entry_of(parameter);
+/// The entry for a parameter; null if models of this mixer have no parameter of that name.
+inline const ParameterEntry* entry_of(MixerTable mixer, std::string_view parameter) {
+  const std::optional<LayerName> split = in_layer(parameter, "layers.");
+  if (split && (split->layer.empty() || split->layer.find_first_not_of("0123456789") != parameter.npos)) return nullptr;
+  return find_entry(mixer, [&](const ParameterEntry& entry) {
+    return entry.in_layer == split.has_value() && entry.name == (split ? split->part : parameter);
+  });
+}
+
+inline StoredAs stored_in_gguf(MixerTable mixer, std::string_view parameter) {
+  const ParameterEntry* const entry = entry_of(mixer, parameter);
   return entry == nullptr ? StoredAs::itself : entry->in_gguf;
 }
 
 /// GGUF's name of a parameter: blk.3.ssm_in.weight for layers.3.mixer.in_proj.weight. If GGUF has no name for it, it
 /// keeps its own, with "blk." in place of "layers.".
-inline std::string gguf_name(std::string_view parameter) {
-  const ParameterEntry* const entry = entry_of(parameter);
+inline std::string gguf_name(MixerTable mixer, std::string_view parameter) {
+  const ParameterEntry* const entry = entry_of(mixer, parameter);
   const std::optional<LayerName> split = in_layer(parameter, "layers.");
   if (!split) return std::string(entry == nullptr ? parameter : entry->gguf);
   return "blk." + std::string(split->layer) + "." + std::string(entry == nullptr ? split->part : entry->gguf);
@@ -136,21 +119,19 @@ inline std::string hugging_face_name(std::string_view parameter) {
   return (parameter == "lm_head.weight" ? "" : "backbone.") + std::string(parameter);
 }
 
-/// The shape that GGUF has for a parameter of this shape: it omits a middle extent of 1, as in conv1d.
-inline std::vector<std::size_t> gguf_shape(std::vector<std::size_t> shape) {
+/// A shape without a middle extent of 1, as GGUF has it for conv1d.
+inline std::vector<std::size_t> without_middle_one(std::vector<std::size_t> shape) {
   if (shape.size() == 3 && shape[1] == 1) shape.erase(shape.begin() + 1);
   return shape;
 }
 
 /// The parameter with this name in GGUF; if there is none, the name itself, with "layers." in place of "blk.".
-inline std::string gguf_parameter(std::string_view stored) {
+inline std::string gguf_parameter(MixerTable mixer, std::string_view stored) {
   const std::optional<LayerName> split = in_layer(stored, "blk.");
   const std::string_view part = split ? split->part : stored;
-  const auto is_it = [&](const ParameterEntry& entry) {
-    return entry.in_layer == split.has_value() && entry.gguf == part;
-  };
-  const auto* const place = std::find_if(std::begin(parameter_table), std::end(parameter_table), is_it);
-  const std::string name(place == std::end(parameter_table) ? part : place->name);
+  const ParameterEntry* const entry = find_entry(
+      mixer, [&](const ParameterEntry& each) { return each.in_layer == split.has_value() && each.gguf == part; });
+  const std::string name(entry == nullptr ? part : entry->name);
   return split ? "layers." + std::string(split->layer) + "." + name : name;
 }
 

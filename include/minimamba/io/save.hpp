@@ -28,6 +28,7 @@
 #include "minimamba/io/parameter_table.hpp"
 #include "minimamba/io/safetensors_writer.hpp"
 #include "minimamba/io/transfer.hpp"
+#include "minimamba/io/known_mixers.hpp"
 #include "minimamba/nn/mamba.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -150,7 +151,7 @@ void convert_to_folder(const Checkpoint& checkpoint, const std::filesystem::path
 template <class>
 void convert_to_folder(const Checkpoint& checkpoint, const std::filesystem::path& folder, SaveOptions options) {
   if (!options.matrices) options.matrices = DType::F32;
-  save_folder(CheckpointParameters(checkpoint), folder, options);
+  with_parameters(checkpoint, [&](const auto& parameters) { save_folder(parameters, folder, options); });
 }
 #endif
 

@@ -10,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/core/config.hpp"
 #include "minimamba/core/error.hpp"
 #include "minimamba/io/file.hpp"
 #include "minimamba/io/json.hpp"
@@ -52,8 +51,8 @@ class TokenizerIds final : public JsonHandler {
 
 /// Counts them in vocab_size, and adds a note about rows between them that have no name, because those count as well. A
 /// file that cannot be read is ignored here: loading the tokenizer reports it.
-inline void count_named_tokens(MambaConfig& config, const std::filesystem::path& folder,
-                               std::vector<std::string>& notes) {
+template <class Config>
+void count_named_tokens(Config& config, const std::filesystem::path& folder, std::vector<std::string>& notes) {
   const std::filesystem::path path = folder / "tokenizer.json";
   const std::int64_t rows = config.padded_vocab_size();
   if (config.vocab_size == rows || !is_there(path)) return;

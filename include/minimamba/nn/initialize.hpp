@@ -61,6 +61,8 @@ inline double initial_value(Role role, const InitialSettings& settings, std::siz
       return 0;
     case Role::a_log:
       return std::log(static_cast<double>(col + 1));
+    case Role::a_log_of_heads:
+      return std::log(random.uniform(1, 16));
     case Role::scale:
       return 1;
   }
@@ -72,7 +74,7 @@ inline double initial_value(Role role, const InitialSettings& settings, std::siz
 /// Fills every (allocated) parameter of a module:
 ///   embedding N(0, 0.02); linear U(+-1/sqrt(in)), biases 0; conv1d U(+-1/sqrt(K)), its bias too; out_proj divided by
 ///   sqrt(n_layer); dt_proj.weight U(+-dt_scale/sqrt(R)); dt_proj.bias the inverse softplus of a log-uniform value in
-///   [dt_min, dt_max], at least dt_init_floor; A_log = log(1..N); D and norms 1.
+///   [dt_min, dt_max], at least dt_init_floor; A_log = log(1..N), or of SSD log U(1, 16); D and norms 1.
 /// Values are rounded to float, so that models of all scalars start from the same weights; each tensor has its own
 /// random stream. Source: the paper, section 3.6 and appendix E, and the official code.
 template <class Module, ModelConfig Config, class Backend>

@@ -25,7 +25,18 @@ namespace minimamba::inline MINIMAMBA_ISA {
 using Shape = std::vector<std::size_t>;
 
 /// The role of a parameter in its layer decides how it is initialised and whether it has weight decay.
-enum class Role { linear, residual_linear, embedding, convolution, time_step, time_step_bias, bias, a_log, scale };
+enum class Role {
+  linear,
+  residual_linear,
+  embedding,
+  convolution,
+  time_step,
+  time_step_bias,
+  bias,
+  a_log,
+  a_log_of_heads,
+  scale
+};
 
 namespace detail {
 

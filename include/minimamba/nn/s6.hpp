@@ -15,11 +15,10 @@
 
 #include <array>
 #include <cstddef>
-#include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "minimamba/core/config.hpp"
+#include "minimamba/nn/derived_a.hpp"
 #include "minimamba/nn/layers.hpp"
 #include "minimamba/nn/mixer.hpp"
 
@@ -40,7 +39,7 @@ struct SelectionFormat<q8> {
 };
 
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
-struct S6 {
+struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   using Selection = typename SelectionFormat<Weight>::type;
   static constexpr const char* gguf_architecture = "mamba";
 
@@ -48,11 +47,10 @@ struct S6 {
   Conv1d<Scalar, Backend> conv1d;             // [E, 1, K]
   Linear<Scalar, Backend, Selection> x_proj;  // [R + 2N, E], rows dt, B, C
   Linear<Scalar, Backend, Weight> dt_proj;    // [E, R]; its bias is added in the scan
-  Tensor<Backend<Scalar>> A_log;              // [E, N]
   Tensor<Backend<Scalar>> D;                  // [E]
   Linear<Scalar, Backend, Weight> out_proj;   // [D, E]
 
-  Tensor<Backend<Scalar>> A;  // [E, N], derived from A_log by refresh(), or read from a GGUF file
+  using DerivedA<Scalar, Backend>::A_log, DerivedA<Scalar, Backend>::A;
 
   S6() = default;
   /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one.
@@ -60,44 +58,12 @@ struct S6 {
       : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()),
            static_cast<std::size_t>(config.d_state), static_cast<std::size_t>(config.dt_rank), config) {}
 
-  /// Recomputes A; call it after changing A_log.
-  void refresh(const Backend<Scalar>& backend) {
-    reserve_derived(backend);
-    backend.negative_exp(std::as_const(A_log).view(), A.view());
-    derived_from_ = A_log.version();
-  }
-
   /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
   void reserve(const Backend<Scalar>& backend, std::size_t rows) const {
     in_proj.reserve(backend, rows);
     x_proj.reserve(backend, rows);
     dt_proj.reserve(backend, rows);
     out_proj.reserve(backend, rows);
-  }
-
-  /// Allocates A, so that refresh() allocates nothing.
-  void reserve_derived(const Backend<Scalar>& backend) {
-    if (A.present() && A.allocated()) return;
-    A = {A_log.shape(), A_log.role()};
-    A.allocate(backend);
-  }
-
-  std::size_t derived_bytes() const { return A.memory_bytes(); }
-
-  /// Throws ArgumentError unless refresh() was called after the last upload to A_log. It does not notice what is
-  /// written through A_log.view().
-  void check_derived() const {
-    if (is_derived()) return;
-    if (!A.present() || !A.allocated()) throw ArgumentError("S6::A", "refresh() before the first forward", "no A");
-    throw ArgumentError("S6::A", "refresh() after changing A_log", "an A that is older than A_log");
-  }
-
-  /// Copies A, which may be more exact than what refresh() computes from A_log, unless it is missing or out of date.
-  void copy_derived(const Backend<Scalar>& backend, const S6& from) {
-    if (!from.is_derived()) return;
-    reserve_derived(backend);
-    backend.copy(from.A.view(), A.view());
-    derived_from_ = A_log.version();
   }
 
   static std::vector<ModelSetting> settings(const MambaConfig& config) {
@@ -128,7 +94,7 @@ struct S6 {
 
   /// Throws ArgumentError for an A that is missing or out of date: see check_derived.
   void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar, ActivationOf<Backend<Scalar>>>& p) const {
-    check_derived();
+    this->check_derived();
     const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
     in_proj.forward(backend, p.x, uz);
@@ -157,7 +123,7 @@ struct S6 {
 
   /// The gradients of the same. Throws ArgumentError as forward does.
   void backward(const Backend<Scalar>& backend, S6& gradient, const MixerBackwardArguments<Scalar>& p) const {
-    check_derived();
+    this->check_derived();
     const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
     const auto [d_uz, d_u, d_dt_b_c, d_delta, d_y, d_selected] = computed(p.d_activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
@@ -201,12 +167,6 @@ struct S6 {
     in_proj.backward(backend, gradient.in_proj, {.x = p.x, .d_y = d_uz, .d_x = p.d_x});
   }
 
-  /// Tensors that a file may hold in place of the named parameters: GGUF has A in place of A_log.
-  template <class F, class... Self>
-  static void visit_derived(F&& f, Self&... self) {
-    f("A_log", self.A...);
-  }
-
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     f("A_log", self.A_log...);
@@ -219,8 +179,6 @@ struct S6 {
   }
 
  private:
-  bool is_derived() const { return A.present() && A.allocated() && derived_from_ == A_log.version(); }
-
   enum Part : std::size_t { conv_part, ssm_part };  // of the state
 
   template <class T>
@@ -266,15 +224,14 @@ struct S6 {
     }
   }
 
-  double mixer_rms_eps_ = 0;        // 0: dt, B and C are not normalised
-  std::uint64_t derived_from_ = 0;  // A_log.version() of the last refresh()
+  double mixer_rms_eps_ = 0;  // 0: dt, B and C are not normalised
 
   S6(std::size_t d_model, std::size_t d_inner, std::size_t d_state, std::size_t dt_rank, const MambaConfig& config)
-      : in_proj(d_model, 2 * d_inner, config.bias),
+      : DerivedA<Scalar, Backend>(Shape{d_inner, d_state}, Role::a_log),
+        in_proj(d_model, 2 * d_inner, config.bias),
         conv1d(d_inner, static_cast<std::size_t>(config.d_conv), config.conv_bias),
         x_proj(d_inner, dt_rank + 2 * d_state, false),
         dt_proj(dt_rank, d_inner, true, Role::time_step),
-        A_log(Shape{d_inner, d_state}, Role::a_log),
         D(Shape{d_inner}, Role::scale),
         out_proj(d_inner, d_model, config.bias, Role::residual_linear),
         mixer_rms_eps_(config.dt_b_c_rms ? config.mixer_rms_eps : 0) {}

@@ -35,7 +35,8 @@ inline std::optional<Tokenizer> find_tokenizer(const Checkpoint& checkpoint, con
 
 /// Counts the tokens that a tokenizer has for padding rows of the embedding in config.vocab_size, so that a model with
 /// this configuration reads and generates them. Rows between them that have no token count as well.
-inline void count_named_tokens(MambaConfig& config, const Tokenizer& tokenizer) {
+template <VocabularyConfig Config>
+void count_named_tokens(Config& config, const Tokenizer& tokenizer) {
   auto id = static_cast<std::int32_t>(std::min<std::int64_t>(tokenizer.size(), config.padded_vocab_size()));
   while (id > config.vocab_size && tokenizer.bytes_of(id - 1).empty()) --id;
   config.vocab_size = std::max<std::int64_t>(config.vocab_size, id);

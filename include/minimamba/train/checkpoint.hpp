@@ -77,7 +77,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
   for (const ModelSetting& setting : trainer.model().state_layout().settings()) {
     if (setting.name == "d_inner") {
       settings["expand"] = setting.as_double() / number(c.d_model);  // as in older files
-    } else if (setting.name != "vocabulary") {                         // vocab_size tells more
+    } else if (setting.name != "vocabulary") {                       // vocab_size tells more
       settings[setting.name] = setting.as_double();
     }
   }

@@ -200,7 +200,8 @@ function(check_words)
   expect_words(words.cpp 6 "must be causal" "needs Model shapes\\(\\) const" "a folder holds a language model"
                "a GGUF file holds a language model" "the model needs check, forward and forward_last"
                "weights may be bf16: Mamba<float, NativeBackend, bf16>" "${training}" "${training}" "${training}"
-               "${training}" "for weights in this format")
+               "${training}" "for weights in this format" "SSD needs two kernels that the backend lacks"
+               "to train SSD needs two kernels that the backend lacks")
 endfunction()
 
 # Mistakes with generate() are reported in words: a range that nobody iterates, a callback that returns nothing.

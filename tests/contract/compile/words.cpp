@@ -3,6 +3,7 @@
 #if CASE == 0 || CASE == 3 || CASE == 4
 #include <minimamba/io.hpp>
 #endif
+#include <minimamba/nn/ssd.hpp>
 #include <minimamba/train.hpp>
 
 #include <utility>
@@ -40,8 +41,27 @@ struct OneFormat : ReferenceBackend<Number> {
 #endif
 };
 
+/// Backends without a kernel of SSD, which is private here.
+template <class Number>
+class WithoutScan : public ReferenceBackend<Number> {
+  using ReferenceBackend<Number>::ssd_scan;
+};
+template <class Number>
+class WithoutScanBackward : public ReferenceTraining<Number> {
+  using ReferenceTraining<Number>::ssd_scan_backward;
+};
+
 void train() {
   const std::vector<std::int32_t> tokens(100);
+#if CASE == 12
+  const Mamba<float, WithoutScan, float, SSD> scans({.d_model = 64, .n_layer = 1, .vocab_size = 32});
+  auto cache_of_scans = scans.make_cache();
+  scans.forward(1, cache_of_scans);
+#elif CASE == 13
+  Mamba<float, WithoutScanBackward, float, SSD> scans({.d_model = 64, .n_layer = 1, .vocab_size = 32});
+  Trainer trainer(std::move(scans), tokens, {.batch = 2, .length = 16});
+  trainer.step();
+#endif
 #if CASE == 6
   const Mamba<bf16> model({.d_model = 16, .n_layer = 1, .vocab_size = 32});
   auto cache = model.make_cache();

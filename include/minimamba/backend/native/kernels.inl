@@ -14,6 +14,8 @@ inline void each_register(std::size_t size, Body body) {
   if (j < size) body(j, size - j);
 }
 
+#include "minimamba/backend/native/ssd.inl"
+
 /// It does not use std::isfinite, because library functions are not inlined into the functions of a region.
 inline bool is_finite(Scalar x) { return x - x == 0; }
 
@@ -69,4 +71,5 @@ inline void map_silu(const Scalar* x, Scalar* y, std::size_t size) {
 }
 
 inline constexpr native::Kernels<Scalar> kernels{&matmul, &causal_conv1d, &selective_scan, &rms_norm, &add};
+inline constexpr native::SsdKernels<Scalar> ssd_kernels{&ssd_scan, &gate};
 inline constexpr native::Functions<Scalar> functions{&map_exp, &map_softplus, &map_silu};

@@ -43,6 +43,21 @@ const Kernels<Scalar>& kernels_for([[maybe_unused]] InstructionSet set) {
   }
 }
 
+template <class Scalar>
+const SsdKernels<Scalar>& ssd_kernels_for([[maybe_unused]] InstructionSet set) {
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return portable_double::ssd_kernels;
+  } else {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    if (has_avx512(set)) return avx512::ssd_kernels;
+    if (set == InstructionSet::avx2) return avx2::ssd_kernels;
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+    if (set == InstructionSet::neon) return neon::ssd_kernels;
+#endif
+    return portable_float::ssd_kernels;
+  }
+}
+
 template <class W>
 NarrowMatmul narrow_matmul_for([[maybe_unused]] InstructionSet set) {
   if constexpr (Format<W>::block_size == 1) {

@@ -114,6 +114,18 @@ struct ScanTask {
   std::size_t y_stride;
 };
 
+/// Channels [first, last) of consecutive tokens of a segment; see SsdScanArguments.
+template <class Scalar>
+struct SsdTask {
+  std::size_t length, first, last, head_dim, heads_of_group, states;
+  const Scalar *x, *delta, *delta_bias, *a, *b, *c, *d;
+  std::size_t x_stride, delta_stride, b_stride, c_stride;
+  Scalar dt_min, dt_max;
+  Scalar* h;  // [E, N]
+  Scalar* y;
+  std::size_t y_stride;
+};
+
 /// One row.
 template <class Scalar>
 struct NormTask {
@@ -133,8 +145,14 @@ struct Kernels {
   void (*add)(const Scalar* x, Scalar* y, std::size_t count);
 };
 
-/// Elementwise functions of `count` values, for tests of their accuracy. Programs that do not use them contain no code
-/// of them.
+/// The kernels of SSD. Programs that do not use them contain no code of them, nor of the functions below.
+template <class Scalar>
+struct SsdKernels {
+  void (*ssd_scan)(const SsdTask<Scalar>&);
+  void (*gate)(const Scalar* x, const Scalar* z, Scalar* y, std::size_t count);  // y = x silu(z)
+};
+
+/// Elementwise functions of `count` values, for tests of their accuracy.
 template <class Scalar>
 struct Functions {
   void (*exp)(const Scalar* x, Scalar* y, std::size_t count);
@@ -145,6 +163,8 @@ struct Functions {
 /// The kernels for an available instruction set; those of double are portable on every machine.
 template <class Scalar>
 const Kernels<Scalar>& kernels_for(InstructionSet set);
+template <class Scalar>
+const SsdKernels<Scalar>& ssd_kernels_for(InstructionSet set);
 template <class Scalar>
 const Functions<Scalar>& functions_for(InstructionSet set);
 

@@ -2,6 +2,7 @@
 
 #include "minimamba/backend/native/training_products.inl"
 #include "minimamba/backend/native/training_scan.inl"
+#include "minimamba/backend/native/ssd_training.inl"
 
 inline Scalar rms_norm_backward(const native::NormBackwardTask<Scalar>& task) {
   Vector squares = splat(0), dots = splat(0);
@@ -100,3 +101,4 @@ inline constexpr native::TrainingKernels<Scalar> training_kernels{tile_rows,
                                                                   &cross_entropy,
                                                                   &adamw,
                                                                   &sum_of_squares};
+inline constexpr native::SsdTrainingKernels<Scalar> ssd_training_kernels{&ssd_scan_backward, &gate_backward};

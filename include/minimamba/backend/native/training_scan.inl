@@ -211,23 +211,13 @@ inline void scan_backward_end(const native::ScanBackwardTask<Scalar>& task, cons
   add_to(task.d_d + place.e, d_d);
 }
 
-/// Adds all registers into the first.
-template <std::size_t half>
-inline void fold(Vector (&registers)[lanes]) {
-  MINIMAMBA_UNROLL
-  for (std::size_t i = 0; i < half; ++i) registers[i] = registers[i] + registers[i + half];
-  if constexpr (half > 1) fold<half / 2>(registers);
-}
-
 /// The sums over the lanes of each of `count` consecutive registers: to[n] = sum of from[n * lanes + lane] over lane.
 inline void sum_lanes(const Scalar* from, std::size_t count, Scalar* to) {
   for (std::size_t n = 0; n < count; n += lanes) {
     Vector square[lanes];
     MINIMAMBA_UNROLL
     for (std::size_t i = 0; i < lanes; ++i) square[i] = n + i < count ? load(from + (n + i) * lanes) : splat(0);
-    transpose(square);
-    fold<lanes / 2>(square);
-    store_channels(to + n, square[0], smaller(lanes, count - n));
+    store_channels(to + n, sums_of(square), smaller(lanes, count - n));
   }
 }
 

@@ -103,6 +103,35 @@ inline constexpr std::size_t scan_backward_scratch(std::size_t chunk, std::size_
   return (chunk * (2 * states + 6 + 8) + 4) * most_lanes;
 }
 
+/// One head in some tokens of a segment; see SsdScanBackwardArguments. Pointers to activations are to the first token.
+template <class Scalar>
+struct SsdBackwardTask {
+  std::size_t tokens, head, head_dim, states, column;  // column: where the head's group begins in b and c
+  const Scalar *x, *delta, *delta_bias, *a, *b, *c, *d, *d_y;
+  std::size_t x_stride, delta_stride, b_stride, c_stride, d_y_stride;
+  Scalar dt_min, dt_max;
+  const Scalar* kept;  // [E, N], the states before the tokens
+  Scalar* d_h;         // [E, N]
+  Scalar *d_x, *d_delta;
+  std::size_t d_x_stride, d_delta_stride;
+  Scalar *d_delta_bias, *d_a, *d_d;
+  Scalar* sums;     // [tokens, 2 N], overwritten: the head's parts of d_b and d_c
+  Scalar* scratch;  // ssd_backward_scratch(tokens) scalars
+};
+
+inline constexpr std::size_t ssd_backward_scratch(std::size_t tokens) {
+  return 3 * (tokens + most_lanes) + tokens * most_lanes * (2 + most_lanes + 2 * 4);
+}
+
+/// `size` elements of y = x silu(z).
+template <class Scalar>
+struct GateBackwardTask {
+  const Scalar *x, *z;
+  Scalar* d_x;  // in: dy; out: dx
+  Scalar* d_z;
+  std::size_t size;
+};
+
 /// One row; see RmsNormBackwardArguments.
 template <class Scalar>
 struct NormBackwardTask {
@@ -157,9 +186,17 @@ struct TrainingKernels {
   double (*sum_of_squares)(const Scalar* x, std::size_t count);
 };
 
+template <class Scalar>
+struct SsdTrainingKernels {
+  void (*ssd_scan_backward)(const SsdBackwardTask<Scalar>&);
+  void (*gate_backward)(const GateBackwardTask<Scalar>&);
+};
+
 /// The kernels of training for an available instruction set.
 template <class Scalar>
 const TrainingKernels<Scalar>& training_kernels_for(InstructionSet set);
+template <class Scalar>
+const SsdTrainingKernels<Scalar>& ssd_training_kernels_for(InstructionSet set);
 
 }  // namespace native
 }  // namespace minimamba

@@ -174,3 +174,14 @@ inline void store_bytes(std::int8_t* to, Vector x) {
 }
 
 inline Vector square_root(Vector x) { return {_mm256_sqrt_ps(x.value)}; }
+/// Lane i of the result is the sum of the lanes of rows[i]. Each step adds halves of two registers.
+inline Vector sums_of(const Vector (&rows)[lanes]) {
+  __m256 fours[2];
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < 2; ++i) {
+    const __m256 a = _mm256_hadd_ps(rows[4 * i].value, rows[4 * i + 1].value);
+    fours[i] = _mm256_hadd_ps(a, _mm256_hadd_ps(rows[4 * i + 2].value, rows[4 * i + 3].value));
+  }
+  return {_mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                        _mm256_permute2f128_ps(fours[0], fours[1], 0x31))};
+}

@@ -156,3 +156,21 @@ inline void store_interleaved(float* to, const Vector (&columns)[count]) {
 }
 
 inline Vector square_root(Vector x) { return {_mm512_sqrt_ps(x.value)}; }
+inline Vector add_quarters(Vector a, Vector b) {
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(a.value, b.value, 0x88), _mm512_shuffle_f32x4(a.value, b.value, 0xDD))};
+}
+/// Lane i of the result is the sum of the lanes of rows[i]. Each step adds halves of two registers.
+inline Vector sums_of(const Vector (&rows)[lanes]) {
+  __m512 pairs[8], fours[4];
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < 8; ++i) {
+    const __m512 a = rows[2 * i].value, b = rows[2 * i + 1].value;
+    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  MINIMAMBA_UNROLL
+  for (std::size_t i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  return add_quarters(add_quarters({fours[0]}, {fours[1]}), add_quarters({fours[2]}, {fours[3]}));
+}

@@ -208,3 +208,7 @@ inline void store_bytes(std::int8_t* to, Vector x) {
 }
 
 inline Vector square_root(Vector x) { return {vsqrtq_f32(x.value)}; }
+/// Lane i of the result is the sum of the lanes of rows[i].
+inline Vector sums_of(const Vector (&rows)[lanes]) {
+  return {vpaddq_f32(vpaddq_f32(rows[0].value, rows[1].value), vpaddq_f32(rows[2].value, rows[3].value))};
+}

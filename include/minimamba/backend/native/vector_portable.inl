@@ -157,3 +157,9 @@ inline Vector square_root(Vector x) {
   for (std::size_t i = 0; i < lanes; ++i) x.value[i] = std::sqrt(x.value[i]);
   return x;
 }
+/// Lane i of the result is the sum of the lanes of rows[i].
+inline Vector sums_of(const Vector (&rows)[lanes]) {
+  Vector result;
+  for (std::size_t i = 0; i < lanes; ++i) result.value[i] = sum(rows[i]);
+  return result;
+}
