@@ -22,6 +22,7 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     static_cast<void>(tokenizer.decode(ids));
     const auto parts = mm::gguf_tokenizer(metadata, "fuzz");
     static_cast<void>(mm::gguf_tokenizer(parts, 300));
+    static_cast<void>(mm::gguf_tokenizer_notes(parts));
     const std::string json = mm::tokenizer_json(parts);
     const mm::Tokenizer again(mm::read_tokenizer_json({std::as_bytes(std::span(json)), "again"}));
     static_cast<void>(again.decode(again.encode(text)));

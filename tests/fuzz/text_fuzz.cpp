@@ -18,6 +18,40 @@ mm::Tokenizer small_tokenizer() {
   return mm::Tokenizer(parts);
 }
 
+/// SentencePiece's kind: with scores as in GGUF, or with merges as in tokenizer.json.
+mm::Tokenizer small_sentence_piece(bool scored) {
+  mm::TokenizerParts parts;
+  for (unsigned x = 0; x < 256; ++x) parts.tokens.push_back(mm::detail::byte_name(x));
+  for (const char* const token : {"\u2581", "a", "b", "ab", "\u2581a", "\u2581\u2581", "\u00E9a", "aa"}) {
+    parts.tokens.emplace_back(token);
+  }
+  parts.byte_fallback = true;
+  mm::detail::set_spaces(parts, true);
+  for (std::size_t id = 0; scored && id < parts.tokens.size(); ++id) parts.scores.push_back(static_cast<float>(id % 3));
+  if (!scored) parts.merges = {"a b", "\u2581 \u2581", "\u2581 a", "a a"};
+  return mm::Tokenizer(parts);
+}
+
+std::string streamed(const mm::Tokenizer& tokenizer, const std::vector<std::int32_t>& ids) {
+  mm::StreamingDecoder decoder(tokenizer);
+  std::string text;
+  for (const std::int32_t id : ids) text += decoder.push(id);
+  return text + decoder.finish();
+}
+
+void check_sentence_piece(std::string_view text, const std::vector<std::int32_t>& any) {
+  static const mm::Tokenizer scored = small_sentence_piece(true), merged = small_sentence_piece(false);
+  const std::string valid = mm::detail::well_formed(text);
+  for (const mm::Tokenizer* const tokenizer : {&scored, &merged}) {
+    const auto ids = tokenizer->encode(text);
+    const std::string back = tokenizer->decode(ids);
+    if (valid.find("\u2581") == valid.npos && back != valid) __builtin_trap();
+    if (streamed(*tokenizer, ids) != back) __builtin_trap();
+  }
+  if (streamed(scored, any) != scored.decode(any)) __builtin_trap();
+  if (!mm::detail::is_well_formed(streamed(merged, any) + merged.decode(any))) __builtin_trap();
+}
+
 /// Every step there is: what comes out are parts of the text, in its order.
 void check_steps(std::string_view text) {
   using Kind = mm::PreTokenizer::Kind;
@@ -60,10 +94,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
 
   std::vector<std::int32_t> ids;
   for (std::size_t i = 0; i + 1 < size; i += 2) ids.push_back((data[i] | (data[i + 1] & 1) << 8) % tokenizer.size());
-  mm::StreamingDecoder decoder(tokenizer);
-  std::string streamed;
-  for (const std::int32_t id : ids) streamed += decoder.push(id);
-  streamed += decoder.finish();
-  if (streamed != tokenizer.decode(ids)) __builtin_trap();
+  if (streamed(tokenizer, ids) != tokenizer.decode(ids)) __builtin_trap();
+  check_sentence_piece(text, ids);
   return 0;
 }

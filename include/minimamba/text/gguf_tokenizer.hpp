@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/core/error.hpp"
 #include "minimamba/io/gguf_config.hpp"
 #include "minimamba/text/decoder.hpp"
 #include "minimamba/text/normalizer.hpp"

@@ -85,16 +85,19 @@ class PreTokenizerSteps {
   /// Throws FormatError for too many steps, or a regular expression that is neither supported directly nor compiled by
   /// `compile`.
   PreTokenizerSteps(const std::vector<PreTokenizer>& steps, const RegexCompiler& compile, const std::string& file) {
-    // Those that may lengthen each piece: several in turn could make a short text huge.
-    const auto levels = std::count_if(steps.begin(), steps.end(), is_byte_level);
-    const auto spaces =
-        std::count_if(steps.begin(), steps.end(), [](const auto& step) { return step.kind == Kind::metaspace; });
-    if (steps.size() > max_steps || levels > 1 || spaces > 1) {
-      throw FormatError(
-          file + ": pre_tokenizer",
-          "at most " + std::to_string(max_steps) + " steps, of which at most 1 is ByteLevel and 1 Metaspace",
-          std::to_string(steps.size()) + " steps, of which " + std::to_string(levels) + " are ByteLevel and " +
-              std::to_string(spaces) + " Metaspace");
+    const auto level = std::find_if(steps.begin(), steps.end(), is_byte_level);
+    const auto count = [](auto begin, auto end, Kind kind) {
+      return std::count_if(begin, end, [kind](const PreTokenizer& step) { return step.kind == kind; });
+    };
+    const auto levels = count(steps.begin(), steps.end(), Kind::byte_level);
+    // Both may lengthen each piece: several in turn could make a short text huge. Metaspace's character is outside
+    // ByteLevel's alphabet.
+    if (steps.size() > max_steps || levels > 1 || count(steps.begin(), steps.end(), Kind::metaspace) > 1 ||
+        count(level, steps.end(), Kind::metaspace) > 0) {
+      throw FormatError(file + ": pre_tokenizer",
+                        "at most " + std::to_string(max_steps) +
+                            " steps, of which at most 1 is ByteLevel and 1 Metaspace, and that comes first",
+                        std::to_string(steps.size()) + " steps, of which " + std::to_string(levels) + " are ByteLevel");
     }
     for (const PreTokenizer& step : steps) steps_.push_back(compiled(step, compile, file));
     byte_level_ = levels == 1;

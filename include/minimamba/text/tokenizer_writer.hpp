@@ -13,6 +13,7 @@
 
 #include "minimamba/io/json_value.hpp"
 #include "minimamba/text/gguf_tokenizer.hpp"
+#include "minimamba/text/sentence_piece.hpp"
 #include "minimamba/text/tokenizer.hpp"
 #include "minimamba/text/tokenizer_steps.hpp"
 
