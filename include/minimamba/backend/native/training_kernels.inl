@@ -5,11 +5,12 @@
 #include "minimamba/backend/native/ssd_training.inl"
 
 inline Scalar rms_norm_backward(const native::NormBackwardTask<Scalar>& task) {
+  const Scalar* const weight = task.weight;  // which compilers would read again after each store
   Vector squares = splat(0), dots = splat(0);
   each_register(task.cols, [&](std::size_t j, std::size_t count) {
     const Vector x = load_channels(task.x + j, count);
     squares = fmadd(x, x, squares);
-    dots = fmadd(weighted(load_channels(task.d_y + j, count), task.weight, j, count), x, dots);
+    dots = fmadd(weighted(load_channels(task.d_y + j, count), weight, j, count), x, dots);
   });
   const Scalar square = sum(squares), dot = sum(dots);
   if (!is_finite(square) || !is_finite(dot)) return 0;
@@ -17,7 +18,7 @@ inline Scalar rms_norm_backward(const native::NormBackwardTask<Scalar>& task) {
   const Scalar scale = 1 / std::sqrt(mean);
   const Vector factor = splat(scale), along = splat(dot / cols / mean);
   each_register(task.cols, [&](std::size_t j, std::size_t count) {
-    const Vector d = weighted(load_channels(task.d_y + j, count), task.weight, j, count);
+    const Vector d = weighted(load_channels(task.d_y + j, count), weight, j, count);
     store_channels(task.d_x + j, fnmadd(load_channels(task.x + j, count), along, d) * factor, count);
   });
   return scale;
