@@ -47,6 +47,14 @@ expect(0 "epsilon 1e-06.*x 3" --info ${WORK}/falcon)
 expect(0 "" ${WORK}/falcon ${WORK}/falcon-again.gguf)
 expect_same(${WORK}/falcon.gguf ${WORK}/falcon-again.gguf)
 
+# Mamba-2, whose limits of dt GGUF has no key for.
+expect(0 "layout Hugging Face.*head_dim 16, n_groups 2.*state of a sequence 34560 bytes" --info ${DATA}/tiny-mamba2)
+expect(0 "layout official.*head_dim 32" --info ${DATA}/tiny-mamba2-official)
+expect(0 "note: .*dt_limit.*llama.cpp" ${DATA}/tiny-mamba2-official ${WORK}/mamba2.gguf)
+expect(0 "matrices in F32" ${WORK}/mamba2.gguf ${WORK}/mamba2)
+expect(0 "" ${WORK}/mamba2 ${WORK}/mamba2-again.gguf)
+expect_same(${WORK}/mamba2.gguf ${WORK}/mamba2-again.gguf)
+
 # Where matrices have several types, none is narrowed.
 file(COPY ${DATA}/tiny-bf16/config.json DESTINATION ${WORK}/mixed)
 execute_process(COMMAND sed -e "s/\"BF16\"/\"F16\" /" ${DATA}/tiny-bf16/model.safetensors

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "minimamba/backend/eigen.hpp"
+#include "minimamba/backend/eigen_ssd_training.hpp"
 #include "minimamba/backend/reference_training.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -71,6 +72,30 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
     }
   }
 
+  /// Chunk by chunk from the end: the heads of a chunk are divided among threads, and then added up in order.
+  void ssd_scan_backward(const SsdScanBackwardArguments<Scalar>& p) const {
+    const std::size_t heads = p.a.cols(), N = p.d_h.cols();
+    const std::size_t most = detail::tokens_at_once(detail::longest(p.segments), p.kept.chunk);
+    std::vector<Scalar> sums(heads * most * 2 * N);  // [H, tokens, 2N]
+    const auto of_head = [&](std::size_t head) { return View<Scalar>(sums.data() + head * most * 2 * N, most, 2 * N); };
+    std::size_t kept = 0;  // index of the first kept state of the segment
+    for (const Segment& segment : p.segments) {
+      const std::size_t chunk = detail::tokens_at_once(segment.length, p.kept.chunk);
+      const std::size_t chunks = detail::chunks_of(segment.length, p.kept.chunk);
+      for (std::size_t k = chunks; k-- > 0;) {
+        const std::size_t first = k * chunk, count = std::min(chunk, segment.length - first);
+        const detail::EigenSsdChunk place{segment.first + first, count, segment.slot, kept + k};
+        parallel_for(this->pool(), heads, 1, [&](std::size_t begin, std::size_t end) {
+          for (std::size_t head = begin; head < end; ++head) {
+            detail::eigen_ssd_backward(p, place, head, of_head(head).rows_from(0, count));
+          }
+        });
+        for (std::size_t head = 0; head < heads; ++head) add_head(p, place, head, of_head(head));
+      }
+      kept += chunks;
+    }
+  }
+
   void adamw(const AdamWArguments<Scalar>& p) const {
     const auto scalar = [](double value) { return static_cast<Scalar>(value); };
     for (std::size_t i = 0; i < p.weight.rows(); ++i) {
@@ -89,6 +114,21 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
   static constexpr std::size_t group = 64;  // channels whose sums for d_b and d_c are added up together
 
   static auto of(View<const Scalar> x) { return EigenTraining::matrix(x.data(), x.rows(), x.cols(), x.stride()); }
+
+  /// Adds a head's sums to d_b and d_c, which the first head of a group overwrites.
+  static void add_head(const SsdScanBackwardArguments<Scalar>& p, const detail::EigenSsdChunk& place, std::size_t head,
+                       View<const Scalar> sums) {
+    const std::size_t N = p.d_h.cols(), of_group = p.heads_of_group();
+    const bool first = head % of_group == 0;
+    for (std::size_t t = 0; t < place.tokens; ++t) {
+      for (std::size_t n = 0; n < N; ++n) {
+        Scalar &d_b = p.d_b(place.row + t, head / of_group * N + n),
+               &d_c = p.d_c(place.row + t, head / of_group * N + n);
+        d_b = (first ? Scalar(0) : d_b) + sums(t, n);
+        d_c = (first ? Scalar(0) : d_c) + sums(t, N + n);
+      }
+    }
+  }
 
   /// Calls body(first, count) on parts of [0, count). `operations` is the cost of one item.
   template <class Body>

@@ -296,8 +296,8 @@ AnyLoader any_loader(const Options& options) {
 
 template <class Options>
 AnyModel AnyModel::load(const Checkpoint& checkpoint, const std::type_identity_t<Options>& options) {
-  return checkpoint.config.visit(
-      [&]<class Files>(Files, const auto&) { return detail::any_loader<Files>(options)(checkpoint, options); });
+  return checkpoint.config.visit_files(
+      [&]<class Files>(Files) { return detail::any_loader<Files>(options)(checkpoint, options); });
 }
 
 template <class Options>

@@ -55,7 +55,7 @@ struct Checkpoint {
 
   /// The parameters that the model's mixer has.
   detail::MixerTable mixer_parameters() const {
-    return config.visit([](auto files, const auto&) { return files.parameters(); });
+    return config.visit_files([](auto files) { return files.parameters(); });
   }
   /// The configuration of a model of this type. Throws ConfigError if the checkpoint is of another mixer.
   template <class Config>
@@ -113,7 +113,7 @@ struct Checkpoint {
 
  private:
   std::string kind_and_mixer() const {
-    return config.visit([](auto files, const auto&) {
+    return config.visit_files([](auto files) {
       return "a " + std::string(files.kind) + " model, whose mixer is " + files.mixer + " (" + files.header + ")";
     });
   }

@@ -256,7 +256,7 @@ inline constexpr const char *falcon_mamba_type = "falcon_mamba", *falcon_mamba_c
 inline bool is_falcon_mamba(ConfigReader& reader, const std::string& file) {
   if (reader.is("model_type", falcon_mamba_type)) return true;
   if (reader.has("model_type") && !reader.is("model_type", "mamba")) {
-    reader.refuse("model_type", R"("mamba" or "falcon_mamba", the only supported values)");
+    reader.refuse("model_type", R"("mamba", "falcon_mamba" or "mamba2", the only supported values)");
   }
   if (!reader.lists("architectures", falcon_mamba_class)) return false;
   if (reader.has("model_type")) {
@@ -304,7 +304,9 @@ inline void refuse_hybrids(const ConfigReader& reader) {
 
 inline MambaConfig read_official_config(ConfigReader& reader) {
   refuse_hybrids(reader);
-  reader.only("ssm_cfg.layer", R"("Mamba1")");
+  if (reader.has("ssm_cfg.layer") && !reader.is("ssm_cfg.layer", "Mamba1")) {
+    reader.refuse("ssm_cfg.layer", R"("Mamba1" or "Mamba2", the only supported values)");
+  }
   MambaConfig config = read_settings<MambaConfig>(reader, official_keys, false);
   config.dt_rank = reader.rank(official_keys.dt_rank);
   config.pad_vocab_size_multiple =

@@ -309,7 +309,7 @@ void convert_to_gguf(const Checkpoint& checkpoint, const std::filesystem::path& 
 template <class>
 void convert_to_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options,
                      const GgufMetadata& metadata) {
-  checkpoint.config.visit([&]<class Files>(Files, const auto&) {
+  checkpoint.config.visit_files([&]<class Files>(Files) {
     using Parameters = GgufParameters<CheckpointParameters<Files>>;
     save_gguf_file(Parameters(checkpoint), path, options, metadata);
   });

@@ -2,12 +2,10 @@
 #ifndef MINIMAMBA_IO_KNOWN_MIXERS_HPP
 #define MINIMAMBA_IO_KNOWN_MIXERS_HPP
 
-#include <cstddef>
+#include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <type_traits>
-#include <utility>
 #include <variant>
 #include <vector>
 
@@ -90,9 +88,17 @@ class AnyConfig {
         own_);
   }
 
+  /// Calls body(files).
+  template <class Body>
+  decltype(auto) visit_files(Body&& body) const {
+    return std::visit([&]<class Config>(const Config&) -> decltype(auto) { return body(detail::FilesOf<Config>()); },
+                      own_);
+  }
+
   /// Whether generation ends at this token.
   bool ends_text(std::int32_t token) const {
-    return visit([&](auto, const auto& config) { return config.ends_text(token); });
+    return token == eos_token_id ||
+           std::find(other_eos_token_ids.begin(), other_eos_token_ids.end(), token) != other_eos_token_ids.end();
   }
   std::int64_t padded_vocab_size() const {
     return (vocab_size + pad_vocab_size_multiple - 1) / pad_vocab_size_multiple * pad_vocab_size_multiple;

@@ -97,8 +97,7 @@ struct SsdFiles {
     }
     count_tokens(config, reader.notes());
     read_special_tokens(reader, config);
-    const bool has_bias = hugging_face || reader.has(keys.bias);
-    return {resolved_config(config, file), &keys, has_bias, true, std::move(reader.notes())};
+    return {resolved_config(config, file), &keys, reader.has(keys.bias), true, std::move(reader.notes())};
   }
 
   static Config read_gguf(const GgufMetadata& metadata, const TensorSet& tensors, const std::string& file,

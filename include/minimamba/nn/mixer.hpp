@@ -18,7 +18,8 @@
 //   void copy_derived(const Backend<Scalar>&, const Mixer& from);  std::size_t derived_bytes() const;
 // for tensors that it derives from its parameters (compute, allocate, check, copy and count them), and
 //   template <class F, class... Self> static void visit_derived(F&& f, Self&... self);
-// for derived tensors that a file may hold in place of a parameter. What files say of its models is in io/known_mixers.hpp.
+// for derived tensors that a file may hold in place of a parameter. What files say of its models is in
+// io/known_mixers.hpp.
 #ifndef MINIMAMBA_NN_MIXER_HPP
 #define MINIMAMBA_NN_MIXER_HPP
 

@@ -141,6 +141,34 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
     static_assert(HasSsdBackward<Backend<Scalar>>,
                   "to train SSD needs two kernels that the backend lacks: ssd_scan_backward and "
                   "gated_rms_norm_backward, of backend/ssd_training_concept.hpp");
+    if constexpr (HasSsdBackward<Backend<Scalar>>) walk_back(backend, gradient, p);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("dt_bias", self.dt_bias...);
+    f("A_log", self.A_log...);
+    f("D", self.D...);
+    f("in_proj", self.in_proj...);
+    f("conv1d", self.conv1d...);
+    f("norm", self.norm...);
+    f("out_proj", self.out_proj...);
+  }
+
+ private:
+  enum Part : std::size_t { conv_part, ssm_part };  // of the state
+
+  struct Computed {
+    View<Scalar> zxbcdt;  // [M, 2E + 2GN + H] z, x, B, C and dt in adjacent columns
+    View<Scalar> xbc;     // [M, E + 2GN] x, B and C after the convolution
+    View<Scalar> y;       // [M, E] output of the scan
+    View<Scalar> normed;  // [M, E]
+  };
+  Computed computed(const ActivationViews<Scalar>& views) const {
+    return {views[0].columns(0, in_proj.weight.rows()), views[1], views[2], views[3]};
+  }
+
+  void walk_back(const Backend<Scalar>& backend, SSD& gradient, const MixerBackwardArguments<Scalar>& p) const {
     this->check_derived();
     const Computed v = computed(p.activations), d = computed(p.d_activations);
     const View<Scalar> d_a(p.scratch.data(), 1, A_log.cols());
@@ -184,30 +212,6 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
                      .d_x = convolved(d.zxbcdt),
                      .d_window = p.d_state[conv_part]});
     in_proj.backward(backend, gradient.in_proj, {.x = p.x, .d_y = d.zxbcdt, .d_x = p.d_x});
-  }
-
-  template <class F, class... Self>
-  static void visit(F&& f, Self&... self) {
-    f("dt_bias", self.dt_bias...);
-    f("A_log", self.A_log...);
-    f("D", self.D...);
-    f("in_proj", self.in_proj...);
-    f("conv1d", self.conv1d...);
-    f("norm", self.norm...);
-    f("out_proj", self.out_proj...);
-  }
-
- private:
-  enum Part : std::size_t { conv_part, ssm_part };  // of the state
-
-  struct Computed {
-    View<Scalar> zxbcdt;  // [M, 2E + 2GN + H] z, x, B, C and dt in adjacent columns
-    View<Scalar> xbc;     // [M, E + 2GN] x, B and C after the convolution
-    View<Scalar> y;       // [M, E] output of the scan
-    View<Scalar> normed;  // [M, E]
-  };
-  Computed computed(const ActivationViews<Scalar>& views) const {
-    return {views[0].columns(0, in_proj.weight.rows()), views[1], views[2], views[3]};
   }
 
   // Columns of zxbcdt and of xbc.
