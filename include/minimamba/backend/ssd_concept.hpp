@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <span>
 
+#include "minimamba/backend/concept.hpp"
 #include "minimamba/core/view.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -19,19 +20,19 @@ namespace minimamba::inline MINIMAMBA_ISA {
 ///   dt = clamp(softplus(delta + delta_bias), dt_min, dt_max)
 ///   h[t] = exp(dt A) h[t-1] + dt x B_g^T                a state h [P, N]; A and D are numbers
 ///   y = h C_g + D x
-template <class Scalar>
+template <class Scalar, class Activation = Scalar>
 struct SsdScanArguments {
   std::span<const Segment> segments;
-  View<const Scalar> x;           // [M, E], head after head
-  View<const Scalar> delta;       // [M, H]
+  View<const Activation> x;       // [M, E], head after head
+  View<const Activation> delta;   // [M, H]
   View<const Scalar> delta_bias;  // [1, H]
   double dt_min = 0, dt_max = 0;  // dt_max may be infinity
   View<const Scalar> a;           // [1, H], negative
-  View<const Scalar> b;           // [M, G N], group after group
-  View<const Scalar> c;           // [M, G N]
+  View<const Activation> b;       // [M, G N], group after group
+  View<const Activation> c;       // [M, G N]
   View<const Scalar> d;           // [1, H]
   SlotView<Scalar> h;             // [E, N], the states, head after head, read and written
-  View<Scalar> y;                 // [M, E], must not be one of the views above
+  View<Activation> y;             // [M, E], must not be one of the views above
   KeptStates<Scalar> kept = {};   // states
 
   std::size_t head_dim() const { return x.cols() / a.cols(); }                   // P
@@ -39,20 +40,20 @@ struct SsdScanArguments {
 };
 
 /// y = v / sqrt(mean(v^2) + epsilon) * weight with v = x silu(z), the mean over each group of E / G channels of a row.
-template <class Scalar>
+template <class Scalar, class Activation = Scalar>
 struct GatedRmsNormArguments {
-  View<const Scalar> x;       // [M, E]
-  View<const Scalar> z;       // [M, E]
+  View<const Activation> x;   // [M, E]
+  View<const Activation> z;   // [M, E]
   View<const Scalar> weight;  // [1, E]
   std::size_t groups = 1;     // G
   double epsilon = 0;
-  View<Scalar> y;  // [M, E], must not be x or z
+  View<Activation> y;  // [M, E], must not be x or z
 };
 
 /// ssd_scan: see SsdScanArguments; gated_rms_norm: see GatedRmsNormArguments.
 template <class B>
-concept HasSsd = requires(const B& backend, const SsdScanArguments<typename B::Scalar>& scan,
-                          const GatedRmsNormArguments<typename B::Scalar>& norm) {
+concept HasSsd = requires(const B& backend, const SsdScanArguments<typename B::Scalar, ActivationOf<B>>& scan,
+                          const GatedRmsNormArguments<typename B::Scalar, ActivationOf<B>>& norm) {
   backend.ssd_scan(scan);
   backend.gated_rms_norm(norm);
 };

@@ -79,8 +79,8 @@ class CheckpointParameters {
 /// Calls body(parameters) with the CheckpointParameters of the checkpoint's own mixer.
 template <class Body>
 decltype(auto) with_parameters(const Checkpoint& checkpoint, Body&& body) {
-  return checkpoint.config.visit(
-      [&]<class Files>(Files, const auto&) -> decltype(auto) { return body(CheckpointParameters<Files>(checkpoint)); });
+  return checkpoint.config.visit_files(
+      [&]<class Files>(Files) -> decltype(auto) { return body(CheckpointParameters<Files>(checkpoint)); });
 }
 
 }  // namespace minimamba

@@ -105,9 +105,9 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
   static std::size_t backward_scratch(const Mamba2Config& config) { return size(config.n_heads()); }
 
   /// Throws ArgumentError for an A that is missing or out of date: see check_derived.
-  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
+  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar, ActivationOf<Backend<Scalar>>>& p) const {
     this->check_derived();
-    const Computed v = computed(p.activations);
+    const auto v = computed(p.activations);
     in_proj.forward(backend, p.x, v.zxbcdt);
     conv1d.forward(backend, {.segments = p.segments,
                              .x = convolved(v.zxbcdt),
@@ -158,19 +158,21 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
  private:
   enum Part : std::size_t { conv_part, ssm_part };  // of the state
 
+  template <class T>
   struct Computed {
-    View<Scalar> zxbcdt;  // [M, 2E + 2GN + H] z, x, B, C and dt in adjacent columns
-    View<Scalar> xbc;     // [M, E + 2GN] x, B and C after the convolution
-    View<Scalar> y;       // [M, E] output of the scan
-    View<Scalar> normed;  // [M, E]
+    View<T> zxbcdt;  // [M, 2E + 2GN + H] z, x, B, C and dt in adjacent columns
+    View<T> xbc;     // [M, E + 2GN] x, B and C after the convolution
+    View<T> y;       // [M, E] output of the scan
+    View<T> normed;  // [M, E]
   };
-  Computed computed(const ActivationViews<Scalar>& views) const {
+  template <class T>
+  Computed<T> computed(const ActivationViews<T>& views) const {
     return {views[0].columns(0, in_proj.weight.rows()), views[1], views[2], views[3]};
   }
 
   void walk_back(const Backend<Scalar>& backend, SSD& gradient, const MixerBackwardArguments<Scalar>& p) const {
     this->check_derived();
-    const Computed v = computed(p.activations), d = computed(p.d_activations);
+    const auto v = computed(p.activations), d = computed(p.d_activations);
     const View<Scalar> d_a(p.scratch.data(), 1, A_log.cols());
     out_proj.backward(backend, gradient.out_proj, {.x = v.normed, .d_y = p.d_y, .d_x = d.normed});
     backend.gated_rms_norm_backward({.x = v.y,
@@ -217,14 +219,30 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
   // Columns of zxbcdt and of xbc.
   std::size_t channels() const { return norm.weight.cols(); }                        // E
   std::size_t of_groups() const { return (conv1d.weight.rows() - channels()) / 2; }  // GN
-  View<Scalar> z_of(View<Scalar> zxbcdt) const { return zxbcdt.columns(0, channels()); }
-  View<Scalar> convolved(View<Scalar> zxbcdt) const { return zxbcdt.columns(channels(), conv1d.weight.rows()); }
-  View<Scalar> dt_of(View<Scalar> zxbcdt) const {
+  template <class T>
+  View<T> z_of(View<T> zxbcdt) const {
+    return zxbcdt.columns(0, channels());
+  }
+  template <class T>
+  View<T> convolved(View<T> zxbcdt) const {
+    return zxbcdt.columns(channels(), conv1d.weight.rows());
+  }
+  template <class T>
+  View<T> dt_of(View<T> zxbcdt) const {
     return zxbcdt.columns(channels() + conv1d.weight.rows(), A_log.cols());
   }
-  View<Scalar> x_of(View<Scalar> xbc) const { return xbc.columns(0, channels()); }
-  View<Scalar> b_of(View<Scalar> xbc) const { return xbc.columns(channels(), of_groups()); }
-  View<Scalar> c_of(View<Scalar> xbc) const { return xbc.columns(channels() + of_groups(), of_groups()); }
+  template <class T>
+  View<T> x_of(View<T> xbc) const {
+    return xbc.columns(0, channels());
+  }
+  template <class T>
+  View<T> b_of(View<T> xbc) const {
+    return xbc.columns(channels(), of_groups());
+  }
+  template <class T>
+  View<T> c_of(View<T> xbc) const {
+    return xbc.columns(channels() + of_groups(), of_groups());
+  }
 
   static std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 };
