@@ -1,69 +1,19 @@
 // PyTorch files that are refused: one row each, with the words that the message must have; then every truncation and
-// many flips of bits. Zip files and pickles are made here byte by byte.
+// many flips of bits.
 #include "minimamba/io/torch_bin.hpp"
 #include "support/burden.hpp"
 #include "support/files.hpp"
+#include "support/torch_files.hpp"
 
 namespace {
 
 using namespace minimamba;
+using namespace support::torch_files;
 using support::Folder;
 using support::Model;
 using support::read_text;
 using support::write_text;
 namespace fs = std::filesystem;
-
-template <class T>
-std::string bytes(T value) {
-  return {reinterpret_cast<const char*>(&value), sizeof(value)};
-}
-
-struct Entry {
-  std::string name, data;
-  std::uint16_t method = 0, flags = 0;
-};
-
-/// A zip file of stored entries, with sizes in the directory only.
-std::string zip(const std::vector<Entry>& entries) {
-  std::string file, directory;
-  for (const Entry& entry : entries) {
-    const auto offset = static_cast<std::uint32_t>(file.size()), size = static_cast<std::uint32_t>(entry.data.size());
-    const auto name_size = static_cast<std::uint16_t>(entry.name.size());
-    file += "PK\3\4" + std::string(22, '\0') + bytes(name_size) + bytes(std::uint16_t{0}) + entry.name + entry.data;
-    directory += "PK\1\2" + std::string(4, '\0') + bytes(entry.flags) + bytes(entry.method) + std::string(8, '\0') +
-                 bytes(size) + bytes(size) + bytes(name_size) + std::string(12, '\0') + bytes(offset) + entry.name;
-  }
-  const auto count = static_cast<std::uint16_t>(entries.size());
-  return file + directory + "PK\5\6" + std::string(4, '\0') + bytes(count) + bytes(count) +
-         bytes(static_cast<std::uint32_t>(directory.size())) + bytes(static_cast<std::uint32_t>(file.size())) +
-         bytes(std::uint16_t{0});
-}
-
-// Pickles.
-std::string text(const std::string& x) { return "X" + bytes(static_cast<std::uint32_t>(x.size())) + x; }
-std::string integer(std::int32_t x) { return "J" + bytes(x); }
-std::string global(const std::string& module, const std::string& name) { return "c" + module + "\n" + name + "\n"; }
-std::string tuple(const std::string& parts) { return "(" + parts + "t"; }
-std::string storage(const std::string& type = "FloatStorage", const std::string& key = "0", std::int32_t size = 4) {
-  return tuple(text("storage") + global("torch", type) + text(key) + text("cpu") + integer(size)) + "Q";
-}
-std::string tensor(const std::string& stored, const std::string& offset, const std::string& size,
-                   const std::string& stride) {
-  return global("torch._utils", "_rebuild_tensor_v2") +
-         tuple(stored + offset + tuple(size) + tuple(stride) + "\x89" + global("collections", "OrderedDict") + ")R") +
-         "R";
-}
-const std::string good = tensor(storage(), integer(0), integer(4), integer(1));
-std::string dict(const std::string& value) { return "\x80\x02}(" + text("x") + value + "u."; }
-const std::string numbers(16, '\1');
-std::string repeated(std::size_t count, const std::string& unit) {
-  std::string all;
-  all.reserve(count * unit.size());
-  for (std::size_t i = 0; i < count; ++i) all += unit;
-  return all;
-}
-std::string pickled(const std::string& pickle) { return zip({{"a/data.pkl", pickle}, {"a/data/0", numbers}}); }
-std::string holding(const std::string& value) { return pickled(dict(value)); }
 
 /// A name that takes as much room as 20,000 of them may.
 std::string long_name(int number) { return std::to_string(number) + std::string(180, 'n'); }

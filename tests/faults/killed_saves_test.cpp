@@ -23,6 +23,7 @@ using support::FaultyCall;
 using support::Folder;
 using support::identical;
 using support::Model;
+using support::names_in;
 using support::Outcome;
 namespace fs = std::filesystem;
 
@@ -47,12 +48,6 @@ std::string read_beside(const fs::path& folder) {
   source.read(0, std::as_writable_bytes(std::span(text)));
   return text;
 }
-std::set<std::string> names_in(const fs::path& folder) {
-  std::set<std::string> names;
-  for (const auto& entry : fs::directory_iterator(folder)) names.insert(entry.path().filename().string());
-  return names;
-}
-
 /// Runs action() in a process of its own, which is killed at call number `index`; whether it was.
 bool killed_at(long index, const std::function<void()>& action) {
   const pid_t child = ::fork();
@@ -378,39 +373,6 @@ TEST(AListOfFilesToRename, IsWrittenThroughNoLink) {
   save(model_of_size(8), folder / "model");
   EXPECT_EQ(support::read_text(folder / "precious"), "precious");
   EXPECT_TRUE(identical(loaded_logits(folder / "model"), logits_of(model_of_size(8))));
-}
-
-TEST(StraysOfASave, GoFromWhereALinkLeads) {
-  const Folder folder;
-  fs::create_directory(folder / "store");
-  support::write_text(folder / "store" / ".minimamba-1.tmp", "a stray");
-  fs::create_symlink("store/model.gguf", folder / "model.gguf");
-  save_gguf(model_of_size(8), folder / "model.gguf");
-  EXPECT_EQ(names_in(folder / "store"), (std::set<std::string>{"model.gguf"}));
-}
-
-TEST(AFolderThatAnotherProgramHasLocked, DoesNotHoldUpASaveOfOneFile) {
-  const Folder folder;
-  support::write_text(folder / ".minimamba-1.tmp", "a stray");
-  const int descriptor = ::open(folder.path().c_str(), O_RDONLY | O_CLOEXEC);
-  ASSERT_EQ(::flock(descriptor, LOCK_EX), 0);
-  save_gguf(model_of_size(8), folder / "model.gguf");
-  EXPECT_TRUE(fs::exists(folder / ".minimamba-1.tmp"));
-  ::close(descriptor);
-  save_gguf(model_of_size(8), folder / "model.gguf");
-  EXPECT_FALSE(fs::exists(folder / ".minimamba-1.tmp"));
-}
-
-TEST(ATemporaryFile, IsTakenAwayOnlyWhenItsWriterIsDead) {
-  const Folder folder;
-  AtomicFile file(folder / "living");
-  file.write("alive");
-  save(model_of_size(8), folder.path());
-  save_gguf(model_of_size(8), folder / "model.gguf");
-  file.finish();
-  AtomicFile::remove_strays(folder.path());
-  file.commit();
-  EXPECT_EQ(support::read_text(folder / "living"), "alive");
 }
 
 }  // namespace

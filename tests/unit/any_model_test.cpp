@@ -1,6 +1,7 @@
 // io/any_model: the model that a name chooses is the model of that type, to the bit.
 #include "minimamba/io/any_model.hpp"
 
+#include "minimamba/nn/ssd.hpp"
 #include "support/files.hpp"
 
 namespace {
@@ -12,7 +13,8 @@ using support::random_tokens;
 
 using Models =
     testing::Types<Mamba<float>, Mamba<float, NativeBackend, q8>, Mamba<float, EigenBackend>,
-                   Mamba<float, EigenBackend, f16>, Mamba<float, ReferenceBackend>, Mamba<float, ReferenceBackend, q4>>;
+                   Mamba<float, EigenBackend, f16>, Mamba<float, ReferenceBackend>, Mamba<float, ReferenceBackend, q4>,
+                   Mamba<float, NativeBackend, float, SSD>, Mamba<float, EigenBackend, bf16, SSD>>;
 
 /// A model of the type, and the same one by name.
 template <class Model>
@@ -24,7 +26,12 @@ class ModelByName : public testing::Test {
             .threads = 3};
   }
   static support::fs::path filled(const Folder& folder) {
-    save(support::trained_looking_model<support::Model>(support::small_config()), folder.path());
+    if constexpr (std::is_same_v<typename Model::Config, Mamba2Config>) {
+      const Mamba2Config config{.d_model = 32, .n_layer = 2, .vocab_size = 50, .d_state = 16, .head_dim = 16};
+      save(Mamba<float, NativeBackend, float, SSD>(config), folder.path());
+    } else {
+      save(support::trained_looking_model<support::Model>(support::small_config()), folder.path());
+    }
     return folder.path();
   }
 

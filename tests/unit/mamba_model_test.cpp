@@ -6,7 +6,6 @@
 #include "minimamba/io.hpp"
 #include "minimamba/train.hpp"
 #include "support/files.hpp"
-#include "support/running_mean.hpp"
 #include "support/training.hpp"
 
 namespace {
@@ -395,20 +394,6 @@ TEST(ABackbone, MayReadItsOwnOutputsWhereTheyAreNotWrittenOver) {
   const std::vector<InputRun<float>> crossed{{0, all.rows_from(100, 500)}, {1, all.rows_from(0, 100)}};
   EXPECT_THROW(model.forward(crossed, two, work), ArgumentError);
   EXPECT_EQ(two.position(0), 0);
-}
-
-TEST(ABackboneThatLooksAhead, ReadsEachRunAsAWhole) {
-  using Model = MambaModel<float, ReferenceTraining, float, support::MeanOfRun>;
-  const support::MeanConfig sizes{.d_model = config().d_model, .n_layer = config().n_layer};
-  const Model model(sizes);  // of the mixer's own configuration
-  EXPECT_EQ(model.config().vocab_size, 1);
-  EXPECT_EQ(model.clone().config(), model.config());
-  EXPECT_THROW(Model(support::MeanConfig{}), ConfigError);
-  auto x = random_inputs<float>(600, 20);
-  auto cache = model.make_cache(2), taped = model.make_cache(2);
-  const auto found = copy_of(model.forward(x.view(), cache));
-  Tape tape(model);
-  EXPECT_TRUE(identical(found, copy_of(tape.forward(model, x.view(), taped))));
 }
 
 }  // namespace

@@ -139,4 +139,20 @@ TEST(ACustomMixer, IsSavedAndLoaded) {
   EXPECT_TRUE(identical(copy_of(restored.slot(1)), copy_of(cache.slot(1))));
 }
 
+TEST(ABackboneThatLooksAhead, ReadsEachRunAsAWhole) {
+  using Model = MambaModel<float, ReferenceTraining, float, support::MeanOfRun>;
+  const support::MeanConfig sizes{.d_model = 20, .n_layer = 2};
+  const Model model(sizes);  // of the mixer's own configuration
+  EXPECT_EQ(model.config().vocab_size, 1);
+  EXPECT_EQ(model.clone().config(), model.config());
+  EXPECT_THROW(Model(support::MeanConfig{}), ConfigError);
+  support::HostMatrix<float> x(600, 20);
+  Random random(4);
+  for (float& value : x.values) value = static_cast<float>(random.normal());
+  auto cache = model.make_cache(2), taped = model.make_cache(2);
+  const auto found = copy_of(model.forward(x.view(), cache));
+  Tape tape(model);
+  EXPECT_TRUE(identical(found, copy_of(tape.forward(model, x.view(), taped))));
+}
+
 }  // namespace
