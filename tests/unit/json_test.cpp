@@ -2,6 +2,8 @@
 // written is what nlohmann-json writes.
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
