@@ -1,6 +1,6 @@
-// Compiles the native kernels, of inference and of training, for all programs that link the file that includes this:
-// one source file of a project, whose other files are compiled with -DMINIMAMBA_COMPILED_KERNELS and then take seconds
-// less each. All of them need the same -m flags. With CMake, link minimamba::kernels, which does both.
+// Compiles the native kernels, for inference and training, once for a whole program. Include this header in one source
+// file, and compile all others with -DMINIMAMBA_COMPILED_KERNELS: each then compiles seconds faster. All of them need
+// the same -m flags. With CMake, link minimamba::kernels, which does both.
 #ifndef MINIMAMBA_KERNELS_HPP
 #define MINIMAMBA_KERNELS_HPP
 
