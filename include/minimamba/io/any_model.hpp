@@ -132,7 +132,7 @@ class AnyCache {
 /// The visible part of an AnyModel's backend: its name, its number of threads, and that logits are in host memory.
 class AnyBackend : public detail::HostMemory<float> {
  public:
-  // True of some backends only. See AnyModel::splits_exactly for the one that this model has.
+  // What is safe to assume of any backend; AnyModel::splits_exactly() is about the model's own.
   static constexpr bool splits_exactly = false, kernels_allocate = true;
 
   AnyBackend(const char* name, int threads) : name_(name), threads_(threads) {}
