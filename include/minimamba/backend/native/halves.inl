@@ -63,7 +63,7 @@ inline void widen_panel(const std::uint8_t* weight, std::size_t in, Scalar* to) 
 }
 
 template <class W>
-inline void matmul_halves(const native::NarrowTask& task) {
+inline void matmul_halves(const native::CompactTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
   const std::size_t in = product.in, panel_size = native::panel_bytes<W>(in);
   const std::size_t rows = product.last_row - product.first_row, columns = native::PanelLayout<W>::unit;
