@@ -1,6 +1,6 @@
-// Induction heads (section 4.1 of the paper). In a sequence of random tokens, a special token occurs once, and again at
-// the end. The model must then output the token that followed the special one the first time. A model that was trained
-// on 256 tokens and still does so after a million tokens remembers without a context window.
+// Induction heads (section 4.1 of the paper). Among random tokens, a special token occurs twice: once anywhere, and
+// again at the end. The model must then output the token that followed the first one. It is trained on 256 tokens, and
+// tested on up to a million, with only its state as memory.
 #include <algorithm>
 #include <chrono>
 #include <cmath>

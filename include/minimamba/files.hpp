@@ -1,10 +1,10 @@
-// Compiles what opens and converts files for all programs that link the file that includes this: one source file of a
-// project, whose other files are compiled with -DMINIMAMBA_COMPILED_FILES and then take seconds less each. All of them
-// need the same -m flags. With CMake, link minimamba::files, which does both.
+// Compiles the code that opens, reads and converts files, once for a whole program. Include this header in one source
+// file, and compile all others with -DMINIMAMBA_COMPILED_FILES: each then compiles seconds faster. All of them need the
+// same -m flags. With CMake, link minimamba::files, which does both.
 #ifndef MINIMAMBA_FILES_HPP
 #define MINIMAMBA_FILES_HPP
 
-#undef MINIMAMBA_COMPILED_FILES  // here they are compiled, whatever the flags
+#undef MINIMAMBA_COMPILED_FILES  // this file compiles them, even if the flag is set for all files
 
 #include "minimamba/io/gguf_writer.hpp"
 #include "minimamba/io/json_parser.hpp"

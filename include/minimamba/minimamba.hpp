@@ -11,7 +11,7 @@
 #include "minimamba/core/view.hpp"
 
 #include "minimamba/backend/concept.hpp"
-#if __has_include(<Eigen/Core>)  // EigenBackend is there for who has Eigen; nothing else needs it
+#if __has_include(<Eigen/Core>)  // only EigenBackend needs Eigen
 #include "minimamba/backend/eigen.hpp"
 #endif
 #include "minimamba/backend/native.hpp"

@@ -38,8 +38,20 @@ if(WAY STREQUAL "find_package" OR WAY STREQUAL "pkg_config")
   run(${CMAKE_COMMAND} --install ${WORK}/library --prefix ${WORK}/prefix)  # another than it was configured for
 endif()
 
-if(WAY STREQUAL "plain_line")  # the one of the README: nothing is installed or configured
-  run(${CXX} -std=c++20 -O2 ${strict} -pthread -I${SOURCE}/include -isystem ${EIGEN} ${SOURCE}/examples/hello.cpp -o ${WORK}/hello)
+if(WAY STREQUAL "plain_line")  # the line and the program of the README: nothing is installed or configured
+  file(READ ${SOURCE}/examples/hello.cpp program)
+  string(REGEX REPLACE "^//[^\n]*\n" "" program "${program}")
+  file(READ ${SOURCE}/README.md readme)
+  string(FIND "${readme}" "```cpp\n${program}```" position)
+  if(position EQUAL -1)
+    message(FATAL_ERROR "README.md does not show the program examples/hello.cpp:\n${program}")
+  endif()
+  file(STRINGS ${SOURCE}/README.md line REGEX "^g[+][+] .* examples/hello.cpp -o hello$")
+  separate_arguments(line UNIX_COMMAND "${line}")
+  list(TRANSFORM line REPLACE "^g[+][+]$" ${CXX})
+  list(TRANSFORM line REPLACE "^/usr/include/eigen3$" ${EIGEN})
+  list(TRANSFORM line REPLACE "^hello$" ${WORK}/hello)
+  run(${CMAKE_COMMAND} -E chdir ${SOURCE} ${line} ${strict})
   run(${CMAKE_COMMAND} -E chdir ${WORK} ${WORK}/hello)
   return()
 endif()

@@ -294,7 +294,7 @@ TEST(PoisonTraining, TakesTheStepsOfTheReferenceAndWaitsOnceInEach) {
   }
 }
 
-TEST(PoisonTraining, WalksABackboneBackAsTheReferenceDoes) {
+TEST(PoisonTraining, ComputesTheGradientsOfABackboneAsTheReferenceDoes) {
   const MambaConfig config{.d_model = 20, .n_layer = 2, .d_state = 5};
   const auto backward = [&]<class Model>(const Model& model) {
     using Buffer = typename Model::BackendType::template Buffer<float>;

@@ -303,7 +303,7 @@ INSTANTIATE_TEST_SUITE_P(
                             {layer + "conv1d.bias", "the model has no such tensor", "use_conv_bias false"}}),
     name_of_row);
 
-TEST(Loading, TakesConfigurationsThatLookOdd) {
+TEST(Loading, AcceptsUnusualConfigurations) {
   const Folder folder;
   minimamba::save(support::Model(support::tiny_config()), folder.path());
   const std::string text = support::read_text(folder / config);

@@ -95,7 +95,7 @@ TEST(SavingToAFullDisk, LeavesNoNewFolders) {
   expect_refused(folder.path(), folder / "a" / "b", {"a/b/model.safetensors", "cannot be written"});
 }
 
-TEST(Saving, TakesWhateverPathLeadsToAFolder) {
+TEST(Saving, AcceptsEveryPathToAFolder) {
   const Folder folder;
   const Model model(support::tiny_config());
   fs::create_directory(folder / "real");

@@ -362,7 +362,7 @@ INSTANTIATE_TEST_SUITE_P(
     name_of_row);
 
 // What looks odd and is right.
-TEST(Loading, UsesAHeadOfWhichOneNumberIsNotTheEmbeddings) {
+TEST(Loading, UsesAHeadThatDiffersFromTheEmbeddingInOneValue) {
   const Folder folder;
   minimamba::save(support::Model(support::tiny_config()), folder.path());
   with_head("[16,8]", 127)(folder);

@@ -60,7 +60,7 @@ TYPED_TEST(Trainings, DrawMoreWindowsThanThereAreTokens) {
   EXPECT_TRUE(std::isfinite(trainer.step().loss));
 }
 
-TYPED_TEST(Trainings, GoOnFromACheckpointToTheSameBits) {
+TYPED_TEST(Trainings, ContinueFromACheckpointWithTheSameBits) {
   using TestModel = typename TypeParam::Model;
   const Folder folder;
   const auto file = folder / "training.safetensors";

@@ -107,7 +107,7 @@ TEST_P(Loading, SaysWhichFileCannotBeRead) {
   }
 }
 
-TEST_P(Loading, ReadsOnWhereAReadCameUpShort) {
+TEST_P(Loading, ContinuesAfterAShortRead) {
   const auto logits = logits_of(load<Model>(path));
   bool happened = true;
   for (long index = 0; happened && !HasFailure(); ++index) {

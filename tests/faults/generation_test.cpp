@@ -54,7 +54,7 @@ TYPED_TEST(GenerationsOutOfMemory, LeaveAModelThatGeneratesAsBefore) {
   });
 }
 
-TYPED_TEST(GenerationsOutOfMemory, LeaveTheCacheThatABatchWouldHaveMovedOn) {
+TYPED_TEST(GenerationsOutOfMemory, LeaveTheCacheOfABatchUnchanged) {
   const auto model = this->model();
   const GenerateOptions options{.max_new_tokens = 4, .temperature = 1, .top_k = 5};
   const std::vector<std::vector<std::int32_t>> together{{1, 2, 3}, {4, 5, 6}}, apart{{1, 2, 3}, {4}};

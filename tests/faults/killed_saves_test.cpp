@@ -108,7 +108,7 @@ TEST(ASaveThatIsKilled, LeavesTheOldModelOrTheNewOneOfACheckpoint) {
   expect_old_or_new([&](const fs::path& folder) { save(checkpoint, folder, with_file(new_text)); });
 }
 
-TEST(ASaveThatIsKilled, IsEndedByTheNextThoughThatIsKilledToo) {
+TEST(ASaveThatIsKilled, IsCompletedByTheNextEvenIfThatIsKilledToo) {
   const Model old_model = model_of_size(8), new_model = model_of_size(16), last_model = model_of_size(24);
   const auto old_logits = logits_of(old_model), new_logits = logits_of(new_model), last_logits = logits_of(last_model);
   for (long first = 3; first < 9; ++first) {
@@ -143,7 +143,7 @@ TEST(ASaveThatIsKilled, IntoANewFolderLeavesAModelOrNone) {
   }
 }
 
-TEST(ASaveThatIsKilled, LeavesNothingThatTheNextOfASingleFileDoesNotTakeAway) {
+TEST(ASaveThatIsKilled, LeavesNothingThatTheNextSaveOfAFileDoesNotRemove) {
   const Model model = model_of_size(8);
   auto cache = model.make_cache();
   const std::function<void(const fs::path&)> saves[] = {
@@ -159,7 +159,7 @@ TEST(ASaveThatIsKilled, LeavesNothingThatTheNextOfASingleFileDoesNotTakeAway) {
   }
 }
 
-TEST(ASaveThatIsKilled, KeepsWhatItNeedsWhenASingleFileIsSavedBeside) {
+TEST(ASaveThatIsKilled, KeepsItsFilesWhenASingleFileIsSavedNextToThem) {
   const Model old_model = model_of_size(8), new_model = model_of_size(16);
   const Folder folder;
   save(old_model, folder.path());
@@ -282,7 +282,7 @@ void leave_list(const Folder& folder) {
   support::write_text(folder / ".minimamba-commit", list);
 }
 
-TEST(AListOfFilesToRename, CountsForWhatIsStillToBeRenamedOnly) {
+TEST(AListOfFilesToRename, CountsOnlyForFilesThatAreNotRenamedYet) {
   const Folder folder;
   const Model old_model = model_of_size(8), new_model = model_of_size(16);
   save(old_model, folder.path());
@@ -296,7 +296,7 @@ TEST(AListOfFilesToRename, CountsForWhatIsStillToBeRenamedOnly) {
   EXPECT_FALSE(fs::exists(folder / ".minimamba-commit"));
 }
 
-TEST(AListOfFilesToRename, YieldsToWhatWasWrittenAfterIt) {
+TEST(AListOfFilesToRename, IsIgnoredForFilesThatWereWrittenAfterIt) {
   const Folder folder;
   save(model_of_size(8), folder.path());
   support::write_text(folder / ".minimamba-1.tmp", "interrupted weights");
@@ -322,7 +322,7 @@ TEST(AListOfFilesToRename, YieldsToWhatWasWrittenAfterIt) {
   EXPECT_EQ(support::read_text(folder / "model.safetensors"), "of another program");
 }
 
-TEST(AListOfFilesToRename, OfAStrangerIsNoneOfOurs) {
+TEST(AListOfFilesToRename, OfAnotherUserIsIgnored) {
   if (::geteuid() != 0) GTEST_SKIP() << "only root can give a file to somebody else";
   const Folder folder;
   const Model model = model_of_size(8);

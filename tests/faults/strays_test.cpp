@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 
 support::Model model() { return support::trained_looking_model<support::Model>(support::tiny_config()); }
 
-TEST(StraysOfASave, GoFromWhereALinkLeads) {
+TEST(StraysOfASave, AreRemovedFromTheFolderThatALinkPointsTo) {
   const Folder folder;
   fs::create_directory(folder / "store");
   support::write_text(folder / "store" / ".minimamba-1.tmp", "a stray");
@@ -39,7 +39,7 @@ TEST(AFolderThatAnotherProgramHasLocked, DoesNotHoldUpASaveOfOneFile) {
   EXPECT_FALSE(fs::exists(folder / ".minimamba-1.tmp"));
 }
 
-TEST(ATemporaryFile, IsTakenAwayOnlyWhenItsWriterIsDead) {
+TEST(ATemporaryFile, IsRemovedOnlyIfItsWriterIsDead) {
   const Folder folder;
   AtomicFile file(folder / "living");
   file.write("alive");

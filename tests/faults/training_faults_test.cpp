@@ -122,7 +122,7 @@ TYPED_TEST(TrainingsOutOfMemory, LeaveWhatAnOptimiserWouldChange) {
   });
 }
 
-TYPED_TEST(TrainingsOutOfMemory, LeaveTheCacheThatATapeWouldHaveMovedOn) {
+TYPED_TEST(TrainingsOutOfMemory, LeaveTheCacheOfATapeUnchanged) {
   const auto model = this->model();
   const auto tokens = support::random_tokens(14, config().vocab_size);
   const auto targets = next_token_targets(tokens, 2);
@@ -156,7 +156,7 @@ TYPED_TEST(TrainingsOutOfMemory, LeaveTheCacheThatATapeWouldHaveMovedOn) {
   }
 }
 
-TYPED_TEST(TrainingsOutOfMemory, LeaveATapeThatReadsAndWalksBackAgain) {
+TYPED_TEST(TrainingsOutOfMemory, LeaveATapeThatCanBeUsedAgain) {
   const auto model = this->model();
   const auto tokens = support::random_tokens(14, config().vocab_size);
   const auto targets = next_token_targets(tokens, 2);
@@ -224,7 +224,7 @@ TYPED_TEST(TrainingsOutOfMemory, LeaveTheCheckpointThatASaveWouldReplace) {
                                         });
 }
 
-TYPED_TEST(TrainingsOutOfMemory, LeaveATrainingThatWouldBeResumed) {
+TYPED_TEST(TrainingsOutOfMemory, LeaveTheTrainerThatResumesUnchanged) {
   const support::Folder folder;
   const auto file = folder / "training.safetensors";
   std::optional<Trainer<typename TypeParam::Model>> trainer;

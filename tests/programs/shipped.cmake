@@ -40,6 +40,9 @@ if(result OR text MATCHES "^ROMEO:\n")
 endif()
 run(text ${GENERATE} --model ${draft} --prompt "JULIET:" --max-new-tokens 200)
 
+# The commands that the pages show.
+include(${CMAKE_CURRENT_LIST_DIR}/commands.cmake)
+
 # Installed, it takes the installed model: a broken one is named.
 if(BUILD)
   run(_ ${CMAKE_COMMAND} --install ${BUILD} --prefix ${WORK}/prefix)

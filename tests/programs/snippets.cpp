@@ -3,6 +3,7 @@
 #include <minimamba/io.hpp>
 #include <minimamba/io/any_model.hpp>
 #include <minimamba/minimamba.hpp>
+#include <minimamba/text.hpp>
 #include <minimamba/train.hpp>
 
 #include <cstdio>
@@ -14,10 +15,17 @@
 namespace {
 
 void readme_load() {
-  auto model = minimamba::load<minimamba::Mamba<float>>("mamba-130m-hf");  // a folder or a file
-  auto small = minimamba::load<minimamba::Mamba<float, minimamba::NativeBackend, minimamba::bf16>>("mamba-130m-hf");
-  minimamba::save(model, "a-copy");                                        // a folder in the Hugging Face layout
-  minimamba::save_gguf(model, "model.gguf");                               // for llama.cpp
+  const auto checkpoint = minimamba::open_checkpoint("mamba-130m-hf");  // a folder or a file, of any format
+  const auto model = minimamba::load<minimamba::Mamba<float, minimamba::NativeBackend, minimamba::q8>>(checkpoint);
+  const auto tokenizer = minimamba::find_tokenizer(checkpoint).value();
+
+  auto cache = model.make_cache();
+  minimamba::StreamingDecoder decoder(tokenizer);
+  const auto prompt = tokenizer.encode("Once upon a time");
+  for (auto token : minimamba::generate(model, cache, prompt, {.temperature = 0.8, .top_p = 0.95})) {
+    std::printf("%s", decoder.push(token).c_str());
+  }
+  minimamba::save(model, "a-copy");  // a folder in the Hugging Face layout; save_gguf writes a file for llama.cpp
 }
 
 void readme_slots(const minimamba::Mamba<float>& model, const std::vector<std::int32_t>& prompt, const std::vector<std::int32_t>& next) {

@@ -40,7 +40,7 @@ TEST(BlocksOfRows, OfEveryThreadFitTheScratchOfTheWholeProduct) {
           const std::size_t some = share.last_row - share.first_row;
           ASSERT_LE(native::row_block(some, in), native::most_packed_rows(rows, in));
           ASSERT_LE(native::matmul_scratch(some, in), native::matmul_scratch(rows, in));
-          ASSERT_LE(native::narrow_scratch(some, in), native::narrow_scratch(rows, in));
+          ASSERT_LE(native::compact_scratch(some, in), native::compact_scratch(rows, in));
           covered += some * (share.last_panel - share.first_panel);
         }
         ASSERT_EQ(covered, rows * 32) << rows << " rows, " << threads << " threads";
@@ -92,8 +92,8 @@ class Products : public testing::TestWithParam<InstructionSet> {
         backend.kernels().matmul(task);
       });
     } else if constexpr (std::is_same_v<Scalar, float>) {
-      multiply_exactly<W>(x, weight, y, native::narrow_scratch(rows, in), [&](const native::MatmulTask<float>& task) {
-        native::narrow_matmul_for<W>(GetParam())({task, weight.data()});
+      multiply_exactly<W>(x, weight, y, native::compact_scratch(rows, in), [&](const native::MatmulTask<float>& task) {
+        native::compact_matmul_for<W>(GetParam())({task, weight.data()});
       });
     }
     for (const std::size_t i : {std::size_t{0}, rows / 2, rows - 1}) {

@@ -157,7 +157,7 @@ TEST_F(Fork, GivesTheChildAsManyThreads) {
             0);
 }
 
-TEST_F(Fork, LetsSeveralThreadsOfAChildComeAtOnce) {
+TEST_F(Fork, LetsSeveralThreadsOfAChildComputeAtTheSameTime) {
   ThreadPool pool(3);
   for (int round = 0; round < 10; ++round) {
     EXPECT_EQ(status_of_child([&] {

@@ -49,7 +49,7 @@ TEST(Threads, WakeAfterTheyHaveSlept) {
   }
 }
 
-TEST(Threads, ThrowWhatAPartThrewAndGoOn) {
+TEST(Threads, RethrowTheExceptionOfAPartAndContinue) {
   ThreadPool pool(2);
   for (int guilty = 0; guilty < 2; ++guilty) {
     EXPECT_THROW(pool.run([&](int part, int) {
@@ -75,7 +75,7 @@ TEST(Threads, RunACallerAloneWhenThePoolIsBusy) {
   EXPECT_EQ(inner, 2);
 }
 
-TEST(Threads, ServeManyCallersAtOnce) {
+TEST(Threads, ServeManyCallersAtTheSameTime) {
   ThreadPool pool(2);
   std::vector<std::thread> callers;
   std::atomic<std::size_t> total{0};

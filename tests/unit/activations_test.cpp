@@ -25,7 +25,7 @@ TEST(RoundedActivations, OfBf16WeightsAreTheNearestBf16) {
   EXPECT_EQ(y.values[11], 1 + 4 * 0x1p-8F);
 }
 
-TEST(RoundedActivations, OfQuantisedWeightsAreWholeNumbersTimesOneScaleForEach32) {
+TEST(RoundedActivations, OfQuantisedWeightsAreIntegersTimesOneScaleForEach32) {
   const auto check = [](auto format) {
     const auto x = random_matrix<float>(1, 70, 2, 3);
     std::vector<double> y(70);

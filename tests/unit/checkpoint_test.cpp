@@ -53,7 +53,7 @@ TYPED_TEST(Checkpoint, SavesAndLoadsTheSameModel) {
                                                 .eos_token_id = 3});
 }
 
-TEST(Saving, InANarrowTypeKeepsWhatIsNoMatrixWide) {
+TEST(Saving, In16BitsKeepsEverythingButTheMatricesInF32) {
   const Folder folder;
   const Model model = support::trained_looking_model<Model>(support::small_config());
   for (const DType dtype : {DType::F16, DType::BF16, DType::F32, DType::F64}) {
@@ -84,7 +84,7 @@ TEST(Saving, InANarrowTypeKeepsWhatIsNoMatrixWide) {
   EXPECT_EQ(support::contents(folder.path()), before);
 }
 
-TEST(Saving, PutsOtherFilesBesideTheModel) {
+TEST(Saving, WritesOtherFilesNextToTheModel) {
   const Folder folder;
   const Model model(support::tiny_config());
   const std::string text(300'000, 't');
@@ -164,7 +164,7 @@ TEST(Loading, ReadsShards) {
   }
 }
 
-TEST(Loading, TellsItsProgressAndCanBeCancelled) {
+TEST(Loading, ReportsItsProgressAndCanBeCancelled) {
   const Folder folder;
   save(Model(support::small_config()), folder.path());
   std::vector<double> told;

@@ -252,7 +252,7 @@ TYPED_TEST(Quantized, TakesTheBitsThatItPromises) {
   EXPECT_EQ(bits, (std::is_same_v<TypeParam, q8> ? 8.5 : 4.5));
 }
 
-TYPED_TEST(Quantized, LosesLessThanTheScaleThatTheLargestNumberAsksFor) {
+TYPED_TEST(Quantized, HasSmallerErrorsThanTheScaleOfTheLargestValueGives) {
   const auto values = this->normal(32 * 1000, 1);
   const auto back = this->stored(values);
   const float most = std::is_same_v<TypeParam, q8> ? 127 : -8;
@@ -292,7 +292,7 @@ TYPED_TEST(Quantized, KeepsZerosAndPadsWithThem) {
   for (std::size_t k = 0; k < 32; ++k) EXPECT_EQ(part[k], whole[k]);
 }
 
-TYPED_TEST(Quantized, MarksABlockWithNumbersThatAreNotFinite) {
+TYPED_TEST(Quantized, MakesABlockNaNIfAValueIsNotFinite) {
   for (const float odd : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
     auto values = this->normal(96, 4);
     values[40] = odd;

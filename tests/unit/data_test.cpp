@@ -53,7 +53,7 @@ constexpr bool splits = requires(T&& tokens) {
 static_assert(splits<Tokens&> && splits<const Tokens&> && splits<std::span<const std::int32_t>>);
 static_assert(!splits<Tokens>);  // the parts would outlive their tokens
 
-TEST(Splits, AreTheBeginningAndTheEnd) {
+TEST(Splits, TrainOnTheBeginningAndValidateOnTheEnd) {
   const Tokens tokens = counted(20);
   const TokenSplit split = split_tokens(tokens, 0.25, 4);
   EXPECT_EQ(split.training.data(), tokens.data());

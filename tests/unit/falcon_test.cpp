@@ -130,7 +130,7 @@ TEST_F(FalconFiles, AreTiedIfTheyDoNotSaySoAndHaveNoHead) {
   EXPECT_TRUE(identical(logits_of(loaded.model), logits_of(falcon(tied))));
 }
 
-TEST_F(FalconFiles, AreToldByTheirArchitectureToo) {
+TEST_F(FalconFiles, AreRecognisedByTheirArchitectureToo) {
   erase("model_type");
   expect_same_model();
   config_with("model_type", "mamba")(folder);

@@ -155,7 +155,7 @@ TEST_F(AtomicFileTest, LeavesNothingWithoutCommit) {
   EXPECT_EQ(get(folder / "file"), "old");
 }
 
-TEST_F(AtomicFileTest, WritesWhereItIsToldTo) {
+TEST_F(AtomicFileTest, WritesAtAnyOffset) {
   AtomicFile file(folder / "file");
   file.seek(4);
   file.write("efgh");
@@ -218,14 +218,14 @@ TEST_F(AtomicFileTest, KeepsThePermissionsOfTheOldFile) {
   EXPECT_EQ(fs::status(folder / "file").permissions(), fs::perms::owner_read | fs::perms::owner_write);
 }
 
-TEST_F(AtomicFileTest, TakesANameOfTheGreatestLength) {
+TEST_F(AtomicFileTest, AcceptsANameOfTheMaximumLength) {
   const fs::path path = folder / std::string(255, 'n');
   AtomicFile file(path);
   file.commit();
   EXPECT_TRUE(fs::exists(path));
 }
 
-TEST_F(AtomicFileTest, RefusesATargetThatIsNoFileOrLiesNowhere) {
+TEST_F(AtomicFileTest, RefusesATargetThatIsNotAFileOrHasNoFolder) {
   put(folder / "file", "old");
   fs::create_directory(folder / "sub");
   fs::create_symlink("sub", folder / "link");

@@ -58,7 +58,7 @@ TEST(FindTokenizer, TakesBytesForAModelWith256Tokens) {
   EXPECT_EQ(tokenizer->encode("\xFF!"), (std::vector<std::int32_t>{255, '!'}));
 }
 
-TEST(FindTokenizer, LooksInNoFolderForACheckpointOfBytes) {
+TEST(FindTokenizer, SearchesNoFolderForACheckpointOfBytes) {
   const Folder folder;
   save(support::Model(config_of(264)), folder.path());
   const std::string weights = support::read_text(folder / "model.safetensors"),

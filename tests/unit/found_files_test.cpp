@@ -59,7 +59,7 @@ TEST_F(FoundFiles, OfGgufMayNameTokensThatTheVocabularyLacks) {
   expect_note(expect_same_model().notes, {"model.gguf", "the first 256 of 300"});
 }
 
-TEST_F(FoundFiles, MayTellTheEndInOtherFilesThanTheConfiguration) {
+TEST_F(FoundFiles, MayNameTheEndTokenInOtherFilesThanTheConfiguration) {
   config_with("eos_token_id", 1)(folder);
   write_text(folder / "tokenizer_config.json", R"({"eos_token": "<end>"})");
   expect_note(load_noting(folder.path()).notes, {"tokenizer_config.json", "<end>", "not in the vocabulary"});
@@ -143,7 +143,7 @@ TEST(InnerSize, IsWrittenAsTheFactorThatGivesItBack) {
   }
 }
 
-TEST_F(FoundFiles, MayWriteAWholeFactorWithAPoint) {
+TEST_F(FoundFiles, MayWriteAnIntegerFactorWithADecimalPoint) {
   config_with("expand", 2.0)(folder);
   EXPECT_EQ(expect_same_model().model.config().expand, 2);
   config_with("intermediate_size", nullptr)(folder);
@@ -273,7 +273,7 @@ TEST_F(FoundFiles, MayHoldBiasesOfWhichTheConfigurationSaysNothing) {
 
 const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5000\n";
 
-TEST_F(FoundFiles, ThatArePointersOfGitAreCalledSo) {
+TEST_F(FoundFiles, ThatAreGitLfsPointersAreReportedAsSuch) {
   for (const std::string& name : {weights, std::string("config.json")}) {
     const std::string before = read_text(folder / name);
     write_text(folder / name, pointer);
@@ -322,7 +322,7 @@ TEST_F(FoundFiles, MayHaveInfinityAndNaNInTheirConfiguration) {
   EXPECT_THROW(load<Model>(folder.path()), FormatError);
 }
 
-TEST_F(FoundFiles, OfATiedModelMayHaveAHeadThatIsNone) {
+TEST_F(FoundFiles, OfATiedModelMayHaveAnEmptyHead) {
   config_with("tie_word_embeddings", true)(folder);
   Model tied = [&] {
     MambaConfig config = support::tiny_config();

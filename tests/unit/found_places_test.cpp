@@ -162,7 +162,7 @@ TEST_F(FoundFiles, MayBeBytesInMemory) {
   EXPECT_TRUE(identical(logits_of(load<Model>(open_checkpoint(source, text))), expected));
 }
 
-TEST_F(FoundFiles, SayWhoseNamesTheirSettingsHave) {
+TEST_F(FoundFiles, ReportTheLayoutOfTheirSettings) {
   EXPECT_TRUE(open_checkpoint(fs::path(GOLDEN_FOLDER) / "tiny-official").has_official_names());
   EXPECT_FALSE(open_checkpoint(fs::path(GOLDEN_FOLDER) / "tiny-hf").has_official_names());
   EXPECT_FALSE(open_checkpoint(fs::path(GOLDEN_FOLDER) / "gguf" / "tied.gguf").has_official_names());

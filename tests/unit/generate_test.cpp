@@ -150,7 +150,7 @@ TYPED_TEST(Generate, RejectsAnEmptyPromptAndACacheOfSeveralSlots) {
   EXPECT_THROW(collect(model, {99}, {}), ArgumentError);
 }
 
-TYPED_TEST(Generate, CallsBackWithEachTokenUntilToldToStop) {
+TYPED_TEST(Generate, CallsBackWithEachTokenUntilTheCallbackStopsIt) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const std::vector<std::int32_t> prompt{3, 1, 4};
   const GenerateOptions options{.max_new_tokens = 6, .temperature = 1, .ignore_eos = true};

@@ -64,7 +64,7 @@ TEST(Gguf, GivesTheLogitsOfTheCheckpointItWasMadeFrom) {
   EXPECT_TRUE(identical(logits_of(load<Model>(untied)), logits_of(load<Model>(folder.path()))));
 }
 
-TEST(Gguf, TellsTheConfiguration) {
+TEST(Gguf, HasTheConfiguration) {
   const Checkpoint tied = open_checkpoint(data_folder / "gguf" / "tied.gguf");
   EXPECT_EQ(tied.format, CheckpointFormat::gguf);
   EXPECT_EQ(tied.config.vocab_size, 37);  // of 40 rows
@@ -82,7 +82,7 @@ TEST(Gguf, TellsTheConfiguration) {
   EXPECT_EQ(untied.d_conv, 2);
 }
 
-TEST(Gguf, IsToldByItsContentAndFoundInAFolder) {
+TEST(Gguf, IsRecognisedByItsContentAndFoundInAFolder) {
   const Folder folder;
   fs::copy_file(data_folder / "gguf" / "tied.gguf", folder / "weights");
   EXPECT_EQ(open_checkpoint(folder / "weights").config.d_model, 18);

@@ -76,7 +76,7 @@ TEST(GgufTokenizer, SplitsAsTheNameOfItsSplitSays) {
   }
 }
 
-TEST(GgufTokenizer, NamesNoSplitThatLlamaCppWouldDoOtherwise) {
+TEST(GgufTokenizer, NamesNoSplitThatLlamaCppWouldDoDifferently) {
   using Kind = PreTokenizer::Kind;
   const auto regex = [](detail::KnownPattern known) {
     return PreTokenizer{.kind = Kind::split, .regex = std::string(detail::text_of(known))};
@@ -110,7 +110,7 @@ TEST(GgufTokenizer, NamesNoSplitThatLlamaCppWouldDoOtherwise) {
   }
 }
 
-TEST(GgufTokenizer, NotesWhatElseLlamaCppDoesOtherwise) {
+TEST(GgufTokenizer, NotesWhatElseLlamaCppDoesDifferently) {
   TokenizerParts plain = small_parts();
   plain.normalizers.clear();
   EXPECT_EQ(gguf_tokenizer_notes(plain), Texts());

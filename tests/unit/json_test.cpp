@@ -60,7 +60,7 @@ TEST(Json, ReadsEveryKindOfValue) {
   EXPECT_EQ(to_text(read_text("\xEF\xBB\xBF[1]")), "[1]") << "a byte order mark";
 }
 
-TEST(Json, TellsTheKindOfEveryValue) {
+TEST(Json, ReportsTheKindOfEveryValue) {
   const std::pair<const char*, const char*> kinds[] = {{"null", "null"}, {"true", "boolean"}, {"1", "number"},
                                                        {"-1", "number"}, {"1.5", "number"},   {"\"\"", "string"},
                                                        {"[]", "array"},  {"{}", "object"}};
@@ -98,7 +98,7 @@ TEST(Json, WritesTextsSoThatTheyAreReadAgain) {
   EXPECT_TRUE(read_text(json.text()).is(all));
 }
 
-TEST(Json, RefusesToWriteWhatIsNoText) {
+TEST(Json, RefusesToWriteTextThatIsNotUtf8) {
   for (const char* const text : {"\x80", "\xC0\x80", "\xC1\xBF", "\xC3", "\xC3(", "\xE0\x9F\xBF", "\xE2\x82",
                                  "\xED\xA0\x80", "\xF0\x8F\xBF\xBF", "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF"}) {
     EXPECT_THROW(JsonWriter().value(text), minimamba::ArgumentError);
@@ -162,7 +162,7 @@ TEST(Json, KeepsItsLimits) {
   EXPECT_NE(refusal_of("[" + std::string(30, ' ') + "]", {.token = 20}), "");
 }
 
-TEST(Json, RefusesHostileTextsAtOnce) {
+TEST(Json, RefusesHostileTextsQuickly) {
   const JsonLimits unlimited{.bytes = 200'000'000};
   std::string objects;
   for (int i = 0; i < 500'000; ++i) objects += "{\"a\":";

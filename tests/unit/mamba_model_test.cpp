@@ -380,7 +380,7 @@ TEST(GradientsOfAModel, KeepTheirMemoryWhateverIsDoneWithThem) {
   EXPECT_EQ(sliced.norm_f.weight.view()(0, 1), 5);
 }
 
-TEST(ABackbone, MayReadItsOwnOutputsWhereTheyAreNotWrittenOver) {
+TEST(ABackbone, MayReadItsOwnOutputsUnlessTheyAreOverwritten) {
   const MambaModel<float> model(config());
   auto x = random_inputs<float>(600, 20);
   Workspace<NativeBackend<float>> work;

@@ -150,7 +150,9 @@ TEST(InferenceCache, HasTheSizeOfThePublishedModels) {
   };
   EXPECT_EQ(bytes(768, 24), 2801664U);
   EXPECT_EQ(bytes(1024, 48), 7471104U);
+  EXPECT_EQ(bytes(1536, 48), 11206656U);
   EXPECT_EQ(bytes(2048, 48), 14942208U);
+  EXPECT_EQ(bytes(2560, 64), 24903680U);
 }
 
 TEST(MemoryBytes, AreWhatAModelAndACacheHold) {

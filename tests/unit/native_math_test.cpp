@@ -89,7 +89,7 @@ void check_special_numbers(Kernel kernel, Exact exact) {
   }
 }
 
-TEST_P(NativeMath, InfinitiesAndNaNGoWhereTheFormulasSendThem) {
+TEST_P(NativeMath, InfinitiesAndNaNGiveWhatTheFormulasGive) {
   check_special_numbers(native::functions_for<float>(GetParam()).exp, exact_exp);
   check_special_numbers(native::functions_for<float>(GetParam()).softplus, exact_softplus);
   check_special_numbers(native::functions_for<float>(GetParam()).silu, exact_silu);

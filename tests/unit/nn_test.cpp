@@ -211,6 +211,10 @@ TEST(Parameters, AreNamedAndShapedAsInTheCheckpoint) {
 TEST(Parameters, AreAsManyAsInThePublishedModels) {
   const auto count = [](MambaConfig config) { return Mamba<float>::shapes_only(config).parameter_count(); };
   EXPECT_EQ(count({.d_model = 768, .n_layer = 24, .vocab_size = 50277}), 129135360U);
+  EXPECT_EQ(count({.d_model = 1024, .n_layer = 48, .vocab_size = 50277}), 371516416U);
+  EXPECT_EQ(count({.d_model = 1536, .n_layer = 48, .vocab_size = 50277}), 793204224U);
+  EXPECT_EQ(count({.d_model = 2048, .n_layer = 48, .vocab_size = 50277}), 1372178432U);
+  EXPECT_EQ(count({.d_model = 2560, .n_layer = 64, .vocab_size = 50277}), 2768345600U);
   EXPECT_EQ(count({.d_model = 512, .n_layer = 6, .vocab_size = 10000}), 15291904U);
 }
 

@@ -144,7 +144,7 @@ TEST(ParameterFile, HasMatricesOfAnotherTypeWhereThatIsWanted) {
   EXPECT_THROW(save_parameters(module, reference, folder / "file", {.matrices = DType::Q8_0}), ArgumentError);
 }
 
-TEST(ParameterFile, CarriesTexts) {
+TEST(ParameterFile, StoresTextsAsMetadata) {
   const Folder folder;
   const auto module = filled<Classifier>(1);
   const std::map<std::string, std::string> texts{
@@ -265,7 +265,7 @@ TEST(ParameterFile, ThatDoesNotFitIsRefusedByNameAndChangesNothing) {
   }
 }
 
-TEST(ParameterFile, OfWholeNumbersIsRefused) {
+TEST(ParameterFile, OfIntegersIsRefused) {
   const Folder folder;
   save_parameters(filled<Classifier>(1), reference, folder / "file");
   std::string text = read_text(folder / "file");
@@ -297,7 +297,7 @@ TEST(ParameterFile, CutAnywhereIsRefused) {
   EXPECT_TRUE(numbers_of(target) == before);
 }
 
-TEST(ParameterFile, RefusesNumbersThatDoNotFitOrClampsThem) {
+TEST(ParameterFile, RefusesValuesThatDoNotFitOrClampsThem) {
   using Narrow = ClassifierOf<float, ReferenceBackend, f16>;
   const Folder folder;
   const auto wide = filled<Classifier>(1, 1e5);
@@ -345,7 +345,7 @@ TEST(ParameterFile, KeepsTheOldOneWhenASaveFails) {
   EXPECT_TRUE(support::contents(folder.path()) == before);
 }
 
-TEST(ParameterFile, TellsItsProgressAndCanBeCancelled) {
+TEST(ParameterFile, ReportsItsProgressAndCanBeCancelled) {
   const Folder folder;
   save_parameters(filled<Classifier>(1), reference, folder / "file");
   auto target = filled<Classifier>(2);

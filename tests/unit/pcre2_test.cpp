@@ -43,7 +43,7 @@ TEST(Pcre2, SplitsByWhateverExpression) {
   EXPECT_EQ(pieces("^", "a\n"), Texts{"a\n"});  // the end begins no line
 }
 
-TEST(Pcre2, TriesAllThatARepeatMayLeave) {  // PCRE2 10.42 does not, if told to be quick
+TEST(Pcre2, TriesEveryLengthOfARepeat) {  // PCRE2 10.42 does not, if told to be quick
   EXPECT_EQ(pieces(R"(\P{L}+\P{N})", "a!!1"), (Texts{"a", "!!", "1"}));
   EXPECT_EQ(pieces(R"(\D{1,2}\p{^Lu})", "\n_"), Texts{"\n_"});
 }
@@ -131,7 +131,7 @@ TEST(Pcre2, LimitsNoTextThatIsOnlyLong) {
   EXPECT_EQ(pieces(R"(\S+|\s+)", std::string(10'000'000, 'a')).size(), 1U);
 }
 
-TEST(Pcre2, RefusesByNameWhatOnigurumaReadsOtherwise) {
+TEST(Pcre2, RefusesByNameWhatOnigurumaReadsDifferently) {
   for (const auto& [regex, name] : std::vector<std::pair<std::string, std::string>>{{R"(\h+)", R"(\h)"},
                                                                                     {R"([^\H])", R"(\H)"},
                                                                                     {R"(\v)", R"(\v)"},

@@ -15,7 +15,7 @@ namespace {
 using program::loss_csv;
 using program::loss_svg;
 
-TEST(Reports, ShowEveryStepAndWhatWasValidated) {
+TEST(Reports, ShowEveryStepAndEachValidation) {
   std::vector<minimamba::StepRecord> history(1000);
   for (std::size_t i = 0; i < history.size(); ++i) {
     history[i] = {

@@ -93,7 +93,7 @@ TYPED_TEST(Runs, AreRefusedForASlotThatIsNotThereOrNamedTwice) {
   EXPECT_EQ(support::largest_magnitude(copy_of(cache.slot(1))), 0);
 }
 
-TEST(RowsThatPassAtOnce, CoverAllRunsAndFavourNone) {
+TEST(RowsThatPassAtOnce, CoverAllRunsEqually) {
   Random random(1);
   for (int round = 0; round < 300; ++round) {
     const auto count = static_cast<std::size_t>(random.uniform(1, 40));
@@ -148,7 +148,7 @@ TEST(Workspace, IsSharedByCachesWhenItIsPassed) {
   EXPECT_TRUE(identical(copy_of(model.forward_last(a, own)), copy_of(model.forward_last(a, two))));
 }
 
-TEST(Workspace, DropsLogitsOfMoreRowsThanPassAtOnceWhenFewerAreAskedFor) {
+TEST(Workspace, FreesALargeBufferOfLogitsWhenFewerRowsFollow) {
   const auto model = support::trained_looking_model<Mamba<float>>(support::small_config());
   auto cache = model.make_cache();
   model.forward(random_tokens(2000, 50), cache);
@@ -170,7 +170,7 @@ double resident_bytes() {
   return resident * static_cast<double>(::sysconf(_SC_PAGESIZE));
 }
 
-TEST(Workspace, LetsAnIdleSessionCostItsStateAndLittleElse) {
+TEST(Workspace, LetsAnIdleSessionTakeItsStateAndLittleElse) {
   if (support::under_a_sanitizer) GTEST_SKIP() << "a sanitizer keeps memory for itself";
   const Mamba<float> model({.d_model = 256, .n_layer = 8, .vocab_size = 4096});
   Workspace<NativeBackend<float>> work;
@@ -225,7 +225,7 @@ TYPED_TEST(Runs, ReorderedSlotsAreThoseThatGatherGives) {
   EXPECT_THROW(cache.reorder(std::vector<std::size_t>{0, 2}), ArgumentError);
 }
 
-TYPED_TEST(Runs, AreTakenBackToAnyTokenThatWasKept) {
+TYPED_TEST(Runs, RollBackToAnyPositionThatWasKept) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   for (const std::size_t every : {1U, 3U, 1000U}) {
     auto cache = model.make_cache(3);
@@ -285,7 +285,7 @@ TYPED_TEST(Runs, SlotsAreResetAndAssignedOneByOne) {
   EXPECT_TRUE(identical(copy_of(cache.state(1, 1, "conv")), copy_of(cache.conv(1, 1))));
 }
 
-TEST(KeptStates, GoAlongWithTheirSlotAndGoWhenItGetsAnotherState) {
+TEST(KeptStates, FollowTheirSlotAndAreDroppedWhenItGetsAnotherState) {
   const auto model = support::trained_looking_model<Mamba<float>>(support::small_config());
   const auto a = random_tokens(40, 50, 1), b = random_tokens(20, 50, 2);
   auto cache = model.make_cache(3);

@@ -79,7 +79,7 @@ void expect_does_not_fit(const std::function<void()>& body, const std::vector<st
   }
 }
 
-TEST(RangeCheck, LooksAtTheTypesThatAModelHasOfItsOwn) {
+TEST(RangeCheck, ChecksTheTypesThatAModelStores) {
   const Folder folder;
   const fs::path gguf = folder / "model.gguf";
   Mamba<double, ReferenceBackend> wide =
@@ -98,7 +98,7 @@ TEST(RangeCheck, LooksAtTheTypesThatAModelHasOfItsOwn) {
   support::expect_words(notes.front(), {"1 value ", "F16", "clamped"});
 }
 
-TEST(RangeCheck, LooksAtAInGguf) {
+TEST(RangeCheck, ChecksAInGguf) {
   const Folder folder;
   Model model = support::trained_looking_model<Model>(support::tiny_config());
   auto& a_log = model.layers[0].mixer.A_log;
@@ -116,7 +116,7 @@ TEST(RangeCheck, LooksAtAInGguf) {
   EXPECT_NEAR(found[2], std::log(std::numeric_limits<float>::max()), 1e-5F);
 }
 
-TEST(RangeCheck, SeesWhatAFloatWouldHide) {
+TEST(RangeCheck, FindsValuesThatAFloatWouldHide) {
   using Wide = Mamba<double, ReferenceBackend>;
   const Folder folder;
   Wide model = support::trained_looking_model<Wide>(support::tiny_config());

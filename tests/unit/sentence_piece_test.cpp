@@ -183,7 +183,7 @@ TEST(SentencePiece, StreamsACharacterOnceItsBytesAreThereAndKeepsSpacesWithinATe
   EXPECT_EQ(tokenizer.id_of("a"), tokenizer.encode("za", {.add_special_tokens = false}).back());  // not <0x61>
 }
 
-TEST(SentencePiece, EncodesSpecialTokensAsTextWhereItIsTold) {
+TEST(SentencePiece, EncodesSpecialTokensAsTextOnRequest) {
   for (const char* const name : {"sentencepiece.json", "sentencepiece.gguf"}) {
     const Tokenizer tokenizer = Tokenizer::load(folder / name);
     const EncodeOptions as_text{.special_tokens_as_text = true, .add_special_tokens = false};
@@ -252,7 +252,7 @@ TEST(SentencePiece, MergesLongTextsAsTheSlowWayDoes) {
   }
 }
 
-TEST(SentencePiece, TakesNoTimeThatGrowsWithTheSquareOfTheText) {
+TEST(SentencePiece, TakesLessThanQuadraticTime) {
   constexpr std::size_t size = 1U << 18;  // its square is 7e10: minutes at best
   std::string words;
   while (words.size() < size) words += "katosolthequingrenmi\u4E2D1234lorlor";
@@ -299,7 +299,7 @@ TEST(SentencePiece, OfGgufBecomesATokenizerJsonThatSaysTheSame) {
   EXPECT_EQ(json::parse(text)["decoder"], stored("sentencepiece.json")["decoder"]);
 }
 
-TEST(SentencePiece, NotesWhatLlamaCppDoesOtherwise) {
+TEST(SentencePiece, NotesWhatLlamaCppDoesDifferently) {
   const auto notes = [](const json& tokenizer) {
     TokenizerParts parts = parts_of(tokenizer);
     parts.tokens.emplace_back("\u672C");  // which is within another
@@ -329,7 +329,7 @@ std::string refusal(const GgufMetadata& metadata) {
   return "accepted";
 }
 
-TEST(SentencePiece, OfGgufRefusesByNameWhatMakesNoSense) {
+TEST(SentencePiece, OfGgufRefusesContradictionsByName) {
   const GgufMetadata good = scored(false);
   EXPECT_EQ(refusal(good), "accepted");
   const auto with = [&](const char* key, const GgufValue& value) {
@@ -401,10 +401,10 @@ TEST(Metaspace, IsReadInAllItsForms) {
   contrary["add_prefix_space"] = false;
   support::expect_words(refused(contrary), {"prepend_scheme", "never", "add_prefix_space"});
   support::expect_words(refused(sequence("pretokenizers", {metaspace("first", true), metaspace("first", true)})),
-                        {"at most 1", "Metaspace"});
+                        {"at most one", "Metaspace"});
   const json bytes = {{"type", "ByteLevel"}, {"use_regex", false}};
   support::expect_words(refused(sequence("pretokenizers", {bytes, metaspace("always", true)})),
-                        {"1 Metaspace, and that comes first"});
+                        {"Metaspace before ByteLevel"});
   for (const char* const scheme : {"first", "never", "always"}) {
     const json tokenizer = with_steps(std::string(scheme) + ", split");
     const std::string again = tokenizer_json(parts_of(tokenizer));

@@ -173,7 +173,7 @@ TEST(SsdModels, RefuseConfigurationsThatAreNoModel) {
   EXPECT_EQ(Native::shapes_only(one_and_a_half).layers[0].mixer.D.cols(), 6U);
 }
 
-TEST(SsdModels, AskForARefreshedA) {
+TEST(SsdModels, RefuseAnAThatIsNotRefreshed) {
   Native model(config());
   auto cache = model.make_cache();
   const auto values = support::random_matrix<float>(1, 8, 1);

@@ -21,7 +21,7 @@ std::string through(StopStrings stops, const std::string& text, std::size_t piec
   return result + stops.finish();
 }
 
-TEST(StopStrings, EndTheTextBeforeTheFirstOfThemHoweverItIsCut) {
+TEST(StopStrings, EndTheTextBeforeTheFirstOfThemHoweverItIsSplit) {
   const StopStrings stops({"\nUser:", "END", "ENDING"});
   for (std::size_t piece = 1; piece < 20; ++piece) {
     EXPECT_EQ(through(stops, "Hello\nUse it\nUser: more END", piece), "Hello\nUse it");
@@ -44,7 +44,7 @@ std::string expected(const std::vector<std::string>& stops, const std::string& t
   return text;
 }
 
-TEST(StopStrings, EndTheTextAtThatWhichIsWholeFirstHoweverItIsCut) {
+TEST(StopStrings, EndTheTextAtTheFirstCompleteOneHoweverItIsSplit) {
   minimamba::Random random(1, "stops");
   const auto word = [&](std::uint64_t longest) {
     std::string text(1 + random.bits() % longest, ' ');

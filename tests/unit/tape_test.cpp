@@ -149,7 +149,7 @@ class Tapes : public testing::Test {
 };
 TYPED_TEST_SUITE(Tapes, support::TrainingKinds, support::KindNames);
 
-TYPED_TEST(Tapes, LeaveTheStatesThatInferenceLeaves) {
+TYPED_TEST(Tapes, EndInTheStatesOfInference) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const auto pass = random_pass(model, 2, 75);
   auto cache = support::random_states(model, 2, 5), same = cache.clone();
@@ -219,7 +219,7 @@ TYPED_TEST(Tapes, AddUpOverPartsOfASequenceAndOfABatch) {
   this->expect_near(support::parameters_of(twice), support::parameters_of(one_by_one));
 }
 
-TYPED_TEST(Tapes, TakeChunksLongerThanTheirSequencesForWhole) {
+TYPED_TEST(Tapes, LimitChunksToTheLengthOfTheSequences) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   auto pass = random_pass(model, 2, 9);
   pass.options.chunk = 9;
@@ -257,7 +257,7 @@ TYPED_TEST(Tapes, RefuseAModelWhoseAIsStaleAndChangeNothing) {
   }
 }
 
-TYPED_TEST(Tapes, LeaveOutWhatDropoutDraws) {
+TYPED_TEST(Tapes, DropTheElementsThatDropoutDraws) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   auto pass = random_pass(model, 2, 9);
   const auto plain = pass.run(model);

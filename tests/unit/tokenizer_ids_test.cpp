@@ -74,7 +74,7 @@ TEST(TokensInPaddedRows, MayBeThoseAtWhichTextEnds) {
   fs::remove_all(folder);
 }
 
-TEST(LogitsThatAreNoNumbers, AreSeenByWhoScoresAndWhoGenerates) {
+TEST(LogitsThatAreNotFinite, AreReportedByScoringAndGeneration) {
   Model model({.d_model = 8, .n_layer = 1, .vocab_size = 16});
   const std::vector<std::int32_t> tokens{1, 2, 3, 4, 5, 6};
   Scorer good(model, 2);

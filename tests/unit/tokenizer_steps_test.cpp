@@ -176,7 +176,7 @@ TEST(Normalizers, AreRefusedWhereTheyWouldMakeTextHuge) {
   EXPECT_NE(refusal(tokenizer).find("16 steps"), std::string::npos);
 }
 
-TEST(Normalizers, MakeOfATextNoHugeOne) {
+TEST(Normalizers, DoNotMakeATextHuge) {
   const Normalizer replace{.kind = Normalizer::Kind::replace, .pattern = "a", .content = std::string(255, 'b')};
   const detail::NormalizerSteps growing({replace}, "steps"), compatible({{.kind = Normalizer::Kind::nfkd}}, "steps");
   EXPECT_EQ(growing(std::string(10'000, 'a')).size(), 2'550'000U);
@@ -228,7 +228,7 @@ TEST(TokenizerParts, NeverCutACharacterInTwo) {
   }
 }
 
-TEST(PreTokenizers, RefuseWhatAnEngineMayNotFind) {
+TEST(PreTokenizers, RefuseInvalidMatchesOfAnEngine) {
   using Step = PreTokenizer;
   for (const TextRange found :
        {TextRange{1, 2}, TextRange{0, 1}, TextRange{0, 99}, TextRange{99, 99}, TextRange{2, 0}}) {
@@ -259,7 +259,7 @@ TEST(PreTokenizers, SplitAtDigitsPunctuationAndWhiteSpace) {
   EXPECT_EQ(pieces(R"({"type":"Digits"})", "  "), Texts{"  "});
 }
 
-TEST(PreTokenizers, DoWithMatchesWhatTheirBehaviourSays) {
+TEST(PreTokenizers, TreatMatchesAsTheirBehaviourSays) {
   const auto with = [](const char* behavior, std::string_view text, bool invert = false) {
     const std::string step = R"({"type":"Split","pattern":{"String":"-"},"behavior":")" + std::string(behavior) +
                              R"(","invert":)" + (invert ? "true}" : "false}");
@@ -339,7 +339,7 @@ TEST(PreTokenizers, NameARegularExpressionThatTheyDoNotKnow) {
   EXPECT_NE(refusal(tokenizer).find("minimamba/text/pcre2.hpp"), std::string::npos);
   const json level = {{"type", "ByteLevel"}};
   tokenizer["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {level, level}}};
-  EXPECT_NE(refusal(tokenizer).find("at most 1 is ByteLevel"), std::string::npos);
+  EXPECT_NE(refusal(tokenizer).find("at most one ByteLevel"), std::string::npos);
   tokenizer["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", std::vector<json>(17, {{"type", "Digits"}})}};
   EXPECT_NE(refusal(tokenizer).find("16 steps"), std::string::npos);
   tokenizer["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"String", ""}}}, {"behavior", "Removed"}};

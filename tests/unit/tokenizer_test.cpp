@@ -186,7 +186,7 @@ TEST(Tokenizer, SplitsNothingWithoutARegularExpression) {
   EXPECT_EQ(tokenizer_of(json).encode("b b"), (Ids{'b', ' ', 'b'}));
 }
 
-TEST(Tokenizer, TakesAWholeTokenBeforeItsMergesWhereItIsTold) {
+TEST(Tokenizer, TakesAWholeTokenBeforeItsMergesWithIgnoreMerges) {
   nlohmann::json json = small_json();
   json["model"]["vocab"]["xyz"] = 260;  // no merge makes it
   EXPECT_EQ(tokenizer_of(json).encode("xyz"), (Ids{'x', 'y', 'z'}));

@@ -29,7 +29,7 @@ TEST(TorchBin, GivesTheLogitsOfTheSameCheckpointInSafetensors) {
   }
 }
 
-TEST(TorchBin, IsToldByItsContent) {
+TEST(TorchBin, IsRecognisedByItsContent) {
   const Folder folder;
   fs::copy_file(data_folder / "odd-hf" / "config.json", folder / "config.json");
   fs::copy_file(data_folder / "torch" / "tied" / "pytorch_model.bin", folder / "model.safetensors");

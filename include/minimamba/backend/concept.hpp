@@ -158,7 +158,7 @@ concept HasMatmul = requires(const B& backend, View<const ActivationOf<B>> x,
   backend.matmul(x, weight, y);
 };
 
-/// All that weights of format W need.
+/// The kernels that weights of format W need.
 template <class B, class W>
 concept HasWeights = HasMatrix<B, W> && HasEmbed<B, W> && HasMatmul<B, W>;
 
@@ -200,8 +200,8 @@ struct LikelihoodArguments {
   View<double> nats;                 // [1, M], overwritten
 };
 
-/// top_k: for each row of logits its k largest, in descending order; of equal ones the lowest column first. NaN counts
-/// as -infinity. With it, a few numbers of each row are downloaded where whole rows are not needed.
+/// top_k: the k largest logits of each row, in descending order; of equal ones the lowest column comes first. NaN
+/// counts as -infinity. A sampler then downloads only these logits instead of whole rows.
 template <class Scalar>
 struct TopKArguments {
   View<const Scalar> logits;  // [M, V]
@@ -222,8 +222,9 @@ concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMemoryOfOtherT
   { backend.threads() } -> std::convertible_to<int>;
 };
 
-/// The backend whose caches and workspaces the models of a backend use: itself, unless another one has the same memory.
-/// This lets a model read from a cache that another model has filled in training.
+/// The backend whose caches and workspaces a model uses: its own, or another with the same memory. A training backend
+/// names its inference backend, so that an inference model can continue from a cache that a model in training has
+/// filled.
 template <class B>
 struct CacheBackend {
   using Type = B;

@@ -47,7 +47,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   template <WeightFormat W>
   using Matrix = std::conditional_t<
       std::is_same_v<W, Scalar>, PanelMatrix<Scalar>,
-      std::conditional_t<std::is_same_v<Scalar, float> && native::has_panels<W>, NarrowPanelMatrix<W>, HostMatrix<W>>>;
+      std::conditional_t<std::is_same_v<Scalar, float> && native::has_panels<W>, CompactPanelMatrix<W>, HostMatrix<W>>>;
 
   /// Throws ArgumentError if options.threads is out of range or the machine lacks the instruction set.
   explicit NativeBackend(NativeOptions options = {})
@@ -93,7 +93,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
   template <class W>
-  void upload_rows(View<const Scalar> host, std::size_t first, NarrowPanelMatrix<W>& matrix) const {
+  void upload_rows(View<const Scalar> host, std::size_t first, CompactPanelMatrix<W>& matrix) const {
     assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
     // Each thread writes whole panels, because rows of one panel share bytes and cache lines.
     const std::size_t before = first % native::panel,
@@ -106,7 +106,7 @@ class NativeBackend : public detail::HostMemory<Number> {
     });
   }
   template <class W>
-  void download_rows(const NarrowPanelMatrix<W>& matrix, std::size_t first, View<Scalar> host) const {
+  void download_rows(const CompactPanelMatrix<W>& matrix, std::size_t first, View<Scalar> host) const {
     assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
     for (std::size_t i = 0; i < host.rows(); ++i) matrix.get_row(first + i, host.row(i).data());
   }
@@ -146,13 +146,13 @@ class NativeBackend : public detail::HostMemory<Number> {
              [&](const native::MatmulTask<Scalar>& task) { kernels().matmul(task); });
   }
   template <class W>
-  void matmul(View<const Scalar> x, const NarrowPanelMatrix<W>& weight, View<Scalar> y) const {
+  void matmul(View<const Scalar> x, const CompactPanelMatrix<W>& weight, View<Scalar> y) const {
     const auto sizes = scratch_of(x.rows(), weight);
     if (unpacks<W>()) {
       return multiply_unpacked(x, weight.rows(), y, sizes, [&](std::size_t j, Scalar* row) { weight.get_row(j, row); });
     }
-    const native::NarrowMatmul product =
-        native::narrow_matmul_for<W>(has_bf16_pairs() ? set_ : without_bf16_pairs(set_));
+    const native::CompactMatmul product =
+        native::compact_matmul_for<W>(has_bf16_pairs() ? set_ : without_bf16_pairs(set_));
     if (sizes.rounded > 0) x = rounded<W>(x, sizes);
     multiply({x, nullptr, y}, sizes, [&](const native::MatmulTask<Scalar>& task) { product({task, weight.data()}); });
   }
@@ -325,12 +325,12 @@ class NativeBackend : public detail::HostMemory<Number> {
     return {0, native::matmul_scratch(rows, weight.cols())};
   }
   template <class W>
-  ScratchSizes scratch_of(std::size_t rows, const NarrowPanelMatrix<W>& weight) const {
+  ScratchSizes scratch_of(std::size_t rows, const CompactPanelMatrix<W>& weight) const {
     const std::size_t in = weight.cols();
     if (unpacks<W>()) return {0, native::matmul_scratch(rows, in) + (native::panel + 1) * in};
     // The kernels for bf16 pairs and for blocks round the activations themselves.
     const bool rounds_first = std::is_same_v<W, bf16> && activations_ == Activations::rounded && !has_bf16_pairs();
-    return {rounds_first ? rows * in : 0, native::narrow_scratch(rows, in)};
+    return {rounds_first ? rows * in : 0, native::compact_scratch(rows, in)};
   }
   template <WeightFormat W>
   ScratchSizes scratch_of(std::size_t rows, const HostMatrix<W>& weight) const {

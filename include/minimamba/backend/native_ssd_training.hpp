@@ -1,5 +1,6 @@
-// The backward of the kernels of SSD: a part of NativeTraining. Threads divide the heads of a chunk of tokens; the sums
-// over the heads of a group, for B and C, are then made in order: so the number of threads does not change a bit.
+// The backward of the kernels of SSD: a part of NativeTraining. Threads divide the heads of a chunk of tokens. The sums
+// over the heads of a group, for B and C, are added afterwards, in order, so that the number of threads does not change
+// a bit.
 #ifndef MINIMAMBA_BACKEND_NATIVE_SSD_TRAINING_HPP
 #define MINIMAMBA_BACKEND_NATIVE_SSD_TRAINING_HPP
 
@@ -42,7 +43,7 @@ class NativeSsdTraining : public HostTraining<NativeBackend<Number>> {
     }
   }
 
-  /// In d_z are first the gated values.
+  /// d_z first holds the gated values.
   void gated_rms_norm_backward(const GatedRmsNormBackwardArguments<Scalar>& p) const {
     const std::size_t cols = p.x.cols(), size = cols / p.groups;
     const auto each_row = [&](auto body) {

@@ -34,7 +34,7 @@ class LoopSsdTraining : public HostTraining<Inference> {
     }
   }
 
-  /// In d_z are first the gated values.
+  /// d_z first holds the gated values.
   void gated_rms_norm_backward(const GatedRmsNormBackwardArguments<Scalar>& p) const {
     std::vector<double> d_weight(p.x.cols());
     const std::size_t size = p.x.cols() / p.groups;

@@ -209,8 +209,8 @@ inline constexpr bool has_trainable_weights = [] {
   return true;
 }();
 
-/// False for a model whose backend has no training kernels at all. Functions that train assert this first, so that the
-/// compiler reports only that.
+/// False if a model's backend has no training kernels at all. Functions that train assert this first, so that it is the
+/// only error that the compiler reports.
 template <class Model>
 inline constexpr bool is_on_training_backend = [] {
   if constexpr (requires(const Model& model) { model.backend(); }) {
@@ -221,9 +221,8 @@ inline constexpr bool is_on_training_backend = [] {
   return true;
 }();
 
-/// Checks that a Model can be trained. The checks are in a class, which is instantiated once, and one by one, so that
-/// compilers report a missing kernel of the backend once and briefly. Use Trainable<Model>::Type: then clang reports no
-/// errors after these.
+/// Checks that a Model can be trained. The assertions are in a class, which is instantiated once, so that compilers
+/// report a missing kernel once and briefly. Use Trainable<Model>::Type: clang then reports no further errors.
 template <class Model, bool = is_on_training_backend<Model>>
 struct Trainable {
   using Type = Model;

@@ -59,7 +59,7 @@ struct MambaConfig {
   bool operator==(const MambaConfig&) const = default;
 };
 
-/// What a language model needs to know of its vocabulary.
+/// The vocabulary of a language model's configuration.
 template <class Config>
 concept VocabularyConfig = requires(const Config& config, std::int32_t token) {
   { config.vocab_size } -> std::convertible_to<std::int64_t>;
@@ -67,8 +67,8 @@ concept VocabularyConfig = requires(const Config& config, std::int32_t token) {
   { config.ends_text(token) } -> std::convertible_to<bool>;
 };
 
-/// The configuration of a model, of which a mixer may define its own type: the fields that all models use, of the names
-/// and meanings that they have in MambaConfig; whatever the mixer needs; and resolved(), which throws ConfigError.
+/// The configuration of a model. A mixer may define its own type: it has the fields below, which mean the same as in
+/// MambaConfig, the mixer's own fields, and resolved(), which throws ConfigError.
 template <class Config>
 concept ModelConfig = VocabularyConfig<Config> && std::equality_comparable<Config> && requires(const Config& config) {
   { config.d_model } -> std::convertible_to<std::int64_t>;
@@ -86,7 +86,7 @@ struct LargestSize {
                                 d_conv = 1 << 10, expand = 1 << 8, dt_rank = 1 << 18;
 };
 
-/// Checks of the fields of a configuration, whose type messages name. They throw ConfigError.
+/// Checks the fields of a configuration. Errors are ConfigErrors that name the field and the type of the configuration.
 class ConfigChecks {
  public:
   explicit ConfigChecks(const char* type) : type_(type) {}

@@ -15,7 +15,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Differs between a process and all its descendants: the child of each fork increments it.
+/// Tells a process from its descendants: each fork increments it in the child.
 inline std::atomic<unsigned> process_number{0};
 
 /// Registers the increment. Throws std::bad_alloc. Two threads may both register it, which is harmless. A

@@ -12,8 +12,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// 64-bit FNV-1a of bytes or tokens. Changing a single unit always changes the value. Files contain these hashes, so
-/// the function must never change.
+/// 64-bit FNV-1a of bytes or tokens. Changing a single byte or token always changes the hash. Files contain these
+/// hashes, so the function must never change.
 class Fnv1a {
  public:
   constexpr void add(std::uint64_t unit) { value_ = (value_ ^ unit) * 0x100000001B3U; }

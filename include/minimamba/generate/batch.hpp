@@ -115,12 +115,12 @@ class BatchGeneration {
 
 }  // namespace detail
 
-/// Continues prompts[row] in slot `row` of the cache, all rows together: each step reads the weights once for all rows,
-/// and the prompts may have unequal lengths. Row `row` has the result that generate() gives for it alone with the seed
-/// options.seed + row; options.history, the tokens of a prefix that all slots share, is that of every row.
-/// on_token(row, token) is called with each token when it is chosen, and returns true to continue that row; a row that
-/// ends makes the others faster. Afterwards each slot of the cache has read everything but `unread`. Throws
-/// ArgumentError as generate() does, and unless there are as many prompts as slots; after an exception, of on_token
+/// Continues prompts[row] in slot `row` of the cache, all rows together: each step reads the weights once for all rows.
+/// Prompts may have unequal lengths. Row `row` gives what generate() gives for it alone with the seed options.seed +
+/// row; options.history counts for every row (the tokens of a prefix that all slots share). on_token(row, token) is
+/// called with each token when it is chosen, and returns true to continue that row. Rows that have ended cost nothing.
+/// Afterwards each slot has read everything but `unread`. Throws ArgumentError as generate() does, and unless there are
+/// as many prompts as slots; after an exception, also one thrown by on_token, the cache is unchanged.
 /// too, the cache is as it was.
 template <class Model, class OnToken>
 std::vector<GenerationResult> generate_batch(const Model& model, typename Model::Cache& cache,

@@ -25,8 +25,8 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// When a generation ends and what it reports, followed by how its tokens are chosen: the members of SamplerOptions,
-/// which says what they mean, so that one list of initialisers holds both. It converts to SamplerOptions.
+/// Options of generate(). Those that choose tokens have the names and defaults of SamplerOptions, where they are
+/// described; GenerateOptions converts to SamplerOptions.
 struct GenerateOptions {
   std::int64_t max_new_tokens = 256;  // the largest number of tokens to generate
   double temperature = 0;
@@ -84,7 +84,7 @@ inline void check_length(const GenerateOptions& options) {
 
 /// What generate() returns: an input range. Nothing is computed before begin(), which reads the prompt; each increment
 /// reads one token and chooses the next. It refers to the model and the cache, which must outlive it. It can be moved,
-/// also while it is iterated; one that was moved from can only be assigned to.
+/// even during iteration; after that, only assign to the old object.
 template <class Model>
 class [[nodiscard("generate() computes nothing until its range is iterated: use a loop, or collect()")]] Generation {
   struct State;
@@ -99,8 +99,8 @@ class [[nodiscard("generate() computes nothing until its range is iterated: use 
     state_->sampler.accept(prompt);
   }
 
-  /// Chooses tokens with a sampler that has already accepted the prompt: one that was restored from a saved state, for
-  /// example. Of the options, history and those of the sampler are not used.
+  /// Chooses tokens with a sampler that has already accepted the prompt, such as one restored from a saved state.
+  /// options.history and the sampling options are ignored.
   Generation(const Model& model, Cache& cache, std::span<const std::int32_t> prompt, const GenerateOptions& options,
              Sampler sampler)
       : state_(new State{.model = model,
@@ -170,17 +170,16 @@ class [[nodiscard("generate() computes nothing until its range is iterated: use 
   /// Whether the model chose a token that ends the text. It is not part of the range.
   bool reached_eos() const { return state_->eos; }
 
-  /// What the cache has not read yet; the next prompt must begin with it. Once there is a token, this is the one chosen
-  /// last: the last of the range, or the one that ended the text.
+  /// What the cache has not read yet; the next prompt must begin with it. At first this is the prompt, then the token
+  /// chosen last: the last token of the range, or the one that ended the text.
   std::span<const std::int32_t> unread() const { return state_->unread; }
 
-  /// The log-probability of the token chosen last, in nats: that of the model, from all V logits, as Scorer computes
-  /// it; temperature, penalties and filters do not change it. NaN before there is a token. Computed in each call, from
-  /// logits().
+  /// The log-probability of the token chosen last, in nats, under the model: from all V logits, as Scorer computes it,
+  /// before temperature, penalties and filters. NaN if no token has been chosen. Each call computes it from logits().
   double log_probability() const { return state_->log_probability(); }
 
-  /// The logits [V] from which the last token was chosen. A backend that chooses from them itself (top_k) hands them
-  /// over in the first of these calls after the choice: until then nothing else may use the cache's workspace.
+  /// The logits [V] from which the last token was chosen. If the backend has the kernel top_k, the first call after a
+  /// choice downloads them from the cache's workspace: do not use the workspace between the choice and this call.
   std::span<const Scalar> logits() const { return state_->logits.row(state_->model.backend(), 0); }
 
   /// The sampler, whose state can be saved. It has accepted the token chosen last.

@@ -1,5 +1,5 @@
-// The logits that the next tokens are chosen from, of which a backend with a top_k kernel hands over only as many as
-// the choice needs.
+// The logits from which the next tokens are chosen. From a backend with the kernel top_k, only as many are downloaded
+// as the choice needs.
 #ifndef MINIMAMBA_GENERATE_LAST_LOGITS_HPP
 #define MINIMAMBA_GENERATE_LAST_LOGITS_HPP
 
@@ -46,8 +46,8 @@ class LastLogits {
     return sampler(whole_row(i));
   }
 
-  /// Row i [V], on the host. If only its largest logits have been downloaded, all rows are now: nothing else may have
-  /// used their workspace since.
+  /// Row i [V], on the host. Downloads all rows if only their largest logits are there: the workspace must not have
+  /// been used since take().
   std::span<const Scalar> row(const Backend& backend, std::size_t i) {
     if (!whole_ && logits_.rows() > 0) download(backend);
     return whole_row(i);

@@ -55,8 +55,8 @@ std::span<const detail::ScalarOfRow<Row>> without_padding(const Row& logits, con
 }
 
 /// -log softmax(logits)[token] = log sum_v exp(logits[v]) - logits[token], in nats. logits: [V]. NaN if a logit is NaN
-/// or +infinity, or all are -infinity; infinity if only some are, that of `token` among them. Throws ArgumentError
-/// unless 0 <= token < V. A backend may have a kernel of this name, which does the same for many rows in its memory.
+/// or +infinity, or if all are -infinity; infinity if the token's logit is -infinity and another is finite. Throws
+/// ArgumentError unless 0 <= token < V. A backend's kernel of this name computes many rows in its own memory.
 template <LogitsRow Row>
 double negative_log_likelihood(const Row& logits, std::int32_t token) {
   const std::span<const detail::ScalarOfRow<Row>> row(logits);

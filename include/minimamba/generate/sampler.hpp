@@ -22,13 +22,13 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// How a token is chosen from logits. The penalties come first, then the filters in this order, each applied to what
-/// the one before it has left: temperature, top_k, top_p, min_p.
+/// How a token is chosen from logits. The penalties are applied first, then temperature, top_k, top_p and min_p in this
+/// order, each to the tokens that are left.
 ///
-/// Penalties fall on the tokens in the window: the last penalty_window tokens that the sampler has accepted. With n the
-/// number of times that a token is in it, its logit x becomes
+/// Penalties apply to the tokens in the window: the last penalty_window tokens that the sampler has accepted. A token
+/// that occurs n times in the window has its logit x replaced by
 ///   x / repetition_penalty if x > 0, else x repetition_penalty        (Keskar et al., arXiv 1909.05858)
-/// and then x - n frequency_penalty - presence_penalty.
+/// and then by x - n frequency_penalty - presence_penalty.
 struct SamplerOptions {
   double temperature = 0;            // 0: always the most likely token; above 0: logits are divided by it
   std::int64_t top_k = 0;            // keep the k most likely tokens; 0: all
@@ -39,7 +39,7 @@ struct SamplerOptions {
   double frequency_penalty = 0;      // subtracted from a logit for each time that its token is in the window
   double presence_penalty = 0;       // subtracted from a logit once if its token is in the window
   std::int64_t penalty_window = 64;  // tokens
-  std::int64_t vocabulary = 0;       // ids from here on are never chosen; 0: the model's vocab_size
+  std::int64_t vocabulary = 0;       // ids from this one on are never chosen; 0: vocab_size
 
   bool operator==(const SamplerOptions&) const = default;
 };
@@ -75,11 +75,11 @@ class Sampler {
     if (penalises_) return vocab_size_;
     if (options_.temperature == 0) return std::min<std::size_t>(1, vocab_size_);
     if (options_.top_k == 0 || options_.top_k >= static_cast<std::int64_t>(vocab_size_)) return vocab_size_;
-    return static_cast<std::size_t>(options_.top_k) + 1;  // one more tells whether some are left out
+    return static_cast<std::size_t>(options_.top_k) + 1;  // keep_top_k drops the last, as with the whole row
   }
-  /// Chooses the token that the whole row would give, from its largest logits: at least logits_needed() of those of
-  /// the ids below vocab_size(), sorted as a backend's top_k sorts them. Throws ArgumentError if nothing is left to
-  /// choose from. Allocates nothing.
+  /// Chooses the token that operator() would choose from the whole row, given only its largest logits: at least
+  /// logits_needed() of those below vocab_size(), sorted as top_k sorts them. Throws ArgumentError if nothing is left
+  /// to choose from. Allocates nothing.
   template <class Scalar>
   std::int32_t choose_from_largest(std::span<const std::int32_t> tokens, std::span<const Scalar> largest) {
     assert(!penalises_ && tokens.size() == largest.size());

@@ -60,8 +60,8 @@ class Scorer {
   }
 
   const Score& score() const { return score_; }
-  /// The number of tokens read when a negative log-likelihood first was not finite: a logit was NaN or infinite. From
-  /// then on score().nats is not finite either.
+  /// How many tokens had been read when the negative log-likelihood first was not finite, because a logit was NaN or
+  /// infinite. From then on score().nats is not finite.
   std::optional<std::size_t> not_finite_after() const { return not_finite_after_; }
   const Cache& cache() const { return cache_; }
 

@@ -5,8 +5,8 @@
 //   for (std::int32_t token : minimamba::generate(model, cache, prompt)) ...
 //
 // It computes the same bits as the Mamba of that type. A file that calls AnyModel::load compiles 30 models, which takes
-// two minutes. To compile them once, and in parallel, link minimamba::models in CMake. Otherwise compile the whole
-// program with -DMINIMAMBA_COMPILED_MODELS, and write source files that have, together, a line for each of the models:
+// two minutes. To compile them once, link minimamba::models in CMake. Without CMake, compile the whole program with
+// -DMINIMAMBA_COMPILED_MODELS, and instantiate each model in one source file (several files compile in parallel):
 //   #include <minimamba/backend/native.hpp>
 //   #include <minimamba/io/any_model_of.hpp>
 //   template minimamba::AnyModel minimamba::AnyModel::load_as<minimamba::Mamba<float, minimamba::NativeBackend>>(
@@ -55,20 +55,20 @@ struct AnyModelOptions {
   std::string weights = "f32";                // f32, bf16, f16, q8 or q4
   std::string backend = "native";             // native, eigen or reference
   int threads = 0;                            // 0: as many as the process may use
-  std::function<bool(double)> progress = {};  // these are described in LoadOptions
+  std::function<bool(double)> progress = {};  // this and the next two: see LoadOptions
   std::function<void(const std::string&)> on_note = {};
   bool saturate = false;
 };
 
 namespace detail {
 
-// One virtual call for each call of forward: kernels are called directly, by the model behind the interface.
+// Each call of forward is one virtual call. The model behind the interface then calls its kernels directly.
 
 /// What AnyCache needs of a cache: see InferenceCache.
 class CacheInterface {
  public:
   virtual ~CacheInterface() = default;
-  virtual const void* type() const = 0;  // the same for caches of one type alone
+  virtual const void* type() const = 0;  // identifies the type of the cache
   virtual std::size_t batch() const = 0;
   virtual std::int64_t position(std::size_t slot) const = 0;
   virtual std::size_t state_bytes() const = 0;
@@ -129,10 +129,11 @@ class AnyCache {
   std::unique_ptr<detail::CacheInterface> cache_;
 };
 
-/// What others see of the backend of an AnyModel: its name, its threads, and that logits are in host memory.
+/// The visible part of an AnyModel's backend: its name, its number of threads, and that logits are in host memory.
 class AnyBackend : public detail::HostMemory<float> {
  public:
-  static constexpr bool splits_exactly = false, kernels_allocate = true;  // of some: see AnyModel::splits_exactly
+  // What is safe to assume of any backend; AnyModel::splits_exactly() is about the model's own.
+  static constexpr bool splits_exactly = false, kernels_allocate = true;
 
   AnyBackend(const char* name, int threads) : name_(name), threads_(threads) {}
   const char* name() const { return name_; }

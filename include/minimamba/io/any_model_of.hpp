@@ -31,7 +31,7 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Its address tells types apart, also without run-time type information.
+/// The address identifies the type, also without run-time type information.
 template <class T>
 inline char type_mark = 0;
 
@@ -44,7 +44,7 @@ class ErasedCache final : public CacheInterface {
   /// The cache behind an interface. Throws ArgumentError if it has another type.
   static const Cache& in(const CacheInterface& erased) {
     if (erased.type() == &type_mark<Cache>) return static_cast<const ErasedCache&>(erased).cache_;
-    throw ArgumentError("cache", "is of a model with another backend");
+    throw ArgumentError("cache", "it belongs to a model with another backend");
   }
   static Cache& in(CacheInterface& erased) { return const_cast<Cache&>(in(std::as_const(erased))); }
 

@@ -44,9 +44,9 @@ inline bool synchronise(std::FILE* file) { return ::fsync(::fileno(file)) == 0 |
 /// Whether an open file can be renamed. If so, it stays open until then, because closing it would release its lock.
 inline constexpr bool renames_open_files = true;
 
-/// Locks a new temporary file for as long as it is open, so that no other program removes it as one that a killed
-/// program left. Returns false if another program has just locked or removed it. On a file system without locks this
-/// does nothing, and no left-over file is ever removed.
+/// Locks a new temporary file until it is closed, so that no other program takes it for a left-over file and removes
+/// it. Returns false if another program has just locked or removed it. On a file system without locks this does
+/// nothing, and left-over files are never removed.
 inline bool lock_file(std::FILE* file) {
   if (::flock(::fileno(file), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return false;
   struct stat status {};

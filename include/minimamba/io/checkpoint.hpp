@@ -50,7 +50,7 @@ struct Checkpoint {
 
   /// Whether config.json uses the setting names of the official code (state-spaces/mamba) and not Hugging Face's.
   bool has_official_names() const { return std::string_view(keys->layout) == detail::official_layout; }
-  /// Whose names the settings have: "Hugging Face", "official (state-spaces/mamba)", "Mistral" or "GGUF".
+  /// The layout whose names the settings have: "Hugging Face", "official (state-spaces/mamba)", "Mistral" or "GGUF".
   const char* layout() const { return keys->layout; }
 
   /// The parameters that the model's mixer has.
@@ -64,7 +64,8 @@ struct Checkpoint {
       if (config.is<Config>()) return config.as<Config>();
       throw ConfigError(config_name, "a " + std::string(detail::FilesOf<Config>::kind) + " model", kind_and_mixer());
     } else {
-      throw ConfigError(config_name, "a model of a mixer whose files the library does not know", kind_and_mixer());
+      throw ConfigError(config_name, "describes " + kind_and_mixer() +
+                                         "; the library has no file format for the mixer of this model type");
     }
   }
 
@@ -137,8 +138,8 @@ inline std::string parameter_of(const Checkpoint& checkpoint, std::string_view s
   return name == "embeddings.weight" ? "embedding.weight" : name;
 }
 
-/// Whether a tensor that is not a parameter belongs to a part of the model, which would compute something else without
-/// it.
+/// Whether a tensor that is not a parameter belongs to a part of the model, so that ignoring it would change the
+/// result.
 inline bool changes_result(std::string_view name, const StoredTensor& tensor) {
   constexpr std::string_view parts[] = {"layers.",     "norm_f.", "lm_head.",     "embedding.",
                                         "embeddings.", "output.", "output_norm.", "token_embd."};
@@ -147,8 +148,8 @@ inline bool changes_result(std::string_view name, const StoredTensor& tensor) {
   return of_a_part && is_floating(tensor.dtype) && tensor.size() > 1;
 }
 
-/// If a folder has weights in one file and in shards, the file is read, as transformers does. If it turns out to be
-/// wrong, it may be older than the shards: so errors mention the index that was not read.
+/// If a folder has weights both in one file and in shards, the single file is read, as in transformers. It may be older
+/// than the shards: so errors about it also name the index that was not read.
 template <class Body>
 auto mentioning_other_weights(const std::string& other, Body&& body) {
   const auto found = [&](const Error& error) {

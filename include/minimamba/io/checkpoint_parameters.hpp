@@ -1,4 +1,4 @@
-// The parameters of a checkpoint, for who writes them elsewhere.
+// The parameters of a checkpoint, for code that writes them to another file.
 #ifndef MINIMAMBA_IO_CHECKPOINT_PARAMETERS_HPP
 #define MINIMAMBA_IO_CHECKPOINT_PARAMETERS_HPP
 
@@ -22,8 +22,8 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// The parameters of a checkpoint of a mixer, in the order in which save writes them. They are read when they are
-/// needed, in double, so that no value is rounded twice. The checkpoint must outlive this object.
+/// The parameters of a checkpoint for models with one mixer, in the order in which save writes them. Values are read
+/// when they are needed, in double, so that none is rounded twice. The checkpoint must outlive this object.
 template <class Files = detail::S6Files>
 class CheckpointParameters {
  public:

@@ -241,7 +241,7 @@ void read_special_tokens(ConfigReader& reader, Config& config) {
   config.pad_token_id = reader.token("pad_token_id", config.vocab_size);
 }
 
-/// Chooses the padding that gives this number of rows: the usual multiple if it does.
+/// Chooses the padding that gives this number of rows: the usual multiple, if it gives that number.
 template <class Config>
 void pad_vocabulary_to(Config& config, std::int64_t rows) {
   for (const std::int64_t multiple : {Config().pad_vocab_size_multiple, std::int64_t{1}, rows}) {
@@ -295,7 +295,7 @@ inline MambaConfig read_hugging_face_config(ConfigReader& reader, bool falcon) {
   return config;
 }
 
-/// What the official layout can say of models with other layers.
+/// Rejects models with other layers, which the official layout can describe.
 inline void refuse_hybrids(const ConfigReader& reader) {
   reader.only("rms_norm", "true");
   reader.only("d_intermediate", "0");

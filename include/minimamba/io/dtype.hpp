@@ -124,8 +124,8 @@ inline bool is_floating(DType dtype) { return dtype <= DType::BF16 || dtype >= D
 
 namespace detail {
 
-/// The bytes of a tensor; none if they overflow or a row is not a whole number of blocks. An extent of zero does not
-/// excuse an absurd one next to it, so that the extents can later be multiplied in any order.
+/// The bytes of a tensor; none if they overflow or if a row is not an integer number of blocks. The extents are
+/// multiplied as if zeros were ones, so that they can later be multiplied in any order without overflow.
 inline std::optional<std::uint64_t> tensor_bytes(DType dtype, std::span<const std::uint64_t> shape) {
   const std::uint64_t block_size = block_size_of(dtype);
   if (block_size > 1 && (shape.empty() || shape.back() % block_size != 0)) return std::nullopt;

@@ -249,8 +249,8 @@ inline std::int64_t gguf_vocabulary(const GgufSettings& settings, std::int64_t r
   return static_cast<std::int64_t>(count);
 }
 
-/// What all mixers have: reads the sizes that `keys` names, the vocabulary, and what the tensors tell. Throws
-/// ConfigError, and CheckpointError for an embedding that is missing or misshaped.
+/// Reads the settings that all mixers have: the sizes that `keys` names, the vocabulary, and what follows from the
+/// tensors. Throws ConfigError, and CheckpointError for an embedding that is missing or has the wrong shape.
 template <class Config>
 Config read_gguf_settings(const GgufSettings& settings, const ConfigKeys& keys, const TensorSet& tensors,
                           std::vector<std::string>& notes) {

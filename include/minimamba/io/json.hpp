@@ -35,10 +35,10 @@ inline constexpr JsonLimits tokenizer_limits{.bytes = std::uint64_t{64} << 20, .
 /// Receives a JSON text from parse_json. An abstract class, so that the parser is compiled once for all handlers.
 class JsonHandler {
  public:
-  virtual void open(bool is_object) = 0;  // a container begins,
+  virtual void open(bool is_object) = 0;  // an object or array begins,
   virtual void close() = 0;               // and ends
   virtual void key(std::string& name) = 0;
-  virtual void value(Json&& x) = 0;  // that is no container
+  virtual void value(Json&& x) = 0;  // neither an object nor an array
 
  protected:
   ~JsonHandler() = default;

@@ -1,4 +1,5 @@
-// The mixers whose models files hold. A new mixer adds a header with what files say of it, and its line here.
+// The mixers whose models can be in files. A new mixer adds a header that describes its files, such as
+// io/ssd_files.hpp, and its line here.
 #ifndef MINIMAMBA_IO_KNOWN_MIXERS_HPP
 #define MINIMAMBA_IO_KNOWN_MIXERS_HPP
 
@@ -28,7 +29,7 @@ struct MixerList {
   }
 };
 
-/// A mixer comes before those that claim what it claims.
+/// In order of priority: the first mixer that recognises a file is used, and S6Files accepts every file.
 using KnownMixers = MixerList<SsdFiles,  //
                               S6Files>;
 
@@ -46,14 +47,14 @@ struct FilesOfConfig<Config, MixerList<First, Rest...>>
 template <class Config>
 struct FilesOfConfig<Config, MixerList<>> {};
 
-/// What files say of the models of a configuration that one of the mixers has.
+/// The description of the files of models with this configuration, such as S6Files.
 template <class Config>
 using FilesOf = typename FilesOfConfig<Config, KnownMixers>::type;
 
 }  // namespace detail
 
-/// The configuration of a model in a file: the fields that the configurations of all mixers have, of the same names and
-/// meanings, and those of the model's own mixer.
+/// The configuration of a model in a file, of any mixer. The fields that all mixers have mean the same as in
+/// MambaConfig; as<Config>() adds those of the model's own mixer.
 class AnyConfig {
  public:
   std::int64_t d_model = 0, n_layer = 0, vocab_size = 0, pad_vocab_size_multiple = 1;
@@ -73,14 +74,15 @@ class AnyConfig {
     if constexpr (detail::is_known<Config, detail::KnownMixers>) return std::holds_alternative<Config>(own_);
     return false;
   }
-  /// The configuration as one of the type that it has.
+  /// The configuration in its own type, which is<Config>() has confirmed.
   template <class Config>
   Config as() const {
     Config config = std::get<Config>(own_);
     copy_common(*this, config);
     return config;
   }
-  /// Calls body(files, config) with what files say of the mixer and the configuration of its type.
+  /// Calls body(files, config): the description of the mixer's files, such as S6Files(), and the configuration in its
+  /// own type.
   template <class Body>
   decltype(auto) visit(Body&& body) const {
     return std::visit(

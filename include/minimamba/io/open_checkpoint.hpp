@@ -114,7 +114,7 @@ inline bool are_same(const TensorSet& tensors, const StoredTensor& one, const St
   return true;
 }
 
-/// What the settings say of biases and of a separate head; false: nothing.
+/// Whether the settings mention biases, and a separate head.
 struct Mentioned {
   bool bias, head;
 };

@@ -1,4 +1,4 @@
-// What files say of models with S6: see io/known_mixers.hpp. Their settings are in config_json.hpp and gguf_config.hpp.
+// The files of models with S6: see io/known_mixers.hpp. Their settings are in config_json.hpp and gguf_config.hpp.
 #ifndef MINIMAMBA_IO_S6_FILES_HPP
 #define MINIMAMBA_IO_S6_FILES_HPP
 
@@ -62,7 +62,7 @@ struct S6Files {
   static constexpr const ConfigKeys* keys_of_gguf = &gguf_keys;
   static MixerTable parameters() { return s6_parameters; }
 
-  /// Whatever no other mixer claims: so its errors say what is missing.
+  /// Every file that no other mixer recognises, so that the error messages are about a Mamba.
   static bool describes(const ConfigReader&) { return true; }
   template <class Count>
   static ConfigFile<Config> read(ConfigReader& reader, const std::string& file, Count&& count_tokens) {
@@ -90,7 +90,7 @@ struct S6Files {
     metadata[gguf_dt_b_c_rms] = config.dt_b_c_rms;
     if (has_other_mixer_rms_eps(config)) metadata[gguf_mixer_rms_eps] = config.mixer_rms_eps;
   }
-  /// Calls note(text) for what llama.cpp does not read from a GGUF file.
+  /// Calls note(text) for each setting in the file that llama.cpp ignores.
   template <class Note>
   static void note_own_keys(const Config& config, Note&& note) {
     if (!has_other_mixer_rms_eps(config)) return;

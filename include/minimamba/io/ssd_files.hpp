@@ -1,5 +1,5 @@
-// What files say of models with SSD (Mamba-2), in the official layout, Hugging Face's, Mistral's (params.json of
-// Codestral Mamba) and GGUF: see io/known_mixers.hpp.
+// The files of models with SSD (Mamba-2), in the official layout, Hugging Face's, Mistral's (params.json of Codestral
+// Mamba) and GGUF: see io/known_mixers.hpp.
 #ifndef MINIMAMBA_IO_SSD_FILES_HPP
 #define MINIMAMBA_IO_SSD_FILES_HPP
 
@@ -130,7 +130,7 @@ struct SsdFiles {
     add(setting::d_conv, keys.d_conv, config.d_conv);
   }
 
-  /// GGUF has a column of numbers for A and D, and a row for each group of the norm.
+  /// GGUF stores A and D as columns [H, 1], and the weight of the norm with a row for each group.
   static Shape gguf_shape(const Config& config, std::string_view parameter, Shape shape) {
     const auto groups = static_cast<std::size_t>(config.n_groups);
     if (parameter.ends_with(".A_log") || parameter.ends_with(".D")) return {shape[0], 1};
@@ -169,7 +169,7 @@ struct SsdFiles {
     config.dt_limit = reader.limits("time_step_limit", config.dt_limit);
   }
 
-  /// Only what the official code computes in the same way.
+  /// Rejects settings with which the official code computes something else.
   static void read_official(ConfigReader& reader, Config& config) {
     refuse_hybrids(reader);
     reader.only("ssm_cfg.D_has_hdim", "false");

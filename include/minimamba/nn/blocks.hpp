@@ -60,8 +60,8 @@ void choose_rows(std::span<const AnyRun> runs, std::size_t most, std::span<const
   }
 }
 
-/// Calls body(first row, count, place) for each group of chosen rows that are also adjacent in the results of the call,
-/// where they begin at row `place`. The results have a row for each token, run by run.
+/// The results of a call have one row for each token, run by run. Calls body(first row, count, place) for each group of
+/// chosen rows that are contiguous in the results, where they begin at row `place`.
 template <class AnyRun, class Work, class Body>
 void for_each_place(std::span<const AnyRun> runs, const Work& work, Body&& body) {
   std::size_t begin = 0, end = 0, place = 0, first = 0, run = 0;  // first: of the results of `run`
@@ -114,7 +114,8 @@ class StateKeeper {
 template <class Scalar>
 inline constexpr bool computes_in = std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>;
 
-/// False only of a backend that has all kernels, but not for weights of this format.
+/// False if the backend lacks only the kernels for weights of this format. (A backend that lacks others gets the
+/// message that names them.)
 template <class BackendType, class Weight>
 inline constexpr bool runs_weights = !InferenceBackend<BackendType> || HasWeights<BackendType, Weight>;
 
@@ -200,7 +201,7 @@ struct Blocks {
   }
   /// Throws ArgumentError for the layers of a model that was moved from.
   void copy_derived(const Layers& from, Layers& to) const {
-    if (from.empty()) throw ArgumentError("model", "one with parameters", "one that was moved from");
+    if (from.empty()) throw ArgumentError("model", "it was moved from");
     if constexpr (requires(MixerType & mixer) { mixer.copy_derived(backend, mixer); }) {
       for (std::size_t i = 0; i < to.size(); ++i) to[i].mixer.copy_derived(backend, from[i].mixer);
     }
@@ -208,8 +209,8 @@ struct Blocks {
 
   /// Throws ArgumentError for a cache of a model with other sizes.
   void check_cache(const Layers& layers, const Cache& cache) const {
-    if (layers.empty()) throw ArgumentError("model", "one with parameters", "one that was moved from");
-    if (cache.batch() == 0) throw ArgumentError("cache", "one with slots", "one that was moved from");
+    if (layers.empty()) throw ArgumentError("model", "it was moved from");
+    if (cache.batch() == 0) throw ArgumentError("cache", "it was moved from");
     if (cache.layout() == layout) return;
     throw ArgumentError("cache", "one of a model with " + layout.settings_text(), cache.layout().settings_text());
   }
@@ -251,7 +252,7 @@ struct Blocks {
     if (call.rows == 0) return call;
     if (cache.keeps_every() > 0) cache.reserve_kept(count_kept(call));
     reserve_scratch(layers, call.at_once);
-    if (work.prepared.value == Prepared{number_, call.at_once, runs.size()}) return call;  // by the call before
+    if (work.prepared.value == Prepared{number_, call.at_once, runs.size()}) return call;  // by the previous call
     work.prepared.value = {};
     const auto width = static_cast<std::size_t>(config.d_model);
     work.read.reserve(runs.size());

@@ -38,12 +38,13 @@ struct DerivedA {
 
   std::size_t derived_bytes() const { return A.memory_bytes(); }
 
-  /// Throws ArgumentError unless refresh() was called after the last upload to A_log. It does not notice what is
-  /// written through A_log.view().
+  /// Throws ArgumentError unless refresh() was called after the last upload to A_log. Changes through A_log.view() are
+  /// not noticed.
   void check_derived() const {
     if (is_derived()) return;
-    if (!A.present() || !A.allocated()) throw ArgumentError("A", "refresh() before the first forward", "no A");
-    throw ArgumentError("A", "refresh() after changing A_log", "an A that is older than A_log");
+    if (!A.present() || !A.allocated())
+      throw ArgumentError("A", "it is missing; call refresh() before the first forward");
+    throw ArgumentError("A", "it is out of date; call refresh() after changing A_log");
   }
 
   /// Copies A, which may be more exact than what refresh() computes from A_log, unless it is missing or out of date.

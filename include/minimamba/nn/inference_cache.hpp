@@ -23,8 +23,8 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// A value: move it, clone() it, gather() slots of it. Made by Mamba::make_cache(). Use one
-/// cache in one thread at a time. All states are in one allocation, [B, layout().size()].
+/// A value: move it, clone() it, gather() some of its slots. Made by Mamba::make_cache(). Use a cache in one thread at
+/// a time. All states are in one allocation, [B, layout().size()].
 template <class Scalar = float, template <class> class Backend = NativeBackend>
 class InferenceCache {
  public:
@@ -61,7 +61,7 @@ class InferenceCache {
   View<const Scalar> conv(std::size_t layer, std::size_t slot) const { return state(layer, slot, "conv"); }
   View<const Scalar> ssm(std::size_t layer, std::size_t slot) const { return state(layer, slot, "ssm"); }
 
-  /// All parts of a layer's state in all slots. It refers to this cache: do not move the cache meanwhile. Throws
+  /// One layer's states in all slots. It refers to this cache: do not move the cache while it is used. Throws
   /// ArgumentError.
   LayerState<Scalar> state(std::size_t layer) {
     if (layer >= layout_.layers() || batch() == 0) {
@@ -155,10 +155,9 @@ class InferenceCache {
     forget_kept(slot);
   }
 
-  /// From now on each call of forward keeps, for rollback(), the state of a slot before every `tokens` tokens that it
-  /// reads, and drops what the last such call kept. Long runs are read in chunks, and the state before each chunk is
-  /// kept too. Kept states follow their slot in reorder(), and are dropped when the slot is given another state. 0
-  /// keeps none and frees their memory.
+  /// Makes each call of forward keep, for rollback(), the state of a slot before every `tokens` tokens that it reads
+  /// (and before each chunk of a long run). What the previous call kept is dropped. Kept states move with their slot in
+  /// reorder(), and are dropped when the slot gets another state. 0 keeps none and frees their memory.
   void keep_every(std::size_t tokens) {
     keep_every_ = tokens;
     kept_.clear();

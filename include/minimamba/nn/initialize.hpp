@@ -17,8 +17,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// The settings of a configuration that the distributions depend on; those that it lacks have the defaults of
-/// MambaConfig.
+/// The settings of a configuration that the distributions depend on. Settings that the configuration lacks have the
+/// defaults of MambaConfig.
 struct InitialSettings {
   std::int64_t n_layer = 1, d_conv = MambaConfig().d_conv;
   double dt_scale = MambaConfig().dt_scale, dt_min = MambaConfig().dt_min, dt_max = MambaConfig().dt_max,

@@ -36,7 +36,7 @@ class Mamba {
   using Config = ConfigOf<MixerType>;
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
 
-  // Assertions, not constraints: so compilers print only which kernel a backend lacks.
+  // Assertions, not constraints, so that compilers print only the name of the kernel that a backend lacks.
   static_assert(detail::computes_in<Scalar>,
                 "Scalar is float or double; weights may be bf16: Mamba<float, NativeBackend, bf16>");
   static_assert(InferenceBackend<BackendType>);
@@ -149,7 +149,7 @@ class Mamba {
     return read(runs, cache, work, false);
   }
 
-  /// Throws ArgumentError for whatever forward throws it for.
+  /// Checks the arguments of forward: throws the ArgumentError that forward would throw.
   void check(std::span<const std::int32_t> tokens, const Cache& cache) const {
     check_cache(cache);
     if (tokens.size() % cache.batch() != 0) {

@@ -118,7 +118,7 @@ class MambaModel {
     return read(runs, cache, work, false);
   }
 
-  /// Throws ArgumentError for whatever forward throws it for.
+  /// Checks the arguments of forward: throws the ArgumentError that forward would throw.
   void check(View<const Scalar> inputs, const Cache& cache) const {
     check_cache(cache);
     check_width(inputs);
@@ -200,7 +200,8 @@ class MambaModel {
     return outputs;
   }
 
-  /// The outputs of the last call may be the inputs of this one if all rows pass at once and no buffer grows.
+  /// The outputs of the last call may be the inputs of this one if this call reads all rows in one pass and no buffer
+  /// grows.
   static void check_overlap(std::span<const InputRun<Scalar>> runs, bool wanted, WorkspaceType& work) {
     if (!wanted || work.outputs.size() == 0) return;
     const Scalar* const begin = work.outputs.first(0).data();

@@ -1,5 +1,5 @@
 // The interface of a mixer, the part of a block that passes information from token to token. Blocks, models, caches,
-// training and files use nothing else of it, so a new mixer is a new header and changes no other.
+// training and files use only this interface, so a new mixer is a new header and no other header changes.
 //
 // A mixer is a template <class Scalar, template <class> class Backend, class Weight>, made from a resolved Config, with
 // a table of its parameters (visit, see nn/parameters.hpp) and
@@ -52,7 +52,8 @@ struct StatePart {
   bool operator==(const StatePart&) const = default;
 };
 
-/// A size, a switch or a number of a model, by its name. Messages and the fingerprints of state files are made of them.
+/// A setting of a model: a size, a switch (is_switch) or a floating-point number (is_number). Messages list the
+/// settings, and the fingerprints of state files are computed from them.
 struct ModelSetting {
   std::string name;
   std::int64_t value = 0;
@@ -73,7 +74,7 @@ struct ModelSetting {
 };
 
 /// How the state of a sequence is stored in a slot of a cache (layer by layer, part by part), and the settings of the
-/// model that it belongs to. A model can continue from a state if both are its own.
+/// model it belongs to. A model accepts a state only if its own layout is equal.
 class StateLayout {
  public:
   StateLayout() = default;
@@ -102,7 +103,7 @@ class StateLayout {
   };
   std::size_t offset(std::size_t layer) const { return layer * layer_size_; }
   const Place* places() const { return places_.data(); }
-  /// The part of that name; parts().size() if there is none.
+  /// The index of the part with that name; parts().size() if there is none.
   std::size_t find(std::string_view name) const {
     const auto is_it = [&](const StatePart& part) { return part.name == name; };
     return static_cast<std::size_t>(std::find_if(parts().begin(), parts().end(), is_it) - parts().begin());
@@ -212,7 +213,7 @@ struct MixerArguments {
   KeptStates<Scalar> kept_of(std::size_t part) const { return kept.empty() ? KeptStates<Scalar>() : kept[part]; }
 };
 
-/// Backward adds to the gradients of parameters.
+/// Backward adds to the gradients of parameters, and overwrites those of activations.
 template <class Scalar>
 struct MixerBackwardArguments {
   std::span<const Segment> segments;  // those of forward, like the next three

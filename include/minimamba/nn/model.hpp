@@ -74,8 +74,8 @@ concept HasShapes = requires(const M& model) {
 template <class M>
 concept TrainableModel = HasParameters<M> && HasBackend<M> && HasShapes<M>;
 
-/// check, forward and forward_last(tokens, cache): logits [rows, V], for tokens [B, L]. check throws for what they
-/// throw for.
+/// forward and forward_last(tokens, cache): logits [rows, V], for tokens [B, L]. check(tokens, cache) throws what
+/// forward would throw for these arguments.
 template <class M>
 concept HasLogits = requires(const M& model, std::span<const std::int32_t> tokens, typename M::Cache& cache) {
   model.check(tokens, cache);
@@ -109,7 +109,7 @@ concept LanguageModel = HasBackend<M> && HasCache<M> && HasVocabulary<M> && HasL
 
 namespace detail {
 
-/// Assertions in words on a model for training,
+/// Assertions, in words, that a model can be trained.
 template <class M>
 struct ModelForTraining {
   static_assert(HasParameters<M>, "the model needs static void visit(f, self...), its table of parameters");
@@ -117,7 +117,7 @@ struct ModelForTraining {
   static_assert(HasShapes<M>, "the model needs Model shapes() const: its parameters by name and shape, without memory");
   using Type = M;
 };
-/// ... on a language model,
+/// Assertions, in words, that a model is a LanguageModel.
 template <class M>
 struct ModelOfLanguage {
   static_assert(HasBackend<M>, "the model needs const Backend& backend() const");
@@ -125,11 +125,11 @@ struct ModelOfLanguage {
                 "the model needs a type Cache, with clone() and reset(), and Cache make_cache(batch) const");
   static_assert(HasVocabulary<M>,
                 "the model needs config(), with vocab_size, padded_vocab_size() and ends_text(token)");
-  static_assert(HasLogits<M>, "the model needs check, forward and forward_last(tokens, cache), which give logits");
+  static_assert(HasLogits<M>, "the model needs check, forward and forward_last(tokens, cache), which return logits");
   using Type = M;
 };
 
-/// ... and on one that reads several sequences in one call.
+/// Also that it reads several sequences in one call.
 template <class M>
 struct ModelOfRuns : ModelOfLanguage<M> {
   static_assert(HasRuns<M>, "the model needs forward_last(runs, cache), and its cache assign(other)");

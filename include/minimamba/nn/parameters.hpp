@@ -24,7 +24,7 @@ namespace minimamba::inline MINIMAMBA_ISA {
 /// The extents of a parameter as in the checkpoint; empty if the layer does not have it.
 using Shape = std::vector<std::size_t>;
 
-/// The role of a parameter in its layer decides how it is initialised and whether it has weight decay.
+/// The role of a parameter in its layer: it decides how the parameter is initialised and whether it has weight decay.
 enum class Role {
   linear,
   residual_linear,
@@ -105,7 +105,7 @@ class Tensor : public detail::Extents {
   }
   bool allocated() const { return data_.value != nullptr || size() == 0; }
 
-  /// The number of values that it takes when place() puts it in shared memory: see Gradients.
+  /// The number of values that it occupies in memory given to place(): see Gradients.
   std::size_t memory_size(const Backend&) const { return size(); }
   void place(const Backend&, Scalar* memory, std::shared_ptr<void> owner) {
     buffer_ = {};
@@ -117,11 +117,11 @@ class Tensor : public detail::Extents {
   /// Bytes of memory that it holds.
   std::size_t memory_bytes() const { return data_.value == nullptr ? 0 : size() * sizeof(Scalar); }
 
-  /// A new number after each allocate() and upload(), different from that of any other tensor: it shows whether derived
-  /// tensors are up to date. Writing through view() does not change it. 0 without memory.
+  /// Identifies the values: a new number after each allocate() and upload(), unique among all tensors, from which
+  /// derived tensors see whether they are up to date. Writing through view() does not change it. 0 without memory.
   std::uint64_t version() const { return version_.value; }
 
-  /// Call it after writing through view(): tensors derived before are then out of date.
+  /// Call this after writing through view(), so that tensors derived earlier count as out of date.
   void touch() { version_.value = detail::next_version(); }
 
   View<Scalar> view() { return {data_.value, rows(), cols()}; }

@@ -26,9 +26,9 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// The format of x_proj. The state is sensitive to its outputs: dt is exponentiated, B and C are multiplied into h.
-/// With q8 for the other matrices it is bf16: 3 % more bytes, and up to a third less error. With q4 that would hardly
-/// matter.
+/// The format of x_proj. The state is sensitive to its outputs: dt is exponentiated, and B and C are multiplied into h.
+/// If the other matrices are q8, x_proj is bf16: 3 % more bytes, and up to a third less error. With q4, bf16 would
+/// hardly reduce the error.
 template <class Weight>
 struct SelectionFormat {
   using type = Weight;
@@ -70,7 +70,7 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     std::vector<ModelSetting> settings{{"d_inner", config.d_inner()}, {"d_state", config.d_state},
                                        {"d_conv", config.d_conv},     {"dt_rank", config.dt_rank},
                                        {"bias", config.bias, true},   {"conv_bias", config.conv_bias, true}};
-    // Only where it is used: state files of other models keep their fingerprints.
+    // Only with norms, so that the fingerprints of other models' state files do not change.
     if (config.dt_b_c_rms) settings.push_back(ModelSetting::number("mixer_rms_eps", config.mixer_rms_eps));
     return settings;
   }
@@ -80,7 +80,7 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     return {{.name = "conv", .rows = E, .cols = static_cast<std::size_t>(config.d_conv - 1), .kept_once = true},
             {.name = "ssm", .rows = E, .cols = static_cast<std::size_t>(config.d_state)}};
   }
-  /// Those of uz, u, dt_b_c, delta and y, and of selected if it is not dt_b_c: see Computed.
+  /// The widths of uz, u, dt_b_c, delta and y, and, with norms, of selected: see Computed.
   static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
     const auto E = static_cast<std::size_t>(config.d_inner());
     const auto selection = static_cast<std::size_t>(config.dt_rank + 2 * config.d_state);
@@ -121,7 +121,7 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     out_proj.forward(backend, y, p.y);
   }
 
-  /// The gradients of the same. Throws ArgumentError as forward does.
+  /// The backward of forward. Throws ArgumentError as forward does.
   void backward(const Backend<Scalar>& backend, S6& gradient, const MixerBackwardArguments<Scalar>& p) const {
     this->check_derived();
     const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
@@ -199,12 +199,12 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   struct Columns {
     std::size_t first, count;
   };
-  /// Those of dt, B and C.
+  /// The columns of dt, B and C in dt_b_c.
   std::array<Columns, 3> selected_columns() const {
     const std::size_t N = A_log.cols(), R = dt_proj.weight.cols();
     return {{{0, R}, {R, N}, {R + N, N}}};
   }
-  /// y = dt, B and C of x, each divided by its root mean square; nothing without norms    x, y [M, R + 2N]
+  /// y = dt, B and C in x, each divided by its root mean square. Without norms it does nothing.    x, y [M, R + 2N]
   template <class T>
   void normalise(const Backend<Scalar>& backend, View<T> x, View<T> y) const {
     if (!has_norms()) return;

@@ -95,11 +95,12 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
     return {{.name = "conv", .rows = size(config.conv_channels()), .cols = size(config.d_conv - 1), .kept_once = true},
             {.name = "ssm", .rows = size(config.d_inner()), .cols = size(config.d_state)}};
   }
-  /// Those of zxbcdt, xbc, y and normed: see Computed.
+  /// The widths of zxbcdt (padded), xbc, y and normed: see Computed.
   static std::vector<std::size_t> activation_widths(const Mamba2Config& config) {
     const std::size_t E = size(config.d_inner()), channels = size(config.conv_channels());
     const std::size_t outputs = E + channels + size(config.n_heads());
-    constexpr std::size_t line = 16;  // so that all rows begin with a cache line, if E and N are multiples of it too
+    constexpr std::size_t line =
+        16;  // a cache line of floats: every row then begins with one, if E and N are multiples too
     return {(outputs + line - 1) / line * line, channels, E, E};
   }
   static std::size_t backward_scratch(const Mamba2Config& config) { return size(config.n_heads()); }
@@ -136,10 +137,10 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
     out_proj.forward(backend, v.normed, p.y);
   }
 
-  /// The gradients of the same. Throws ArgumentError as forward does.
+  /// The backward of forward. Throws ArgumentError as forward does.
   void backward(const Backend<Scalar>& backend, SSD& gradient, const MixerBackwardArguments<Scalar>& p) const {
     static_assert(HasSsdBackward<Backend<Scalar>>,
-                  "to train SSD needs two kernels that the backend lacks: ssd_scan_backward and "
+                  "to train SSD, the backend needs two kernels that it lacks: ssd_scan_backward and "
                   "gated_rms_norm_backward, of backend/ssd_training_concept.hpp");
     if constexpr (HasSsdBackward<Backend<Scalar>>) walk_back(backend, gradient, p);
   }

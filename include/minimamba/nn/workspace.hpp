@@ -108,7 +108,7 @@ struct InputRun {
 template <class Runs, class Element = Run>
 concept RangeOfRuns = std::convertible_to<const Runs&, std::span<const Element>>;
 
-/// What a workspace was prepared for: which blocks, how many rows at once, and how many runs.
+/// What a workspace was prepared for: which blocks, how many rows per pass, and how many runs.
 struct Prepared {
   std::uint64_t blocks = 0;
   std::size_t rows = 0, runs = 0;
@@ -116,8 +116,8 @@ struct Prepared {
   bool operator==(const Prepared&) const = default;
 };
 
-/// Empty at first; it keeps the memory that calls have needed. Use one workspace in one thread at a time, with any
-/// number of caches in turn.
+/// Starts empty, and keeps the memory that calls have needed. Use a workspace in one thread at a time; several caches
+/// may use it one after another.
 template <class Backend>
 struct Workspace {
   Activation<Backend> x;            // [M, D] the residual stream

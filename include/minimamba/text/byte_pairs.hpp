@@ -1,5 +1,5 @@
-// Byte-pair encoding (Sennrich et al., arXiv 1508.07909) over bytes or characters: of all neighbouring symbols the pair
-// with the lowest rank is merged first, the leftmost of equals, until no pair has a merge.
+// Byte-pair encoding (Sennrich et al., arXiv 1508.07909) over bytes or characters: the neighbouring pair with the
+// lowest rank is merged, the leftmost of equal ones first, until no pair can be merged.
 #ifndef MINIMAMBA_TEXT_BYTE_PAIRS_HPP
 #define MINIMAMBA_TEXT_BYTE_PAIRS_HPP
 
@@ -66,7 +66,7 @@ class Symbols {
     }
     if (waiting) ids.push_back(unknown);
   }
-  /// Appends the ids of a symbol as if it had none of its own.
+  /// Appends the ids of a symbol that has no token of its own.
   void append_unknown(std::string_view symbol, std::vector<std::int32_t>& ids) const {
     if (fall_back(symbol, ids) || unknown == none) return;
     if (unknown == unknown_without_id) refuse(symbol);
@@ -80,8 +80,8 @@ class Symbols {
     const auto found = character_ids.find(code_point(piece, at).value);
     return found == character_ids.end() ? none : found->second;
   }
-  /// Appends the tokens of a symbol's bytes; false if one of them is missing. For a byte these are the bytes of its
-  /// spelling.
+  /// Appends the tokens of a symbol's bytes; false if one of them is missing. In a byte-level tokenizer, these are the
+  /// bytes of the character that spells the byte.
   bool fall_back(std::string_view symbol, std::vector<std::int32_t>& ids) const {
     if (!fallback_ids) return false;
     const std::string text = bytes ? spelling_of(symbol) : std::string(symbol);
@@ -106,12 +106,13 @@ class BytePairs {
   }
   void reserve(std::size_t count) { merges_.reserve(count); }
 
-  /// Says that a merge may join two symbols of the alphabet. Once it was said of some, long pieces are divided between
-  /// all others, which changes no result, and makes most texts a matter of words.
+  /// Marks two symbols of the alphabet as neighbours that a merge may join. If any are marked, long pieces are cut
+  /// between all other neighbours and merged part by part: the result is the same, and parts are usually words.
   void add_neighbours(std::int32_t left, std::int32_t right) { neighbours_.insert(key(left, right)); }
   void never_divide() { divides_ = false; }
 
-  /// Characters that can be merged, but are no tokens: their ids, from `first` on, never remain.
+  /// Characters that merges use although they are not tokens. They have the ids from `first` on while a piece is
+  /// merged; what is left of them is then encoded as unknown symbols.
   void set_loose(std::int32_t first, std::vector<std::string> characters) {
     first_loose_ = first;
     loose_ = std::move(characters);

@@ -19,13 +19,13 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// One step of decoding. The order is that of this enumeration: only Replace may be there several times.
+/// One step of decoding. Steps are in the order of this enumeration, and only Replace may occur several times.
 struct DecoderStep {
   enum class Kind : std::uint8_t { replace, byte_fallback, fuse, strip };
   Kind kind = Kind::replace;
   std::string pattern = {};  ///< Replace: the text to search for in each token
   std::string content = {};  ///< Replace: its replacement; Strip: the character to remove
-  std::size_t start = 0;     ///< Strip: how many at the beginning of the text, at most
+  std::size_t start = 0;     ///< Strip: the most characters to remove at the beginning of the text
 
   bool operator==(const DecoderStep&) const = default;
 };

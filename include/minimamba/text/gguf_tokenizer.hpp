@@ -35,8 +35,8 @@ struct GgufTokenType {
   static constexpr double normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6;
 };
 
-/// A way to split text that llama.cpp has a name for, and what else the tokenizers of that name do. Files without a
-/// name are older than the names; their Mamba models have GPT-NeoX's tokenizer, as have those named "mpt".
+/// A way to split text for which llama.cpp has a name, and what else the tokenizers of that name do. Files without a
+/// name are older than these names; like those named "mpt", their Mamba models have GPT-NeoX's tokenizer.
 struct GgufSplit {
   std::string_view name;
   KnownPattern pattern;
@@ -51,7 +51,7 @@ inline constexpr GgufSplit gguf_splits[] = {
     {"qwen2", KnownPattern::qwen2, true}, {"llama-bpe", KnownPattern::cl100k, false, true},
     {"dbrx", KnownPattern::cl100k},       {"falcon", KnownPattern::falcon}};
 
-/// The steps of a split; for Falcon without the step for digits, as in llama.cpp.
+/// The steps of a split. llama.cpp's split for Falcon lacks the step for digits, and so does this one.
 inline std::vector<PreTokenizer> steps_of(const GgufSplit& wanted) {
   using Kind = PreTokenizer::Kind;
   if (wanted.digits) return {PreTokenizer{.kind = Kind::digits, .individual_digits = true}, PreTokenizer()};
@@ -83,8 +83,8 @@ inline const GgufSplit* gguf_split(const TokenizerParts& parts) {
   return best;
 }
 
-/// Whether a step for digits would be missed: a merge joins digits and others in the spelling of ByteLevel, where the
-/// bytes B2, B3, B9 and BC to BE count as digits.
+/// Whether leaving out the tokenizer's step for digits would change the tokens of some text: a merge joins digits with
+/// other characters. (In ByteLevel's spelling, the bytes B2, B3, B9 and BC to BE count as digits.)
 inline bool merges_across_digits(const TokenizerParts& parts) {
   const auto is_digits = [](const PreTokenizer& step) {
     return step.kind == PreTokenizer::Kind::digits && !step.individual_digits;
@@ -100,7 +100,8 @@ inline bool merges_across_digits(const TokenizerParts& parts) {
   });
 }
 
-/// The steps of SentencePiece's kind, as in llama.cpp: each space becomes U+2581, one of which precedes the text.
+/// The steps of a SentencePiece tokenizer, as in llama.cpp: each space becomes U+2581, and with `prefix` another one
+/// precedes the text.
 inline void set_spaces(TokenizerParts& parts, bool prefix) {
   const std::string space = "\u2581";
   parts.normalizers = {{.kind = Normalizer::Kind::replace, .pattern = " ", .content = space}};
@@ -208,8 +209,8 @@ class GgufTokenizerReader {
                             .normalized = normalized});
   }
 
-  /// SentencePiece's kind: every token may be merged of others, and a space precedes every text, also after a token
-  /// that is recognised by its own text.
+  /// A SentencePiece tokenizer: any two tokens that form a third are merged, and a space precedes every text, also
+  /// the text after an added token.
   void read_sentence_piece() {
     parts_.tokens.resize(tokens_->size());
     std::unordered_set<std::string_view> seen;
@@ -255,7 +256,7 @@ inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::st
 
 namespace detail {
 
-/// Whether llama.cpp's kind "llama" is the closest: characters with bytes for the unknown ones.
+/// Whether llama.cpp's tokenizer model "llama" is the closest: merges of characters, and bytes for unknown characters.
 inline bool is_sentence_piece(const TokenizerParts& parts) {
   const bool byte_level = std::any_of(parts.pre_tokenizers.begin(), parts.pre_tokenizers.end(), is_byte_level);
   return !parts.scores.empty() || (parts.byte_fallback && !byte_level);
@@ -270,7 +271,7 @@ inline bool prepends_space(const TokenizerParts& parts) {
          });
 }
 
-/// The scores with which llama.cpp merges in the order of the merges, if they are all that the tokens allow.
+/// Scores that make llama.cpp merge in the order of the merges. It also merges other pairs that form a token.
 inline std::vector<float> scores_of(const TokenizerParts& parts) {
   if (!parts.scores.empty()) return parts.scores;
   std::unordered_map<std::string, std::size_t> ranks;

@@ -35,8 +35,8 @@ using RegexCompiler = std::function<RegexSearch(const std::string& pattern)>;
 
 namespace detail {
 
-/// The expressions that are matched without an engine: the matches of the first three leave no gaps; Falcon's matches
-/// three digits.
+/// The expressions that are matched without an engine. The matches of the first three cover the whole text; Falcon's
+/// matches three digits.
 enum class KnownPattern : std::uint8_t { gpt2, cl100k, qwen2, falcon };
 
 inline constexpr std::pair<std::string_view, KnownPattern> known_patterns[] = {

@@ -90,13 +90,13 @@ class PreTokenizerSteps {
       return std::count_if(begin, end, [kind](const PreTokenizer& step) { return step.kind == kind; });
     };
     const auto levels = count(steps.begin(), steps.end(), Kind::byte_level);
-    // Both may lengthen each piece: several in turn could make a short text huge. Metaspace's character is outside
+    // Both may lengthen each piece, so several of them could make a short text huge. Metaspace's character is not in
     // ByteLevel's alphabet.
     if (steps.size() > max_steps || levels > 1 || count(steps.begin(), steps.end(), Kind::metaspace) > 1 ||
         count(level, steps.end(), Kind::metaspace) > 0) {
       throw FormatError(file + ": pre_tokenizer",
                         "at most " + std::to_string(max_steps) +
-                            " steps, of which at most 1 is ByteLevel and 1 Metaspace, and that comes first",
+                            " steps, at most one ByteLevel and one Metaspace, and Metaspace before ByteLevel",
                         std::to_string(steps.size()) + " steps, of which " + std::to_string(levels) + " are ByteLevel");
     }
     for (const PreTokenizer& step : steps) steps_.push_back(compiled(step, compile, file));

@@ -1,5 +1,5 @@
-// The merges of SentencePiece's byte-pair encoding as llama.cpp does it: of all neighbours that together are a token,
-// the pair is merged first whose token has the highest score. GGUF stores the scores, and no merges.
+// SentencePiece's byte-pair encoding, as in llama.cpp: of all neighbouring pairs that form a token, the pair whose
+// token has the highest score is merged first. GGUF stores the scores, and no merges.
 #ifndef MINIMAMBA_TEXT_SENTENCE_PIECE_HPP
 #define MINIMAMBA_TEXT_SENTENCE_PIECE_HPP
 
@@ -23,18 +23,18 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Every way to make a token of two others, or of characters.
+/// All pairs of tokens, or of single characters, that form a token.
 struct ScoredMerges {
   struct Merge {
     std::int32_t left, right, merged;
     std::uint32_t rank;  // equal for equal scores
   };
   std::vector<Merge> merges;
-  /// Characters that are in tokens without being tokens: their ids follow those of the tokens.
+  /// Characters that occur in tokens but are not tokens themselves: their ids follow those of the tokens.
   std::vector<std::string> loose;
 };
 
-/// [i]: the longest other text that text i begins with; -1: none. In O(n log n) comparisons.
+/// For each text, the index of the longest other text that it begins with; -1 if there is none. O(n log n) comparisons.
 inline std::vector<std::int32_t> longest_beginnings(const std::vector<std::string_view>& texts) {
   std::vector<std::int32_t> order(texts.size()), result(texts.size(), -1), open;
   std::iota(order.begin(), order.end(), 0);
@@ -48,7 +48,7 @@ inline std::vector<std::int32_t> longest_beginnings(const std::vector<std::strin
   return result;
 }
 
-/// The position of each score among the different ones, the highest first. Throws FormatError for NaN.
+/// The rank of each score: 0 for the highest, equal for equal scores. Throws FormatError for NaN.
 inline std::vector<std::uint32_t> ranks_of(const std::vector<float>& scores, const std::string& file) {
   if (std::any_of(scores.begin(), scores.end(), [](float x) { return std::isnan(x); })) {
     throw FormatError(file + ": scores", "numbers", "NaN");
@@ -64,7 +64,7 @@ inline std::vector<std::uint32_t> ranks_of(const std::vector<float>& scores, con
   return ranks;
 }
 
-/// The characters of tokens that are no tokens themselves.
+/// The characters that occur in tokens but are not tokens themselves.
 inline std::vector<std::string> loose_characters(const std::vector<std::string_view>& tokens) {
   std::unordered_set<std::string_view> known(tokens.begin(), tokens.end());
   std::vector<std::string> loose;
@@ -77,8 +77,8 @@ inline std::vector<std::string> loose_characters(const std::vector<std::string_v
   return loose;
 }
 
-/// `tokens`: [id], empty for those that take no part. Throws FormatError for NaN, or for more merges than any
-/// vocabulary of words has.
+/// `tokens`: [id], empty for ids that cannot be merged. Throws FormatError for NaN, or for more merges than any real
+/// vocabulary has.
 inline ScoredMerges scored_merges(const std::vector<std::string>& tokens, const std::vector<float>& scores,
                                   const std::string& file) {
   constexpr std::size_t max_merges = std::size_t{1} << 21;
@@ -86,7 +86,7 @@ inline ScoredMerges scored_merges(const std::vector<std::string>& tokens, const 
   std::vector<std::string_view> texts;
   std::vector<std::int32_t> ids;
   for (std::size_t id = 0; id < tokens.size(); ++id) {
-    if (tokens[id].empty() || !is_well_formed(tokens[id])) continue;  // no text has it
+    if (tokens[id].empty() || !is_well_formed(tokens[id])) continue;  // it cannot occur in a text
     texts.emplace_back(tokens[id]);
     ids.push_back(static_cast<std::int32_t>(id));
   }

@@ -17,9 +17,9 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// Decodes ids one at a time into whole characters: an incomplete character waits for the next id. All parts together
-/// are what Tokenizer::decode returns, but for one case: it may replace whole characters by U+FFFD because of a token
-/// <0x00> to <0xFF> that follows them, and what was returned stays.
+/// Decodes ids one at a time into whole characters: an incomplete character waits for the next id. Together, the parts
+/// are what Tokenizer::decode returns, with one exception: if tokens <0x00> to <0xFF> that follow each other turn out
+/// not to be UTF-8, decode replaces all of them by U+FFFD, but characters that were already returned stay.
 class StreamingDecoder {
  public:
   /// The tokenizer must outlive the decoder.

@@ -66,7 +66,7 @@ struct TokenizerParts {
 
 namespace detail {
 
-/// The tokens that SentencePiece makes of text: no special ones, and no bytes.
+/// The tokens that text can become: without special tokens and without <0x00> to <0xFF>.
 inline std::vector<std::string> tokens_of_text(const TokenizerParts& parts) {
   std::vector<std::string> tokens = parts.tokens;
   for (const AddedToken& token : parts.added) {
@@ -150,9 +150,9 @@ class Tokenizer {
     return ids;
   }
 
-  /// The text of the ids, with ill-formed sequences replaced by U+FFFD. (Tokens <0x00> to <0xFF> that follow each other
-  /// in a tokenizer.json with ByteFallback are replaced one by one, and all of them, as in the Hugging Face library.)
-  /// Throws ArgumentError for an id outside [0, size()).
+  /// The text of the ids, with ill-formed sequences replaced by U+FFFD. With ByteFallback in a tokenizer.json, a run of
+  /// tokens <0x00> to <0xFF> that is not UTF-8 is replaced as a whole, one U+FFFD for each token, as in the Hugging
+  /// Face library. Throws ArgumentError for an id outside [0, size()).
   std::string decode(std::span<const std::int32_t> ids) const {
     std::string text, run;  // of such tokens
     const auto end_run = [&] {
@@ -253,7 +253,7 @@ class Tokenizer {
   detail::PreTokenizerSteps pre_tokenize_;
   detail::TokenDecoder decode_;
   std::vector<bool> is_byte_;   // [id]: a token <0x00> to <0xFF>
-  bool replaces_runs_ = false;  // those that follow each other are a text, or none of them is
+  bool replaces_runs_ = false;  // a run of them is replaced as a whole: see decode()
   bool spaced_ = false;
   std::vector<std::string> notes_;
 };

@@ -43,8 +43,8 @@ std::string kernels_text(const Backend& backend) {
 
 inline constexpr std::string_view kernels_key = "backend ";
 
-/// TapeOptions::chunk. Checkpoints from before 2026-11-26 lack it. The name sorts after "length", because length limits
-/// the chunk: a file with another length is rejected for the length.
+/// TapeOptions::chunk. Checkpoints from before 2026-11-26 lack it. Its name sorts after "length", because length limits
+/// the chunk: if both differ, the message names the length.
 inline constexpr const char* chunk_key = "scan_chunk";
 
 /// All settings that the bits of the next step depend on. The backend is not a number, so it is part of its setting's
@@ -77,7 +77,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
   for (const ModelSetting& setting : trainer.model().state_layout().settings()) {
     if (setting.name == "d_inner") {
       settings["expand"] = setting.as_double() / number(c.d_model);  // as in older files
-    } else if (setting.name != "vocabulary") {                       // vocab_size tells more
+    } else if (setting.name != "vocabulary") {                       // vocab_size, listed above, decides it
       settings[setting.name] = setting.as_double();
     }
   }

@@ -77,9 +77,9 @@ class Trainer {
   }
   Trainer(Trainer&&) = delete;  // split_ refers to tokens_
 
-  /// Trains on the next windows: one step of the optimiser. Throws DivergedError if the loss or a gradient is not
-  /// finite; the model is unchanged, and every further step throws too. After any other exception, such as
-  /// std::bad_alloc, the trainer is unchanged, and a repeated step() gives the same bits.
+  /// One step: trains on the next windows. Throws DivergedError if the loss or a gradient is not finite; the model is
+  /// then unchanged, and further steps throw too. After any other exception, such as std::bad_alloc, the trainer is
+  /// unchanged, and repeating step() gives the same bits.
   StepRecord step() {
     const std::int64_t number = steps();
     if (gradients_begun_) gradients_.set_zero();  // the last step threw
@@ -108,8 +108,8 @@ class Trainer {
   void on_gradients(std::function<void(Gradients<Model>&)> hook) { hook_ = std::move(hook); }
 
   /// Throws DivergedError, which names the step and the tensor, unless all parameters and the loss of the next windows
-  /// are finite. save_training calls it first: if the last step has spoiled the model, only the next loss would show
-  /// it, and the spoiled model would replace the last good checkpoint.
+  /// are finite. save_training calls it first: only the next loss shows whether the last step has spoiled the model,
+  /// and a spoiled model must not replace the last good checkpoint.
   void require_finite() {
     const Windows windows = read_windows(static_cast<std::uint64_t>(steps()) * options_.accumulate);
     const double loss = tape_.loss(model_, windows.targets).mean();
@@ -121,10 +121,10 @@ class Trainer {
   bool ended() const { return steps() >= options_.schedule.steps; }
   std::int64_t steps() const { return optimizer_.steps(); }
 
-  /// Returns the mean loss, in nats per token, of the first `batches` validation batches (of all, if there are fewer)
-  /// and stores it in the record of the last step. Returns NaN if there are no validation tokens. Throws DivergedError
-  /// if the loss is not finite. progress(done), if given, is called before each batch with the part that is done, from
-  /// 0 to 1; it returns true to continue. Otherwise validate returns NaN and stores nothing.
+  /// Returns the mean loss, in nats per token, of the first `batches` validation batches (or of all, if there are
+  /// fewer), and stores it in the record of the last step. Returns NaN if there are no validation tokens. Throws
+  /// DivergedError if the loss is not finite. progress(done), if given, is called before each batch with the fraction
+  /// done, from 0 to 1; if it returns false, validate stops, stores nothing and returns NaN.
   double validate(std::size_t batches, const std::function<bool(double)>& progress = {}) {
     Loss total;
     for (std::size_t i = 0; i < batches; ++i) {
@@ -156,8 +156,8 @@ class Trainer {
   Model& mutable_model() { return model_; }
   const AdamW<Model>& optimizer() const { return optimizer_; }
 
-  /// Replaces the state, for checkpoints. Its modules must have this model's configuration, and its model must be
-  /// refreshed.
+  /// Replaces the state, to resume from a checkpoint. Its modules must have this model's configuration; call refresh()
+  /// on its model first.
   void restore(TrainingState<Model> state) noexcept {
     model_ = std::move(state.model);
     history_ = std::move(state.history);

@@ -1,9 +1,23 @@
 // Mistakes with generate() that a compiler reports in words: one for each -DCASE=<number>; with -DCASE=0 there is none.
 #include <minimamba/minimamba.hpp>
 
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 using namespace minimamba;
+
+/// Whether generate() takes a model of this type: it must not take a temporary, which the range would outlive.
+template <class Given>
+concept CanGenerate = requires(Given&& model, typename std::remove_cvref_t<Given>::Cache& cache,
+                               std::span<const std::int32_t> prompt) {
+  generate(std::forward<Given>(model), cache, prompt, GenerateOptions{});
+};
+static_assert(CanGenerate<const Mamba<float>&> && !CanGenerate<Mamba<float>>);
+static_assert(std::is_constructible_v<Scorer<Mamba<float>>, const Mamba<float>&>);
+static_assert(!std::is_constructible_v<Scorer<Mamba<float>>, Mamba<float>>);
 
 #pragma GCC diagnostic error "-Wunused-result"
 

@@ -54,7 +54,7 @@ class Arena {
       const std::size_t wanted = std::max(bytes, std::clamp(own.total, huge_page, largest));
       const std::size_t size = (wanted + huge_page - 1) / huge_page * huge_page;
       block = make_block(size);
-      own.block = block;  // only now, when nothing can throw: block and size must match
+      own.block = block;  // only here, where nothing can throw any more: block and size must match
       own.size = size;
       own.total += size;
       own.used = 0;

@@ -132,7 +132,7 @@ inline void multiply_blocks(const QuantizedTile& tile, std::size_t blocks, const
 }
 
 template <class W>
-inline void matmul_blocks(const native::NarrowTask& task) {
+inline void matmul_blocks(const native::CompactTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
   const std::size_t blocks = (product.in + block - 1) / block, panel_size = native::panel_bytes<W>(product.in);
   if (product.last_row - product.first_row == 1) {

@@ -3,8 +3,8 @@
 // because a copy of the panel in floats, twice as large, was slower. The exception is f16 with many rows.
 
 static_assert(half_registers % panel_registers == 0);
-/// How many bytes ahead the product of a single row prefetches 16-bit and quantised weights. Each cache line of them
-/// takes so many instructions that the processor does not prefetch far enough by itself.
+/// How many bytes ahead the product of a single row prefetches 16-bit and quantised weights. A cache line of them takes
+/// so many instructions that the processor's own prefetching does not run far enough ahead.
 inline constexpr std::size_t stream_ahead = 2048;
 /// The same at byte `at` of each of `panels` panels that are read side by side; near their end, the distance to the
 /// panels that are read next.
@@ -63,7 +63,7 @@ inline void widen_panel(const std::uint8_t* weight, std::size_t in, Scalar* to) 
 }
 
 template <class W>
-inline void matmul_halves(const native::NarrowTask& task) {
+inline void matmul_halves(const native::CompactTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
   const std::size_t in = product.in, panel_size = native::panel_bytes<W>(in);
   const std::size_t rows = product.last_row - product.first_row, columns = native::PanelLayout<W>::unit;

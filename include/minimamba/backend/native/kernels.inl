@@ -16,7 +16,7 @@ inline void each_register(std::size_t size, Body body) {
 
 #include "minimamba/backend/native/ssd.inl"
 
-/// It does not use std::isfinite, because library functions are not inlined into the functions of a region.
+/// Not std::isfinite, because library functions are not inlined into the functions of a region.
 inline bool is_finite(Scalar x) { return x - x == 0; }
 
 /// x times elements [first, first + count) of a weight, which may be null: 1.

@@ -64,7 +64,7 @@ inline void multiply_pairs(const Scalar* x, std::size_t pairs, const std::uint8_
   }
 }
 
-inline void matmul_pairs(const native::NarrowTask& task) {
+inline void matmul_pairs(const native::CompactTask& task) {
   const native::MatmulTask<Scalar>& product = task.product;
   const std::size_t pairs = (product.in + 1) / 2, panel_size = native::panel_bytes<bf16>(product.in);
   if (product.last_row - product.first_row == 1) {

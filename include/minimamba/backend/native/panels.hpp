@@ -147,14 +147,14 @@ class PanelMatrix {
 
 /// 16-bit or quantised weights in panels.
 template <WeightFormat W>
-class NarrowPanelMatrix {
+class CompactPanelMatrix {
  public:
-  NarrowPanelMatrix() = default;
-  NarrowPanelMatrix(std::size_t rows, std::size_t cols, native::Arena& arena)
+  CompactPanelMatrix() = default;
+  CompactPanelMatrix(std::size_t rows, std::size_t cols, native::Arena& arena)
       : rows_(rows), cols_(cols), values_(arena.zeros<std::uint8_t>(bytes())) {}
 
-  NarrowPanelMatrix(NarrowPanelMatrix&& other) noexcept = default;
-  NarrowPanelMatrix& operator=(NarrowPanelMatrix&& other) noexcept = default;
+  CompactPanelMatrix(CompactPanelMatrix&& other) noexcept = default;
+  CompactPanelMatrix& operator=(CompactPanelMatrix&& other) noexcept = default;
 
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }

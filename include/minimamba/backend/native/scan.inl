@@ -174,7 +174,7 @@ inline Vector scan_square(const Scalar* a, Scalar* h, std::size_t stride, const 
   return y;
 }
 
-/// The same for `count` channels from e and any number of states; incomplete squares are copied first.
+/// The same for `count` channels from e and any number of states; blocks that are not full are copied first.
 inline Vector scan_channels(const native::ScanTask<Scalar>& task, std::size_t e, std::size_t t, std::size_t count,
                             const Scalar* dt, const Scalar* dt_u, Vector y) {
   Scalar copied_a[lanes * lanes], copied_h[lanes * lanes];

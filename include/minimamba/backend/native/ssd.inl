@@ -1,6 +1,6 @@
-// The recurrence of SSD. A register holds `lanes` states of one channel, as in memory. The output of a channel, a sum
-// over its states, is made in two steps: a sum for each lane, over the registers in order; then the sum of the lanes,
-// for `lanes` channels at once.
+// The recurrence of SSD. A register holds `lanes` states of one channel, as in memory. The output of a channel is a sum
+// over its states. It is computed in two steps: the sum of each lane over the registers, in order; then the sum over
+// the lanes, for `lanes` channels together.
 
 inline constexpr std::size_t ssd_tokens = 16;                  // whose rows of B and C stay in the L1 cache
 inline constexpr std::size_t ssd_registers = state_group / 2;  // of states of each of two channels that a tile holds

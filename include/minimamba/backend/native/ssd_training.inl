@@ -5,7 +5,7 @@ inline constexpr std::size_t ssd_backward_registers = ssd_registers < 2 ? 1 : ss
 
 /// Where the values of a chunk are in the scratch memory of a task.
 struct SsdBackwardValues {
-  Scalar *dt, *decay, *slope;  // [tokens], with room for a whole register at the end; slope: of dt by delta
+  Scalar *dt, *decay, *slope;  // [tokens], padded to a whole register; slope: of dt by delta
   Scalar *power, *d_dt;        // [tokens][lanes], each the sum of its lanes
   Scalar* along_b;             // [tokens][lanes channels][lanes]: d_h . b, the sum of the lanes
   Scalar* h;                   // [tokens][2][ssd_backward_registers][lanes], the state before the token
@@ -37,8 +37,8 @@ inline void ssd_backward_begin(const native::SsdBackwardTask<Scalar>& task, cons
   }
 }
 
-/// `registers` registers of states from n, or the `count` states of one register, of `channels` channels from e. `row`
-/// is the place of the first in along_b.
+/// Some states of some channels: `registers` registers of states from n (or the `count` states of one register), of
+/// `channels` channels from e. `row` is the first channel's row in along_b.
 struct SsdBackwardPlace {
   std::size_t e, row, n, count;
 };

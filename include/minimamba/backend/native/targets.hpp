@@ -59,7 +59,7 @@ const SsdKernels<Scalar>& ssd_kernels_for([[maybe_unused]] InstructionSet set) {
 }
 
 template <class W>
-NarrowMatmul narrow_matmul_for([[maybe_unused]] InstructionSet set) {
+CompactMatmul compact_matmul_for([[maybe_unused]] InstructionSet set) {
   if constexpr (Format<W>::block_size == 1) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
     if (std::is_same_v<W, bf16> && set == InstructionSet::avx512bf16) return &avx512::matmul_pairs;

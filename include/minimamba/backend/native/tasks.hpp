@@ -27,7 +27,7 @@ struct MatmulTask {
   std::size_t in, out;
   std::size_t first_row, last_row, first_panel, last_panel;
   Scalar* scratch;           // used by this task only
-  std::size_t scratch_size;  // at least matmul_scratch(rows, in), or narrow_scratch(rows, in)
+  std::size_t scratch_size;  // at least matmul_scratch(rows, in), or compact_scratch(rows, in)
 };
 
 /// A multiple of the rows of every register tile. Blocks of rows are multiples of it.
@@ -79,14 +79,14 @@ inline constexpr Division division(std::size_t rows, std::size_t panels, std::si
 }
 
 /// A product with 16-bit or quantised weights; panels.hpp describes their panels.
-struct NarrowTask {
+struct CompactTask {
   MatmulTask<float> product;  // its weight is not used
   const std::uint8_t* weight;
 };
 
 /// Floats of scratch memory for a product with 16-bit or quantised weights: packed rows of x, as floats or quantised,
 /// and a panel of weights as floats.
-inline constexpr std::size_t narrow_scratch(std::size_t rows, std::size_t in) {
+inline constexpr std::size_t compact_scratch(std::size_t rows, std::size_t in) {
   return (most_packed_rows(rows, in) + panel) * round_up(in, panel);
 }
 
@@ -168,11 +168,11 @@ const SsdKernels<Scalar>& ssd_kernels_for(InstructionSet set);
 template <class Scalar>
 const Functions<Scalar>& functions_for(InstructionSet set);
 
-using NarrowMatmul = void (*)(const NarrowTask&);
+using CompactMatmul = void (*)(const CompactTask&);
 /// The product with 16-bit, q8 or q4 weights. With q8 and q4, AVX2 and AVX-512 give the same bits; the AVX-512 kernels
 /// of these formats also need VNNI, without which those of AVX2 are used.
 template <class W>
-NarrowMatmul narrow_matmul_for(InstructionSet set);
+CompactMatmul compact_matmul_for(InstructionSet set);
 
 }  // namespace native
 }  // namespace minimamba

@@ -5,7 +5,7 @@
 #include "minimamba/backend/native/ssd_training.inl"
 
 inline Scalar rms_norm_backward(const native::NormBackwardTask<Scalar>& task) {
-  const Scalar* const weight = task.weight;  // which compilers would read again after each store
+  const Scalar* const weight = task.weight;  // a copy, or compilers would read it again after each store
   Vector squares = splat(0), dots = splat(0);
   each_register(task.cols, [&](std::size_t j, std::size_t count) {
     const Vector x = load_channels(task.x + j, count);
