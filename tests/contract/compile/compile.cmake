@@ -201,7 +201,7 @@ function(check_words)
                "a GGUF file holds a language model" "the model needs check, forward and forward_last"
                "weights may be bf16: Mamba<float, NativeBackend, bf16>" "${training}" "${training}" "${training}"
                "${training}" "for weights in this format" "SSD needs two kernels that the backend lacks"
-               "to train SSD needs two kernels that the backend lacks")
+               "to train SSD, the backend needs two kernels that it lacks")
 endfunction()
 
 # Mistakes with generate() are reported in words: a range that nobody iterates, a callback that returns nothing.
