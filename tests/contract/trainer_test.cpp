@@ -194,7 +194,7 @@ TEST(RefusedTrainings, OfAnotherChunkAreNamed) {
     EXPECT_EQ(same.steps(), 1);
   }
   std::string bytes = support::read_text(file);
-  const std::string name = "setting.scan_chunk", another = "setting.something_";
+  const std::string name = "setting.scan_chunk", another = "another.scan_chunk";
   ASSERT_NE(bytes.find(name), bytes.npos);
   support::write_text(file, bytes.replace(bytes.find(name), name.size(), another));
   resume_training(other, file);  // of a file from before the setting, which does not tell
