@@ -138,13 +138,13 @@ concept HasEmbed = requires(const B& backend, View<const std::int32_t> tokens,
 
 /// rms_norm: y = x / sqrt(mean(x^2) + epsilon) * weight              x, y [M, D], weight [1, D], or empty: 1
 /// x of Scalar, y of Scalar and of A; both of A.
-template <class B>
-concept HasRmsNorm = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y,
-                              View<ActivationOf<B>> activations, double epsilon) {
-  backend.rms_norm(x, x, epsilon, y);
-  backend.rms_norm(x, x, epsilon, activations);
-  backend.rms_norm(View<const ActivationOf<B>>(activations), x, epsilon, activations);
+template <class B, class X, class Y>
+concept HasRmsNormOf = requires(const B& backend, View<const X> x, View<const typename B::Scalar> weight,
+                                double epsilon, View<Y> y) {
+  backend.rms_norm(x, weight, epsilon, y);
 };
+template <class B, class S = typename B::Scalar, class A = ActivationOf<B>>
+concept HasRmsNorm = HasRmsNormOf<B, S, S> && HasRmsNormOf<B, S, A> && HasRmsNormOf<B, A, A>;
 
 /// matmul: y = x weight^T                                            x [M, in], weight [out, in], y [M, out]
 /// x of A, y of A and of Scalar. With bf16, q8 and q4 weights it uses round_activations(x) in place of x, unless the
