@@ -295,7 +295,7 @@ inline MambaConfig read_hugging_face_config(ConfigReader& reader, bool falcon) {
   return config;
 }
 
-/// What the official layout can say of models with other layers.
+/// What the official layout, and Mamba-2 in any, can say of models with other layers.
 inline void refuse_hybrids(const ConfigReader& reader) {
   reader.only("rms_norm", "true");
   reader.only("d_intermediate", "0");
