@@ -4,8 +4,8 @@
     bench/compile_times.py [--compiler g++] [--repeat 3] [--every] [pattern ...]
 
 Prints a line for hello.cpp and for small files that load, tokenise and train, from the headers alone and as they are
-with minimamba::kernels and minimamba::files; for what these targets and minimamba::models compile; for each example
-and, with --every, for every source file of the repository, as CMake compiles them: with all three. Everything is
+with minimamba::kernels and minimamba::files; for what these targets, minimamba::models and train compile; for each
+example and, with --every, for every source file of the repository, as CMake compiles them: with all of these. Everything is
 compiled with -O2; patterns choose among the names. The smallest of the repetitions counts. Beside each figure stands
 its budget, if it has one; exit status 1 if one is exceeded. The first line is a file that includes a dozen standard
 headers and Eigen: it tells how fast the machine is today.
@@ -25,11 +25,14 @@ SMALL = {
 ONCE = {
     "minimamba::kernels": "#include <minimamba/kernels.hpp>\n",
     "minimamba::files": "#include <minimamba/files.hpp>\n",
-    **{f"minimamba::models, {backend}": f"#include <minimamba/backend/{backend.lower()}.hpp>\n#include <minimamba/io/any_model_of.hpp>\nusing namespace minimamba;\n"
-       + "".join(f"template AnyModel AnyModel::load_as<Mamba<float, {backend}Backend, {weight}>>(const Checkpoint&, const AnyModelOptions&);\n"
-                 for weight in "float bf16 f16 q8 q4".split()) for backend in "Native Eigen Reference".split()},
+    **{f"minimamba::models, {backend}, {mixer}": f"#include <minimamba/backend/{backend.lower()}.hpp>\n#include <minimamba/io/any_model_of.hpp>\nusing namespace minimamba;\n"
+       + "".join(f"template AnyModel AnyModel::load_as<Mamba<float, {backend}Backend, {weight}, {mixer}>>(const Checkpoint&, const AnyModelOptions&);\n"
+                 for weight in "float bf16 f16 q8 q4".split()) for backend in "Native Eigen Reference".split() for mixer in "S6 SSD".split()},
+    **{f"examples/train, {backend}, {mixer}": f"#include \"examples/training_run.hpp\"\nusing namespace minimamba;\n"
+       f"template int training::train<Mamba<float, {backend}Training, float, {mixer}>>(const training::Arguments&, const std::optional<Checkpoint>&, const ConfigOf<{mixer}<float>>&);\n"
+       for backend in "Native Eigen Reference".split() for mixer in "S6 SSD".split()},
 }
-COMPILED = [f"-DMINIMAMBA_COMPILED_{what}" for what in ("KERNELS", "FILES", "MODELS")]
+COMPILED = [f"-DMINIMAMBA_COMPILED_{what}" for what in ("KERNELS", "FILES", "MODELS", "TRAINING")]
 WITH = ", compiled once"  # what is added to the name of a file that uses these targets
 BUDGETS = {"hello": (5, 700), "load": (10, None)}  # seconds, MB
 EVERY = (30, 1200)  # of any file of the repository
@@ -65,7 +68,7 @@ def main():
             path = f"{folder}/{len(sources)}.cpp"
             with open(path, "w") as file:
                 file.write(text)
-            sources[name] = path, COMPILED if name.startswith("minimamba::models") else []
+            sources[name] = path, COMPILED if name.startswith(("minimamba::models", "examples/")) else []
         for name in list(SMALL)[2:]:
             sources[name + WITH] = sources[name][0], COMPILED
         sources["hello"] = f"{ROOT}/examples/hello.cpp", []

@@ -16,7 +16,7 @@
 namespace {
 
 using minimamba::Random;
-using synthetic::Examples, synthetic::Model, synthetic::formatted;
+using synthetic::Examples, synthetic::formatted;
 
 constexpr std::int32_t special = 15;  // the others are 0 to 14
 
@@ -63,6 +63,7 @@ std::size_t reach_at(double progress, std::size_t length) {
 
 /// The fraction of `count` sequences after which the right token is the most likely one. Sequences are read in batches,
 /// one piece at a time, so that only the state carries information from piece to piece.
+template <class Model>
 double accuracy(const Model& model, std::size_t length, std::size_t count, std::uint64_t seed,
                 synthetic::LiveLine* line = nullptr) {
   constexpr std::size_t batch_size = 64, piece = 64;
@@ -100,6 +101,7 @@ struct Test {
   std::size_t sequences = 1000, long_sequences = 64;
 };
 
+template <class Model>
 void test(const Model& model, const synthetic::Options& options, const Test& test) {
   std::vector<std::string> labels;
   std::vector<double> parts;
@@ -147,16 +149,17 @@ int main(int argc, char** argv) {
     if (tests.min_power <= tests.max_power) return;
     throw CLI::ValidationError("--min-power", "must not exceed --max-power, " + std::to_string(tests.max_power));
   });
-  return synthetic::run("induction_heads", app, argc, argv, [&] {
-    const Model model = synthetic::train(
-        options,
-        [&](Random& random, double progress) {
-          return make_examples(options.batch, options.length, reach_at(progress, options.length), random);
-        },
-        [&](double) { return options.length; },
-        [&](const Model& trained) { return accuracy(trained, options.length, 256, options.seed ^ 0xC4EC); });
-    if (program::stop) return;
-    if (!options.save.empty()) minimamba::save(model, options.save);
-    test(model, options, tests);
-  });
+  return synthetic::run(
+      "induction_heads", app, argc, argv, options, [&]<class Model>(const typename Model::Config& config) {
+        const Model model = synthetic::train<Model>(
+            options, config,
+            [&](Random& random, double progress) {
+              return make_examples(options.batch, options.length, reach_at(progress, options.length), random);
+            },
+            [&](double) { return options.length; },
+            [&](const Model& trained) { return accuracy(trained, options.length, 256, options.seed ^ 0xC4EC); });
+        if (program::stop) return;
+        if (!options.save.empty()) minimamba::save(model, options.save);
+        test(model, options, tests);
+      });
 }

@@ -15,7 +15,7 @@
 namespace {
 
 using minimamba::Random;
-using synthetic::Examples, synthetic::Model, synthetic::formatted;
+using synthetic::Examples, synthetic::formatted;
 
 constexpr std::size_t copied = 16;             // tokens to copy
 constexpr std::int32_t noise = 0, query = 15;  // the tokens to copy are 1 to 14
@@ -49,6 +49,7 @@ std::size_t length_at(double progress, std::size_t length) {
 }
 
 /// The fraction of the tokens that are copied correctly, over `count` sequences.
+template <class Model>
 double accuracy(const Model& model, std::size_t length, std::size_t count, std::uint64_t seed) {
   constexpr std::size_t batch_size = 32;
   Random random(seed);
@@ -75,6 +76,7 @@ double accuracy(const Model& model, std::size_t length, std::size_t count, std::
   return all == 0 ? 0 : static_cast<double>(right) / static_cast<double>(all);
 }
 
+template <class Model>
 void test(const Model& model, const synthetic::Options& options, std::size_t sequences) {
   std::vector<std::string> labels;
   std::vector<double> parts;
@@ -108,16 +110,17 @@ int main(int argc, char** argv) {
   app.add_option("--sequences", sequences, "Test sequences for each length")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  return synthetic::run("selective_copying", app, argc, argv, [&] {
-    const Model model = synthetic::train(
-        options,
-        [&](Random& random, double progress) {
-          return make_examples(options.batch, length_at(progress, options.length), random);
-        },
-        [&](double progress) { return length_at(progress, options.length) + copied; },
-        [&](const Model& trained) { return accuracy(trained, options.length, 128, options.seed ^ 0xC4EC); });
-    if (program::stop) return;
-    if (!options.save.empty()) minimamba::save(model, options.save);
-    test(model, options, sequences);
-  });
+  return synthetic::run(
+      "selective_copying", app, argc, argv, options, [&]<class Model>(const typename Model::Config& config) {
+        const Model model = synthetic::train<Model>(
+            options, config,
+            [&](Random& random, double progress) {
+              return make_examples(options.batch, length_at(progress, options.length), random);
+            },
+            [&](double progress) { return length_at(progress, options.length) + copied; },
+            [&](const Model& trained) { return accuracy(trained, options.length, 128, options.seed ^ 0xC4EC); });
+        if (program::stop) return;
+        if (!options.save.empty()) minimamba::save(model, options.save);
+        test(model, options, sequences);
+      });
 }

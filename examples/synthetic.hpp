@@ -18,11 +18,10 @@
 #include <utility>
 #include <vector>
 
+#include "model_flags.hpp"
 #include "program.hpp"
 
 namespace synthetic {
-
-using Model = minimamba::Mamba<float, minimamba::NativeTraining>;
 
 /// A batch of input tokens, and the expected output after each of them or minimamba::ignored_target.
 struct Examples {
@@ -30,7 +29,8 @@ struct Examples {
 };
 
 struct Options {
-  std::int64_t d_model = 64, n_layer = 2, steps = 1000, check_every = 500;
+  program::ModelSizes sizes{.d_model = 64, .n_layer = 2, .vocab_size = 16};
+  std::int64_t steps = 1000, check_every = 500;
   std::size_t batch = 8, length = 256;
   double max_lr = 1e-3, min_lr = 1e-4;
   std::uint64_t seed = 0;
@@ -44,8 +44,7 @@ inline void add_options(CLI::App& app, Options& options) {
     return app.add_option(name, value, what)->capture_default_str();
   };
   const auto one = CLI::Range(1, 1 << 24);
-  add("--d-model", options.d_model, "Model width")->check(one);
-  add("--n-layer", options.n_layer, "Number of blocks")->check(one);
+  program::add_model_options(app, options.sizes);
   add("--steps", options.steps, "Training steps")->check(CLI::NonNegativeNumber);
   add("--batch", options.batch, "Sequences per step")->check(one);
   add("--max-lr,--rate", options.max_lr, "Learning rate after the warm-up");
@@ -139,11 +138,10 @@ inline void check_outputs(const Options& options) {
 /// Trains on the batches of make(random, progress), sequences of width(progress) tokens; progress grows from 0 to 1.
 /// The same options give the same bits. check(model) measures the accuracy, from 0 to 1, every options.check_every
 /// steps. Ctrl-C ends the training early.
-template <class Make, class Width, class Check>
-Model train(const Options& options, Make&& make, Width&& width, Check&& check) {
+template <class Model, class Make, class Width, class Check>
+Model train(const Options& options, const typename Model::Config& config, Make&& make, Width&& width, Check&& check) {
   check_outputs(options);
-  Model model({.d_model = options.d_model, .n_layer = options.n_layer, .vocab_size = 16},
-              minimamba::NativeTraining<float>({.threads = options.threads}), options.seed);
+  Model model(config, minimamba::NativeTraining<float>({.threads = options.threads}), options.seed);
   std::printf("%zu parameters, batches of %zu sequences of %zu tokens\n", model.parameter_count(), options.batch,
               options.length);
   auto gradients = minimamba::zeros_like(model);
@@ -179,9 +177,10 @@ Model train(const Options& options, Make&& make, Width&& width, Check&& check) {
   return model;
 }
 
-/// The body of main(): parses the flags, handles Ctrl-C and prints errors.
+/// The body of main(): parses the flags, handles Ctrl-C and prints errors. Calls body(config) with the type and the
+/// configuration of the model, body.template operator()<Model>(config).
 template <class Body>
-int run(const char* name, CLI::App& app, int argc, char** argv, Body&& body) {
+int run(const char* name, CLI::App& app, int argc, char** argv, const Options& options, Body&& body) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -189,7 +188,7 @@ int run(const char* name, CLI::App& app, int argc, char** argv, Body&& body) {
   }
   program::handle_signals();
   try {
-    body();
+    program::with_model_type<minimamba::NativeTraining>(program::config_of(options.sizes), body);
     return program::stop ? program::interrupted : 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s: %s\n", name, error.what());

@@ -1,276 +1,22 @@
-// Trains a Mamba model on text files. The result is a folder that this library and transformers can load.
-#include <minimamba/text.hpp>
-#include <minimamba/train.hpp>
-#include <minimamba/train/checkpoint.hpp>
-
+// Trains a Mamba or Mamba-2 model on text files. The result is a folder that this library and transformers can load.
 #include <CLI/CLI.hpp>
 
-#include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstdint>
 #include <cstdio>
 #include <exception>
-#include <filesystem>
-#include <limits>
-#include <optional>
-#include <span>
 #include <string>
 #include <type_traits>
-#include <utility>
-#include <vector>
 
+#include "model_flags.hpp"
 #include "program.hpp"
-#include "report.hpp"
+#include "training.hpp"
 
 namespace {
 
-namespace fs = std::filesystem;
-using program::interrupted;
-using program::read_file;
-using program::refused;
-using program::stop;
-using program::usage;
-
-struct Arguments {
-  std::vector<std::string> text;
-  std::string out, tokenizer, init, backend = "native", prompt = "\n";
-  minimamba::MambaConfig config{.d_model = 256, .n_layer = 4};
-  minimamba::TrainerOptions options{.batch = 8, .length = 256, .schedule = {.warmup_steps = 100, .steps = 1000}};
-  std::int64_t save_every = 100, validate_every = 100, sample_every = 500, sample_tokens = 200;
-  std::size_t validation_batches = 16;
-  int threads = 0;
-  bool resume = false, untied = false;
-};
-
-void write_file(const fs::path& path, const std::string& text) {
-  minimamba::AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
-/// Prints to standard output. A closed pipe is ignored, because the result is the model; other failures throw
-/// FileError.
-void say(const char* format, auto... values) {
-  char text[400];
-  std::snprintf(text, sizeof text, format, values...);
-  program::print(text);
-}
-
-/// Shows the progress: a line that overwrites itself on a terminal, elsewhere one line every ten steps.
-class Progress {
- public:
-  explicit Progress(std::int64_t begin) : first_(begin) {}
-
-  void show(const minimamba::StepRecord& record, const minimamba::TrainerOptions& options, double validation) {
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count() - paused_;
-    const double rate = static_cast<double>(record.step - first_) / std::max(seconds, 1e-9);
-    const auto left = static_cast<long>(static_cast<double>(options.schedule.steps - record.step) / rate);
-    char text[200];
-    std::snprintf(text, sizeof(text), "step %lld/%lld  loss %.4f  validation %s  %.0f tokens/s  %ld:%02ld:%02ld left",
-                  static_cast<long long>(record.step), static_cast<long long>(options.schedule.steps), record.loss,
-                  std::isnan(validation) ? "-" : minimamba::number_text(std::round(validation * 1e4) / 1e4).c_str(),
-                  rate * static_cast<double>(options.batch * options.length * options.accumulate), left / 3600,
-                  left / 60 % 60, left % 60);
-    last_ = text;
-    line_.show(last_);
-    if (record.step == options.schedule.steps || (!terminal_ && record.step % 10 == 0)) end_line();
-  }
-  /// Keeps the last line, so that other output can follow it.
-  void end_line() {
-    line_.clear();
-    if (!last_.empty()) program::print(std::exchange(last_, {}) + "\n");
-  }
-
-  /// Runs body() without counting its time as training.
-  template <class Body>
-  void pause(Body&& body) {
-    const auto begin = std::chrono::steady_clock::now();
-    body();
-    paused_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  }
-
- private:
-  std::int64_t first_;
-  double paused_ = 0;
-  bool terminal_ = program::is_terminal(1) && program::is_terminal(2);
-  std::string last_;
-  program::LiveLine line_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
-/// The tokenizer, and the tokenizer.json to save with the model; empty if the tokens are bytes.
-struct Vocabulary {
-  minimamba::Tokenizer tokenizer;
-  std::string json;
-};
-
-/// The tokenizer given by --tokenizer, or that of the model given by --init, or bytes. Throws ArgumentError if the
-/// model of --init has none.
-Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init) {
-  if (!arguments.tokenizer.empty()) {
-    const fs::path given(arguments.tokenizer),
-        file = fs::is_directory(given) ? minimamba::model_folder(given) / "tokenizer.json" : given;
-    const auto parts = minimamba::read_tokenizer_json(minimamba::ByteSource::open(file));
-    return {program::with_notes(minimamba::Tokenizer(parts, program::tokenizer_options())), read_file(file)};
-  }
-  if (!init) return {minimamba::Tokenizer::bytes(), ""};
-  auto own = program::find_tokenizer("", *init);
-  if (!own) {
-    throw minimamba::ArgumentError("--init " + arguments.init, "the model has no tokenizer; use --tokenizer");
-  }
-  if (init->format == minimamba::CheckpointFormat::gguf) return {*std::move(own), program::gguf_tokenizer_json(*init)};
-  const fs::path json = init->folder / "tokenizer.json";
-  return {*std::move(own), minimamba::is_there(json) ? read_file(json) : ""};
-}
-
-std::optional<minimamba::Checkpoint> open_init(const Arguments& arguments) {
-  if (arguments.init.empty()) return std::nullopt;
-  return program::open_model(fs::path(arguments.init));
-}
-
-template <class Model>
-class Program {
- public:
-  explicit Program(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init)
-      : arguments_(arguments),
-        vocabulary_(find_vocabulary(arguments, init)),
-        trainer_(make_model(init), read_tokens(), arguments.options),
-        checkpoint_(fs::path(arguments.out) / "training.safetensors"),
-        prompt_(vocabulary_.tokenizer.encode(arguments.prompt)) {
-    if (prompt_.empty()) prompt_.push_back(trainer_.model().config().bos_token_id.value_or(0));
-  }
-
-  int run() {
-    folders_.emplace(fs::path(arguments_.out));
-    if (arguments_.resume) {
-      resume_training(trainer_, checkpoint_, program::print_note);
-    } else if (minimamba::is_there(checkpoint_)) {
-      throw minimamba::FileError(checkpoint_.string(), "this training run exists already; continue it with --resume");
-    }
-    minimamba::AtomicFile::remove_strays(arguments_.out);
-    say("%zu parameters, %zu tokens to train on, %zu to validate on\n", trainer_.model().parameter_count(),
-        trainer_.split().training.size(), trainer_.split().validation.size());
-    for (const auto& record : trainer_.history()) note(record);
-    Progress progress(trainer_.steps());
-    if (trainer_.steps() > 0)
-      progress.pause([&] { validate_if_due(); });  // it may have been interrupted during its validation
-    std::exception_ptr failure;
-    while (!trainer_.ended() && !stop && !failure) {
-      trainer_.step();
-      progress.pause([&] { validate_if_due(); });
-      failure = report_step(progress);
-      if (due(arguments_.save_every)) progress.pause([&] { save_all(); });
-    }
-    save_all();  // the model is saved even if nothing can be printed
-    if (failure) std::rethrow_exception(failure);
-    if (stop) {
-      progress.end_line();
-      say("stopped after step %lld; --resume continues\n", static_cast<long long>(trainer_.steps()));
-    }
-    return stop ? interrupted : 0;
-  }
-
- private:
-  using Backend = typename Model::BackendType;
-
-  /// Prints the last step. Returns the error if standard output cannot be written.
-  std::exception_ptr report_step(Progress& progress) {
-    try {
-      const auto& record = trainer_.history().back();
-      note(record);
-      progress.show(record, trainer_.options(), validation_);
-      if (due(arguments_.sample_every) && !stop) progress.pause([&] { progress.end_line(), sample(); });
-    } catch (const minimamba::FileError&) {
-      return std::current_exception();
-    }
-    return nullptr;
-  }
-
-  Model make_model(const std::optional<minimamba::Checkpoint>& init) const {
-    Backend backend({.threads = arguments_.threads});
-    const minimamba::Tokenizer& tokenizer = vocabulary_.tokenizer;
-    if (init) {
-      Model model = minimamba::load<Model>(*init, {.backend = backend});
-      if (tokenizer.size() <= model.config().vocab_size) return model;
-      throw minimamba::ArgumentError(
-          "tokenizer", "at most " + std::to_string(model.config().vocab_size) + " tokens, the vocabulary of the model",
-          std::to_string(tokenizer.size()));
-    }
-    minimamba::MambaConfig config = arguments_.config;
-    config.vocab_size = tokenizer.size();
-    config.tie_embeddings = !arguments_.untied;
-    return Model(config, backend, arguments_.options.seed);
-  }
-
-  std::vector<std::int32_t> read_tokens() const {
-    std::vector<std::int32_t> tokens;
-    for (const std::string& file : arguments_.text) {
-      const auto more = vocabulary_.tokenizer.encode(read_file(file));
-      tokens.insert(tokens.end(), more.begin(), more.end());
-    }
-    return tokens;
-  }
-
-  bool due(std::int64_t every) const { return every > 0 && (trainer_.steps() % every == 0 || trainer_.ended()); }
-
-  void validate_if_due() {
-    if (!due(arguments_.validate_every) || !std::isnan(trainer_.history().back().validation_loss)) return;
-    trainer_.validate(arguments_.validation_batches, [](double) { return !stop; });
-  }
-
-  void note(const minimamba::StepRecord& record) {
-    if (!std::isnan(record.validation_loss)) validation_ = record.validation_loss;
-  }
-
-  /// Saves the training checkpoint first, so that training can be resumed if anything after it fails.
-  void save_all() {
-    const fs::path out(arguments_.out);
-    save_training(trainer_, checkpoint_);
-    minimamba::save(trainer_.model(), out);
-    if (!vocabulary_.json.empty()) write_file(out / "tokenizer.json", vocabulary_.json);
-    write_file(out / "loss.csv", program::loss_csv(trainer_.history()));
-    write_file(out / "loss.svg", program::loss_svg(trainer_.history()));
-    folders_->keep();
-  }
-
-  void sample() const {
-    const auto& model = trainer_.model();
-    auto cache = model.make_cache();
-    minimamba::StreamingDecoder decoder(vocabulary_.tokenizer);
-    if (!arguments_.prompt.empty()) decoder.restore({});  // continues a text
-    std::string text;
-    for (const std::int32_t token :
-         minimamba::generate(model, cache, prompt_,
-                             {.max_new_tokens = arguments_.sample_tokens, .temperature = 0.8, .ignore_eos = true})) {
-      if (stop) break;
-      if (token < vocabulary_.tokenizer.size()) text += decoder.push(token);
-    }
-    program::print("---\n" + arguments_.prompt + text + "\n---\n");
-  }
-
-  const Arguments& arguments_;
-  Vocabulary vocabulary_;
-  minimamba::Trainer<Model> trainer_;
-  fs::path checkpoint_;
-  std::vector<std::int32_t> prompt_;  // of samples
-  std::optional<minimamba::MadeFolders> folders_;
-  double validation_ = std::numeric_limits<double>::quiet_NaN();
-};
+using training::Arguments;
 
 void add_model_options(CLI::App& app, Arguments& arguments) {
-  auto& config = arguments.config;
   CLI::Option* const init = app.add_option("--init", arguments.init, "Model to start from (default: random weights)");
-  const auto add = [&](const char* name, std::int64_t& value, const char* what) {
-    app.add_option(name, value, what)->capture_default_str()->excludes(init);
-  };
-  add("--d-model", config.d_model, "Model width");
-  add("--n-layer", config.n_layer, "Number of blocks");
-  add("--d-state", config.d_state, "States per channel");
-  add("--d-conv", config.d_conv, "Width of the convolution");
-  add("--expand", config.expand, "Inner width as a multiple of the model width");
-  app.add_flag("--dt-b-c-rms", config.dt_b_c_rms, "Normalise dt, B and C, as FalconMamba does")->excludes(init);
-  app.add_flag("--untied", arguments.untied, "Use separate matrices for the embedding and the head")->excludes(init);
+  for (CLI::Option* const option : program::add_model_options(app, arguments.sizes)) option->excludes(init);
 }
 
 void add_training_options(CLI::App& app, Arguments& arguments) {
@@ -326,21 +72,16 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : usage;
+    return app.exit(error) == 0 ? 0 : program::usage;
   }
   if (arguments.prompt.empty()) arguments.prompt = "\n";
   program::handle_signals();
   try {
-    const std::optional<minimamba::Checkpoint> init = open_init(arguments);
-    if (arguments.backend == "reference") {
-      return Program<minimamba::Mamba<float, minimamba::ReferenceTraining>>(arguments, init).run();
-    }
-    if (arguments.backend == "eigen") {
-      return Program<minimamba::Mamba<float, minimamba::EigenTraining>>(arguments, init).run();
-    }
-    return Program<minimamba::Mamba<float, minimamba::NativeTraining>>(arguments, init).run();
+    if (arguments.backend == "reference") return training::train_on<minimamba::ReferenceTraining>(arguments);
+    if (arguments.backend == "eigen") return training::train_on<minimamba::EigenTraining>(arguments);
+    return training::train_on<minimamba::NativeTraining>(arguments);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "train: %s\n", error.what());
-    return refused;
+    return program::refused;
   }
 }

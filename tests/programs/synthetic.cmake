@@ -33,6 +33,17 @@ foreach(plot IN ITEMS a c)
 endforeach()
 expect(0 "^[0-9]+ [0-9]+\n$" ${GENERATE} --model a --prompt-ids "1 15 3" --max-new-tokens 2)
 
+# With SSD.
+set(ssd --mixer ssd --head-dim 8 --d-state 8)
+foreach(program IN ITEMS heads copies)
+  expect(0 "step 6/6  loss [0-9.]+  accuracy [0-9.]+ %.*length " ${${program}} ${ssd} --save ${program} --plot e.svg)
+  expect(0 "^[0-9]+ [0-9]+\n$" ${GENERATE} --model ${program} --prompt-ids "1 15 3" --max-new-tokens 2)
+  file(READ ${WORK}/${program}/config.json config)
+  if(NOT config MATCHES "\"model_type\": \"mamba2\"")
+    message(FATAL_ERROR "--mixer ssd has saved another model:\n${config}")
+  endif()
+endforeach()
+
 expect(2 "--min-power.*must not exceed --max-power, 5" ${INDUCTION} --min-power 8 --max-power 5)
 foreach(program IN ITEMS ${INDUCTION} ${COPYING})
   expect(0 "minimamba [0-9]" ${program} --version)

@@ -119,6 +119,27 @@ expect(1 "training.safetensors" ${other} --text ${WORK}/text.txt --out ${WORK}/n
 expect(1 "step [0-9]+: the loss is |the gradient of .*: not finite after" ${model} --steps 300 --clip 0
        --max-lr 1e30 --warmup 0 --text ${WORK}/text.txt --out ${WORK}/none)
 
+# Mamba-2: a new model, resumed, and one to start from, whose mixer it keeps.
+set(ssd --mixer ssd --d-model 32 --n-layer 2 --d-state 16 --batch 2 --length 32 --sample-every 60 --sample-tokens 20
+        --text ${WORK}/text.txt)
+expect(0 "step 60/60  loss [0-9.]+ .*---" ${ssd} --head-dim 16 --steps 60 --warmup 5 --max-lr 0.01 --out ${WORK}/ssd)
+file(READ ${WORK}/ssd/config.json text)
+if(NOT text MATCHES "\"model_type\": \"mamba2\"" OR NOT text MATCHES "\"head_dim\": 16")
+  message(FATAL_ERROR "train --mixer ssd wrote\n${text}")
+endif()
+execute_process(COMMAND ${GENERATE} --model ${WORK}/ssd --prompt "the quick" --max-new-tokens 8 RESULT_VARIABLE result OUTPUT_QUIET)
+if(result)
+  message(FATAL_ERROR "generate does not read what train --mixer ssd wrote")
+endif()
+expect(0 "step 61/61" ${ssd} --head-dim 16 --steps 61 --warmup 5 --max-lr 0.01 --out ${WORK}/ssd --resume)
+expect(0 "step 2/2" --init ${WORK}/ssd --steps 2 --text ${WORK}/text.txt --out ${WORK}/ssd-again --backend eigen --sample-every 0)
+expect(1 "training.safetensors.*(setting|head_dim)" ${model} --steps 61 --warmup 5 --max-lr 0.01 --text ${WORK}/text.txt --out ${WORK}/ssd --resume)
+expect(1 "head_dim: expected a divisor of d_inner = 64, found 48" ${ssd} --head-dim 48 --steps 1 --out ${WORK}/none)
+expect(1 "--dt-b-c-rms: use it with --mixer s6" ${ssd} --dt-b-c-rms --steps 1 --out ${WORK}/none)
+expect(1 "--head-dim: use it with --mixer ssd" ${other} --head-dim 16 --text ${WORK}/text.txt --out ${WORK}/none)
+expect(2 "--mixer.*excludes.*--init|--init.*excludes.*--mixer" --mixer ssd --init ${WORK}/ssd --steps 1 --text ${WORK}/text.txt --out ${WORK}/none)
+expect(2 "--mixer" --mixer s7 --text ${WORK}/text.txt --out ${WORK}/none)
+
 # A model to start from brings its tokenizer; one without needs --tokenizer, which is a tokenizer.json.
 set(vocabulary "")
 set(shifted 256)

@@ -187,6 +187,9 @@ TEST(SsdFiles, OfOtherModelsAreRefused) {
                             key + "\": " + value + "}");
   };
   hugging_face("hidden_act", "\"gelu\"");
+  hugging_face("attn_layer_idx", "[1]");  // keys that the official layout has, and that nobody writes here by mistake
+  hugging_face("d_intermediate", "128");
+  hugging_face("rms_norm", "false");
   hugging_face("n_groups", "3");  // does not divide 128 heads
   hugging_face("num_heads", "100000");
 }

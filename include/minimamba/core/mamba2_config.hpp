@@ -73,7 +73,7 @@ inline Mamba2Config Mamba2Config::resolved() const {
     check.fail("n_groups", "a divisor of the " + std::to_string(n_heads()) + " heads", std::to_string(n_groups));
   }
   if (!(dt_limit[0] >= 0 && dt_limit[1] >= dt_limit[0] && dt_limit[1] > 0)) {
-    check.fail("dt_limit", "two numbers of which the first is at least 0 and at most the second",
+    check.fail("dt_limit", "two numbers, the first at least 0 and the second above 0 and not below the first",
                number_text(dt_limit[0]) + " and " + number_text(dt_limit[1]));
   }
   Mamba2Config config = *this;

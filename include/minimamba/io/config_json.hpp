@@ -295,7 +295,7 @@ inline MambaConfig read_hugging_face_config(ConfigReader& reader, bool falcon) {
   return config;
 }
 
-/// Rejects models with other layers, which the official layout can describe.
+/// Rejects models with other layers, which the official layout, and Mamba-2 in any layout, can describe.
 inline void refuse_hybrids(const ConfigReader& reader) {
   reader.only("rms_norm", "true");
   reader.only("d_intermediate", "0");

@@ -86,7 +86,7 @@ struct SsdFiles {
   static ConfigFile<Config> read(ConfigReader& reader, const std::string& file, Count&& count_tokens) {
     const bool hugging_face = reader.is("model_type", "mamba2"), mistral = !hugging_face && is_mistral(reader);
     const ConfigKeys& keys = hugging_face ? hugging_face_keys : mistral ? ssd_mistral_keys : official_keys;
-    reader.only("rms_norm", "true");
+    refuse_hybrids(reader);
     Config config = read_settings<Config>(reader, keys, false);
     if (hugging_face) {
       read_hugging_face(reader, config);
@@ -171,7 +171,6 @@ struct SsdFiles {
 
   /// Rejects settings with which the official code computes something else.
   static void read_official(ConfigReader& reader, Config& config) {
-    refuse_hybrids(reader);
     reader.only("ssm_cfg.D_has_hdim", "false");
     reader.only("ssm_cfg.rmsnorm", "true");
     reader.only("ssm_cfg.norm_before_gate", "false");

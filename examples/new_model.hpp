@@ -1,0 +1,59 @@
+// A new model of any mixer, for the programs that train: what its flags say, and its type.
+#ifndef MINIMAMBA_EXAMPLES_NEW_MODEL_HPP
+#define MINIMAMBA_EXAMPLES_NEW_MODEL_HPP
+
+#include <minimamba/io.hpp>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace program {
+
+struct ModelSizes {
+  std::string mixer = "s6";
+  std::int64_t d_model = 0, n_layer = 0, vocab_size = 0, d_conv = 4, expand = 2;
+  std::optional<std::int64_t> d_state = {}, head_dim = {}, n_groups = {};  // default: those of the mixer
+  bool dt_b_c_rms = false, untied = false;
+};
+
+/// The configuration of a model of these sizes. Throws ArgumentError for a size that the mixer does not have.
+inline minimamba::AnyConfig config_of(const ModelSizes& sizes) {
+  const auto refuse = [](const char* flag, const char* needed) {
+    throw minimamba::ArgumentError(flag, std::string("use it with --mixer ") + needed);
+  };
+  const auto sized = [&](auto config) {
+    config.d_model = sizes.d_model;
+    config.n_layer = sizes.n_layer;
+    config.vocab_size = sizes.vocab_size;
+    config.d_state = sizes.d_state.value_or(config.d_state);
+    config.d_conv = sizes.d_conv;
+    config.expand = sizes.expand;
+    config.tie_embeddings = !sizes.untied;
+    return minimamba::AnyConfig(config);
+  };
+  if (sizes.mixer == "ssd") {
+    if (sizes.dt_b_c_rms) refuse("--dt-b-c-rms", "s6");
+    minimamba::Mamba2Config config;
+    config.head_dim = sizes.head_dim.value_or(config.head_dim);
+    config.n_groups = sizes.n_groups.value_or(config.n_groups);
+    return sized(config);
+  }
+  if (sizes.head_dim) refuse("--head-dim", "ssd");
+  if (sizes.n_groups) refuse("--n-groups", "ssd");
+  minimamba::MambaConfig config;
+  config.dt_b_c_rms = sizes.dt_b_c_rms;
+  return sized(config);
+}
+
+/// Calls body(config) with the configuration of a model that trains, Model: body.template operator()<Model>(config).
+template <template <class> class Backend, class Body>
+auto with_model_type(const minimamba::AnyConfig& config, Body&& body) {
+  return config.visit([&]<class Files>(Files, const auto& own) {
+    return body.template operator()<typename Files::template Model<float, Backend>>(own);
+  });
+}
+
+}  // namespace program
+
+#endif

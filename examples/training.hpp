@@ -1,0 +1,50 @@
+// What `train` is asked for, and how its model's type is chosen.
+#ifndef MINIMAMBA_EXAMPLES_TRAINING_HPP
+#define MINIMAMBA_EXAMPLES_TRAINING_HPP
+
+#include <minimamba/train.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "new_model.hpp"
+#include "program.hpp"
+
+namespace training {
+
+struct Arguments {
+  std::vector<std::string> text;
+  std::string out, tokenizer, init, backend = "native", prompt = "\n";
+  program::ModelSizes sizes{.d_model = 256, .n_layer = 4};
+  minimamba::TrainerOptions options{.batch = 8, .length = 256, .schedule = {.warmup_steps = 100, .steps = 1000}};
+  std::int64_t save_every = 100, validate_every = 100, sample_every = 500, sample_tokens = 200;
+  std::size_t validation_batches = 16;
+  int threads = 0;
+  bool resume = false;
+};
+
+/// Trains a model of this type, that of --init or a new one of this configuration, but for the size of the vocabulary.
+/// Returns the exit code. Defined in training_run.hpp.
+template <class Model>
+int train(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init,
+          const typename Model::Config& config);
+
+/// The same for the mixer that the model has.
+template <template <class> class Backend>
+int train_on(const Arguments& arguments) {
+  std::optional<minimamba::Checkpoint> init;
+  if (!arguments.init.empty()) init = program::open_model(std::filesystem::path(arguments.init));
+  const minimamba::AnyConfig config = init ? init->config : program::config_of(arguments.sizes);
+  return program::with_model_type<Backend>(
+      config, [&]<class Model>(const auto& own) { return train<Model>(arguments, init, own); });
+}
+
+}  // namespace training
+
+#ifndef MINIMAMBA_COMPILED_TRAINING  // which CMakeLists.txt defines: they are compiled in files of their own
+#include "training_run.hpp"
+#endif
+#endif
