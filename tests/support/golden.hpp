@@ -66,9 +66,11 @@ typename Model::Cache states_of(const Model& model, const Expected& expected, st
     const std::size_t channels = ssm.rows / batch;
     for (std::size_t row = 0; row < ssm.rows; ++row) {
       const std::size_t slot = row / channels, e = row % channels;
-      const auto h = cache.ssm(layer, slot), window = cache.conv(layer, slot);
-      for (std::size_t n = 0; n < ssm.cols; ++n) h(e, n) = static_cast<Scalar>(ssm(row, n));
-      for (std::size_t k = 1; k < conv.cols; ++k) window(e, k - 1) = static_cast<Scalar>(conv(row, k));
+      std::vector<Scalar> h(ssm.cols), window(conv.cols - 1);
+      for (std::size_t n = 0; n < ssm.cols; ++n) h[n] = static_cast<Scalar>(ssm(row, n));
+      for (std::size_t k = 1; k < conv.cols; ++k) window[k - 1] = static_cast<Scalar>(conv(row, k));
+      model.backend().upload(h, cache.ssm(layer, slot).rows_from(e, 1).data());
+      model.backend().upload(window, cache.conv(layer, slot).rows_from(e, 1).data());
     }
   }
   return cache;

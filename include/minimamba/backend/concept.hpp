@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include "minimamba/core/activations.hpp"
 #include "minimamba/core/formats.hpp"
@@ -210,7 +211,17 @@ struct BackendTraits {
     if constexpr (requires { B::kernels_allocate; }) return bool{B::kernels_allocate};
     return false;
   }();
+  /// Whether its memory is that of another device, which the program cannot read.
+  static constexpr bool on_device = [] {
+    if constexpr (requires { B::on_device; }) return bool{B::on_device};
+    return false;
+  }();
 };
+
+/// The view of results that models return.
+template <class B>
+using ResultView = std::conditional_t<BackendTraits<B>::on_device, DeviceView<const typename B::Scalar>,
+                                      View<const typename B::Scalar>>;
 
 /// Options of the CPU backends.
 struct CpuOptions {
