@@ -3,6 +3,8 @@
 #define MINIMAMBA_TESTS_RUNNING_MEAN_HPP
 
 #include <cstddef>
+#include <cstdint>
+#include <string>
 #include <vector>
 
 #include "minimamba/minimamba.hpp"
@@ -116,21 +118,37 @@ struct RunningMean {
       : in_proj(D, 2 * D, false), rate(Shape{D}, Role::time_step_bias), out_proj(D, D, false, Role::residual_linear) {}
 };
 
+/// A configuration that is not MambaConfig.
+struct MeanConfig {
+  std::int64_t d_model = 0, n_layer = 0, vocab_size = 0;
+  double norm_epsilon = 1e-5;
+  bool tie_embeddings = true;
+
+  std::int64_t padded_vocab_size() const { return vocab_size; }
+  bool ends_text(std::int32_t) const { return false; }
+  MeanConfig resolved() const {
+    if (d_model > 0) return *this;
+    throw minimamba::ConfigError("MeanConfig.d_model", "a positive size", std::to_string(d_model));
+  }
+  bool operator==(const MeanConfig&) const = default;
+};
+
 /// y = the mean of x over all of a run: a mixer that is not causal, of a backend of this processor.
 template <class Scalar, template <class> class Backend, class Weight>
 struct MeanOfRun {
+  using Config = MeanConfig;
   static constexpr bool causal = false;
   Linear<Scalar, Backend, Weight> in_proj;  // [D, D]
 
   MeanOfRun() = default;
-  explicit MeanOfRun(const MambaConfig& config)
+  explicit MeanOfRun(const MeanConfig& config)
       : in_proj(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_model), false) {}
-  static std::vector<ModelSetting> settings(const MambaConfig&) { return {}; }
-  static std::vector<StatePart> state_parts(const MambaConfig&) { return {}; }
-  static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
+  static std::vector<ModelSetting> settings(const MeanConfig&) { return {}; }
+  static std::vector<StatePart> state_parts(const MeanConfig&) { return {}; }
+  static std::vector<std::size_t> activation_widths(const MeanConfig& config) {
     return {static_cast<std::size_t>(config.d_model)};
   }
-  static std::size_t backward_scratch(const MambaConfig&) { return 1; }
+  static std::size_t backward_scratch(const MeanConfig&) { return 1; }
 
   void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
     const View<Scalar> x = p.activations[0];

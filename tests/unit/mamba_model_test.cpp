@@ -399,7 +399,11 @@ TEST(ABackbone, MayReadItsOwnOutputsWhereTheyAreNotWrittenOver) {
 
 TEST(ABackboneThatLooksAhead, ReadsEachRunAsAWhole) {
   using Model = MambaModel<float, ReferenceTraining, float, support::MeanOfRun>;
-  const Model model(config());
+  const support::MeanConfig sizes{.d_model = config().d_model, .n_layer = config().n_layer};
+  const Model model(sizes);  // of the mixer's own configuration
+  EXPECT_EQ(model.config().vocab_size, 1);
+  EXPECT_EQ(model.clone().config(), model.config());
+  EXPECT_THROW(Model(support::MeanConfig{}), ConfigError);
   auto x = random_inputs<float>(600, 20);
   auto cache = model.make_cache(2), taped = model.make_cache(2);
   const auto found = copy_of(model.forward(x.view(), cache));

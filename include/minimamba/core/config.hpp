@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -54,6 +55,25 @@ struct MambaConfig {
   MambaConfig resolved() const;
 
   bool operator==(const MambaConfig&) const = default;
+};
+
+/// What a language model needs to know of its vocabulary.
+template <class Config>
+concept VocabularyConfig = requires(const Config& config, std::int32_t token) {
+  { config.vocab_size } -> std::convertible_to<std::int64_t>;
+  { config.padded_vocab_size() } -> std::convertible_to<std::int64_t>;
+  { config.ends_text(token) } -> std::convertible_to<bool>;
+};
+
+/// The configuration of a model, of which a mixer may define its own type: the fields that all models use, of the names
+/// and meanings that they have in MambaConfig; whatever the mixer needs; and resolved(), which throws ConfigError.
+template <class Config>
+concept ModelConfig = VocabularyConfig<Config> && std::equality_comparable<Config> && requires(const Config& config) {
+  { config.d_model } -> std::convertible_to<std::int64_t>;
+  { config.n_layer } -> std::convertible_to<std::int64_t>;
+  { config.norm_epsilon } -> std::convertible_to<double>;
+  { config.tie_embeddings } -> std::convertible_to<bool>;
+  { config.resolved() } -> std::same_as<Config>;
 };
 
 namespace detail {

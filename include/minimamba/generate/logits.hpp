@@ -39,8 +39,8 @@ concept LogitsRow = std::floating_point<detail::ScalarOfRow<Row>>;
 /// Logits without the padding of the vocabulary: the first vocab_size of their V columns. The padding stands for no
 /// token, but its logits can be the largest. logits [M, V]; returns a view [M, vocab_size] of the same memory, which
 /// may be a device's. Throws ArgumentError if there are fewer columns than vocab_size.
-template <class T>
-View<T> without_padding(View<T> logits, const MambaConfig& config) {
+template <class T, VocabularyConfig Config>
+View<T> without_padding(View<T> logits, const Config& config) {
   const auto vocab_size = static_cast<std::size_t>(config.vocab_size);
   if (logits.cols() < vocab_size) {
     throw ArgumentError("logits", "at least " + std::to_string(vocab_size) + " columns", std::to_string(logits.cols()));
@@ -48,8 +48,8 @@ View<T> without_padding(View<T> logits, const MambaConfig& config) {
   return logits.columns(0, vocab_size);
 }
 /// The same of one row [V].
-template <LogitsRow Row>
-std::span<const detail::ScalarOfRow<Row>> without_padding(const Row& logits, const MambaConfig& config) {
+template <LogitsRow Row, VocabularyConfig Config>
+std::span<const detail::ScalarOfRow<Row>> without_padding(const Row& logits, const Config& config) {
   const std::span<const detail::ScalarOfRow<Row>> row(logits);
   return without_padding(View(row.data(), 1, row.size()), config).row(0);
 }

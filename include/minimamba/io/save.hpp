@@ -57,7 +57,7 @@ class CheckpointParameters {
   /// Throws CheckpointError unless the tensors fit a model with the checkpoint's settings.
   explicit CheckpointParameters(const Checkpoint& checkpoint)
       : checkpoint_(checkpoint), shapes_(detail::shapes_of<Shapes>(checkpoint)) {}
-  const MambaConfig& config() const { return shapes_.config(); }
+  const auto& config() const { return shapes_.config(); }
   /// The subject of error messages about a parameter.
   std::string subject(std::string_view name) const {
     const StoredTensor& tensor = *checkpoint_.find(name);
@@ -112,7 +112,7 @@ class ModelParameters : public ModuleParameters<Model, typename Model::BackendTy
       : ModuleParameters<Model, typename Model::BackendType>(model, model.backend()), model_(model) {
     if (model.layers.empty()) throw ArgumentError("model", "it was moved from");
   }
-  const MambaConfig& config() const { return model_.config(); }
+  const auto& config() const { return model_.config(); }
   /// The pieces of the tensor -exp(parameter), which the model itself has.
   template <class Body>
   void minus_exp_pieces(const SavedParameter& parameter, Body&& body) const {

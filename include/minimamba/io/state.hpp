@@ -59,7 +59,7 @@ std::uint64_t fingerprint(const Model& model, const StateLayout& layout, std::ui
     sum.add(std::as_bytes(std::span(part.name)));
     for (const std::size_t extent : {part.rows, part.cols}) sum.add_value(static_cast<std::uint64_t>(extent));
   }
-  const MambaConfig& config = model.config();
+  const auto& config = model.config();
   for (const ModelSetting& setting : layout.settings()) {
     if (!setting.is_switch) sum.add_value(setting.value);
   }

@@ -141,6 +141,7 @@ template <class Scalar, template <class> class Backend, class Weight,
 struct Blocks {
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
   using MixerType = Mixer<Scalar, Backend, Weight>;
+  using Config = ConfigOf<MixerType>;
   using Cache = CacheFor<Scalar, Backend>;
   using Work = typename Cache::WorkspaceType;
   using Layers = std::vector<Block>;
@@ -156,12 +157,12 @@ struct Blocks {
     std::size_t at_once = 0;           // the most rows that pass through the layers together
   };
 
-  MambaConfig config;  // resolved
+  Config config;  // resolved
   Backend<Scalar> backend;
   StateLayout layout;
   std::vector<std::size_t> widths;  // of the activations of a block
 
-  Blocks(const MambaConfig& resolved, Backend<Scalar> own_backend)
+  Blocks(const Config& resolved, Backend<Scalar> own_backend)
       : config(resolved),
         backend(std::move(own_backend)),
         layout(state_layout<MixerType>(resolved)),

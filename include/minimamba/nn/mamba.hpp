@@ -33,6 +33,7 @@ class Mamba {
   using Cache = detail::CacheFor<Scalar, Backend>;
   using WorkspaceType = typename Cache::WorkspaceType;
   using MixerType = Mixer<Scalar, Backend, Weight>;
+  using Config = ConfigOf<MixerType>;
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
   /// View<const Scalar>, or DeviceView where the logits are on another device.
   using Logits = ResultView<BackendType>;
@@ -48,14 +49,14 @@ class Mamba {
   static_assert(detail::is_causal<MixerType>, "a language model reads from left to right: its mixer must be causal");
 
   /// A model with random weights (see initialize_parameters). Throws ConfigError.
-  explicit Mamba(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
+  explicit Mamba(const Config& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : Mamba(shapes_only(config, std::move(backend))) {
     detail::make_random(*this, seed);
   }
 
   /// A model whose parameters have shapes but no memory yet: for loaders, which allocate and fill them one by one and
   /// then call refresh(). Throws ConfigError.
-  static Mamba shapes_only(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>()) {
+  static Mamba shapes_only(const Config& config, Backend<Scalar> backend = Backend<Scalar>()) {
     return Mamba(Resolved{config.resolved()}, std::move(backend));
   }
 
@@ -66,7 +67,7 @@ class Mamba {
   /// A model with the same configuration: parameters of the same names and shapes, without memory.
   Mamba shapes() const { return shapes_only(config(), backend()); }
 
-  const MambaConfig& config() const { return blocks_.config; }
+  const Config& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }
 
   /// How its caches store the state of a sequence.
@@ -204,7 +205,7 @@ class Mamba {
 
  private:
   struct Resolved {
-    MambaConfig config;
+    Config config;
   };
 
   Mamba(const Resolved& resolved, Backend<Scalar> backend)

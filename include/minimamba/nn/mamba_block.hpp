@@ -43,12 +43,14 @@ struct MambaBlock {
   RMSNorm<Scalar, Backend> norm;  // [D]
   Mixer<Scalar, Backend, Weight> mixer;
 
+  using Config = ConfigOf<Mixer<Scalar, Backend, Weight>>;
+
   MambaBlock() = default;
-  explicit MambaBlock(const MambaConfig& config)
+  explicit MambaBlock(const Config& config)
       : norm(static_cast<std::size_t>(config.d_model), config.norm_epsilon), mixer(config) {}
 
   /// The activations of a block: the mixer's input, and those of the mixer.
-  static std::vector<std::size_t> activation_widths(const MambaConfig& config) {
+  static std::vector<std::size_t> activation_widths(const Config& config) {
     std::vector<std::size_t> widths = Mixer<Scalar, Backend, Weight>::activation_widths(config);
     widths.insert(widths.begin(), static_cast<std::size_t>(config.d_model));
     return widths;

@@ -30,6 +30,7 @@ class MambaModel {
   using Cache = detail::CacheFor<Scalar, Backend>;
   using WorkspaceType = typename Cache::WorkspaceType;
   using MixerType = Mixer<Scalar, Backend, Weight>;
+  using Config = ConfigOf<MixerType>;
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
 
   static_assert(detail::computes_in<Scalar>,
@@ -42,12 +43,12 @@ class MambaModel {
 
   /// A model with random weights (see initialize_parameters), the same as in the layers of a Mamba with this seed.
   /// Throws ConfigError.
-  explicit MambaModel(const MambaConfig& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
+  explicit MambaModel(const Config& config, Backend<Scalar> backend = Backend<Scalar>(), std::uint64_t seed = 0)
       : MambaModel(shapes_only(config, std::move(backend))) {
     detail::make_random(*this, seed);
   }
   /// Parameters with shapes but no memory yet. Throws ConfigError.
-  static MambaModel shapes_only(MambaConfig config, Backend<Scalar> backend = Backend<Scalar>()) {
+  static MambaModel shapes_only(Config config, Backend<Scalar> backend = Backend<Scalar>()) {
     if (config.vocab_size == 0) config.vocab_size = 1;
     return MambaModel(Resolved{config.resolved()}, std::move(backend));
   }
@@ -58,7 +59,7 @@ class MambaModel {
   /// A model with the same configuration: parameters of the same names and shapes, without memory.
   MambaModel shapes() const { return shapes_only(config(), backend()); }
 
-  const MambaConfig& config() const { return blocks_.config; }
+  const Config& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }
   std::size_t parameter_count() const { return count_parameters(*this); }
   /// Bytes of memory that the model holds: its parameters as they are stored, and what is derived from them.
@@ -143,7 +144,7 @@ class MambaModel {
 
  private:
   struct Resolved {
-    MambaConfig config;
+    Config config;
   };
   using Blocks = detail::Blocks<Scalar, Backend, Weight, Mixer>;
 

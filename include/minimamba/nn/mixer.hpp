@@ -1,15 +1,16 @@
 // The interface of a mixer, the part of a block that passes information from token to token. Blocks, models, caches,
 // training and files use nothing else of it, so a new mixer is a new header and changes no other.
 //
-// A mixer is a template <class Scalar, template <class> class Backend, class Weight>, made from a resolved MambaConfig,
-// with a table of its parameters (visit, see nn/parameters.hpp) and
-//   static std::vector<ModelSetting> settings(const MambaConfig&);              its sizes and switches
-//   static std::vector<StatePart> state_parts(const MambaConfig&);              its state
-//   static std::vector<std::size_t> activation_widths(const MambaConfig&);      columns of its activations
+// A mixer is a template <class Scalar, template <class> class Backend, class Weight>, made from a resolved Config, with
+// a table of its parameters (visit, see nn/parameters.hpp) and
+//   using Config = ...;                                  of its models: a ModelConfig; MambaConfig if there is none
+//   static std::vector<ModelSetting> settings(const Config&);                   its sizes and switches
+//   static std::vector<StatePart> state_parts(const Config&);                   its state
+//   static std::vector<std::size_t> activation_widths(const Config&);           columns of its activations
 //   void forward(const Backend<Scalar>&, const MixerArguments<Scalar>&) const;
 // A mixer whose rows may depend on later rows has static constexpr bool causal = false; a language model of it does not
 // compile. For training it also has
-//   static std::size_t backward_scratch(const MambaConfig&);                    scratch values that backward needs
+//   static std::size_t backward_scratch(const Config&);                         scratch values that backward needs
 //   void backward(const Backend<Scalar>&, Gradient&, const MixerBackwardArguments<Scalar>&) const;
 // where Gradient is the mixer of a module of gradients. It may have
 //   void reserve(const Backend<Scalar>&, std::size_t rows) const;               scratch for calls of so many rows
@@ -120,9 +121,27 @@ class StateLayout {
   std::size_t layers_ = 0, layer_size_ = 0;
 };
 
+namespace detail {
+
+template <class MixerType>
+struct ConfigOfMixer {
+  using Type = MambaConfig;
+};
+template <class MixerType>
+requires requires { typename MixerType::Config; }
+struct ConfigOfMixer<MixerType> {
+  using Type = typename MixerType::Config;
+};
+
+}  // namespace detail
+
+/// The configuration of models with this mixer: its type Config, or MambaConfig.
+template <class MixerType>
+using ConfigOf = typename detail::ConfigOfMixer<MixerType>::Type;
+
 /// The layout of a model whose blocks have this mixer. The configuration is a resolved one.
 template <class MixerType>
-StateLayout state_layout(const MambaConfig& config) {
+StateLayout state_layout(const ConfigOf<MixerType>& config) {
   std::vector<ModelSetting> settings{{"d_model", config.d_model}, {"n_layer", config.n_layer}};
   const std::vector<ModelSetting> of_mixer = MixerType::settings(config);
   settings.insert(settings.end(), of_mixer.begin(), of_mixer.end());

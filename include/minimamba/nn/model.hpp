@@ -90,10 +90,10 @@ concept HasCache = requires(const M& model, typename M::Cache& cache) {
   { cache.batch() } -> std::convertible_to<std::size_t>;
   cache.reset();
 };
-/// config(), of which vocab_size, padded_vocab_size() = V and ends_text(id) are used.
+/// A configuration with vocab_size, padded_vocab_size() = V and ends_text(id).
 template <class M>
 concept HasVocabulary = requires(const M& model) {
-  { model.config() } -> std::convertible_to<const MambaConfig&>;
+  requires VocabularyConfig<std::remove_cvref_t<decltype(model.config())>>;
 };
 
 /// forward_last(runs, cache): logits [runs that have tokens, V]; and cache.assign(other).
@@ -123,7 +123,8 @@ struct ModelOfLanguage {
   static_assert(HasBackend<M>, "the model needs const Backend& backend() const");
   static_assert(HasCache<M>,
                 "the model needs a type Cache, with clone() and reset(), and Cache make_cache(batch) const");
-  static_assert(HasVocabulary<M>, "the model needs const MambaConfig& config() const, for its vocabulary");
+  static_assert(HasVocabulary<M>,
+                "the model needs config(), with vocab_size, padded_vocab_size() and ends_text(token)");
   static_assert(HasLogits<M>, "the model needs check, forward and forward_last(tokens, cache), which give logits");
   using Type = M;
 };

@@ -51,38 +51,37 @@ inline constexpr const char* chunk_key = "scan_chunk";
 /// name.
 template <class Model>
 std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
-  const MambaConfig& c = trainer.model().config();
+  const auto& c = trainer.model().config();
   const TrainerOptions& o = trainer.options();
   const auto number = [](auto value) { return static_cast<double>(value); };
-  return {{"d_model", number(c.d_model)},
-          {"n_layer", number(c.n_layer)},
-          {"vocab_size", number(c.vocab_size)},
-          {"d_state", number(c.d_state)},
-          {"d_conv", number(c.d_conv)},
-          {"expand", number(c.d_inner()) / number(c.d_model)},
-          {"dt_rank", number(c.dt_rank)},
-          {"conv_bias", number(c.conv_bias)},
-          {"bias", number(c.bias)},
-          {"tie_embeddings", number(c.tie_embeddings)},
-          {"norm_epsilon", c.norm_epsilon},
-          {"batch", number(o.batch)},
-          {"length", number(o.length)},
-          {"accumulate", number(o.accumulate)},
-          {"validation_fraction", o.validation_fraction},
-          {"seed", number(o.seed)},
-          {"rate", o.schedule.max_lr},  // older files use these two names
-          {"least_rate", o.schedule.min_lr},
-          {"warmup_steps", number(o.schedule.warmup_steps)},
-          {"steps", number(o.schedule.steps)},
-          {"beta1", o.adamw.beta1},
-          {"beta2", o.adamw.beta2},
-          {"epsilon", o.adamw.epsilon},
-          {"weight_decay", o.adamw.weight_decay},
-          {"clip", o.adamw.clip},
-          {"dropout", o.tape.dropout},
-          {chunk_key, number(std::min(o.tape.chunk, o.length))},
-          {"text", fingerprint(trainer.tokens())},
-          {std::string(kernels_key) + kernels_text(trainer.model().backend()), 1}};
+  std::map<std::string, double> settings{{"vocab_size", number(c.vocab_size)},
+                                         {"norm_epsilon", c.norm_epsilon},
+                                         {"batch", number(o.batch)},
+                                         {"length", number(o.length)},
+                                         {"accumulate", number(o.accumulate)},
+                                         {"validation_fraction", o.validation_fraction},
+                                         {"seed", number(o.seed)},
+                                         {"rate", o.schedule.max_lr},  // older files use these two names
+                                         {"least_rate", o.schedule.min_lr},
+                                         {"warmup_steps", number(o.schedule.warmup_steps)},
+                                         {"steps", number(o.schedule.steps)},
+                                         {"beta1", o.adamw.beta1},
+                                         {"beta2", o.adamw.beta2},
+                                         {"epsilon", o.adamw.epsilon},
+                                         {"weight_decay", o.adamw.weight_decay},
+                                         {"clip", o.adamw.clip},
+                                         {"dropout", o.tape.dropout},
+                                         {chunk_key, number(std::min(o.tape.chunk, o.length))},
+                                         {"text", fingerprint(trainer.tokens())},
+                                         {std::string(kernels_key) + kernels_text(trainer.model().backend()), 1}};
+  for (const ModelSetting& setting : trainer.model().state_layout().settings()) {
+    if (setting.name == "d_inner") {
+      settings["expand"] = number(setting.value) / number(c.d_model);  // as in older files
+    } else if (setting.name != "vocabulary") {                         // vocab_size tells more
+      settings[setting.name] = number(setting.value);
+    }
+  }
+  return settings;
 }
 
 inline constexpr std::size_t record_size = 5;
