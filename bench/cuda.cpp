@@ -44,7 +44,7 @@ void measure(const MambaConfig& config) {
   const Mamba<float, CudaBackend, W> model(config);
   std::printf("%-5s %zu MB, made in %.1f s\n", std::string(Format<W>::name).c_str(), model.memory_bytes() >> 20,
               seconds() - start);
-  for (const std::size_t batch : {1, 8, 64, 256}) {
+  for (const std::size_t batch : {1U, 8U, 64U, 256U}) {
     std::printf("  generation, batch %3zu: %9.0f tokens/s\n", batch, rate(model, batch, 1, 100));
   }
   std::printf("  prompt 1 x 4096:       %9.0f tokens/s\n", rate(model, 1, 4096, 5));

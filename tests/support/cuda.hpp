@@ -122,9 +122,11 @@ class TestedCuda : public minimamba::CudaBackend<Number> {
       using Value = std::remove_const_t<T>;
       auto buffer = std::make_shared<minimamba::CudaBuffer<Value>>(backend_.template allocate<Value>(size));
       backend_.upload({host, size}, buffer->data());
-      at_end_.push_back([this, host, size, buffer] {
-        if constexpr (!std::is_const_v<T>) backend_.download(buffer->data(), {host, size});
-      });
+      if constexpr (std::is_const_v<T>) {
+        at_end_.push_back([buffer] {});  // lives as long
+      } else {
+        at_end_.push_back([this, host, size, buffer] { backend_.download(buffer->data(), {host, size}); });
+      }
       return buffer->data();
     }
     const Base& backend_;
