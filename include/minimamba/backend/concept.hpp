@@ -13,6 +13,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <type_traits>
 
@@ -210,6 +211,11 @@ struct BackendTraits {
   static constexpr bool kernels_allocate = [] {
     if constexpr (requires { B::kernels_allocate; }) return bool{B::kernels_allocate};
     return false;
+  }();
+  /// Maximum states of a channel in selective_scan; S6 refuses to be made with more.
+  static constexpr std::size_t most_states = [] {
+    if constexpr (requires { B::most_states; }) return std::size_t{B::most_states};
+    return std::numeric_limits<std::size_t>::max();
   }();
   /// Whether its memory is that of another device, which the program cannot read.
   static constexpr bool on_device = [] {

@@ -56,6 +56,7 @@ class CudaBackend {
   using Matrix = CudaMatrix<W>;
 
   static constexpr std::size_t rows_at_once = 2048;
+  static constexpr std::size_t most_states = 1024;
   static constexpr bool on_device = true;
 
   /// Opens a card. Throws CudaError, which says what is missing.
@@ -222,7 +223,7 @@ class CudaBackend {
     });
   }
 
-  /// Throws ArgumentError for more than 1024 states of a channel.
+  /// Throws ArgumentError for more than most_states states of a channel.
   void selective_scan(const ScanArguments<Scalar>& p) const {
     const cuda::ScanArguments<Scalar> arguments(p);
     const std::size_t states = p.a.cols(), channels = p.u.cols();

@@ -12,10 +12,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "minimamba/core/config.hpp"
+#include "minimamba/core/error.hpp"
 #include "minimamba/nn/layers.hpp"
 #include "minimamba/nn/mixer.hpp"
 
@@ -51,10 +53,11 @@ struct S6 {
   Tensor<Backend<Scalar>> A;  // [E, N], derived from A_log by refresh(), or read from a GGUF file
 
   S6() = default;
-  /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one.
+  /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one. Throws
+  /// ConfigError for more states than the backend's scan takes.
   explicit S6(const MambaConfig& config)
-      : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()),
-           static_cast<std::size_t>(config.d_state), static_cast<std::size_t>(config.dt_rank), config) {}
+      : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()), states_of(config),
+           static_cast<std::size_t>(config.dt_rank), config) {}
 
   /// Recomputes A; call it after changing A_log.
   void refresh(const Backend<Scalar>& backend) {
@@ -219,6 +222,14 @@ struct S6 {
   };
   static Computed computed(const ActivationViews<Scalar>& views) {
     return {views[0], views[1], views[2], views[3], views[4]};
+  }
+
+  static std::size_t states_of(const MambaConfig& config) {
+    constexpr std::size_t most = BackendTraits<Backend<Scalar>>::most_states;
+    const auto states = static_cast<std::size_t>(config.d_state);
+    if (states <= most) return states;
+    throw ConfigError("MambaConfig.d_state", "at most " + std::to_string(most) + " states on this backend",
+                      std::to_string(states));
   }
 
   std::uint64_t derived_from_ = 0;  // A_log.version() of the last refresh()

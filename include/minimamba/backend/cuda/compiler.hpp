@@ -62,6 +62,15 @@ inline std::string text_of(Program program) {
   return joined("#define MINIMAMBA_DOUBLE\n", text::common, text::formats, text::products_double);
 }
 
+inline constexpr int oldest_capability = 80;  // Ampere
+
+/// The name of the target for cards of a compute capability alone (and, as a rule, later ones of its generation), and
+/// of that for all later cards, whose code is PTX that the driver compiles.
+inline std::string binary_target(int capability) {
+  return "sm_" + std::to_string(capability) + (capability == 90 ? "a" : "");
+}
+inline std::string portable_target(int capability) { return "compute_" + std::to_string(capability); }
+
 /// Options of every compilation, but for the architecture.
 inline constexpr std::array<const char*, 3> compiler_options = {"--std=c++17", "--fmad=false", "-default-device"};
 
@@ -81,10 +90,9 @@ class Compiler {
   /// than this compiler.
   std::string target_for(int capability) const {
     const auto newest = std::upper_bound(architectures_.begin(), architectures_.end(), capability);
-    if (newest == architectures_.begin()) return "compute_" + std::to_string(capability);
+    if (newest == architectures_.begin()) return portable_target(capability);
     const int known = *(newest - 1);
-    if (known != capability && known / 10 != capability / 10) return "compute_" + std::to_string(known);
-    return "sm_" + std::to_string(known) + (known == 90 ? "a" : "");
+    return known / 10 == capability / 10 ? binary_target(known) : portable_target(known);
   }
 
   /// A cubin for sm_..., or PTX for compute_.... `log` is what the compiler says. Throws CudaError: compiler.

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,20 +17,12 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/backend/cuda/compiler.hpp"
 #include "minimamba/backend/cuda/driver.hpp"
-#include "minimamba/backend/cuda/kernel_cache.hpp"
+#include "minimamba/backend/cuda/kernel_code.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-/// How kernels are made ready. Kernels that are loaded once serve all backends of the process.
-struct CudaKernelOptions {
-  bool cache = true;         // keep compiled kernels in a folder, for the next start
-  std::string cache_folder;  // the user's cache folder if empty; must belong to the user alone, or it is not used
-  std::function<void(const std::string&)> on_compile = {};  // called before each compilation, which takes seconds
-};
 
 namespace cuda {
 
@@ -117,7 +108,7 @@ class Device {
     name_ = text;
     capability_ = 10 * attribute(75) + attribute(76);
     processors_ = static_cast<std::size_t>(attribute(16));
-    if (capability_ < 80) {
+    if (capability_ < oldest_capability) {
       throw CudaError(CudaProblem::old_device, name_,
                       "expected a card of compute capability 8.0 or later (Ampere), found " +
                           std::to_string(capability_ / 10) + "." + std::to_string(capability_ % 10));
@@ -226,8 +217,9 @@ class Device {
     if (loaded.module != nullptr) return;
     const Current current(*this);
     Handle module = nullptr;
-    const std::string code = code_of(
-        program, options, [&](const std::string& found) { return driver_.load_module(&module, found.c_str()) == 0; });
+    const std::string code = code_of(program, capability_, name_, options, [&](const std::string& found) {
+      return driver_.load_module(&module, found.c_str()) == 0;
+    });
     if (module == nullptr) driver_.check(driver_.load_module(&module, code.c_str()), "loading the kernels");
     std::vector<Handle> functions(kernels.size());
     for (std::size_t i = 0; i < kernels.size(); ++i) {
@@ -310,26 +302,6 @@ class Device {
     auto& piece = pieces[turn++ % pieces.size()];
     if (!piece) piece = std::make_unique<PinnedMemory>(driver_, piece_bytes);
     return *piece;
-  }
-
-  /// The code of a program: what the cache has, if loads(code) is true, or else compiled.
-  template <class Loads>
-  std::string code_of(Program program, const CudaKernelOptions& options, Loads&& loads) const {
-    const Compiler& compiler = Compiler::get();
-    const std::string target = compiler.target_for(capability_);
-    std::string key = "minimamba " + target + " NVRTC " + std::to_string(compiler.version());
-    for (const char* option : compiler_options) key += std::string(" ") + option;
-    key += "\n" + text_of(program);
-    const KernelCache cache(options.cache_folder);
-    if (options.cache) {
-      if (auto found = cache.find(key); found && loads(*found)) return *std::move(found);
-    }
-    const std::string name = program_names[static_cast<std::size_t>(program)];
-    if (options.on_compile) options.on_compile("compiling " + name + " for " + name_ + " (" + target + ")");
-    std::string log;
-    const std::string code = compiler.compile(program, target, log);
-    if (options.cache) cache.store(key, code);
-    return code;
   }
 
   const Driver& driver_;

@@ -145,8 +145,24 @@ struct Driver {
   /// Throws CudaError for an error of a call that did `what`.
   void check(int error, const char* what) const {
     if (error == 0) return;
-    throw CudaError(error == out_of_memory ? CudaProblem::memory : CudaProblem::kernel, "CUDA",
-                    std::string(what) + " failed: " + text_of(error));
+    const CudaProblem problem = problem_of(error);
+    const char* const cure = problem == CudaProblem::old_driver
+                                 ? ": the driver is older than NVRTC, which compiled the kernels; install a newer "
+                                   "driver, or name an older NVRTC in the environment variable MINIMAMBA_NVRTC"
+                                 : "";
+    throw CudaError(problem, "CUDA", std::string(what) + " failed: " + text_of(error) + cure);
+  }
+  static CudaProblem problem_of(int error) {
+    switch (error) {
+      case out_of_memory:
+        return CudaProblem::memory;
+      case 200:  // an image that it cannot read,
+      case 209:  // that has no code for the card,
+      case 222:  // or whose PTX is too new
+        return CudaProblem::old_driver;
+      default:
+        return CudaProblem::kernel;
+    }
   }
 
   static std::string version_text(int version) {
@@ -187,14 +203,23 @@ struct Driver {
         library.find("cuLaunchKernel", d.launch) && library.find("cuGetErrorName", d.error_name) &&
         library.find("cuGetErrorString", d.error_text);
     int version = 0;
-    if (!whole || d.driver_version(&version) != 0 || version < oldest_version) {
+    if (d.driver_version == nullptr || d.driver_version(&version) != 0) {
+      throw CudaError(CudaProblem::no_driver, "CUDA",
+                      names[0] + " is not a driver of NVIDIA: install that of the card");
+    }
+    if (version < oldest_version || !whole) {
       throw CudaError(CudaProblem::old_driver, "CUDA",
                       "expected a driver for CUDA " + version_text(oldest_version) + " or later, found one for CUDA " +
                           version_text(version) + ": install a newer driver of the card");
     }
-    if (const int error = d.init(0); error != 0) {
-      throw CudaError(error == no_device ? CudaProblem::no_device : CudaProblem::no_driver, "CUDA",
-                      "the driver does not start: " + d.text_of(error));
+    if (const int error = d.init(0); error == no_device) {
+      throw CudaError(CudaProblem::no_device, "CUDA",
+                      "the driver sees no card: " + d.text_of(error) +
+                          "; a container must be given the cards (docker run --gpus all), and CUDA_VISIBLE_DEVICES may "
+                          "hide them");
+    } else if (error != 0) {
+      throw CudaError(CudaProblem::no_driver, "CUDA",
+                      "the driver does not start: " + d.text_of(error) + "; nvidia-smi may say more");
     }
     return d;
   }

@@ -61,12 +61,18 @@ class KernelCache {
   /// Failures are ignored: the kernels are then compiled again at the next start.
   void store(std::string_view key, std::string_view code) const {
     if (folder_.empty() || (!is_ours() && (!make_folder() || !is_ours()))) return;
-    const std::string path = path_of(key), temporary = path + "." + std::to_string(::getpid()) + ".tmp";
-    const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (file < 0) return;
+    write(path_of(key), key, code);
+  }
+  /// Writes a file of the cache, wherever it is. Returns whether that worked; the file is then whole.
+  static bool write(const std::string& path, std::string_view key, std::string_view code) {
+    const std::string temporary = path + "." + std::to_string(::getpid()) + ".tmp";
+    const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (file < 0) return false;
     const std::string head = head_of(key, code);
     const bool written = write_all(file, head) && write_all(file, key) && write_all(file, code);
-    if (::close(file) != 0 || !written || ::rename(temporary.c_str(), path.c_str()) != 0) ::unlink(temporary.c_str());
+    if (::close(file) == 0 && written && ::rename(temporary.c_str(), path.c_str()) == 0) return true;
+    ::unlink(temporary.c_str());
+    return false;
   }
   /// Reads a file of the cache, wherever it is.
   static std::optional<std::string> read(const std::string& path, std::string_view key) {
@@ -127,6 +133,7 @@ class KernelCache {
 #else
   std::optional<std::string> find(std::string_view) const { return std::nullopt; }
   void store(std::string_view, std::string_view) const {}
+  static bool write(const std::string&, std::string_view, std::string_view) { return false; }
   static std::optional<std::string> read(const std::string&, std::string_view) { return std::nullopt; }
 
  private:
