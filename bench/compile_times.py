@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Measures what compiling costs: user and system seconds, peak memory and the size of the object or program.
+"""Measures what compiling costs: user and system seconds, peak memory and the size of the object.
 
     bench/compile_times.py [--compiler g++] [--repeat 3] [--every] [pattern ...]
 
-Prints a line for hello.cpp, for small files that load, tokenise and train, for each example and, with --every, for every
-source file of the repository, each compiled with -O2 as a user would; patterns choose among the names. The smallest of
-the repetitions counts. Beside each figure stands its budget, if it has one; exit status 1 if one is exceeded. The first
-line is a file that includes a dozen standard headers and Eigen: it tells how fast the machine is today.
+Prints a line for hello.cpp and for small files that load, tokenise and train, from the headers alone and as they are
+with minimamba::kernels and minimamba::files; for what these targets and minimamba::models compile; for each example
+and, with --every, for every source file of the repository, as CMake compiles them: with all three. Everything is
+compiled with -O2; patterns choose among the names. The smallest of the repetitions counts. Beside each figure stands
+its budget, if it has one; exit status 1 if one is exceeded. The first line is a file that includes a dozen standard
+headers and Eigen: it tells how fast the machine is today.
 """
 import argparse, glob, os, re, subprocess, sys, tempfile
 
@@ -19,8 +21,16 @@ SMALL = {
     "text": "#include <minimamba/text.hpp>\nint main(int, char** a) { return static_cast<int>(minimamba::Tokenizer::load(a[1]).encode(\"x\").size()); }\n",
     "train": "#include <minimamba/train.hpp>\n#include <utility>\nint main() {\n  minimamba::Mamba<float, minimamba::NativeTraining> model({.d_model = 64, .n_layer = 2, .vocab_size = 256});\n"
              "  minimamba::Trainer trainer(std::move(model), std::vector<std::int32_t>(100), {.batch = 2, .length = 16});\n  return trainer.step().loss > 0 ? 0 : 1;\n}\n",
-    "kernels": "#include <minimamba/kernels.hpp>\n",
 }
+ONCE = {
+    "minimamba::kernels": "#include <minimamba/kernels.hpp>\n",
+    "minimamba::files": "#include <minimamba/files.hpp>\n",
+    **{f"minimamba::models, {backend}": f"#include <minimamba/backend/{backend.lower()}.hpp>\n#include <minimamba/io/any_model_of.hpp>\nusing namespace minimamba;\n"
+       + "".join(f"template AnyModel AnyModel::load_as<Mamba<float, {backend}Backend, {weight}>>(const Checkpoint&, const AnyModelOptions&);\n"
+                 for weight in "float bf16 f16 q8 q4".split()) for backend in "Native Eigen Reference".split()},
+}
+COMPILED = [f"-DMINIMAMBA_COMPILED_{what}" for what in ("KERNELS", "FILES", "MODELS")]
+WITH = ", compiled once"  # what is added to the name of a file that uses these targets
 BUDGETS = {"hello": (5, 700), "load": (10, None)}  # seconds, MB
 EVERY = (30, 1200)  # of any file of the repository
 
@@ -45,30 +55,33 @@ def main():
     parser.add_argument("--compiler", default=os.environ.get("CXX", "g++"))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--every", action="store_true")
-    parser.add_argument("--compiled", action="store_true", help="as with minimamba::kernels")
     options = parser.parse_args()
     flags = ["-std=c++20", "-O2", f"-I{ROOT}/include", f"-I{ROOT}", f"-I{ROOT}/tests"] + packages("eigen3", "CLI11", "libutf8proc", "nlohmann_json")
-    flags += ['-DGOLDEN_FOLDER=""', '-DMINIMAMBA_EXAMPLE_DATA=""'] + (["-DMINIMAMBA_COMPILED_KERNELS"] if options.compiled else [])
+    flags += ['-DGOLDEN_FOLDER=""', '-DMINIMAMBA_EXAMPLE_DATA=""']
     exceeded = False
     with tempfile.TemporaryDirectory() as folder:
-        sources = {}
-        for name, text in SMALL.items():
-            sources[name] = f"{folder}/{name.replace(' ', '_')}.cpp"
-            with open(sources[name], "w") as file:
+        sources = {}  # [name]: file, flags
+        for name, text in {**SMALL, **ONCE}.items():
+            path = f"{folder}/{len(sources)}.cpp"
+            with open(path, "w") as file:
                 file.write(text)
+            sources[name] = path, COMPILED if name.startswith("minimamba::models") else []
+        for name in list(SMALL)[2:]:
+            sources[name + WITH] = sources[name][0], COMPILED
+        sources["hello"] = f"{ROOT}/examples/hello.cpp", []
         for path in sorted(glob.glob(f"{ROOT}/examples/*.cpp")):
-            sources[os.path.basename(path)[:-4]] = path
+            sources[os.path.relpath(path, ROOT)] = path, COMPILED
         if options.every:
-            for path in sorted(glob.glob(f"{ROOT}/tests/*/*_test.cpp") + glob.glob(f"{ROOT}/bench/*.cpp")):
-                sources[os.path.relpath(path, ROOT)] = path
+            for path in sorted(glob.glob(f"{ROOT}/tests/*/*_test.cpp") + glob.glob(f"{ROOT}/tests/support/*.cpp") + glob.glob(f"{ROOT}/bench/*.cpp")):
+                sources[os.path.relpath(path, ROOT)] = path, COMPILED
         print(f"{'':36} {'seconds':>8} {'budget':>7} {'MB':>6} {'budget':>7} {'object, KB':>11}")
-        for name, path in sources.items():
+        for name, (path, more) in sources.items():
             if options.patterns and not any(re.search(p, name) for p in options.patterns):
                 continue
             out = f"{folder}/object.o"
-            runs = [compile_once([options.compiler, *flags, "-c", path, "-o", out]) for _ in range(options.repeat)]
+            runs = [compile_once([options.compiler, *flags, *more, "-c", path, "-o", out]) for _ in range(options.repeat)]
             seconds, memory = min(run[0] for run in runs), min(run[1] for run in runs)
-            most = BUDGETS.get(name, EVERY)
+            most = BUDGETS.get(name.removesuffix(WITH), EVERY)
             exceeded |= seconds > most[0] or (most[1] is not None and memory > most[1])
             print(f"{name:36} {seconds:8.1f} {most[0]:7} {memory:6.0f} {most[1] or '':>7} {os.path.getsize(out) / 1024:11.0f}", flush=True)
     sys.exit(1 if exceeded else 0)

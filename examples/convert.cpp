@@ -1,5 +1,6 @@
 // Converts a checkpoint of any format into a Hugging Face folder or a GGUF file, or describes its contents.
 #include <minimamba/io.hpp>
+#include <minimamba/io/checkpoint_parameters.hpp>
 #include <minimamba/text.hpp>
 
 #include <CLI/CLI.hpp>

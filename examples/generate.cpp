@@ -20,6 +20,7 @@
 
 namespace {
 
+using minimamba::AnyModel;
 using program::stop;
 
 struct Arguments {
@@ -127,8 +128,7 @@ std::vector<std::int32_t> read_prompt(const Arguments& arguments, const std::opt
 
 /// Reads the prompt except for its last token, in pieces, so that Ctrl-C is noticed soon. Removes the tokens that were
 /// read; generation reads the rest.
-template <class Model>
-void read_ahead(const Model& model, typename Model::Cache& cache, std::vector<std::int32_t>& prompt) {
+void read_ahead(const AnyModel& model, AnyModel::Cache& cache, std::vector<std::int32_t>& prompt) {
   program::Pieces pieces(model, 512);
   std::size_t done = 0;
   while (!stop && prompt.size() - done > 1) {
@@ -144,14 +144,13 @@ struct Times {
   std::size_t prompt_tokens = 0, new_tokens = 0;
 };
 
-template <class Model>
-void print_stats(const Model& model, const Arguments& arguments, const Times& times, std::size_t state_bytes) {
+void print_stats(const AnyModel& model, const Times& times, std::size_t state_bytes) {
   const auto rate = [](std::size_t tokens, double seconds) {
     return static_cast<double>(tokens) / std::max(seconds, 1e-9);
   };
   std::fprintf(stderr, "backend %s, %d threads, %zu parameters, %s weights, state of %zu bytes, peak memory %.0f MB\n",
-               model.backend().name(), model.backend().threads(), model.parameter_count(), arguments.weights.c_str(),
-               state_bytes, program::peak_megabytes());
+               model.backend().name(), model.backend().threads(), model.parameter_count(),
+               std::string(model.weight_format()).c_str(), state_bytes, program::peak_megabytes());
   std::fprintf(stderr, "load %.3f s", times.load);
   if (times.prompt_tokens > 0) {
     std::fprintf(stderr, "; prompt %zu tokens, %.1f tokens/s", times.prompt_tokens,
@@ -163,8 +162,7 @@ void print_stats(const Model& model, const Arguments& arguments, const Times& ti
 }
 
 /// Loads the state given by --load-state, if any, into the cache. Returns the other sections of its file.
-template <class Model>
-minimamba::StateSections load_cache(const Model& model, typename Model::Cache& cache, const Arguments& arguments) {
+minimamba::StateSections load_cache(const AnyModel& model, AnyModel::Cache& cache, const Arguments& arguments) {
   if (arguments.load_state.empty()) return {};
   auto saved = minimamba::load_state(arguments.load_state, model);
   if (saved.cache.batch() != 1) {
@@ -177,9 +175,9 @@ minimamba::StateSections load_cache(const Model& model, typename Model::Cache& c
 
 /// Generates tokens and calls on_token with each one until it returns false. Throws CheckpointError if a logit is not
 /// finite.
-template <class Model, class OnToken>
-void choose_tokens(const Model& model, const typename Model::Cache& cache, const minimamba::Checkpoint& checkpoint,
-                   minimamba::Generation<Model>& tokens, const OnToken& on_token) {
+template <class OnToken>
+void choose_tokens(const AnyModel& model, const AnyModel::Cache& cache, const minimamba::Checkpoint& checkpoint,
+                   minimamba::Generation<AnyModel>& tokens, const OnToken& on_token) {
   const auto check = [&] {
     for (const auto logit : tokens.logits().first(static_cast<std::size_t>(model.config().vocab_size))) {
       if (!std::isfinite(logit)) program::refuse_logits(checkpoint, model, cache.position(0));
@@ -196,8 +194,7 @@ void choose_tokens(const Model& model, const typename Model::Cache& cache, const
   }
 }
 
-template <class Model>
-void continue_text(const Model& model, typename Model::Cache& cache, minimamba::StateSections sections,
+void continue_text(const AnyModel& model, AnyModel::Cache& cache, minimamba::StateSections sections,
                    const minimamba::Checkpoint& checkpoint, const std::optional<minimamba::Tokenizer>& tokenizer,
                    const Arguments& arguments, Output& output, Times& times) {
   minimamba::GenerateOptions options = arguments.options;
@@ -217,7 +214,7 @@ void continue_text(const Model& model, typename Model::Cache& cache, minimamba::
   if (output.open()) read_ahead(model, cache, prompt);
   times.prompt_tokens -= prompt.size();
   times.prompt = program::seconds_since(start);
-  minimamba::Generation<Model> tokens(model, cache, prompt, options, std::move(sampler));
+  minimamba::Generation<AnyModel> tokens(model, cache, prompt, options, std::move(sampler));
   if (!stop && output.open()) {
     choose_tokens(model, cache, checkpoint, tokens, [&](std::int32_t token) {
       const double seconds = program::seconds_since(start);
@@ -234,42 +231,33 @@ void continue_text(const Model& model, typename Model::Cache& cache, minimamba::
   if (arguments.save_state.empty()) return;
   minimamba::StateSections state{{"unread", as_bytes(tokens.unread())}, {"sampler", tokens.sampler().state()}};
   output.save(state);
-  minimamba::save_state(arguments.save_state, model, cache, state);
+  minimamba::save_state(model, cache, arguments.save_state, state);
 }
 
-template <class Model>
 int run(const Arguments& arguments) {
-  using Backend = typename Model::BackendType;
   Times times;
   const auto start = std::chrono::steady_clock::now();
   if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // fails now rather than at the end
   minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
-  if (tokenizer) program::count_named_tokens(checkpoint, *tokenizer);
+  if (tokenizer) minimamba::count_named_tokens(checkpoint.config, *tokenizer);
   if (!tokenizer && !arguments.stops.empty()) {
     throw minimamba::ArgumentError("--stop", "the model has no tokenizer; use --tokenizer");
   }
-  const Model model = minimamba::load<Model>(checkpoint, {.backend = Backend({.threads = arguments.threads}),
-                                                          .progress = [](double) { return !stop; },
-                                                          .on_note = program::print_note,
-                                                          .saturate = arguments.saturate});
+  const auto model = AnyModel::load(checkpoint, {.weights = arguments.weights,
+                                                 .backend = arguments.backend,
+                                                 .threads = arguments.threads,
+                                                 .progress = [](double) { return !stop; },
+                                                 .on_note = program::print_note,
+                                                 .saturate = arguments.saturate});
   auto cache = model.make_cache();
   minimamba::StateSections sections = load_cache(model, cache, arguments);
   times.load = program::seconds_since(start);
   Output output(tokenizer, arguments);
   continue_text(model, cache, std::move(sections), checkpoint, tokenizer, arguments, output, times);
-  if (arguments.stats) print_stats(model, arguments, times, cache.state_bytes());
+  if (arguments.stats) print_stats(model, times, cache.state_bytes());
   output.check();
   return stop ? program::interrupted : 0;
-}
-
-template <template <class> class Backend>
-int run_with(const Arguments& arguments) {
-  if (arguments.weights == "bf16") return run<minimamba::Mamba<float, Backend, minimamba::bf16>>(arguments);
-  if (arguments.weights == "f16") return run<minimamba::Mamba<float, Backend, minimamba::f16>>(arguments);
-  if (arguments.weights == "q8") return run<minimamba::Mamba<float, Backend, minimamba::q8>>(arguments);
-  if (arguments.weights == "q4") return run<minimamba::Mamba<float, Backend, minimamba::q4>>(arguments);
-  return run<minimamba::Mamba<float, Backend>>(arguments);
 }
 
 void add_options(CLI::App& app, Arguments& arguments) {
@@ -348,9 +336,7 @@ int main(int argc, char** argv) {
   program::handle_signals();
   try {
     if (app.count("--model") == 0) use_shipped_model(app, arguments);
-    if (arguments.backend == "reference") return run_with<minimamba::ReferenceBackend>(arguments);
-    if (arguments.backend == "eigen") return run_with<minimamba::EigenBackend>(arguments);
-    return run_with<minimamba::NativeBackend>(arguments);
+    return run(arguments);
   } catch (const minimamba::CancelledError&) {
     return program::interrupted;
   } catch (const std::exception& error) {

@@ -66,14 +66,14 @@ void show_progress(program::LiveLine& line, const std::string& weights, const mi
   line.show(text);
 }
 
-template <class Model>
 Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const Arguments& arguments,
                const std::string& weights) {
-  using Backend = typename Model::BackendType;
-  const Model model = minimamba::load<Model>(checkpoint, {.backend = Backend({.threads = arguments.threads}),
-                                                          .progress = [](double) { return !stop; },
-                                                          .on_note = program::print_note,
-                                                          .saturate = arguments.saturate});
+  const auto model = minimamba::AnyModel::load(checkpoint, {.weights = weights,
+                                                            .backend = arguments.backend,
+                                                            .threads = arguments.threads,
+                                                            .progress = [](double) { return !stop; },
+                                                            .on_note = program::print_note,
+                                                            .saturate = arguments.saturate});
   const std::size_t most = std::clamp<std::size_t>(
       std::size_t{8} * 1024 * 1024 / static_cast<std::size_t>(model.config().padded_vocab_size()), 16, 512);
   minimamba::Scorer scorer(model, most);
@@ -94,28 +94,6 @@ Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const 
     shown = seconds;
   }
   return {scorer.score(), seconds};
-}
-
-template <template <class> class Backend>
-Result measure_with(const minimamba::Checkpoint& checkpoint, const Text& text, const Arguments& arguments,
-                    const std::string& weights) {
-  using namespace minimamba;
-  if (weights == "bf16") return measure<Mamba<float, Backend, bf16>>(checkpoint, text, arguments, weights);
-  if (weights == "f16") return measure<Mamba<float, Backend, f16>>(checkpoint, text, arguments, weights);
-  if (weights == "q8") return measure<Mamba<float, Backend, q8>>(checkpoint, text, arguments, weights);
-  if (weights == "q4") return measure<Mamba<float, Backend, q4>>(checkpoint, text, arguments, weights);
-  return measure<Mamba<float, Backend>>(checkpoint, text, arguments, weights);
-}
-
-Result measure_on(const minimamba::Checkpoint& checkpoint, const Text& text, const Arguments& arguments,
-                  const std::string& weights) {
-  if (arguments.backend == "reference") {
-    return measure_with<minimamba::ReferenceBackend>(checkpoint, text, arguments, weights);
-  }
-  if (arguments.backend == "eigen") {
-    return measure_with<minimamba::EigenBackend>(checkpoint, text, arguments, weights);
-  }
-  return measure_with<minimamba::NativeBackend>(checkpoint, text, arguments, weights);
 }
 
 double bits_per_byte(const Result& result, const Text& text) {
@@ -149,7 +127,7 @@ bool print_row(const std::string& weights, const Result& result, const Result& f
 int run(const Arguments& arguments) {
   minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
-  if (tokenizer) program::count_named_tokens(checkpoint, *tokenizer);
+  if (tokenizer) minimamba::count_named_tokens(checkpoint.config, *tokenizer);
   if (!tokenizer) {
     throw minimamba::ArgumentError("--model", "the model has no tokenizer; use --tokenizer");
   }
@@ -162,7 +140,7 @@ int run(const Arguments& arguments) {
   }
   for (const std::string& weights : arguments.weights) {
     if (!read) break;  // the reader has closed the pipe
-    results.push_back(measure_on(checkpoint, text, arguments, weights));
+    results.push_back(measure(checkpoint, text, arguments, weights));
     const Result& result = results.back();
     if (result.score.tokens + 1 < text.tokens.size()) {
       std::fprintf(stderr, "perplexity: %s: interrupted after %zu of %zu tokens\n", weights.c_str(),

@@ -3,6 +3,7 @@
 #define MINIMAMBA_EXAMPLES_PROGRAM_HPP
 
 #include <minimamba/io.hpp>
+#include <minimamba/io/any_model.hpp>
 #include <minimamba/text.hpp>
 #if defined(MINIMAMBA_WITH_PCRE2)
 #include <minimamba/text/pcre2.hpp>
@@ -187,11 +188,8 @@ inline std::string read_file(const std::filesystem::path& path) {
 /// call takes less than 0.1 s. On the Eigen backend, whose bits depend on it, it is constant.
 class Pieces {
  public:
-  template <class Model>
-  Pieces(const Model&, std::size_t most)
-      : most_(most),
-        size_(minimamba::BackendTraits<typename Model::BackendType>::splits_exactly ? std::min<std::size_t>(most, 16)
-                                                                                    : most) {}
+  Pieces(const minimamba::AnyModel& model, std::size_t most)
+      : most_(most), size_(model.splits_exactly() ? std::min<std::size_t>(most, 16) : most) {}
 
   /// The size of the next piece. Call it right after the previous piece was read.
   std::size_t next() {
@@ -233,55 +231,37 @@ inline minimamba::TokenizerOptions tokenizer_options() {
   return options;
 }
 
-/// The tokenizer at `path` or, if that is empty, the model's own: from its GGUF file, from the tokenizer.json in its
-/// folder, or bytes for a model with 256 tokens. Otherwise there is none.
+/// The tokenizer at `path` or, if that is empty, the model's own, if it has one. Prints its notes.
 inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& path,
                                                           const minimamba::Checkpoint& checkpoint) {
   const minimamba::TokenizerOptions options = tokenizer_options();
   if (!path.empty()) return with_notes(minimamba::Tokenizer::load(std::filesystem::path(path), options));
-  const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
-  const bool none =
-      model != checkpoint.metadata.end() && model->second == minimamba::GgufValue(std::string("no_vocab"));
-  if (model != checkpoint.metadata.end() && !none) {
-    return with_notes(minimamba::Tokenizer::load(checkpoint.metadata, checkpoint.weights_name, options));
-  }
-  const std::filesystem::path json = checkpoint.folder / "tokenizer.json";
-  const bool gguf = checkpoint.format == minimamba::CheckpointFormat::gguf;
-  if (!gguf && minimamba::is_there(json)) return with_notes(minimamba::Tokenizer::load(json, options));
-  if (checkpoint.config.padded_vocab_size() == 256) return minimamba::Tokenizer::bytes();
+  auto own = minimamba::find_tokenizer(checkpoint, options);
+  if (own) return with_notes(*std::move(own));
   return std::nullopt;
 }
 
-/// Padding rows of the embedding count as tokens if the tokenizer has tokens for them.
-inline void count_named_tokens(minimamba::Checkpoint& checkpoint, const minimamba::Tokenizer& tokenizer) {
-  auto id = static_cast<std::int32_t>(std::min<std::int64_t>(tokenizer.size(), checkpoint.config.padded_vocab_size()));
-  while (id > checkpoint.config.vocab_size && tokenizer.bytes_of(id - 1).empty()) --id;
-  checkpoint.config.vocab_size = std::max<std::int64_t>(checkpoint.config.vocab_size, id);
-}
-
 /// Throws CheckpointError for logits that are NaN or infinite. It names the first tensor that contains such a value.
-template <class Model>
-[[noreturn]] void refuse_logits(const minimamba::Checkpoint& checkpoint, const Model& model, std::int64_t tokens) {
+[[noreturn]] inline void refuse_logits(const minimamba::Checkpoint& checkpoint, const minimamba::AnyModel& model,
+                                       std::int64_t tokens) {
   const std::string logits =
       "the logits after " + std::to_string(tokens) + (tokens == 1 ? " token" : " tokens") + " are not finite: ";
   std::vector<double> some(1U << 14);
-  minimamba::for_each_parameter(
-      [&](std::string_view name, const auto& parameter) {
-        for (std::size_t first = 0; first < parameter.size(); first += some.size()) {
-          const auto part = std::span(some).first(std::min(some.size(), parameter.size() - first));
-          checkpoint.read(name, first, part);
-          const auto bad = std::find_if(part.begin(), part.end(), [&](double x) {
-            const bool zero_a = name.ends_with("A_log") && x == -std::numeric_limits<double>::infinity();
-            return !std::isfinite(x) && !zero_a;  // A = 0 is valid
-          });
-          if (bad == part.end()) continue;
-          throw minimamba::CheckpointError(checkpoint.weights_name + ": " + checkpoint.find(name)->name,
-                                           logits + "element " +
-                                               std::to_string(first + static_cast<std::size_t>(bad - part.begin())) +
-                                               " of this tensor is " + minimamba::number_text(*bad));
-        }
-      },
-      model);
+  for (const auto& [name, size] : model.parameters()) {
+    const bool log_of_a = name.ends_with("A_log");  // A = 0 is valid
+    for (std::size_t first = 0; first < size; first += some.size()) {
+      const auto part = std::span(some).first(std::min(some.size(), size - first));
+      checkpoint.read(name, first, part);
+      const auto bad = std::find_if(part.begin(), part.end(), [log_of_a](double x) {
+        return !std::isfinite(x) && !(log_of_a && x == -std::numeric_limits<double>::infinity());
+      });
+      if (bad == part.end()) continue;
+      throw minimamba::CheckpointError(checkpoint.weights_name + ": " + checkpoint.find(name)->name,
+                                       logits + "element " +
+                                           std::to_string(first + static_cast<std::size_t>(bad - part.begin())) +
+                                           " of this tensor is " + minimamba::number_text(*bad));
+    }
+  }
   throw minimamba::CheckpointError(checkpoint.weights_name,
                                    logits + "all weights are finite, but too large to compute with");
 }

@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_TEXT_HPP
 #define MINIMAMBA_TEXT_HPP
 
+#include "minimamba/text/find_tokenizer.hpp"
 #include "minimamba/text/tokenizer.hpp"
 #include "minimamba/text/stop_strings.hpp"
 #include "minimamba/text/tokenizer_json.hpp"

@@ -4,6 +4,9 @@
 #include <minimamba/io.hpp>
 #include <minimamba/text.hpp>
 #endif
+#ifdef WITH_MODELS
+#include <minimamba/io/any_model.hpp>
+#endif
 
 #include <vector>
 
@@ -16,6 +19,10 @@ int main() {
   const auto loaded = minimamba::load<minimamba::Mamba<float>>("saved-by-consumer");
   if (loaded.parameter_count() != model.parameter_count()) return 2;
   if (minimamba::Tokenizer::bytes().encode("text").size() != 4) return 3;
+#endif
+#ifdef WITH_MODELS
+  const auto any = minimamba::AnyModel::load("saved-by-consumer", {.weights = "q8", .backend = "reference"});
+  if (any.parameter_count() != model.parameter_count()) return 4;
 #endif
   return logits.rows() == 3 && logits.cols() == 16 ? 0 : 1;
 }

@@ -247,8 +247,8 @@ TYPED_TEST(Layers, KeepTheirStateInFilesWithoutTouchingATensor) {
   auto b = poisoned.make_cache(2);
   plain.forward_last(random_tokens(30, 50), a);
   poisoned.forward_last(random_tokens(30, 50), b);
-  save_state(folder / "a", plain, a);
-  save_state(folder / "b", poisoned, b);
+  save_state(plain, a, folder / "a");
+  save_state(poisoned, b, folder / "b");
   EXPECT_EQ(text_of(folder / "a"), text_of(folder / "b"));
   const auto restored = load_state(folder / "a", poisoned);
   this->expect_identical(this->states(a), this->states(restored.cache));

@@ -1,5 +1,6 @@
 // PyTorch files that are refused: one row each, with the words that the message must have; then every truncation and
 // many flips of bits. Zip files and pickles are made here byte by byte.
+#include "minimamba/io/torch_bin.hpp"
 #include "support/burden.hpp"
 #include "support/files.hpp"
 

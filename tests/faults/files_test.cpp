@@ -302,7 +302,7 @@ TEST(AState, IsSavedWholeOrNotAtAll) {
   support::write_text(state, "old");
   support::with_each_allocation_failing(
       [&] {
-        save_state(state, model, cache, {{"name", "contents"}});
+        save_state(model, cache, state, {{"name", "contents"}});
       },
       [&](bool threw) {
         EXPECT_EQ(support::read_text(state) == "old", threw);
@@ -316,7 +316,7 @@ TEST(AState, IsLoadedWholeOrNotAtAll) {
   const Model& model = new_model();
   auto cache = model.make_cache();
   model.forward(std::vector<std::int32_t>{3, 1, 4}, cache);
-  save_state(folder / "state", model, cache, {{"name", "contents"}});
+  save_state(model, cache, folder / "state", {{"name", "contents"}});
   SavedState<Model> saved{model.make_cache(), {}};
   support::with_each_allocation_failing([&] { saved = load_state(folder / "state", model); },
                                         [&](bool threw) {

@@ -153,7 +153,7 @@ TEST(ASaveThatIsKilled, LeavesNothingThatTheNextOfASingleFileDoesNotTakeAway) {
   auto cache = model.make_cache();
   const std::function<void(const fs::path&)> saves[] = {
       [&](const fs::path& folder) { save_gguf(model, folder / "model.gguf"); },
-      [&](const fs::path& folder) { save_state(folder / "state", model, cache); }};
+      [&](const fs::path& folder) { save_state(model, cache, folder / "state"); }};
   for (const auto& save_one : saves) {
     const Folder folder;
     EXPECT_TRUE(killed_at(0, [&] { save_one(folder.path()); }));
@@ -174,7 +174,7 @@ TEST(ASaveThatIsKilled, KeepsWhatItNeedsWhenASingleFileIsSavedBeside) {
   } while (!fs::exists(folder / ".minimamba-commit"));
   support::write_text(folder / ".minimamba-7.tmp", "left by another");
   auto cache = old_model.make_cache();
-  save_state(folder / "state", old_model, cache);
+  save_state(old_model, cache, folder / "state");
   EXPECT_FALSE(fs::exists(folder / ".minimamba-7.tmp"));
   EXPECT_TRUE(identical(loaded_logits(folder.path()), logits_of(new_model)));
 }

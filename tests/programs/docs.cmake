@@ -1,5 +1,5 @@
 # Compiles and runs the programs of a page, and checks what they print:
-#   cmake -DPAGE=... -DEXPECTED=<regular expression> -DCXX=... -DINCLUDE=... -DINCLUDES=... -DLIBRARIES=... -DARGUMENT=... -DWORK=... -P docs.cmake
+#   cmake -DPAGE=... -DEXPECTED=<regular expression> -DCXX=... -DINCLUDE=... -DINCLUDES=... -DFLAGS=... -DLIBRARIES=... -DARGUMENT=... -DWORK=... -P docs.cmake
 # A program is a block of C++ with a main function; each one gets ARGUMENT. Their outputs together are matched. All other
 # blocks of C++ must be in snippets.cpp, which is compiled.
 cmake_minimum_required(VERSION 3.21)
@@ -34,7 +34,7 @@ while(TRUE)
   endif()
   math(EXPR count "${count} + 1")
   file(WRITE ${WORK}/program${count}.cpp "${program}")
-  execute_process(COMMAND ${CXX} -std=c++20 -O1 -Wall -Wextra -Werror -pthread -I${INCLUDE} ${includes} ${WORK}/program${count}.cpp
+  execute_process(COMMAND ${CXX} -std=c++20 -O1 -Wall -Wextra -Werror -pthread ${FLAGS} -I${INCLUDE} ${includes} ${WORK}/program${count}.cpp
                           -o ${WORK}/program${count} ${LIBRARIES}
                   RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE printed)
   if(result)

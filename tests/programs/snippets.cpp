@@ -1,9 +1,11 @@
 // The code of README.md and docs/*.md that is not a whole program, so that it is compiled too. docs.cmake fails if a
 // fragment of a page is not in this file.
 #include <minimamba/io.hpp>
+#include <minimamba/io/any_model.hpp>
 #include <minimamba/minimamba.hpp>
 #include <minimamba/train.hpp>
 
+#include <cstdio>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,6 +31,19 @@ void readme_slots(const minimamba::Mamba<float>& model, const std::vector<std::i
 
 void inference_threads(const std::string& path) {
   auto model = minimamba::load<minimamba::Mamba<float>>(path, {.backend = minimamba::NativeBackend<float>({.threads = 4})});
+}
+
+void inference_any(const std::string& path, const std::vector<std::int32_t>& prompt) {
+  const auto model = minimamba::AnyModel::load(path, {.weights = "q8", .backend = "native", .threads = 4});
+  auto cache = model.make_cache();
+  const auto result = minimamba::generate(model, cache, prompt, {.max_new_tokens = 40}).collect();
+  std::printf("%s weights, %zu bytes\n", std::string(model.weight_format()).c_str(), model.memory_bytes());
+}
+
+void inference_bytes(const minimamba::Mamba<float>& model, const minimamba::Mamba<float>::Cache& session) {
+  std::vector<std::byte> bytes;
+  minimamba::save_state(model, session, [&](std::span<const std::byte> piece) { bytes.insert(bytes.end(), piece.begin(), piece.end()); });
+  auto back = minimamba::load_state(minimamba::ByteSource(bytes, "session 7"), model);  // the name is for error messages
 }
 
 void log(const std::string&) {}

@@ -20,6 +20,8 @@
 #include <utility>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "minimamba/io.hpp"
 #include "support/support.hpp"
 

@@ -131,11 +131,11 @@ TEST(ACustomMixer, IsSavedAndLoaded) {
   EXPECT_THROW(load<Mamba<float>>(folder / "model"), CheckpointError);
   auto cache = model.make_cache(2);
   model.forward_last(random_tokens(8, 50), cache);
-  save_state(folder / "state", model, cache);
+  save_state(model, cache, folder / "state");
   auto restored = load_state(folder / "state", model).cache;
   const Mamba<float> other(config());  // of the same sizes, but for its mixer
   EXPECT_THROW(load_state(folder / "state", other), CheckpointError);
-  EXPECT_THROW(save_state(folder / "other", other, cache), ArgumentError);
+  EXPECT_THROW(save_state(other, cache, folder / "other"), ArgumentError);
   EXPECT_TRUE(identical(copy_of(restored.slot(1)), copy_of(cache.slot(1))));
 }
 

@@ -23,7 +23,7 @@ void expect_continuation() {
   const auto prompt = random_tokens(30, 20), rest = random_tokens(21, 20, 5);
   model.forward_last(prompt, cache);
   const StateSections sections{{"unread", "7"}, {"empty", ""}, {"binary", std::string("\0\xFF", 2)}};
-  save_state(folder / "state", model, cache, sections);
+  save_state(model, cache, folder / "state", sections);
   auto loaded = load_state(folder / "state", model);
   EXPECT_EQ(loaded.sections, sections);
   ASSERT_EQ(loaded.cache.batch(), 3U);
@@ -31,8 +31,8 @@ void expect_continuation() {
   const auto expected = copy_of(model.forward(rest, cache));
   EXPECT_TRUE(identical(copy_of(model.forward(rest, loaded.cache)), expected));
   EXPECT_EQ(loaded.cache.position(2), 17);
-  save_state(folder / "after", model, cache);
-  save_state(folder / "again", model, loaded.cache);
+  save_state(model, cache, folder / "after");
+  save_state(model, loaded.cache, folder / "again");
   EXPECT_TRUE(read_text(folder / "after") == read_text(folder / "again"));
 }
 
@@ -47,12 +47,46 @@ TEST(State, IsReadByModelsOfOtherBackendsAndFormats) {
   const auto model = support::trained_looking_model<support::Model>(support::small_config());
   auto cache = model.make_cache();
   model.forward_last(random_tokens(10, 20), cache);
-  save_state(folder / "state", model, cache);
+  save_state(model, cache, folder / "state");
   const auto native = support::trained_looking_model<Mamba<float, NativeBackend, q8>>(support::small_config());
   const auto loaded = load_state(folder / "state", native);
   for (std::size_t i = 0; i < states(cache).size(); ++i) {
     EXPECT_TRUE(identical(states(cache)[i], states(loaded.cache)[i]));
   }
+}
+
+TEST(State, GoesToAnySinkWithTheBytesOfTheFile) {
+  const Folder folder;
+  const support::Model model(support::tiny_config());
+  auto cache = model.make_cache(2);
+  model.forward_last(std::vector<std::int32_t>{1, 2, 3, 4}, cache);
+  const StateSections sections{{"name", "contents"}};
+  std::string bytes;
+  const auto sink = [&](std::span<const std::byte> piece) {
+    bytes.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+  };
+  save_state(model, cache, sink, sections);
+  save_state(model, cache, folder / "state", sections);
+  EXPECT_TRUE(bytes == read_text(folder / "state"));
+  const auto loaded = load_state(ByteSource(std::as_bytes(std::span(bytes)), "a state"), model);
+  EXPECT_EQ(loaded.sections, sections);
+  EXPECT_EQ(loaded.cache.position(1), 2);
+  for (std::size_t i = 0; i < states(cache).size(); ++i) {
+    EXPECT_TRUE(identical(states(cache)[i], states(loaded.cache)[i]));
+  }
+}
+
+TEST(State, IsNotBegunIfItIsRefusedAndAFailedSinkIsReported) {
+  const support::Model model(support::tiny_config());
+  const auto cache = model.make_cache();
+  std::size_t count = 0;
+  const auto sink = [&](std::span<const std::byte>) { ++count; };
+  const auto other = support::Model(support::small_config()).make_cache();
+  EXPECT_THROW(save_state(model, other, sink), ArgumentError);
+  EXPECT_THROW(save_state(model, cache, sink, {{std::string(256, 'x'), ""}}), ArgumentError);
+  EXPECT_EQ(count, 0U);
+  const auto failing = [](std::span<const std::byte>) { throw FileError("a socket", "is closed"); };
+  EXPECT_THROW(save_state(model, cache, failing), FileError);
 }
 
 /// A model and a file with its state, of a few hundred bytes.
@@ -64,7 +98,7 @@ struct Saved {
   Saved() {
     auto cache = model.make_cache();
     model.forward_last(std::vector<std::int32_t>{0, 1, 2}, cache);
-    save_state(folder / "state", model, cache, {{"name", "contents"}});
+    save_state(model, cache, folder / "state", {{"name", "contents"}});
     file = read_text(folder / "state");
   }
   /// What loading other bytes says.
@@ -147,7 +181,7 @@ TEST(StateFile, OfAnotherModelIsRefused) {
   EXPECT_THROW(load_state(source, support::Model(config)), CheckpointError);
   EXPECT_THROW(load_state(source, Mamba<double, ReferenceBackend>(saved.model.config())), CheckpointError);
   auto cache = support::Model(config).make_cache();
-  EXPECT_THROW(save_state(saved.folder / "state", saved.model, cache), ArgumentError);
+  EXPECT_THROW(save_state(saved.model, cache, saved.folder / "state"), ArgumentError);
   EXPECT_TRUE(read_text(saved.folder / "state") == saved.file);
 }
 
@@ -169,7 +203,7 @@ TEST(StateFile, OnAFullDiskLeavesTheOldOne) {
   const Saved saved;
   auto cache = saved.model.make_cache();
   const support::FullDisk full(50);
-  EXPECT_THROW(save_state(saved.folder / "state", saved.model, cache), FileError);
+  EXPECT_THROW(save_state(saved.model, cache, saved.folder / "state"), FileError);
   EXPECT_TRUE(read_text(saved.folder / "state") == saved.file);
 }
 

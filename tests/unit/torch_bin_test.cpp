@@ -1,4 +1,5 @@
 // io/zip, io/pickle, io/torch_bin: what torch.save writes. What is refused is in tests/contract.
+#include "minimamba/io/torch_bin.hpp"
 #include "support/files.hpp"
 
 namespace {

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -97,6 +98,9 @@ class ByteSource {
   std::uint64_t size_ = 0;
   std::string name_;
 };
+
+/// Takes bytes in pieces, in order.
+using ByteSink = std::function<void(std::span<const std::byte>)>;
 
 namespace detail {
 

@@ -285,6 +285,18 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
   folders.keep();
 }
 
+/// Saves a checkpoint. A template so that it can be compiled once: see minimamba/files.hpp.
+template <class = void>
+void convert_to_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options,
+                     const GgufMetadata& metadata);
+#ifndef MINIMAMBA_COMPILED_FILES  // which minimamba::files defines
+template <class>
+void convert_to_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options,
+                     const GgufMetadata& metadata) {
+  save_gguf_file(GgufParameters<CheckpointParameters>(checkpoint), path, options, metadata);
+}
+#endif
+
 }  // namespace detail
 
 /// Saves a model as a GGUF file of version 3, and creates its folder if necessary. The six matrices have the type that
@@ -308,7 +320,7 @@ void save_gguf(const Model& model, const std::filesystem::path& path, const Save
 /// The same for a checkpoint of any format, tensor by tensor.
 inline void save_gguf(const Checkpoint& checkpoint, const std::filesystem::path& path, const SaveOptions& options = {},
                       const GgufMetadata& metadata = {}) {
-  detail::save_gguf_file(detail::GgufParameters<CheckpointParameters>(checkpoint), path, options, metadata);
+  detail::convert_to_gguf(checkpoint, path, options, metadata);
 }
 
 }  // namespace minimamba

@@ -10,7 +10,7 @@
 #include <string>
 #include <string_view>
 
-#include "minimamba/io/open_checkpoint.hpp"
+#include "minimamba/io/checkpoint.hpp"
 #include "minimamba/io/transfer.hpp"
 #include "minimamba/nn/mamba.hpp"
 #include "minimamba/nn/model.hpp"

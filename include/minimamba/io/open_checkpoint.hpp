@@ -1,21 +1,20 @@
-// A checkpoint of any format: its configuration, its tensors, and which tensor is which parameter.
+// Opens a checkpoint: recognises its format, reads its settings, and finds its tensors.
 #ifndef MINIMAMBA_IO_OPEN_CHECKPOINT_HPP
 #define MINIMAMBA_IO_OPEN_CHECKPOINT_HPP
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <iterator>
-#include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "minimamba/io/checkpoint.hpp"
 #include "minimamba/io/config_json.hpp"
 #include "minimamba/io/end_tokens.hpp"
 #include "minimamba/io/gguf.hpp"
@@ -25,100 +24,12 @@
 #include "minimamba/io/safetensors.hpp"
 #include "minimamba/io/tokenizer_ids.hpp"
 #include "minimamba/io/torch_bin.hpp"
-#include "minimamba/nn/parameters.hpp"
+#include "minimamba/io/tensors.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-/// The formats of weights. A file's format is recognised by its content, not by its name.
-enum class CheckpointFormat { safetensors, torch, gguf };
-
-/// An open checkpoint, whose tensors are found but not read yet: see open_checkpoint. Parameters have the names that
-/// for_each_parameter gives them.
-struct Checkpoint {
-  MambaConfig config;
-  CheckpointFormat format = CheckpointFormat::safetensors;
-  const detail::ConfigKeys* keys = &detail::hugging_face_keys;
-  std::filesystem::path folder;           ///< the folder of its files
-  std::string config_name, weights_name;  ///< the file of settings, and the file or index of weights
-  TensorSet tensors;
-  std::map<std::string, std::string, std::less<>> names;  ///< [parameter]: its name in the files
-  GgufMetadata metadata;                                  ///< of a GGUF file; otherwise empty
-  std::string other_weights;       ///< an index of shards that was ignored in favour of a file of weights
-  std::vector<std::string> notes;  ///< a sentence about each thing in the files that was ignored or overruled
-
-  /// Whether config.json uses the setting names of the official code (state-spaces/mamba) and not Hugging Face's.
-  bool has_official_names() const { return keys == &detail::official_keys; }
-
-  /// The name that a parameter has in the file, or would have if it is missing.
-  std::string name_of(std::string_view parameter) const {
-    if (const auto place = names.find(parameter); place != names.end()) return place->second;
-    if (format == CheckpointFormat::gguf) return detail::gguf_name(parameter);
-    return (parameter == "lm_head.weight" ? "" : "backbone.") + std::string(parameter);
-  }
-  /// The stored tensor of a parameter; null if there is none.
-  const StoredTensor* find(std::string_view parameter) const { return tensors.find(name_of(parameter)); }
-
-  /// The shape that the file has for a parameter of this shape.
-  Shape stored_shape(Shape shape) const {
-    return format == CheckpointFormat::gguf ? detail::gguf_shape(std::move(shape)) : shape;
-  }
-
-  /// Converts elements [first, first + out.size()) of a parameter, which must exist, to Scalar. Throws FileError,
-  /// FormatError, or CheckpointError for values that the parameter cannot have.
-  template <class Scalar>
-  void read(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
-    if (format != CheckpointFormat::gguf || detail::stored_in_gguf(parameter) == detail::StoredAs::itself) {
-      return tensors.read(*find(parameter), first, out);
-    }
-    read_minus_exp(parameter, first, out);
-    for (Scalar& a : out) a = detail::logarithm_of_a(a);
-  }
-
-  /// The same for -exp(parameter), which GGUF stores in place of A_log.
-  template <class Scalar>
-  void read_minus_exp(std::string_view parameter, std::uint64_t first, std::span<Scalar> out) const {
-    const StoredTensor& stored = *find(parameter);
-    tensors.read(stored, first, out);
-    for (Scalar& a : out) {
-      if (format != CheckpointFormat::gguf) {
-        a = static_cast<Scalar>(-std::exp(static_cast<double>(a)));
-      } else if (a > 0) {
-        throw CheckpointError(tensors.source_name(stored) + ": " + stored.name, "values of A that are at most zero",
-                              number_text(static_cast<double>(a)));
-      }
-    }
-  }
-};
-
 namespace detail {
-
-/// The parameter that a name in a file refers to: the name without the prefixes of PyTorch's wrappers (torch.compile,
-/// DataParallel, FSDP, Lightning), wherever they occur, and without "backbone.".
-inline std::string parameter_of(const Checkpoint& checkpoint, std::string_view stored) {
-  if (checkpoint.format == CheckpointFormat::gguf) return gguf_parameter(stored);
-  constexpr std::string_view wrappers[] = {
-      "_orig_mod", "module", "model", "backbone", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"};
-  std::string name;
-  for (std::string_view rest = stored; !rest.empty();) {
-    const std::string_view part = rest.substr(0, rest.find('.')), with_dot = rest.substr(0, part.size() + 1);
-    rest.remove_prefix(with_dot.size());
-    if (std::find(std::begin(wrappers), std::end(wrappers), part) == std::end(wrappers)) name += with_dot;
-  }
-  // The official layout names the embedding in the singular, Hugging Face's in the plural.
-  return name == "embeddings.weight" ? "embedding.weight" : name;
-}
-
-/// Whether a tensor that is not a parameter belongs to a part of the model, which would compute something else without
-/// it.
-inline bool changes_result(std::string_view name, const StoredTensor& tensor) {
-  constexpr std::string_view parts[] = {"layers.",     "norm_f.", "lm_head.",     "embedding.",
-                                        "embeddings.", "output.", "output_norm.", "token_embd."};
-  const bool of_a_part =
-      std::any_of(std::begin(parts), std::end(parts), [&](std::string_view part) { return name.starts_with(part); });
-  return of_a_part && is_floating(tensor.dtype) && tensor.size() > 1;
-}
 
 /// The file of weights in a folder: one with a usual name, otherwise the only file of its kind.
 inline std::filesystem::path weights_in(const std::filesystem::path& folder) {
@@ -227,24 +138,6 @@ inline void settle(Checkpoint& checkpoint, bool has_bias) {
   }
 }
 
-/// If a folder has weights in one file and in shards, the file is read, as transformers does. If it turns out to be
-/// wrong, it may be older than the shards: so errors mention the index that was not read.
-template <class Body>
-auto mentioning_other_weights(const std::string& other, Body&& body) {
-  const auto found = [&](const Error& error) {
-    return error.found() + " (the weights in " + other + " were not read)";
-  };
-  try {
-    return body();
-  } catch (const CheckpointError& error) {
-    if (other.empty()) throw;
-    throw CheckpointError(error.subject(), error.expected(), found(error));
-  } catch (const FormatError& error) {
-    if (other.empty()) throw;
-    throw FormatError(error.subject(), error.expected(), found(error));
-  }
-}
-
 /// Reads the weights of a GGUF file, and of its other parts if it is one of several.
 inline void open_gguf(Checkpoint& checkpoint, const std::filesystem::path& path, ByteSource source) {
   checkpoint.format = CheckpointFormat::gguf;
@@ -305,53 +198,48 @@ inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path
   settle(checkpoint, has_bias);
 }
 
-}  // namespace detail
-
-/// Opens a folder, or a file of weights: safetensors, PyTorch's format or the index of shards of either, with
-/// config.json in the same folder, or GGUF. In a folder with several, model.safetensors is preferred, then its index,
-/// then PyTorch's files. The root of a model in Hugging Face's cache stands for its newest snapshot. Throws FileError,
-/// FormatError, ConfigError, or CheckpointError for tensors that contradict each other.
-inline Checkpoint open_checkpoint(const std::filesystem::path& path) {
+template <class>
+Checkpoint open_files(const std::filesystem::path& path) {
   if (!is_there(path)) throw FileError(path.string(), "no such file or folder");
   std::error_code error;
   const bool is_folder = std::filesystem::is_directory(path, error);
   const std::filesystem::path folder = is_folder ? model_folder(path) : path.parent_path();
-  const std::filesystem::path weights = is_folder ? detail::weights_in(folder) : path;
+  const std::filesystem::path weights = is_folder ? weights_in(folder) : path;
   ByteSource source = ByteSource::open(weights);
   Checkpoint checkpoint;
   checkpoint.folder = folder;
+  checkpoint.has_folder = true;
   checkpoint.weights_name = checkpoint.config_name = source.name();
   const std::filesystem::path name = weights.filename(), index = folder / (name.string() + ".index.json");
   const bool both = (name == "model.safetensors" || name == "pytorch_model.bin") && is_there(index);
   if (both) checkpoint.other_weights = index.string();
-  detail::mentioning_other_weights(checkpoint.other_weights, [&] {
-    if (is_gguf(source)) return detail::open_gguf(checkpoint, weights, std::move(source));
-    if (is_legacy_torch(source)) detail::refuse_legacy_torch(source);  // whether or not it has a configuration
-    detail::refuse_pointer(source);
+  mentioning_other_weights(checkpoint.other_weights, [&] {
+    if (is_gguf(source)) return open_gguf(checkpoint, weights, std::move(source));
+    if (is_legacy_torch(source)) refuse_legacy_torch(source);  // whether or not it has a configuration
+    refuse_pointer(source);
     const ByteSource config = ByteSource::open(folder / "config.json");
-    detail::open_with_config(checkpoint, weights, std::move(source), config, true);
+    open_with_config(checkpoint, weights, std::move(source), config, true);
   });
   if (both) checkpoint.notes.push_back(index.string() + " was not read because " + checkpoint.weights_name + " exists");
-  detail::take_notes(checkpoint);
+  take_notes(checkpoint);
   return checkpoint;
 }
 
-/// The same for bytes in memory, which must outlive the checkpoint: weights in one file, and the text of config.json,
-/// which GGUF does not need.
-inline Checkpoint open_checkpoint(ByteSource weights, const ByteSource& config) {
+template <class>
+Checkpoint open_bytes(ByteSource weights, const ByteSource& config) {
   Checkpoint checkpoint;
   checkpoint.weights_name = checkpoint.config_name = weights.name();
   if (is_gguf(weights)) {
-    detail::open_gguf(checkpoint, {}, std::move(weights));
+    open_gguf(checkpoint, {}, std::move(weights));
   } else {
-    if (detail::is_shard_index({}, weights))
-      throw FormatError(weights.name(), "a file of weights", "an index of shards");
-    detail::open_with_config(checkpoint, {}, std::move(weights), config, false);
+    if (is_shard_index({}, weights)) throw FormatError(weights.name(), "a file of weights", "an index of shards");
+    open_with_config(checkpoint, {}, std::move(weights), config, false);
   }
-  detail::take_notes(checkpoint);
+  take_notes(checkpoint);
   return checkpoint;
 }
 
+}  // namespace detail
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

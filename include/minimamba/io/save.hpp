@@ -19,7 +19,9 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/backend/reference.hpp"
+#ifndef MINIMAMBA_COMPILED_FILES  // which minimamba::files defines: what converts files is compiled once
+#include "minimamba/io/checkpoint_parameters.hpp"
+#endif
 #include "minimamba/io/commit_together.hpp"
 #include "minimamba/io/folders.hpp"
 #include "minimamba/io/load.hpp"
@@ -45,58 +47,6 @@ struct SaveOptions {
   /// reported to on_note. Otherwise they are a CheckpointError before anything is written.
   bool saturate = false;
   std::function<void(const std::string&)> on_note = {};
-};
-
-/// The parameters of a checkpoint, in the order in which save writes them. They are read when they are needed, in
-/// double, so that no value is rounded twice. The checkpoint must outlive this object.
-class CheckpointParameters {
- public:
-  using Scalar = double;
-  using Weight = float;
-
-  /// Throws CheckpointError unless the tensors fit a model with the checkpoint's settings.
-  explicit CheckpointParameters(const Checkpoint& checkpoint)
-      : checkpoint_(checkpoint), shapes_(detail::shapes_of<Shapes>(checkpoint)) {}
-  const auto& config() const { return shapes_.config(); }
-  /// The subject of error messages about a parameter.
-  std::string subject(std::string_view name) const {
-    const StoredTensor& tensor = *checkpoint_.find(name);
-    return checkpoint_.tensors.source_name(tensor) + ": " + printable(tensor.name);
-  }
-  /// The number of values in all parameters.
-  std::size_t parameter_count() const { return shapes_.parameter_count(); }
-
-  /// Calls body(SavedParameter, pieces) for each; pieces(f) calls f(first row, View) until all its rows are read.
-  /// Throws FileError, FormatError or CheckpointError if they cannot be read.
-  template <class Body>
-  void for_each(Body&& body) const {
-    for_each_parameter(
-        [&](std::string_view name, const auto& parameter) {
-          constexpr bool is_matrix = detail::is_weight_matrix<std::remove_cvref_t<decltype(parameter)>>;
-          body(SavedParameter{name, parameter, is_matrix, checkpoint_.find(name)->dtype}, [&](auto&& piece_body) {
-            detail::in_pieces<double>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<double> piece) {
-              checkpoint_.read(name, first * parameter.cols(), detail::values_of(piece));
-              piece_body(first, piece);
-            });
-          });
-        },
-        shapes_);
-  }
-  /// The same for -exp of a parameter, which GGUF stores in place of A_log.
-  template <class Body>
-  void minus_exp_pieces(const SavedParameter& parameter, Body&& body) const {
-    const detail::Extents& extents = parameter.extents;
-    detail::in_pieces<double>(extents.rows(), extents.cols(), [&](std::size_t first, View<double> piece) {
-      checkpoint_.read_minus_exp(parameter.name, first * extents.cols(), detail::values_of(piece));
-      body(first, piece);
-    });
-  }
-
- private:
-  using Shapes = Mamba<float, ReferenceBackend>;  // never allocated
-
-  const Checkpoint& checkpoint_;
-  Shapes shapes_;
 };
 
 namespace detail {
@@ -193,6 +143,17 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   folders.keep();
 }
 
+/// Saves a checkpoint. A template so that it can be compiled once: see minimamba/files.hpp.
+template <class = void>
+void convert_to_folder(const Checkpoint& checkpoint, const std::filesystem::path& folder, SaveOptions options);
+#ifndef MINIMAMBA_COMPILED_FILES
+template <class>
+void convert_to_folder(const Checkpoint& checkpoint, const std::filesystem::path& folder, SaveOptions options) {
+  if (!options.matrices) options.matrices = DType::F32;
+  save_folder(CheckpointParameters(checkpoint), folder, options);
+}
+#endif
+
 }  // namespace detail
 
 /// Saves a model as a folder in the Hugging Face layout, which is created if necessary: model.safetensors, with the
@@ -212,9 +173,8 @@ void save(const Model& model, const std::filesystem::path& folder, const SaveOpt
 
 /// The same for a checkpoint of any format, tensor by tensor: the model is never in memory as a whole. Matrices are in
 /// F32 unless the options name a type.
-inline void save(const Checkpoint& checkpoint, const std::filesystem::path& folder, SaveOptions options = {}) {
-  if (!options.matrices) options.matrices = DType::F32;
-  detail::save_folder(CheckpointParameters(checkpoint), folder, options);
+inline void save(const Checkpoint& checkpoint, const std::filesystem::path& folder, const SaveOptions& options = {}) {
+  detail::convert_to_folder(checkpoint, folder, options);
 }
 
 }  // namespace minimamba

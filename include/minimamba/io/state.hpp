@@ -78,27 +78,26 @@ std::uint64_t fingerprint(const Model& model, const StateLayout& layout, std::ui
   return sum.value();
 }
 
-/// Writes a file and computes its checksum.
+/// Passes bytes to a sink and computes their checksum.
 class StateWriter {
  public:
-  explicit StateWriter(const std::filesystem::path& path) : file_(path) {}
+  explicit StateWriter(const ByteSink& sink) : sink_(sink) {}
 
   void write(std::span<const std::byte> bytes) {
     sum_.add(bytes);
-    file_.write(bytes);
+    sink_(bytes);
   }
   void write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
   template <class T>
   requires std::is_arithmetic_v<T>
   void value(T value) { write(std::as_bytes(std::span(&value, 1))); }
-  void commit() {
+  void finish() {
     const std::uint64_t sum = sum_.value();
-    file_.write(std::as_bytes(std::span(&sum, 1)));
-    file_.commit();
+    sink_(std::as_bytes(std::span(&sum, 1)));
   }
 
  private:
-  AtomicFile file_;
+  const ByteSink& sink_;
   Fnv1a sum_;
 };
 
@@ -156,11 +155,11 @@ inline StateSections read_sections(const ByteSource& source, SequentialBytes& by
 
 }  // namespace detail
 
-/// Saves the whole value of a cache, with sections of the caller. Equal values give equal bytes, whatever the backend.
-/// Throws FileError, and ArgumentError for a cache of another model, more than 64 sections or a name of more than 255
-/// bytes; an existing file is then as before.
+/// Passes the whole value of a cache, with sections of the caller, to a sink: into memory, a database, a socket. Equal
+/// values give equal bytes, whatever the backend. Throws ArgumentError for a cache of another model, more than 64
+/// sections or a name of more than 255 bytes, before the first byte; and what the sink throws.
 template <class Model>
-void save_state(const std::filesystem::path& path, const Model& model, const typename Model::Cache& cache,
+void save_state(const Model& model, const typename Model::Cache& cache, const ByteSink& sink,
                 const StateSections& sections = {}) {
   using Scalar = typename Model::ScalarType;
   model.check_cache(cache);
@@ -170,8 +169,7 @@ void save_state(const std::filesystem::path& path, const Model& model, const typ
   if (sections.size() > detail::max_state_sections || !names_fit) {
     throw ArgumentError("sections", "at most 64, with names of at most 255 bytes", "more");
   }
-  AtomicFile::remove_strays_beside(path);
-  detail::StateWriter writer(path);
+  detail::StateWriter writer(sink);
   writer.write(detail::state_magic);
   writer.value(detail::state_version);
   writer.value(static_cast<std::uint32_t>(sizeof(Scalar)));
@@ -190,7 +188,17 @@ void save_state(const std::filesystem::path& path, const Model& model, const typ
     writer.value(std::uint64_t{contents.size()});
     writer.write(contents);
   }
-  writer.commit();
+  writer.finish();
+}
+/// The same into a file. Also throws FileError; after an exception, an existing file is as before.
+template <class Model>
+void save_state(const Model& model, const typename Model::Cache& cache, const std::filesystem::path& path,
+                const StateSections& sections = {}) {
+  AtomicFile::remove_strays_beside(path);
+  AtomicFile file(path);
+  const ByteSink to_file = [&](std::span<const std::byte> bytes) { file.write(bytes); };
+  save_state(model, cache, to_file, sections);
+  file.commit();
 }
 
 /// Reads what save_state has written: a cache that continues where the saved one stopped, bit for bit with the same

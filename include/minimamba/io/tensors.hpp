@@ -86,35 +86,7 @@ class TensorSet {
   /// Converts elements [first, first + out.size()) to Scalar. Throws CheckpointError if they are not floating-point
   /// values, ArgumentError if the tensor has fewer elements, FileError or FormatError if they cannot be read.
   template <class Scalar>
-  void read(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const {
-    const ByteSource& source = sources_[tensor.source];
-    if (first > tensor.size() || out.size() > tensor.size() - first) {
-      throw ArgumentError(source.name() + ": " + tensor.name, "at most " + std::to_string(tensor.size()) + " elements",
-                          "elements up to " + std::to_string(first + out.size()));
-    }
-    if (block_size_of(tensor.dtype) > 1) return read_blocks(tensor, first, out);
-    if (!tensor.strides.empty()) return read_strided(tensor, first, out);
-    const bool known = detail::with_float_type(tensor.dtype, [&](auto stored) {
-      using Stored = decltype(stored);
-      const std::uint64_t begin = tensor.begin + first * sizeof(Stored);
-      if constexpr (std::is_same_v<Stored, Scalar>) {
-        source.read(begin, std::as_writable_bytes(out));
-      } else {
-        std::array<Stored, 4096> piece;
-        for (std::size_t done = 0; done < out.size(); done += piece.size()) {
-          const auto part = std::span(piece).first(std::min(piece.size(), out.size() - done));
-          source.read(begin + done * sizeof(Stored), std::as_writable_bytes(part));
-          if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<Scalar, float>) {
-            detail::widen(part.data(), part.size(), out.data() + done);
-          } else {
-            std::transform(part.begin(), part.end(), out.begin() + static_cast<std::ptrdiff_t>(done),
-                           [](Stored value) { return static_cast<Scalar>(value); });
-          }
-        }
-      }
-    });
-    if (!known) refuse_type(tensor);
-  }
+  void read(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const;
 
  private:
   [[noreturn]] void refuse_type(const StoredTensor& tensor) const {
@@ -201,6 +173,42 @@ class TensorSet {
   std::map<std::string, StoredTensor> tensors_;
   std::vector<std::string> notes_;
 };
+
+template <class Scalar>
+void TensorSet::read(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const {
+  const ByteSource& source = sources_[tensor.source];
+  if (first > tensor.size() || out.size() > tensor.size() - first) {
+    throw ArgumentError(source.name() + ": " + tensor.name, "at most " + std::to_string(tensor.size()) + " elements",
+                        "elements up to " + std::to_string(first + out.size()));
+  }
+  if (block_size_of(tensor.dtype) > 1) return read_blocks(tensor, first, out);
+  if (!tensor.strides.empty()) return read_strided(tensor, first, out);
+  const bool known = detail::with_float_type(tensor.dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    const std::uint64_t begin = tensor.begin + first * sizeof(Stored);
+    if constexpr (std::is_same_v<Stored, Scalar>) {
+      source.read(begin, std::as_writable_bytes(out));
+    } else {
+      std::array<Stored, 4096> piece;
+      for (std::size_t done = 0; done < out.size(); done += piece.size()) {
+        const auto part = std::span(piece).first(std::min(piece.size(), out.size() - done));
+        source.read(begin + done * sizeof(Stored), std::as_writable_bytes(part));
+        if constexpr (std::is_same_v<Stored, f16> && std::is_same_v<Scalar, float>) {
+          detail::widen(part.data(), part.size(), out.data() + done);
+        } else {
+          std::transform(part.begin(), part.end(), out.begin() + static_cast<std::ptrdiff_t>(done),
+                         [](Stored value) { return static_cast<Scalar>(value); });
+        }
+      }
+    }
+  });
+  if (!known) refuse_type(tensor);
+}
+
+#ifdef MINIMAMBA_COMPILED_FILES
+extern template void TensorSet::read(const StoredTensor&, std::uint64_t, std::span<float>) const;
+extern template void TensorSet::read(const StoredTensor&, std::uint64_t, std::span<double>) const;
+#endif
 
 }  // namespace minimamba
 

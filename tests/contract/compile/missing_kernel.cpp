@@ -1,9 +1,10 @@
 // A backend without one of the functions of the concept, in a program that uses it: compiled with -DWITHOUT_<function>,
 // it must be refused in few words that name the function; with none, it must pass. With -DLOADED the program loads its
 // model.
-#include <minimamba/minimamba.hpp>
+#include <minimamba/backend/host_memory.hpp>
+#include <minimamba/nn/mamba.hpp>
 #ifdef LOADED
-#include <minimamba/io.hpp>
+#include <minimamba/io/load.hpp>
 #endif
 
 #include <vector>

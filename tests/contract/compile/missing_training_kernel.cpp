@@ -1,7 +1,10 @@
 // A backend without one of the functions that training asks for, in a program that trains: compiled with
 // -DWITHOUT=<function>, it must be refused in few words that name the function; without, it must pass. A Trainer
 // trains, or with -DBY_ADAMW or -DBY_TAPE one of its parts.
-#include <minimamba/train.hpp>
+#include <minimamba/backend/reference_training.hpp>
+#include <minimamba/train/adamw.hpp>
+#include <minimamba/train/tape.hpp>
+#include <minimamba/train/trainer.hpp>
 
 #include <utility>
 #include <vector>

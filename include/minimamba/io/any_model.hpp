@@ -1,0 +1,321 @@
+// AnyModel: a language model whose weight format and backend are chosen at run time, by name.
+//
+//   const auto model = minimamba::AnyModel::load("mamba-130m-hf", {.weights = "q8", .backend = "native"});
+//   auto cache = model.make_cache();
+//   for (std::int32_t token : minimamba::generate(model, cache, prompt)) ...
+//
+// It computes the same bits as the Mamba of that type. A file that calls AnyModel::load compiles 15 models, which takes
+// a minute. To compile them once, and in parallel, link minimamba::models in CMake. Otherwise compile the whole program
+// with -DMINIMAMBA_COMPILED_MODELS, and write source files that have, together, a line for each of the models:
+//   #include <minimamba/backend/native.hpp>
+//   #include <minimamba/io/any_model_of.hpp>
+//   template minimamba::AnyModel minimamba::AnyModel::load_as<minimamba::Mamba<float, minimamba::NativeBackend>>(
+//       const minimamba::Checkpoint&, const minimamba::AnyModelOptions&);
+#ifndef MINIMAMBA_IO_ANY_MODEL_HPP
+#define MINIMAMBA_IO_ANY_MODEL_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "minimamba/backend/host_memory.hpp"
+#include "minimamba/core/config.hpp"
+#include "minimamba/core/error.hpp"
+#include "minimamba/core/formats.hpp"
+#include "minimamba/core/view.hpp"
+#include "minimamba/io/file.hpp"
+#include "minimamba/io/checkpoint.hpp"
+#include "minimamba/io/state.hpp"
+#include "minimamba/nn/mamba.hpp"
+#include "minimamba/nn/model.hpp"
+#include "minimamba/nn/workspace.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+template <class Number>
+class EigenBackend;
+template <class Number>
+class NativeBackend;
+template <class Number>
+class ReferenceBackend;
+
+struct AnyModelOptions {
+  std::string weights = "f32";                // f32, bf16, f16, q8 or q4
+  std::string backend = "native";             // native, eigen or reference
+  int threads = 0;                            // 0: as many as the process may use
+  std::function<bool(double)> progress = {};  // these are described in LoadOptions
+  std::function<void(const std::string&)> on_note = {};
+  bool saturate = false;
+};
+
+namespace detail {
+
+// One virtual call for each call of forward: kernels are called directly, by the model behind the interface.
+
+/// What AnyCache needs of a cache: see InferenceCache.
+class CacheInterface {
+ public:
+  virtual ~CacheInterface() = default;
+  virtual const void* type() const = 0;  // the same for caches of one type alone
+  virtual std::size_t batch() const = 0;
+  virtual std::int64_t position(std::size_t slot) const = 0;
+  virtual std::size_t state_bytes() const = 0;
+  virtual std::size_t memory_bytes() const = 0;
+  virtual void reset() = 0;
+  virtual void reset(std::size_t slot) = 0;
+  virtual std::unique_ptr<CacheInterface> clone() const = 0;
+  virtual std::unique_ptr<CacheInterface> gather(const std::vector<std::int64_t>& slots) const = 0;
+  virtual void reorder(std::span<const std::size_t> slots) = 0;
+  virtual void assign(const CacheInterface& other) = 0;
+  virtual void assign(std::size_t slot, const CacheInterface& other, std::size_t other_slot) = 0;
+  virtual void keep_every(std::size_t tokens) = 0;
+  virtual std::size_t keeps_every() const = 0;
+  virtual std::vector<std::int64_t> kept_positions(std::size_t slot) const = 0;
+  virtual void rollback(std::size_t slot, std::int64_t position) = 0;
+  virtual void release_workspace() = 0;
+};
+
+}  // namespace detail
+
+/// The cache of an AnyModel: see InferenceCache for what its functions do.
+class AnyCache {
+ public:
+  std::size_t batch() const { return cache_->batch(); }
+  std::int64_t position(std::size_t slot = 0) const { return cache_->position(slot); }
+  std::size_t state_bytes() const { return cache_->state_bytes(); }
+  std::size_t memory_bytes() const { return cache_->memory_bytes(); }
+
+  void reset() { cache_->reset(); }
+  void reset(std::size_t slot) { cache_->reset(slot); }
+  AnyCache clone() const { return AnyCache(cache_->clone()); }
+  template <class Slots>
+  AnyCache gather(const Slots& slots) const {
+    std::vector<std::int64_t> indices;
+    for (const auto slot : slots) indices.push_back(static_cast<std::int64_t>(slot));
+    return AnyCache(cache_->gather(indices));
+  }
+  AnyCache gather(std::initializer_list<std::size_t> slots) const {
+    return gather<std::initializer_list<std::size_t>>(slots);
+  }
+  void reorder(std::span<const std::size_t> slots) { cache_->reorder(slots); }
+  /// Also throws ArgumentError for the cache of another backend.
+  void assign(const AnyCache& other) { cache_->assign(*other.cache_); }
+  void assign(std::size_t slot, const AnyCache& other, std::size_t other_slot) {
+    cache_->assign(slot, *other.cache_, other_slot);
+  }
+
+  void keep_every(std::size_t tokens) { cache_->keep_every(tokens); }
+  std::size_t keeps_every() const { return cache_->keeps_every(); }
+  std::vector<std::int64_t> kept_positions(std::size_t slot) const { return cache_->kept_positions(slot); }
+  void rollback(std::size_t slot, std::int64_t position) { cache_->rollback(slot, position); }
+  void release_workspace() { cache_->release_workspace(); }
+
+ private:
+  friend class AnyModel;
+  explicit AnyCache(std::unique_ptr<detail::CacheInterface> cache) : cache_(std::move(cache)) {}
+
+  std::unique_ptr<detail::CacheInterface> cache_;
+};
+
+/// What others see of the backend of an AnyModel: its name, its threads, and that logits are in host memory.
+class AnyBackend : public detail::HostMemory<float> {
+ public:
+  static constexpr bool splits_exactly = false, kernels_allocate = true;  // of some: see AnyModel::splits_exactly
+
+  AnyBackend(const char* name, int threads) : name_(name), threads_(threads) {}
+  const char* name() const { return name_; }
+  int threads() const { return threads_; }
+
+ private:
+  const char* name_;
+  int threads_;
+};
+
+/// A parameter of a model by name, and how many values it has.
+struct NamedSize {
+  std::string name;
+  std::size_t size = 0;
+};
+
+namespace detail {
+
+/// What AnyModel needs of a model: see Mamba.
+class ModelInterface {
+ public:
+  virtual ~ModelInterface() = default;
+  virtual const MambaConfig& config() const = 0;
+  virtual AnyBackend backend() const = 0;
+  virtual std::string_view weight_format() const = 0;
+  virtual bool splits_exactly() const = 0;
+  virtual std::vector<NamedSize> parameters() const = 0;
+  virtual std::size_t parameter_count() const = 0;
+  virtual std::size_t memory_bytes() const = 0;
+  virtual std::unique_ptr<CacheInterface> make_cache(std::int64_t batch) const = 0;
+  virtual void check(std::span<const std::int32_t> tokens, const CacheInterface& cache) const = 0;
+  virtual View<const float> forward(std::span<const std::int32_t> tokens, CacheInterface& cache) const = 0;
+  virtual View<const float> forward_last(std::span<const std::int32_t> tokens, CacheInterface& cache) const = 0;
+  virtual View<const float> forward_runs(std::span<const Run> runs, CacheInterface& cache) const = 0;
+  virtual View<const float> forward_last_runs(std::span<const Run> runs, CacheInterface& cache) const = 0;
+  virtual void save_state(const CacheInterface& cache, const ByteSink& sink, const StateSections& sections) const = 0;
+  virtual std::unique_ptr<CacheInterface> load_state(const ByteSource& source, StateSections& sections) const = 0;
+};
+
+}  // namespace detail
+
+/// A LanguageModel: generate, generate_batch, Scorer, save_state and load_state take it like a Mamba. Logits are in
+/// host memory. Movable; many threads may use one model, each with its own cache.
+class AnyModel {
+ public:
+  using Cache = AnyCache;
+
+  /// Loads a model in the weight format and on the backend that the options name. Throws what minimamba::load throws,
+  /// and ArgumentError for a name that is unknown, or for a backend that the program was compiled without, before the
+  /// files are opened. (They are templates so that the models are compiled only in files that call them.)
+  template <class Options = AnyModelOptions>
+  static AnyModel load(const std::filesystem::path& path, const std::type_identity_t<Options>& options = {});
+  template <class Options = AnyModelOptions>
+  static AnyModel load(const Checkpoint& checkpoint, const std::type_identity_t<Options>& options = {});
+
+  /// The same for one type of model, whatever formats and backends the options name. Needs io/any_model_of.hpp.
+  template <class Model>
+  static AnyModel load_as(const Checkpoint& checkpoint, const AnyModelOptions& options);
+  /// Takes over a model that computes in float on the host. Needs io/any_model_of.hpp.
+  template <class Model>
+  static AnyModel of(Model model);
+
+  const MambaConfig& config() const { return model_->config(); }
+  const AnyBackend& backend() const { return backend_; }
+  /// f32, bf16, f16, q8 or q4
+  std::string_view weight_format() const { return model_->weight_format(); }
+  /// Whether the results for a sequence are bit for bit the same however it is split into calls and batched.
+  bool splits_exactly() const { return model_->splits_exactly(); }
+  /// In the order in which for_each_parameter visits them.
+  std::vector<NamedSize> parameters() const { return model_->parameters(); }
+  std::size_t parameter_count() const { return model_->parameter_count(); }
+  std::size_t memory_bytes() const { return model_->memory_bytes(); }
+
+  /// See Mamba for these. They also throw ArgumentError for the cache of another backend.
+  Cache make_cache(std::int64_t batch = 1) const { return Cache(model_->make_cache(batch)); }
+  void check(std::span<const std::int32_t> tokens, const Cache& cache) const { model_->check(tokens, *cache.cache_); }
+  View<const float> forward(std::span<const std::int32_t> tokens, Cache& cache) const {
+    return model_->forward(tokens, *cache.cache_);
+  }
+  View<const float> forward_last(std::span<const std::int32_t> tokens, Cache& cache) const {
+    return model_->forward_last(tokens, *cache.cache_);
+  }
+  template <RangeOfRuns Runs>
+  View<const float> forward(const Runs& runs, Cache& cache) const {
+    return model_->forward_runs(runs, *cache.cache_);
+  }
+  template <RangeOfRuns Runs>
+  View<const float> forward_last(const Runs& runs, Cache& cache) const {
+    return model_->forward_last_runs(runs, *cache.cache_);
+  }
+  View<const float> forward(std::initializer_list<std::int32_t> tokens, Cache& cache) const {
+    return forward(std::span(tokens.begin(), tokens.size()), cache);
+  }
+  View<const float> forward_last(std::initializer_list<std::int32_t> tokens, Cache& cache) const {
+    return forward_last(std::span(tokens.begin(), tokens.size()), cache);
+  }
+  View<const float> forward(std::int32_t token, Cache& cache) const { return forward({token}, cache); }
+  View<const float> forward_last(std::int32_t token, Cache& cache) const { return forward_last({token}, cache); }
+
+ private:
+  explicit AnyModel(std::unique_ptr<const detail::ModelInterface> model)
+      : model_(std::move(model)), backend_(model_->backend()) {}
+
+  friend void save_state(const AnyModel&, const AnyCache&, const ByteSink&, const StateSections&);
+  friend SavedState<AnyModel> load_state(const ByteSource&, const AnyModel&);
+  void save_cache(const Cache& cache, const ByteSink& sink, const StateSections& sections) const {
+    model_->save_state(*cache.cache_, sink, sections);
+  }
+  Cache load_cache(const ByteSource& source, StateSections& sections) const {
+    return Cache(model_->load_state(source, sections));
+  }
+
+  std::unique_ptr<const detail::ModelInterface> model_;
+  AnyBackend backend_;
+};
+
+static_assert(LanguageModel<AnyModel> && HasRuns<AnyModel>);
+
+/// See io/state.hpp: the files are those of the model of that type. Also for paths.
+inline void save_state(const AnyModel& model, const AnyCache& cache, const ByteSink& sink,
+                       const StateSections& sections = {}) {
+  model.save_cache(cache, sink, sections);
+}
+inline SavedState<AnyModel> load_state(const ByteSource& source, const AnyModel& model) {
+  StateSections sections;
+  AnyCache cache = model.load_cache(source, sections);
+  return {std::move(cache), std::move(sections)};
+}
+
+namespace detail {
+
+using AnyLoader = AnyModel (*)(const Checkpoint&, const AnyModelOptions&);
+
+template <template <class> class Backend>
+AnyLoader any_loader_on(std::string_view weights) {
+  if (weights == Format<float>::name) return &AnyModel::load_as<Mamba<float, Backend>>;
+  if (weights == Format<bf16>::name) return &AnyModel::load_as<Mamba<float, Backend, bf16>>;
+  if (weights == Format<f16>::name) return &AnyModel::load_as<Mamba<float, Backend, f16>>;
+  if (weights == Format<q8>::name) return &AnyModel::load_as<Mamba<float, Backend, q8>>;
+  if (weights == Format<q4>::name) return &AnyModel::load_as<Mamba<float, Backend, q4>>;
+  throw ArgumentError("weights", "f32, bf16, f16, q8 or q4", "\"" + std::string(weights) + "\"");
+}
+
+template <class Options>
+AnyLoader any_loader(const Options& options) {
+  if (options.backend == "native") return any_loader_on<NativeBackend>(options.weights);
+  if (options.backend == "reference") return any_loader_on<ReferenceBackend>(options.weights);
+  if (options.backend != "eigen") {
+    throw ArgumentError("backend", "native, eigen or reference", "\"" + options.backend + "\"");
+  }
+#if __has_include(<Eigen/Core>)
+  return any_loader_on<EigenBackend>(options.weights);
+#else
+  throw ArgumentError("backend", "eigen is not available, because the program was compiled without Eigen");
+#endif
+}
+
+}  // namespace detail
+
+template <class Options>
+AnyModel AnyModel::load(const Checkpoint& checkpoint, const std::type_identity_t<Options>& options) {
+  return detail::any_loader<Options>(options)(checkpoint, options);
+}
+
+template <class Options>
+AnyModel AnyModel::load(const std::filesystem::path& path, const std::type_identity_t<Options>& options) {
+  const detail::AnyLoader load_model = detail::any_loader<Options>(options);
+  const Checkpoint checkpoint = open_checkpoint(path);
+  for (const std::string& note : checkpoint.notes) {
+    if (options.on_note) options.on_note(note);
+  }
+  return load_model(checkpoint, options);
+}
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+
+#ifndef MINIMAMBA_COMPILED_MODELS  // which minimamba::models defines: they are compiled once, in files of their own
+#if __has_include(<Eigen/Core>)
+#include "minimamba/backend/eigen.hpp"
+#endif
+#include "minimamba/backend/native.hpp"
+#include "minimamba/backend/reference.hpp"
+#include "minimamba/io/any_model_of.hpp"
+#endif
+#endif
