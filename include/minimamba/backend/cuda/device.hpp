@@ -24,7 +24,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-namespace cuda {
+namespace gpu {
 
 struct Grid {
   std::size_t x = 1, y = 1, z = 1;
@@ -317,7 +317,7 @@ class Device {
   std::size_t scratch_bytes_ = 0;
 };
 
-}  // namespace cuda
+}  // namespace gpu
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA
