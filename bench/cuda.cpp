@@ -56,6 +56,10 @@ void measure(const MambaConfig& config) {
 
 int main(int argc, char** argv) {
   try {
+    if (CudaBackend<float>::devices() == 0) {
+      std::printf("no NVIDIA card: nothing was measured\n");
+      return 0;
+    }
     CudaOptions options;
     options.kernels.on_compile = [](const std::string& what) { std::printf("%s\n", what.c_str()); };
     const double start = seconds();

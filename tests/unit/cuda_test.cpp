@@ -2,6 +2,7 @@
 // and that nothing is lost or leaks. The driver and NVRTC are those of support/fake_cuda.cpp; as a process opens them
 // once, each case runs in a process of its own.
 #include "minimamba/cuda.hpp"
+#include "minimamba/io/any_model.hpp"
 
 #include <dlfcn.h>
 #include <gtest/gtest.h>
@@ -32,9 +33,9 @@ FakeCuda& fake_driver() {
   if (library != nullptr) settings = reinterpret_cast<FakeCuda* (*)()>(::dlsym(library, "fake_cuda"));
   if (settings == nullptr) std::abort();
   ::setenv("MINIMAMBA_NVRTC", FAKE_CUDA, 1);
+  ::setenv("XDG_CACHE_HOME", "/dev/null", 1);  // nothing is kept
   return *settings();
 }
-CudaBackend<float> backend_without_cache() { return CudaBackend<float>({.kernels = {.cache = false}}); }
 
 void require(bool holds, const char* what) {
   if (holds) return;
@@ -66,7 +67,7 @@ void expect_success(const std::function<void()>& body) {
 void expect_refusal(CudaProblem problem, const char* words, const std::function<void(FakeCuda&)>& prepare) {
   expect_problem(problem, words, [&] {
     prepare(fake_driver());
-    backend_without_cache();
+    CudaBackend<float>();
   });
 }
 
@@ -76,7 +77,7 @@ TEST(CudaErrors, SayThatThereIsNoDriver) {
   }
   expect_problem(CudaProblem::no_driver,
                  "no NVIDIA driver on this machine.*install the driver.*or use the native backend|does not start",
-                 [] { backend_without_cache(); });
+                 [] { CudaBackend<float>(); });
   expect_success([] { REQUIRE(CudaBackend<float>::devices() == 0); });
 }
 TEST(CudaErrors, SayThatALibraryIsNoDriver) {
@@ -131,7 +132,7 @@ TEST(CudaErrors, SayThatNvrtcIsNewerThanTheDriver) {
 TEST(CudaErrors, SayWhichCallFailed) {
   expect_problem(CudaProblem::kernel, "CUDA: starting a kernel failed: a fake error", [] {
     FakeCuda& fake = fake_driver();
-    const CudaBackend<float> backend = backend_without_cache();
+    const CudaBackend<float> backend;
     auto memory = backend.allocate<float>(8);
     fake.launch_error = 1;
     backend.fill({memory.data(), 1, 8}, 1);
@@ -141,7 +142,7 @@ TEST(CudaErrors, OfAKernelAppearAtTheNextDownload) {
   expect_problem(
       CudaProblem::kernel, "kernel or transfer failed: an illegal memory access.*CUDA_ERROR_ILLEGAL_ADDRESS", [] {
         FakeCuda& fake = fake_driver();
-        const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, backend_without_cache());
+        const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, CudaBackend<float>());
         auto cache = model.make_cache();
         fake.wait_error = 700;
         const auto logits = model.forward(1, cache);  // is queued
@@ -150,7 +151,7 @@ TEST(CudaErrors, OfAKernelAppearAtTheNextDownload) {
         } catch (const CudaError&) {
           try {  // every call after it fails too, and no destructor does
             model.make_cache();
-            REQUIRE(!"memory was allocated");
+            require(false, "memory cannot be allocated");
           } catch (const CudaError& error) {
             REQUIRE(error.problem() == CudaProblem::kernel);
           }
@@ -162,11 +163,11 @@ TEST(CudaErrors, SayHowMuchMemoryIsMissing) {
   expect_problem(CudaProblem::memory, "Fake H100: too little memory for 2048 MiB more: 10.. MiB of 1024 MiB are free",
                  [] {
                    fake_driver();
-                   backend_without_cache().allocate<float>(std::size_t{1} << 29);
+                   CudaBackend<float>().allocate<float>(std::size_t{1} << 29);
                  });
   expect_problem(CudaProblem::memory, "too little memory", [] {
     FakeCuda& fake = fake_driver();
-    const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, backend_without_cache());
+    const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, CudaBackend<float>());
     auto cache = model.make_cache();
     model.forward({1, 2, 3}, cache);
     fake.memory = fake.allocated + 1000;
@@ -197,7 +198,7 @@ TEST(Cuda, RefusesMoreStatesThanItsScanTakesBeforeAnythingIsComputed) {
 TEST(Cuda, NamesTheCardAndItsMemory) {
   expect_success([] {
     fake_driver();
-    const CudaBackend<float> backend = backend_without_cache();
+    const CudaBackend<float> backend;
     REQUIRE(backend.device_name() == "Fake H100");
     REQUIRE(backend.total_memory() == std::size_t{1} << 30);
     const auto memory = backend.allocate<std::byte>(1 << 20);
@@ -208,7 +209,7 @@ TEST(Cuda, NamesTheCardAndItsMemory) {
 TEST(Cuda, TransfersMoreThanAPieceOfPinnedMemory) {
   expect_success([] {
     fake_driver();
-    const CudaBackend<float> backend = backend_without_cache();
+    const CudaBackend<float> backend;
     std::vector<float> values(5'000'000), back(values.size());
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
     auto memory = backend.allocate<float>(values.size());
@@ -224,7 +225,7 @@ TEST(Cuda, GivesEverythingBackInAnyOrder) {
     for (const bool cache_first : {false, true}) {
       using Model = Mamba<float, CudaBackend, q8>;
       const MambaConfig config{.d_model = 16, .n_layer = 1, .vocab_size = 32};
-      std::optional<CudaBackend<float>> backend(backend_without_cache());
+      std::optional<CudaBackend<float>> backend(std::in_place);
       std::optional<Model> model(std::in_place, config, *backend);
       std::optional<Model::Cache> cache(model->make_cache(3));
       model->backend().to_host(model->forward({1, 2, 3}, *cache));
@@ -368,6 +369,70 @@ TEST(CudaKernels, CannotBeWrittenBelowAFile) {
         std::_Exit(0);
       },
       testing::ExitedWithCode(3), "file/kernels: cannot be made: Not a directory");
+}
+
+// Programs, which choose the card by its name.
+
+void save_model(const Folder& folder, std::int64_t d_state = 16) {
+  save(Mamba<float>({.d_model = 8, .n_layer = 1, .vocab_size = 16, .d_state = d_state}), folder.path());
+}
+/// The backend of a model, and what it said.
+std::string chosen(const Folder& folder, const std::string& wanted) {
+  std::string notes;
+  const auto model = AnyModel::load(
+      folder.path(), {.backend = wanted, .on_note = [&](const std::string& note) { notes += ", " + note; }});
+  return model.backend().name() + (" on " + model.device().name) + notes;
+}
+
+TEST(AnyModelOnACard, IsLikeOneOnTheProcessor) {
+  const Folder folder;
+  save_model(folder);
+  expect_success([&] {
+    fake_driver();
+    const AnyModel model = AnyModel::load(folder.path(), {.weights = "q8", .backend = "cuda"});
+    REQUIRE(model.device().total_memory == std::size_t{1} << 30);
+    auto cache = model.make_cache(2);
+    const View<const float> logits = model.forward({1, 2, 3, 4}, cache);
+    REQUIRE(logits.rows() == 4 && logits.row(3).size() == 16);
+    REQUIRE(cache.position(1) == 2 && cache.memory_bytes() > cache.state_bytes());
+    const auto copy = cache.clone();
+    REQUIRE(copy.position(0) == 2);
+    auto one = model.make_cache();
+    const auto result =
+        generate(model, one, std::vector<std::int32_t>{1}, {.max_new_tokens = 3, .ignore_eos = true}).collect();
+    REQUIRE(result.tokens.size() == 3);
+  });
+}
+
+TEST(AnyModelOnACard, IsChosenByAutoWhereItFits) {
+  const Folder folder, wide;
+  save_model(folder);
+  save_model(wide, 1025);
+  const auto expect_choice = [&](const char* words, const std::function<std::string(FakeCuda&)>& choose) {
+    EXPECT_EXIT(end_with([&] { std::fprintf(stderr, "%s\n", choose(fake_driver()).c_str()); }),
+                testing::ExitedWithCode(0), words);
+  };
+  expect_choice("cuda on Fake H100, compiling layers for Fake H100 .sm_90a., compiling",
+                [&](FakeCuda&) { return chosen(folder, "auto"); });
+  expect_choice("native on CPU, .*computing on the processor: Fake H100: too little memory", [&](FakeCuda& fake) {
+    fake.memory = 1000;
+    return chosen(folder, "auto");
+  });
+  expect_choice("native on CPU, computing on the processor: Fake H100: expected a card of compute",
+                [&](FakeCuda& fake) {
+                  fake.capability = 75;
+                  return chosen(folder, "auto");
+                });
+  expect_choice("native on CPU, .*computing on the processor: MambaConfig.d_state: expected at most 1024",
+                [&](FakeCuda&) { return chosen(wide, "auto"); });
+  expect_choice("^native on CPU\n", [&](FakeCuda& fake) {  // nothing is wrong with a machine without a card
+    fake.init_error = 100;
+    return chosen(folder, "auto");
+  });
+  expect_problem(CudaProblem::no_device, "the driver sees no card", [&] {
+    fake_driver().init_error = 100;
+    chosen(folder, "cuda");
+  });
 }
 
 }  // namespace
