@@ -125,12 +125,12 @@ TEST_F(OnACard, StatesGoOnOnTheOtherSide) {
   auto b = on_host.make_cache(2);
   on_card.forward_last(tokens, a);
   on_host.forward_last(tokens, b);
-  save_state(file, on_card, a);
+  save_state(on_card, a, file);
   auto here = load_state(file, on_host);
   EXPECT_TRUE(identical(copy_of(std::as_const(here.cache).slot(1)), copy_of(std::as_const(a).slot(1))));
   const auto expected = copy_of(on_host.forward_last(tokens, b));
   EXPECT_LE(support::largest_difference(copy_of(on_host.forward_last(tokens, here.cache)), expected), 1e-4);
-  save_state(file, on_host, here.cache);
+  save_state(on_host, here.cache, file);
   auto there = load_state(file, on_card);
   EXPECT_TRUE(identical(copy_of(std::as_const(here.cache).slot(1)), copy_of(std::as_const(there.cache).slot(1))));
   std::filesystem::remove(file);
@@ -229,6 +229,27 @@ TEST_F(OnACard, TooLittleMemoryIsSaidAndLosesNothing) {
   EXPECT_TRUE(identical(copy_of(cache.slot(0)), copy_of(same.slot(0))));
   EXPECT_EQ(cache.position(), 30);
   EXPECT_TRUE(identical(copy_of(model.forward(tokens, cache)), copy_of(model.forward(tokens, same))));
+}
+
+TEST_F(OnACard, KernelsCompiledBeforeGiveTheSameBits) {
+  const auto folder = std::filesystem::temp_directory_path() / "minimamba-gpu-kernels";
+  const std::string target = gpu::Compiler::get().target_for(gpu::Device::open(0)->capability());
+  compile_cuda_kernels(folder.string(), {target});
+  const auto tokens = random_tokens(100, 50);
+  const auto logits = [&](const CudaKernelOptions& options) {  // the card is opened anew for each
+    const Mamba<float, CudaBackend, bf16> model({.d_model = 64, .n_layer = 2, .vocab_size = 50},
+                                                CudaBackend<float>({.kernels = options}));
+    auto cache = model.make_cache();
+    return copy_of(model.forward(tokens, cache));
+  };
+  int compiled = 0;
+  const auto count = [&](const std::string&) { ++compiled; };
+  const auto expected = logits({});
+  EXPECT_TRUE(identical(expected, logits({.cache = false, .compiled = folder.string(), .on_compile = count})));
+  EXPECT_EQ(compiled, 0);
+  std::filesystem::remove_all(folder);
+  EXPECT_TRUE(identical(expected, logits({.cache = false, .compiled = folder.string(), .on_compile = count})));
+  EXPECT_GT(compiled, 0);
 }
 
 TEST_F(OnACard, ALongPromptTakesTheMemoryOfAShortOne) {

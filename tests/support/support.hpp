@@ -99,7 +99,7 @@ template <class K>
 class KernelTest : public testing::Test {
  protected:
   void SetUp() override {
-    if (!K::available()) GTEST_SKIP() << "this machine has no " << K::name();
+    if (!K::available()) GTEST_SKIP() << "this machine has no " << (K::name() == "cuda" ? "NVIDIA card" : K::name());
   }
 };
 
