@@ -19,7 +19,8 @@ using support::PoisonBackend;
 using support::PoisonTraining;
 using support::random_tokens;
 
-static_assert(InferenceBackend<PoisonBackend<float>> && TrainingBackend<PoisonTraining<float>>);
+static_assert(HasTopK<PoisonBackend<float>> && InferenceBackend<PoisonBackend<float>> &&
+              TrainingBackend<PoisonTraining<float>>);
 
 template <class ScalarType, class WeightType>
 struct Stored {
@@ -182,8 +183,8 @@ TYPED_TEST(Layers, RunWithoutTouchingATensor) {
 TYPED_TEST(Layers, GenerateWithoutTouchingATensor) {
   const auto plain = support::trained_looking_model<typename TestFixture::Plain>(this->config());
   const auto poisoned = support::trained_looking_model<typename TestFixture::Poisoned>(this->config());
-  for (const double temperature : {0.0, 1.0}) {
-    const GenerateOptions options{.max_new_tokens = 20, .temperature = temperature, .top_p = 0.95};
+  for (const auto& [temperature, top_k] : {std::pair(0.0, 0), std::pair(1.0, 0), std::pair(1.0, 10)}) {
+    const GenerateOptions options{.max_new_tokens = 20, .temperature = temperature, .top_k = top_k, .top_p = 0.95};
     EXPECT_EQ(this->continuation(plain, options), this->continuation(poisoned, options));
   }
 }
@@ -233,9 +234,12 @@ TYPED_TEST(Layers, ScoreAndBatchWithoutTouchingATensor) {
                                                        random_tokens(1, 50)};
   auto a = plain.make_cache(3);
   auto b = poisoned.make_cache(3);
-  const auto expected = generate_batch(plain, a, prompts, {.max_new_tokens = 6});
-  const auto found = generate_batch(poisoned, b, prompts, {.max_new_tokens = 6});
-  for (std::size_t row = 0; row < 3; ++row) EXPECT_EQ(expected[row].tokens, found[row].tokens);
+  const auto expected = generate_batch(plain, a, prompts, {.max_new_tokens = 6, .log_probabilities = true});
+  const auto found = generate_batch(poisoned, b, prompts, {.max_new_tokens = 6, .log_probabilities = true});
+  for (std::size_t row = 0; row < 3; ++row) {
+    EXPECT_EQ(expected[row].tokens, found[row].tokens);
+    EXPECT_EQ(expected[row].log_probabilities, found[row].log_probabilities);
+  }
   this->expect_identical(this->states(a), this->states(b));
 }
 

@@ -253,6 +253,10 @@ class PoisonBackend {
       reference().selective_scan(p);
     });
   }
+  void top_k(minimamba::TopKArguments<Scalar> p) const {
+    make_real(p.logits, p.tokens, p.largest);
+    later([p] { reference().top_k(p); });
+  }
   void add(View<const Scalar> x, View<Scalar> y) const {
     later([x = real(x), y = real(y)] { reference().add(x, y); });
   }

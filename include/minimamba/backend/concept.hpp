@@ -27,14 +27,14 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 /// The causal convolution. For each segment, y[t,e] = silu(bias[e] + sum_k weight[e,k] x[t - K + 1 + k, e]), where x at
 /// negative times is read from the window. Afterwards the window holds the last K - 1 inputs, oldest first.
-template <class Scalar>
+template <class Scalar, class Activation = Scalar>
 struct Conv1dArguments {
   std::span<const Segment> segments;
-  View<const Scalar> x;          // [M, E]
+  View<const Activation> x;      // [M, E]
   View<const Scalar> weight;     // [E, K], oldest first
   View<const Scalar> bias;       // [1, E], or empty
   SlotView<Scalar> window;       // [E, K - 1], oldest first, read and written
-  View<Scalar> y;                // [M, E], must not be x
+  View<Activation> y;            // [M, E], must not be x
   KeptStates<Scalar> kept = {};  // windows
 };
 
@@ -42,19 +42,19 @@ struct Conv1dArguments {
 ///   dt = softplus(delta + delta_bias)                   (the identity above 20, as in the official kernel)
 ///   h[t] = exp(dt A) h[t-1] + dt B u                    for each segment, channel e and state n
 ///   y = (C . h + D u) silu(z)
-template <class Scalar>
+template <class Scalar, class Activation = Scalar>
 struct ScanArguments {
   std::span<const Segment> segments;
-  View<const Scalar> u;           // [M, E]
-  View<const Scalar> delta;       // [M, E]
+  View<const Activation> u;       // [M, E]
+  View<const Activation> delta;   // [M, E]
   View<const Scalar> delta_bias;  // [1, E]
   View<const Scalar> a;           // [E, N], negative
-  View<const Scalar> b;           // [M, N]
-  View<const Scalar> c;           // [M, N]
+  View<const Activation> b;       // [M, N]
+  View<const Activation> c;       // [M, N]
   View<const Scalar> d;           // [1, E]
-  View<const Scalar> z;           // [M, E]
+  View<const Activation> z;       // [M, E]
   SlotView<Scalar> h;             // [E, N], the state, read and written
-  View<Scalar> y;                 // [M, E], must not be one of the views above
+  View<Activation> y;             // [M, E], must not be one of the views above
   KeptStates<Scalar> kept = {};   // states h
 };
 
@@ -65,9 +65,29 @@ struct Dropout {
   std::uint64_t seed = 0;
 };
 
-// There is one concept for each kernel, so that the compiler names the kernel that a backend lacks.
+namespace detail {
 
-/// Memory, for T = Scalar, std::int32_t or double:
+template <class B>
+struct ActivationOfBackend {
+  using Type = typename B::Scalar;
+};
+template <class B>
+requires requires { typename B::Activation; }
+struct ActivationOfBackend<B> {
+  using Type = typename B::Activation;
+};
+
+}  // namespace detail
+
+/// The type of activations between the kernels of a block: the backend's type Activation (bf16, say), or its Scalar.
+/// The residual stream, the state, the parameters and the logits are always Scalar.
+template <class B>
+using ActivationOf = typename detail::ActivationOfBackend<B>::Type;
+
+// There is one concept for each kernel, so that the compiler names the kernel that a backend lacks. A is
+// ActivationOf<B>.
+
+/// Memory, for T = Scalar, A, std::int32_t or double:
 ///   allocate<T>(n)          n zeros in a movable Buffer<T> with data() and size()
 ///   upload, download        copy between the host and such memory
 ///   fill(y, value)          y[i,j] = value
@@ -90,12 +110,13 @@ concept HasMemory = requires(const B& backend, typename B::Scalar* device, std::
   backend.reorder_rows(y, rows);
 };
 
-/// The same memory for token ids, and for sums in double.
+/// The same memory for token ids, for sums in double, and for activations.
 template <class B>
 concept HasMemoryOfOtherTypes = requires(const B& backend, std::int32_t* tokens, double* device_sums,
                                          std::span<const std::int32_t> ids, std::span<double> sums) {
   backend.template allocate<std::int32_t>(1);
   backend.template allocate<double>(1);
+  backend.template allocate<ActivationOf<B>>(1);
   backend.upload(ids, tokens);
   backend.download(device_sums, sums);
 };
@@ -117,19 +138,23 @@ concept HasEmbed = requires(const B& backend, View<const std::int32_t> tokens,
   backend.embed(tokens, weight, y);
 };
 
-/// rms_norm: y = x / sqrt(mean(x^2) + epsilon) * weight              x, y [M, D], weight [1, D]
+/// rms_norm: y = x / sqrt(mean(x^2) + epsilon) * weight              x, y [M, D], weight [1, D]; y of Scalar and of A
 template <class B>
 concept HasRmsNorm = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y,
-                              double epsilon) {
+                              View<ActivationOf<B>> activations, double epsilon) {
   backend.rms_norm(x, x, epsilon, y);
+  backend.rms_norm(x, x, epsilon, activations);
 };
 
 /// matmul: y = x weight^T                                            x [M, in], weight [out, in], y [M, out]
-/// With bf16, q8 and q4 weights it uses round_activations(x) in place of x, unless the backend's option `activations`
-/// is exact. A backend may have reserve_matmul(rows, weight): after it, products of up to `rows` rows allocate nothing.
+/// x of A, y of A and of Scalar. With bf16, q8 and q4 weights it uses round_activations(x) in place of x, unless the
+/// backend's option `activations` is exact. A backend may have reserve_matmul(rows, weight): after it, products of up
+/// to `rows` rows allocate nothing.
 template <class B, class W = typename B::Scalar>
-concept HasMatmul = requires(const B& backend, View<const typename B::Scalar> x,
-                             const typename B::template Matrix<W>& weight, View<typename B::Scalar> y) {
+concept HasMatmul = requires(const B& backend, View<const ActivationOf<B>> x,
+                             const typename B::template Matrix<W>& weight, View<ActivationOf<B>> activations,
+                             View<typename B::Scalar> y) {
+  backend.matmul(x, weight, activations);
   backend.matmul(x, weight, y);
 };
 
@@ -139,20 +164,24 @@ concept HasWeights = HasMatrix<B, W> && HasEmbed<B, W> && HasMatmul<B, W>;
 
 /// causal_conv1d: see Conv1dArguments.
 template <class B>
-concept HasCausalConv1d = requires(const B& backend, const Conv1dArguments<typename B::Scalar>& arguments) {
+concept HasCausalConv1d = requires(const B& backend,
+                                   const Conv1dArguments<typename B::Scalar, ActivationOf<B>>& arguments) {
   backend.causal_conv1d(arguments);
 };
 
 /// selective_scan: see ScanArguments.
 template <class B>
-concept HasSelectiveScan = requires(const B& backend, const ScanArguments<typename B::Scalar>& arguments) {
+concept HasSelectiveScan = requires(const B& backend,
+                                    const ScanArguments<typename B::Scalar, ActivationOf<B>>& arguments) {
   backend.selective_scan(arguments);
 };
 
-/// add: y += x, where a single row of x is added to all rows of y    x [M, n] or [1, n], y [M, n]
+/// add: y += x, where a single row of x is added to all rows of y    x [M, n] or [1, n], y [M, n] of Scalar and of A
 template <class B>
-concept HasAdd = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y) {
+concept HasAdd = requires(const B& backend, View<const typename B::Scalar> x, View<typename B::Scalar> y,
+                          View<ActivationOf<B>> activations) {
   backend.add(x, y);
+  backend.add(x, activations);
 };
 
 /// negative_exp: y = -exp(x), to compute A from A_log                x, y [E, N]
@@ -161,7 +190,7 @@ concept HasNegativeExp = requires(const B& backend, View<const typename B::Scala
   backend.negative_exp(x, y);
 };
 
-// The following kernel is optional: callers test for it by `requires`, and work without it.
+// The following kernels are optional: callers test for them by `requires`, and work without them.
 
 /// negative_log_likelihood: nats[i] = log(sum_v exp(logits[i,v])) - logits[i,targets[i]], in natural logarithms.
 template <class Scalar>
@@ -169,6 +198,19 @@ struct LikelihoodArguments {
   View<const Scalar> logits;         // [M, V]
   View<const std::int32_t> targets;  // [1, M]
   View<double> nats;                 // [1, M], overwritten
+};
+
+/// top_k: for each row of logits its k largest, in descending order; of equal ones the lowest column first. NaN counts
+/// as -infinity. With it, a few numbers of each row are downloaded where whole rows are not needed.
+template <class Scalar>
+struct TopKArguments {
+  View<const Scalar> logits;  // [M, V]
+  View<std::int32_t> tokens;  // [M, k], k <= V, overwritten: columns of logits
+  View<Scalar> largest;       // [M, k], overwritten: logits(i, tokens(i, j)), or -infinity for NaN
+};
+template <class B>
+concept HasTopK = requires(const B& backend, const TopKArguments<typename B::Scalar>& arguments) {
+  backend.top_k(arguments);
 };
 
 /// All that inference needs. Backends are cheap to copy, and copies share their threads.
@@ -187,10 +229,11 @@ struct CacheBackend {
   using Type = B;
 };
 
-/// Properties and preferred sizes of a backend. A backend overrides a default by a static constexpr member of the same
-/// name.
+/// Properties and preferred sizes of a backend. A backend overrides a default by a member of the same name, static and
+/// constexpr if it is a value.
 template <class B>
 struct BackendTraits {
+  using Activation = ActivationOf<B>;
   /// Maximum rows of activations per pass through the layers. Longer inputs are split into chunks, so that memory does
   /// not grow with their length.
   static constexpr std::size_t rows_at_once = [] {

@@ -79,6 +79,13 @@ class ReferenceBackend : public detail::HostMemory<Number> {
     }
   }
 
+  void top_k(const TopKArguments<Scalar>& p) const {
+    assert(p.tokens.cols() == p.largest.cols() && p.tokens.cols() <= p.logits.cols());
+    for (std::size_t i = 0; i < p.logits.rows(); ++i) {
+      detail::top_k_row(p.logits.row(i), p.tokens.row(i), p.largest.row(i));
+    }
+  }
+
   void add(View<const Scalar> x, View<Scalar> y) const {
     assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
     for (std::size_t i = 0; i < y.rows(); ++i) {

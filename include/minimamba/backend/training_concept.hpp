@@ -193,10 +193,11 @@ concept HasOptimizer = requires(const B& backend, typename B::template Matrix<ty
   backend.dropout(y, Dropout());
 };
 
-/// All that training needs.
+/// All that training needs: these kernels, and activations of Scalar.
 template <class B>
-concept TrainingBackend = InferenceBackend<B> && HasMatmulBackward<B> && HasElementwiseBackward<B> &&
-    HasRmsNormBackward<B> && HasMixerBackward<B> && HasCrossEntropy<B> && HasOptimizer<B>;
+concept TrainingBackend = InferenceBackend<B> && std::same_as < ActivationOf<B>,
+typename B::Scalar > &&HasMatmulBackward<B>&& HasElementwiseBackward<B>&& HasRmsNormBackward<B>&& HasMixerBackward<B>&&
+                         HasCrossEntropy<B>&& HasOptimizer<B>;
 
 namespace detail {
 

@@ -12,6 +12,7 @@
 
 #include "minimamba/core/view.hpp"
 #include "minimamba/generate/generate.hpp"
+#include "minimamba/generate/last_logits.hpp"
 #include "minimamba/nn/workspace.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -66,14 +67,12 @@ class BatchGeneration {
   template <class OnToken>
   void choose(View<const Scalar> logits, OnToken&& on_token) {
     std::size_t continued = 0;
-    logits_.resize(logits.rows() * logits.cols());
-    model_.backend().download(logits.data(), logits_);  // all rows with one wait
+    logits_.take(model_.backend(), logits, samplers_.front());
     for (std::size_t i = 0; i < runs_.size(); ++i) {
       const std::size_t row = runs_[i].slot;
-      const auto of_row = std::span<const Scalar>(logits_).subspan(i * logits.cols(), logits.cols());
-      const std::int32_t token = samplers_[row](of_row);
+      const std::int32_t token = logits_.choose(samplers_[row], i);
       samplers_[row].accept(token);
-      if (report(row, token, of_row, on_token)) {
+      if (report(i, token, on_token)) {
         next_[row] = token;
         runs_[continued++] = {.slot = row, .tokens = {&next_[row], 1}};
       } else {
@@ -83,17 +82,20 @@ class BatchGeneration {
     runs_.resize(continued);
   }
 
-  /// Adds a token to the result of its row, and returns whether the row continues.
+  /// Adds the token of run i to the result of its row, and returns whether the row continues.
   template <class OnToken>
-  bool report(std::size_t row, std::int32_t token, std::span<const Scalar> logits, OnToken&& on_token) {
+  bool report(std::size_t i, std::int32_t token, OnToken&& on_token) {
+    const std::size_t row = runs_[i].slot;
     GenerationResult& result = rows_[row];
     if (!options_.ignore_eos && model_.config().ends_text(token)) {
       result.reason = EndReason::eos;
       return false;
     }
     result.tokens.push_back(token);
-    if (options_.log_probabilities)
+    if (options_.log_probabilities) {
+      const auto logits = logits_.row(model_.backend(), i);
       result.log_probabilities.push_back(-minimamba::negative_log_likelihood(logits, token));
+    }
     if (!on_token(row, token)) {
       result.reason = EndReason::cancelled;
       return false;
@@ -108,7 +110,7 @@ class BatchGeneration {
   std::vector<GenerationResult> rows_;
   std::vector<Run> runs_;           // one for each row that has not ended
   std::vector<std::int32_t> next_;  // [rows], the token of each row that was chosen last
-  std::vector<Scalar> logits_;      // [runs, V], on the host
+  LastLogits<BackendOf<Model>> logits_;
 };
 
 }  // namespace detail

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/generate/last_logits.hpp"
 #include "minimamba/generate/logits.hpp"
 #include "minimamba/generate/sampler.hpp"
 #include "minimamba/nn/model.hpp"
@@ -106,8 +107,7 @@ class [[nodiscard("generate() computes nothing until its range is iterated: use 
                          .cache = cache,
                          .unread = {prompt.begin(), prompt.end()},
                          .options = options,
-                         .sampler = std::move(sampler),
-                         .logits = std::vector<Scalar>(detail::vocabulary_of(model))}) {
+                         .sampler = std::move(sampler)}) {
     detail::check_length(options);
     if (cache.batch() != 1) throw ArgumentError("cache", "one slot", std::to_string(cache.batch()));
     if (prompt.empty()) throw ArgumentError("prompt", "at least one token", "none");
@@ -175,11 +175,13 @@ class [[nodiscard("generate() computes nothing until its range is iterated: use 
   std::span<const std::int32_t> unread() const { return state_->unread; }
 
   /// The log-probability of the token chosen last, in nats: that of the model, from all V logits, as Scorer computes
-  /// it; temperature, penalties and filters do not change it. NaN before there is a token. Computed in each call.
+  /// it; temperature, penalties and filters do not change it. NaN before there is a token. Computed in each call, from
+  /// logits().
   double log_probability() const { return state_->log_probability(); }
 
-  /// The logits [V] from which the last token was chosen.
-  std::span<const Scalar> logits() const { return state_->logits; }
+  /// The logits [V] from which the last token was chosen. A backend that chooses from them itself (top_k) hands them
+  /// over in the first of these calls after the choice: until then nothing else may use the cache's workspace.
+  std::span<const Scalar> logits() const { return state_->logits.row(state_->model.backend(), 0); }
 
   /// The sampler, whose state can be saved. It has accepted the token chosen last.
   const Sampler& sampler() const { return state_->sampler; }
@@ -192,7 +194,7 @@ class [[nodiscard("generate() computes nothing until its range is iterated: use 
     std::vector<std::int32_t> unread;  // the prompt, then the token chosen last
     GenerateOptions options;
     Sampler sampler;
-    std::vector<Scalar> logits;  // on the host, wherever the backend keeps them
+    detail::LastLogits<BackendOf<Model>> logits = {};
     std::int64_t count = 0;
     bool begun = false, ended = false, eos = false, chosen = false;
 
@@ -214,17 +216,17 @@ class [[nodiscard("generate() computes nothing until its range is iterated: use 
       unread.clear();  // they are read now, even if no token can be chosen
       begun = ended = true;
       chosen = false;
-      model.backend().download(last.data(), logits);
-      unread.push_back(sampler(logits));
+      logits.take(model.backend(), last, sampler);
+      unread.push_back(logits.choose(sampler, 0));
       sampler.accept(unread.front());
       chosen = true;
       eos = !options.ignore_eos && model.config().ends_text(unread.front());
       ended = eos;
     }
 
-    double log_probability() const {
+    double log_probability() {
       if (!chosen) return std::numeric_limits<double>::quiet_NaN();
-      return -negative_log_likelihood(logits, unread.front());
+      return -negative_log_likelihood(logits.row(model.backend(), 0), unread.front());
     }
   };
 

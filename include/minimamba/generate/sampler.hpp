@@ -3,6 +3,7 @@
 #define MINIMAMBA_GENERATE_SAMPLER_HPP
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -65,8 +66,35 @@ class Sampler {
   template <LogitsRow Row>
   std::int32_t operator()(const Row& logits) {
     const auto row = allowed(logits);
-    return options_.temperature > 0 ? draw(row) : most_likely(row);
+    return options_.temperature > 0 ? draw(row) : static_cast<std::int32_t>(most_likely(row));
   }
+
+  /// How many of the largest logits of a row decide which token is chosen: vocab_size unless there are no penalties and
+  /// temperature is 0 or top_k is set.
+  std::size_t logits_needed() const {
+    if (penalises_) return vocab_size_;
+    if (options_.temperature == 0) return std::min<std::size_t>(1, vocab_size_);
+    if (options_.top_k == 0 || options_.top_k >= static_cast<std::int64_t>(vocab_size_)) return vocab_size_;
+    return static_cast<std::size_t>(options_.top_k) + 1;  // one more tells whether some are left out
+  }
+  /// Chooses the token that the whole row would give, from its largest logits: at least logits_needed() of those of
+  /// the ids below vocab_size(), sorted as a backend's top_k sorts them. Throws ArgumentError if nothing is left to
+  /// choose from. Allocates nothing.
+  template <class Scalar>
+  std::int32_t choose_from_largest(std::span<const std::int32_t> tokens, std::span<const Scalar> largest) {
+    assert(!penalises_ && tokens.size() == largest.size());
+    const std::size_t best = most_likely(largest);
+    if (options_.temperature == 0) return tokens[best];
+    candidates_.clear();
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      add_candidate(static_cast<double>(largest[i]), static_cast<double>(largest[best]), tokens[i], candidates_);
+    }
+    std::sort(candidates_.begin(), candidates_.end(), [](const auto& a, const auto& b) { return a.token < b.token; });
+    filter(candidates_);
+    return draw_candidate();
+  }
+  /// Tokens from this id on are never chosen.
+  std::size_t vocab_size() const { return vocab_size_; }
 
   /// The distribution that the next token is drawn from, after penalties, temperature and filters: the probability of
   /// each id below vocab_size. Draws nothing. Throws ArgumentError as drawing does.
@@ -80,7 +108,7 @@ class Sampler {
       const double total = total_weight(candidates);
       for (const Candidate& c : candidates) result[static_cast<std::size_t>(c.token)] = c.weight / total;
     } else {
-      result[static_cast<std::size_t>(most_likely(row))] = 1;
+      result[most_likely(row)] = 1;
     }
     return result;
   }
@@ -187,8 +215,9 @@ class Sampler {
     return repeated - counts_[i] * options_.frequency_penalty - options_.presence_penalty;
   }
 
+  /// The index of the largest logit after the penalties.
   template <class Scalar>
-  std::int32_t most_likely(std::span<const Scalar> logits) const {
+  std::size_t most_likely(std::span<const Scalar> logits) const {
     std::size_t best = logits.size();
     double largest = 0;
     for (std::size_t i = 0; i < logits.size(); ++i) {
@@ -200,12 +229,15 @@ class Sampler {
       }
     }
     if (best == logits.size()) throw ArgumentError("logits", "all are NaN or -infinity");
-    return static_cast<std::int32_t>(best);
+    return best;
   }
 
   template <class Scalar>
   std::int32_t draw(std::span<const Scalar> logits) {
     keep_candidates(logits, candidates_);
+    return draw_candidate();
+  }
+  std::int32_t draw_candidate() {
     double remaining = random.uniform() * total_weight(candidates_);
     for (const Candidate& candidate : candidates_) {
       remaining -= candidate.weight;
@@ -217,14 +249,20 @@ class Sampler {
   /// Fills `kept` with the tokens that pass all filters.
   template <class Scalar>
   void keep_candidates(std::span<const Scalar> logits, std::vector<Candidate>& kept) const {
-    const double largest = penalised(logits, static_cast<std::size_t>(most_likely(logits)));
+    const double largest = penalised(logits, most_likely(logits));
     kept.clear();
     for (std::size_t i = 0; i < logits.size(); ++i) {
-      const double logit = penalised(logits, i);
-      if (!(logit > -HUGE_VAL)) continue;
-      const double weight = logit == largest ? 1 : std::exp((logit - largest) / options_.temperature);
-      kept.push_back({logit, weight, static_cast<std::int32_t>(i)});
+      add_candidate(penalised(logits, i), largest, static_cast<std::int32_t>(i), kept);
     }
+    filter(kept);
+  }
+
+  void add_candidate(double logit, double largest, std::int32_t token, std::vector<Candidate>& kept) const {
+    if (!(logit > -HUGE_VAL)) return;
+    kept.push_back({logit, logit == largest ? 1 : std::exp((logit - largest) / options_.temperature), token});
+  }
+  /// Removes what the filters do not let pass from tokens that are sorted by their ids.
+  void filter(std::vector<Candidate>& kept) const {
     keep_top_k(kept);
     keep_top_p(kept);
     if (options_.min_p > 0) std::erase_if(kept, [&](const Candidate& c) { return c.weight < options_.min_p; });

@@ -326,7 +326,7 @@ struct Blocks {
   void run(const Layers& layers, std::size_t rows, Cache& cache, Work& work) const {
     work.kept.clear();
     const View<Scalar> x = work.x(rows), out = work.out(rows);
-    const ActivationViews<Scalar> activations = work.block(rows);
+    const ActivationViews<ActivationOf<Backend<Scalar>>> activations = work.block(rows);
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
       if (cache.keeps_every() > 0) cache.kept_of(layer, work.kept);
       layers[layer].forward(backend, {.segments = work.segments,

@@ -46,8 +46,9 @@ struct Linear {
     if (with_bias) bias = {Shape{out}, role == Role::time_step ? Role::time_step_bias : Role::bias};
   }
 
-  /// x [M, in], y [M, out]
-  void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
+  /// x [M, in], y [M, out] of activations or of Scalar
+  template <class Y>
+  void forward(const Backend<Scalar>& backend, View<const ActivationOf<Backend<Scalar>>> x, View<Y> y) const {
     backend.matmul(x, weight.packed(), y);
     if (bias.present()) backend.add(bias.view(), y);
   }
@@ -95,12 +96,12 @@ struct Embedding {
   }
 };
 
-template <class Scalar>
+template <class Scalar, class Activation = Scalar>
 struct Conv1dForward {
   std::span<const Segment> segments;
-  View<const Scalar> x;          // [M, E]
+  View<const Activation> x;      // [M, E]
   SlotView<Scalar> window;       // [E, K - 1], read and written
-  View<Scalar> y;                // [M, E], not x
+  View<Activation> y;            // [M, E], not x
   KeptStates<Scalar> kept = {};  // windows
 };
 template <class Scalar>
@@ -125,7 +126,7 @@ struct Conv1d {
     if (with_bias) bias = {Shape{channels}, Role::convolution};
   }
 
-  void forward(const Backend<Scalar>& backend, const Conv1dForward<Scalar>& p) const {
+  void forward(const Backend<Scalar>& backend, const Conv1dForward<Scalar, ActivationOf<Backend<Scalar>>>& p) const {
     backend.causal_conv1d({.segments = p.segments,
                            .x = p.x,
                            .weight = weight.view(),
@@ -163,8 +164,9 @@ struct RMSNorm {
   RMSNorm() = default;
   RMSNorm(std::size_t width, double eps) : weight(Shape{width}, Role::scale), epsilon(eps) {}
 
-  /// x, y [M, D]
-  void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
+  /// x, y [M, D], y of Scalar or of activations
+  template <class Y>
+  void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Y> y) const {
     backend.rms_norm(x, weight.view(), epsilon, y);
   }
   void backward(const Backend<Scalar>& backend, RMSNorm& gradient, const BackwardArguments<Scalar>& p) const {

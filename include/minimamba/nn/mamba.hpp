@@ -185,7 +185,9 @@ class Mamba {
   auto& head() { return config().tie_embeddings ? embedding.weight : lm_head.weight; }
 
   /// logits = x head()^T      x [M, D], logits [M, V]
-  void head_forward(View<const Scalar> x, View<Scalar> logits) const { backend().matmul(x, head().packed(), logits); }
+  void head_forward(View<const ActivationOf<BackendType>> x, View<Scalar> logits) const {
+    backend().matmul(x, head().packed(), logits);
+  }
   /// dx = dlogits head(), and dhead += dlogits^T x
   template <class Gradient>  // of a backend that trains
   void head_backward(Gradient& gradient, const BackwardArguments<Scalar>& p) const {
@@ -249,7 +251,7 @@ class Mamba {
         call, [&](View<Scalar> x) { embed_chosen(runs, x, work); },
         [&](View<Scalar> x) { every_token ? head_of_all(runs, x, logits, work) : take_last(runs, x, last, work); },
         [&] {
-          if (!every_token) head_of_rows(last, work.out(last.rows()), logits);
+          if (!every_token) head_of_rows(last, work.block(last.rows())[0], logits);
         });
     return Logits(logits);
   }
@@ -279,7 +281,7 @@ class Mamba {
 
   /// One product for each group of rows whose logits are adjacent.
   void head_of_all(std::span<const Run> runs, View<const Scalar> x, View<Scalar> logits, WorkspaceType& work) const {
-    const View<Scalar> normed = work.block(x.rows())[0];
+    const auto normed = work.block(x.rows())[0];
     norm_f.forward(backend(), x, normed);
     detail::for_each_place(runs, work, [&](std::size_t first, std::size_t count, std::size_t place) {
       head_forward(normed.rows_from(first, count), logits.rows_from(place, count));
@@ -290,7 +292,7 @@ class Mamba {
       backend().copy(x.rows_from(row, 1), last.rows_from(place, 1));
     });
   }
-  void head_of_rows(View<const Scalar> x, View<Scalar> normed, View<Scalar> logits) const {
+  void head_of_rows(View<const Scalar> x, View<ActivationOf<BackendType>> normed, View<Scalar> logits) const {
     norm_f.forward(backend(), x, normed);
     head_forward(normed, logits);
   }

@@ -12,12 +12,12 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-template <class Scalar>
+template <class Scalar, class Activation = Scalar>
 struct BlockArguments {
   std::span<const Segment> segments;
   View<Scalar> x;                                 // [M, D], the residual stream, read and written
   LayerState<Scalar> state;                       // read and written
-  ActivationViews<Scalar> activations;            // [M, each of activation_widths], overwritten
+  ActivationViews<Activation> activations;        // [M, each of activation_widths], overwritten
   View<Scalar> out;                               // [M, D], overwritten
   std::span<const KeptStates<Scalar>> kept = {};  // for each part of the state, or none
   Dropout dropout = {};                           // of the mixer's output
@@ -56,8 +56,8 @@ struct MambaBlock {
     return widths;
   }
 
-  void forward(const Backend<Scalar>& backend, const BlockArguments<Scalar>& p) const {
-    const View<Scalar> normed = p.activations[0];
+  void forward(const Backend<Scalar>& backend, const BlockArguments<Scalar, ActivationOf<Backend<Scalar>>>& p) const {
+    const auto normed = p.activations[0];
     norm.forward(backend, p.x, normed);
     mixer.forward(backend, {.segments = p.segments,
                             .x = normed,

@@ -7,7 +7,7 @@
 //   static std::vector<ModelSetting> settings(const Config&);                   its sizes and switches
 //   static std::vector<StatePart> state_parts(const Config&);                   its state
 //   static std::vector<std::size_t> activation_widths(const Config&);           columns of its activations
-//   void forward(const Backend<Scalar>&, const MixerArguments<Scalar>&) const;
+//   void forward(const Backend<Scalar>&, const MixerArguments<Scalar, ActivationOf<Backend<Scalar>>>&) const;
 // A mixer whose rows may depend on later rows has static constexpr bool causal = false; a language model of it does not
 // compile. For training it also has
 //   static std::size_t backward_scratch(const Config&);                         scratch values that backward needs
@@ -173,18 +173,18 @@ class LayerState {
 };
 
 /// Matrices of M rows and several widths: the activations of a layer, or their gradients.
-template <class Scalar>
+template <class T>
 class ActivationViews {
  public:
   struct Matrix {
-    Scalar* data;
+    T* data;
     std::size_t cols;
   };
 
   ActivationViews() = default;
   ActivationViews(std::span<const Matrix> matrices, std::size_t rows) : matrices_(matrices), rows_(rows) {}
 
-  View<Scalar> operator[](std::size_t index) const { return {matrices_[index].data, rows_, matrices_[index].cols}; }
+  View<T> operator[](std::size_t index) const { return {matrices_[index].data, rows_, matrices_[index].cols}; }
   /// The matrices from index `first` on.
   ActivationViews from(std::size_t first) const { return {matrices_.subspan(first), rows_}; }
 
@@ -193,12 +193,12 @@ class ActivationViews {
   std::size_t rows_ = 0;
 };
 
-template <class Scalar>
+template <class Scalar, class Activation = Scalar>
 struct MixerArguments {
   std::span<const Segment> segments;
-  View<const Scalar> x;                           // [M, D], the normed residual stream
+  View<const Activation> x;                       // [M, D], the normed residual stream
   LayerState<Scalar> state;                       // read and written
-  ActivationViews<Scalar> activations;            // [M, each of activation_widths], overwritten
+  ActivationViews<Activation> activations;        // [M, each of activation_widths], overwritten
   View<Scalar> y;                                 // [M, D], not x
   std::span<const KeptStates<Scalar>> kept = {};  // for each part of the state, or none
 

@@ -119,7 +119,7 @@ struct S6 {
   }
 
   /// Throws ArgumentError for an A that is missing or out of date: see check_derived.
-  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
+  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar, ActivationOf<Backend<Scalar>>>& p) const {
     check_derived();
     const auto [uz, u, dt_b_c, delta, y] = computed(p.activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
@@ -213,14 +213,16 @@ struct S6 {
 
   enum Part : std::size_t { conv_part, ssm_part };  // of the state
 
+  template <class T>
   struct Computed {
-    View<Scalar> uz;      // [M, 2E] u and z in adjacent columns
-    View<Scalar> u;       // [M, E] after the convolution
-    View<Scalar> dt_b_c;  // [M, R + 2N] dt, B and C in adjacent columns
-    View<Scalar> delta;   // [M, E]
-    View<Scalar> y;       // [M, E] output of the scan
+    View<T> uz;      // [M, 2E] u and z in adjacent columns
+    View<T> u;       // [M, E] after the convolution
+    View<T> dt_b_c;  // [M, R + 2N] dt, B and C in adjacent columns
+    View<T> delta;   // [M, E]
+    View<T> y;       // [M, E] output of the scan
   };
-  static Computed computed(const ActivationViews<Scalar>& views) {
+  template <class T>
+  static Computed<T> computed(const ActivationViews<T>& views) {
     return {views[0], views[1], views[2], views[3], views[4]};
   }
 

@@ -48,15 +48,15 @@ class Activation {
   std::size_t cols_ = 0;
 };
 
-/// Matrices of several widths in one allocation, which grows on demand.
+/// The activations of a block in one allocation, which grows on demand.
 template <class Backend>
 class ActivationBuffer {
  public:
-  using Scalar = typename Backend::Scalar;
-  using Views = ActivationViews<Scalar>;
+  using T = ActivationOf<Backend>;
+  using Views = ActivationViews<T>;
 
   void reserve(const Backend& backend, std::span<const std::size_t> widths, std::size_t rows) {
-    constexpr std::size_t line = 16;  // values: each matrix begins at a cache line
+    constexpr std::size_t line = std::max<std::size_t>(16, 64 / sizeof(T));  // values: each begins at a cache line
     const auto same = [](const typename Views::Matrix& matrix, std::size_t width) { return matrix.cols == width; };
     if (rows == rows_ && std::ranges::equal(matrices_, widths, same)) return;
     std::size_t size = 0;
@@ -65,10 +65,10 @@ class ActivationBuffer {
     if (buffer_.size() < size) {
       matrices_.clear();
       buffer_ = {};
-      buffer_ = backend.template allocate<Scalar>(size);
+      buffer_ = backend.template allocate<T>(size);
     }
     matrices_.clear();
-    Scalar* data = buffer_.data();
+    T* data = buffer_.data();
     for (const std::size_t width : widths) {
       matrices_.push_back({data, width});
       data += (rows * width + line - 1) / line * line;
@@ -78,11 +78,11 @@ class ActivationBuffer {
   /// The first `rows` rows, at most as many as were reserved.
   Views operator()(std::size_t rows) { return Views(matrices_, rows); }
   std::size_t memory_bytes() const {
-    return buffer_.size() * sizeof(Scalar) + matrices_.capacity() * sizeof(typename Views::Matrix);
+    return buffer_.size() * sizeof(T) + matrices_.capacity() * sizeof(typename Views::Matrix);
   }
 
  private:
-  typename Backend::template Buffer<Scalar> buffer_;
+  typename Backend::template Buffer<T> buffer_;
   std::vector<typename Views::Matrix> matrices_;
   std::size_t rows_ = 0;  // for which they were laid out
 };
