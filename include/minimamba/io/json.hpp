@@ -4,13 +4,8 @@
 #ifndef MINIMAMBA_IO_JSON_HPP
 #define MINIMAMBA_IO_JSON_HPP
 
-#include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
-#include <limits>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>

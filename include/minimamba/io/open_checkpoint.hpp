@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <iterator>
 #include <optional>
 #include <span>
 #include <string>
@@ -23,8 +22,8 @@
 #include "minimamba/io/parameter_table.hpp"
 #include "minimamba/io/safetensors.hpp"
 #include "minimamba/io/tokenizer_ids.hpp"
-#include "minimamba/io/torch_bin.hpp"
 #include "minimamba/io/tensors.hpp"
+#include "minimamba/io/torch_bin.hpp"
 
 #include "minimamba/core/isa.hpp"
 
