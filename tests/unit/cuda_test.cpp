@@ -2,14 +2,9 @@
 // and that nothing is lost or leaks. The driver and NVRTC are those of support/fake_cuda.cpp; as a process opens them
 // once, each case runs in a process of its own.
 #include "minimamba/cuda.hpp"
-#include "minimamba/io/any_model.hpp"
 
-#include <dlfcn.h>
-#include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <optional>
@@ -17,52 +12,17 @@
 #include <utility>
 #include <vector>
 
-#include "support/fake_cuda.hpp"
-#include "support/files.hpp"
+#include "support/fake_driver.hpp"
 
 namespace {
 
 using namespace minimamba;
+using support::expect_problem;
+using support::expect_success;
+using support::fake_driver;
 using support::FakeCuda;
 using support::Folder;
 
-/// Makes the fake driver the one that the library finds, by its name, and its NVRTC that which the environment names.
-FakeCuda& fake_driver() {
-  void* const library = ::dlopen(FAKE_CUDA, RTLD_NOW | RTLD_LOCAL);
-  FakeCuda* (*settings)() = nullptr;
-  if (library != nullptr) settings = reinterpret_cast<FakeCuda* (*)()>(::dlsym(library, "fake_cuda"));
-  if (settings == nullptr) std::abort();
-  ::setenv("MINIMAMBA_NVRTC", FAKE_CUDA, 1);
-  ::setenv("XDG_CACHE_HOME", "/dev/null", 1);  // nothing is kept
-  return *settings();
-}
-
-void require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "not so: %s\n", what);
-  std::_Exit(1);
-}
-#define REQUIRE(...) require((__VA_ARGS__), #__VA_ARGS__)
-
-int status_of(CudaProblem problem) { return 10 + static_cast<int>(problem); }
-
-[[noreturn]] void end_with(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const CudaError& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    std::_Exit(status_of(error.problem()));
-  }
-  std::fprintf(stderr, "no error\n");
-  std::_Exit(0);
-}
-/// `body` runs in a process of its own, and throws a CudaError that has these words.
-void expect_problem(CudaProblem problem, const char* words, const std::function<void()>& body) {
-  EXPECT_EXIT(end_with(body), testing::ExitedWithCode(status_of(problem)), words);
-}
-void expect_success(const std::function<void()>& body) {
-  EXPECT_EXIT(end_with(body), testing::ExitedWithCode(0), "no error");
-}
 /// Opening a backend fails.
 void expect_refusal(CudaProblem problem, const char* words, const std::function<void(FakeCuda&)>& prepare) {
   expect_problem(problem, words, [&] {
@@ -151,7 +111,7 @@ TEST(CudaErrors, OfAKernelAppearAtTheNextDownload) {
         } catch (const CudaError&) {
           try {  // every call after it fails too, and no destructor does
             model.make_cache();
-            require(false, "memory cannot be allocated");
+            support::require(false, "memory cannot be allocated");
           } catch (const CudaError& error) {
             REQUIRE(error.problem() == CudaProblem::kernel);
           }
@@ -369,70 +329,6 @@ TEST(CudaKernels, CannotBeWrittenBelowAFile) {
         std::_Exit(0);
       },
       testing::ExitedWithCode(3), "file/kernels: cannot be made: Not a directory");
-}
-
-// Programs, which choose the card by its name.
-
-void save_model(const Folder& folder, std::int64_t d_state = 16) {
-  save(Mamba<float>({.d_model = 8, .n_layer = 1, .vocab_size = 16, .d_state = d_state}), folder.path());
-}
-/// The backend of a model, and what it said.
-std::string chosen(const Folder& folder, const std::string& wanted) {
-  std::string notes;
-  const auto model = AnyModel::load(
-      folder.path(), {.backend = wanted, .on_note = [&](const std::string& note) { notes += ", " + note; }});
-  return model.backend().name() + (" on " + model.device().name) + notes;
-}
-
-TEST(AnyModelOnACard, IsLikeOneOnTheProcessor) {
-  const Folder folder;
-  save_model(folder);
-  expect_success([&] {
-    fake_driver();
-    const AnyModel model = AnyModel::load(folder.path(), {.weights = "q8", .backend = "cuda"});
-    REQUIRE(model.device().total_memory == std::size_t{1} << 30);
-    auto cache = model.make_cache(2);
-    const View<const float> logits = model.forward({1, 2, 3, 4}, cache);
-    REQUIRE(logits.rows() == 4 && logits.row(3).size() == 16);
-    REQUIRE(cache.position(1) == 2 && cache.memory_bytes() > cache.state_bytes());
-    const auto copy = cache.clone();
-    REQUIRE(copy.position(0) == 2);
-    auto one = model.make_cache();
-    const auto result =
-        generate(model, one, std::vector<std::int32_t>{1}, {.max_new_tokens = 3, .ignore_eos = true}).collect();
-    REQUIRE(result.tokens.size() == 3);
-  });
-}
-
-TEST(AnyModelOnACard, IsChosenByAutoWhereItFits) {
-  const Folder folder, wide;
-  save_model(folder);
-  save_model(wide, 1025);
-  const auto expect_choice = [&](const char* words, const std::function<std::string(FakeCuda&)>& choose) {
-    EXPECT_EXIT(end_with([&] { std::fprintf(stderr, "%s\n", choose(fake_driver()).c_str()); }),
-                testing::ExitedWithCode(0), words);
-  };
-  expect_choice("cuda on Fake H100, compiling layers for Fake H100 .sm_90a., compiling",
-                [&](FakeCuda&) { return chosen(folder, "auto"); });
-  expect_choice("native on CPU, .*computing on the processor: Fake H100: too little memory", [&](FakeCuda& fake) {
-    fake.memory = 1000;
-    return chosen(folder, "auto");
-  });
-  expect_choice("native on CPU, computing on the processor: Fake H100: expected a card of compute",
-                [&](FakeCuda& fake) {
-                  fake.capability = 75;
-                  return chosen(folder, "auto");
-                });
-  expect_choice("native on CPU, .*computing on the processor: MambaConfig.d_state: expected at most 1024",
-                [&](FakeCuda&) { return chosen(wide, "auto"); });
-  expect_choice("^native on CPU\n", [&](FakeCuda& fake) {  // nothing is wrong with a machine without a card
-    fake.init_error = 100;
-    return chosen(folder, "auto");
-  });
-  expect_problem(CudaProblem::no_device, "the driver sees no card", [&] {
-    fake_driver().init_error = 100;
-    chosen(folder, "cuda");
-  });
 }
 
 }  // namespace
