@@ -233,7 +233,7 @@ TEST_F(OnACard, TooLittleMemoryIsSaidAndLosesNothing) {
 
 TEST_F(OnACard, KernelsCompiledBeforeGiveTheSameBits) {
   const auto folder = std::filesystem::temp_directory_path() / "minimamba-gpu-kernels";
-  const std::string target = gpu::Compiler::get().target_for(gpu::Device::open(0)->capability());
+  const std::string target = cuda::Compiler::get().target_for(cuda::Device::open(0)->capability());
   compile_cuda_kernels(folder.string(), {target});
   const auto tokens = random_tokens(100, 50);
   const auto logits = [&](const CudaKernelOptions& options) {  // the card is opened anew for each

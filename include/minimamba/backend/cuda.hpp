@@ -61,8 +61,8 @@ class CudaBackend {
 
   /// Opens a card. Throws CudaError, which says what is missing.
   explicit CudaBackend(CudaOptions options = {})
-      : device_(gpu::Device::open(options.device)), options_(std::make_shared<CudaOptions>(std::move(options))) {
-    device_->load(layers, gpu::layer_kernels, options_->kernels);
+      : device_(cuda::Device::open(options.device)), options_(std::make_shared<CudaOptions>(std::move(options))) {
+    device_->load(layers, cuda::layer_kernels, options_->kernels);
   }
 
   const char* name() const { return "cuda"; }
@@ -72,7 +72,7 @@ class CudaBackend {
   std::size_t total_memory() const { return device_->total_memory(); }
   std::size_t free_memory() const { return device_->free_memory(); }
   /// The number of cards that the driver sees; 0 without a driver.
-  static int devices() { return gpu::Device::count(); }
+  static int devices() { return cuda::Device::count(); }
 
   template <class T>
   Buffer<T> allocate(std::size_t count) const {
@@ -81,15 +81,15 @@ class CudaBackend {
   template <class T>
   void upload(std::type_identity_t<std::span<const T>> host, T* there) const {
     if (host.empty()) return;
-    if (host.size_bytes() > gpu::Words::most_bytes) {
-      return device_->upload(host.data(), host.size_bytes(), gpu::address(there));
+    if (host.size_bytes() > cuda::Words::most_bytes) {
+      return device_->upload(host.data(), host.size_bytes(), cuda::address(there));
     }
-    const gpu::Words words(host.data(), host.size_bytes());
-    launch(gpu::write_words, {}, 256, there, static_cast<std::uint32_t>(host.size_bytes() / 4), words);
+    const cuda::Words words(host.data(), host.size_bytes());
+    launch(cuda::write_words, {}, 256, there, static_cast<std::uint32_t>(host.size_bytes() / 4), words);
   }
   template <class T>
   void download(const T* there, std::type_identity_t<std::span<T>> host) const {
-    device_->download(gpu::address(there), host.size_bytes(), host.data());
+    device_->download(cuda::address(there), host.size_bytes(), host.data());
   }
   /// A copy of rows on the host: logits, or the state of a slot. Waits.
   HostRows<Scalar> to_host(View<const Scalar> rows) const {
@@ -104,28 +104,28 @@ class CudaBackend {
   }
 
   void fill(View<Scalar> y, Scalar value) const {
-    launch(gpu::fill, over(y), 256, y.data(), stride(y), rows(y), cols(y), value);
+    launch(cuda::fill, over(y), 256, y.data(), stride(y), rows(y), cols(y), value);
   }
   void copy(View<const Scalar> x, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols());
-    launch(gpu::copy, over(y), 256, x.data(), stride(x), y.data(), stride(y), rows(y), cols(y));
+    launch(cuda::copy, over(y), 256, x.data(), stride(x), y.data(), stride(y), rows(y), cols(y));
   }
   void gather_rows(View<const Scalar> x, std::span<const std::size_t> sources, View<Scalar> y) const {
     assert(sources.size() == y.rows() && x.cols() == y.cols());
-    for (std::size_t first = 0; first < sources.size(); first += gpu::Words::most) {
-      const auto some = sources.subspan(first, std::min(gpu::Words::most, sources.size() - first));
-      gpu::Words words;
+    for (std::size_t first = 0; first < sources.size(); first += cuda::Words::most) {
+      const auto some = sources.subspan(first, std::min(cuda::Words::most, sources.size() - first));
+      cuda::Words words;
       for (std::size_t i = 0; i < some.size(); ++i) words.at[i] = static_cast<std::uint32_t>(some[i]);
       const View<Scalar> part = y.rows_from(first, some.size());
-      launch(gpu::gather_rows, over(part), 256, x.data(), stride(x), part.data(), stride(part), rows(part), cols(part),
+      launch(cuda::gather_rows, over(part), 256, x.data(), stride(x), part.data(), stride(part), rows(part), cols(part),
              words);
     }
   }
   void reorder_rows(View<Scalar> y, std::span<const std::size_t> sources) const {
     assert(sources.size() == y.rows());
     if (y.empty()) return;
-    gpu::for_each_group_of_moves(sources, [&](std::uint32_t moves, const gpu::Words& pairs) {
-      launch(gpu::move_rows, {.x = (y.cols() + 255) / 256}, 256, y.data(), stride(y), moves, cols(y), pairs);
+    cuda::for_each_group_of_moves(sources, [&](std::uint32_t moves, const cuda::Words& pairs) {
+      launch(cuda::move_rows, {.x = (y.cols() + 255) / 256}, 256, y.data(), stride(y), moves, cols(y), pairs);
     });
   }
 
@@ -133,11 +133,11 @@ class CudaBackend {
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
     if constexpr (std::is_same_v<Scalar, double>) {
-      device_->load(gpu::Program::products_double, gpu::double_kernels, options_->kernels);
+      device_->load(cuda::Program::products_double, cuda::double_kernels, options_->kernels);
     } else if (on_tensor_cores<W>()) {
-      device_->load(gpu::Program::products_mma, gpu::mma_kernels, options_->kernels);
+      device_->load(cuda::Program::products_mma, cuda::mma_kernels, options_->kernels);
     } else {
-      device_->load(gpu::Program::products_fma, gpu::fma_kernels, options_->kernels);
+      device_->load(cuda::Program::products_fma, cuda::fma_kernels, options_->kernels);
     }
     return Matrix<W>(device_, rows, cols);
   }
@@ -169,14 +169,14 @@ class CudaBackend {
   template <WeightFormat W>
   void embed(View<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
     assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
-    launch(gpu::first_of_formats + 3 * gpu::Layout<W>::index + 2, over(y), 256, tokens.data(), weight.weights(),
+    launch(cuda::first_of_formats + 3 * cuda::Layout<W>::index + 2, over(y), 256, tokens.data(), weight.weights(),
            y.data(), stride(y), rows(y));
   }
 
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
     if (y.empty()) return;
-    launch(gpu::rms_norm, {.x = y.rows()}, 256, x.data(), stride(x), weight.data(), epsilon, y.data(), stride(y),
+    launch(cuda::rms_norm, {.x = y.rows()}, 256, x.data(), stride(x), weight.data(), epsilon, y.data(), stride(y),
            cols(y));
   }
 
@@ -189,7 +189,7 @@ class CudaBackend {
     } else if (on_tensor_cores<W>()) {
       multiply_on_tensor_cores(x, weight, y);
     } else {
-      gpu::multiply_fma(*device_, gpu::Layout<W>::index, x, weight.weights(), y);
+      cuda::multiply_fma(*device_, cuda::Layout<W>::index, x, weight.weights(), y);
     }
   }
   /// Memory for the rounded activations of products of up to `rows` rows.
@@ -204,20 +204,20 @@ class CudaBackend {
     const std::uint32_t channels = cols(p.x), width = cols(p.weight);
     const std::uint64_t slots = p.window.stride();
     Scalar* const windows = p.window.first().data();
-    gpu::for_each_table(p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
+    cuda::for_each_table(p.segments, p.kept.chunk, [&](const cuda::SegmentTable& table) {
       const std::size_t blocks = (p.x.cols() + 127) / 128;
       if (p.kept.chunk != 0 && width > 1) {
-        launch(gpu::keep_windows, {blocks, std::min<std::size_t>(table.most_chunks, 65535), table.count}, 128,
+        launch(cuda::keep_windows, {blocks, std::min<std::size_t>(table.most_chunks, 65535), table.count}, 128,
                p.x.data(), stride(p.x), windows, slots, p.kept.states.first().data(),
                std::uint64_t{p.kept.states.stride()},
                static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF)), channels, width,
                table.segments);
       }
-      launch(gpu::causal_conv1d, {blocks, (table.longest + 31) / 32, table.count}, 128, p.x.data(), stride(p.x),
+      launch(cuda::causal_conv1d, {blocks, (table.longest + 31) / 32, table.count}, 128, p.x.data(), stride(p.x),
              p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(), windows, slots, p.y.data(), stride(p.y),
              channels, width, table.segments);
       if (table.longest > 32 && width > 1) {
-        launch(gpu::slide_windows, {blocks, 1, table.count}, 128, p.x.data(), stride(p.x), windows, slots, channels,
+        launch(cuda::slide_windows, {blocks, 1, table.count}, 128, p.x.data(), stride(p.x), windows, slots, channels,
                width, table.segments);
       }
     });
@@ -225,10 +225,10 @@ class CudaBackend {
 
   /// Throws ArgumentError for more than most_states states of a channel.
   void selective_scan(const ScanArguments<Scalar>& p) const {
-    const gpu::ScanArguments<Scalar> arguments(p);
+    const cuda::ScanArguments<Scalar> arguments(p);
     const std::size_t states = p.a.cols(), channels = p.u.cols();
-    gpu::for_each_table(p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
-      const gpu::ScanKernel kernel = gpu::scan_kernel(states, channels * table.count, device_->processors());
+    cuda::for_each_table(p.segments, p.kept.chunk, [&](const cuda::SegmentTable& table) {
+      const cuda::ScanKernel kernel = cuda::scan_kernel(states, channels * table.count, device_->processors());
       launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, 128, arguments,
              table.segments);
     });
@@ -237,21 +237,21 @@ class CudaBackend {
   void add(View<const Scalar> x, View<Scalar> y) const {
     assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
     const std::uint64_t x_stride = x.rows() == y.rows() ? stride(x) : 0;
-    launch(gpu::add, over(y), 256, x.data(), x_stride, y.data(), stride(y), rows(y), cols(y));
+    launch(cuda::add, over(y), 256, x.data(), x_stride, y.data(), stride(y), rows(y), cols(y));
   }
   void negative_exp(View<const Scalar> x, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols());
-    launch(gpu::negative_exp, over(y), 256, x.data(), stride(x), y.data(), stride(y), rows(y), cols(y));
+    launch(cuda::negative_exp, over(y), 256, x.data(), stride(x), y.data(), stride(y), rows(y), cols(y));
   }
   void negative_log_likelihood(const LikelihoodArguments<Scalar>& p) const {
     if (p.logits.empty()) return;
-    launch(gpu::negative_log_likelihood, {.x = p.logits.rows()}, 256, p.logits.data(), stride(p.logits),
+    launch(cuda::negative_log_likelihood, {.x = p.logits.rows()}, 256, p.logits.data(), stride(p.logits),
            p.targets.data(), p.nats.data(), cols(p.logits));
   }
 
  private:
-  static constexpr gpu::Program layers =
-      std::is_same_v<Scalar, double> ? gpu::Program::layers_double : gpu::Program::layers;
+  static constexpr cuda::Program layers =
+      std::is_same_v<Scalar, double> ? cuda::Program::layers_double : cuda::Program::layers;
 
   template <class T>
   static std::uint64_t stride(const View<T>& view) {
@@ -267,11 +267,11 @@ class CudaBackend {
   }
   /// Blocks of 256 threads for all elements of a matrix.
   template <class T>
-  static gpu::Grid over(const View<T>& y) {
+  static cuda::Grid over(const View<T>& y) {
     return {std::min<std::size_t>((y.cols() + 255) / 256, 1U << 20), std::min<std::size_t>(y.rows(), 65535)};
   }
   template <class... Arguments>
-  void launch(std::size_t kernel, const gpu::Grid& grid, unsigned threads, const Arguments&... arguments) const {
+  void launch(std::size_t kernel, const cuda::Grid& grid, unsigned threads, const Arguments&... arguments) const {
     device_->launch(layers, kernel, grid, threads, arguments...);
   }
 
@@ -289,25 +289,26 @@ class CudaBackend {
 
   template <class W>
   void multiply_on_tensor_cores(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
-    constexpr std::size_t format = gpu::Layout<W>::index - gpu::Layout<bf16>::index;
+    constexpr std::size_t format = cuda::Layout<W>::index - cuda::Layout<bf16>::index;
     if constexpr (std::is_same_v<W, bf16>) {
-      gpu::multiply_mma(*device_, format, gpu::Inputs{gpu::address(x.data()), 0, stride(x), rows(x)}, weight.weights(),
-                        y);
+      cuda::multiply_mma(*device_, format, cuda::Inputs{cuda::address(x.data()), 0, stride(x), rows(x)},
+                         weight.weights(), y);
     } else {
       const auto lock = device_->lock_scratch();
       const std::size_t blocks = x.rows() * ((x.cols() + 31) / 32);
-      const gpu::Address values = device_->scratch(rounded_bytes<W>(x.rows(), x.cols()), lock),
-                         scales = values + 32 * blocks;
-      device_->launch(gpu::Program::products_mma, gpu::quantise, {std::min<std::size_t>((blocks + 7) / 8, 1U << 20)},
+      const cuda::Address values = device_->scratch(rounded_bytes<W>(x.rows(), x.cols()), lock),
+                          scales = values + 32 * blocks;
+      device_->launch(cuda::Program::products_mma, cuda::quantise, {std::min<std::size_t>((blocks + 7) / 8, 1U << 20)},
                       256, x.data(), stride(x), rows(x), cols(x), values, scales);
-      gpu::multiply_mma(*device_, format, gpu::Inputs{values, scales, 0, rows(x)}, weight.weights(), y);
+      cuda::multiply_mma(*device_, format, cuda::Inputs{values, scales, 0, rows(x)}, weight.weights(), y);
     }
   }
   template <class W>
   void multiply_double(View<const double> x, const Matrix<W>& weight, View<double> y) const {
     const auto multiply = [&](View<const double> taken) {
-      device_->launch(gpu::Program::products_double, gpu::Layout<W>::index, {(y.cols() + 31) / 32, (y.rows() + 7) / 8},
-                      256, taken.data(), stride(taken), rows(taken), weight.weights(), y.data(), stride(y));
+      device_->launch(cuda::Program::products_double, cuda::Layout<W>::index,
+                      {(y.cols() + 31) / 32, (y.rows() + 7) / 8}, 256, taken.data(), stride(taken), rows(taken),
+                      weight.weights(), y.data(), stride(y));
     };
     const std::size_t bytes = rounded_bytes<W>(x.rows(), x.cols());
     if (bytes == 0) return multiply(x);
@@ -315,9 +316,9 @@ class CudaBackend {
     auto* const rounded = reinterpret_cast<double*>(static_cast<std::uintptr_t>(device_->scratch(bytes, lock)));
     const bool blocks = !std::is_same_v<W, bf16>;
     device_->launch(
-        gpu::Program::products_double, blocks ? gpu::round_blocks : gpu::round_bf16,
-        blocks ? gpu::Grid{std::min<std::size_t>((x.rows() * ((x.cols() + 31) / 32) + 7) / 8, 1U << 20)} : over(x), 256,
-        x.data(), stride(x), rows(x), cols(x), rounded);
+        cuda::Program::products_double, blocks ? cuda::round_blocks : cuda::round_bf16,
+        blocks ? cuda::Grid{std::min<std::size_t>((x.rows() * ((x.cols() + 31) / 32) + 7) / 8, 1U << 20)} : over(x),
+        256, x.data(), stride(x), rows(x), cols(x), rounded);
     multiply({rounded, x.rows(), x.cols()});
   }
 
@@ -330,7 +331,7 @@ class CudaBackend {
     const std::size_t at_once = std::clamp<std::size_t>((std::size_t{4} << 20) / (in_row * sizeof(Block)), 1, rows);
     std::vector<Block> blocks(at_once * in_row);
     const auto lock = device_->lock_scratch();
-    const gpu::Address scratch = device_->scratch(blocks.size() * sizeof(Block), lock);
+    const cuda::Address scratch = device_->scratch(blocks.size() * sizeof(Block), lock);
     for (std::size_t first = 0; first < rows; first += at_once) {
       body(first, std::min(at_once, rows - first), blocks, scratch);
     }
@@ -338,16 +339,16 @@ class CudaBackend {
   /// place (0) or fetch (1).
   template <class W>
   void launch_transfer(std::size_t which, const Matrix<W>& matrix, std::size_t first, std::size_t count,
-                       gpu::Address there) const {
+                       cuda::Address there) const {
     constexpr bool quantised = Format<W>::block_size > 1;
     const std::size_t elements =
         quantised ? blocks_in<W>(matrix.cols()) * (sizeof(typename Format<W>::Block) - 2) : matrix.cols();
-    launch(gpu::first_of_formats + 3 * gpu::Layout<W>::index + which,
+    launch(cuda::first_of_formats + 3 * cuda::Layout<W>::index + which,
            {(elements + 255) / 256, std::min<std::size_t>(count, 65535)}, 256, matrix.weights(), there,
            static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count));
   }
 
-  std::shared_ptr<gpu::Device> device_;
+  std::shared_ptr<cuda::Device> device_;
   std::shared_ptr<const CudaOptions> options_;
 };
 

@@ -13,7 +13,7 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace gpu {
+namespace cuda {
 
 /// Kernels that are compiled together.
 enum class Program { layers, layers_double, products_fma, products_mma, products_double };
@@ -183,7 +183,7 @@ class Compiler {
   std::vector<int> architectures_;
 };
 
-}  // namespace gpu
+}  // namespace cuda
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -24,7 +24,7 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-namespace gpu {
+namespace cuda {
 
 struct Grid {
   std::size_t x = 1, y = 1, z = 1;
@@ -317,7 +317,7 @@ class Device {
   std::size_t scratch_bytes_ = 0;
 };
 
-}  // namespace gpu
+}  // namespace cuda
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -48,7 +48,7 @@ class CudaError : public Error {
   CudaProblem problem_;
 };
 
-namespace gpu {
+namespace cuda {
 
 using Address = std::uint64_t;
 using Handle = void*;  // of a context, module, function, stream or event
@@ -225,7 +225,7 @@ struct Driver {
   }
 };
 
-}  // namespace gpu
+}  // namespace cuda
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

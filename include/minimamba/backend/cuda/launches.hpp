@@ -17,7 +17,7 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace gpu {
+namespace cuda {
 
 template <class T>
 Address address(T* there) {
@@ -200,7 +200,7 @@ void for_each_group_of_moves(std::span<const std::size_t> sources, Body&& body) 
   if (count > 0) body(count, std::as_const(pairs));
 }
 
-}  // namespace gpu
+}  // namespace cuda
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -16,7 +16,7 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace gpu {
+namespace cuda {
 
 /// Kernels of Program::layers and layers_double, in the order of their names below. Those of the formats begin at
 /// place, fetch and embed, three for each format.
@@ -111,7 +111,7 @@ struct Weights {
   std::uint32_t rows = 0, cols = 0;
 };
 
-}  // namespace gpu
+}  // namespace cuda
 
 /// Owns `size` elements of a card's memory, initialised to zero. Movable; copies are made by a backend. Only kernels
 /// may use what data() points to.
@@ -121,7 +121,7 @@ class CudaBuffer {
 
  public:
   CudaBuffer() = default;
-  CudaBuffer(std::shared_ptr<gpu::Device> device, std::size_t size) : device_(std::move(device)), size_(size) {
+  CudaBuffer(std::shared_ptr<cuda::Device> device, std::size_t size) : device_(std::move(device)), size_(size) {
     if (size == 0) return;
     if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
     address_ = device_->allocate(size * sizeof(T));
@@ -151,8 +151,8 @@ class CudaBuffer {
     device_.reset();
   }
 
-  std::shared_ptr<gpu::Device> device_;
-  gpu::Address address_ = 0;
+  std::shared_ptr<cuda::Device> device_;
+  cuda::Address address_ = 0;
   std::size_t size_ = 0;
 };
 
@@ -161,8 +161,8 @@ template <WeightFormat W>
 class CudaMatrix {
  public:
   CudaMatrix() = default;
-  CudaMatrix(std::shared_ptr<gpu::Device> device, std::size_t rows, std::size_t cols)
-      : rows_(rows), cols_(cols), memory_(std::move(device), rows == 0 ? 0 : gpu::Layout<W>::bytes(rows, cols)) {}
+  CudaMatrix(std::shared_ptr<cuda::Device> device, std::size_t rows, std::size_t cols)
+      : rows_(rows), cols_(cols), memory_(std::move(device), rows == 0 ? 0 : cuda::Layout<W>::bytes(rows, cols)) {}
   CudaMatrix(CudaMatrix&& other) noexcept
       : rows_(std::exchange(other.rows_, 0)), cols_(std::exchange(other.cols_, 0)), memory_(std::move(other.memory_)) {}
   CudaMatrix& operator=(CudaMatrix&& other) noexcept {
@@ -175,7 +175,7 @@ class CudaMatrix {
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }
   std::size_t bytes() const { return memory_.size(); }
-  gpu::Weights weights() const {
+  cuda::Weights weights() const {
     return {reinterpret_cast<std::uintptr_t>(memory_.data()), static_cast<std::uint32_t>(rows_),
             static_cast<std::uint32_t>(cols_)};
   }
