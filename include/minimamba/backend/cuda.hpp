@@ -55,13 +55,13 @@ class CudaBackend {
   template <WeightFormat W>
   using Matrix = CudaMatrix<W>;
 
-  static constexpr std::size_t rows_at_once = 2048;
+  static constexpr std::size_t rows_at_once = 4096;
   static constexpr bool on_device = true;
 
   /// Opens a card. Throws CudaError, which says what is missing.
   explicit CudaBackend(CudaOptions options = {})
       : device_(cuda::Device::open(options.device)), options_(std::make_shared<CudaOptions>(std::move(options))) {
-    device_->load(layers, cuda::layer_kernels, options_->kernels);
+    device_->load(layers, cuda::layer_kernels, options_->kernels, cuda::no_shared_memory);
   }
 
   const char* name() const { return "cuda"; }
@@ -70,6 +70,8 @@ class CudaBackend {
   const std::string& device_name() const { return device_->name(); }
   std::size_t total_memory() const { return device_->total_memory(); }
   std::size_t free_memory() const { return device_->free_memory(); }
+  /// The card, to measure it.
+  const cuda::Device& device() const { return *device_; }
   /// The number of cards that the driver sees; 0 without a driver.
   static int devices() { return cuda::Device::count(); }
 
@@ -84,7 +86,8 @@ class CudaBackend {
       return device_->upload(host.data(), host.size_bytes(), cuda::address(there));
     }
     const cuda::Words words(host.data(), host.size_bytes());
-    launch(cuda::write_words, {}, 256, there, static_cast<std::uint32_t>(host.size_bytes() / 4), words);
+    device_->launch_once(layers, cuda::write_words, {}, 256, there, static_cast<std::uint32_t>(host.size_bytes() / 4),
+                         words);
   }
   template <class T>
   void download(const T* there, std::type_identity_t<std::span<T>> host) const {
@@ -132,11 +135,11 @@ class CudaBackend {
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
     if constexpr (std::is_same_v<Scalar, double>) {
-      device_->load(cuda::Program::products_double, cuda::double_kernels, options_->kernels);
+      device_->load(cuda::Program::products_double, cuda::double_kernels, options_->kernels, cuda::no_shared_memory);
     } else if (on_tensor_cores<W>()) {
-      device_->load(cuda::Program::products_mma, cuda::mma_kernels, options_->kernels);
+      device_->load(cuda::Program::products_mma, cuda::mma_kernels, options_->kernels, cuda::mma_shared_memory);
     } else {
-      device_->load(cuda::Program::products_fma, cuda::fma_kernels, options_->kernels);
+      device_->load(cuda::Program::products_fma, cuda::fma_kernels, options_->kernels, cuda::fma_shared_memory);
     }
     return Matrix<W>(device_, rows, cols);
   }
@@ -203,22 +206,18 @@ class CudaBackend {
     const std::uint32_t channels = cols(p.x), width = cols(p.weight);
     const std::uint64_t slots = p.window.stride();
     Scalar* const windows = p.window.first().data();
-    cuda::for_each_table(p.segments, p.kept.chunk, [&](const cuda::SegmentTable& table) {
+    cuda::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const cuda::SegmentTable& table) {
       const std::size_t blocks = (p.x.cols() + 127) / 128;
       if (p.kept.chunk != 0 && width > 1) {
         launch(cuda::keep_windows, {blocks, std::min<std::size_t>(table.most_chunks, 65535), table.count}, 128,
                p.x.data(), stride(p.x), windows, slots, p.kept.states.first().data(),
                std::uint64_t{p.kept.states.stride()},
                static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF)), channels, width,
-               table.segments);
+               table.entries);
       }
-      launch(cuda::causal_conv1d, {blocks, (table.longest + 31) / 32, table.count}, 128, p.x.data(), stride(p.x),
+      launch(cuda::causal_conv1d, {(table.longest + 7) / 8, blocks, table.count}, 128, p.x.data(), stride(p.x),
              p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(), windows, slots, p.y.data(), stride(p.y),
-             channels, width, table.segments);
-      if (table.longest > 32 && width > 1) {
-        launch(cuda::slide_windows, {blocks, 1, table.count}, 128, p.x.data(), stride(p.x), windows, slots, channels,
-               width, table.segments);
-      }
+             channels, width, table.entries);
     });
   }
 
@@ -226,15 +225,20 @@ class CudaBackend {
   void selective_scan(const ScanArguments<Scalar>& p) const {
     const cuda::ScanArguments<Scalar> arguments(p);
     const std::size_t states = p.a.cols(), channels = p.u.cols();
-    cuda::for_each_table(p.segments, p.kept.chunk, [&](const cuda::SegmentTable& table) {
+    cuda::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const cuda::SegmentTable& table) {
       const cuda::ScanKernel kernel = cuda::scan_kernel(states, channels * table.count, device_->processors());
       launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, 128, arguments,
-             table.segments);
+             table.entries);
     });
   }
 
   void add(View<const Scalar> x, View<Scalar> y) const {
     assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
+    if (x.rows() == y.rows() && std::is_same_v<Scalar, float> &&
+        device_->add_to_last_product(cuda::address(x.data()), stride(x), x.rows(), x.cols(), cuda::address(y.data()),
+                                     stride(y))) {
+      return;
+    }
     const std::uint64_t x_stride = x.rows() == y.rows() ? stride(x) : 0;
     launch(cuda::add, over(y), 256, x.data(), x_stride, y.data(), stride(y), rows(y), cols(y));
   }
@@ -283,24 +287,29 @@ class CudaBackend {
   std::size_t rounded_bytes(std::size_t rows, std::size_t cols) const {
     if (!rounds_activations<W> || options_->activations == Activations::exact) return 0;
     if (std::is_same_v<Scalar, double>) return rows * cols * sizeof(double);
-    return std::is_same_v<W, bf16> ? 0 : rows * ((cols + 31) / 32) * (32 + sizeof(float));
+    if (std::is_same_v<W, bf16> && rows <= few_rows) return 0;
+    const cuda::FragmentSizes sizes(rows, cols, depth<W>);
+    return sizes.fragment_bytes() + (std::is_same_v<W, bf16> ? 0 : sizes.scale_bytes());
   }
+  static constexpr std::size_t few_rows = 8;  // whose activations the products themselves round to bf16
+  /// Values of a step on tensor cores.
+  template <class W>
+  static constexpr std::size_t depth = std::is_same_v<W, bf16> ? 16 : 32;
 
   template <class W>
   void multiply_on_tensor_cores(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
     constexpr std::size_t format = cuda::Layout<W>::index - cuda::Layout<bf16>::index;
-    if constexpr (std::is_same_v<W, bf16>) {
-      cuda::multiply_mma(*device_, format, cuda::Inputs{cuda::address(x.data()), 0, stride(x), rows(x)},
-                         weight.weights(), y);
-    } else {
-      const auto lock = device_->lock_scratch();
-      const std::size_t blocks = x.rows() * ((x.cols() + 31) / 32);
-      const cuda::Address values = device_->scratch(rounded_bytes<W>(x.rows(), x.cols()), lock),
-                          scales = values + 32 * blocks;
-      device_->launch(cuda::Program::products_mma, cuda::quantise, {std::min<std::size_t>((blocks + 7) / 8, 1U << 20)},
-                      256, x.data(), stride(x), rows(x), cols(x), values, scales);
-      cuda::multiply_mma(*device_, format, cuda::Inputs{values, scales, 0, rows(x)}, weight.weights(), y);
-    }
+    cuda::Inputs inputs{cuda::address(x.data()), 0, 0, stride(x), rows(x)};
+    const std::size_t bytes = rounded_bytes<W>(x.rows(), x.cols());
+    if (bytes == 0) return cuda::multiply_mma(*device_, format, inputs, weight.weights(), y);
+    const auto lock = device_->lock_scratch();
+    const cuda::FragmentSizes sizes(x.rows(), x.cols(), depth<W>);
+    inputs.fragments = device_->scratch(bytes, lock);
+    inputs.scales = inputs.fragments + sizes.fragment_bytes();
+    const std::size_t warps = sizes.groups * sizes.slices * (std::is_same_v<W, bf16> ? 2 : 32);
+    device_->launch(cuda::Program::products_mma, std::is_same_v<W, bf16> ? cuda::round_to_bf16 : cuda::quantise,
+                    {std::min<std::size_t>((warps + 7) / 8, 1U << 20)}, 256, inputs, cols(x));
+    cuda::multiply_mma(*device_, format, inputs, weight.weights(), y);
   }
   template <class W>
   void multiply_double(View<const double> x, const Matrix<W>& weight, View<double> y) const {
@@ -342,9 +351,9 @@ class CudaBackend {
     constexpr bool quantised = Format<W>::block_size > 1;
     const std::size_t elements =
         quantised ? blocks_in<W>(matrix.cols()) * (sizeof(typename Format<W>::Block) - 2) : matrix.cols();
-    launch(cuda::first_of_formats + 3 * cuda::Layout<W>::index + which,
-           {(elements + 255) / 256, std::min<std::size_t>(count, 65535)}, 256, matrix.weights(), there,
-           static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count));
+    device_->launch(layers, cuda::first_of_formats + 3 * cuda::Layout<W>::index + which,
+                    {(elements + 255) / 256, std::min<std::size_t>(count, 65535)}, cuda::Block{.writes_weights = true},
+                    matrix.weights(), there, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count));
   }
 
   std::shared_ptr<cuda::Device> device_;

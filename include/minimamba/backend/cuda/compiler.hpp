@@ -37,6 +37,9 @@ inline constexpr char formats[] =
 inline constexpr char products_fma[] =
 #include "minimamba/backend/cuda/products_fma.cuh"
     ;
+inline constexpr char activations[] =
+#include "minimamba/backend/cuda/activations.cuh"
+    ;
 inline constexpr char products_mma[] =
 #include "minimamba/backend/cuda/products_mma.cuh"
     ;
@@ -55,7 +58,7 @@ inline std::string text_of(Program program) {
     case Program::products_fma:
       return joined(text::common, text::formats, text::products_fma);
     case Program::products_mma:
-      return joined(text::common, text::formats, text::products_mma);
+      return joined(text::common, text::formats, text::activations, text::products_mma);
     case Program::products_double:
       break;
   }

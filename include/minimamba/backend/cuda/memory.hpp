@@ -30,7 +30,6 @@ enum LayerKernel : std::size_t {
   negative_exp,
   rms_norm,
   causal_conv1d,
-  slide_windows,
   keep_windows,
   negative_log_likelihood,
   scan_few_channels,
@@ -40,28 +39,85 @@ enum LayerKernel : std::size_t {
   scan_to_1024,
   first_of_formats
 };
-inline constexpr std::array layer_kernels = {
-    "fill",         "copy",      "write_words",   "gather_rows",   "move_rows",    "add",
-    "negative_exp", "rms_norm",  "causal_conv1d", "slide_windows", "keep_windows", "negative_log_likelihood",
-    "scan_16x1",    "scan_4x4",  "scan_16x4",     "scan_32x8",     "scan_32x32",   "place_f64",
-    "fetch_f64",    "embed_f64", "place_f32",     "fetch_f32",     "embed_f32",    "place_f16",
-    "fetch_f16",    "embed_f16", "place_bf16",    "fetch_bf16",    "embed_bf16",   "place_q8",
-    "fetch_q8",     "embed_q8",  "place_q4",      "fetch_q4",      "embed_q4"};
+inline constexpr std::array layer_kernels = {"fill",
+                                             "copy",
+                                             "write_words",
+                                             "gather_rows",
+                                             "move_rows",
+                                             "add",
+                                             "negative_exp",
+                                             "rms_norm",
+                                             "causal_conv1d",
+                                             "keep_windows",
+                                             "negative_log_likelihood",
+                                             "scan_16x1",
+                                             "scan_4x4",
+                                             "scan_16x4",
+                                             "scan_32x8",
+                                             "scan_32x32",
+                                             "place_f64",
+                                             "fetch_f64",
+                                             "embed_f64",
+                                             "place_f32",
+                                             "fetch_f32",
+                                             "embed_f32",
+                                             "place_f16",
+                                             "fetch_f16",
+                                             "embed_f16",
+                                             "place_bf16",
+                                             "fetch_bf16",
+                                             "embed_bf16",
+                                             "place_q8",
+                                             "fetch_q8",
+                                             "embed_q8",
+                                             "place_q4",
+                                             "fetch_q4",
+                                             "embed_q4"};
 
-/// Kernels of Program::products_fma: five for f32, five for f16, one each for bf16, q8 and q4.
-enum FmaKernel : std::size_t { few_1, few_2, few_4, many_16, many_64 };
-inline constexpr std::array fma_kernels = {
-    "multiply_f32_few_1",   "multiply_f32_few_2", "multiply_f32_few_4", "multiply_f32_many_1", "multiply_f32_many_4",
-    "multiply_f16_few_1",   "multiply_f16_few_2", "multiply_f16_few_4", "multiply_f16_many_1", "multiply_f16_many_4",
-    "multiply_bf16_many_1", "multiply_q8_many_1", "multiply_q4_many_1"};
+/// Kernels of Program::products_fma: these kinds for f32 and for f16, and then `any` for bf16, q8 and q4.
+enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many, any };
+inline constexpr std::size_t fma_kinds = 7;
+inline constexpr std::array fma_kernels = {"multiply_f32_few_1",   "multiply_f32_few_2",   "multiply_f32_few_4",
+                                           "multiply_f32_some_16", "multiply_f32_some_32", "multiply_f32_many",
+                                           "multiply_f32_any",     "multiply_f16_few_1",   "multiply_f16_few_2",
+                                           "multiply_f16_few_4",   "multiply_f16_some_16", "multiply_f16_some_32",
+                                           "multiply_f16_many",    "multiply_f16_any",     "multiply_bf16_any",
+                                           "multiply_q8_any",      "multiply_q4_any"};
+/// Bytes of dynamic shared memory: see multiply_some.
+constexpr unsigned fma_shared_memory(std::size_t kernel) {
+  if (kernel >= 2 * fma_kinds) return 0;
+  const std::size_t kind = kernel % fma_kinds, rows = kind == some_16 ? 16 : 32, warps = kind == some_16 ? 8 : 4;
+  const std::size_t weight = kernel < fma_kinds ? 4 : 2, stage = rows * 20 * 4 + 4 * 128 * weight;
+  return kind == some_16 || kind == some_32 ? static_cast<unsigned>(warps * (2 * stage + rows * 32 * 4)) : 0;
+}
 
-/// Kernels of Program::products_mma: five for bf16, five for q8, five for q4, and quantise.
-inline constexpr std::array mma_kernels = {
-    "multiply_bf16_few_8", "multiply_bf16_few_16", "multiply_bf16_few_32", "multiply_bf16_few_64",
-    "multiply_bf16_many",  "multiply_q8_few_8",    "multiply_q8_few_16",   "multiply_q8_few_32",
-    "multiply_q8_few_64",  "multiply_q8_many",     "multiply_q4_few_8",    "multiply_q4_few_16",
-    "multiply_q4_few_32",  "multiply_q4_few_64",   "multiply_q4_many",     "quantise"};
-inline constexpr std::size_t quantise = mma_kernels.size() - 1;
+/// Kernels of Program::products_mma: these kinds for bf16, q8 and q4, and then those that round activations.
+enum MmaKernel : std::size_t { mma_few_8, mma_few_16, mma_few_32, mma_few_64, mma_many };
+inline constexpr std::size_t mma_kinds = 5, round_to_bf16 = 3 * mma_kinds, quantise = round_to_bf16 + 1;
+inline constexpr std::array mma_kernels = {"multiply_bf16_few_8",
+                                           "multiply_bf16_few_16",
+                                           "multiply_bf16_few_32",
+                                           "multiply_bf16_few_64",
+                                           "multiply_bf16_many",
+                                           "multiply_q8_few_8",
+                                           "multiply_q8_few_16",
+                                           "multiply_q8_few_32",
+                                           "multiply_q8_few_64",
+                                           "multiply_q8_many",
+                                           "multiply_q4_few_8",
+                                           "multiply_q4_few_16",
+                                           "multiply_q4_few_32",
+                                           "multiply_q4_few_64",
+                                           "multiply_q4_many",
+                                           "round_to_bf16",
+                                           "quantise"};
+/// Bytes of dynamic shared memory: three stages of multiply_many.
+constexpr unsigned mma_shared_memory(std::size_t kernel) {
+  if (kernel % mma_kinds != mma_many) return 0;
+  const unsigned weight = kernel / mma_kinds == 2 ? 256 : 512,
+                 scales = kernel / mma_kinds == 0 ? 0 : 8 * 128 + 16 * 128;
+  return 3 * (8 * 4 * weight + 16 * 1024 + scales);
+}
 
 /// Kernels of Program::products_double: one for each format, and the rounding of activations.
 inline constexpr std::array double_kernels = {"multiply_f64", "multiply_f32", "multiply_f16", "multiply_bf16",
