@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -178,8 +179,8 @@ class CudaBackend {
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
     if (y.empty()) return;
-    launch(cuda::rms_norm, {.x = y.rows()}, 256, x.data(), stride(x), weight.data(), epsilon, y.data(), stride(y),
-           cols(y));
+    device_->launch(layers, cuda::rms_norm, {.x = y.rows()}, cuda::Block{.is_norm = y.rows() == 1}, x.data(), stride(x),
+                    weight.data(), epsilon, y.data(), stride(y), cols(y));
   }
 
   template <WeightFormat W>
@@ -188,6 +189,8 @@ class CudaBackend {
     if (y.empty()) return;
     if constexpr (std::is_same_v<Scalar, double>) {
       multiply_double(x, weight, y);
+    } else if (const auto norm = take_norm<W>(x)) {
+      cuda::multiply_normed(*device_, cuda::Layout<W>::index, *norm, weight.weights(), y);
     } else if (on_tensor_cores<W>()) {
       multiply_on_tensor_cores(x, weight, y);
     } else {
@@ -281,6 +284,13 @@ class CudaBackend {
   template <class W>
   bool on_tensor_cores() const {
     return std::is_same_v<Scalar, float> && rounds_activations<W> && options_->activations == Activations::rounded;
+  }
+  /// The norm of a row that was queued last, for a product that can compute it too.
+  template <class W>
+  std::optional<cuda::NormOfRow> take_norm(View<const float> x) const {
+    constexpr bool can = std::is_same_v<W, float> || std::is_same_v<W, f16> || std::is_same_v<W, bf16>;
+    if (!can || x.rows() != 1 || (std::is_same_v<W, bf16> && !on_tensor_cores<W>())) return std::nullopt;
+    return device_->take_norm(cuda::address(x.data()));
   }
   /// Scratch memory of a product.
   template <class W>

@@ -108,4 +108,25 @@ __device__ inline double block_sum(double value) {
   for (int i = 0; i < 8; ++i) sum += parts[i];
   return sum;
 }
+
+// 1 / sqrt(mean(x^2) + epsilon) of a row, by a block of 256. Sums are in double; `half` keeps squares finite.
+struct RmsScale {
+  double scale = 1, half = 1;
+
+  RmsScale() = default;
+  __device__ RmsScale(const Scalar* x, u32 cols, double epsilon) {
+    double squares = 0, whole = 1;
+    for (u32 j = threadIdx.x; j < cols; j += 256) squares = multiply_add((double)x[j], (double)x[j], squares);
+    squares = block_sum(squares);
+    if (!(squares <= 1.7976931348623157e308)) {
+      half = 2.53869994604126e-116;  // 2^-384
+      whole = half * half;
+      double scaled = 0;
+      for (u32 j = threadIdx.x; j < cols; j += 256) scaled += (x[j] * whole) * (x[j] * whole);
+      squares = block_sum(scaled);
+    }
+    scale = 1 / sqrt(squares / cols + epsilon * whole * whole) * half;
+  }
+  __device__ Scalar of(Scalar x) const { return (Scalar)((double)x * scale * half); }
+};
 )cuda"

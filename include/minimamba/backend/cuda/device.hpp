@@ -36,6 +36,12 @@ struct CudaKernelOptions {
 
 namespace cuda {
 
+/// What an rms_norm of one row computes.
+struct NormOfRow {
+  Address x = 0, weight = 0, y = 0;
+  double epsilon = 0;
+};
+
 template <class T>
 Address address(T* there) {
   return reinterpret_cast<std::uintptr_t>(there);
@@ -48,6 +54,7 @@ struct Block {
   std::uint16_t output = 0;            // of a product: 1 + the number of its Output argument
   std::size_t rows = 0, cols = 0;      // of a product
   Address input = 0, input_end = 0;    // what a product reads
+  bool is_norm = false;                // an rms_norm of one row
   bool writes_weights = false;         // the kernel writes what products read before they wait for other kernels
 };
 
@@ -318,6 +325,23 @@ class Device {
     output.sum_stride = sum_stride;
     std::memcpy(argument, &output, sizeof(output));
     return true;
+  }
+  /// Takes back the kernel that was queued last if it is the rms_norm of a row whose result is at y: the product that
+  /// reads y then computes it too.
+  std::optional<NormOfRow> take_norm(Address y) const {
+    const std::lock_guard lock(queue_mutex_);
+    LaunchList& list = queue_->list();
+    if (list.size() == 0 || !last_.is_norm) return std::nullopt;
+    const Launch last = list.launches().back();
+    NormOfRow norm;
+    std::memcpy(&norm.y, list.argument(last, 4), sizeof(norm.y));
+    if (norm.y != y) return std::nullopt;
+    std::memcpy(&norm.x, list.argument(last, 0), sizeof(norm.x));
+    std::memcpy(&norm.weight, list.argument(last, 2), sizeof(norm.weight));
+    std::memcpy(&norm.epsilon, list.argument(last, 3), sizeof(norm.epsilon));
+    list.remove_last();
+    last_ = {.writes_weights = last.follows != 0};
+    return norm;
   }
   /// How many lists of kernels were replayed as graphs.
   std::size_t replayed() const {

@@ -163,6 +163,21 @@ inline void multiply_mma(const Device& device, std::size_t format, const Inputs&
                 Output{.y = address(y.data()), .y_stride = y.stride()});
 }
 
+/// The product of one row, which it normalises first. `format` counts as in Layout: f32, f16 or bf16.
+inline void multiply_normed(const Device& device, std::size_t format, const NormOfRow& norm, const Weights& weight,
+                            View<float> y) {
+  const Address end = norm.x + weight.cols * sizeof(float);
+  const Output output{.y = address(y.data()), .y_stride = y.stride()};
+  if (format == Layout<bf16>::index) {
+    device.launch(Program::products_mma, bf16_normed, {(y.cols() + 15) / 16}, product_block(y, 3, norm.x, end, 256, 0),
+                  Inputs{norm.x, 0, 0, weight.cols, 1}, weight, output, norm.weight, norm.epsilon, norm.y);
+  } else {
+    device.launch(Program::products_fma, (format == Layout<float>::index ? 0 : fma_kinds) + normed,
+                  {(y.cols() + 7) / 8}, product_block(y, 4, norm.x, end, 256, 0), norm.x, std::uint64_t{weight.cols},
+                  weight, output, std::uint32_t{1}, norm.weight, norm.epsilon, norm.y);
+  }
+}
+
 /// `format` counts as in Layout.
 inline void multiply_fma(const Device& device, std::size_t format, View<const float> x, const Weights& weight,
                          View<float> y) {

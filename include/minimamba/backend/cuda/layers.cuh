@@ -59,25 +59,14 @@ extern "C" __global__ void negative_exp(const Scalar* x, u64 x_stride, Scalar* y
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = (Scalar)-exp((double)x[i * x_stride + j]);
 }
 
-// y = x / sqrt(mean(x^2) + epsilon) * weight, a block for each row. Sums are in double; `half` keeps squares finite.
+// y = x / sqrt(mean(x^2) + epsilon) * weight, a block for each row
 extern "C" __global__ void rms_norm(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Scalar* y,
                                     u64 y_stride, u32 cols) {
   begin();
   x += blockIdx.x * x_stride;
   y += blockIdx.x * y_stride;
-  double squares = 0;
-  for (u32 j = threadIdx.x; j < cols; j += 256) squares = multiply_add((double)x[j], (double)x[j], squares);
-  squares = block_sum(squares);
-  double half = 1, whole = 1;
-  if (!(squares <= 1.7976931348623157e308)) {
-    half = 2.53869994604126e-116;  // 2^-384
-    whole = half * half;
-    double scaled = 0;
-    for (u32 j = threadIdx.x; j < cols; j += 256) scaled += (x[j] * whole) * (x[j] * whole);
-    squares = block_sum(scaled);
-  }
-  const double scale = 1 / sqrt(squares / cols + epsilon * whole * whole) * half;
-  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = (Scalar)((double)x[j] * scale * half) * weight[j];
+  const RmsScale scale(x, cols, epsilon);
+  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = scale.of(x[j]) * weight[j];
 }
 
 // Input i of a channel, counted from the start of the window, which x follows.

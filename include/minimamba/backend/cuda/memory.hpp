@@ -75,14 +75,14 @@ inline constexpr std::array layer_kernels = {"fill",
                                              "embed_q4"};
 
 /// Kernels of Program::products_fma: these kinds for f32 and for f16, and then `any` for bf16, q8 and q4.
-enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many, any };
-inline constexpr std::size_t fma_kinds = 7;
-inline constexpr std::array fma_kernels = {"multiply_f32_few_1",   "multiply_f32_few_2",   "multiply_f32_few_4",
-                                           "multiply_f32_some_16", "multiply_f32_some_32", "multiply_f32_many",
-                                           "multiply_f32_any",     "multiply_f16_few_1",   "multiply_f16_few_2",
-                                           "multiply_f16_few_4",   "multiply_f16_some_16", "multiply_f16_some_32",
-                                           "multiply_f16_many",    "multiply_f16_any",     "multiply_bf16_any",
-                                           "multiply_q8_any",      "multiply_q4_any"};
+enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many, any, normed };
+inline constexpr std::size_t fma_kinds = 8;
+inline constexpr std::array fma_kernels = {
+    "multiply_f32_few_1",   "multiply_f32_few_2", "multiply_f32_few_4", "multiply_f32_some_16",
+    "multiply_f32_some_32", "multiply_f32_many",  "multiply_f32_any",   "multiply_f32_normed",
+    "multiply_f16_few_1",   "multiply_f16_few_2", "multiply_f16_few_4", "multiply_f16_some_16",
+    "multiply_f16_some_32", "multiply_f16_many",  "multiply_f16_any",   "multiply_f16_normed",
+    "multiply_bf16_any",    "multiply_q8_any",    "multiply_q4_any"};
 /// Bytes of dynamic shared memory: see multiply_some.
 constexpr unsigned fma_shared_memory(std::size_t kernel) {
   if (kernel >= 2 * fma_kinds) return 0;
@@ -93,24 +93,14 @@ constexpr unsigned fma_shared_memory(std::size_t kernel) {
 
 /// Kernels of Program::products_mma: these kinds for bf16, q8 and q4, and then those that round activations.
 enum MmaKernel : std::size_t { mma_few_8, mma_few_16, mma_few_32, mma_few_64, mma_many };
-inline constexpr std::size_t mma_kinds = 5, round_to_bf16 = 3 * mma_kinds, quantise = round_to_bf16 + 1;
-inline constexpr std::array mma_kernels = {"multiply_bf16_few_8",
-                                           "multiply_bf16_few_16",
-                                           "multiply_bf16_few_32",
-                                           "multiply_bf16_few_64",
-                                           "multiply_bf16_many",
-                                           "multiply_q8_few_8",
-                                           "multiply_q8_few_16",
-                                           "multiply_q8_few_32",
-                                           "multiply_q8_few_64",
-                                           "multiply_q8_many",
-                                           "multiply_q4_few_8",
-                                           "multiply_q4_few_16",
-                                           "multiply_q4_few_32",
-                                           "multiply_q4_few_64",
-                                           "multiply_q4_many",
-                                           "round_to_bf16",
-                                           "quantise"};
+inline constexpr std::size_t mma_kinds = 5, bf16_normed = 3 * mma_kinds, round_to_bf16 = bf16_normed + 1,
+                             quantise = round_to_bf16 + 1;
+inline constexpr std::array mma_kernels = {"multiply_bf16_few_8",  "multiply_bf16_few_16", "multiply_bf16_few_32",
+                                           "multiply_bf16_few_64", "multiply_bf16_many",   "multiply_q8_few_8",
+                                           "multiply_q8_few_16",   "multiply_q8_few_32",   "multiply_q8_few_64",
+                                           "multiply_q8_many",     "multiply_q4_few_8",    "multiply_q4_few_16",
+                                           "multiply_q4_few_32",   "multiply_q4_few_64",   "multiply_q4_many",
+                                           "multiply_bf16_normed", "round_to_bf16",        "quantise"};
 /// Bytes of dynamic shared memory: three stages of multiply_many.
 constexpr unsigned mma_shared_memory(std::size_t kernel) {
   if (kernel % mma_kinds != mma_many) return 0;

@@ -37,9 +37,11 @@ __device__ inline float4 four_weights<F16>(const Weights& w, u32 row, u32 k4) {
 }
 
 // Up to ROWS rows of x. A block computes 8 outputs: each warp takes 4 slices at a time, so that all threads read
-// weights at once, some before x is there. Slices are gathered in shared memory, 64 at a time.
-template <class Format, int ROWS>
-__device__ inline void multiply_few(const float* x, u64 x_stride, const Weights& w, const Output& output) {
+// weights at once, some before x is there. Slices are gathered in shared memory, 64 at a time. With NORM, x is a row
+// that every block normalises, and the first one writes it to `normed`.
+template <class Format, int ROWS, bool NORM>
+__device__ inline void multiply_few(const float* x, u64 x_stride, const Weights& w, const Output& output,
+                                    const float* norm_weight = nullptr, double epsilon = 0, float* normed = nullptr) {
   constexpr u32 most = 64, pitch = 36;  // slices at once; values of x between slices, so that banks differ
   __shared__ __align__(16) float inputs[ROWS][most * pitch];
   __shared__ float partial[most][ROWS][8];
@@ -53,13 +55,20 @@ __device__ inline void multiply_few(const float* x, u64 x_stride, const Weights&
   const u32 own = threadIdx.x / 8;  // of every 32 slices, the one of this thread
   read(own);
   wait_for_inputs();
+  RmsScale scale;
+  if (NORM) scale = RmsScale(x, w.cols, epsilon);
   float total = 0;  // of output threadIdx.x % 8 and row threadIdx.x / 8, in the first threads
   for (u32 first = 0; first < slices; first += most) {
     const u32 here = min(most, slices - first);
     for (u32 k = threadIdx.x; k < here * 32; k += 256) {
       const u32 at = first * 32 + k;
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) inputs[r][k / 32 * pitch + k % 32] = at < w.cols ? x[r * x_stride + at] : 0.0f;
+      for (int r = 0; r < ROWS; ++r) {
+        float value = at < w.cols ? x[r * x_stride + at] : 0.0f;
+        if (NORM && at < w.cols) value = scale.of(value) * norm_weight[at];
+        if (NORM && at < w.cols && blockIdx.x == 0) normed[at] = value;
+        inputs[r][k / 32 * pitch + k % 32] = value;
+      }
     }
     __syncthreads();
     for (u32 s = own; s < here; s += 32) {
@@ -264,14 +273,22 @@ __device__ inline void multiply_any(const float* x, u64 x_stride, u32 x_rows, co
     let_next_begin();                                                                                  \
     __VA_ARGS__;                                                                                       \
   }
+#define MULTIPLY_NORMED(NAME, FORMAT_TYPE)                                                             \
+  extern "C" __global__ void __launch_bounds__(256, 2) multiply_##NAME##_normed(                       \
+      const float* x, u64 x_stride, Weights w, const __grid_constant__ Output output, u32,             \
+      const float* norm_weight, double epsilon, float* normed) {                                       \
+    let_next_begin();                                                                                  \
+    multiply_few<FORMAT_TYPE, 1, true>(x, x_stride, w, output, norm_weight, epsilon, normed);          \
+  }
 #define MULTIPLY_KINDS(NAME, FORMAT_TYPE)                                                                              \
-  MULTIPLY(NAME, few_1, 256, 2, multiply_few<FORMAT_TYPE, 1>(x, x_stride, w, output))                                  \
-  MULTIPLY(NAME, few_2, 256, 2, multiply_few<FORMAT_TYPE, 2>(x, x_stride, w, output))                                  \
-  MULTIPLY(NAME, few_4, 256, 2, multiply_few<FORMAT_TYPE, 4>(x, x_stride, w, output))                                  \
+  MULTIPLY(NAME, few_1, 256, 2, multiply_few<FORMAT_TYPE, 1, false>(x, x_stride, w, output))                                  \
+  MULTIPLY(NAME, few_2, 256, 2, multiply_few<FORMAT_TYPE, 2, false>(x, x_stride, w, output))                                  \
+  MULTIPLY(NAME, few_4, 256, 2, multiply_few<FORMAT_TYPE, 4, false>(x, x_stride, w, output))                                  \
   MULTIPLY(NAME, some_16, 256, 2, multiply_some<FORMAT_TYPE, 16, 8>(x, x_stride, x_rows, w, output))                   \
   MULTIPLY(NAME, some_32, 128, 3, multiply_some<FORMAT_TYPE, 32, 4>(x, x_stride, x_rows, w, output))                   \
   MULTIPLY(NAME, many, 128, 2, multiply_many<FORMAT_TYPE>(x, x_stride, x_rows, w, output))                             \
-  MULTIPLY(NAME, any, 256, 2, multiply_any<FORMAT_TYPE>(x, x_stride, x_rows, w, output))
+  MULTIPLY(NAME, any, 256, 2, multiply_any<FORMAT_TYPE>(x, x_stride, x_rows, w, output))                               \
+  MULTIPLY_NORMED(NAME, FORMAT_TYPE)
 MULTIPLY_KINDS(f32, F32)
 MULTIPLY_KINDS(f16, F16)
 MULTIPLY(bf16, any, 256, 2, multiply_any<Bf16>(x, x_stride, x_rows, w, output))  // activations that keep all bits

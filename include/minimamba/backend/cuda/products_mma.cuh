@@ -17,17 +17,17 @@ struct Bf16Product {
   static const u32 depth = 16, bytes = 512, scaled = 0;  // bytes: of 16 outputs, for a step
   typedef uint4 Packed;                                  // 16 outputs of a lane, for a step
   __device__ static uint4 unpack(const Packed& packed) { return packed; }
-  // Rounds values itself: for a few rows.
-  __device__ static Fragments round(const Inputs& x, u32 cols, u32 row, u32 slice, u32 lane) {
+  // Rounds values itself, which value(row, k) has: for a few rows.
+  template <class Value>
+  __device__ static Fragments round(u32 rows, u32 cols, u32 row, u32 slice, u32 lane, const Value& value) {
     const u32 i = row + lane / 4;
-    const float* const values = x.values + i * x.stride;
     Fragments b;
     u32* const words = &b.half[0].x;
 #pragma unroll
     for (u32 j = 0; j < 8; ++j) {
       const u32 at = slice * 64 + j * 8 + lane % 4 * 2;
-      const float first = i < x.rows && at < cols ? values[at] : 0.0f;
-      const float second = i < x.rows && at + 1 < cols ? values[at + 1] : 0.0f;
+      const float first = i < rows && at < cols ? value(i, at) : 0.0f;
+      const float second = i < rows && at + 1 < cols ? value(i, at + 1) : 0.0f;
       words[j] = to_bf16_pair(first, second);
     }
     return b;
@@ -85,9 +85,11 @@ __device__ inline const u16* weight_scales(const Weights& w, u32 panel, u32 step
 }
 
 // 16 outputs of 8 * TILES rows of x in a block, whose warps share the slices: for few rows, which need every warp to
-// read weights, some before x is there. ROUNDS: x is not rounded yet.
+// read weights, some before x is there. ROUNDS: x is not rounded yet. With a norm_weight, x is a row that every block
+// normalises, and the first one writes it to `normed`.
 template <class Product, int TILES, bool ROUNDS>
-__device__ inline void multiply_few(const Inputs& x, const Weights& w, const Output& output) {
+__device__ inline void multiply_few(const Inputs& x, const Weights& w, const Output& output,
+                                    const float* norm_weight = nullptr, double epsilon = 0, float* normed = nullptr) {
   constexpr u32 most = 64 / TILES, outputs = TILES * 128, each = (outputs + 255) / 256;
   __shared__ float partial[most][outputs];  // [slice][row of x][16]
   const u32 steps = steps_of<Product>(w), slices = (steps + 3) / 4, groups = (x.rows + 7) / 8;
@@ -110,6 +112,17 @@ __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Out
   };
   read(warp);
   wait_for_inputs();
+  RmsScale scale;
+  if (norm_weight) {
+    scale = RmsScale(x.values, w.cols, epsilon);
+    for (u32 k = threadIdx.x; blockIdx.x == 0 && k < w.cols; k += 256) {
+      normed[k] = scale.of(x.values[k]) * norm_weight[k];
+    }
+  }
+  const auto value = [&](u32 i, u32 k) {
+    const float plain = x.values[i * x.stride + k];
+    return norm_weight ? scale.of(plain) * norm_weight[k] : plain;
+  };
   for (u32 first = 0; first < slices; first += most) {
     const u32 here = min(most, slices - first);
     for (u32 s = warp; s < here; s += 8) {
@@ -119,7 +132,7 @@ __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Out
         const u32 group = row / 8 + tile;
         Fragments b = {};
         if constexpr (ROUNDS) {
-          b = Product::round(x, w.cols, row + 8 * tile, slice, lane);
+          b = Product::round(x.rows, w.cols, row + 8 * tile, slice, lane, value);
         } else if (group < groups) {
           const uint4* const fragments = x.fragments + ((u64)group * slices + slice) * 64 + lane;
           b.half[0] = fragments[0], b.half[1] = fragments[32];
@@ -278,6 +291,12 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
   MULTIPLY(NAME, few_32, 256, multiply_few<PRODUCT, 4, false>)      \
   MULTIPLY(NAME, few_64, 256, multiply_few<PRODUCT, 8, false>)      \
   MULTIPLY(NAME, many, 128, multiply_many<PRODUCT>)
+extern "C" __global__ void __launch_bounds__(256, 2)
+    multiply_bf16_normed(Inputs x, Weights w, const __grid_constant__ Output output, const float* norm_weight,
+                         double epsilon, float* normed) {
+  let_next_begin();
+  multiply_few<Bf16Product, 1, true>(x, w, output, norm_weight, epsilon, normed);
+}
 PRODUCTS(bf16, Bf16Product, true)
 PRODUCTS(q8, Q8Product, false)
 PRODUCTS(q4, Q4Product, false)

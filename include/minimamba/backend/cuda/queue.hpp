@@ -51,6 +51,12 @@ class LaunchList {
     (append(&arguments, sizeof(Arguments), alignof(Arguments)), ...);
     launches_.push_back(launch);
   }
+  void remove_last() {
+    const Launch& last = launches_.back();
+    bytes_.resize(offsets_[last.first]);
+    offsets_.resize(last.first);
+    launches_.pop_back();
+  }
   void clear() {
     launches_.clear();
     offsets_.clear();
