@@ -111,7 +111,12 @@ class CudaBackend {
   }
   void copy(View<const Scalar> x, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols());
-    launch(cuda::copy, over(y), 256, x.data(), stride(x), y.data(), stride(y), rows(y), cols(y));
+    if (y.empty()) return;
+    const cuda::CopyOfRows rows_of{
+        cuda::address(x.data()), cuda::address(y.data()), stride(x), stride(y), y.rows(), y.cols()};
+    if (device_->extend_last_copy(rows_of, sizeof(Scalar))) return;
+    device_->launch(layers, cuda::copy, over(y), cuda::Block{.is_copy = true}, x.data(), stride(x), y.data(), stride(y),
+                    rows(y), cols(y));
   }
   void gather_rows(View<const Scalar> x, std::span<const std::size_t> sources, View<Scalar> y) const {
     assert(sources.size() == y.rows() && x.cols() == y.cols());

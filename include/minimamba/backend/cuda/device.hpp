@@ -42,6 +42,12 @@ struct NormOfRow {
   double epsilon = 0;
 };
 
+struct CopyOfRows {
+  Address x = 0, y = 0;
+  std::uint64_t x_stride = 0, y_stride = 0;
+  std::size_t rows = 0, cols = 0;
+};
+
 template <class T>
 Address address(T* there) {
   return reinterpret_cast<std::uintptr_t>(there);
@@ -55,6 +61,7 @@ struct Block {
   std::size_t rows = 0, cols = 0;      // of a product
   Address input = 0, input_end = 0;    // what a product reads
   bool is_norm = false;                // an rms_norm of one row
+  bool is_copy = false;                // of rows
   bool writes_weights = false;         // the kernel writes what products read before they wait for other kernels
 };
 
@@ -317,13 +324,29 @@ class Device {
     const Launch& last = queue_->list().launches().back();
     if (last.output == 0 || last_.rows != rows || last_.cols != cols) return false;
     if (sum < last_.input_end && last_.input < sum + rows * sum_stride * sizeof(float)) return false;
-    void* const argument = queue_->list().argument(last, last.output - 1U);
-    Output output;
-    std::memcpy(&output, argument, sizeof(output));
+    auto output = queue_->list().get<Output>(last, last.output - 1U);
     if (output.y != product || output.y_stride != product_stride || output.sum != 0) return false;
     output.sum = sum;
     output.sum_stride = sum_stride;
-    std::memcpy(argument, &output, sizeof(output));
+    queue_->list().set(last, last.output - 1U, output);
+    return true;
+  }
+  /// Lets the copy that was queued last also copy the rows that follow, if these are such. Returns whether they are.
+  bool extend_last_copy(const CopyOfRows& copy, std::size_t value_bytes) const {
+    const std::lock_guard lock(queue_mutex_);
+    LaunchList& list = queue_->list();
+    if (list.size() == 0 || !last_.is_copy) return false;
+    Launch& last = list.last();
+    const auto x = list.get<Address>(last, 0), y = list.get<Address>(last, 2);
+    const auto x_stride = list.get<std::uint64_t>(last, 1), y_stride = list.get<std::uint64_t>(last, 3);
+    const auto rows = list.get<std::uint32_t>(last, 4), cols = list.get<std::uint32_t>(last, 5);
+    const std::uint64_t all = std::uint64_t{rows} + copy.rows;
+    const bool follows = copy.x == x + rows * x_stride * value_bytes && copy.y == y + rows * y_stride * value_bytes &&
+                         copy.x_stride == x_stride && copy.y_stride == y_stride && copy.cols == cols;
+    const bool apart = x + all * x_stride * value_bytes <= y || y + all * y_stride * value_bytes <= x;
+    if (!follows || !apart || all > 0xFFFFFFFF) return false;
+    list.set(last, 4, static_cast<std::uint32_t>(all));
+    last.y = static_cast<std::uint32_t>(std::min<std::uint64_t>(all, 65535));
     return true;
   }
   /// Takes back the kernel that was queued last if it is the rms_norm of a row whose result is at y: the product that
@@ -333,12 +356,11 @@ class Device {
     LaunchList& list = queue_->list();
     if (list.size() == 0 || !last_.is_norm) return std::nullopt;
     const Launch last = list.launches().back();
-    NormOfRow norm;
-    std::memcpy(&norm.y, list.argument(last, 4), sizeof(norm.y));
+    const NormOfRow norm{.x = list.get<Address>(last, 0),
+                         .weight = list.get<Address>(last, 2),
+                         .y = list.get<Address>(last, 4),
+                         .epsilon = list.get<double>(last, 3)};
     if (norm.y != y) return std::nullopt;
-    std::memcpy(&norm.x, list.argument(last, 0), sizeof(norm.x));
-    std::memcpy(&norm.weight, list.argument(last, 2), sizeof(norm.weight));
-    std::memcpy(&norm.epsilon, list.argument(last, 3), sizeof(norm.epsilon));
     list.remove_last();
     last_ = {.writes_weights = last.follows != 0};
     return norm;

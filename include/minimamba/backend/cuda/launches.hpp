@@ -151,15 +151,22 @@ struct FragmentSizes {
 inline void multiply_mma(const Device& device, std::size_t format, const Inputs& x, const Weights& weight,
                          View<float> y) {
   const std::size_t rows = y.rows(), outputs = y.cols();
-  const Grid large{(outputs + 127) / 128, (rows + 127) / 128};
-  const bool is_large = rows > 64 && large.x * large.y >= device.processors() / 2;
+  const auto tiles = [&](std::size_t height) { return (rows + height - 1) / height * ((outputs + 127) / 128); };
   std::size_t kind = mma_few_64;
-  while (!is_large && kind > mma_few_8 && rows <= (std::size_t{4} << kind)) --kind;
-  const Grid grid = is_large ? large : Grid{(outputs + 15) / 16, (rows + (std::size_t{8} << kind) - 1) >> (3 + kind)};
+  if (rows > 64 && tiles(128) >= 2 * device.processors()) {
+    kind = mma_many_128;
+  } else if (rows > 32 && tiles(64) >= device.processors()) {
+    kind = mma_many_64;
+  } else {
+    while (kind > mma_few_8 && rows <= (std::size_t{4} << kind)) --kind;
+  }
+  const bool is_many = kind > mma_few_64;
+  const std::size_t height = is_many ? std::size_t{64} << (kind - mma_many_64) : std::size_t{8} << kind;
+  const Grid grid{is_many ? (outputs + 127) / 128 : (outputs + 15) / 16, (rows + height - 1) / height};
   const Address end = x.values + (rows * x.stride + weight.cols) * sizeof(float);
-  const std::size_t kernel = mma_kinds * format + (is_large ? std::size_t{mma_many} : kind);
+  const std::size_t kernel = mma_kinds * format + kind;
   device.launch(Program::products_mma, kernel, grid,
-                product_block(y, 3, x.values, end, is_large ? 128 : 256, mma_shared_memory(kernel)), x, weight,
+                product_block(y, 3, x.values, end, is_many ? 128 : 256, mma_shared_memory(kernel)), x, weight,
                 Output{.y = address(y.data()), .y_stride = y.stride()});
 }
 

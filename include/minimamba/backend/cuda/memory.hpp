@@ -92,21 +92,22 @@ constexpr unsigned fma_shared_memory(std::size_t kernel) {
 }
 
 /// Kernels of Program::products_mma: these kinds for bf16, q8 and q4, and then those that round activations.
-enum MmaKernel : std::size_t { mma_few_8, mma_few_16, mma_few_32, mma_few_64, mma_many };
-inline constexpr std::size_t mma_kinds = 5, bf16_normed = 3 * mma_kinds, round_to_bf16 = bf16_normed + 1,
+enum MmaKernel : std::size_t { mma_few_8, mma_few_16, mma_few_32, mma_few_64, mma_many_64, mma_many_128 };
+inline constexpr std::size_t mma_kinds = 6, bf16_normed = 3 * mma_kinds, round_to_bf16 = bf16_normed + 1,
                              quantise = round_to_bf16 + 1;
-inline constexpr std::array mma_kernels = {"multiply_bf16_few_8",  "multiply_bf16_few_16", "multiply_bf16_few_32",
-                                           "multiply_bf16_few_64", "multiply_bf16_many",   "multiply_q8_few_8",
-                                           "multiply_q8_few_16",   "multiply_q8_few_32",   "multiply_q8_few_64",
-                                           "multiply_q8_many",     "multiply_q4_few_8",    "multiply_q4_few_16",
-                                           "multiply_q4_few_32",   "multiply_q4_few_64",   "multiply_q4_many",
-                                           "multiply_bf16_normed", "round_to_bf16",        "quantise"};
-/// Bytes of dynamic shared memory: three stages of multiply_many.
+inline constexpr std::array mma_kernels = {"multiply_bf16_few_8",  "multiply_bf16_few_16",  "multiply_bf16_few_32",
+                                           "multiply_bf16_few_64", "multiply_bf16_many_64", "multiply_bf16_many_128",
+                                           "multiply_q8_few_8",    "multiply_q8_few_16",    "multiply_q8_few_32",
+                                           "multiply_q8_few_64",   "multiply_q8_many_64",   "multiply_q8_many_128",
+                                           "multiply_q4_few_8",    "multiply_q4_few_16",    "multiply_q4_few_32",
+                                           "multiply_q4_few_64",   "multiply_q4_many_64",   "multiply_q4_many_128",
+                                           "multiply_bf16_normed", "round_to_bf16",         "quantise"};
+/// Bytes of dynamic shared memory: the stages of multiply_many.
 constexpr unsigned mma_shared_memory(std::size_t kernel) {
-  if (kernel % mma_kinds != mma_many) return 0;
-  const unsigned weight = kernel / mma_kinds == 2 ? 256 : 512,
-                 scales = kernel / mma_kinds == 0 ? 0 : 8 * 128 + 16 * 128;
-  return 3 * (8 * 4 * weight + 16 * 1024 + scales);
+  const std::size_t kind = kernel % mma_kinds, format = kernel / mma_kinds;
+  if (format > 2 || (kind != mma_many_64 && kind != mma_many_128)) return 0;
+  const unsigned groups = kind == mma_many_64 ? 8 : 16, stages = format == 1 ? 2 : 3;
+  return stages * (8 * 4 * (format == 2 ? 256 : 512) + groups * 1024 + (format == 0 ? 0 : (8 + groups) * 128));
 }
 
 /// Kernels of Program::products_double: one for each format, and the rounding of activations.

@@ -14,7 +14,7 @@ struct Fragments {
 };
 
 struct Bf16Product {
-  static const u32 depth = 16, bytes = 512, scaled = 0;  // bytes: of 16 outputs, for a step
+  static const u32 depth = 16, bytes = 512, scaled = 0, stages = 3;  // bytes: of 16 outputs, for a step
   typedef uint4 Packed;                                  // 16 outputs of a lane, for a step
   __device__ static uint4 unpack(const Packed& packed) { return packed; }
   // Rounds values itself, which value(row, k) has: for a few rows.
@@ -55,12 +55,12 @@ struct BlockProduct {
   }
 };
 struct Q8Product : BlockProduct {
-  static const u32 bytes = 512;
+  static const u32 bytes = 512, stages = 2;  // three are more than 99 KB, which smaller cards have
   typedef uint4 Packed;
   __device__ static uint4 unpack(const Packed& packed) { return packed; }
 };
 struct Q4Product : BlockProduct {
-  static const u32 bytes = 256;
+  static const u32 bytes = 256, stages = 3;
   typedef uint2 Packed;
   // Four integers plus 8, one in each byte, become signed bytes.
   __device__ static u32 to_signed(u32 nibbles) {
@@ -172,32 +172,33 @@ __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Out
   }
 }
 
-// 128 outputs of 128 rows of x in a block of four warps, each of which has 64 x 64 of them. Two stages are on their way
-// while one is used.
-template <class Product>
+// 128 outputs of 64 * ROW_WARPS rows of x in a block of four warps, each of which has 32 * ROW_WARPS outputs of 64 rows.
+// The next stages are on their way while one is used.
+template <class Product, int ROW_WARPS>
 __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Output& output) {
   extern __shared__ __align__(16) u8 shared[];
-  constexpr u32 panel_bytes = 4 * Product::bytes, scale_bytes = Product::scaled ? 8 * 128 + 16 * 128 : 0;
-  constexpr u32 stage_bytes = 8 * panel_bytes + 16 * 1024 + scale_bytes;
+  constexpr u32 panel_bytes = 4 * Product::bytes, rows_of_8 = 8 * ROW_WARPS, own_panels = 2 * ROW_WARPS;
+  constexpr u32 scale_bytes = Product::scaled ? 8 * 128 + rows_of_8 * 128 : 0;
+  constexpr u32 stage_bytes = 8 * panel_bytes + rows_of_8 * 1024 + scale_bytes, stages = Product::stages;
   const u32 steps = steps_of<Product>(w), slices = (steps + 3) / 4, groups = (x.rows + 7) / 8;
   const u32 panels = (w.rows + 15) / 16, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const u32 first_panel = blockIdx.x * 8, first_group = blockIdx.y * 16;
-  const u32 own_panel = warp % 2 * 4, own_group = warp / 2 * 8;
-  // A stage: weights [8 panels][4 steps], inputs [16 groups of 8 rows][2][32 lanes], scales of both.
+  const u32 first_panel = blockIdx.x * 8, first_group = blockIdx.y * rows_of_8;
+  const u32 own_panel = warp / ROW_WARPS * own_panels, own_group = warp % ROW_WARPS * 8;
+  // A stage: weights [8 panels][4 steps], inputs [groups of 8 rows][2][32 lanes], scales of both.
   const auto weights_of = [&](u32 stage) { return shared + stage * stage_bytes; };
   const auto inputs_of = [&](u32 stage) { return weights_of(stage) + 8 * panel_bytes; };
-  const auto scales_of = [&](u32 stage) { return inputs_of(stage) + 16 * 1024; };
+  const auto scales_of = [&](u32 stage) { return inputs_of(stage) + rows_of_8 * 1024; };
   wait_for_inputs();
   const auto copy = [&](u32 slice) {
     if (slice < slices) {
-      const u32 stage = slice % 3, here = min(4u, steps - slice * 4);
+      const u32 stage = slice % stages, here = min(4u, steps - slice * 4);
       for (u32 i = threadIdx.x; i < 8 * panel_bytes / 16; i += 128) {
         const u32 panel = i / (panel_bytes / 16), piece = i % (panel_bytes / 16) * 16;
         const bool real = first_panel + panel < panels && piece < here * Product::bytes;
         const u64 from = real ? ((u64)(first_panel + panel) * steps + slice * 4) * Product::bytes + piece : 0;
         copy_async(weights_of(stage) + panel * panel_bytes + piece, w.data + from, real);
       }
-      for (u32 i = threadIdx.x; i < 16 * 64; i += 128) {
+      for (u32 i = threadIdx.x; i < rows_of_8 * 64; i += 128) {
         const u32 group = first_group + i / 64;
         const bool real = group < groups;
         copy_async(inputs_of(stage) + i * 16, x.fragments + (real ? ((u64)group * slices + slice) * 64 + i % 64 : 0),
@@ -214,32 +215,31 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
                      real);
         }
         const u32 group = first_group + threadIdx.x / 8;
-        const bool real = group < groups;
+        const bool real = threadIdx.x < rows_of_8 * 8 && group < groups;
         const u64 from = real ? ((u64)group * slices + slice) * 32 + threadIdx.x % 8 * 4 : 0;
-        copy_async(scales + 8 * 128 + threadIdx.x * 16, x.scales + from, real);
+        if (threadIdx.x < rows_of_8 * 8) copy_async(scales + 8 * 128 + threadIdx.x * 16, x.scales + from, real);
       }
     }
     end_copies();
   };
-  copy(0);
-  copy(1);
-  float total[4][8][4] = {};  // [panel][8 rows]
+  for (u32 slice = 0; slice < stages - 1; ++slice) copy(slice);
+  float total[own_panels][8][4] = {};  // [panel][8 rows]
   for (u32 slice = 0; slice < slices; ++slice) {
-    wait_for_copies<1>();
+    wait_for_copies<stages - 2>();
     __syncthreads();  // this slice is there for all threads, and all have used the one before
-    copy(slice + 2);
-    const u32 stage = slice % 3, here = min(4u, steps - slice * 4);
+    copy(slice + stages - 1);
+    const u32 stage = slice % stages, here = min(4u, steps - slice * 4);
     const typename Product::Packed* const weights = (const typename Product::Packed*)weights_of(stage);
     const uint4* const inputs = (const uint4*)inputs_of(stage);
     const u16* const a_scales = (const u16*)scales_of(stage);
     const float* const b_scales = (const float*)(scales_of(stage) + 8 * 128);
 #pragma unroll
-    for (u32 pair = 0; pair < 2; ++pair) {  // of panels
+    for (u32 pair = 0; pair < own_panels; pair += 2) {  // more panels at once would need more registers than there are
       uint4 a[2][4];
       float a_scale[2][4][2];
 #pragma unroll
       for (u32 i = 0; i < 8; ++i) {
-        const u32 at = (own_panel + pair * 2 + i / 4) * 4 + i % 4;
+        const u32 at = (own_panel + pair) * 4 + i;
         a[i / 4][i % 4] = Product::unpack(weights[at * 32 + lane]);
         if (Product::scaled) {
           a_scale[i / 4][i % 4][0] = from_f16(a_scales[at * 16 + lane / 4]);
@@ -263,15 +263,12 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
           Product::add(sum[1], a[1][i], b.low(i), b.high(i), a_scale[1][i], b_scale);
         }
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-          total[pair * 2][tile][i] += sum[0][i];
-          total[pair * 2 + 1][tile][i] += sum[1][i];
-        }
+        for (u32 i = 0; i < 8; ++i) total[pair + i / 4][tile][i % 4] += sum[i / 4][i % 4];
       }
     }
   }
 #pragma unroll
-  for (u32 i = 0; i < 4 * 8 * 4; ++i) {
+  for (u32 i = 0; i < own_panels * 8 * 4; ++i) {
     const u32 panel = i / 32, tile = i / 4 % 8;
     const u32 r = (first_group + own_group + tile) * 8 + lane % 4 * 2 + i % 2;
     const u32 j = (first_panel + own_panel + panel) * 16 + lane / 4 + i % 4 / 2 * 8;
@@ -290,7 +287,8 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
   MULTIPLY(NAME, few_16, 256, multiply_few<PRODUCT, 2, false>)      \
   MULTIPLY(NAME, few_32, 256, multiply_few<PRODUCT, 4, false>)      \
   MULTIPLY(NAME, few_64, 256, multiply_few<PRODUCT, 8, false>)      \
-  MULTIPLY(NAME, many, 128, multiply_many<PRODUCT>)
+  MULTIPLY(NAME, many_64, 128, multiply_many<PRODUCT, 1>)           \
+  MULTIPLY(NAME, many_128, 128, multiply_many<PRODUCT, 2>)
 extern "C" __global__ void __launch_bounds__(256, 2)
     multiply_bf16_normed(Inputs x, Weights w, const __grid_constant__ Output output, const float* norm_weight,
                          double epsilon, float* normed) {

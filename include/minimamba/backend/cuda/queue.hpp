@@ -64,9 +64,20 @@ class LaunchList {
   }
   std::size_t size() const { return launches_.size(); }
   const std::vector<Launch>& launches() const { return launches_; }
+  Launch& last() { return launches_.back(); }
   /// Where argument i of a launch is.
   void* argument(const Launch& launch, std::size_t i) const {
     return const_cast<std::byte*>(bytes_.data() + offsets_[launch.first + i]);
+  }
+  template <class T>
+  T get(const Launch& launch, std::size_t i) const {
+    T value;
+    std::memcpy(&value, argument(launch, i), sizeof(T));
+    return value;
+  }
+  template <class T>
+  void set(const Launch& launch, std::size_t i, const T& value) {
+    std::memcpy(argument(launch, i), &value, sizeof(T));
   }
 
   bool operator==(const LaunchList& other) const {
