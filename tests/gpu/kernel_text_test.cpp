@@ -12,16 +12,16 @@ using namespace minimamba;
 class KernelText : public testing::TestWithParam<const char*> {};
 
 TEST_P(KernelText, CompilesWithoutAWarning) {
-  const cuda::Compiler* compiler = nullptr;
+  const gpu::Compiler* compiler = nullptr;
   try {
-    compiler = &cuda::Compiler::get();
+    compiler = &gpu::Compiler::get();
   } catch (const CudaError& error) {
     GTEST_SKIP() << error.what();
   }
-  for (std::size_t i = 0; i < cuda::program_count; ++i) {
-    SCOPED_TRACE(cuda::program_names[i]);
+  for (std::size_t i = 0; i < gpu::program_count; ++i) {
+    SCOPED_TRACE(gpu::program_names[i]);
     std::string log;
-    const std::string code = compiler->compile(static_cast<cuda::Program>(i), GetParam(), log);
+    const std::string code = compiler->compile(static_cast<gpu::Program>(i), GetParam(), log);
     EXPECT_EQ(log, "");
     EXPECT_GT(code.size(), 1000U);
   }
@@ -31,8 +31,9 @@ INSTANTIATE_TEST_SUITE_P(For, KernelText, testing::Values("sm_80", "sm_90a", "sm
 
 TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
   for (const std::size_t size :
-       {sizeof(cuda::text::common), sizeof(cuda::text::layers), sizeof(cuda::text::scan), sizeof(cuda::text::formats),
-        sizeof(cuda::text::products_fma), sizeof(cuda::text::products_mma), sizeof(cuda::text::products_double)}) {
+       {sizeof(gpu::text::common), sizeof(gpu::text::layers), sizeof(gpu::text::scan), sizeof(gpu::text::formats),
+        sizeof(gpu::text::products_fma), sizeof(gpu::text::activations), sizeof(gpu::text::products_mma),
+        sizeof(gpu::text::products_double)}) {
     EXPECT_LT(size, 16U << 10);
   }
 }

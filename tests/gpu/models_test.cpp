@@ -103,6 +103,20 @@ TEST_F(OnACard, ManyRunsAndSlotsGiveTheBitsThatEachHasAlone) {
   }
 }
 
+TEST_F(OnACard, ReplaysListsOfKernelsThatItHasSeenWithTheSameBits) {
+  const Mamba<float, CudaBackend, bf16> model({.d_model = 96, .n_layer = 2, .vocab_size = 50});
+  const auto tokens = random_tokens(40, 50);
+  auto whole = model.make_cache(), steps = model.make_cache(), other = model.make_cache();
+  const auto expected = copy_of(model.forward(tokens, whole));
+  const std::size_t before = model.backend().device().replayed();
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    const auto found = copy_of(model.forward_last(std::span(&tokens[i], 1), steps));
+    ASSERT_TRUE(identical(found, copy_of(expected.view().rows_from(i, 1)))) << i;
+    if (i % 3 == 0) copy_of(model.forward_last(std::span(&tokens[i], 1), other));  // another list between
+  }
+  EXPECT_GE(model.backend().device().replayed() - before, 30U);
+}
+
 TEST_F(OnACard, ACacheReturnsToTheStatesThatItKept) {
   const Mamba<float, CudaBackend> model({.d_model = 64, .n_layer = 2, .vocab_size = 50});
   const auto tokens = random_tokens(100, 50);
@@ -233,7 +247,7 @@ TEST_F(OnACard, TooLittleMemoryIsSaidAndLosesNothing) {
 
 TEST_F(OnACard, KernelsCompiledBeforeGiveTheSameBits) {
   const auto folder = std::filesystem::temp_directory_path() / "minimamba-gpu-kernels";
-  const std::string target = cuda::Compiler::get().target_for(cuda::Device::open(0)->capability());
+  const std::string target = gpu::Compiler::get().target_for(gpu::Device::open(0)->capability());
   compile_cuda_kernels(folder.string(), {target});
   const auto tokens = random_tokens(100, 50);
   const auto logits = [&](const CudaKernelOptions& options) {  // the card is opened anew for each

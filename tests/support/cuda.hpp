@@ -21,9 +21,9 @@ using minimamba::WeightFormat;
 
 /// Whether an address is one of a card's memory.
 inline bool on_card(const void* pointer) {
-  using minimamba::cuda::Address;
+  using minimamba::gpu::Address;
   int (*attribute)(void*, int, Address) = nullptr;
-  static const minimamba::cuda::Library library("libcuda.so.1");
+  static const minimamba::gpu::Library library("libcuda.so.1");
   if (!library || !library.find("cuPointerGetAttribute", attribute)) return false;
   constexpr int memory_type = 2;
   constexpr unsigned device = 2;

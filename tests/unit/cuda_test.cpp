@@ -205,7 +205,7 @@ std::string target_for(int capability, int newest) {
   std::string target;
   FakeCuda& fake = fake_driver();
   fake.newest_architecture = newest;
-  return cuda::Compiler::get().target_for(capability);
+  return gpu::Compiler::get().target_for(capability);
 }
 TEST(CudaKernels, AreCompiledForTheCardOrTheClosestThatNvrtcKnows) {
   const std::vector<std::pair<int, const char*>> expected = {{80, "sm_80"},       {86, "sm_80"},   {89, "sm_80"},

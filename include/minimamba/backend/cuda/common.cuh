@@ -15,14 +15,39 @@ typedef float Scalar;
 
 static const u32 every_lane = 0xFFFFFFFFu;
 
-// Passed by value, so that nothing is uploaded before a kernel. The host has the same struct.
+// The host has the same struct.
 struct Segment {
   u32 first, length, slot;
   u32 kept;  // the first of the kept states of this segment
 };
-struct Segments {
-  Segment at[200];
+
+// Where a product goes: y = product, and sum += product unless sum is null. The host has the same struct.
+struct Output {
+  float *y, *sum;
+  u64 y_stride, sum_stride;
+  __device__ void store(u32 row, u32 col, float value) const {
+    y[row * y_stride + col] = value;
+    if (sum) sum[row * sum_stride + col] += value;
+  }
 };
+
+// A kernel may begin before those before it have ended: its blocks take their places, and then wait here. So every
+// kernel calls this before it touches anything that another kernel writes or reads, and lets the next one begin.
+// Weights alone may be read before; the host sees to it that kernels that write weights have ended.
+__device__ inline void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ inline void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void begin() {
+  let_next_begin();
+  wait_for_inputs();
+}
 
 __device__ inline float multiply_add(float x, float y, float z) { return __fmaf_rn(x, y, z); }
 __device__ inline double multiply_add(double x, double y, double z) { return __fma_rn(x, y, z); }
@@ -59,6 +84,19 @@ __device__ inline u32 to_bf16_pair(float low, float high) {
   return pair;
 }
 
+// Copies of 16 bytes to shared memory that go on while a thread computes; zeros unless `real`.
+__device__ inline void copy_async(void* shared, const void* global, bool real) {
+  const u32 to = (u32)__cvta_generic_to_shared(shared), bytes = real ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+}
+// Ends a group of copies.
+__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most PENDING groups of this thread's copies go on.
+template <int PENDING>
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 // The sum over all threads of a block of 256, in an order that depends on nothing else.
 __device__ inline double block_sum(double value) {
   __shared__ double parts[8];
@@ -70,4 +108,25 @@ __device__ inline double block_sum(double value) {
   for (int i = 0; i < 8; ++i) sum += parts[i];
   return sum;
 }
+
+// 1 / sqrt(mean(x^2) + epsilon) of a row, by a block of 256. Sums are in double; `half` keeps squares finite.
+struct RmsScale {
+  double scale = 1, half = 1;
+
+  RmsScale() = default;
+  __device__ RmsScale(const Scalar* x, u32 cols, double epsilon) {
+    double squares = 0, whole = 1;
+    for (u32 j = threadIdx.x; j < cols; j += 256) squares = multiply_add((double)x[j], (double)x[j], squares);
+    squares = block_sum(squares);
+    if (!(squares <= 1.7976931348623157e308)) {
+      half = 2.53869994604126e-116;  // 2^-384
+      whole = half * half;
+      double scaled = 0;
+      for (u32 j = threadIdx.x; j < cols; j += 256) scaled += (x[j] * whole) * (x[j] * whole);
+      squares = block_sum(scaled);
+    }
+    scale = 1 / sqrt(squares / cols + epsilon * whole * whole) * half;
+  }
+  __device__ Scalar of(Scalar x) const { return (Scalar)((double)x * scale * half); }
+};
 )cuda"

@@ -13,7 +13,7 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace cuda {
+namespace gpu {
 
 /// Kernels that are compiled together.
 enum class Program { layers, layers_double, products_fma, products_mma, products_double };
@@ -37,6 +37,9 @@ inline constexpr char formats[] =
 inline constexpr char products_fma[] =
 #include "minimamba/backend/cuda/products_fma.cuh"
     ;
+inline constexpr char activations[] =
+#include "minimamba/backend/cuda/activations.cuh"
+    ;
 inline constexpr char products_mma[] =
 #include "minimamba/backend/cuda/products_mma.cuh"
     ;
@@ -55,7 +58,7 @@ inline std::string text_of(Program program) {
     case Program::products_fma:
       return joined(text::common, text::formats, text::products_fma);
     case Program::products_mma:
-      return joined(text::common, text::formats, text::products_mma);
+      return joined(text::common, text::formats, text::activations, text::products_mma);
     case Program::products_double:
       break;
   }
@@ -183,7 +186,7 @@ class Compiler {
   std::vector<int> architectures_;
 };
 
-}  // namespace cuda
+}  // namespace gpu
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -19,15 +19,41 @@
 
 #include "minimamba/backend/cuda/driver.hpp"
 #include "minimamba/backend/cuda/kernel_code.hpp"
+#include "minimamba/backend/cuda/queue.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-namespace cuda {
+namespace gpu {
 
-struct Grid {
-  std::size_t x = 1, y = 1, z = 1;
+/// What an rms_norm of one row computes.
+struct NormOfRow {
+  Address x = 0, weight = 0, y = 0;
+  double epsilon = 0;
+};
+
+struct CopyOfRows {
+  Address x = 0, y = 0;
+  std::uint64_t x_stride = 0, y_stride = 0;
+  std::size_t rows = 0, cols = 0;
+};
+
+template <class T>
+Address address(T* there) {
+  return reinterpret_cast<std::uintptr_t>(there);
+}
+inline unsigned no_shared_memory(std::size_t) { return 0; }
+
+/// How a kernel is started.
+struct Block {
+  unsigned threads = 256, shared = 0;  // shared: bytes of dynamic shared memory
+  std::uint16_t output = 0;            // of a product: 1 + the number of its Output argument
+  std::size_t rows = 0, cols = 0;      // of a product
+  Address input = 0, input_end = 0;    // what a product reads
+  bool is_norm = false;                // an rms_norm of one row
+  bool is_copy = false;                // of rows
+  bool writes_weights = false;         // the kernel writes what products read before they wait for other kernels
 };
 
 /// Pinned memory on the host, through which transfers go.
@@ -116,7 +142,7 @@ class Device {
     driver_.check(driver_.retain_context(&context_, device_), "opening a card");
     try {
       const Current current(*this);
-      driver_.check(driver_.create_stream(&stream_, stream_without_default), "making a stream");
+      queue_.emplace(driver_, capability_ >= 90);
     } catch (...) {
       driver_.release_context(device_);
       throw;
@@ -126,14 +152,15 @@ class Device {
   Device& operator=(const Device&) = delete;
   ~Device() {  // errors are ignored: there is nothing left that they could harm
     if (driver_.push_context(context_) == 0) {
-      driver_.wait_for_stream(stream_);
+      driver_.wait_for_stream(queue_->stream());
       for (Loaded& program : programs_) {
         if (program.module != nullptr) driver_.unload_module(program.module);
       }
       if (scratch_ != 0) driver_.release(scratch_);
+      if (segments_ != 0) driver_.release(segments_);
       for (auto& piece : uploads_) piece.reset();
       for (auto& piece : downloads_) piece.reset();
-      driver_.destroy_stream(stream_);
+      queue_.reset();
       Handle popped = nullptr;
       driver_.pop_context(&popped);
     }
@@ -149,6 +176,7 @@ class Device {
   /// Memory filled with zeros. Throws CudaError if there is too little.
   Address allocate(std::size_t bytes) const {
     const Current current(*this);
+    const std::lock_guard lock(queue_mutex_);
     Address memory = 0;
     if (const int error = driver_.allocate(&memory, bytes); error == Driver::out_of_memory) {
       throw CudaError(CudaProblem::memory, name_,
@@ -157,7 +185,7 @@ class Device {
     } else {
       driver_.check(error, "allocating memory");
     }
-    if (const int error = driver_.set_bytes(memory, 0, bytes, stream_); error != 0) {
+    if (const int error = driver_.set_bytes(memory, 0, bytes, queue_->stream()); error != 0) {
       driver_.release(memory);
       driver_.check(error, "clearing memory");
     }
@@ -166,7 +194,12 @@ class Device {
   /// Waits for what may still use the memory.
   void release(Address memory) const noexcept {
     if (memory == 0 || driver_.push_context(context_) != 0) return;
-    driver_.wait_for_stream(stream_);
+    try {
+      const std::lock_guard lock(queue_mutex_);
+      queue_->flush();
+    } catch (...) {  // what fails now has failed before, or will be noticed by the next call
+    }
+    driver_.wait_for_stream(queue_->stream());
     driver_.release(memory);
     Handle popped = nullptr;
     driver_.pop_context(&popped);
@@ -182,8 +215,10 @@ class Device {
       PinnedMemory& piece = next_of(uploads_, upload_turn_);
       piece.wait();
       std::memcpy(piece.data(), from + done, size);
-      driver_.check(driver_.copy_to_device(to + done, piece.data(), size, stream_), "an upload");
-      piece.mark(stream_);
+      const std::lock_guard queue_lock(queue_mutex_);
+      queue_->flush();
+      driver_.check(driver_.copy_to_device(to + done, piece.data(), size, queue_->stream()), "an upload");
+      piece.mark(queue_->stream());
     }
   }
   /// Waits for all that was queued before.
@@ -202,8 +237,12 @@ class Device {
     };
     for (std::size_t done = 0; done < bytes; done += piece_bytes) {
       const Part part{&next_of(downloads_, download_turn_), done, std::min(piece_bytes, bytes - done)};
-      driver_.check(driver_.copy_to_host(part.piece->data(), from + done, part.size, stream_), "a download");
-      part.piece->mark(stream_);
+      {
+        const std::lock_guard queue_lock(queue_mutex_);
+        queue_->flush();
+        driver_.check(driver_.copy_to_host(part.piece->data(), from + done, part.size, queue_->stream()), "a download");
+        part.piece->mark(queue_->stream());
+      }
       if (before) finish(*before);
       before = part;
     }
@@ -211,7 +250,10 @@ class Device {
   }
 
   /// Loads kernels that are not loaded yet: from the cache, or compiled. Throws CudaError.
-  void load(Program program, std::span<const char* const> kernels, const CudaKernelOptions& options) {
+  /// shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
+  template <class Shared>
+  void load(Program program, std::span<const char* const> kernels, const CudaKernelOptions& options,
+            Shared&& shared_of) {
     const std::lock_guard lock(load_mutex_);
     Loaded& loaded = programs_[static_cast<std::size_t>(program)];
     if (loaded.module != nullptr) return;
@@ -223,7 +265,12 @@ class Device {
     if (module == nullptr) driver_.check(driver_.load_module(&module, code.c_str()), "loading the kernels");
     std::vector<Handle> functions(kernels.size());
     for (std::size_t i = 0; i < kernels.size(); ++i) {
-      if (const int error = driver_.get_function(&functions[i], module, kernels[i]); error != 0) {
+      constexpr int most_dynamic_shared_memory = 8;
+      int error = driver_.get_function(&functions[i], module, kernels[i]);
+      if (const int shared = static_cast<int>(shared_of(i)); error == 0 && shared > 0) {
+        error = driver_.set_function_attribute(functions[i], most_dynamic_shared_memory, shared);
+      }
+      if (error != 0) {
         driver_.unload_module(module);
         driver_.check(error, kernels[i]);
       }
@@ -236,14 +283,127 @@ class Device {
   template <class... Arguments>
   void launch(Program program, std::size_t kernel, const Grid& grid, unsigned threads,
               const Arguments&... arguments) const {
+    launch(program, kernel, grid, Block{.threads = threads}, arguments...);
+  }
+  /// The same for a kernel with dynamic shared memory, or a product.
+  template <class... Arguments>
+  void launch(Program program, std::size_t kernel, const Grid& grid, const Block& block,
+              const Arguments&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    const Loaded& loaded = programs_[static_cast<std::size_t>(program)];
-    assert(kernel < loaded.functions.size());
-    void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
+    const std::lock_guard lock(queue_mutex_);
+    if (queue_->list().size() >= most_recorded) {
+      const Current current(*this);
+      queue_->flush();
+    }
+    record(program, kernel, grid, block, arguments...);
+  }
+  /// The same for a kernel whose arguments hardly recur. It is started at once, with all that is recorded.
+  template <class... Arguments>
+  void launch_once(Program program, std::size_t kernel, const Grid& grid, unsigned threads,
+                   const Arguments&... arguments) const {
     const Current current(*this);
-    driver_.check(driver_.launch(loaded.functions[kernel], static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
-                                 static_cast<unsigned>(grid.z), threads, 1, 1, 0, stream_, pointers, nullptr),
-                  "starting a kernel");
+    const std::lock_guard lock(queue_mutex_);
+    queue_->flush();
+    record(program, kernel, grid, Block{.threads = threads}, arguments...);
+    queue_->flush();
+  }
+  /// Lets the product that was queued last also add its result to `sum`, if that is what it computed: y += product.
+  /// Returns whether it was.
+  bool add_to_last_product(Address product, std::uint64_t product_stride, std::size_t rows, std::size_t cols,
+                           Address sum, std::uint64_t sum_stride) const {
+    const std::lock_guard lock(queue_mutex_);
+    if (queue_->list().size() == 0) return false;
+    const Launch& last = queue_->list().launches().back();
+    if (last.output == 0 || last_.rows != rows || last_.cols != cols) return false;
+    if (sum < last_.input_end && last_.input < sum + rows * sum_stride * sizeof(float)) return false;
+    auto output = queue_->list().get<Output>(last, last.output - 1U);
+    if (output.y != product || output.y_stride != product_stride || output.sum != 0) return false;
+    output.sum = sum;
+    output.sum_stride = sum_stride;
+    queue_->list().set(last, last.output - 1U, output);
+    return true;
+  }
+  /// Lets the copy that was queued last also copy the rows that follow, if these are such. Returns whether they are.
+  bool extend_last_copy(const CopyOfRows& copy, std::size_t value_bytes) const {
+    const std::lock_guard lock(queue_mutex_);
+    LaunchList& list = queue_->list();
+    if (list.size() == 0 || !last_.is_copy) return false;
+    Launch& last = list.last();
+    const auto x = list.get<Address>(last, 0), y = list.get<Address>(last, 2);
+    const auto x_stride = list.get<std::uint64_t>(last, 1), y_stride = list.get<std::uint64_t>(last, 3);
+    const auto rows = list.get<std::uint32_t>(last, 4), cols = list.get<std::uint32_t>(last, 5);
+    const std::uint64_t all = std::uint64_t{rows} + copy.rows;
+    const bool follows = copy.x == x + rows * x_stride * value_bytes && copy.y == y + rows * y_stride * value_bytes &&
+                         copy.x_stride == x_stride && copy.y_stride == y_stride && copy.cols == cols;
+    const bool apart = x + all * x_stride * value_bytes <= y || y + all * y_stride * value_bytes <= x;
+    if (!follows || !apart || all > 0xFFFFFFFF) return false;
+    list.set(last, 4, static_cast<std::uint32_t>(all));
+    last.y = static_cast<std::uint32_t>(std::min<std::uint64_t>(all, 65535));
+    return true;
+  }
+  /// Takes back the kernel that was queued last if it is the rms_norm of a row whose result is at y: the product that
+  /// reads y then computes it too.
+  std::optional<NormOfRow> take_norm(Address y) const {
+    const std::lock_guard lock(queue_mutex_);
+    LaunchList& list = queue_->list();
+    if (list.size() == 0 || !last_.is_norm) return std::nullopt;
+    const Launch last = list.launches().back();
+    const NormOfRow norm{.x = list.get<Address>(last, 0),
+                         .weight = list.get<Address>(last, 2),
+                         .y = list.get<Address>(last, 4),
+                         .epsilon = list.get<double>(last, 3)};
+    if (norm.y != y) return std::nullopt;
+    list.remove_last();
+    last_ = {.writes_weights = last.follows != 0};
+    return norm;
+  }
+  /// How many lists of kernels were replayed as graphs.
+  std::size_t replayed() const {
+    const std::lock_guard lock(queue_mutex_);
+    return queue_->replayed();
+  }
+  /// Whether kernels begin before those before them have ended.
+  bool overlaps() const { return queue_->overlaps(); }
+
+  /// Times of kernels: call(begin), kernels, call(end), ... The seconds between two marks wait for the second.
+  Handle mark() const {
+    const Current current(*this);
+    const std::lock_guard lock(queue_mutex_);
+    queue_->flush();
+    Handle event = nullptr;
+    driver_.check(driver_.create_event(&event, 0), "making an event");
+    driver_.check(driver_.record_event(event, queue_->stream()), "recording an event");
+    return event;
+  }
+  /// Seconds from one mark to another, which it frees.
+  double seconds_between(Handle begin, Handle end) const {
+    const Current current(*this);
+    float milliseconds = 0;
+    driver_.check(driver_.wait_for_event(end), "a kernel or transfer");
+    driver_.check(driver_.elapsed_time(&milliseconds, begin, end), "measuring time");
+    driver_.destroy_event(begin);
+    driver_.destroy_event(end);
+    return static_cast<double>(milliseconds) / 1e3;
+  }
+
+  /// A table in the card's memory, which is written only when it differs from the one before. Hold the lock until the
+  /// kernel that reads it is queued.
+  std::unique_lock<std::mutex> lock_segments() { return std::unique_lock(segments_mutex_); }
+  template <class Entry, class Write>  // write(address, bytes, data) queues a kernel
+  Address segments(std::span<const Entry> entries, const std::unique_lock<std::mutex>&, Write&& write) {
+    const auto* const data = reinterpret_cast<const std::byte*>(entries.data());
+    const std::size_t bytes = entries.size_bytes();
+    if (segments_written_.size() == bytes && std::memcmp(segments_written_.data(), data, bytes) == 0) return segments_;
+    segments_written_.clear();
+    if (bytes > segments_bytes_) {
+      release(std::exchange(segments_, 0));
+      segments_bytes_ = 0;
+      segments_ = allocate(std::max<std::size_t>(2 * bytes, 4096));
+      segments_bytes_ = std::max<std::size_t>(2 * bytes, 4096);
+    }
+    write(segments_, bytes, data);
+    segments_written_.assign(data, data + bytes);
+    return segments_;
   }
 
   /// Scratch memory for kernels that follow one another: hold the lock from the first to the last of them.
@@ -259,8 +419,24 @@ class Device {
   }
 
  private:
-  static constexpr unsigned stream_without_default = 1;
-  static constexpr std::size_t piece_bytes = std::size_t{4} << 20;
+  static constexpr std::size_t piece_bytes = std::size_t{4} << 20, most_recorded = 8192;
+
+  template <class... Arguments>
+  void record(Program program, std::size_t kernel, const Grid& grid, const Block& block,
+              const Arguments&... arguments) const {
+    const Loaded& loaded = programs_[static_cast<std::size_t>(program)];
+    assert(kernel < loaded.functions.size());
+    queue_->list().add({.function = loaded.functions[kernel],
+                        .x = static_cast<std::uint32_t>(grid.x),
+                        .y = static_cast<std::uint32_t>(grid.y),
+                        .z = static_cast<std::uint32_t>(grid.z),
+                        .threads = block.threads,
+                        .shared = block.shared,
+                        .follows = static_cast<std::uint16_t>(last_.writes_weights),
+                        .output = block.output},
+                       arguments...);
+    last_ = block;
+  }
 
   /// Makes the card's context current in this thread, for the calls of a scope.
   class Current {
@@ -308,16 +484,22 @@ class Device {
   int device_ = 0, capability_ = 0;
   std::size_t processors_ = 0;
   std::string name_;
-  Handle context_ = nullptr, stream_ = nullptr;
-  std::mutex load_mutex_, upload_mutex_, download_mutex_, scratch_mutex_;
+  Handle context_ = nullptr;
+  mutable std::mutex queue_mutex_;  // the innermost
+  std::mutex load_mutex_, upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
+  mutable std::optional<Queue> queue_;
+  mutable Block last_ = {.writes_weights = true};  // the kernel that was queued last
   std::array<Loaded, program_count> programs_;
   Pieces uploads_, downloads_;
   std::size_t upload_turn_ = 0, download_turn_ = 0;
   Address scratch_ = 0;
   std::size_t scratch_bytes_ = 0;
+  Address segments_ = 0;
+  std::size_t segments_bytes_ = 0;
+  std::vector<std::byte> segments_written_;
 };
 
-}  // namespace cuda
+}  // namespace gpu
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -48,7 +48,7 @@ class CudaError : public Error {
   CudaProblem problem_;
 };
 
-namespace cuda {
+namespace gpu {
 
 using Address = std::uint64_t;
 using Handle = void*;  // of a context, module, function, stream or event
@@ -90,6 +90,19 @@ inline std::string environment(const char* name) {
   return value == nullptr ? std::string() : std::string(value);
 }
 
+/// The driver's CUlaunchAttribute and CUlaunchConfig.
+struct LaunchAttribute {
+  int id;
+  int unused = 0;
+  int value[16] = {};
+};
+struct LaunchConfig {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
+  Handle stream;
+  const LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
+
 /// The functions of the driver. Each returns 0, or the number of an error.
 struct Driver {
   int (*init)(unsigned flags) = nullptr;
@@ -118,13 +131,29 @@ struct Driver {
   int (*destroy_event)(Handle event) = nullptr;
   int (*record_event)(Handle event, Handle stream) = nullptr;
   int (*wait_for_event)(Handle event) = nullptr;
+  int (*elapsed_time)(float* milliseconds, Handle begin, Handle end) = nullptr;
   int (*load_module)(Handle* module, const void* image) = nullptr;
   int (*unload_module)(Handle module) = nullptr;
   int (*get_function)(Handle* function, Handle module, const char* name) = nullptr;
   int (*launch)(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                 unsigned block_z, unsigned shared, Handle stream, void** arguments, void** extra) = nullptr;
+  int (*set_function_attribute)(Handle function, int attribute, int value) = nullptr;
   int (*error_name)(int error, const char** text) = nullptr;
   int (*error_text)(int error, const char** text) = nullptr;
+  // Of newer drivers; null in older ones.
+  int (*launch_with)(const LaunchConfig* config, Handle function, void** arguments, void** extra) = nullptr;
+  int (*begin_capture)(Handle stream, int mode) = nullptr;
+  int (*end_capture)(Handle stream, Handle* graph) = nullptr;
+  int (*make_executable)(Handle* executable, Handle graph, unsigned long long flags) = nullptr;
+  int (*launch_graph)(Handle executable, Handle stream) = nullptr;
+  int (*destroy_graph)(Handle graph) = nullptr;
+  int (*destroy_executable)(Handle executable) = nullptr;
+
+  /// Whether a list of launches can be made a graph.
+  bool has_graphs() const {
+    return begin_capture != nullptr && end_capture != nullptr && make_executable != nullptr &&
+           launch_graph != nullptr && destroy_graph != nullptr && destroy_executable != nullptr;
+  }
 
   static constexpr int out_of_memory = 2, no_device = 100;
   static constexpr int oldest_version = 11020;
@@ -198,10 +227,18 @@ struct Driver {
         library.find("cuStreamCreate", d.create_stream) && library.find("cuStreamDestroy_v2", d.destroy_stream) &&
         library.find("cuStreamSynchronize", d.wait_for_stream) && library.find("cuEventCreate", d.create_event) &&
         library.find("cuEventDestroy_v2", d.destroy_event) && library.find("cuEventRecord", d.record_event) &&
-        library.find("cuEventSynchronize", d.wait_for_event) && library.find("cuModuleLoadData", d.load_module) &&
-        library.find("cuModuleUnload", d.unload_module) && library.find("cuModuleGetFunction", d.get_function) &&
-        library.find("cuLaunchKernel", d.launch) && library.find("cuGetErrorName", d.error_name) &&
+        library.find("cuEventSynchronize", d.wait_for_event) && library.find("cuEventElapsedTime", d.elapsed_time) &&
+        library.find("cuModuleLoadData", d.load_module) && library.find("cuModuleUnload", d.unload_module) &&
+        library.find("cuModuleGetFunction", d.get_function) && library.find("cuLaunchKernel", d.launch) &&
+        library.find("cuFuncSetAttribute", d.set_function_attribute) && library.find("cuGetErrorName", d.error_name) &&
         library.find("cuGetErrorString", d.error_text);
+    library.find("cuLaunchKernelEx", d.launch_with);
+    library.find("cuStreamBeginCapture_v2", d.begin_capture);
+    library.find("cuStreamEndCapture", d.end_capture);
+    library.find("cuGraphInstantiateWithFlags", d.make_executable);
+    library.find("cuGraphLaunch", d.launch_graph);
+    library.find("cuGraphDestroy", d.destroy_graph);
+    library.find("cuGraphExecDestroy", d.destroy_executable);
     int version = 0;
     if (d.driver_version == nullptr || d.driver_version(&version) != 0) {
       throw CudaError(CudaProblem::no_driver, "CUDA",
@@ -225,7 +262,7 @@ struct Driver {
   }
 };
 
-}  // namespace cuda
+}  // namespace gpu
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

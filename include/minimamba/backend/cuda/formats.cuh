@@ -128,12 +128,15 @@ __device__ inline void embed(const int* tokens, const Weights& w, Scalar* y, u64
 
 #define FORMAT(NAME, FORMAT_TYPE, UNIT, TRANSFER)                                                            \
   extern "C" __global__ void place_##NAME(Weights w, UNIT* rows, u32 first, u32 count) {                     \
+    begin();                                                                                                 \
     TRANSFER<FORMAT_TYPE>(w, rows, first, count, true);                                                      \
   }                                                                                                          \
   extern "C" __global__ void fetch_##NAME(Weights w, UNIT* rows, u32 first, u32 count) {                     \
+    begin();                                                                                                 \
     TRANSFER<FORMAT_TYPE>(w, rows, first, count, false);                                                     \
   }                                                                                                          \
   extern "C" __global__ void embed_##NAME(const int* tokens, Weights w, Scalar* y, u64 y_stride, u32 rows) { \
+    begin();                                                                                                 \
     embed<FORMAT_TYPE>(tokens, w, y, y_stride, rows);                                                        \
   }
 FORMAT(f64, F64, double, transfer_numbers)

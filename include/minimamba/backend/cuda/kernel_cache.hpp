@@ -24,7 +24,7 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace cuda {
+namespace gpu {
 
 /// A file holds a key, which says what was compiled and how, a checksum, and the code. Whatever is wrong with a file or
 /// its folder, the kernels are compiled instead: nothing here throws but std::bad_alloc.
@@ -141,7 +141,7 @@ class KernelCache {
   std::string folder_;
 };
 
-}  // namespace cuda
+}  // namespace gpu
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -26,7 +26,7 @@ struct CudaKernelOptions {
   std::function<void(const std::string&)> on_compile = {};  // called before each compilation, which takes seconds
 };
 
-namespace cuda {
+namespace gpu {
 
 /// What identifies the code of a program: the kernels' text, the target, and how it was compiled.
 inline std::string key_of(Program program, const std::string& target, const std::string& by) {
@@ -102,22 +102,22 @@ std::string code_of(Program program, int capability, const std::string& card, co
   return code;
 }
 
-}  // namespace cuda
+}  // namespace gpu
 
 /// Compiles all kernels for each of the targets, such as "sm_90a", or "compute_90" for PTX, which cards of that
 /// generation and later ones can run, and writes them into a folder for CudaKernelOptions::compiled. It needs NVRTC and
 /// no card; programs that get the folder then need no NVRTC. Files serve the version of minimamba that made them.
 /// Throws CudaError and FileError.
 inline void compile_cuda_kernels(const std::string& folder, const std::vector<std::string>& targets) {
-  const cuda::Compiler& compiler = cuda::Compiler::get();
+  const gpu::Compiler& compiler = gpu::Compiler::get();
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) throw FileError(folder, "cannot be made: " + error.message());
   for (const std::string& target : targets) {
-    for (std::size_t i = 0; i < cuda::program_count; ++i) {
+    for (std::size_t i = 0; i < gpu::program_count; ++i) {
       std::string log;
-      const auto program = static_cast<cuda::Program>(i);
-      cuda::CompiledKernels(folder).store(program, target, compiler.compile(program, target, log));
+      const auto program = static_cast<gpu::Program>(i);
+      gpu::CompiledKernels(folder).store(program, target, compiler.compile(program, target, log));
     }
   }
 }

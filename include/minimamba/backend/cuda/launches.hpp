@@ -17,12 +17,7 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace cuda {
-
-template <class T>
-Address address(T* there) {
-  return reinterpret_cast<std::uintptr_t>(there);
-}
+namespace gpu {
 
 /// Data that comes with a call.
 struct Words {
@@ -33,37 +28,47 @@ struct Words {
   Words(const void* data, std::size_t bytes) : at() { std::memcpy(at, data, bytes); }
 };
 
-/// The segments of one launch.
+/// The kernels' struct of this name.
+struct SegmentEntry {
+  std::uint32_t first, length, slot, kept;
+};
+/// Some segments of a call, in the card's memory, for one launch.
 struct SegmentTable {
-  static constexpr std::size_t most = 200;
-  struct Entry {
-    std::uint32_t first, length, slot, kept;
-  };
-  struct Entries {
-    Entry at[most];
-  } segments = {};
+  Address entries = 0;
   std::size_t count = 0, longest = 0, most_chunks = 0;
 };
 
-/// Calls body(table) for the segments that have tokens, in groups that fit a launch.
+/// Calls body(table) for the segments that have tokens, in groups that a grid can have.
 template <class Body>
-void for_each_table(std::span<const Segment> segments, std::size_t chunk, Body&& body) {
+void for_each_table(Device& device, Program program, std::span<const Segment> segments, std::size_t chunk,
+                    Body&& body) {
+  constexpr std::size_t most = 65535;
+  SegmentEntry* const entries = detail::thread_scratch<SegmentEntry>(segments.size());
+  std::size_t count = 0, kept = 0;
   SegmentTable table;
-  std::size_t kept = 0;
   for (const Segment& segment : segments) {
     if (segment.length == 0) continue;
     const std::size_t chunks = detail::chunks_of(segment.length, chunk);
-    table.segments.at[table.count++] = {static_cast<std::uint32_t>(segment.first),
-                                        static_cast<std::uint32_t>(segment.length),
-                                        static_cast<std::uint32_t>(segment.slot), static_cast<std::uint32_t>(kept)};
+    entries[count++] = {static_cast<std::uint32_t>(segment.first), static_cast<std::uint32_t>(segment.length),
+                        static_cast<std::uint32_t>(segment.slot), static_cast<std::uint32_t>(kept)};
     table.longest = std::max(table.longest, segment.length);
     table.most_chunks = std::max(table.most_chunks, chunks);
     kept += chunks;
-    if (table.count < SegmentTable::most) continue;
-    body(std::as_const(table));
-    table.count = table.longest = table.most_chunks = 0;
   }
-  if (table.count > 0) body(std::as_const(table));
+  const auto lock = device.lock_segments();
+  const Address all = device.segments(std::span<const SegmentEntry>(entries, count), lock,
+                                      [&](Address to, std::size_t bytes, const std::byte* data) {
+                                        for (std::size_t done = 0; done < bytes; done += Words::most_bytes) {
+                                          const std::size_t size = std::min(Words::most_bytes, bytes - done);
+                                          device.launch(program, write_words, {}, 256, to + done,
+                                                        static_cast<std::uint32_t>(size / 4), Words(data + done, size));
+                                        }
+                                      });
+  for (std::size_t first = 0; first < count; first += most) {
+    table.entries = all + first * sizeof(SegmentEntry);
+    table.count = std::min(most, count - first);
+    body(std::as_const(table));
+  }
 }
 
 template <class Scalar>
@@ -71,7 +76,7 @@ struct ScanArguments {
   const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z;
   Scalar *h, *y, *kept;
   std::uint64_t u_stride, delta_stride, b_stride, c_stride, z_stride, y_stride, slot_stride, kept_stride;
-  std::uint32_t channels, states, chunk;
+  std::uint32_t channels, states, chunk, unused = 0;
 
   explicit ScanArguments(const minimamba::ScanArguments<Scalar>& p)
       : u(p.u.data()),
@@ -115,48 +120,109 @@ inline ScanKernel scan_kernel(std::size_t states, std::size_t channels, std::siz
 
 /// The kernels' struct of this name.
 struct Inputs {
-  Address values, scales;
+  Address values, fragments, scales;
   std::uint64_t stride;
-  std::uint32_t rows;
+  std::uint32_t rows, unused = 0;
+};
+
+/// A product that reads [input, input_end).
+inline Block product_block(View<float> y, std::uint16_t output, Address input, Address input_end, unsigned threads,
+                           unsigned shared) {
+  return {.threads = threads,
+          .shared = shared,
+          .output = output,
+          .rows = y.rows(),
+          .cols = y.cols(),
+          .input = input,
+          .input_end = input_end};
+}
+
+/// Scratch memory for the rounded activations of products on tensor cores: see products_mma.cuh.
+struct FragmentSizes {
+  std::size_t groups, slices;  // of 8 rows; of 4 steps
+
+  FragmentSizes(std::size_t rows, std::size_t cols, std::size_t depth)
+      : groups((rows + 7) / 8), slices((cols + 4 * depth - 1) / (4 * depth)) {}
+  std::size_t fragment_bytes() const { return groups * slices * 1024; }
+  std::size_t scale_bytes() const { return groups * slices * 4 * 8 * sizeof(float); }
 };
 
 /// `format` counts from bf16.
 inline void multiply_mma(const Device& device, std::size_t format, const Inputs& x, const Weights& weight,
                          View<float> y) {
   const std::size_t rows = y.rows(), outputs = y.cols();
-  const Grid large{(outputs + 127) / 128, (rows + 63) / 64};
-  const bool many = rows > 64 && large.x * large.y >= device.processors() / 2;
-  std::size_t size = 3;
-  while (!many && size > 0 && rows <= (std::size_t{4} << size)) --size;
-  const Grid grid = many ? large : Grid{(outputs + 15) / 16, (rows + (std::size_t{8} << size) - 1) >> (3 + size)};
-  device.launch(Program::products_mma, 5 * format + (many ? 4 : size), grid, 256, x, weight, y.data(),
-                std::uint64_t{y.stride()});
+  const auto tiles = [&](std::size_t height) { return (rows + height - 1) / height * ((outputs + 127) / 128); };
+  std::size_t kind = mma_few_64;
+  if (rows > 64 && tiles(128) >= 2 * device.processors()) {
+    kind = mma_many_128;
+  } else if (rows > 32 && tiles(64) >= device.processors()) {
+    kind = mma_many_64;
+  } else {
+    while (kind > mma_few_8 && rows <= (std::size_t{4} << kind)) --kind;
+  }
+  const bool is_many = kind > mma_few_64;
+  const std::size_t height = is_many ? std::size_t{64} << (kind - mma_many_64) : std::size_t{8} << kind;
+  const Grid grid{is_many ? (outputs + 127) / 128 : (outputs + 15) / 16, (rows + height - 1) / height};
+  const Address end = x.values + (rows * x.stride + weight.cols) * sizeof(float);
+  const std::size_t kernel = mma_kinds * format + kind;
+  device.launch(Program::products_mma, kernel, grid,
+                product_block(y, 3, x.values, end, is_many ? 128 : 256, mma_shared_memory(kernel)), x, weight,
+                Output{.y = address(y.data()), .y_stride = y.stride()});
+}
+
+/// The product of one row, which it normalises first. `format` counts as in Layout: f32, f16 or bf16.
+inline void multiply_normed(const Device& device, std::size_t format, const NormOfRow& norm, const Weights& weight,
+                            View<float> y) {
+  const Address end = norm.x + weight.cols * sizeof(float);
+  const Output output{.y = address(y.data()), .y_stride = y.stride()};
+  if (format == Layout<bf16>::index) {
+    device.launch(Program::products_mma, bf16_normed, {(y.cols() + 15) / 16}, product_block(y, 3, norm.x, end, 256, 0),
+                  Inputs{norm.x, 0, 0, weight.cols, 1}, weight, output, norm.weight, norm.epsilon, norm.y);
+  } else {
+    device.launch(Program::products_fma, (format == Layout<float>::index ? 0 : fma_kinds) + normed,
+                  {(y.cols() + 7) / 8}, product_block(y, 4, norm.x, end, 256, 0), norm.x, std::uint64_t{weight.cols},
+                  weight, output, std::uint32_t{1}, norm.weight, norm.epsilon, norm.y);
+  }
 }
 
 /// `format` counts as in Layout.
 inline void multiply_fma(const Device& device, std::size_t format, View<const float> x, const Weights& weight,
                          View<float> y) {
-  const auto launch = [&](std::size_t kernel, const Grid& grid, std::size_t first) {
-    device.launch(Program::products_fma, kernel, grid, 256, x.data() + first * x.stride(), std::uint64_t{x.stride()},
-                  static_cast<std::uint32_t>(x.rows() - first), weight, y.data() + first * y.stride(),
-                  std::uint64_t{y.stride()});
-  };
   const std::size_t rows = y.rows(), outputs = y.cols();
-  if (format >= Layout<bf16>::index) {  // activations keep all bits
-    const std::size_t kernel = 10 + format - Layout<bf16>::index;
-    return launch(kernel, {(outputs + 127) / 128, (rows + 15) / 16}, 0);
-  }
-  const std::size_t kernels = format == Layout<float>::index ? 0 : 5;
-  if (rows <= 8) {
+  const bool panels = format < Layout<bf16>::index;  // others are multiplied so if activations keep all bits
+  const std::size_t kernels = format == Layout<float>::index ? 0 : fma_kinds;
+  const auto launch = [&](std::size_t kernel, std::size_t tile_rows, std::size_t tile_outputs, unsigned threads,
+                          std::size_t first, std::size_t count) {
+    const View<const float> from = x.rows_from(first, count);
+    const View<float> to = y.rows_from(first, count);
+    device.launch(Program::products_fma, kernel,
+                  {(outputs + tile_outputs - 1) / tile_outputs, (count + tile_rows - 1) / tile_rows},
+                  product_block(to, 4, address(from.data()), address(from.data() + count * from.stride()), threads,
+                                fma_shared_memory(kernel)),
+                  from.data(), std::uint64_t{from.stride()}, weight,
+                  Output{.y = address(to.data()), .y_stride = to.stride()}, static_cast<std::uint32_t>(count));
+  };
+  if (!panels) return launch(2 * fma_kinds + format - Layout<bf16>::index, 8, 32, 256, 0, rows);
+  if (rows <= 4) {
     for (std::size_t first = 0; first < rows;) {
-      const std::size_t size = rows - first >= 4 ? 2 : rows - first >= 2 ? 1 : 0;
-      launch(kernels + few_1 + size, {(outputs + 7) / 8}, first);
-      first += std::size_t{1} << size;
+      const std::size_t size = rows - first >= 4 ? 2 : rows - first >= 2 ? 1 : 0, count = std::size_t{1} << size;
+      launch(kernels + few_1 + size, count, 8, 256, first, count);
+      first += count;
     }
-  } else if (rows <= 32) {
-    launch(kernels + many_16, {(outputs + 127) / 128, (rows + 15) / 16}, 0);
+    return;
+  }
+  const bool aligned = address(x.data()) % 16 == 0 && x.stride() % 4 == 0 && x.cols() % 4 == 0;
+  const auto tiles = [&](std::size_t height, std::size_t width) {
+    return (rows + height - 1) / height * ((outputs + width - 1) / width);
+  };
+  if (!aligned) {
+    launch(kernels + any, 8, 32, 256, 0, rows);
+  } else if (tiles(64, 128) >= device.processors()) {
+    launch(kernels + many, 64, 128, 128, 0, rows);
+  } else if (tiles(32, 32) >= 4 * device.processors()) {
+    launch(kernels + some_32, 32, 32, 128, 0, rows);
   } else {
-    launch(kernels + many_64, {(outputs + 127) / 128, (rows + 63) / 64}, 0);
+    launch(kernels + some_16, 16, 32, 256, 0, rows);
   }
 }
 
@@ -200,7 +266,7 @@ void for_each_group_of_moves(std::span<const std::size_t> sources, Body&& body) 
   if (count > 0) body(count, std::as_const(pairs));
 }
 
-}  // namespace cuda
+}  // namespace gpu
 }  // namespace minimamba
 
 #undef MINIMAMBA_ISA

@@ -2,15 +2,17 @@ R"cuda(
 // Everything but products, embedding and scan. Matrices are given as a pointer and a stride in values.
 
 // A loop over the elements of a [rows, cols] matrix, for any grid of blocks of 256 threads.
-#define FOR_EACH_ELEMENT(i, j, rows, cols)              \
+#define FOR_EACH_ELEMENT(i, j, rows, cols)             \
   for (u32 i = blockIdx.y; i < (rows); i += gridDim.y) \
     for (u32 j = blockIdx.x * 256 + threadIdx.x; j < (cols); j += gridDim.x * 256)
 
 extern "C" __global__ void fill(Scalar* y, u64 y_stride, u32 rows, u32 cols, Scalar value) {
+  begin();
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = value;
 }
 
 extern "C" __global__ void copy(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
+  begin();
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = x[i * x_stride + j];
 }
 
@@ -19,18 +21,21 @@ struct Words {
   u32 at[768];
 };
 extern "C" __global__ void write_words(u32* there, u32 count, Words words) {
+  begin();
   for (u32 i = threadIdx.x; i < count; i += blockDim.x) there[i] = words.at[i];
 }
 
 // y[first + i,:] = x[rows[i],:]
 extern "C" __global__ void gather_rows(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols,
                                        Words sources) {
+  begin();
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = x[sources.at[i] * x_stride + j];
 }
 
 // Moves rows within y, one move after the other. A thread makes all moves of a column, so that no thread waits for
 // another. A move is a pair of words: the row written and the row read, whose highest bit says that they are swapped.
 extern "C" __global__ void move_rows(Scalar* y, u64 y_stride, u32 moves, u32 cols, Words pairs) {
+  begin();
   const u32 j = blockIdx.x * 256 + threadIdx.x;
   if (j >= cols) return;
   for (u32 i = 0; i < moves; ++i) {
@@ -44,94 +49,80 @@ extern "C" __global__ void move_rows(Scalar* y, u64 y_stride, u32 moves, u32 col
 
 // y += x; x_stride is 0 for a single row
 extern "C" __global__ void add(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
+  begin();
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] += x[i * x_stride + j];
 }
 
 // y = -exp(x), computed in double as on every other backend
 extern "C" __global__ void negative_exp(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
+  begin();
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = (Scalar)-exp((double)x[i * x_stride + j]);
 }
 
-// y = x / sqrt(mean(x^2) + epsilon) * weight, a block for each row. Sums are in double; `half` keeps squares finite.
+// y = x / sqrt(mean(x^2) + epsilon) * weight, a block for each row
 extern "C" __global__ void rms_norm(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Scalar* y,
                                     u64 y_stride, u32 cols) {
+  begin();
   x += blockIdx.x * x_stride;
   y += blockIdx.x * y_stride;
-  double squares = 0;
-  for (u32 j = threadIdx.x; j < cols; j += 256) squares = multiply_add((double)x[j], (double)x[j], squares);
-  squares = block_sum(squares);
-  double half = 1, whole = 1;
-  if (!(squares <= 1.7976931348623157e308)) {
-    half = 2.53869994604126e-116;  // 2^-384
-    whole = half * half;
-    double scaled = 0;
-    for (u32 j = threadIdx.x; j < cols; j += 256) scaled += (x[j] * whole) * (x[j] * whole);
-    squares = block_sum(scaled);
-  }
-  const double scale = 1 / sqrt(squares / cols + epsilon * whole * whole) * half;
-  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = (Scalar)((double)x[j] * scale * half) * weight[j];
+  const RmsScale scale(x, cols, epsilon);
+  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = scale.of(x[j]) * weight[j];
 }
 
 // Input i of a channel, counted from the start of the window, which x follows.
 __device__ inline Scalar conv1d_input(const Scalar* x, u64 x_stride, const Scalar* window, u32 past, u32 i) {
   return i < past ? window[i] : x[(i - past) * x_stride];
 }
-__device__ inline void slide_window(const Scalar* x, u64 x_stride, Scalar* window, u32 past, u32 length) {
-  for (u32 j = 0; j < past; ++j) window[j] = conv1d_input(x, x_stride, window, past, length + j);
-}
 
-// A thread computes a tile of 32 tokens of a channel. It also slides the window if the segment ends with its tile.
-extern "C" __global__ void causal_conv1d(const Scalar* x, u64 x_stride, const Scalar* weight, const Scalar* bias,
-                                         Scalar* windows, u64 slot_stride, Scalar* y, u64 y_stride, u32 channels,
-                                         u32 width, const __grid_constant__ Segments segments) {
-  const Segment segment = segments.at[blockIdx.z];
-  const u32 e = blockIdx.x * 128 + threadIdx.x, begin = blockIdx.y * 32, past = width - 1;
-  if (e >= channels || begin >= segment.length) return;
-  const u32 end = min(begin + 32, segment.length);
+// A thread computes a tile of 8 tokens of a channel. That of a segment's first tile, which alone reads the window, also
+// slides it.
+extern "C" __global__ void __launch_bounds__(128)
+    causal_conv1d(const Scalar* x, u64 x_stride, const Scalar* weight, const Scalar* bias, Scalar* windows,
+                  u64 slot_stride, Scalar* y, u64 y_stride, u32 channels, u32 width, const Segment* segments) {
+  begin();
+  constexpr u32 tile = 8;
+  const Segment segment = segments[blockIdx.z];
+  const u32 e = blockIdx.y * 128 + threadIdx.x, start = blockIdx.x * tile, past = width - 1;
+  if (e >= channels || start >= segment.length) return;
+  const u32 tokens = min(tile, segment.length - start);
   x += segment.first * x_stride + e;
-  y += segment.first * y_stride + e;
+  y += (segment.first + start) * y_stride + e;
   weight += (u64)e * width;
   Scalar* const window = windows + segment.slot * slot_stride + (u64)e * past;
   const Scalar first = bias ? bias[e] : Scalar(0);
   if (width == 4) {
-    const Scalar w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
-    Scalar x0 = conv1d_input(x, x_stride, window, 3, begin), x1 = conv1d_input(x, x_stride, window, 3, begin + 1),
-           x2 = conv1d_input(x, x_stride, window, 3, begin + 2);
-    for (u32 t = begin; t < end; ++t) {
-      const Scalar x3 = x[t * x_stride];
-      Scalar sum = multiply_add(w0, x0, first);
-      sum = multiply_add(w1, x1, sum);
-      sum = multiply_add(w2, x2, sum);
-      y[t * y_stride] = silu(multiply_add(w3, x3, sum));
-      x0 = x1, x1 = x2, x2 = x3;
+    Scalar inputs[tile + 3];
+#pragma unroll
+    for (u32 i = 0; i < tile + 3; ++i) {
+      inputs[i] = i < tokens + 3 ? conv1d_input(x, x_stride, window, 3, start + i) : Scalar(0);
+    }
+    const Scalar w[4] = {weight[0], weight[1], weight[2], weight[3]};
+#pragma unroll
+    for (u32 t = 0; t < tile; ++t) {
+      Scalar sum = first;
+#pragma unroll
+      for (u32 k = 0; k < 4; ++k) sum = multiply_add(w[k], inputs[t + k], sum);
+      if (t < tokens) y[t * y_stride] = silu(sum);
     }
   } else {
-    for (u32 t = begin; t < end; ++t) {
+    for (u32 t = 0; t < tokens; ++t) {
       Scalar sum = first;
       for (u32 k = 0; k < width; ++k) {
-        sum = multiply_add(weight[k], conv1d_input(x, x_stride, window, past, t + k), sum);
+        sum = multiply_add(weight[k], conv1d_input(x, x_stride, window, past, start + t + k), sum);
       }
       y[t * y_stride] = silu(sum);
     }
   }
-  if (segment.length <= 32) slide_window(x, x_stride, window, past, segment.length);
-}
-
-// The windows of segments of more than one tile, after the kernel above has read them.
-extern "C" __global__ void slide_windows(const Scalar* x, u64 x_stride, Scalar* windows, u64 slot_stride, u32 channels,
-                                         u32 width, const __grid_constant__ Segments segments) {
-  const Segment segment = segments.at[blockIdx.z];
-  const u32 e = blockIdx.x * 128 + threadIdx.x, past = width - 1;
-  if (e >= channels || segment.length <= 32) return;
-  slide_window(x + segment.first * x_stride + e, x_stride, windows + segment.slot * slot_stride + (u64)e * past, past,
-               segment.length);
+  if (start > 0) return;
+  for (u32 j = 0; j < past; ++j) window[j] = conv1d_input(x, x_stride, window, past, segment.length + j);
 }
 
 // The window before each chunk of tokens.
 extern "C" __global__ void keep_windows(const Scalar* x, u64 x_stride, const Scalar* windows, u64 slot_stride,
                                         Scalar* kept, u64 kept_stride, u32 chunk, u32 channels, u32 width,
-                                        const __grid_constant__ Segments segments) {
-  const Segment segment = segments.at[blockIdx.z];
+                                        const Segment* segments) {
+  begin();
+  const Segment segment = segments[blockIdx.z];
   const u32 e = blockIdx.x * 128 + threadIdx.x, past = width - 1;
   if (e >= channels) return;
   x += segment.first * x_stride + e;
@@ -146,6 +137,7 @@ extern "C" __global__ void keep_windows(const Scalar* x, u64 x_stride, const Sca
 extern "C" __global__ void negative_log_likelihood(const Scalar* logits, u64 stride, const int* targets, double* nats,
                                                    u32 cols) {
   __shared__ Scalar parts[8];
+  begin();
   logits += blockIdx.x * stride;
   Scalar largest = logits[0];
   for (u32 v = threadIdx.x; v < cols; v += 256) largest = logits[v] > largest ? logits[v] : largest;

@@ -16,7 +16,7 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace cuda {
+namespace gpu {
 
 /// Kernels of Program::layers and layers_double, in the order of their names below. Those of the formats begin at
 /// place, fetch and embed, three for each format.
@@ -30,7 +30,6 @@ enum LayerKernel : std::size_t {
   negative_exp,
   rms_norm,
   causal_conv1d,
-  slide_windows,
   keep_windows,
   negative_log_likelihood,
   scan_few_channels,
@@ -40,28 +39,76 @@ enum LayerKernel : std::size_t {
   scan_to_1024,
   first_of_formats
 };
-inline constexpr std::array layer_kernels = {
-    "fill",         "copy",      "write_words",   "gather_rows",   "move_rows",    "add",
-    "negative_exp", "rms_norm",  "causal_conv1d", "slide_windows", "keep_windows", "negative_log_likelihood",
-    "scan_16x1",    "scan_4x4",  "scan_16x4",     "scan_32x8",     "scan_32x32",   "place_f64",
-    "fetch_f64",    "embed_f64", "place_f32",     "fetch_f32",     "embed_f32",    "place_f16",
-    "fetch_f16",    "embed_f16", "place_bf16",    "fetch_bf16",    "embed_bf16",   "place_q8",
-    "fetch_q8",     "embed_q8",  "place_q4",      "fetch_q4",      "embed_q4"};
+inline constexpr std::array layer_kernels = {"fill",
+                                             "copy",
+                                             "write_words",
+                                             "gather_rows",
+                                             "move_rows",
+                                             "add",
+                                             "negative_exp",
+                                             "rms_norm",
+                                             "causal_conv1d",
+                                             "keep_windows",
+                                             "negative_log_likelihood",
+                                             "scan_16x1",
+                                             "scan_4x4",
+                                             "scan_16x4",
+                                             "scan_32x8",
+                                             "scan_32x32",
+                                             "place_f64",
+                                             "fetch_f64",
+                                             "embed_f64",
+                                             "place_f32",
+                                             "fetch_f32",
+                                             "embed_f32",
+                                             "place_f16",
+                                             "fetch_f16",
+                                             "embed_f16",
+                                             "place_bf16",
+                                             "fetch_bf16",
+                                             "embed_bf16",
+                                             "place_q8",
+                                             "fetch_q8",
+                                             "embed_q8",
+                                             "place_q4",
+                                             "fetch_q4",
+                                             "embed_q4"};
 
-/// Kernels of Program::products_fma: five for f32, five for f16, one each for bf16, q8 and q4.
-enum FmaKernel : std::size_t { few_1, few_2, few_4, many_16, many_64 };
+/// Kernels of Program::products_fma: these kinds for f32 and for f16, and then `any` for bf16, q8 and q4.
+enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many, any, normed };
+inline constexpr std::size_t fma_kinds = 8;
 inline constexpr std::array fma_kernels = {
-    "multiply_f32_few_1",   "multiply_f32_few_2", "multiply_f32_few_4", "multiply_f32_many_1", "multiply_f32_many_4",
-    "multiply_f16_few_1",   "multiply_f16_few_2", "multiply_f16_few_4", "multiply_f16_many_1", "multiply_f16_many_4",
-    "multiply_bf16_many_1", "multiply_q8_many_1", "multiply_q4_many_1"};
+    "multiply_f32_few_1",   "multiply_f32_few_2", "multiply_f32_few_4", "multiply_f32_some_16",
+    "multiply_f32_some_32", "multiply_f32_many",  "multiply_f32_any",   "multiply_f32_normed",
+    "multiply_f16_few_1",   "multiply_f16_few_2", "multiply_f16_few_4", "multiply_f16_some_16",
+    "multiply_f16_some_32", "multiply_f16_many",  "multiply_f16_any",   "multiply_f16_normed",
+    "multiply_bf16_any",    "multiply_q8_any",    "multiply_q4_any"};
+/// Bytes of dynamic shared memory: see multiply_some.
+constexpr unsigned fma_shared_memory(std::size_t kernel) {
+  if (kernel >= 2 * fma_kinds) return 0;
+  const std::size_t kind = kernel % fma_kinds, rows = kind == some_16 ? 16 : 32, warps = kind == some_16 ? 8 : 4;
+  const std::size_t weight = kernel < fma_kinds ? 4 : 2, stage = rows * 20 * 4 + 4 * 128 * weight;
+  return kind == some_16 || kind == some_32 ? static_cast<unsigned>(warps * (2 * stage + rows * 32 * 4)) : 0;
+}
 
-/// Kernels of Program::products_mma: five for bf16, five for q8, five for q4, and quantise.
-inline constexpr std::array mma_kernels = {
-    "multiply_bf16_few_8", "multiply_bf16_few_16", "multiply_bf16_few_32", "multiply_bf16_few_64",
-    "multiply_bf16_many",  "multiply_q8_few_8",    "multiply_q8_few_16",   "multiply_q8_few_32",
-    "multiply_q8_few_64",  "multiply_q8_many",     "multiply_q4_few_8",    "multiply_q4_few_16",
-    "multiply_q4_few_32",  "multiply_q4_few_64",   "multiply_q4_many",     "quantise"};
-inline constexpr std::size_t quantise = mma_kernels.size() - 1;
+/// Kernels of Program::products_mma: these kinds for bf16, q8 and q4, and then those that round activations.
+enum MmaKernel : std::size_t { mma_few_8, mma_few_16, mma_few_32, mma_few_64, mma_many_64, mma_many_128 };
+inline constexpr std::size_t mma_kinds = 6, bf16_normed = 3 * mma_kinds, round_to_bf16 = bf16_normed + 1,
+                             quantise = round_to_bf16 + 1;
+inline constexpr std::array mma_kernels = {"multiply_bf16_few_8",  "multiply_bf16_few_16",  "multiply_bf16_few_32",
+                                           "multiply_bf16_few_64", "multiply_bf16_many_64", "multiply_bf16_many_128",
+                                           "multiply_q8_few_8",    "multiply_q8_few_16",    "multiply_q8_few_32",
+                                           "multiply_q8_few_64",   "multiply_q8_many_64",   "multiply_q8_many_128",
+                                           "multiply_q4_few_8",    "multiply_q4_few_16",    "multiply_q4_few_32",
+                                           "multiply_q4_few_64",   "multiply_q4_many_64",   "multiply_q4_many_128",
+                                           "multiply_bf16_normed", "round_to_bf16",         "quantise"};
+/// Bytes of dynamic shared memory: the stages of multiply_many.
+constexpr unsigned mma_shared_memory(std::size_t kernel) {
+  const std::size_t kind = kernel % mma_kinds, format = kernel / mma_kinds;
+  if (format > 2 || (kind != mma_many_64 && kind != mma_many_128)) return 0;
+  const unsigned groups = kind == mma_many_64 ? 8 : 16, stages = format == 1 ? 2 : 3;
+  return stages * (8 * 4 * (format == 2 ? 256 : 512) + groups * 1024 + (format == 0 ? 0 : (8 + groups) * 128));
+}
 
 /// Kernels of Program::products_double: one for each format, and the rounding of activations.
 inline constexpr std::array double_kernels = {"multiply_f64", "multiply_f32", "multiply_f16", "multiply_bf16",
@@ -111,7 +158,7 @@ struct Weights {
   std::uint32_t rows = 0, cols = 0;
 };
 
-}  // namespace cuda
+}  // namespace gpu
 
 /// Owns `size` elements of a card's memory, initialised to zero. Movable; copies are made by a backend. Only kernels
 /// may use what data() points to.
@@ -121,7 +168,7 @@ class CudaBuffer {
 
  public:
   CudaBuffer() = default;
-  CudaBuffer(std::shared_ptr<cuda::Device> device, std::size_t size) : device_(std::move(device)), size_(size) {
+  CudaBuffer(std::shared_ptr<gpu::Device> device, std::size_t size) : device_(std::move(device)), size_(size) {
     if (size == 0) return;
     if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
     address_ = device_->allocate(size * sizeof(T));
@@ -151,8 +198,8 @@ class CudaBuffer {
     device_.reset();
   }
 
-  std::shared_ptr<cuda::Device> device_;
-  cuda::Address address_ = 0;
+  std::shared_ptr<gpu::Device> device_;
+  gpu::Address address_ = 0;
   std::size_t size_ = 0;
 };
 
@@ -161,8 +208,8 @@ template <WeightFormat W>
 class CudaMatrix {
  public:
   CudaMatrix() = default;
-  CudaMatrix(std::shared_ptr<cuda::Device> device, std::size_t rows, std::size_t cols)
-      : rows_(rows), cols_(cols), memory_(std::move(device), rows == 0 ? 0 : cuda::Layout<W>::bytes(rows, cols)) {}
+  CudaMatrix(std::shared_ptr<gpu::Device> device, std::size_t rows, std::size_t cols)
+      : rows_(rows), cols_(cols), memory_(std::move(device), rows == 0 ? 0 : gpu::Layout<W>::bytes(rows, cols)) {}
   CudaMatrix(CudaMatrix&& other) noexcept
       : rows_(std::exchange(other.rows_, 0)), cols_(std::exchange(other.cols_, 0)), memory_(std::move(other.memory_)) {}
   CudaMatrix& operator=(CudaMatrix&& other) noexcept {
@@ -175,7 +222,7 @@ class CudaMatrix {
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }
   std::size_t bytes() const { return memory_.size(); }
-  cuda::Weights weights() const {
+  gpu::Weights weights() const {
     return {reinterpret_cast<std::uintptr_t>(memory_.data()), static_cast<std::uint32_t>(rows_),
             static_cast<std::uint32_t>(cols_)};
   }

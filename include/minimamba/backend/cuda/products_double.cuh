@@ -9,10 +9,11 @@ __device__ inline void multiply(const double* x, u64 x_stride, u32 x_rows, const
   y[i * y_stride + j] = sum;
 }
 
-#define MULTIPLY(NAME, FORMAT_TYPE)                                                                                   \
-  extern "C" __global__ void multiply_##NAME(const double* x, u64 x_stride, u32 x_rows, Weights w, double* y,         \
-                                             u64 y_stride) {                                                          \
-    multiply<FORMAT_TYPE>(x, x_stride, x_rows, w, y, y_stride);                                                       \
+#define MULTIPLY(NAME, FORMAT_TYPE)                                                                           \
+  extern "C" __global__ void multiply_##NAME(const double* x, u64 x_stride, u32 x_rows, Weights w, double* y, \
+                                             u64 y_stride) {                                                  \
+    begin();                                                                                                  \
+    multiply<FORMAT_TYPE>(x, x_stride, x_rows, w, y, y_stride);                                               \
   }
 MULTIPLY(f64, F64)
 MULTIPLY(f32, F32)
@@ -23,6 +24,7 @@ MULTIPLY(q4, Q4)
 
 // y[i,:] = x[i,:] rounded to bf16, to the nearest and once: first to float, to odd.
 extern "C" __global__ void round_bf16(const double* x, u64 x_stride, u32 rows, u32 cols, double* y) {
+  begin();
   for (u32 i = blockIdx.y; i < rows; i += gridDim.y) {
     for (u32 k = blockIdx.x * 256 + threadIdx.x; k < cols; k += gridDim.x * 256) {
       const double value = x[i * x_stride + k];
@@ -36,6 +38,7 @@ extern "C" __global__ void round_bf16(const double* x, u64 x_stride, u32 rows, u
 
 // y[i,:] = x[i,:] in blocks of 32 integers times one float, as core/activations.hpp describes: a warp for each block.
 extern "C" __global__ void round_blocks(const double* x, u64 x_stride, u32 rows, u32 cols, double* y) {
+  begin();
   const u32 blocks = (cols + 31) / 32, lane = threadIdx.x % 32;
   for (u64 at = (u64)blockIdx.x * 8 + threadIdx.x / 32; at < (u64)rows * blocks; at += (u64)gridDim.x * 8) {
     const u32 row = (u32)(at / blocks), k = (u32)(at % blocks) * 32 + lane;
