@@ -95,7 +95,8 @@ TEST(CudaErrors, SayWhichCallFailed) {
     const CudaBackend<float> backend;
     auto memory = backend.allocate<float>(8);
     fake.launch_error = 1;
-    backend.fill({memory.data(), 1, 8}, 1);
+    backend.fill({memory.data(), 1, 8}, 1);  // may be queued
+    backend.to_host({memory.data(), 1, 8});
   });
 }
 TEST(CudaErrors, OfAKernelAppearAtTheNextDownload) {
