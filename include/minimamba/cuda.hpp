@@ -1,5 +1,5 @@
-// minimamba on an NVIDIA card: Mamba<float, CudaBackend>. Programs link nothing of CUDA: the driver and NVRTC are opened
-// at run time. On Linux add -ldl if the C library is older than glibc 2.34.
+// minimamba on an NVIDIA card: Mamba<float, CudaBackend>. Programs link nothing of CUDA: the driver and NVRTC are
+// opened at run time. On Linux add -ldl if the C library is older than glibc 2.34.
 #ifndef MINIMAMBA_CUDA_HPP
 #define MINIMAMBA_CUDA_HPP
 
