@@ -15,9 +15,12 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <string>
 #include <vector>
 
 #include "minimamba/core/config.hpp"
+#include "minimamba/core/error.hpp"
 #include "minimamba/nn/derived_a.hpp"
 #include "minimamba/nn/layers.hpp"
 #include "minimamba/nn/mixer.hpp"
@@ -53,10 +56,11 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   using DerivedA<Scalar, Backend>::A_log, DerivedA<Scalar, Backend>::A;
 
   S6() = default;
-  /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one.
+  /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one. Throws
+  /// ConfigError for more states than the backend's scan takes.
   explicit S6(const MambaConfig& config)
-      : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()),
-           static_cast<std::size_t>(config.d_state), static_cast<std::size_t>(config.dt_rank), config) {}
+      : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()), states_of(config),
+           static_cast<std::size_t>(config.dt_rank), config) {}
 
   /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
   void reserve(const Backend<Scalar>& backend, std::size_t rows) const {
@@ -193,6 +197,14 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   template <class T>
   Computed<T> computed(const ActivationViews<T>& views) const {
     return {views[0], views[1], views[2], views[3], views[4], views[has_norms() ? 5 : 2]};
+  }
+
+  static std::size_t states_of(const MambaConfig& config) {
+    constexpr std::size_t most = BackendTraits<Backend<Scalar>>::most_states;
+    const auto states = static_cast<std::size_t>(config.d_state);
+    if (states <= most) return states;
+    throw ConfigError("MambaConfig.d_state", "at most " + std::to_string(most) + " states on this backend",
+                      std::to_string(states));
   }
 
   bool has_norms() const { return mixer_rms_eps_ > 0; }
