@@ -191,7 +191,7 @@ TEST(SsdModels, GenerateAndKeepTheirStatesInFiles) {
   std::vector<std::int32_t> tokens;
   for (const auto token : generate(model, cache, prompt, {.max_new_tokens = 6})) tokens.push_back(token);
   EXPECT_EQ(tokens.size(), 6U);
-  save_state(folder / "state", model, cache);
+  save_state(model, cache, folder / "state");
   const auto restored = load_state(folder / "state", model).cache;
   EXPECT_TRUE(identical(copy_of(restored.slot(0)), copy_of(cache.slot(0))));
   auto other_sizes = config();
