@@ -234,7 +234,7 @@ class CudaBackend {
     const cuda::ScanArguments<Scalar> arguments(p);
     const std::size_t states = p.a.cols(), channels = p.u.cols();
     cuda::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const cuda::SegmentTable& table) {
-      const cuda::ScanKernel kernel = cuda::scan_kernel(states, channels * table.count, device_->processors());
+      const cuda::ScanKernel kernel = cuda::scan_kernel(states, table.longest == 1 && p.kept.chunk == 0);
       launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, 128, arguments,
              table.entries);
     });
@@ -243,8 +243,8 @@ class CudaBackend {
   void add(View<const Scalar> x, View<Scalar> y) const {
     assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
     if (x.rows() == y.rows() && std::is_same_v<Scalar, float> &&
-        device_->add_to_last_product(cuda::address(x.data()), stride(x), x.rows(), x.cols(), cuda::address(y.data()),
-                                     stride(y))) {
+        device_->add_to_last_product(
+            {cuda::address(x.data()), cuda::address(y.data()), stride(x), stride(y), y.rows(), y.cols()})) {
       return;
     }
     const std::uint64_t x_stride = x.rows() == y.rows() ? stride(x) : 0;

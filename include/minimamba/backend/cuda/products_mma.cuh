@@ -85,7 +85,7 @@ __device__ inline const u16* weight_scales(const Weights& w, u32 panel, u32 step
 }
 
 // 16 outputs of 8 * TILES rows of x in a block, whose warps share the slices: for few rows, which need every warp to
-// read weights, some before x is there. ROUNDS: x is not rounded yet. With a norm_weight, x is a row that every block
+// read weights, some before x is there. ROUNDS: x may be without fragments, to be rounded here. With a norm_weight, x is a row that every block
 // normalises, and the first one writes it to `normed`.
 template <class Product, int TILES, bool ROUNDS>
 __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Output& output,
@@ -131,9 +131,12 @@ __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Out
       for (u32 tile = 0; tile < TILES; ++tile) {
         const u32 group = row / 8 + tile;
         Fragments b = {};
+        bool rounded = true;
         if constexpr (ROUNDS) {
-          b = Product::round(x.rows, w.cols, row + 8 * tile, slice, lane, value);
-        } else if (group < groups) {
+          rounded = x.fragments != nullptr;
+          if (!rounded) b = Product::round(x.rows, w.cols, row + 8 * tile, slice, lane, value);
+        }
+        if (rounded && group < groups) {
           const uint4* const fragments = x.fragments + ((u64)group * slices + slice) * 64 + lane;
           b.half[0] = fragments[0], b.half[1] = fragments[32];
         }
