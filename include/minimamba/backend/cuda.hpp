@@ -194,7 +194,7 @@ class CudaBackend {
     if (y.empty()) return;
     if constexpr (std::is_same_v<Scalar, double>) {
       multiply_double(x, weight, y);
-    } else if (const auto norm = take_norm<W>(x)) {
+    } else if (const auto norm = take_norm<W>(x, y)) {
       cuda::multiply_normed(*device_, cuda::Layout<W>::index, *norm, weight.weights(), y);
     } else if (on_tensor_cores<W>()) {
       multiply_on_tensor_cores(x, weight, y);
@@ -290,12 +290,13 @@ class CudaBackend {
   bool on_tensor_cores() const {
     return std::is_same_v<Scalar, float> && rounds_activations<W> && options_->activations == Activations::rounded;
   }
-  /// The norm of a row that was queued last, for a product that can compute it too.
+  /// The norm that was queued last, for the product y of its row x.
   template <class W>
-  std::optional<cuda::NormOfRow> take_norm(View<const float> x) const {
+  std::optional<cuda::NormOfRow> take_norm(View<const float> x, View<float> y) const {
     constexpr bool can = std::is_same_v<W, float> || std::is_same_v<W, f16> || std::is_same_v<W, bf16>;
     if (!can || x.rows() != 1 || (std::is_same_v<W, bf16> && !on_tensor_cores<W>())) return std::nullopt;
-    return device_->take_norm(cuda::address(x.data()));
+    const cuda::Address out = cuda::address(y.data());
+    return device_->take_norm({cuda::address(x.data()), out, out + y.cols() * sizeof(float), x.cols()});
   }
   /// Scratch memory of a product.
   template <class W>

@@ -270,9 +270,9 @@ class Device {
     const std::lock_guard lock(queue_mutex_);
     return queue_->recording().extend_last_copy(copy, value_bytes);
   }
-  std::optional<NormOfRow> take_norm(Address y) const {
+  std::optional<NormOfRow> take_norm(const ProductOfRow& product) const {
     const std::lock_guard lock(queue_mutex_);
-    return queue_->recording().take_norm(y);
+    return queue_->recording().take_norm(product);
   }
   /// How many lists of kernels were replayed as graphs.
   std::size_t replayed() const {

@@ -126,6 +126,12 @@ struct NormOfRow {
   double epsilon = 0;
 };
 
+/// A product that reads a row of floats.
+struct ProductOfRow {
+  Address x = 0, y = 0, y_end = 0;
+  std::size_t cols = 0;  // of x
+};
+
 struct CopyOfRows {
   Address x = 0, y = 0;
   std::uint64_t x_stride = 0, y_stride = 0;
@@ -188,16 +194,22 @@ class Recording {
     last.y = static_cast<std::uint32_t>(std::min<std::uint64_t>(all, 65535));
     return true;
   }
-  /// Takes back the kernel that was added last if it is the rms_norm of a row whose result is at y: the product that
-  /// reads y then computes it too.
-  std::optional<NormOfRow> take_norm(Address y) {
+  /// Takes back the kernel that was added last if it is the rms_norm of a row that a product reads, for the product to
+  /// compute it too. Every block of the product then reads what was normalised, so nothing may be written there.
+  std::optional<NormOfRow> take_norm(const ProductOfRow& product) {
     if (list_.size() == 0 || !last_.is_norm) return std::nullopt;
     const Launch last = list_.launches().back();
     const NormOfRow norm{.x = list_.get<Address>(last, 0),
                          .weight = list_.get<Address>(last, 2),
                          .y = list_.get<Address>(last, 4),
                          .epsilon = list_.get<double>(last, 3)};
-    if (norm.y != y) return std::nullopt;
+    const auto cols = list_.get<std::uint32_t>(last, 6);
+    const Address x_end = norm.x + cols * sizeof(float);
+    const auto apart = [&](Address begin, Address end) { return end <= norm.x || x_end <= begin; };
+    if (norm.y != product.x || cols != product.cols || !apart(norm.y, norm.y + cols * sizeof(float)) ||
+        !apart(product.y, product.y_end)) {
+      return std::nullopt;
+    }
     list_.remove_last();
     last_ = {.writes_weights = last.follows != 0};
     return norm;
