@@ -235,7 +235,7 @@ class CudaBackend {
     const std::size_t states = p.a.cols(), channels = p.u.cols();
     cuda::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const cuda::SegmentTable& table) {
       const cuda::ScanKernel kernel = cuda::scan_kernel(states, table.longest == 1 && p.kept.chunk == 0);
-      launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, 128, arguments,
+      launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, kernel.threads, arguments,
              table.entries);
     });
   }

@@ -219,10 +219,11 @@ class Device {
     if (module == nullptr) driver_.check(driver_.load_module(&module, code.c_str()), "loading the kernels");
     std::vector<Handle> functions(kernels.size());
     for (std::size_t i = 0; i < kernels.size(); ++i) {
-      constexpr int most_dynamic_shared_memory = 8;
+      constexpr int most_dynamic_shared_memory = 8, share_of_shared_memory = 9;  // and the rest is cache
       int error = driver_.get_function(&functions[i], module, kernels[i]);
       if (const int shared = static_cast<int>(shared_of(i)); error == 0 && shared > 0) {
         error = driver_.set_function_attribute(functions[i], most_dynamic_shared_memory, shared);
+        if (error == 0) error = driver_.set_function_attribute(functions[i], share_of_shared_memory, 100);
       }
       if (error != 0) {
         driver_.unload_module(module);

@@ -105,11 +105,12 @@ struct ScanArguments {
 
 struct ScanKernel {
   std::size_t index, channels;  // of a block
+  unsigned threads = 128;
 };
 /// All kernels for some number of states give the same bits. `alone`: each segment is a token, before which no state is
 /// kept.
 inline ScanKernel scan_kernel(std::size_t states, bool alone) {
-  if (states <= 16) return alone ? ScanKernel{scan_one, 32} : ScanKernel{scan_to_16, 8};
+  if (states <= 16) return alone ? ScanKernel{scan_one, 32} : ScanKernel{scan_to_16, 16, 256};
   if (states <= 64) return {scan_to_64, 4};
   if (states <= 256) return {scan_to_256, 2};
   if (states <= 1024) return {scan_to_1024, 2};
@@ -213,8 +214,11 @@ inline void multiply_fma(const Device& device, std::size_t format, View<const fl
   if (!aligned) {
     launch(kernels + any, 8, 32, 256, 0, rows);
   } else if (tiles(64, 128) >= device.processors()) {
-    launch(kernels + many, 64, 128, 128, 0, rows);
-  } else if (tiles(32, 32) >= 4 * device.processors()) {
+    // Blocks run in turns, two on a multiprocessor, and the last turn may leave many idle: the width with less waiting.
+    const auto turns = [&](std::size_t width) { return (tiles(64, width) - 1) / (2 * device.processors()) + 1; };
+    const bool narrow = 96 * turns(96) < 128 * turns(128);
+    launch(kernels + (narrow ? many_96 : many_128), 64, narrow ? 96 : 128, 128, 0, rows);
+  } else if (2 * tiles(32, 32) >= 5 * device.processors()) {
     launch(kernels + some_32, 32, 32, 128, 0, rows);
   } else {
     launch(kernels + some_16, 16, 32, 256, 0, rows);

@@ -77,14 +77,15 @@ inline constexpr std::array layer_kernels = {"fill",
 static_assert(layer_kernels.size() == first_of_formats + 18);
 
 /// Kernels of Program::products_fma: these kinds for f32 and for f16, and then `any` for bf16, q8 and q4.
-enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many, any, normed };
-inline constexpr std::size_t fma_kinds = 8;
-inline constexpr std::array fma_kernels = {
-    "multiply_f32_few_1",   "multiply_f32_few_2", "multiply_f32_few_4", "multiply_f32_some_16",
-    "multiply_f32_some_32", "multiply_f32_many",  "multiply_f32_any",   "multiply_f32_normed",
-    "multiply_f16_few_1",   "multiply_f16_few_2", "multiply_f16_few_4", "multiply_f16_some_16",
-    "multiply_f16_some_32", "multiply_f16_many",  "multiply_f16_any",   "multiply_f16_normed",
-    "multiply_bf16_any",    "multiply_q8_any",    "multiply_q4_any"};
+enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many_96, many_128, any, normed };
+inline constexpr std::size_t fma_kinds = 9;
+inline constexpr std::array fma_kernels = {"multiply_f32_few_1",    "multiply_f32_few_2",   "multiply_f32_few_4",
+                                           "multiply_f32_some_16",  "multiply_f32_some_32", "multiply_f32_many_96",
+                                           "multiply_f32_many_128", "multiply_f32_any",     "multiply_f32_normed",
+                                           "multiply_f16_few_1",    "multiply_f16_few_2",   "multiply_f16_few_4",
+                                           "multiply_f16_some_16",  "multiply_f16_some_32", "multiply_f16_many_96",
+                                           "multiply_f16_many_128", "multiply_f16_any",     "multiply_f16_normed",
+                                           "multiply_bf16_any",     "multiply_q8_any",      "multiply_q4_any"};
 static_assert(fma_kernels.size() == 2 * fma_kinds + 3);
 /// Bytes of dynamic shared memory: see multiply_some.
 constexpr unsigned fma_shared_memory(std::size_t kernel) {

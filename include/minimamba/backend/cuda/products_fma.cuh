@@ -22,11 +22,6 @@ __device__ inline float4 four_floats(const u16* four) {
   const ushort4 half = *(const ushort4*)four;
   return make_float4(from_f16(half.x), from_f16(half.y), from_f16(half.z), from_f16(half.w));
 }
-__device__ inline float2 two_floats(const float* two) { return *(const float2*)two; }
-__device__ inline float2 two_floats(const u16* two) {
-  const ushort2 half = *(const ushort2*)two;
-  return make_float2(from_f16(half.x), from_f16(half.y));
-}
 template <class Format>
 __device__ inline float4 four_of_panel(const Weights& w, u32 row, u32 k4) {
   if (row / 8 * 8 >= w.rows) return make_float4(0, 0, 0, 0);  // rows are padded to whole panels
@@ -41,9 +36,9 @@ __device__ inline float4 four_weights<F16>(const Weights& w, u32 row, u32 k4) {
   return four_of_panel<F16>(w, row, k4);
 }
 
-// ROWS rows of x, as far as there are such. A block computes 8 outputs: each warp takes 4 slices at a time, so that all threads read
-// weights at once, some before x is there. Slices are gathered in shared memory, 64 at a time. With NORM, x is a row
-// that every block normalises, and the first one writes it to `normed`.
+// ROWS rows of x, as far as there are such. A block computes 8 outputs: each warp takes 4 slices at a time, so that all
+// threads read weights at once, some before x is there. Slices are gathered in shared memory, 64 at a time. With NORM,
+// x is a row that every block normalises, and the first one writes it to `normed`.
 template <class Format, int ROWS, bool NORM>
 __device__ inline void multiply_few(const float* x, u64 x_stride, u32 x_rows, const Weights& w, const Output& output,
                                     const float* norm_weight = nullptr, double epsilon = 0, float* normed = nullptr) {
@@ -104,6 +99,11 @@ __device__ inline void multiply_few(const float* x, u64 x_stride, u32 x_rows, co
   if (threadIdx.x < ROWS * 8 && i < x_rows && out + j < w.rows) output.store(i, out + j, total);
 }
 
+// Where a thread stands in the tile of its warp: output tx of a panel, and row ty of four. Neighbours share an output
+// or a row, for then a load of 16 bytes a thread takes two turns of the shared memory, and otherwise four.
+__device__ inline u32 column_of_lane(u32 lane) { return lane / 2 % 8; }
+__device__ inline u32 row_of_lane(u32 lane) { return lane % 2 + lane / 16 * 2; }
+
 // Half a slice of a tile of x and weights in shared memory, and the part of the product that a thread computes: its
 // rows are ty + TY r, and its outputs are number tx of panels tp + TP j.
 template <class Format, int ROWS, int OUTPUTS, int TY, int TP>
@@ -145,7 +145,8 @@ struct Stage {
                    inside && row + i * (COUNT / 4) < x_rows);
       }
 #pragma unroll
-      for (int i = 0; i < pieces / COUNT; ++i) {
+      for (int i = 0; i < (pieces + COUNT - 1) / COUNT; ++i) {
+        if (pieces % COUNT != 0 && i * COUNT + at >= pieces) break;
         copy_async(&to.weights[i * (COUNT / panel_pieces) + at / panel_pieces][at % panel_pieces * (16 / sizeof(Unit))],
                    weights + i * weights_step + half * 128, out + i * (COUNT / panel_pieces * 8) < outputs);
       }
@@ -171,34 +172,19 @@ struct Stage {
       }
     }
   }
-  // The same with fewer registers.
-  __device__ void multiply_pairs(float (&sum)[rows_each][panels_each], u32 ty, u32 tp, u32 tx) const {
-#pragma unroll 1
-    for (u32 k = 0; k < 16; k += 2) {
-      float2 input[rows_each];
-#pragma unroll
-      for (int r = 0; r < rows_each; ++r) input[r] = *(const float2*)&x[ty + TY * r][k];
-#pragma unroll
-      for (int j = 0; j < panels_each; ++j) {
-        const float2 weight = two_floats(&weights[tp + TP * j][k / 4 * 32 + tx * 4 + k % 4]);
-#pragma unroll
-        for (int r = 0; r < rows_each; ++r) sum[r][j] = __fmaf_rn(input[r].x, weight.x, sum[r][j]);
-#pragma unroll
-        for (int r = 0; r < rows_each; ++r) sum[r][j] = __fmaf_rn(input[r].y, weight.y, sum[r][j]);
-      }
-    }
-  }
 };
 
-// 64 rows of x and 128 outputs in a block of 128 threads; a thread has 8 x 8 of them. Two stages are on their way while
-// one is used. Three blocks share a multiprocessor, which lets a thread have 168 registers.
-template <class Format>
+// 64 rows of x and OUTPUTS outputs in a block of 128 threads; a thread has 8 x OUTPUTS / 16 of them. Two stages are on
+// their way while one is used. Two blocks share a multiprocessor.
+template <class Format, int OUTPUTS>
 __device__ inline void multiply_many(const float* x, u64 x_stride, u32 x_rows, const Weights& w,
                                      const Output& output) {
-  typedef Stage<Format, 64, 128, 8, 2> Tile;
+  typedef Stage<Format, 64, OUTPUTS, 8, 2> Tile;
+  constexpr int each = OUTPUTS / 16;  // panels of a thread
   __shared__ __align__(16) Tile tiles[3];
-  const u32 row = blockIdx.y * 64, out = blockIdx.x * 128, halves = (w.cols + 31) / 32 * 2;
-  const u32 tx = threadIdx.x % 8, ty = threadIdx.x / 8 % 8, tp = threadIdx.x / 64;
+  const u32 row = blockIdx.y * 64, out = blockIdx.x * OUTPUTS, halves = (w.cols + 31) / 32 * 2;
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, tp = warp / 2;
+  const u32 tx = column_of_lane(lane), ty = warp % 2 * 4 + row_of_lane(lane);
   wait_for_inputs();
   const typename Tile::template Source<128> source(x, x_stride, x_rows, row, w, out, threadIdx.x);
   u32 now = 0, next = 2;  // stages
@@ -206,29 +192,29 @@ __device__ inline void multiply_many(const float* x, u64 x_stride, u32 x_rows, c
   end_copies();
   if (halves > 1) source.copy(tiles[1], 1);
   end_copies();
-  float total[8][8] = {};
+  float total[8][each] = {};
   for (u32 half = 0; half < halves;) {
-    float sum[8][8] = {};
+    float sum[8][each] = {};
 #pragma unroll
     for (u32 i = 0; i < 2; ++i, ++half) {
       wait_for_copies<1>();
       __syncthreads();  // this half is there for all threads, and all have used the one before
       if (half + 2 < halves) source.copy(tiles[next], half + 2);
       end_copies();
-      tiles[now].multiply_pairs(sum, ty, tp, tx);
+      tiles[now].multiply(sum, ty, tp, tx);
       now = now == 2 ? 0 : now + 1;
       next = next == 2 ? 0 : next + 1;
     }
 #pragma unroll
     for (int r = 0; r < 8; ++r) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) total[r][j] += sum[r][j];
+      for (int j = 0; j < each; ++j) total[r][j] += sum[r][j];
     }
   }
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < each; ++j) {
       const u32 at = out + (tp + 2 * j) * 8 + tx, i = row + ty + 8 * r;
       if (i < x_rows && at < w.rows) output.store(i, at, total[r][j]);
     }
@@ -243,9 +229,11 @@ __device__ inline void multiply_some(const float* x, u64 x_stride, u32 x_rows, c
   typedef Stage<Format, ROWS, 32, 4, 1> Tile;
   constexpr u32 each = ROWS / WARPS;  // outputs of a thread
   extern __shared__ __align__(16) u8 shared[];
-  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, tx = lane % 8, ty = lane / 8;
+  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const u32 tx = column_of_lane(lane), ty = row_of_lane(lane);
   Tile* const tiles = (Tile*)shared + warp * 3;
   float(*const partial)[ROWS * 32] = (float(*)[ROWS * 32])((Tile*)shared + 3 * WARPS);  // [warp][row of x][output]
+  const auto place = [](u32 at) { return at ^ at / 32 % 4 * 8; };  // of a sum: different banks for a warp
   const u32 row = blockIdx.y * ROWS, out = blockIdx.x * 32, slices = (w.cols + 31) / 32;
   wait_for_inputs();
   const typename Tile::template Source<32> source(x, x_stride, x_rows, row, w, out, lane);
@@ -271,13 +259,13 @@ __device__ inline void multiply_some(const float* x, u64 x_stride, u32 x_rows, c
 #pragma unroll
     for (int r = 0; r < ROWS / 4; ++r) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) partial[warp][(ty + 4 * r) * 32 + j * 8 + tx] = sum[r][j];
+      for (int j = 0; j < 4; ++j) partial[warp][place((ty + 4 * r) * 32 + j * 8 + tx)] = sum[r][j];
     }
     __syncthreads();
     const u32 here = min((u32)WARPS, slices - first);
 #pragma unroll
     for (u32 e = 0; e < each; ++e) {
-      for (u32 s = 0; s < here; ++s) total[e] += partial[s][e * WARPS * 32 + threadIdx.x];
+      for (u32 s = 0; s < here; ++s) total[e] += partial[s][place(e * WARPS * 32 + threadIdx.x)];
     }
     __syncthreads();
   }
@@ -329,7 +317,8 @@ __device__ inline void multiply_any(const float* x, u64 x_stride, u32 x_rows, co
   MULTIPLY(NAME, few_4, 256, 2, multiply_few<FORMAT_TYPE, 4, false>(x, x_stride, x_rows, w, output)) \
   MULTIPLY(NAME, some_16, 256, 2, multiply_some<FORMAT_TYPE, 16, 8>(x, x_stride, x_rows, w, output)) \
   MULTIPLY(NAME, some_32, 128, 3, multiply_some<FORMAT_TYPE, 32, 4>(x, x_stride, x_rows, w, output)) \
-  MULTIPLY(NAME, many, 128, 3, multiply_many<FORMAT_TYPE>(x, x_stride, x_rows, w, output)) \
+  MULTIPLY(NAME, many_96, 128, 2, multiply_many<FORMAT_TYPE, 96>(x, x_stride, x_rows, w, output)) \
+  MULTIPLY(NAME, many_128, 128, 2, multiply_many<FORMAT_TYPE, 128>(x, x_stride, x_rows, w, output)) \
   MULTIPLY(NAME, any, 256, 2, multiply_any<FORMAT_TYPE>(x, x_stride, x_rows, w, output)) \
   MULTIPLY_NORMED(NAME, FORMAT_TYPE)
 MULTIPLY_KINDS(f32, F32)

@@ -1,9 +1,9 @@
 R"cuda(
-// The selective scan. A block has some channels of one segment. Its first 64 threads, the scanners, walk through the
-// tokens one by one: LANES of them share a channel and hold PER of its states each, in registers. The other 64, the
-// helpers, do what needs no state: while a tile of TILE tokens is scanned, they write the results of the tile before,
-// and compute dt = softplus(delta + bias) and dt u of the next one, once for each channel; what they read of the tile
-// after that is on its way. B and C are read once for all channels of a block.
+// The selective scan. A block has some channels of one segment. The first half of its threads, the scanners, walk
+// through the tokens one by one: LANES of them share a channel and hold PER of its states each, in registers. The other
+// half, the helpers, do what needs no state: while a tile of TILE tokens is scanned, they write the results of the tile
+// before, and compute dt = softplus(delta + bias) and dt u of the next one, once for each channel; the tiles after that
+// are on their way. B and C are read once for all channels of a block.
 //
 // C . h is summed as a binary tree over the states, so its bits depend neither on LANES nor on how tokens are divided
 // into tiles or calls. States beyond N are zeros, which change no sum.
@@ -86,93 +86,138 @@ __device__ inline Scalar scan_output(Scalar d, Scalar u, Scalar sum, Scalar gate
   return multiply_add(d, u, sum) * gate;
 }
 
-template <int LANES, int PER, int TILE>
-struct Scan {
-  static constexpr int scanners = 64, helpers = 64, channels = scanners / LANES, states = LANES * PER;
-  static constexpr int group = TILE < 2 * LANES ? TILE : 2 * LANES;  // tokens that are summed over lanes together
-  static constexpr int values = (TILE * channels + helpers - 1) / helpers, pitch = TILE + 4;
+// count values that lie one after the other, the first at a multiple of their size or of 16 bytes.
+template <int COUNT>
+__device__ inline void read_run(Scalar (&to)[COUNT], const Scalar* from) {
+  constexpr int bytes = COUNT * (int)sizeof(Scalar);
+  const Scalar* const run = (const Scalar*)__builtin_assume_aligned(from, bytes < 16 ? bytes : 16);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) to[i] = run[i];
+}
 
-  // Of a tile, for the scanners and from them.
-  struct Shared {
-    Scalar dt[channels][pitch], dt_u[channels][pitch], sums[channels][pitch];
+template <int SCANNERS, int LANES, int PER, int TILE>
+struct Scan {
+  static constexpr int scanners = SCANNERS, helpers = SCANNERS, channels = scanners / LANES, states = LANES * PER;
+  static constexpr int group = TILE < 2 * LANES ? TILE : 2 * LANES;  // tokens that are summed over lanes together
+  static constexpr int values = (TILE * channels + helpers - 1) / helpers, pitch = (TILE + 3) / 4 * 4 + 4;
+  static constexpr int apart = helpers / channels;   // tokens between the values of a helper
+  static constexpr int ahead = 3, vectors_ahead = states <= 16 ? ahead : 1;  // tiles that are on their way
+
+  // Of a tile, as it was read: a helper copies what it will use itself.
+  struct Values {
+    Scalar delta[values][helpers], u[values][helpers], z[values][helpers];
+  };
+  struct Vectors {
     Scalar b[TILE][states], c[TILE][states];
   };
-  // What a helper has of a tile: tokens i / channels of channel i % channels.
-  struct Values {
-    Scalar delta[values], u[values], z[values];
+  // Of a tile, for the scanners and from them.
+  struct Work {
+    Scalar dt[channels][pitch], dt_u[channels][pitch], sums[channels][pitch];
+  };
+  // Tiles take turns.
+  struct Shared {
+    Vectors vectors[vectors_ahead + 1];
+    Work work[2];
+    Values values[ahead + 2];
+  };
+
+  // What the helpers do with a tile. One helper has one channel.
+  struct Helper {
+    const ScanArguments& p;
+    const Segment segment;
+    u32 number, channel, own;  // channel of the block, and of all
+    Scalar bias, d;
+    bool by_pieces;  // B and C can be copied 16 bytes at once
+
+    __device__ Helper(const ScanArguments& arguments, const Segment& tokens, u32 first_channel)
+        : p(arguments), segment(tokens), number(threadIdx.x - scanners), channel(number % channels) {
+      own = first_channel + channel;
+      bias = own < p.channels ? p.delta_bias[own] : Scalar(0);
+      d = own < p.channels ? p.d[own] : Scalar(0);
+      const u64 sizes = p.states | p.b_stride | p.c_stride;
+      by_pieces = (((u64)p.b | (u64)p.c | sizes * sizeof(Scalar)) % 16) == 0;
+    }
+    // Calls body(j, t, token) for the values of this helper: number j is of token t of the tile.
+    template <class Body>
+    __device__ void for_each_value(u32 tile, const Body& body) const {
+      const u32 tokens = own < p.channels ? tokens_of(segment, tile) : 0;
+#pragma unroll
+      for (int j = 0; j < values; ++j) {
+        const u32 t = number / channels + j * apart;
+        if (t < tokens) body(j, t, (u64)segment.first + tile * TILE + t);
+      }
+    }
+    __device__ void copy(Values& to, u32 tile) const {
+      for_each_value(tile, [&](int j, u32, u64 token) {
+        copy_value_async(&to.delta[j][number], p.delta + token * p.delta_stride + own, true);
+        copy_value_async(&to.u[j][number], p.u + token * p.u_stride + own, true);
+        copy_value_async(&to.z[j][number], p.z + token * p.z_stride + own, true);
+      });
+    }
+    __device__ void copy(Vectors& to, u32 tile) const {
+      const u32 tokens = tokens_of(segment, tile);
+      const u64 first = (u64)segment.first + tile * TILE;
+      const Scalar *const b = p.b + first * p.b_stride, *const c = p.c + first * p.c_stride;
+      if (by_pieces) {
+        constexpr u32 piece = 16 / sizeof(Scalar), pieces = states / piece;
+#pragma unroll
+        for (u32 i = 0; i < (TILE * pieces + helpers - 1) / helpers; ++i) {
+          const u32 at = i * helpers + number, t = at / pieces, n = at % pieces * piece;
+          if (t >= tokens) break;
+          copy_async(&to.b[t][n], b + t * p.b_stride + n, n < p.states);
+          copy_async(&to.c[t][n], c + t * p.c_stride + n, n < p.states);
+        }
+      } else {
+        for (u32 at = number; at < tokens * states; at += helpers) {
+          const u32 t = at / states, n = at % states;
+          copy_value_async(&to.b[t][n], b + t * p.b_stride + n, n < p.states);
+          copy_value_async(&to.c[t][n], c + t * p.c_stride + n, n < p.states);
+        }
+      }
+    }
+    __device__ void prepare(Work& work, const Values& of, u32 tile) const {
+      for_each_value(tile, [&](int j, u32 t, u64) {
+        const Scalar step = softplus(of.delta[j][number] + bias);
+        work.dt[channel][t] = step;
+        work.dt_u[channel][t] = step * of.u[j][number];
+      });
+    }
+    __device__ void write(const Work& work, const Values& of, u32 tile) const {
+      for_each_value(tile, [&](int j, u32 t, u64 token) {
+        p.y[token * p.y_stride + own] =
+            scan_output(d, of.u[j][number], work.sums[channel][t], silu(of.z[j][number]));
+      });
+    }
   };
 
   const ScanArguments& p;
   const Segment segment;
   const u32 first_channel;
 
-  __device__ u32 tokens_from(u32 start) const {
-    return start < segment.length ? min((u32)TILE, segment.length - start) : 0;
+  __device__ static u32 tokens_of(const Segment& segment, u32 tile) {
+    return tile * TILE < segment.length ? min((u32)TILE, segment.length - tile * TILE) : 0;
   }
-
-  // Calls body(j, t, k) for the values of a helper: number j is of token t and channel k of the block.
-  template <class Body>
-  __device__ void for_each_value(u32 start, const Body& body) const {
-    const u32 tokens = tokens_from(start);
-#pragma unroll
-    for (int j = 0; j < values; ++j) {
-      const u32 i = j * helpers + threadIdx.x - scanners, t = i / channels, k = i % channels;
-      if (t < tokens && first_channel + k < p.channels) body(j, t, k);
-    }
-  }
-  __device__ void read(Values& of, u32 start) const {
-    for_each_value(start, [&](int j, u32 t, u32 k) {
-      const u64 row = segment.first + start + t;
-      of.delta[j] = p.delta[row * p.delta_stride + first_channel + k];
-      of.u[j] = p.u[row * p.u_stride + first_channel + k];
-      of.z[j] = p.z[row * p.z_stride + first_channel + k];
-    });
-  }
-  __device__ void copy_vectors(Shared& tile, u32 start) const {
-    const u32 tokens = tokens_from(start);
-    for (u32 i = threadIdx.x - scanners; i < TILE * states; i += helpers) {
-      const u32 t = i / states, n = i % states;
-      const bool real = t < tokens && n < p.states;
-      const u64 row = segment.first + start + t;
-      copy_value_async(&tile.b[t][n], p.b + (real ? row * p.b_stride + n : 0), real);
-      copy_value_async(&tile.c[t][n], p.c + (real ? row * p.c_stride + n : 0), real);
-    }
-  }
-  __device__ void prepare(Shared& tile, const Values& of, u32 start) const {
-    for_each_value(start, [&](int j, u32 t, u32 k) {
-      const Scalar step = softplus(of.delta[j] + p.delta_bias[first_channel + k]);
-      tile.dt[k][t] = step;
-      tile.dt_u[k][t] = step * of.u[j];
-    });
-  }
-  __device__ void write(const Shared& tile, const Values& of, u32 start) const {
-    for_each_value(start, [&](int j, u32 t, u32 k) {
-      const u64 row = segment.first + start + t;
-      const u32 e = first_channel + k;
-      p.y[row * p.y_stride + e] = scan_output(p.d[e], of.u[j], tile.sums[k][t], silu(of.z[j]));
-    });
-  }
-
-  __device__ static Scalar advance(States<PER>& of, const Shared& tile, u32 channel, u32 lane, u32 t) {
+  __device__ static Scalar advance(States<PER>& of, const Vectors& vectors, u32 lane, u32 t, Scalar step,
+                                   Scalar input) {
     Scalar b[PER], c[PER];
-#pragma unroll
-    for (int i = 0; i < PER; ++i) {
-      b[i] = tile.b[t][lane * PER + i];
-      c[i] = tile.c[t][lane * PER + i];
-    }
-    return of.advance(tile.dt[channel][t], tile.dt_u[channel][t], b, c);
+    read_run(b, &vectors.b[t][lane * PER]);
+    read_run(c, &vectors.c[t][lane * PER]);
+    return of.advance(step, input, b, c);
   }
-  // before(t) is called before each token.
+  // before() is called before each token.
   template <class Before>
-  __device__ static void scan(Shared& tile, States<PER>& of, u32 channel, u32 lane, u32 tokens, const Before& before) {
+  __device__ static void scan(Work& work, const Vectors& vectors, States<PER>& of, u32 channel, u32 lane, u32 tokens,
+                              const Before& before) {
 #pragma unroll 1
     for (u32 first = 0; first < tokens; first += group) {
-      Scalar sums[group];
+      Scalar steps[group], inputs[group], sums[group];
+      read_run(steps, &work.dt[channel][first]);
+      read_run(inputs, &work.dt_u[channel][first]);
       if (first + group <= tokens) {
 #pragma unroll
         for (int i = 0; i < group; ++i) {
           before();
-          sums[i] = advance(of, tile, channel, lane, first + i);
+          sums[i] = advance(of, vectors, lane, first + i, steps[i], inputs[i]);
         }
       } else {
 #pragma unroll
@@ -180,22 +225,23 @@ struct Scan {
           sums[i] = Scalar(0);
           if (first + i >= tokens) continue;
           before();
-          sums[i] = advance(of, tile, channel, lane, first + i);
+          sums[i] = advance(of, vectors, lane, first + i, steps[i], inputs[i]);
         }
       }
       sum_over_lanes<LANES>(sums, lane);
 #pragma unroll
       for (int i = 0; i < group; i += LANES) {
-        if (i + lane < group) tile.sums[channel][first + i + lane] = sums[i / LANES];
+        if (i + lane < group) work.sums[channel][first + i + lane] = sums[i / LANES];
       }
     }
   }
 
   __device__ void run() const {
-    __shared__ __align__(16) Shared tiles[2];
-    const bool scans = threadIdx.x < scanners;
-    const u32 channel = threadIdx.x / LANES % channels, lane = threadIdx.x % LANES, own = first_channel + channel;
-    const u32 count = scans && own < p.channels ? p.states : 0;
+    __shared__ __align__(16) Shared shared;
+    const u32 tiles = (segment.length + TILE - 1) / TILE;
+    if (threadIdx.x >= scanners) return help(shared, tiles);
+    const u32 channel = threadIdx.x / LANES, lane = threadIdx.x % LANES, own = first_channel + channel;
+    const u32 count = own < p.channels ? p.states : 0;
     Scalar* const state = p.h + segment.slot * p.slot_stride + (u64)own * p.states;
     States<PER> of;
     of.read(state, p.a + (u64)own * p.states, lane * PER, count);
@@ -208,54 +254,61 @@ struct Scan {
       }
       --until_kept;
     };
-    Values before = {}, now = {}, next = {};
-    if (!scans) {
-      copy_vectors(tiles[0], 0);
-      read(now, 0);
-      read(next, TILE);
-      prepare(tiles[0], now, 0);
-      end_copies();
-      wait_for_copies<0>();
-    }
-    __syncthreads();
-    for (u32 start = 0, stage = 0; start < segment.length; start += TILE, stage ^= 1) {
-      if (scans) {
-        if (p.chunk == 0) {
-          scan(tiles[stage], of, channel, lane, tokens_from(start), [] {});
-        } else {
-          scan(tiles[stage], of, channel, lane, tokens_from(start), keep);
-        }
+    meet();
+    for (u32 tile = 0; tile < tiles; ++tile) {
+      Work& work = shared.work[tile % 2];
+      const Vectors& vectors = shared.vectors[tile % (vectors_ahead + 1)];
+      if (p.chunk == 0) {
+        scan(work, vectors, of, channel, lane, tokens_of(segment, tile), [] {});
       } else {
-        copy_vectors(tiles[stage ^ 1], start + TILE);
-        end_copies();
-        Values coming = {};
-        read(coming, start + 2 * TILE);
-        if (start > 0) write(tiles[stage ^ 1], before, start - TILE);
-        prepare(tiles[stage ^ 1], next, start + TILE);
-        before = now, now = next, next = coming;
-        wait_for_copies<0>();
+        scan(work, vectors, of, channel, lane, tokens_of(segment, tile), keep);
       }
-      __syncthreads();
+      meet();
     }
-    const u32 last = (segment.length - 1) / TILE;
-    if (!scans) write(tiles[last % 2], before, last * TILE);
     of.write(state, lane * PER, count);
   }
+  __device__ void help(Shared& shared, u32 tiles) const {
+    const Helper helper(p, segment, first_channel);
+    const auto values = [&](u32 tile) -> Values& { return shared.values[tile % (ahead + 2)]; };
+    const auto vectors = [&](u32 tile) -> Vectors& { return shared.vectors[tile % (vectors_ahead + 1)]; };
+#pragma unroll
+    for (u32 tile = 0; tile < ahead; ++tile) {
+      helper.copy(values(tile), tile);
+      if (tile < vectors_ahead) helper.copy(vectors(tile), tile);
+      end_copies();
+    }
+    wait_for_copies<ahead - 1>();
+    helper.prepare(shared.work[0], values(0), 0);
+    meet();
+    for (u32 tile = 0; tile < tiles; ++tile) {  // which the scanners have now
+      helper.copy(values(tile + ahead), tile + ahead);
+      helper.copy(vectors(tile + vectors_ahead), tile + vectors_ahead);
+      end_copies();
+      if (tile > 0) helper.write(shared.work[(tile - 1) % 2], values(tile - 1), tile - 1);
+      wait_for_copies<ahead - 1>();  // for the next tile
+      helper.prepare(shared.work[(tile + 1) % 2], values(tile + 1), tile + 1);
+      if (vectors_ahead < ahead) wait_for_copies<0>();
+      meet();
+    }
+    helper.write(shared.work[(tiles - 1) % 2], values(tiles - 1), tiles - 1);
+  }
+  // Scanners and helpers wait for each other between tiles.
+  __device__ static void meet() { asm volatile("bar.sync 0;" ::: "memory"); }
 };
 
-#define SCAN(LANES, PER, TILE)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(128) scan_##LANES##x##PER(const __grid_constant__ ScanArguments p, \
-                                                                         const Segment* segments) {               \
-    begin();                                                                                                      \
-    const Segment segment = segments[blockIdx.y];                                                                 \
-    if (segment.length == 0) return;                                                                              \
-    const Scan<LANES, PER, TILE> scan = {p, segment, blockIdx.x * (64 / LANES)};                                  \
-    scan.run();                                                                                                   \
+#define SCAN(SCANNERS, LANES, PER, TILE)                                                           \
+  extern "C" __global__ void __launch_bounds__(2 * SCANNERS)                                       \
+      scan_##LANES##x##PER(const __grid_constant__ ScanArguments p, const Segment* segments) {     \
+    begin();                                                                                       \
+    const Segment segment = segments[blockIdx.y];                                                  \
+    if (segment.length == 0) return;                                                               \
+    const Scan<SCANNERS, LANES, PER, TILE> scan = {p, segment, blockIdx.x * (SCANNERS / LANES)};   \
+    scan.run();                                                                                    \
   }
-SCAN(8, 2, 32)                           // up to 16 states
-SCAN(16, 4, 16)                          // up to 64
-SCAN(32, 8, 32 / (int)sizeof(Scalar))    // up to 256
-SCAN(32, 32, 8 / (int)sizeof(Scalar))    // up to 1024
+SCAN(128, 8, 2, 64 / (int)sizeof(Scalar))    // up to 16 states
+SCAN(64, 16, 4, 16)                          // up to 64
+SCAN(64, 32, 8, 32 / (int)sizeof(Scalar))    // up to 256
+SCAN(64, 32, 32, 8 / (int)sizeof(Scalar))    // up to 1024
 
 // Segments of one token, with up to 16 states: 4 lanes for each channel, and no tiles.
 extern "C" __global__ void __launch_bounds__(128) scan_one(const __grid_constant__ ScanArguments p,
