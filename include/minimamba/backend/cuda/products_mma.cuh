@@ -196,16 +196,19 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
   const auto copy = [&](u32 slice) {
     if (slice < slices) {
       const u32 stage = slice % stages, here = min(4u, steps - slice * 4);
-      for (u32 i = threadIdx.x; i < 8 * panel_bytes / 16; i += 128) {
-        const u32 panel = i / (panel_bytes / 16), piece = i % (panel_bytes / 16) * 16;
+      constexpr u32 pieces = panel_bytes / 16;
+#pragma unroll
+      for (u32 i = 0; i < pieces / 16; ++i) {
+        const u32 panel = i * (128 / pieces) + threadIdx.x / pieces, piece = threadIdx.x % pieces * 16;
         const bool real = first_panel + panel < panels && piece < here * Product::bytes;
         const u64 from = real ? ((u64)(first_panel + panel) * steps + slice * 4) * Product::bytes + piece : 0;
         copy_async(weights_of(stage) + panel * panel_bytes + piece, w.data + from, real);
       }
-      for (u32 i = threadIdx.x; i < rows_of_8 * 64; i += 128) {
-        const u32 group = first_group + i / 64;
+#pragma unroll
+      for (u32 i = 0; i < rows_of_8 / 2; ++i) {
+        const u32 at = i * 128 + threadIdx.x, group = first_group + at / 64;
         const bool real = group < groups;
-        copy_async(inputs_of(stage) + i * 16, x.fragments + (real ? ((u64)group * slices + slice) * 64 + i % 64 : 0),
+        copy_async(inputs_of(stage) + at * 16, x.fragments + (real ? ((u64)group * slices + slice) * 64 + at % 64 : 0),
                    real);
       }
       if (Product::scaled) {
