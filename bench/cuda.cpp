@@ -20,13 +20,14 @@ double median(std::vector<double> times) {
   return times[times.size() / 2];
 }
 
-/// Tokens a second of calls of `length` tokens for each of `batch` sequences, with the logits of the last downloaded.
+/// Tokens a second of calls of `length` tokens for each of `batch` sequences, with the first `downloaded` logits of the
+/// last tokens copied to the host.
 template <class Model>
-double rate(const Model& model, std::size_t batch, std::size_t length, int runs) {
+double rate(const Model& model, std::size_t batch, std::size_t length, int runs, std::size_t downloaded) {
   auto cache = model.make_cache(static_cast<std::int64_t>(batch));
   std::vector<std::int32_t> tokens(batch * length);
   for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<std::int32_t>(i * 7919 % 50000);
-  std::vector<float> logits(batch * model.embedding.weight.rows());
+  std::vector<float> logits(downloaded);
   const auto read = [&] { model.backend().download(model.forward_last(tokens, cache).data(), logits); };
   for (int i = 0; i < 3; ++i) read();
   std::vector<double> times;
@@ -58,15 +59,34 @@ double microseconds(const CudaBackend<float>& backend, std::size_t layers, Call&
   return median(times) / static_cast<double>(layers) * 1e6;
 }
 
-void print_kernel(const char* name, double microseconds, double bytes, double operations) {
-  std::printf("    %-9s %9.2f us %8.2f TB/s %8.2f TFLOP/s\n", name, microseconds, bytes / microseconds / 1e6,
-              operations / microseconds / 1e6);
+/// What a card can do in a second, as its driver describes it. What fits into its cache comes faster than `bytes`.
+struct Limits {
+  double bytes, operations;  // operations: in f32, outside the tensor cores
+
+  explicit Limits(const gpu::Device& device)
+      : bytes(device.memory_rate()), operations(device.clock() * 256 * static_cast<double>(device.processors())) {}
+};
+
+/// Of a kernel. A multiprocessor computes 16 exponentials in the time of 256 operations. The limit of tensor cores
+/// differs from card to card, so products on them are compared with the memory alone.
+struct Work {
+  double bytes = 0, operations = 0, exponentials = 0;
+  bool on_tensor_cores = false;
+};
+
+void print_kernel(const char* name, double microseconds, const Work& work, const Limits& limits) {
+  const double computing = work.on_tensor_cores ? 0 : std::max(work.operations, 16 * work.exponentials),
+               least = std::max(work.bytes / limits.bytes, computing / limits.operations) * 1e6;
+  std::printf("    %-9s %9.2f us %8.2f TB/s %8.2f TFLOP/s %5.0f %% of the limit\n", name, microseconds,
+              work.bytes / microseconds / 1e6, work.operations / microseconds / 1e6, 100 * least / microseconds);
 }
 
 /// Each kernel of a forward alone, with the weights of all layers in turn, for `batch` sequences of `length` tokens.
-template <class Model>
-void measure_kernels(const Model& model, std::size_t batch, std::size_t length) {
+template <class W>
+void measure_kernels(const Mamba<float, CudaBackend, W>& model, std::size_t batch, std::size_t length) {
   const auto& backend = model.backend();
+  const Limits limits(backend.device());
+  constexpr bool on_tensor_cores = rounds_activations<W>;
   const auto& config = model.config();
   const auto size = [](auto value) { return static_cast<std::size_t>(value); };
   const std::size_t D = size(config.d_model), E = size(config.d_inner()), N = size(config.d_state),
@@ -84,13 +104,13 @@ void measure_kernels(const Model& model, std::size_t batch, std::size_t length) 
   print_kernel(
       "rms_norm",
       microseconds(backend, layers, [&](std::size_t i) { model.layers[i].norm.forward(backend, x.view, normed.view); }),
-      8 * m * d, 0);
+      {.bytes = 8 * m * d}, limits);
   print_kernel("in_proj",
                microseconds(backend, layers,
                             [&](std::size_t i) {
                               backend.matmul(normed.view, model.layers[i].mixer.in_proj.weight.packed(), uz.view);
                             }),
-               weights(first.mixer.in_proj) + 4 * m * (d + 2 * e), 4 * m * d * e);
+               {weights(first.mixer.in_proj) + 4 * m * (d + 2 * e), 4 * m * d * e, 0, on_tensor_cores}, limits);
   print_kernel(
       "conv1d",
       microseconds(backend, layers,
@@ -99,20 +119,20 @@ void measure_kernels(const Model& model, std::size_t batch, std::size_t length) 
                          backend,
                          {.segments = segments, .x = uz.view.columns(0, E), .window = {window.view, E}, .y = u.view});
                    }),
-      8 * m * e, 0);
-  print_kernel("x_proj",
-               microseconds(backend, layers,
-                            [&](std::size_t i) {
-                              backend.matmul(u.view, model.layers[i].mixer.x_proj.weight.packed(), dt_b_c.view);
-                            }),
-               weights(first.mixer.x_proj) + 4 * m * (e + r + 2 * n), 2 * m * e * (r + 2 * n));
+      {.bytes = 8 * m * e}, limits);
+  print_kernel(
+      "x_proj",
+      microseconds(
+          backend, layers,
+          [&](std::size_t i) { backend.matmul(u.view, model.layers[i].mixer.x_proj.weight.packed(), dt_b_c.view); }),
+      {weights(first.mixer.x_proj) + 4 * m * (e + r + 2 * n), 2 * m * e * (r + 2 * n), 0, on_tensor_cores}, limits);
   print_kernel("dt_proj",
                microseconds(backend, layers,
                             [&](std::size_t i) {
                               backend.matmul(dt_b_c.view.columns(0, R), model.layers[i].mixer.dt_proj.weight.packed(),
                                              delta.view);
                             }),
-               weights(first.mixer.dt_proj) + 4 * m * (r + e), 2 * m * e * r);
+               {weights(first.mixer.dt_proj) + 4 * m * (r + e), 2 * m * e * r, 0, on_tensor_cores}, limits);
   print_kernel("scan",
                microseconds(backend, layers,
                             [&](std::size_t i) {
@@ -129,22 +149,23 @@ void measure_kernels(const Model& model, std::size_t batch, std::size_t length) 
                                                       .h = {state.view, E},
                                                       .y = y.view});
                             }),
-               4 * m * (4 * e + 2 * n) + 8 * static_cast<double>(batch) * e * n, 6 * m * e * n);
+               {4 * m * (4 * e + 2 * n) + 8 * static_cast<double>(batch) * e * n, 6 * m * e * n, m * e * n}, limits);
   print_kernel("out_proj+",
                microseconds(backend, layers,
                             [&](std::size_t i) {
                               backend.matmul(y.view, model.layers[i].mixer.out_proj.weight.packed(), out.view);
                               backend.add(out.view, x.view);
                             }),
-               weights(first.mixer.out_proj) + 4 * m * (e + 3 * d), 2 * m * d * e);
+               {weights(first.mixer.out_proj) + 4 * m * (e + 3 * d), 2 * m * d * e, 0, on_tensor_cores}, limits);
   if (M > 256) return;
   Matrix logits(backend, M, model.embedding.weight.rows());
   print_kernel(
       "head",
       microseconds(backend, 4, [&](std::size_t) { backend.matmul(normed.view, model.head().packed(), logits.view); }),
-      static_cast<double>(model.embedding.weight.memory_bytes()) +
-          4 * m * (d + static_cast<double>(logits.view.cols())),
-      2 * m * d * static_cast<double>(logits.view.cols()));
+      {static_cast<double>(model.embedding.weight.memory_bytes()) +
+           4 * m * (d + static_cast<double>(logits.view.cols())),
+       2 * m * d * static_cast<double>(logits.view.cols()), 0, on_tensor_cores},
+      limits);
 }
 
 template <class W>
@@ -154,10 +175,11 @@ void measure(const MambaConfig& config) {
   std::printf("%-5s %zu MB, made in %.1f s\n", std::string(Format<W>::name).c_str(), model.memory_bytes() >> 20,
               seconds() - start);
   for (const std::size_t batch : {1U, 8U, 64U, 256U}) {
-    std::printf("  generation, batch %3zu: %9.0f tokens/s\n", batch, rate(model, batch, 1, 100));
+    std::printf("  generation, batch %3zu: %9.0f tokens/s; with all logits downloaded: %9.0f\n", batch,
+                rate(model, batch, 1, 100, 1), rate(model, batch, 1, 100, batch * model.embedding.weight.rows()));
   }
-  std::printf("  prompt 1 x 4096:       %9.0f tokens/s\n", rate(model, 1, 4096, 5));
-  std::printf("  prompts 8 x 2048:      %9.0f tokens/s\n", rate(model, 8, 2048, 5));
+  std::printf("  prompt 1 x 4096:       %9.0f tokens/s\n", rate(model, 1, 4096, 7, 1));
+  std::printf("  prompts 8 x 2048:      %9.0f tokens/s\n", rate(model, 8, 2048, 7, 1));
   if constexpr (std::is_same_v<W, float> || std::is_same_v<W, bf16>) {
     measure_kernels(model, 1, 1);
     measure_kernels(model, 64, 1);
@@ -183,6 +205,8 @@ int main(int argc, char** argv) {
     std::printf("%s, %.1f GB; opened in %.2f s\n", backend.device_name().c_str(),
                 static_cast<double>(backend.total_memory()) / 1e9, seconds() - start);
     std::printf("kernels overlap: %s\n", backend.device().overlaps() ? "yes" : "no");
+    const Limits limits(backend.device());
+    std::printf("limits: %.2f TB/s of memory, %.1f TFLOP/s in f32\n", limits.bytes / 1e12, limits.operations / 1e12);
     Matrix from(backend, 1U << 14, 1U << 13), to(backend, 1U << 14, 1U << 13);
     const double copied = 2.0 * 4 * (1U << 27);
     std::printf("copy of 512 MB: %.2f TB/s; a small kernel after another: %.2f us\n",

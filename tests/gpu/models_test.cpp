@@ -117,6 +117,38 @@ TEST_F(OnACard, ReplaysListsOfKernelsThatItHasSeenWithTheSameBits) {
   EXPECT_GE(model.backend().device().replayed() - before, 30U);
 }
 
+TEST_F(OnACard, AProductHasTheSameBitsWhetherItsRowIsNormalisedJustBeforeOrLongBefore) {
+  const CudaBackend<float> backend;
+  constexpr std::size_t cols = 64;
+  auto rows = backend.allocate<float>(3 * cols);
+  const View<float> all(rows.data(), 3, cols), x = all.rows_from(0, 1), weight = all.rows_from(1, 1),
+                                               normed = all.rows_from(2, 1);
+  std::vector<float> values(3 * cols);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 13) - 5.5F;
+  const auto product = [&](std::size_t taken, bool in_place, bool apart) {
+    auto matrix = backend.make_matrix<float>(8, taken);
+    HostMatrix<float> numbers(8, taken);
+    for (std::size_t i = 0; i < 8; ++i) {
+      for (std::size_t k = 0; k < taken; ++k) numbers.view().row(i)[k] = static_cast<float>(i * k % 7) - 2.5F;
+    }
+    backend.upload_rows<float>(numbers.view(), 0, matrix);
+    backend.upload<float>(values, rows.data());
+    auto result = backend.allocate<float>(8);
+    const View<float> from = in_place ? x : normed, y(result.data(), 1, 8);
+    backend.rms_norm(x, weight, 1e-5, from);
+    if (apart) backend.to_host(from);  // nothing can join what has been started
+    backend.matmul(from.columns(0, taken), matrix, y);
+    return std::pair(copy_of(View<const float>(y)), copy_of(View<const float>(all)));
+  };
+  for (const std::size_t taken : {cols, cols / 2}) {
+    for (const bool in_place : {false, true}) {
+      const auto joined = product(taken, in_place, false), apart = product(taken, in_place, true);
+      EXPECT_TRUE(identical(joined.first, apart.first)) << taken << in_place;
+      EXPECT_TRUE(identical(joined.second, apart.second)) << taken << in_place;
+    }
+  }
+}
+
 TEST_F(OnACard, ACacheReturnsToTheStatesThatItKept) {
   const Mamba<float, CudaBackend> model({.d_model = 64, .n_layer = 2, .vocab_size = 50});
   const auto tokens = random_tokens(100, 50);

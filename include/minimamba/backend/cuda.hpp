@@ -195,7 +195,7 @@ class CudaBackend {
     if (y.empty()) return;
     if constexpr (std::is_same_v<Scalar, double>) {
       multiply_double(x, weight, y);
-    } else if (const auto norm = take_norm<W>(x)) {
+    } else if (const auto norm = take_norm<W>(x, y)) {
       gpu::multiply_normed(*device_, gpu::Layout<W>::index, *norm, weight.weights(), y);
     } else if (on_tensor_cores<W>()) {
       multiply_on_tensor_cores(x, weight, y);
@@ -235,8 +235,8 @@ class CudaBackend {
     const gpu::ScanArguments<Scalar> arguments(p);
     const std::size_t states = p.a.cols(), channels = p.u.cols();
     gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
-      const gpu::ScanKernel kernel = gpu::scan_kernel(states, channels * table.count, device_->processors());
-      launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, 128, arguments,
+      const gpu::ScanKernel kernel = gpu::scan_kernel(states, table.longest == 1 && p.kept.chunk == 0);
+      launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, kernel.threads, arguments,
              table.entries);
     });
   }
@@ -244,8 +244,8 @@ class CudaBackend {
   void add(View<const Scalar> x, View<Scalar> y) const {
     assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
     if (x.rows() == y.rows() && std::is_same_v<Scalar, float> &&
-        device_->add_to_last_product(gpu::address(x.data()), stride(x), x.rows(), x.cols(), gpu::address(y.data()),
-                                     stride(y))) {
+        device_->add_to_last_product(
+            {gpu::address(x.data()), gpu::address(y.data()), stride(x), stride(y), y.rows(), y.cols()})) {
       return;
     }
     const std::uint64_t x_stride = x.rows() == y.rows() ? stride(x) : 0;
@@ -291,12 +291,13 @@ class CudaBackend {
   bool on_tensor_cores() const {
     return std::is_same_v<Scalar, float> && rounds_activations<W> && options_->activations == Activations::rounded;
   }
-  /// The norm of a row that was queued last, for a product that can compute it too.
+  /// The norm that was queued last, for the product y of its row x.
   template <class W>
-  std::optional<gpu::NormOfRow> take_norm(View<const float> x) const {
+  std::optional<gpu::NormOfRow> take_norm(View<const float> x, View<float> y) const {
     constexpr bool can = std::is_same_v<W, float> || std::is_same_v<W, f16> || std::is_same_v<W, bf16>;
     if (!can || x.rows() != 1 || (std::is_same_v<W, bf16> && !on_tensor_cores<W>())) return std::nullopt;
-    return device_->take_norm(gpu::address(x.data()));
+    const gpu::Address out = gpu::address(y.data());
+    return device_->take_norm({gpu::address(x.data()), out, out + y.cols() * sizeof(float), x.cols()});
   }
   /// Scratch memory of a product.
   template <class W>

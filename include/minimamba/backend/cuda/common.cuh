@@ -89,6 +89,12 @@ __device__ inline void copy_async(void* shared, const void* global, bool real) {
   const u32 to = (u32)__cvta_generic_to_shared(shared), bytes = real ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
 }
+// The same for one value, of 4 or 8 bytes.
+__device__ inline void copy_value_async(Scalar* shared, const Scalar* global, bool real) {
+  const u32 to = (u32)__cvta_generic_to_shared(shared), bytes = real ? sizeof(Scalar) : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(sizeof(Scalar)), "r"(bytes)
+               : "memory");
+}
 // Ends a group of copies.
 __device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most PENDING groups of this thread's copies go on.

@@ -19,6 +19,7 @@
 
 #include "minimamba/backend/cuda/driver.hpp"
 #include "minimamba/backend/cuda/kernel_code.hpp"
+#include "minimamba/backend/cuda/pinned_memory.hpp"
 #include "minimamba/backend/cuda/queue.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -27,68 +28,11 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 namespace gpu {
 
-/// What an rms_norm of one row computes.
-struct NormOfRow {
-  Address x = 0, weight = 0, y = 0;
-  double epsilon = 0;
-};
-
-struct CopyOfRows {
-  Address x = 0, y = 0;
-  std::uint64_t x_stride = 0, y_stride = 0;
-  std::size_t rows = 0, cols = 0;
-};
-
 template <class T>
 Address address(T* there) {
   return reinterpret_cast<std::uintptr_t>(there);
 }
 inline unsigned no_shared_memory(std::size_t) { return 0; }
-
-/// How a kernel is started.
-struct Block {
-  unsigned threads = 256, shared = 0;  // shared: bytes of dynamic shared memory
-  std::uint16_t output = 0;            // of a product: 1 + the number of its Output argument
-  std::size_t rows = 0, cols = 0;      // of a product
-  Address input = 0, input_end = 0;    // what a product reads
-  bool is_norm = false;                // an rms_norm of one row
-  bool is_copy = false;                // of rows
-  bool writes_weights = false;         // the kernel writes what products read before they wait for other kernels
-};
-
-/// Pinned memory on the host, through which transfers go.
-class PinnedMemory {
- public:
-  PinnedMemory(const Driver& driver, std::size_t bytes) : driver_(driver) {
-    driver.check(driver.allocate_pinned(&data_, bytes, 0), "allocating pinned memory");
-    if (const int error = driver.create_event(&event_, event_without_time); error != 0) {
-      driver.release_pinned(data_);
-      driver.check(error, "making an event");
-    }
-  }
-  PinnedMemory(const PinnedMemory&) = delete;
-  PinnedMemory& operator=(const PinnedMemory&) = delete;
-  ~PinnedMemory() {
-    driver_.destroy_event(event_);
-    driver_.release_pinned(data_);
-  }
-  void* data() const { return data_; }
-  /// Notes that the memory is in use until what has been queued is done.
-  void mark(Handle stream) {
-    driver_.check(driver_.record_event(event_, stream), "recording an event");
-    marked_ = true;
-  }
-  void wait() {
-    if (std::exchange(marked_, false)) driver_.check(driver_.wait_for_event(event_), "a kernel or transfer");
-  }
-
- private:
-  static constexpr unsigned event_without_time = 2;
-  const Driver& driver_;
-  void* data_ = nullptr;
-  Handle event_ = nullptr;
-  bool marked_ = false;
-};
 
 /// Shared by all backends of a card, so that they and their caches may be used together, and destroyed in any order.
 /// All calls may come from any thread; each queues its work on the one stream.
@@ -170,6 +114,8 @@ class Device {
   const std::string& name() const { return name_; }
   int capability() const { return capability_; }          // 90 for compute capability 9.0
   std::size_t processors() const { return processors_; }  // multiprocessors
+  double clock() const { return 1e3 * attribute(13); }    // at most, of the multiprocessors, in Hz
+  double memory_rate() const { return 2e3 * attribute(36) * attribute(37) / 8; }  // in bytes a second
   std::size_t total_memory() const { return memory().second; }
   std::size_t free_memory() const { return memory().first; }
 
@@ -265,10 +211,11 @@ class Device {
     if (module == nullptr) driver_.check(driver_.load_module(&module, code.c_str()), "loading the kernels");
     std::vector<Handle> functions(kernels.size());
     for (std::size_t i = 0; i < kernels.size(); ++i) {
-      constexpr int most_dynamic_shared_memory = 8;
+      constexpr int most_dynamic_shared_memory = 8, share_of_shared_memory = 9;  // and the rest is cache
       int error = driver_.get_function(&functions[i], module, kernels[i]);
       if (const int shared = static_cast<int>(shared_of(i)); error == 0 && shared > 0) {
         error = driver_.set_function_attribute(functions[i], most_dynamic_shared_memory, shared);
+        if (error == 0) error = driver_.set_function_attribute(functions[i], share_of_shared_memory, 100);
       }
       if (error != 0) {
         driver_.unload_module(module);
@@ -291,7 +238,7 @@ class Device {
               const Arguments&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     const std::lock_guard lock(queue_mutex_);
-    if (queue_->list().size() >= most_recorded) {
+    if (queue_->recording().list().size() >= most_recorded) {
       const Current current(*this);
       queue_->flush();
     }
@@ -307,55 +254,18 @@ class Device {
     record(program, kernel, grid, Block{.threads = threads}, arguments...);
     queue_->flush();
   }
-  /// Lets the product that was queued last also add its result to `sum`, if that is what it computed: y += product.
-  /// Returns whether it was.
-  bool add_to_last_product(Address product, std::uint64_t product_stride, std::size_t rows, std::size_t cols,
-                           Address sum, std::uint64_t sum_stride) const {
+  /// See Recording.
+  bool add_to_last_product(const SumOfRows& add) const {
     const std::lock_guard lock(queue_mutex_);
-    if (queue_->list().size() == 0) return false;
-    const Launch& last = queue_->list().launches().back();
-    if (last.output == 0 || last_.rows != rows || last_.cols != cols) return false;
-    if (sum < last_.input_end && last_.input < sum + rows * sum_stride * sizeof(float)) return false;
-    auto output = queue_->list().get<Output>(last, last.output - 1U);
-    if (output.y != product || output.y_stride != product_stride || output.sum != 0) return false;
-    output.sum = sum;
-    output.sum_stride = sum_stride;
-    queue_->list().set(last, last.output - 1U, output);
-    return true;
+    return queue_->recording().add_to_last_product(add);
   }
-  /// Lets the copy that was queued last also copy the rows that follow, if these are such. Returns whether they are.
   bool extend_last_copy(const CopyOfRows& copy, std::size_t value_bytes) const {
     const std::lock_guard lock(queue_mutex_);
-    LaunchList& list = queue_->list();
-    if (list.size() == 0 || !last_.is_copy) return false;
-    Launch& last = list.last();
-    const auto x = list.get<Address>(last, 0), y = list.get<Address>(last, 2);
-    const auto x_stride = list.get<std::uint64_t>(last, 1), y_stride = list.get<std::uint64_t>(last, 3);
-    const auto rows = list.get<std::uint32_t>(last, 4), cols = list.get<std::uint32_t>(last, 5);
-    const std::uint64_t all = std::uint64_t{rows} + copy.rows;
-    const bool follows = copy.x == x + rows * x_stride * value_bytes && copy.y == y + rows * y_stride * value_bytes &&
-                         copy.x_stride == x_stride && copy.y_stride == y_stride && copy.cols == cols;
-    const bool apart = x + all * x_stride * value_bytes <= y || y + all * y_stride * value_bytes <= x;
-    if (!follows || !apart || all > 0xFFFFFFFF) return false;
-    list.set(last, 4, static_cast<std::uint32_t>(all));
-    last.y = static_cast<std::uint32_t>(std::min<std::uint64_t>(all, 65535));
-    return true;
+    return queue_->recording().extend_last_copy(copy, value_bytes);
   }
-  /// Takes back the kernel that was queued last if it is the rms_norm of a row whose result is at y: the product that
-  /// reads y then computes it too.
-  std::optional<NormOfRow> take_norm(Address y) const {
+  std::optional<NormOfRow> take_norm(const ProductOfRow& product) const {
     const std::lock_guard lock(queue_mutex_);
-    LaunchList& list = queue_->list();
-    if (list.size() == 0 || !last_.is_norm) return std::nullopt;
-    const Launch last = list.launches().back();
-    const NormOfRow norm{.x = list.get<Address>(last, 0),
-                         .weight = list.get<Address>(last, 2),
-                         .y = list.get<Address>(last, 4),
-                         .epsilon = list.get<double>(last, 3)};
-    if (norm.y != y) return std::nullopt;
-    list.remove_last();
-    last_ = {.writes_weights = last.follows != 0};
-    return norm;
+    return queue_->recording().take_norm(product);
   }
   /// How many lists of kernels were replayed as graphs.
   std::size_t replayed() const {
@@ -426,16 +336,7 @@ class Device {
               const Arguments&... arguments) const {
     const Loaded& loaded = programs_[static_cast<std::size_t>(program)];
     assert(kernel < loaded.functions.size());
-    queue_->list().add({.function = loaded.functions[kernel],
-                        .x = static_cast<std::uint32_t>(grid.x),
-                        .y = static_cast<std::uint32_t>(grid.y),
-                        .z = static_cast<std::uint32_t>(grid.z),
-                        .threads = block.threads,
-                        .shared = block.shared,
-                        .follows = static_cast<std::uint16_t>(last_.writes_weights),
-                        .output = block.output},
-                       arguments...);
-    last_ = block;
+    queue_->recording().add(loaded.functions[kernel], grid, block, arguments...);
   }
 
   /// Makes the card's context current in this thread, for the calls of a scope.
@@ -488,7 +389,6 @@ class Device {
   mutable std::mutex queue_mutex_;  // the innermost
   std::mutex load_mutex_, upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
   mutable std::optional<Queue> queue_;
-  mutable Block last_ = {.writes_weights = true};  // the kernel that was queued last
   std::array<Loaded, program_count> programs_;
   Pieces uploads_, downloads_;
   std::size_t upload_turn_ = 0, download_turn_ = 0;

@@ -105,16 +105,15 @@ struct ScanArguments {
 
 struct ScanKernel {
   std::size_t index, channels;  // of a block
+  unsigned threads = 128;
 };
-/// All kernels for some number of states give the same bits. With few channels, more threads share one.
-inline ScanKernel scan_kernel(std::size_t states, std::size_t channels, std::size_t processors) {
-  if (states <= 16) {
-    const bool many = channels * 4 / 32 >= 8 * processors;
-    return many ? ScanKernel{scan_many_channels, 32} : ScanKernel{scan_few_channels, 8};
-  }
-  if (states <= 64) return {scan_to_64, 8};
-  if (states <= 256) return {scan_to_256, 4};
-  if (states <= 1024) return {scan_to_1024, 4};
+/// All kernels for some number of states give the same bits. `alone`: each segment is a token, before which no state is
+/// kept.
+inline ScanKernel scan_kernel(std::size_t states, bool alone) {
+  if (states <= 16) return alone ? ScanKernel{scan_one, 32} : ScanKernel{scan_to_16, 16, 256};
+  if (states <= 64) return {scan_to_64, 4};
+  if (states <= 256) return {scan_to_256, 2};
+  if (states <= 1024) return {scan_to_1024, 2};
   throw ArgumentError("d_state", "at most 1024 on a card", std::to_string(states));
 }
 
@@ -158,7 +157,8 @@ inline void multiply_mma(const Device& device, std::size_t format, const Inputs&
   } else if (rows > 32 && tiles(64) >= device.processors()) {
     kind = mma_many_64;
   } else {
-    while (kind > mma_few_8 && rows <= (std::size_t{4} << kind)) --kind;
+    const auto few = [&] { return (outputs + 15) / 16 * ((rows + (std::size_t{8} << kind) - 1) >> (3 + kind)); };
+    while (kind > mma_few_8 && (rows <= (std::size_t{4} << kind) || few() < device.processors())) --kind;
   }
   const bool is_many = kind > mma_few_64;
   const std::size_t height = is_many ? std::size_t{64} << (kind - mma_many_64) : std::size_t{8} << kind;
@@ -203,23 +203,22 @@ inline void multiply_fma(const Device& device, std::size_t format, View<const fl
                   Output{.y = address(to.data()), .y_stride = to.stride()}, static_cast<std::uint32_t>(count));
   };
   if (!panels) return launch(2 * fma_kinds + format - Layout<bf16>::index, 8, 32, 256, 0, rows);
-  if (rows <= 4) {
-    for (std::size_t first = 0; first < rows;) {
-      const std::size_t size = rows - first >= 4 ? 2 : rows - first >= 2 ? 1 : 0, count = std::size_t{1} << size;
-      launch(kernels + few_1 + size, count, 8, 256, first, count);
-      first += count;
-    }
-    return;
-  }
-  const bool aligned = address(x.data()) % 16 == 0 && x.stride() % 4 == 0 && x.cols() % 4 == 0;
   const auto tiles = [&](std::size_t height, std::size_t width) {
     return (rows + height - 1) / height * ((outputs + width - 1) / width);
   };
+  if (rows <= 4 || tiles(4, 8) <= 6 * device.processors()) {  // few outputs: more blocks read more, but all work
+    const std::size_t size = rows > 2 ? 2 : rows - 1;
+    return launch(kernels + few_1 + size, std::size_t{1} << size, 8, 256, 0, rows);
+  }
+  const bool aligned = address(x.data()) % 16 == 0 && x.stride() % 4 == 0 && x.cols() % 4 == 0;
   if (!aligned) {
     launch(kernels + any, 8, 32, 256, 0, rows);
   } else if (tiles(64, 128) >= device.processors()) {
-    launch(kernels + many, 64, 128, 128, 0, rows);
-  } else if (tiles(32, 32) >= 4 * device.processors()) {
+    // Blocks run in turns, two on a multiprocessor, and the last turn may leave many idle: the width with less waiting.
+    const auto turns = [&](std::size_t width) { return (tiles(64, width) - 1) / (2 * device.processors()) + 1; };
+    const bool narrow = 96 * turns(96) < 128 * turns(128);
+    launch(kernels + (narrow ? many_96 : many_128), 64, narrow ? 96 : 128, 128, 0, rows);
+  } else if (2 * tiles(32, 32) >= 5 * device.processors()) {
     launch(kernels + some_32, 32, 32, 128, 0, rows);
   } else {
     launch(kernels + some_16, 16, 32, 256, 0, rows);

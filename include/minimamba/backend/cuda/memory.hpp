@@ -32,8 +32,8 @@ enum LayerKernel : std::size_t {
   causal_conv1d,
   keep_windows,
   negative_log_likelihood,
-  scan_few_channels,
-  scan_many_channels,
+  scan_one,
+  scan_to_16,
   scan_to_64,
   scan_to_256,
   scan_to_1024,
@@ -50,8 +50,8 @@ inline constexpr std::array layer_kernels = {"fill",
                                              "causal_conv1d",
                                              "keep_windows",
                                              "negative_log_likelihood",
-                                             "scan_16x1",
-                                             "scan_4x4",
+                                             "scan_one",
+                                             "scan_8x2",
                                              "scan_16x4",
                                              "scan_32x8",
                                              "scan_32x32",
@@ -74,21 +74,25 @@ inline constexpr std::array layer_kernels = {"fill",
                                              "fetch_q4",
                                              "embed_q4"};
 
+static_assert(layer_kernels.size() == first_of_formats + 18);
+
 /// Kernels of Program::products_fma: these kinds for f32 and for f16, and then `any` for bf16, q8 and q4.
-enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many, any, normed };
-inline constexpr std::size_t fma_kinds = 8;
-inline constexpr std::array fma_kernels = {
-    "multiply_f32_few_1",   "multiply_f32_few_2", "multiply_f32_few_4", "multiply_f32_some_16",
-    "multiply_f32_some_32", "multiply_f32_many",  "multiply_f32_any",   "multiply_f32_normed",
-    "multiply_f16_few_1",   "multiply_f16_few_2", "multiply_f16_few_4", "multiply_f16_some_16",
-    "multiply_f16_some_32", "multiply_f16_many",  "multiply_f16_any",   "multiply_f16_normed",
-    "multiply_bf16_any",    "multiply_q8_any",    "multiply_q4_any"};
+enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many_96, many_128, any, normed };
+inline constexpr std::size_t fma_kinds = 9;
+inline constexpr std::array fma_kernels = {"multiply_f32_few_1",    "multiply_f32_few_2",   "multiply_f32_few_4",
+                                           "multiply_f32_some_16",  "multiply_f32_some_32", "multiply_f32_many_96",
+                                           "multiply_f32_many_128", "multiply_f32_any",     "multiply_f32_normed",
+                                           "multiply_f16_few_1",    "multiply_f16_few_2",   "multiply_f16_few_4",
+                                           "multiply_f16_some_16",  "multiply_f16_some_32", "multiply_f16_many_96",
+                                           "multiply_f16_many_128", "multiply_f16_any",     "multiply_f16_normed",
+                                           "multiply_bf16_any",     "multiply_q8_any",      "multiply_q4_any"};
+static_assert(fma_kernels.size() == 2 * fma_kinds + 3);
 /// Bytes of dynamic shared memory: see multiply_some.
 constexpr unsigned fma_shared_memory(std::size_t kernel) {
   if (kernel >= 2 * fma_kinds) return 0;
   const std::size_t kind = kernel % fma_kinds, rows = kind == some_16 ? 16 : 32, warps = kind == some_16 ? 8 : 4;
   const std::size_t weight = kernel < fma_kinds ? 4 : 2, stage = rows * 20 * 4 + 4 * 128 * weight;
-  return kind == some_16 || kind == some_32 ? static_cast<unsigned>(warps * (2 * stage + rows * 32 * 4)) : 0;
+  return kind == some_16 || kind == some_32 ? static_cast<unsigned>(warps * (3 * stage + rows * 32 * 4)) : 0;
 }
 
 /// Kernels of Program::products_mma: these kinds for bf16, q8 and q4, and then those that round activations.
@@ -102,6 +106,7 @@ inline constexpr std::array mma_kernels = {"multiply_bf16_few_8",  "multiply_bf1
                                            "multiply_q4_few_8",    "multiply_q4_few_16",    "multiply_q4_few_32",
                                            "multiply_q4_few_64",   "multiply_q4_many_64",   "multiply_q4_many_128",
                                            "multiply_bf16_normed", "round_to_bf16",         "quantise"};
+static_assert(mma_kernels.size() == quantise + 1);
 /// Bytes of dynamic shared memory: the stages of multiply_many.
 constexpr unsigned mma_shared_memory(std::size_t kernel) {
   const std::size_t kind = kernel % mma_kinds, format = kernel / mma_kinds;
@@ -114,6 +119,7 @@ constexpr unsigned mma_shared_memory(std::size_t kernel) {
 inline constexpr std::array double_kernels = {"multiply_f64", "multiply_f32", "multiply_f16", "multiply_bf16",
                                               "multiply_q8",  "multiply_q4",  "round_bf16",   "round_blocks"};
 inline constexpr std::size_t round_bf16 = 6, round_blocks = 7;
+static_assert(double_kernels.size() == round_blocks + 1);
 
 /// How weights of a format lie in the card's memory: see formats.cuh.
 template <class W>

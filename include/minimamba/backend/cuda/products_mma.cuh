@@ -14,8 +14,8 @@ struct Fragments {
 };
 
 struct Bf16Product {
-  static const u32 depth = 16, bytes = 512, scaled = 0, stages = 3;  // bytes: of 16 outputs, for a step
-  typedef uint4 Packed;                                              // 16 outputs of a lane, for a step
+  static const u32 depth = 16, bytes = 512, scaled = 0, stages = 3, together = 2;  // bytes: of 16 outputs, for a step
+  typedef uint4 Packed;                                                            // 16 outputs of a lane, for a step
   __device__ static uint4 unpack(const Packed& packed) { return packed; }
   // Rounds values itself, which value(row, k) has: for a few rows.
   template <class Value>
@@ -40,7 +40,7 @@ struct Bf16Product {
 };
 
 struct BlockProduct {
-  static const u32 depth = 32, scaled = 1;
+  static const u32 depth = 32, scaled = 1, together = 1;
   // Scales: of outputs lane / 4 and lane / 4 + 8, and of rows lane % 4 * 2 and the next.
   __device__ static void add(float (&sum)[4], const uint4& a, u32 low, u32 high, const float* a_scale,
                              const float* b_scale) {
@@ -85,8 +85,8 @@ __device__ inline const u16* weight_scales(const Weights& w, u32 panel, u32 step
 }
 
 // 16 outputs of 8 * TILES rows of x in a block, whose warps share the slices: for few rows, which need every warp to
-// read weights, some before x is there. ROUNDS: x is not rounded yet. With a norm_weight, x is a row that every block
-// normalises, and the first one writes it to `normed`.
+// read weights, some before x is there. ROUNDS: x may be without fragments, to be rounded here. With a norm_weight, x
+// is a row that every block normalises, and the first one writes it to `normed`.
 template <class Product, int TILES, bool ROUNDS>
 __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Output& output,
                                     const float* norm_weight = nullptr, double epsilon = 0, float* normed = nullptr) {
@@ -131,9 +131,12 @@ __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Out
       for (u32 tile = 0; tile < TILES; ++tile) {
         const u32 group = row / 8 + tile;
         Fragments b = {};
+        bool rounded = true;
         if constexpr (ROUNDS) {
-          b = Product::round(x.rows, w.cols, row + 8 * tile, slice, lane, value);
-        } else if (group < groups) {
+          rounded = x.fragments != nullptr;
+          if (!rounded) b = Product::round(x.rows, w.cols, row + 8 * tile, slice, lane, value);
+        }
+        if (rounded && group < groups) {
           const uint4* const fragments = x.fragments + ((u64)group * slices + slice) * 64 + lane;
           b.half[0] = fragments[0], b.half[1] = fragments[32];
         }
@@ -177,6 +180,7 @@ __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Out
 template <class Product, int ROW_WARPS>
 __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Output& output) {
   extern __shared__ __align__(16) u8 shared[];
+  constexpr u32 together = Product::together;  // tiles whose sums do not wait for each other
   constexpr u32 panel_bytes = 4 * Product::bytes, rows_of_8 = 8 * ROW_WARPS, own_panels = 2 * ROW_WARPS;
   constexpr u32 scale_bytes = Product::scaled ? 8 * 128 + rows_of_8 * 128 : 0;
   constexpr u32 stage_bytes = 8 * panel_bytes + rows_of_8 * 1024 + scale_bytes, stages = Product::stages;
@@ -192,16 +196,19 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
   const auto copy = [&](u32 slice) {
     if (slice < slices) {
       const u32 stage = slice % stages, here = min(4u, steps - slice * 4);
-      for (u32 i = threadIdx.x; i < 8 * panel_bytes / 16; i += 128) {
-        const u32 panel = i / (panel_bytes / 16), piece = i % (panel_bytes / 16) * 16;
+      constexpr u32 pieces = panel_bytes / 16;
+#pragma unroll
+      for (u32 i = 0; i < pieces / 16; ++i) {
+        const u32 panel = i * (128 / pieces) + threadIdx.x / pieces, piece = threadIdx.x % pieces * 16;
         const bool real = first_panel + panel < panels && piece < here * Product::bytes;
         const u64 from = real ? ((u64)(first_panel + panel) * steps + slice * 4) * Product::bytes + piece : 0;
         copy_async(weights_of(stage) + panel * panel_bytes + piece, w.data + from, real);
       }
-      for (u32 i = threadIdx.x; i < rows_of_8 * 64; i += 128) {
-        const u32 group = first_group + i / 64;
+#pragma unroll
+      for (u32 i = 0; i < rows_of_8 / 2; ++i) {
+        const u32 at = i * 128 + threadIdx.x, group = first_group + at / 64;
         const bool real = group < groups;
-        copy_async(inputs_of(stage) + i * 16, x.fragments + (real ? ((u64)group * slices + slice) * 64 + i % 64 : 0),
+        copy_async(inputs_of(stage) + at * 16, x.fragments + (real ? ((u64)group * slices + slice) * 64 + at % 64 : 0),
                    real);
       }
       if (Product::scaled) {
@@ -228,7 +235,9 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
     wait_for_copies<stages - 2>();
     __syncthreads();  // this slice is there for all threads, and all have used the one before
     copy(slice + stages - 1);
-    const u32 stage = slice % stages, here = min(4u, steps - slice * 4);
+    // Steps that do not exist are zeros, which change no sum. Without a branch after each step, instructions of several
+    // tiles overlap; with scales, that would need more registers than there are.
+    const u32 stage = slice % stages, here = Product::scaled ? min(4u, steps - slice * 4) : 4;
     const typename Product::Packed* const weights = (const typename Product::Packed*)weights_of(stage);
     const uint4* const inputs = (const uint4*)inputs_of(stage);
     const u16* const a_scales = (const u16*)scales_of(stage);
@@ -247,23 +256,33 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
         }
       }
 #pragma unroll
-      for (u32 tile = 0; tile < 8; ++tile) {
-        const uint4* const lane_inputs = inputs + (own_group + tile) * 64 + lane;
-        const Fragments b = {{lane_inputs[0], lane_inputs[32]}};
-        float sum[2][4] = {};
+      for (u32 first = 0; first < 8; first += together) {
+        Fragments b[together];
+        float sum[2][together][4] = {};  // [panel][tile]
+#pragma unroll
+        for (u32 tile = 0; tile < together; ++tile) {
+          const uint4* const lane_inputs = inputs + (own_group + first + tile) * 64 + lane;
+          b[tile].half[0] = lane_inputs[0], b[tile].half[1] = lane_inputs[32];
+        }
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
           if (i >= here) break;
-          float b_scale[2] = {};
-          if (Product::scaled) {
-            const float* const scales = b_scales + ((own_group + tile) * 4 + i) * 8 + lane % 4 * 2;
-            b_scale[0] = scales[0], b_scale[1] = scales[1];
+#pragma unroll
+          for (u32 tile = 0; tile < together; ++tile) {
+            float b_scale[2] = {};
+            if (Product::scaled) {
+              const float* const scales = b_scales + ((own_group + first + tile) * 4 + i) * 8 + lane % 4 * 2;
+              b_scale[0] = scales[0], b_scale[1] = scales[1];
+            }
+            Product::add(sum[0][tile], a[0][i], b[tile].low(i), b[tile].high(i), a_scale[0][i], b_scale);
+            Product::add(sum[1][tile], a[1][i], b[tile].low(i), b[tile].high(i), a_scale[1][i], b_scale);
           }
-          Product::add(sum[0], a[0][i], b.low(i), b.high(i), a_scale[0][i], b_scale);
-          Product::add(sum[1], a[1][i], b.low(i), b.high(i), a_scale[1][i], b_scale);
         }
 #pragma unroll
-        for (u32 i = 0; i < 8; ++i) total[pair + i / 4][tile][i % 4] += sum[i / 4][i % 4];
+        for (u32 i = 0; i < 8 * together; ++i) {
+          const u32 panel = i / 4 / together, tile = i / 4 % together;
+          total[pair + panel][first + tile][i % 4] += sum[panel][tile][i % 4];
+        }
       }
     }
   }

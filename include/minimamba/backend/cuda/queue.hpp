@@ -8,109 +8,16 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "minimamba/backend/cuda/driver.hpp"
+#include "minimamba/backend/cuda/recording.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace gpu {
-
-struct Grid {
-  std::size_t x = 1, y = 1, z = 1;
-};
-
-/// A kernel to start. Lists are compared byte by byte, so there is no padding.
-struct Launch {
-  Handle function = nullptr;
-  std::uint32_t x = 1, y = 1, z = 1, threads = 1, shared = 0;  // shared: bytes of dynamic shared memory
-  std::uint32_t first = 0, count = 0;                          // of its arguments
-  std::uint16_t follows = 0;                                   // 1: must not begin before the kernel before has ended
-  std::uint16_t output = 0;                                    // of a product: 1 + the number of its Output argument
-};
-static_assert(std::has_unique_object_representations_v<Launch>);
-
-/// Where a product goes: y = product, and sum += product unless sum is null. The kernels' struct of this name.
-struct Output {
-  Address y = 0, sum = 0;
-  std::uint64_t y_stride = 0, sum_stride = 0;
-};
-
-/// Kernels with their arguments, in order.
-class LaunchList {
- public:
-  template <class... Arguments>
-  void add(Launch launch, const Arguments&... arguments) {
-    static_assert(((std::has_unique_object_representations_v<Arguments> || std::is_floating_point_v<Arguments>)&&...));
-    launch.first = static_cast<std::uint32_t>(offsets_.size());
-    launch.count = sizeof...(Arguments);
-    (append(&arguments, sizeof(Arguments), alignof(Arguments)), ...);
-    launches_.push_back(launch);
-  }
-  void remove_last() {
-    const Launch& last = launches_.back();
-    bytes_.resize(offsets_[last.first]);
-    offsets_.resize(last.first);
-    launches_.pop_back();
-  }
-  void clear() {
-    launches_.clear();
-    offsets_.clear();
-    bytes_.clear();
-  }
-  std::size_t size() const { return launches_.size(); }
-  const std::vector<Launch>& launches() const { return launches_; }
-  Launch& last() { return launches_.back(); }
-  /// Where argument i of a launch is.
-  void* argument(const Launch& launch, std::size_t i) const {
-    return const_cast<std::byte*>(bytes_.data() + offsets_[launch.first + i]);
-  }
-  template <class T>
-  T get(const Launch& launch, std::size_t i) const {
-    T value;
-    std::memcpy(&value, argument(launch, i), sizeof(T));
-    return value;
-  }
-  template <class T>
-  void set(const Launch& launch, std::size_t i, const T& value) {
-    std::memcpy(argument(launch, i), &value, sizeof(T));
-  }
-
-  bool operator==(const LaunchList& other) const {
-    return bytes_ == other.bytes_ && launches_.size() == other.launches_.size() &&
-           std::memcmp(launches_.data(), other.launches_.data(), launches_.size() * sizeof(Launch)) == 0;
-  }
-  std::uint64_t hash() const {
-    std::uint64_t hash = launches_.size();
-    const auto mix = [&](const void* data, std::size_t bytes) {
-      for (std::size_t i = 0; i + 8 <= bytes; i += 8) {
-        std::uint64_t word = 0;
-        std::memcpy(&word, static_cast<const std::byte*>(data) + i, 8);
-        hash = (hash ^ word) * 0x9E3779B97F4A7C15U;
-        hash ^= hash >> 32;
-      }
-    };
-    mix(launches_.data(), launches_.size() * sizeof(Launch));
-    mix(bytes_.data(), bytes_.size());
-    return hash;
-  }
-
- private:
-  void append(const void* argument, std::size_t size, std::size_t alignment) {
-    const std::size_t offset = (bytes_.size() + alignment - 1) / alignment * alignment;
-    bytes_.resize((offset + size + 7) / 8 * 8);
-    std::memcpy(bytes_.data() + offset, argument, size);
-    offsets_.push_back(static_cast<std::uint32_t>(offset));
-  }
-
-  std::vector<Launch> launches_;
-  std::vector<std::uint32_t> offsets_;
-  std::vector<std::byte> bytes_;
-};
 
 /// The stream of a card and what is recorded for it. For one thread at a time, with the card's context current.
 class Queue {
@@ -131,7 +38,7 @@ class Queue {
   Handle stream() const { return stream_; }
   std::size_t replayed() const { return replayed_; }
   bool overlaps() const { return overlaps_; }
-  LaunchList& list() { return list_; }
+  Recording& recording() { return recording_; }
 
   /// Starts what is recorded.
   void flush() {
@@ -215,7 +122,8 @@ class Queue {
   const Driver& driver_;
   bool overlaps_, replays_ = false;
   Handle stream_ = nullptr, capture_ = nullptr;
-  LaunchList list_;
+  Recording recording_;
+  LaunchList& list_ = recording_.list();
   std::vector<void*> arguments_;
   std::vector<Replay> kept_;
   std::array<std::uint64_t, 64> seen_ = {};
