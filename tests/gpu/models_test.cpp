@@ -24,12 +24,12 @@ class OnACard : public testing::Test {
 
 /// A model of one layer as wide as people run: the bits of a prompt are those of its tokens one by one, and those of a
 /// batch are those of each row alone.
-template <class W, class Scalar = float>
-void check_width(std::int64_t d_model, Activations activations = Activations::rounded) {
-  SCOPED_TRACE(std::string(Format<W>::name) + ", d_model " + std::to_string(d_model));
-  using Model = Mamba<Scalar, CudaBackend, W>;
-  const MambaConfig config{.d_model = d_model, .n_layer = 1, .vocab_size = 64};
-  const Model model(config, CudaBackend<Scalar>({.activations = activations}));
+template <class Model>
+void check_width(typename Model::Config config) {
+  using Scalar = typename Model::ScalarType;
+  config.n_layer = 1;
+  config.vocab_size = 64;
+  const Model model(config);
   constexpr std::size_t most = 300;
   const auto tokens = random_tokens(most, config.vocab_size);
   std::vector<HostMatrix<Scalar>> one_by_one, states, alone;
@@ -55,12 +55,16 @@ void check_width(std::int64_t d_model, Activations activations = Activations::ro
   }
 }
 
+template <class W>
+using Of = Mamba<float, CudaBackend, W>;
+
 class RealWidths : public OnACard, public testing::WithParamInterface<std::int64_t> {};
-TEST_P(RealWidths, InF32) { check_width<float>(GetParam()); }
-TEST_P(RealWidths, InF16) { check_width<f16>(GetParam()); }
-TEST_P(RealWidths, InBf16) { check_width<bf16>(GetParam()); }
-TEST_P(RealWidths, InQ8) { check_width<q8>(GetParam()); }
-TEST_P(RealWidths, InQ4) { check_width<q4>(GetParam()); }
+TEST_P(RealWidths, InF32) { check_width<Of<float>>({.d_model = GetParam()}); }
+TEST_P(RealWidths, InF16) { check_width<Of<f16>>({.d_model = GetParam()}); }
+TEST_P(RealWidths, InBf16) { check_width<Of<bf16>>({.d_model = GetParam()}); }
+TEST_P(RealWidths, InQ8) { check_width<Of<q8>>({.d_model = GetParam()}); }
+TEST_P(RealWidths, InQ4) { check_width<Of<q4>>({.d_model = GetParam()}); }
+TEST_P(RealWidths, OfFalconMambaInBf16) { check_width<Of<bf16>>({.d_model = GetParam(), .dt_b_c_rms = true}); }
 INSTANTIATE_TEST_SUITE_P(Of, RealWidths, testing::Values(768, 1024, 2048, 2560, 4096),
                          testing::PrintToStringParamName());
 

@@ -183,10 +183,11 @@ class CudaBackend {
   }
 
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
-    assert(x.rows() == y.rows() && x.cols() == y.cols() && weight.cols() == x.cols());
+    assert(x.rows() == y.rows() && x.cols() == y.cols() && (weight.empty() || weight.cols() == x.cols()));
     if (y.empty()) return;
-    device_->launch(layers, gpu::rms_norm, {.x = y.rows()}, gpu::Block{.is_norm = y.rows() == 1}, x.data(), stride(x),
-                    weight.data(), epsilon, y.data(), stride(y), cols(y));
+    device_->launch(layers, gpu::rms_norm, {.x = y.rows()}, gpu::Block{.is_norm = y.rows() == 1 && !weight.empty()},
+                    x.data(), stride(x), weight.empty() ? nullptr : weight.data(), epsilon, y.data(), stride(y),
+                    cols(y));
   }
 
   template <WeightFormat W>

@@ -59,14 +59,14 @@ extern "C" __global__ void negative_exp(const Scalar* x, u64 x_stride, Scalar* y
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = (Scalar)-exp((double)x[i * x_stride + j]);
 }
 
-// y = x / sqrt(mean(x^2) + epsilon) * weight, a block for each row
+// y = x / sqrt(mean(x^2) + epsilon) * weight, where no weight is 1: a block for each row
 extern "C" __global__ void rms_norm(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Scalar* y,
                                     u64 y_stride, u32 cols) {
   begin();
   x += blockIdx.x * x_stride;
   y += blockIdx.x * y_stride;
   const RmsScale scale(x, cols, epsilon);
-  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = scale.of(x[j]) * weight[j];
+  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = scale.of(x[j]) * (weight ? weight[j] : Scalar(1));
 }
 
 // Input i of a channel, counted from the start of the window, which x follows.
