@@ -4,9 +4,6 @@ if(NOT TARGET minimamba_models)
   set(minimamba_models_sources "")
   foreach(minimamba_backend IN ITEMS Native Eigen Reference Cuda)
     foreach(minimamba_mixer IN ITEMS S6 SSD)
-      if(minimamba_backend STREQUAL Cuda AND minimamba_mixer STREQUAL SSD)
-        continue()  # which has no kernels for cards
-      endif()
       string(TOLOWER ${minimamba_backend} minimamba_name)
       set(minimamba_text "#include <minimamba/backend/${minimamba_name}.hpp>\n#include <minimamba/io/any_model_of.hpp>\n
 using namespace minimamba;\n")

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "minimamba/io.hpp"
+#include "minimamba/nn/ssd.hpp"
 #include "support/support.hpp"
 
 namespace {
@@ -57,6 +58,8 @@ void check_width(typename Model::Config config) {
 
 template <class W>
 using Of = Mamba<float, CudaBackend, W>;
+template <class W>
+using Mamba2Of = Mamba<float, CudaBackend, W, SSD>;
 
 class RealWidths : public OnACard, public testing::WithParamInterface<std::int64_t> {};
 TEST_P(RealWidths, InF32) { check_width<Of<float>>({.d_model = GetParam()}); }
@@ -65,19 +68,28 @@ TEST_P(RealWidths, InBf16) { check_width<Of<bf16>>({.d_model = GetParam()}); }
 TEST_P(RealWidths, InQ8) { check_width<Of<q8>>({.d_model = GetParam()}); }
 TEST_P(RealWidths, InQ4) { check_width<Of<q4>>({.d_model = GetParam()}); }
 TEST_P(RealWidths, OfFalconMambaInBf16) { check_width<Of<bf16>>({.d_model = GetParam(), .dt_b_c_rms = true}); }
+TEST_P(RealWidths, OfMamba2InF32) { check_width<Mamba2Of<float>>({.d_model = GetParam()}); }
+TEST_P(RealWidths, OfMamba2InBf16) { check_width<Mamba2Of<bf16>>({.d_model = GetParam(), .n_groups = 8}); }
 INSTANTIATE_TEST_SUITE_P(Of, RealWidths, testing::Values(768, 1024, 2048, 2560, 4096),
                          testing::PrintToStringParamName());
 
+template <class Model>
+void check_split_with_states(std::int64_t d_state) {
+  const Model model({.d_model = 64, .n_layer = 2, .vocab_size = 50, .d_state = d_state});
+  const auto tokens = random_tokens(100, 50);
+  auto whole = model.make_cache(), parts = model.make_cache();
+  const auto expected = copy_of(model.forward_last(tokens, whole));
+  model.forward(std::span(tokens).first(37), parts);
+  model.forward(std::span(tokens).subspan(37, 1), parts);
+  EXPECT_TRUE(identical(expected, copy_of(model.forward_last(std::span(tokens).subspan(38), parts)))) << d_state;
+  EXPECT_TRUE(identical(copy_of(whole.slot(0)), copy_of(parts.slot(0)))) << d_state;
+  EXPECT_GT(support::largest_magnitude(expected), 0);
+}
+
 TEST_F(OnACard, ManyStatesOfAChannelGiveTheSameBitsForEverySplit) {
-  for (const std::int64_t d_state : {1, 16, 17, 64, 100, 256, 300}) {
-    const Mamba<float, CudaBackend> model({.d_model = 64, .n_layer = 2, .vocab_size = 50, .d_state = d_state});
-    const auto tokens = random_tokens(100, 50);
-    auto whole = model.make_cache(), parts = model.make_cache();
-    const auto expected = copy_of(model.forward_last(tokens, whole));
-    model.forward(std::span(tokens).first(37), parts);
-    model.forward(std::span(tokens).subspan(37, 1), parts);
-    EXPECT_TRUE(identical(expected, copy_of(model.forward_last(std::span(tokens).subspan(38), parts)))) << d_state;
-    EXPECT_TRUE(identical(copy_of(whole.slot(0)), copy_of(parts.slot(0)))) << d_state;
+  for (const std::int64_t d_state : {1, 16, 17, 64, 100, 256, 300}) check_split_with_states<Of<float>>(d_state);
+  for (const std::int64_t d_state : {1, 63, 64, 65, 128, 132, 256, 300, 1024}) {
+    check_split_with_states<Mamba2Of<float>>(d_state);
   }
 }
 

@@ -83,6 +83,18 @@ class TestedCuda : public minimamba::CudaBackend<Number> {
     p.h = mirror.of(p.h), p.kept.states = mirror.of(p.kept.states);
     Base::selective_scan(p);
   }
+  void ssd_scan(minimamba::SsdScanArguments<Scalar> p) const {
+    Mirror mirror(*this);
+    p.x = mirror.of(p.x), p.delta = mirror.of(p.delta), p.delta_bias = mirror.of(p.delta_bias), p.a = mirror.of(p.a);
+    p.b = mirror.of(p.b), p.c = mirror.of(p.c), p.d = mirror.of(p.d), p.y = mirror.of(p.y);
+    p.h = mirror.of(p.h), p.kept.states = mirror.of(p.kept.states);
+    Base::ssd_scan(p);
+  }
+  void gated_rms_norm(minimamba::GatedRmsNormArguments<Scalar> p) const {
+    Mirror mirror(*this);
+    p.x = mirror.of(p.x), p.z = mirror.of(p.z), p.weight = mirror.of(p.weight), p.y = mirror.of(p.y);
+    Base::gated_rms_norm(p);
+  }
   void add(View<const Scalar> x, View<Scalar> y) const {
     Mirror mirror(*this);
     Base::add(mirror.of(x), mirror.of(y));

@@ -46,6 +46,18 @@ TEST(AnyModelOnACard, IsLikeOneOnTheProcessor) {
   });
 }
 
+TEST(AnyModelOnACard, MayBeAMamba2) {
+  const Folder folder;
+  save(Mamba<float, NativeBackend, float, SSD>({.d_model = 32, .n_layer = 1, .vocab_size = 16}), folder.path());
+  expect_success([&] {
+    fake_driver();
+    const AnyModel model = AnyModel::load(folder.path(), {.weights = "q4", .backend = "cuda"});
+    auto cache = model.make_cache();
+    REQUIRE(model.forward({1, 2}, cache).rows() == 2);
+    REQUIRE(chosen(folder, "auto").starts_with("cuda on Fake H100"));
+  });
+}
+
 TEST(AnyModelOnACard, IsChosenByAutoWhereItFits) {
   const Folder folder, wide;
   save_model(folder);

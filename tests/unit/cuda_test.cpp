@@ -154,6 +154,9 @@ TEST(Cuda, RefusesMoreStatesThanItsScanTakesBeforeAnythingIsComputed) {
   const MambaConfig largest{.d_model = 16, .n_layer = 1, .vocab_size = 32, .d_state = 1024};
   EXPECT_NO_THROW((S6<float, CudaBackend>(largest.resolved())));
   EXPECT_NO_THROW(S6<float>(config.resolved()));
+  const Mamba2Config second{.d_model = 64, .n_layer = 1, .vocab_size = 32, .d_state = 1025};
+  EXPECT_THROW((SSD<float, CudaBackend>(second.resolved())), ConfigError);
+  EXPECT_NO_THROW(SSD<float>(second.resolved()));
 }
 
 TEST(Cuda, NamesTheCardAndItsMemory) {

@@ -257,7 +257,7 @@ struct BackendTraits {
     if constexpr (requires { B::kernels_allocate; }) return bool{B::kernels_allocate};
     return false;
   }();
-  /// Maximum states of a channel in selective_scan; S6 refuses to be made with more.
+  /// Maximum states of a channel in selective_scan and ssd_scan; mixers refuse to be made with more.
   static constexpr std::size_t most_states = [] {
     if constexpr (requires { B::most_states; }) return std::size_t{B::most_states};
     return std::numeric_limits<std::size_t>::max();

@@ -242,6 +242,29 @@ class CudaBackend {
     });
   }
 
+  /// Makes the kernels of SSD ready.
+  void reserve_ssd() const { device_->load(ssd, gpu::ssd_kernels, options_->kernels, gpu::no_shared_memory); }
+  /// Throws ArgumentError for more than most_states states of a channel.
+  void ssd_scan(const SsdScanArguments<Scalar>& p) const {
+    if (p.x.cols() == 0) return;
+    reserve_ssd();
+    const gpu::SsdArguments<Scalar> arguments(p);
+    const gpu::ScanKernel kernel = gpu::ssd_scan_kernel(p.h.cols());
+    const std::size_t blocks = (p.head_dim() + kernel.channels - 1) / kernel.channels;
+    gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
+      device_->launch(ssd, kernel.index, {p.a.cols() * blocks, table.count}, kernel.threads, arguments, table.entries,
+                      static_cast<Scalar>(p.dt_min), static_cast<Scalar>(p.dt_max));
+    });
+  }
+  void gated_rms_norm(const GatedRmsNormArguments<Scalar>& p) const {
+    assert(p.x.cols() % p.groups == 0 && p.x.cols() == p.weight.cols());
+    if (p.y.empty()) return;
+    reserve_ssd();
+    device_->launch(ssd, gpu::gated_rms_norm, {p.y.rows(), p.groups}, 256, p.x.data(), stride(p.x), p.z.data(),
+                    stride(p.z), p.weight.data(), p.epsilon, p.y.data(), stride(p.y),
+                    static_cast<std::uint32_t>(p.y.cols() / p.groups));
+  }
+
   void add(View<const Scalar> x, View<Scalar> y) const {
     assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
     if (x.rows() == y.rows() && std::is_same_v<Scalar, float> &&
@@ -263,8 +286,9 @@ class CudaBackend {
   }
 
  private:
-  static constexpr gpu::Program layers =
-      std::is_same_v<Scalar, double> ? gpu::Program::layers_double : gpu::Program::layers;
+  static constexpr bool in_double = std::is_same_v<Scalar, double>;
+  static constexpr gpu::Program layers = in_double ? gpu::Program::layers_double : gpu::Program::layers;
+  static constexpr gpu::Program ssd = in_double ? gpu::Program::ssd_double : gpu::Program::ssd;
 
   template <class T>
   static std::uint64_t stride(const View<T>& view) {

@@ -291,31 +291,22 @@ AnyLoader any_loader_on(std::string_view weights) {
   throw ArgumentError("weights", "f32, bf16, f16, q8 or q4", "\"" + std::string(weights) + "\"");
 }
 
-/// The loader for a card. Throws ArgumentError for a mixer that has no kernels for it.
-template <class Files>
-AnyLoader any_loader_on_card(std::string_view weights) {
-  if constexpr (Files::has_cuda_kernels) return any_loader_on<Files, CudaBackend>(weights);
-  throw ArgumentError("backend", std::string("cuda does not run ") + Files::kind + " models");
-}
-
 /// On the card if there is one and the model fits, or else on the processor.
 template <class Files, class Options>
 AnyModel load_where_it_fits(const Checkpoint& checkpoint, const Options& options) {
   const auto say_why = [&](const Error& error) {
     if (options.on_note) options.on_note(std::string("computing on the processor: ") + error.what());
   };
-  if constexpr (Files::has_cuda_kernels) {
-    try {
-      AnyModel model = any_loader_on<Files, CudaBackend>(options.weights)(checkpoint, options);
-      auto cache = model.make_cache();
-      model.forward_last(0, cache);  // needs memory too
-      return model;
-    } catch (const CudaError& error) {
-      const bool present = error.problem() != CudaProblem::no_driver && error.problem() != CudaProblem::no_device;
-      if (present) say_why(error);
-    } catch (const ConfigError& error) {  // more states than a card takes
-      say_why(error);
-    }
+  try {
+    AnyModel model = any_loader_on<Files, CudaBackend>(options.weights)(checkpoint, options);
+    auto cache = model.make_cache();
+    model.forward_last(0, cache);  // needs memory too
+    return model;
+  } catch (const CudaError& error) {
+    const bool present = error.problem() != CudaProblem::no_driver && error.problem() != CudaProblem::no_device;
+    if (present) say_why(error);
+  } catch (const ConfigError& error) {  // more states than a card takes
+    say_why(error);
   }
   return any_loader_on<Files, NativeBackend>(options.weights)(checkpoint, options);
 }
@@ -323,7 +314,7 @@ AnyModel load_where_it_fits(const Checkpoint& checkpoint, const Options& options
 /// For models of the mixer that Files describe.
 template <class Files, class Options>
 AnyLoader any_loader(const Options& options) {
-  if (options.backend == "cuda") return any_loader_on_card<Files>(options.weights);
+  if (options.backend == "cuda") return any_loader_on<Files, CudaBackend>(options.weights);
   if (options.backend == "auto") {
     static_cast<void>(any_loader_on<Files, NativeBackend>(options.weights));  // throws for an unknown format
     return &load_where_it_fits<Files, Options>;

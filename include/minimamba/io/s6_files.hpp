@@ -59,7 +59,6 @@ struct S6Files {
 
   static constexpr const char *kind = "Mamba", *mixer = "S6", *header = "minimamba/nn/s6.hpp";
   static constexpr const char* architecture = "mamba";  // in GGUF
-  static constexpr bool has_cuda_kernels = true;
   static constexpr const ConfigKeys* keys_of_gguf = &gguf_keys;
   static MixerTable parameters() { return s6_parameters; }
 

@@ -75,7 +75,6 @@ struct SsdFiles {
 
   static constexpr const char *kind = "Mamba-2", *mixer = "SSD", *header = "minimamba/nn/ssd.hpp";
   static constexpr const char* architecture = "mamba2";  // in GGUF
-  static constexpr bool has_cuda_kernels = false;
   static constexpr const ConfigKeys* keys_of_gguf = &ssd_gguf_keys;
   static MixerTable parameters() { return ssd_parameters; }
 

@@ -59,7 +59,8 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one. Throws
   /// ConfigError for more states than the backend's scan takes.
   explicit S6(const MambaConfig& config)
-      : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()), states_of(config),
+      : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()),
+           detail::check_states<Backend<Scalar>>("MambaConfig.d_state", config.d_state),
            static_cast<std::size_t>(config.dt_rank), config) {}
 
   /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
@@ -197,14 +198,6 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   template <class T>
   Computed<T> computed(const ActivationViews<T>& views) const {
     return {views[0], views[1], views[2], views[3], views[4], views[has_norms() ? 5 : 2]};
-  }
-
-  static std::size_t states_of(const MambaConfig& config) {
-    constexpr std::size_t most = BackendTraits<Backend<Scalar>>::most_states;
-    const auto states = static_cast<std::size_t>(config.d_state);
-    if (states <= most) return states;
-    throw ConfigError("MambaConfig.d_state", "at most " + std::to_string(most) + " states on this backend",
-                      std::to_string(states));
   }
 
   bool has_norms() const { return mixer_rms_eps_ > 0; }

@@ -16,10 +16,11 @@ namespace minimamba::inline MINIMAMBA_ISA {
 namespace gpu {
 
 /// Kernels that are compiled together.
-enum class Program { layers, layers_double, products_fma, products_mma, products_double };
-inline constexpr std::size_t program_count = 5;
-inline constexpr std::array<const char*, program_count> program_names = {"layers", "layers_double", "products_fma",
-                                                                         "products_mma", "products_double"};
+enum class Program { layers, layers_double, products_fma, products_mma, products_double, ssd, ssd_double };
+inline constexpr std::array program_names = {"layers",          "layers_double", "products_fma", "products_mma",
+                                             "products_double", "ssd",           "ssd_double"};
+inline constexpr std::size_t program_count = program_names.size();
+static_assert(program_count == static_cast<std::size_t>(Program::ssd_double) + 1);
 
 namespace text {
 inline constexpr char common[] =
@@ -27,6 +28,12 @@ inline constexpr char common[] =
     ;
 inline constexpr char layers[] =
 #include "minimamba/backend/cuda/layers.cuh"
+    ;
+inline constexpr char state_sums[] =
+#include "minimamba/backend/cuda/state_sums.cuh"
+    ;
+inline constexpr char ssd[] =
+#include "minimamba/backend/cuda/ssd.cuh"
     ;
 inline constexpr char scan[] =
 #include "minimamba/backend/cuda/scan.cuh"
@@ -50,11 +57,16 @@ inline constexpr char products_double[] =
 
 inline std::string text_of(Program program) {
   const auto joined = [](auto... parts) { return (std::string() + ... + parts); };
+  constexpr const char* in_double = "#define MINIMAMBA_DOUBLE\n";
   switch (program) {
     case Program::layers:
-      return joined(text::common, text::layers, text::scan, text::formats);
+      return joined(text::common, text::layers, text::state_sums, text::scan, text::formats);
     case Program::layers_double:
-      return joined("#define MINIMAMBA_DOUBLE\n", text::common, text::layers, text::scan, text::formats);
+      return joined(in_double, text_of(Program::layers));
+    case Program::ssd:
+      return joined(text::common, text::state_sums, text::ssd);
+    case Program::ssd_double:
+      return joined(in_double, text_of(Program::ssd));
     case Program::products_fma:
       return joined(text::common, text::formats, text::products_fma);
     case Program::products_mma:
@@ -62,7 +74,7 @@ inline std::string text_of(Program program) {
     case Program::products_double:
       break;
   }
-  return joined("#define MINIMAMBA_DOUBLE\n", text::common, text::formats, text::products_double);
+  return joined(in_double, text::common, text::formats, text::products_double);
 }
 
 inline constexpr int oldest_capability = 80;  // Ampere

@@ -13,6 +13,7 @@
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/cuda/memory.hpp"
 #include "minimamba/backend/host_memory.hpp"
+#include "minimamba/backend/ssd_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -114,6 +115,47 @@ inline ScanKernel scan_kernel(std::size_t states, bool alone) {
   if (states <= 64) return {scan_to_64, 4};
   if (states <= 256) return {scan_to_256, 2};
   if (states <= 1024) return {scan_to_1024, 2};
+  throw ArgumentError("d_state", "at most 1024 on a card", std::to_string(states));
+}
+
+/// The kernels' struct of this name.
+template <class Scalar>
+struct SsdArguments {
+  const Scalar *x, *delta, *delta_bias, *a, *b, *c, *d;
+  Scalar *h, *y, *kept;
+  std::uint64_t x_stride, delta_stride, b_stride, c_stride, y_stride, slot_stride, kept_stride;
+  std::uint32_t head_dim, heads_of_group, states, chunk;
+
+  explicit SsdArguments(const SsdScanArguments<Scalar>& p)
+      : x(p.x.data()),
+        delta(p.delta.data()),
+        delta_bias(p.delta_bias.data()),
+        a(p.a.data()),
+        b(p.b.data()),
+        c(p.c.data()),
+        d(p.d.data()),
+        h(p.h.first().data()),
+        y(p.y.data()),
+        kept(p.kept.states.first().data()),
+        x_stride(p.x.stride()),
+        delta_stride(p.delta.stride()),
+        b_stride(p.b.stride()),
+        c_stride(p.c.stride()),
+        y_stride(p.y.stride()),
+        slot_stride(p.h.stride()),
+        kept_stride(p.kept.states.stride()),
+        head_dim(static_cast<std::uint32_t>(p.head_dim())),
+        heads_of_group(static_cast<std::uint32_t>(p.heads_of_group())),
+        states(static_cast<std::uint32_t>(p.h.cols())),
+        chunk(static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF))) {}
+};
+
+/// All kernels for some number of states give the same bits.
+inline ScanKernel ssd_scan_kernel(std::size_t states) {
+  if (states <= 64) return {ssd_scan_to_64, 32, 256};
+  if (states <= 128) return {ssd_scan_to_128, 16, 256};
+  if (states <= 256) return {ssd_scan_to_256, 16, 256};
+  if (states <= 1024) return {ssd_scan_to_1024, 8, 256};
   throw ArgumentError("d_state", "at most 1024 on a card", std::to_string(states));
 }
 

@@ -15,41 +15,6 @@ struct ScanArguments {
   u32 unused;
 };
 
-template <int PER>
-__device__ inline Scalar tree_sum(const Scalar (&p)[PER]) {
-  Scalar sums[PER];
-#pragma unroll
-  for (int i = 0; i < PER; ++i) sums[i] = p[i];
-#pragma unroll
-  for (int width = 1; width < PER; width *= 2) {
-#pragma unroll
-    for (int i = 0; i < PER; i += 2 * width) sums[i] += sums[i + width];
-  }
-  return sums[0];
-}
-
-// Sums of TOKENS tokens over LANES lanes, as a binary tree: neighbours first. While a lane has several tokens, it gives
-// half of them to its neighbour and takes the other half, so that one exchange serves two sums. At the end sums[i] of a
-// lane is that of token i * LANES + lane; with fewer tokens than lanes, sums[0] is that of token lane % TOKENS.
-template <int LANES, int TOKENS>
-__device__ inline void sum_over_lanes(Scalar (&sums)[TOKENS], u32 lane) {
-#pragma unroll
-  for (int step = 1; step < LANES; step *= 2) {
-    const bool odd = lane & step;
-    const int left = TOKENS / step / 2;
-    if (left > 0) {
-#pragma unroll
-      for (int i = 0; i < left; ++i) {
-        const Scalar even_token = sums[2 * i], odd_token = sums[2 * i + 1];
-        const Scalar other = __shfl_xor_sync(every_lane, odd ? even_token : odd_token, step);
-        sums[i] = (odd ? odd_token : even_token) + other;
-      }
-    } else {
-      sums[0] += __shfl_xor_sync(every_lane, sums[0], step);
-    }
-  }
-}
-
 // PER states of a channel.
 template <int PER>
 struct States {
@@ -86,15 +51,6 @@ __device__ inline Scalar scan_output(Scalar d, Scalar u, Scalar sum, Scalar gate
   return multiply_add(d, u, sum) * gate;
 }
 
-// count values that lie one after the other, the first at a multiple of their size or of 16 bytes.
-template <int COUNT>
-__device__ inline void read_run(Scalar (&to)[COUNT], const Scalar* from) {
-  constexpr int bytes = COUNT * (int)sizeof(Scalar);
-  const Scalar* const run = (const Scalar*)__builtin_assume_aligned(from, bytes < 16 ? bytes : 16);
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i) to[i] = run[i];
-}
-
 template <int SCANNERS, int LANES, int PER, int TILE>
 struct Scan {
   static constexpr int scanners = SCANNERS, helpers = SCANNERS, channels = scanners / LANES, states = LANES * PER;
@@ -107,9 +63,7 @@ struct Scan {
   struct Values {
     Scalar delta[values][helpers], u[values][helpers], z[values][helpers];
   };
-  struct Vectors {
-    Scalar b[TILE][states], c[TILE][states];
-  };
+  using Vectors = ::Vectors<TILE, states>;
   // Of a tile, for the scanners and from them.
   struct Work {
     Scalar dt[channels][pitch], dt_u[channels][pitch], sums[channels][pitch];
@@ -125,17 +79,19 @@ struct Scan {
   struct Helper {
     const ScanArguments& p;
     const Segment segment;
+    const VectorSource source;
     u32 number, channel, own;  // channel of the block, and of all
     Scalar bias, d;
-    bool by_pieces;  // B and C can be copied 16 bytes at once
 
     __device__ Helper(const ScanArguments& arguments, const Segment& tokens, u32 first_channel)
-        : p(arguments), segment(tokens), number(threadIdx.x - scanners), channel(number % channels) {
+        : p(arguments),
+          segment(tokens),
+          source(p.b, p.b_stride, p.c, p.c_stride, p.states),
+          number(threadIdx.x - scanners),
+          channel(number % channels) {
       own = first_channel + channel;
       bias = own < p.channels ? p.delta_bias[own] : Scalar(0);
       d = own < p.channels ? p.d[own] : Scalar(0);
-      const u64 sizes = p.states | p.b_stride | p.c_stride;
-      by_pieces = (((u64)p.b | (u64)p.c | sizes * sizeof(Scalar)) % 16) == 0;
     }
     // Calls body(j, t, token) for the values of this helper: number j is of token t of the tile.
     template <class Body>
@@ -155,25 +111,7 @@ struct Scan {
       });
     }
     __device__ void copy(Vectors& to, u32 tile) const {
-      const u32 tokens = tokens_of(segment, tile);
-      const u64 first = (u64)segment.first + tile * TILE;
-      const Scalar *const b = p.b + first * p.b_stride, *const c = p.c + first * p.c_stride;
-      if (by_pieces) {
-        constexpr u32 piece = 16 / sizeof(Scalar), pieces = states / piece;
-#pragma unroll
-        for (u32 i = 0; i < (TILE * pieces + helpers - 1) / helpers; ++i) {
-          const u32 at = i * helpers + number, t = at / pieces, n = at % pieces * piece;
-          if (t >= tokens) break;
-          copy_async(&to.b[t][n], b + t * p.b_stride + n, n < p.states);
-          copy_async(&to.c[t][n], c + t * p.c_stride + n, n < p.states);
-        }
-      } else {
-        for (u32 at = number; at < tokens * states; at += helpers) {
-          const u32 t = at / states, n = at % states;
-          copy_value_async(&to.b[t][n], b + t * p.b_stride + n, n < p.states);
-          copy_value_async(&to.c[t][n], c + t * p.c_stride + n, n < p.states);
-        }
-      }
+      to.template copy<helpers>(source, (u64)segment.first + tile * TILE, tokens_of(segment, tile), number);
     }
     __device__ void prepare(Work& work, const Values& of, u32 tile) const {
       for_each_value(tile, [&](int j, u32 t, u64) {
