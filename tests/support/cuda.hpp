@@ -103,6 +103,11 @@ class TestedCuda : public minimamba::CudaBackend<Number> {
     Mirror mirror(*this);
     Base::negative_exp(mirror.of(x), mirror.of(y));
   }
+  void top_k(minimamba::TopKArguments<Scalar> p) const {
+    Mirror mirror(*this);
+    p.logits = mirror.of(p.logits), p.tokens = mirror.of(p.tokens), p.largest = mirror.of(p.largest);
+    Base::top_k(p);
+  }
 
  private:
   class Mirror {

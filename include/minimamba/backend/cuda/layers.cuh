@@ -153,4 +153,69 @@ extern "C" __global__ void negative_log_likelihood(const Scalar* logits, u64 str
   sum = block_sum(sum);
   if (threadIdx.x == 0) nats[blockIdx.x] = log(sum) + ((double)largest - (double)logits[targets[blockIdx.x]]);
 }
+
+// A logit and its column, in the order of top_k: larger logits first, of equal ones the lower column.
+struct Candidate {
+  Scalar logit;
+  int column;
+
+  __device__ bool before(const Candidate& other) const {
+    return logit > other.logit || (logit == other.logit && column < other.column);
+  }
+  // The first of a warp's candidates.
+  __device__ Candidate first_of_warp() const {
+    Candidate first = *this;
+    for (int step = 16; step > 0; step /= 2) {
+      const Candidate other = {__shfl_xor_sync(every_lane, first.logit, step),
+                               __shfl_xor_sync(every_lane, first.column, step)};
+      if (other.before(first)) first = other;
+    }
+    return first;
+  }
+};
+
+// The largest logits of each row: a block for a row. A thread has the columns whose number is its own, modulo 1024, and
+// knows the first of them that is not taken yet.
+struct LargestOfRow {
+  const Scalar* logits;
+  u32 cols;
+
+  // The first of this thread's columns after `last`. NaN counts as -infinity.
+  __device__ Candidate after(const Candidate& last) const {
+    const Scalar infinity = (Scalar)__int_as_float(0x7F800000);
+    Candidate first = {-infinity, 0x7FFFFFFF};
+#pragma unroll 8
+    for (u32 j = threadIdx.x; j < cols; j += 1024) {
+      const Scalar logit = logits[j];
+      const Candidate own = {logit == logit ? logit : -infinity, (int)j};
+      if (last.before(own) && own.before(first)) first = own;
+    }
+    return first;
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(1024)
+    top_k(const Scalar* logits, u64 stride, u32 cols, int* tokens, u64 tokens_stride, Scalar* largest,
+          u64 largest_stride, u32 count) {
+  __shared__ Candidate firsts[32];  // of each warp
+  begin();
+  const LargestOfRow row = {logits + blockIdx.x * stride, cols};
+  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Candidate own = row.after({(Scalar)__int_as_float(0x7F800000), -1});
+  Candidate of_warp = own.first_of_warp();
+  for (u32 i = 0; i < count; ++i) {
+    if (lane == 0) firsts[warp] = of_warp;
+    __syncthreads();
+    const Candidate next = firsts[lane].first_of_warp();
+    if (threadIdx.x == 0) {
+      tokens[blockIdx.x * tokens_stride + i] = next.column;
+      largest[blockIdx.x * largest_stride + i] = next.logit;
+    }
+    if (i + 1 == count) return;
+    const u32 owner = (u32)next.column % 1024;
+    if (owner == threadIdx.x) own = row.after(next);
+    if (owner / 32 == warp) of_warp = own.first_of_warp();
+    __syncthreads();
+  }
+}
 )cuda"
