@@ -1,5 +1,5 @@
 // Tokens a second on a card, and the time to load: cuda_bench [d_model n_layer]...; without arguments the shape of
-// mamba-130m. Each figure is the median of several runs. Weights are random.
+// mamba-130m, and of mamba2-130m. Each figure is the median of several runs. Weights are random.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "minimamba/cuda.hpp"
+#include "minimamba/generate/last_logits.hpp"
+#include "minimamba/nn/ssd.hpp"
 
 namespace {
 
@@ -37,6 +39,23 @@ double rate(const Model& model, std::size_t batch, std::size_t length, int runs,
     times.push_back(seconds() - start);
   }
   return static_cast<double>(tokens.size()) / median(times);
+}
+
+/// The same of steps that choose the next token of each sequence: the most likely one.
+template <class Model>
+double greedy_rate(const Model& model, std::size_t batch, int runs) {
+  auto cache = model.make_cache(static_cast<std::int64_t>(batch));
+  std::vector<std::int32_t> tokens(batch, 1);
+  Sampler sampler({}, model.config().vocab_size);
+  detail::LastLogits<CudaBackend<float>> last;
+  std::vector<double> times;
+  for (int i = -3; i < runs; ++i) {
+    const double start = seconds();
+    last.take(model.backend(), model.forward_last(tokens, cache), sampler);
+    for (std::size_t row = 0; row < batch; ++row) tokens[row] = last.choose(sampler, row);
+    if (i >= 0) times.push_back(seconds() - start);
+  }
+  return static_cast<double>(batch) / median(times);
 }
 
 /// Memory on the card, and views of it.
@@ -168,15 +187,65 @@ void measure_kernels(const Mamba<float, CudaBackend, W>& model, std::size_t batc
       limits);
 }
 
+/// The kernels that models with SSD have in place of the scan.
 template <class W>
-void measure(const MambaConfig& config) {
+void measure_kernels(const Mamba<float, CudaBackend, W, SSD>& model, std::size_t batch, std::size_t length) {
+  const auto& backend = model.backend();
+  const Limits limits(backend.device());
+  const auto& config = model.config();
+  const auto size = [](auto value) { return static_cast<std::size_t>(value); };
+  const std::size_t E = size(config.d_inner()), N = size(config.d_state), GN = size(config.n_groups) * N,
+                    H = size(config.n_heads()), M = batch * length, layers = model.layers.size();
+  Matrix xbc(backend, M, E + 2 * GN), z(backend, M, E), dt(backend, M, H), y(backend, M, E), normed(backend, M, E),
+      state(backend, batch * E, N);
+  for (const Matrix* matrix : {&xbc, &z, &dt}) backend.fill(matrix->view, 0.1F);
+  const auto segments = uniform_segments(batch, length);
+  const double m = static_cast<double>(M), e = static_cast<double>(E), n = static_cast<double>(N);
+  std::printf("  each kernel of SSD, %zu x %zu\n", batch, length);
+  print_kernel("ssd_scan",
+               microseconds(backend, layers,
+                            [&](std::size_t i) {
+                              const auto& mixer = model.layers[i].mixer;
+                              backend.ssd_scan({.segments = segments,
+                                                .x = xbc.view.columns(0, E),
+                                                .delta = dt.view,
+                                                .delta_bias = mixer.dt_bias.view(),
+                                                .dt_max = mixer.dt_limit[1],
+                                                .a = mixer.A.view(),
+                                                .b = xbc.view.columns(E, GN),
+                                                .c = xbc.view.columns(E + GN, GN),
+                                                .d = mixer.D.view(),
+                                                .h = {state.view, E},
+                                                .y = y.view});
+                            }),
+               {.bytes = 4 * m * (2 * e + 2 * static_cast<double>(GN)) + 8 * static_cast<double>(batch) * e * n,
+                .operations = 5 * m * e * n},
+               limits);
+  print_kernel("gated norm",
+               microseconds(backend, layers,
+                            [&](std::size_t i) {
+                              const auto& norm = model.layers[i].mixer.norm;
+                              backend.gated_rms_norm({.x = y.view,
+                                                      .z = z.view,
+                                                      .weight = norm.weight.view(),
+                                                      .groups = norm.groups,
+                                                      .epsilon = norm.epsilon,
+                                                      .y = normed.view});
+                            }),
+               {.bytes = 12 * m * e}, limits);
+}
+
+template <class Model>
+void measure(const typename Model::Config& config) {
+  using W = typename Model::WeightType;
   const double start = seconds();
-  const Mamba<float, CudaBackend, W> model(config);
+  const Model model(config);
   std::printf("%-5s %zu MB, made in %.1f s\n", std::string(Format<W>::name).c_str(), model.memory_bytes() >> 20,
               seconds() - start);
   for (const std::size_t batch : {1U, 8U, 64U, 256U}) {
-    std::printf("  generation, batch %3zu: %9.0f tokens/s; with all logits downloaded: %9.0f\n", batch,
-                rate(model, batch, 1, 100, 1), rate(model, batch, 1, 100, batch * model.embedding.weight.rows()));
+    std::printf("  generation, batch %3zu: %9.0f tokens/s; with the choice: %9.0f; with all logits downloaded: %9.0f\n",
+                batch, rate(model, batch, 1, 100, 1), greedy_rate(model, batch, 100),
+                rate(model, batch, 1, 100, batch * model.embedding.weight.rows()));
   }
   std::printf("  prompt 1 x 4096:       %9.0f tokens/s\n", rate(model, 1, 4096, 7, 1));
   std::printf("  prompts 8 x 2048:      %9.0f tokens/s\n", rate(model, 8, 2048, 7, 1));
@@ -220,10 +289,14 @@ int main(int argc, char** argv) {
     for (const auto& [d_model, n_layer] : shapes) {
       const MambaConfig config{.d_model = d_model, .n_layer = n_layer, .vocab_size = 50280};
       std::printf("d_model %d, n_layer %d\n", d_model, n_layer);
-      measure<float>(config);
-      measure<bf16>(config);
-      measure<q8>(config);
-      measure<q4>(config);
+      measure<Mamba<float, CudaBackend, float>>(config);
+      measure<Mamba<float, CudaBackend, bf16>>(config);
+      measure<Mamba<float, CudaBackend, q8>>(config);
+      measure<Mamba<float, CudaBackend, q4>>(config);
+      const Mamba2Config second{.d_model = d_model, .n_layer = n_layer, .vocab_size = 50280};
+      std::printf("Mamba-2\n");
+      measure<Mamba<float, CudaBackend, float, SSD>>(second);
+      measure<Mamba<float, CudaBackend, bf16, SSD>>(second);
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -4,7 +4,7 @@
 //   auto cache = model.make_cache();
 //   for (std::int32_t token : minimamba::generate(model, cache, prompt)) ...
 //
-// It computes the same bits as the Mamba of that type. A file that calls AnyModel::load compiles 35 models, which takes
+// It computes the same bits as the Mamba of that type. A file that calls AnyModel::load compiles 40 models, which takes
 // two minutes. To compile them once, and in parallel, link minimamba::models in CMake. Otherwise compile the whole
 // program with -DMINIMAMBA_COMPILED_MODELS, and write source files that have, together, a line for each of the models:
 //   #include <minimamba/backend/native.hpp>
