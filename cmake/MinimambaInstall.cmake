@@ -3,7 +3,7 @@ include(CMakePackageConfigHelpers)
 
 set(package_folder "${CMAKE_INSTALL_DATADIR}/cmake/minimamba")
 install(DIRECTORY include/minimamba DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp"
-        PATTERN "*.inl")
+        PATTERN "*.inl" PATTERN "*.cuh")
 install(TARGETS minimamba EXPORT minimambaTargets)
 install(EXPORT minimambaTargets NAMESPACE minimamba:: DESTINATION "${package_folder}")
 if(TARGET minimamba_io)

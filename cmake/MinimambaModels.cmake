@@ -2,7 +2,7 @@
 # with the project's compiler and flags. Nothing is built unless something links it.
 if(NOT TARGET minimamba_models)
   set(minimamba_models_sources "")
-  foreach(minimamba_backend IN ITEMS Native Eigen Reference)
+  foreach(minimamba_backend IN ITEMS Native Eigen Reference Cuda)
     foreach(minimamba_mixer IN ITEMS S6 SSD)
       string(TOLOWER ${minimamba_backend} minimamba_name)
       set(minimamba_text "#include <minimamba/backend/${minimamba_name}.hpp>\n#include <minimamba/io/any_model_of.hpp>\n
@@ -19,6 +19,6 @@ using namespace minimamba;\n")
   endforeach()
   add_library(minimamba_models STATIC EXCLUDE_FROM_ALL ${minimamba_models_sources})
   add_library(minimamba::models ALIAS minimamba_models)
-  target_link_libraries(minimamba_models PUBLIC minimamba::files minimamba::kernels)
+  target_link_libraries(minimamba_models PUBLIC minimamba::files minimamba::kernels ${CMAKE_DL_LIBS})
   target_compile_definitions(minimamba_models PUBLIC MINIMAMBA_COMPILED_MODELS)
 endif()

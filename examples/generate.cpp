@@ -156,6 +156,11 @@ void print_stats(const AnyModel& model, const Times& times, std::size_t state_by
   std::fprintf(stderr, "backend %s, %d threads, %zu parameters, %s weights, state of %zu bytes, peak memory %.0f MB\n",
                model.backend().name(), model.backend().threads(), model.parameter_count(),
                std::string(model.weight_format()).c_str(), state_bytes, program::peak_megabytes());
+  if (const minimamba::AnyDevice device = model.device(); device.total_memory > 0) {
+    std::fprintf(stderr, "device %s, %.0f of %.0f MB in use\n", device.name.c_str(),
+                 static_cast<double>(device.total_memory - device.free_memory) / 1e6,
+                 static_cast<double>(device.total_memory) / 1e6);
+  }
   std::fprintf(stderr, "load %.3f s", times.load);
   if (times.prompt_tokens > 0) {
     std::fprintf(stderr, "; prompt %zu tokens, %.1f tokens/s", times.prompt_tokens,
@@ -307,8 +312,9 @@ void add_options(CLI::App& app, Arguments& arguments) {
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8", "q4"}))
       ->capture_default_str();
   app.add_flag("--saturate", arguments.saturate, "Clamp weights outside the range of --weights instead of failing");
-  app.add_option("--backend", arguments.backend, "Backend that computes")
-      ->check(CLI::IsMember({"native", "eigen", "reference"}))
+  app.add_option("--backend", arguments.backend,
+                 "Backend that computes; auto is cuda if there is a card and the model fits, or else native")
+      ->check(CLI::IsMember({"native", "eigen", "reference", "cuda", "auto"}))
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
       ->capture_default_str();

@@ -173,8 +173,9 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8", "q4"}))
       ->capture_default_str();
   app.add_flag("--saturate", arguments.saturate, "Clamp weights outside the range of --weights instead of failing");
-  app.add_option("--backend", arguments.backend, "Backend that computes")
-      ->check(CLI::IsMember({"native", "eigen", "reference"}))
+  app.add_option("--backend", arguments.backend,
+                 "Backend that computes; auto is cuda if there is a card and the model fits, or else native")
+      ->check(CLI::IsMember({"native", "eigen", "reference", "cuda", "auto"}))
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
       ->capture_default_str();

@@ -1,5 +1,6 @@
 // The code of README.md and docs/*.md that is not a whole program, so that it is compiled too. docs.cmake fails if a
 // fragment of a page is not in this file.
+#include <minimamba/cuda.hpp>
 #include <minimamba/io.hpp>
 #include <minimamba/io/any_model.hpp>
 #include <minimamba/minimamba.hpp>
@@ -52,6 +53,15 @@ void inference_bytes(const minimamba::Mamba<float>& model, const minimamba::Mamb
   std::vector<std::byte> bytes;
   minimamba::save_state(model, session, [&](std::span<const std::byte> piece) { bytes.insert(bytes.end(), piece.begin(), piece.end()); });
   auto back = minimamba::load_state(minimamba::ByteSource(bytes, "session 7"), model);  // the name is for error messages
+}
+
+void gpu_compiled() {
+  minimamba::compile_cuda_kernels("kernels", {"sm_80", "sm_90a", "sm_100", "sm_120", "compute_80"});
+}
+void gpu_logits(const minimamba::Mamba<float, minimamba::CudaBackend>& model, const std::vector<std::int32_t>& tokens) {
+  auto cache = model.make_cache();
+  const auto logits = model.backend().to_host(model.forward(tokens, cache));  // waits, and copies
+  logits.row(0);                                                              // a span, on the host
 }
 
 void log(const std::string&) {}

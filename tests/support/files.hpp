@@ -215,8 +215,10 @@ inline Change header_text(const std::string& from, const std::string& to, const 
 
 }  // namespace support
 
+#ifndef MINIMAMBA_TEST_CUDA
 SUPPORT_NATIVE_MODELS(SUPPORT_MODEL_FILES, extern);
 SUPPORT_EIGEN_MODELS(SUPPORT_MODEL_FILES, extern);
 SUPPORT_REFERENCE_MODELS(SUPPORT_MODEL_FILES, extern);
+#endif
 
 #endif

@@ -71,10 +71,10 @@ typename Model::Cache states_of(const Model& model, const Expected& expected, st
     const auto conv = expected.matrix(name + ".conv." + i), ssm = expected.matrix(name + ".ssm." + i);
     const auto take = [&](const HostMatrix<double>& all, std::size_t first, const auto& part) {  // from column `first`
       const std::size_t channels = all.rows / batch;
+      std::vector<Scalar> values(all.cols - first);
       for (std::size_t row = 0; row < all.rows; ++row) {
-        for (std::size_t n = first; n < all.cols; ++n) {
-          part(row / channels)(row % channels, n - first) = static_cast<Scalar>(all(row, n));
-        }
+        for (std::size_t n = first; n < all.cols; ++n) values[n - first] = static_cast<Scalar>(all(row, n));
+        model.backend().upload(values, part(row / channels).rows_from(row % channels, 1).data());
       }
     };
     take(ssm, 0, [&](std::size_t slot) { return cache.ssm(layer, slot); });

@@ -14,6 +14,9 @@
 #include <vector>
 
 #include "minimamba/minimamba.hpp"
+#ifdef MINIMAMBA_TEST_CUDA
+#include "support/cuda.hpp"
+#endif
 
 namespace support {
 
@@ -36,10 +39,12 @@ struct Kind {
 
   /// Whether this machine can run it.
   static bool available() {
+    if constexpr (requires { Backend::present(); }) return Backend::present();
     if constexpr (requires { Backend::needed; }) return minimamba::available(Backend::needed);
     return true;
   }
   static std::string name() {
+    if constexpr (requires { Backend::kind; }) return Backend::kind;
     if constexpr (requires { Backend::needed; }) return std::string(minimamba::name_of(Backend::needed));
     return Backend().name();
   }
@@ -94,14 +99,17 @@ template <class K>
 class KernelTest : public testing::Test {
  protected:
   void SetUp() override {
-    if (!K::available()) GTEST_SKIP() << "this machine has no " << K::name();
+    if (!K::available()) GTEST_SKIP() << "this machine has no " << (K::name() == "cuda" ? "NVIDIA card" : K::name());
   }
 };
 
-#ifdef MINIMAMBA_TEST_FEW_KINDS  // for a second compiler, and for sanitizers and emulation, which take long
+#ifdef MINIMAMBA_TEST_CUDA  // the same tests, on a card
+using Kinds = testing::Types<Kind<float, TestedCuda>, Kind<double, TestedCuda>>;
+using KernelKinds = Kinds;
+#elif defined(MINIMAMBA_TEST_FEW_KINDS)  // for a second compiler, and for sanitizers and emulation, which take long
 using Kinds = testing::Types<Kind<double, minimamba::ReferenceBackend>, Kind<float, minimamba::EigenBackend>,
                              Kind<float, minimamba::NativeBackend>>;
-#if defined(__aarch64__)  // where compilers fuse products and sums unless they are told not to
+#if defined(__aarch64__)                 // where compilers fuse products and sums unless they are told not to
 using KernelKinds = testing::Types<Kind<double, minimamba::ReferenceBackend>, Kind<float, minimamba::EigenBackend>,
                                    Kind<float, minimamba::NativeBackend>, Kind<float, PortableBackend>>;
 #else
@@ -185,16 +193,26 @@ inline std::vector<std::int32_t> random_tokens(std::size_t count, std::int64_t v
   return tokens;
 }
 
+/// Copies numbers that may lie on a card.
+template <class Scalar>
+void copy_numbers(const Scalar* from, std::size_t count, Scalar* to) {
+#ifdef MINIMAMBA_TEST_CUDA
+  if (on_card(from)) return minimamba::CudaBackend<Scalar>().download(from, {to, count});
+#endif
+  std::copy_n(from, count, to);
+}
+template <class Scalar>
+HostMatrix<Scalar> copy_of(minimamba::View<const Scalar> view);
 template <class Scalar>
 HostMatrix<Scalar> copy_of(minimamba::View<Scalar> view) {
-  HostMatrix<std::remove_const_t<Scalar>> copy(view.rows(), view.cols());
-  for (std::size_t i = 0; i < view.rows(); ++i) std::copy_n(view.row(i).data(), view.cols(), copy.view().row(i).data());
-  return copy;
+  return copy_of(minimamba::View<const Scalar>(view));
 }
 template <class Scalar>
 HostMatrix<Scalar> copy_of(minimamba::View<const Scalar> view) {
   HostMatrix<Scalar> copy(view.rows(), view.cols());
-  for (std::size_t i = 0; i < view.rows(); ++i) std::copy_n(view.row(i).data(), view.cols(), copy.view().row(i).data());
+  for (std::size_t i = 0; i < view.rows(); ++i) {
+    copy_numbers(view.data() + i * view.stride(), view.cols(), copy.values.data() + i * view.cols());
+  }
   return copy;
 }
 
@@ -299,6 +317,8 @@ inline minimamba::MambaConfig small_config() {
 
 }  // namespace support
 
+#ifndef MINIMAMBA_TEST_CUDA
 #include "support/models.hpp"
+#endif
 
 #endif

@@ -180,7 +180,8 @@ TEST(AnyModel, RefusesNamesThatItDoesNotKnowBeforeItOpensFiles) {
     return "accepted";
   };
   support::expect_words(refusal({.weights = "q5"}), {"weights", "f32, bf16, f16, q8 or q4", "\"q5\""});
-  support::expect_words(refusal({.backend = "cuda"}), {"backend", "native, eigen or reference", "\"cuda\""});
+  support::expect_words(refusal({.backend = "tpu"}), {"backend", "native, eigen, reference, cuda or auto", "\"tpu\""});
+  support::expect_words(refusal({.weights = "q5", .backend = "auto"}), {"weights", "\"q5\""});
   EXPECT_THROW(AnyModel::load("no such folder"), FileError);
 }
 

@@ -13,7 +13,9 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
+#include <type_traits>
 
 #include "minimamba/core/activations.hpp"
 #include "minimamba/core/formats.hpp"
@@ -256,7 +258,22 @@ struct BackendTraits {
     if constexpr (requires { B::kernels_allocate; }) return bool{B::kernels_allocate};
     return false;
   }();
+  /// Maximum states of a channel in selective_scan and ssd_scan; mixers refuse to be made with more.
+  static constexpr std::size_t most_states = [] {
+    if constexpr (requires { B::most_states; }) return std::size_t{B::most_states};
+    return std::numeric_limits<std::size_t>::max();
+  }();
+  /// Whether its memory is that of another device, which the program cannot read.
+  static constexpr bool on_device = [] {
+    if constexpr (requires { B::on_device; }) return bool{B::on_device};
+    return false;
+  }();
 };
+
+/// The view of results that models return.
+template <class B>
+using ResultView = std::conditional_t<BackendTraits<B>::on_device, DeviceView<const typename B::Scalar>,
+                                      View<const typename B::Scalar>>;
 
 /// Options of the CPU backends.
 struct CpuOptions {

@@ -50,7 +50,8 @@ struct GatedRmsNormArguments {
   View<Activation> y;  // [M, E], must not be x or z
 };
 
-/// ssd_scan: see SsdScanArguments; gated_rms_norm: see GatedRmsNormArguments.
+/// ssd_scan: see SsdScanArguments; gated_rms_norm: see GatedRmsNormArguments. A backend may have reserve_ssd(): after
+/// it, these kernels allocate nothing.
 template <class B>
 concept HasSsd = requires(const B& backend, const SsdScanArguments<typename B::Scalar, ActivationOf<B>>& scan,
                           const GatedRmsNormArguments<typename B::Scalar, ActivationOf<B>>& norm) {

@@ -57,6 +57,29 @@ class View {
   std::size_t rows_ = 0, cols_ = 0, stride_ = 0;
 };
 
+/// A View of another device's memory, such as the logits of a model on a card: it can be given to kernels and copied to
+/// the host by to_host() of the backend, but not be read.
+template <class T>
+class DeviceView : public View<T> {
+ public:
+  using View<T>::View;
+  explicit DeviceView(const View<T>& view) : View<T>(view) {}
+
+  DeviceView rows_from(std::size_t first, std::size_t count) const {
+    return DeviceView(View<T>::rows_from(first, count));
+  }
+  template <class Index>
+  std::span<T> row(Index) const {
+    static_assert(!sizeof(Index),
+                  "these numbers are in the memory of another device: read row(i) of model.backend().to_host(logits)");
+    return {};
+  }
+  template <class Index>
+  T& operator()(Index i, Index) const {
+    return row(i).front();
+  }
+};
+
 /// Consecutive tokens of one sequence: rows [first, first + length) of every activation, which continue from the state
 /// in `slot` of a cache. Kernels take a span of segments of any lengths, each with a different slot.
 struct Segment {

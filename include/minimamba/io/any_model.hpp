@@ -4,8 +4,8 @@
 //   auto cache = model.make_cache();
 //   for (std::int32_t token : minimamba::generate(model, cache, prompt)) ...
 //
-// It computes the same bits as the Mamba of that type. A file that calls AnyModel::load compiles 30 models, which takes
-// two minutes. To compile them once, link minimamba::models in CMake. Without CMake, compile the whole program with
+// It computes the same bits as the Mamba of that type. A file that calls AnyModel::load compiles 40 models, which takes
+// minutes. To compile them once, link minimamba::models in CMake. Without CMake, compile the whole program with
 // -DMINIMAMBA_COMPILED_MODELS, and instantiate each model in one source file (several files compile in parallel):
 //   #include <minimamba/backend/native.hpp>
 //   #include <minimamba/io/any_model_of.hpp>
@@ -27,6 +27,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/backend/cuda/driver.hpp"
 #include "minimamba/backend/host_memory.hpp"
 #include "minimamba/core/config.hpp"
 #include "minimamba/core/error.hpp"
@@ -45,6 +46,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 template <class Number>
+class CudaBackend;
+template <class Number>
 class EigenBackend;
 template <class Number>
 class NativeBackend;
@@ -53,7 +56,7 @@ class ReferenceBackend;
 
 struct AnyModelOptions {
   std::string weights = "f32";                // f32, bf16, f16, q8 or q4
-  std::string backend = "native";             // native, eigen or reference
+  std::string backend = "native";             // native, eigen, reference, cuda, or auto: see AnyModel::load
   int threads = 0;                            // 0: as many as the process may use
   std::function<bool(double)> progress = {};  // this and the next two: see LoadOptions
   std::function<void(const std::string&)> on_note = {};
@@ -129,6 +132,12 @@ class AnyCache {
   std::unique_ptr<detail::CacheInterface> cache_;
 };
 
+/// The card on which a model computes, and its memory in bytes, or the processor.
+struct AnyDevice {
+  std::string name = "CPU";
+  std::size_t total_memory = 0, free_memory = 0;  // of a card
+};
+
 /// The visible part of an AnyModel's backend: its name, its number of threads, and that logits are in host memory.
 class AnyBackend : public detail::HostMemory<float> {
  public:
@@ -158,6 +167,7 @@ class ModelInterface {
   virtual ~ModelInterface() = default;
   virtual AnyConfig config() const = 0;
   virtual AnyBackend backend() const = 0;
+  virtual AnyDevice device() const = 0;
   virtual std::string_view weight_format() const = 0;
   virtual bool splits_exactly() const = 0;
   virtual std::vector<NamedSize> parameters() const = 0;
@@ -181,9 +191,11 @@ class AnyModel {
  public:
   using Cache = AnyCache;
 
-  /// Loads a model in the weight format and on the backend that the options name. Throws what minimamba::load throws,
-  /// and ArgumentError for a name that is unknown, or for a backend that the program was compiled without, before the
-  /// files are opened. (They are templates so that the models are compiled only in files that call them.)
+  /// Loads a model in the weight format and on the backend that the options name; "auto" is the card if there is one
+  /// and the model fits, or else native, with a note about what is wrong with a card. Throws what minimamba::load
+  /// throws, CudaError, and ArgumentError for a name that is unknown, or for a backend that the program was compiled
+  /// without, before the files are opened. (They are templates so that the models are compiled only in files that call
+  /// them.)
   template <class Options = AnyModelOptions>
   static AnyModel load(const std::filesystem::path& path, const std::type_identity_t<Options>& options = {});
   template <class Options = AnyModelOptions>
@@ -198,6 +210,8 @@ class AnyModel {
 
   const AnyConfig& config() const { return config_; }
   const AnyBackend& backend() const { return backend_; }
+  /// Where it computes. Throws CudaError if a card does not answer.
+  AnyDevice device() const { return model_->device(); }
   /// f32, bf16, f16, q8 or q4
   std::string_view weight_format() const { return model_->weight_format(); }
   /// Whether the results for a sequence are bit for bit the same however it is split into calls and batched.
@@ -278,13 +292,38 @@ AnyLoader any_loader_on(std::string_view weights) {
   throw ArgumentError("weights", "f32, bf16, f16, q8 or q4", "\"" + std::string(weights) + "\"");
 }
 
+/// On the card if there is one and the model fits, or else on the processor.
+template <class Files, class Options>
+AnyModel load_where_it_fits(const Checkpoint& checkpoint, const Options& options) {
+  const auto say_why = [&](const Error& error) {
+    if (options.on_note) options.on_note(std::string("computing on the processor: ") + error.what());
+  };
+  try {
+    AnyModel model = any_loader_on<Files, CudaBackend>(options.weights)(checkpoint, options);
+    auto cache = model.make_cache();
+    model.forward_last(0, cache);  // needs memory too
+    return model;
+  } catch (const CudaError& error) {
+    const bool present = error.problem() != CudaProblem::no_driver && error.problem() != CudaProblem::no_device;
+    if (present) say_why(error);
+  } catch (const ConfigError& error) {  // more states than a card takes
+    say_why(error);
+  }
+  return any_loader_on<Files, NativeBackend>(options.weights)(checkpoint, options);
+}
+
 /// For models of the mixer that Files describe.
 template <class Files, class Options>
 AnyLoader any_loader(const Options& options) {
+  if (options.backend == "cuda") return any_loader_on<Files, CudaBackend>(options.weights);
+  if (options.backend == "auto") {
+    static_cast<void>(any_loader_on<Files, NativeBackend>(options.weights));  // throws for an unknown format
+    return &load_where_it_fits<Files, Options>;
+  }
   if (options.backend == "native") return any_loader_on<Files, NativeBackend>(options.weights);
   if (options.backend == "reference") return any_loader_on<Files, ReferenceBackend>(options.weights);
   if (options.backend != "eigen") {
-    throw ArgumentError("backend", "native, eigen or reference", "\"" + options.backend + "\"");
+    throw ArgumentError("backend", "native, eigen, reference, cuda or auto", "\"" + options.backend + "\"");
   }
 #if __has_include(<Eigen/Core>)
   return any_loader_on<Files, EigenBackend>(options.weights);
@@ -319,6 +358,7 @@ AnyModel AnyModel::load(const std::filesystem::path& path, const std::type_ident
 #if __has_include(<Eigen/Core>)
 #include "minimamba/backend/eigen.hpp"
 #endif
+#include "minimamba/backend/cuda.hpp"
 #include "minimamba/backend/native.hpp"
 #include "minimamba/backend/reference.hpp"
 #include "minimamba/io/any_model_of.hpp"

@@ -4,14 +4,28 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 
+#include "minimamba/backend/concept.hpp"
 #include "minimamba/core/error.hpp"
 #include "minimamba/nn/parameters.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
+
+namespace detail {
+
+/// The states of a channel. Throws ConfigError for more than the backend's scan takes.
+template <class Backend>
+std::size_t check_states(const char* field, std::int64_t states) {
+  constexpr std::size_t most = BackendTraits<Backend>::most_states;
+  if (static_cast<std::size_t>(states) <= most) return static_cast<std::size_t>(states);
+  throw ConfigError(field, "at most " + std::to_string(most) + " states on this backend", std::to_string(states));
+}
+
+}  // namespace detail
 
 /// A base of mixers: their parameter A_log, and A.
 template <class Scalar, template <class> class Backend>

@@ -35,6 +35,8 @@ class Mamba {
   using MixerType = Mixer<Scalar, Backend, Weight>;
   using Config = ConfigOf<MixerType>;
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
+  /// View<const Scalar>, or DeviceView where the logits are on another device.
+  using Logits = ResultView<BackendType>;
 
   // Assertions, not constraints, so that compilers print only the name of the kernel that a backend lacks.
   static_assert(detail::computes_in<Scalar>,
@@ -91,60 +93,60 @@ class Mamba {
   /// Throws ArgumentError, and leaves the cache unchanged, for a token id outside [0, vocab_size), a number of tokens
   /// that is not a multiple of B, a cache of a model with other sizes, or a model whose A_log was uploaded without
   /// refresh().
-  View<const Scalar> forward(std::span<const std::int32_t> tokens, Cache& cache) const {
+  Logits forward(std::span<const std::int32_t> tokens, Cache& cache) const {
     return forward(tokens, cache, cache.workspace());
   }
   /// The same, but only the logits after the last token of each sequence, [B, V]; no rows if L = 0. Memory does not
   /// grow with L.
-  View<const Scalar> forward_last(std::span<const std::int32_t> tokens, Cache& cache) const {
+  Logits forward_last(std::span<const std::int32_t> tokens, Cache& cache) const {
     return forward_last(tokens, cache, cache.workspace());
   }
   /// Reads runs in one call: for each of some slots of the cache, any number of tokens. The logits are in the order of
   /// the runs, and each run has the same bits as in a call of its own; a run without tokens has no logits and changes
   /// nothing. Also throws ArgumentError for a slot that the cache does not have, or that two runs name.
   template <RangeOfRuns Runs>
-  View<const Scalar> forward(const Runs& runs, Cache& cache) const {
+  Logits forward(const Runs& runs, Cache& cache) const {
     return forward(runs, cache, cache.workspace());
   }
   /// The same, but only the logits after the last token of each run that has tokens.
   template <RangeOfRuns Runs>
-  View<const Scalar> forward_last(const Runs& runs, Cache& cache) const {
+  Logits forward_last(const Runs& runs, Cache& cache) const {
     return forward_last(runs, cache, cache.workspace());
   }
 
   /// The same for a list of tokens, forward({1, 2, 3}, cache), or one token; `work` is a workspace or nothing.
   template <class... Work>
-  View<const Scalar> forward(std::initializer_list<std::int32_t> tokens, Cache& cache, Work&... work) const {
+  Logits forward(std::initializer_list<std::int32_t> tokens, Cache& cache, Work&... work) const {
     return forward(std::span(tokens.begin(), tokens.size()), cache, work...);
   }
   template <class... Work>
-  View<const Scalar> forward_last(std::initializer_list<std::int32_t> tokens, Cache& cache, Work&... work) const {
+  Logits forward_last(std::initializer_list<std::int32_t> tokens, Cache& cache, Work&... work) const {
     return forward_last(std::span(tokens.begin(), tokens.size()), cache, work...);
   }
   template <class... Work>
-  View<const Scalar> forward(std::int32_t token, Cache& cache, Work&... work) const {
+  Logits forward(std::int32_t token, Cache& cache, Work&... work) const {
     return forward({token}, cache, work...);
   }
   template <class... Work>
-  View<const Scalar> forward_last(std::int32_t token, Cache& cache, Work&... work) const {
+  Logits forward_last(std::int32_t token, Cache& cache, Work&... work) const {
     return forward_last({token}, cache, work...);
   }
 
   /// The same with a workspace that the caller passes, which several caches may share: the view is valid until the next
   /// call with this workspace.
-  View<const Scalar> forward(std::span<const std::int32_t> tokens, Cache& cache, WorkspaceType& work) const {
+  Logits forward(std::span<const std::int32_t> tokens, Cache& cache, WorkspaceType& work) const {
     return read(uniform_runs(tokens, cache, work), cache, work, true);
   }
-  View<const Scalar> forward_last(std::span<const std::int32_t> tokens, Cache& cache, WorkspaceType& work) const {
+  Logits forward_last(std::span<const std::int32_t> tokens, Cache& cache, WorkspaceType& work) const {
     return read(uniform_runs(tokens, cache, work), cache, work, false);
   }
   template <RangeOfRuns Runs>
-  View<const Scalar> forward(const Runs& runs, Cache& cache, WorkspaceType& work) const {
+  Logits forward(const Runs& runs, Cache& cache, WorkspaceType& work) const {
     check_runs(runs, cache, work);
     return read(runs, cache, work, true);
   }
   template <RangeOfRuns Runs>
-  View<const Scalar> forward_last(const Runs& runs, Cache& cache, WorkspaceType& work) const {
+  Logits forward_last(const Runs& runs, Cache& cache, WorkspaceType& work) const {
     check_runs(runs, cache, work);
     return read(runs, cache, work, false);
   }
@@ -235,10 +237,10 @@ class Mamba {
     check_derived();
   }
 
-  View<const Scalar> read(std::span<const Run> runs, Cache& cache, WorkspaceType& work, bool every_token) const {
+  Logits read(std::span<const Run> runs, Cache& cache, WorkspaceType& work, bool every_token) const {
     const auto call = blocks_.prepare(layers, runs, cache, work);
     const std::size_t vocabulary = embedding.weight.rows(), results = every_token ? call.rows : call.filled;
-    if (call.rows == 0) return {nullptr, 0, vocabulary};
+    if (call.rows == 0) return Logits(nullptr, 0, vocabulary);
     if (call.filled > 1) work.tokens.reserve(call.at_once);
     work.ids.reserve(backend(), 1, call.at_once);
     if (!every_token) work.last.reserve(backend(), call.filled, size(config().d_model));
@@ -251,7 +253,7 @@ class Mamba {
         [&] {
           if (!every_token) head_of_rows(last, work.block(last.rows())[0], logits);
         });
-    return logits;
+    return Logits(logits);
   }
 
   /// Frees a large buffer of logits when fewer rows are needed: it may be most of the memory of a cache.

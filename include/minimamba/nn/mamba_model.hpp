@@ -29,6 +29,8 @@ class MambaModel {
   using WeightType = Weight;
   using Cache = detail::CacheFor<Scalar, Backend>;
   using WorkspaceType = typename Cache::WorkspaceType;
+  /// A View<const Scalar>, or a DeviceView<const Scalar> where the backend's memory is that of a card.
+  using Outputs = ResultView<BackendType>;
   using MixerType = Mixer<Scalar, Backend, Weight>;
   using Config = ConfigOf<MixerType>;
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
@@ -82,17 +84,15 @@ class MambaModel {
   /// is passed. Throws ArgumentError, and leaves the cache unchanged, for inputs of another width, a number of rows
   /// that is not a multiple of B, a cache of a model with other sizes, or a model without refresh(). The outputs of the
   /// last call may be the inputs of the next if that does not overwrite them before they are read; otherwise it throws.
-  View<const Scalar> forward(View<const Scalar> inputs, Cache& cache) const {
-    return forward(inputs, cache, cache.workspace());
-  }
-  View<const Scalar> forward(View<const Scalar> inputs, Cache& cache, WorkspaceType& work) const {
+  Outputs forward(View<const Scalar> inputs, Cache& cache) const { return forward(inputs, cache, cache.workspace()); }
+  Outputs forward(View<const Scalar> inputs, Cache& cache, WorkspaceType& work) const {
     return read(uniform_runs(inputs, cache, work), cache, work, true);
   }
   /// The same, but only the output after the last row of each sequence, [B, D]; no rows if L = 0.
-  View<const Scalar> forward_last(View<const Scalar> inputs, Cache& cache) const {
+  Outputs forward_last(View<const Scalar> inputs, Cache& cache) const {
     return forward_last(inputs, cache, cache.workspace());
   }
-  View<const Scalar> forward_last(View<const Scalar> inputs, Cache& cache, WorkspaceType& work) const {
+  Outputs forward_last(View<const Scalar> inputs, Cache& cache, WorkspaceType& work) const {
     return read(uniform_runs(inputs, cache, work), cache, work, false);
   }
 
@@ -100,20 +100,20 @@ class MambaModel {
   /// or of the last row of each run that has rows, in the order of the runs. Also throws ArgumentError for a slot that
   /// the cache does not have, or that two runs name.
   template <RangeOfRuns<InputRun<Scalar>> Runs>
-  View<const Scalar> forward(const Runs& runs, Cache& cache) const {
+  Outputs forward(const Runs& runs, Cache& cache) const {
     return forward(runs, cache, cache.workspace());
   }
   template <RangeOfRuns<InputRun<Scalar>> Runs>
-  View<const Scalar> forward_last(const Runs& runs, Cache& cache) const {
+  Outputs forward_last(const Runs& runs, Cache& cache) const {
     return forward_last(runs, cache, cache.workspace());
   }
   template <RangeOfRuns<InputRun<Scalar>> Runs>
-  View<const Scalar> forward(const Runs& runs, Cache& cache, WorkspaceType& work) const {
+  Outputs forward(const Runs& runs, Cache& cache, WorkspaceType& work) const {
     check_runs(runs, cache, work);
     return read(runs, cache, work, true);
   }
   template <RangeOfRuns<InputRun<Scalar>> Runs>
-  View<const Scalar> forward_last(const Runs& runs, Cache& cache, WorkspaceType& work) const {
+  Outputs forward_last(const Runs& runs, Cache& cache, WorkspaceType& work) const {
     check_runs(runs, cache, work);
     return read(runs, cache, work, false);
   }
@@ -172,11 +172,10 @@ class MambaModel {
                                 [&](std::size_t first, std::size_t count) { return inputs.rows_from(first, count); });
   }
 
-  View<const Scalar> read(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work,
-                          bool every_row) const {
+  Outputs read(std::span<const InputRun<Scalar>> runs, Cache& cache, WorkspaceType& work, bool every_row) const {
     const auto call = blocks_.prepare(layers, runs, cache, work);
     const std::size_t D = norm_f.weight.cols(), results = every_row ? call.rows : call.filled;
-    if (call.rows == 0) return {nullptr, 0, D};
+    if (call.rows == 0) return Outputs(nullptr, 0, D);
     check_overlap(runs, call.rows > call.at_once || work.outputs.size() < results * D, work);
     work.last.reserve(backend(), call.filled, D);
     work.outputs.reserve(backend(), results, D);
@@ -197,7 +196,7 @@ class MambaModel {
         [&] {
           if (!every_row) norm_f.forward(backend(), last, outputs);
         });
-    return outputs;
+    return Outputs(outputs);
   }
 
   /// The outputs of the last call may be the inputs of this one if this call reads all rows in one pass and no buffer

@@ -15,9 +15,12 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <string>
 #include <vector>
 
 #include "minimamba/core/config.hpp"
+#include "minimamba/core/error.hpp"
 #include "minimamba/nn/derived_a.hpp"
 #include "minimamba/nn/layers.hpp"
 #include "minimamba/nn/mixer.hpp"
@@ -53,10 +56,12 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   using DerivedA<Scalar, Backend>::A_log, DerivedA<Scalar, Backend>::A;
 
   S6() = default;
-  /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one.
+  /// Shapes only: see allocate_parameters and initialize_parameters. The configuration is a resolved one. Throws
+  /// ConfigError for more states than the backend's scan takes.
   explicit S6(const MambaConfig& config)
       : S6(static_cast<std::size_t>(config.d_model), static_cast<std::size_t>(config.d_inner()),
-           static_cast<std::size_t>(config.d_state), static_cast<std::size_t>(config.dt_rank), config) {}
+           detail::check_states<Backend<Scalar>>("MambaConfig.d_state", config.d_state),
+           static_cast<std::size_t>(config.dt_rank), config) {}
 
   /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
   void reserve(const Backend<Scalar>& backend, std::size_t rows) const {

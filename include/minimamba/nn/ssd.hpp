@@ -71,12 +71,15 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
         D(Shape{size(config.n_heads())}, Role::scale),
         norm(size(config.d_inner()), size(config.n_groups), config.norm_epsilon),
         out_proj(size(config.d_inner()), size(config.d_model), config.bias, Role::residual_linear),
-        dt_limit(config.dt_limit) {}
+        dt_limit(config.dt_limit) {
+    detail::check_states<Backend<Scalar>>("Mamba2Config.d_state", config.d_state);
+  }
 
   /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
   void reserve(const Backend<Scalar>& backend, std::size_t rows) const {
     in_proj.reserve(backend, rows);
     out_proj.reserve(backend, rows);
+    if constexpr (requires { backend.reserve_ssd(); }) backend.reserve_ssd();
   }
 
   static std::vector<ModelSetting> settings(const Mamba2Config& config) {

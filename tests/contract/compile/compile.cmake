@@ -211,6 +211,12 @@ function(check_generation)
                "on_token\\(token\\) must return a bool" "on_token\\(row, token\\) must return a bool")
 endfunction()
 
+# Results of a card that are read in place are refused: they must be copied first.
+function(check_device)
+  set(words "are in the memory of another device: read row\\(i\\) of model.backend\\(\\).to_host\\(logits\\)")
+  expect_words(device.cpp 1 "${words}" "${words}" "${words}")
+endfunction()
+
 # Links the units in the order given, and runs the program; sets ran, and <unit>_lines for each of them.
 macro(run_units)
   set(uses "")

@@ -1,6 +1,10 @@
 // All public headers, and the principal names without their namespaces: none is ambiguous.
 #include ALL_HEADERS
 
+namespace cuda {  // of CUDA's own libraries
+using Theirs = int;
+}
+
 using namespace minimamba;
 using namespace std;
 
@@ -19,6 +23,7 @@ void use(const Model& model, const filesystem::path& folder) {
 }
 
 int main() {
+  [[maybe_unused]] const cuda::Theirs theirs = 0;
   const MambaConfig config{.d_model = 8, .n_layer = 1, .vocab_size = 16};
   use(Mamba<float>(config), "folder");
   use(Mamba<float, NativeBackend>(config, NativeBackend<float>({.threads = 1})), "folder");

@@ -1,0 +1,414 @@
+// CudaBackend: models on an NVIDIA card, from any C++ program. The driver and NVRTC are opened at run time and the
+// kernels are compiled for the card at their first use, so that nothing of CUDA is needed to build a program.
+//
+// All calls are queued on one stream; only download waits. On one card and one build of the kernels, results are bit
+// for bit the same however a sequence is split, batched, or placed in a cache: docs/gpu.md says why.
+#ifndef MINIMAMBA_BACKEND_CUDA_HPP
+#define MINIMAMBA_BACKEND_CUDA_HPP
+
+#include <algorithm>
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "minimamba/backend/concept.hpp"
+#include "minimamba/backend/cuda/launches.hpp"
+#include "minimamba/backend/cuda/memory.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+struct CudaOptions {
+  int device = 0;                                  // the number of the card
+  Activations activations = Activations::rounded;  // of products with bf16, q8 and q4 weights
+  CudaKernelOptions kernels = {};
+};
+
+/// Numbers of a card, copied to the host: see CudaBackend::to_host.
+template <class T>
+class HostRows {
+ public:
+  HostRows(std::size_t rows, std::size_t cols) : rows_(rows), cols_(cols), values_(rows * cols) {}
+  std::size_t rows() const { return rows_; }
+  std::size_t cols() const { return cols_; }
+  std::span<const T> row(std::size_t i) const { return view().row(i); }
+  View<const T> view() const { return {values_.data(), rows_, cols_}; }
+  View<T> view() { return {values_.data(), rows_, cols_}; }
+
+ private:
+  std::size_t rows_, cols_;
+  std::vector<T> values_;
+};
+
+template <class Number>
+class CudaBackend {
+ public:
+  using Scalar = Number;
+  template <class T>
+  using Buffer = CudaBuffer<T>;
+  template <WeightFormat W>
+  using Matrix = CudaMatrix<W>;
+
+  static constexpr std::size_t rows_at_once = 4096;
+  static constexpr std::size_t most_states = 1024;
+  static constexpr bool on_device = true;
+
+  /// Opens a card. Throws CudaError, which says what is missing.
+  explicit CudaBackend(CudaOptions options = {})
+      : device_(gpu::Device::open(options.device)), options_(std::make_shared<CudaOptions>(std::move(options))) {
+    device_->load(layers, gpu::layer_kernels, options_->kernels, gpu::no_shared_memory);
+  }
+
+  const char* name() const { return "cuda"; }
+  int threads() const { return 1; }
+  Activations activations() const { return options_->activations; }
+  const std::string& device_name() const { return device_->name(); }
+  std::size_t total_memory() const { return device_->total_memory(); }
+  std::size_t free_memory() const { return device_->free_memory(); }
+  /// The card, to measure it.
+  const gpu::Device& device() const { return *device_; }
+  /// The number of cards that the driver sees; 0 without a driver.
+  static int devices() { return gpu::Device::count(); }
+
+  template <class T>
+  Buffer<T> allocate(std::size_t count) const {
+    return Buffer<T>(device_, count);
+  }
+  template <class T>
+  void upload(std::type_identity_t<std::span<const T>> host, T* there) const {
+    if (host.empty()) return;
+    if (host.size_bytes() > gpu::Words::most_bytes) {
+      return device_->upload(host.data(), host.size_bytes(), gpu::address(there));
+    }
+    const gpu::Words words(host.data(), host.size_bytes());
+    device_->launch_once(layers, gpu::write_words, {}, 256, there, static_cast<std::uint32_t>(host.size_bytes() / 4),
+                         words);
+  }
+  template <class T>
+  void download(const T* there, std::type_identity_t<std::span<T>> host) const {
+    device_->download(gpu::address(there), host.size_bytes(), host.data());
+  }
+  /// A copy of rows on the host: logits, or the state of a slot. Waits.
+  HostRows<Scalar> to_host(View<const Scalar> rows) const {
+    HostRows<Scalar> copy(rows.rows(), rows.cols());
+    if (rows.empty()) return copy;
+    if (rows.stride() == rows.cols()) {
+      download(rows.data(), {copy.view().data(), rows.rows() * rows.cols()});
+    } else {
+      for (std::size_t i = 0; i < rows.rows(); ++i) download(rows.rows_from(i, 1).data(), copy.view().row(i));
+    }
+    return copy;
+  }
+
+  void fill(View<Scalar> y, Scalar value) const {
+    launch(gpu::fill, over(y), 256, y.data(), stride(y), rows(y), cols(y), value);
+  }
+  void copy(View<const Scalar> x, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == y.cols());
+    if (y.empty()) return;
+    const gpu::CopyOfRows rows_of{
+        gpu::address(x.data()), gpu::address(y.data()), stride(x), stride(y), y.rows(), y.cols()};
+    if (device_->extend_last_copy(rows_of, sizeof(Scalar))) return;
+    device_->launch(layers, gpu::copy, over(y), gpu::Block{.is_copy = true}, x.data(), stride(x), y.data(), stride(y),
+                    rows(y), cols(y));
+  }
+  void gather_rows(View<const Scalar> x, std::span<const std::size_t> sources, View<Scalar> y) const {
+    assert(sources.size() == y.rows() && x.cols() == y.cols());
+    for (std::size_t first = 0; first < sources.size(); first += gpu::Words::most) {
+      const auto some = sources.subspan(first, std::min(gpu::Words::most, sources.size() - first));
+      gpu::Words words;
+      for (std::size_t i = 0; i < some.size(); ++i) words.at[i] = static_cast<std::uint32_t>(some[i]);
+      const View<Scalar> part = y.rows_from(first, some.size());
+      launch(gpu::gather_rows, over(part), 256, x.data(), stride(x), part.data(), stride(part), rows(part), cols(part),
+             words);
+    }
+  }
+  void reorder_rows(View<Scalar> y, std::span<const std::size_t> sources) const {
+    assert(sources.size() == y.rows());
+    if (y.empty()) return;
+    gpu::for_each_group_of_moves(sources, [&](std::uint32_t moves, const gpu::Words& pairs) {
+      launch(gpu::move_rows, {.x = (y.cols() + 255) / 256}, 256, y.data(), stride(y), moves, cols(y), pairs);
+    });
+  }
+
+  /// Also makes the kernels for products with such weights ready.
+  template <WeightFormat W>
+  Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
+    if constexpr (std::is_same_v<Scalar, double>) {
+      device_->load(gpu::Program::products_double, gpu::double_kernels, options_->kernels, gpu::no_shared_memory);
+    } else if (on_tensor_cores<W>()) {
+      device_->load(gpu::Program::products_mma, gpu::mma_kernels, options_->kernels, gpu::mma_shared_memory);
+    } else {
+      device_->load(gpu::Program::products_fma, gpu::fma_kernels, options_->kernels, gpu::fma_shared_memory);
+    }
+    return Matrix<W>(device_, rows, cols);
+  }
+  template <WeightFormat W>
+  void upload_rows(View<const Scalar> host, std::size_t first, Matrix<W>& matrix) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
+    transfer_rows<W>(host.rows(), host.cols(), [&](std::size_t begin, std::size_t count, auto& blocks, auto scratch) {
+      const std::size_t in_row = blocks_in<W>(host.cols());
+      for (std::size_t i = 0; i < count; ++i) {
+        Format<W>::pack(host.row(begin + i).data(), host.cols(), blocks.data() + i * in_row);
+      }
+      device_->upload(blocks.data(), count * in_row * sizeof(blocks[0]), scratch);
+      launch_transfer<W>(0, matrix, first + begin, count, scratch);
+    });
+  }
+  template <WeightFormat W>
+  void download_rows(const Matrix<W>& matrix, std::size_t first, View<Scalar> host) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
+    transfer_rows<W>(host.rows(), host.cols(), [&](std::size_t begin, std::size_t count, auto& blocks, auto scratch) {
+      const std::size_t in_row = blocks_in<W>(host.cols());
+      launch_transfer<W>(1, matrix, first + begin, count, scratch);
+      device_->download(scratch, count * in_row * sizeof(blocks[0]), blocks.data());
+      for (std::size_t i = 0; i < count; ++i) {
+        Format<W>::unpack(blocks.data() + i * in_row, host.cols(), host.row(begin + i).data());
+      }
+    });
+  }
+
+  template <WeightFormat W>
+  void embed(View<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
+    assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
+    launch(gpu::first_of_formats + 3 * gpu::Layout<W>::index + 2, over(y), 256, tokens.data(), weight.weights(),
+           y.data(), stride(y), rows(y));
+  }
+
+  void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == y.cols() && (weight.empty() || weight.cols() == x.cols()));
+    if (y.empty()) return;
+    device_->launch(layers, gpu::rms_norm, {.x = y.rows()}, gpu::Block{.is_norm = y.rows() == 1 && !weight.empty()},
+                    x.data(), stride(x), weight.empty() ? nullptr : weight.data(), epsilon, y.data(), stride(y),
+                    cols(y));
+  }
+
+  template <WeightFormat W>
+  void matmul(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
+    if (y.empty()) return;
+    if constexpr (std::is_same_v<Scalar, double>) {
+      multiply_double(x, weight, y);
+    } else if (const auto norm = take_norm<W>(x, y)) {
+      gpu::multiply_normed(*device_, gpu::Layout<W>::index, *norm, weight.weights(), y);
+    } else if (on_tensor_cores<W>()) {
+      multiply_on_tensor_cores(x, weight, y);
+    } else {
+      gpu::multiply_fma(*device_, gpu::Layout<W>::index, x, weight.weights(), y);
+    }
+  }
+  /// Memory for the rounded activations of products of up to `rows` rows.
+  template <WeightFormat W>
+  void reserve_matmul(std::size_t rows, const Matrix<W>& weight) const {
+    if (const std::size_t bytes = rounded_bytes<W>(rows, weight.cols()); bytes > 0) {
+      device_->scratch(bytes, device_->lock_scratch());
+    }
+  }
+
+  void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
+    const std::uint32_t channels = cols(p.x), width = cols(p.weight);
+    const std::uint64_t slots = p.window.stride();
+    Scalar* const windows = p.window.first().data();
+    gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
+      const std::size_t blocks = (p.x.cols() + 127) / 128;
+      if (p.kept.chunk != 0 && width > 1) {
+        launch(gpu::keep_windows, {blocks, std::min<std::size_t>(table.most_chunks, 65535), table.count}, 128,
+               p.x.data(), stride(p.x), windows, slots, p.kept.states.first().data(),
+               std::uint64_t{p.kept.states.stride()},
+               static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF)), channels, width,
+               table.entries);
+      }
+      launch(gpu::causal_conv1d, {(table.longest + 7) / 8, blocks, table.count}, 128, p.x.data(), stride(p.x),
+             p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(), windows, slots, p.y.data(), stride(p.y),
+             channels, width, table.entries);
+    });
+  }
+
+  /// Throws ArgumentError for more than most_states states of a channel.
+  void selective_scan(const ScanArguments<Scalar>& p) const {
+    const gpu::ScanArguments<Scalar> arguments(p);
+    const std::size_t states = p.a.cols(), channels = p.u.cols();
+    gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
+      const gpu::ScanKernel kernel = gpu::scan_kernel(states, table.longest == 1 && p.kept.chunk == 0);
+      launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, kernel.threads, arguments,
+             table.entries);
+    });
+  }
+
+  /// Makes the kernels of SSD ready.
+  void reserve_ssd() const { device_->load(ssd, gpu::ssd_kernels, options_->kernels, gpu::no_shared_memory); }
+  /// Throws ArgumentError for more than most_states states of a channel.
+  void ssd_scan(const SsdScanArguments<Scalar>& p) const {
+    if (p.x.cols() == 0) return;
+    reserve_ssd();
+    const gpu::SsdArguments<Scalar> arguments(p);
+    const gpu::ScanKernel kernel = gpu::ssd_scan_kernel(p.h.cols());
+    const std::size_t blocks = (p.head_dim() + kernel.channels - 1) / kernel.channels;
+    gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
+      device_->launch(ssd, kernel.index, {p.a.cols() * blocks, table.count}, kernel.threads, arguments, table.entries,
+                      static_cast<Scalar>(p.dt_min), static_cast<Scalar>(p.dt_max));
+    });
+  }
+  void gated_rms_norm(const GatedRmsNormArguments<Scalar>& p) const {
+    assert(p.x.cols() % p.groups == 0 && p.x.cols() == p.weight.cols());
+    if (p.y.empty()) return;
+    reserve_ssd();
+    device_->launch(ssd, gpu::gated_rms_norm, {p.y.rows(), p.groups}, 256, p.x.data(), stride(p.x), p.z.data(),
+                    stride(p.z), p.weight.data(), p.epsilon, p.y.data(), stride(p.y),
+                    static_cast<std::uint32_t>(p.y.cols() / p.groups));
+  }
+
+  void add(View<const Scalar> x, View<Scalar> y) const {
+    assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
+    if (x.rows() == y.rows() && std::is_same_v<Scalar, float> &&
+        device_->add_to_last_product(
+            {gpu::address(x.data()), gpu::address(y.data()), stride(x), stride(y), y.rows(), y.cols()})) {
+      return;
+    }
+    const std::uint64_t x_stride = x.rows() == y.rows() ? stride(x) : 0;
+    launch(gpu::add, over(y), 256, x.data(), x_stride, y.data(), stride(y), rows(y), cols(y));
+  }
+  void negative_exp(View<const Scalar> x, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == y.cols());
+    launch(gpu::negative_exp, over(y), 256, x.data(), stride(x), y.data(), stride(y), rows(y), cols(y));
+  }
+  void negative_log_likelihood(const LikelihoodArguments<Scalar>& p) const {
+    if (p.logits.empty()) return;
+    launch(gpu::negative_log_likelihood, {.x = p.logits.rows()}, 256, p.logits.data(), stride(p.logits),
+           p.targets.data(), p.nats.data(), cols(p.logits));
+  }
+  void top_k(const TopKArguments<Scalar>& p) const {
+    assert(p.tokens.rows() == p.logits.rows() && p.largest.rows() == p.logits.rows());
+    assert(p.tokens.cols() == p.largest.cols() && p.tokens.cols() <= p.logits.cols());
+    if (p.tokens.empty()) return;
+    launch(gpu::top_k, {.x = p.logits.rows()}, 1024, p.logits.data(), stride(p.logits), cols(p.logits), p.tokens.data(),
+           stride(p.tokens), p.largest.data(), stride(p.largest), cols(p.tokens));
+  }
+
+ private:
+  static constexpr bool in_double = std::is_same_v<Scalar, double>;
+  static constexpr gpu::Program layers = in_double ? gpu::Program::layers_double : gpu::Program::layers;
+  static constexpr gpu::Program ssd = in_double ? gpu::Program::ssd_double : gpu::Program::ssd;
+
+  template <class T>
+  static std::uint64_t stride(const View<T>& view) {
+    return view.stride();
+  }
+  template <class T>
+  static std::uint32_t rows(const View<T>& view) {
+    return static_cast<std::uint32_t>(view.rows());
+  }
+  template <class T>
+  static std::uint32_t cols(const View<T>& view) {
+    return static_cast<std::uint32_t>(view.cols());
+  }
+  /// Blocks of 256 threads for all elements of a matrix.
+  template <class T>
+  static gpu::Grid over(const View<T>& y) {
+    return {std::min<std::size_t>((y.cols() + 255) / 256, 1U << 20), std::min<std::size_t>(y.rows(), 65535)};
+  }
+  template <class... Arguments>
+  void launch(std::size_t kernel, const gpu::Grid& grid, unsigned threads, const Arguments&... arguments) const {
+    device_->launch(layers, kernel, grid, threads, arguments...);
+  }
+
+  template <class W>
+  bool on_tensor_cores() const {
+    return std::is_same_v<Scalar, float> && rounds_activations<W> && options_->activations == Activations::rounded;
+  }
+  /// The norm that was queued last, for the product y of its row x.
+  template <class W>
+  std::optional<gpu::NormOfRow> take_norm(View<const float> x, View<float> y) const {
+    constexpr bool can = std::is_same_v<W, float> || std::is_same_v<W, f16> || std::is_same_v<W, bf16>;
+    if (!can || x.rows() != 1 || (std::is_same_v<W, bf16> && !on_tensor_cores<W>())) return std::nullopt;
+    const gpu::Address out = gpu::address(y.data());
+    return device_->take_norm({gpu::address(x.data()), out, out + y.cols() * sizeof(float), x.cols()});
+  }
+  /// Scratch memory of a product.
+  template <class W>
+  std::size_t rounded_bytes(std::size_t rows, std::size_t cols) const {
+    if (!rounds_activations<W> || options_->activations == Activations::exact) return 0;
+    if (std::is_same_v<Scalar, double>) return rows * cols * sizeof(double);
+    if (std::is_same_v<W, bf16> && rows <= few_rows) return 0;
+    const gpu::FragmentSizes sizes(rows, cols, depth<W>);
+    return sizes.fragment_bytes() + (std::is_same_v<W, bf16> ? 0 : sizes.scale_bytes());
+  }
+  static constexpr std::size_t few_rows = 8;  // whose activations the products themselves round to bf16
+  /// Values of a step on tensor cores.
+  template <class W>
+  static constexpr std::size_t depth = std::is_same_v<W, bf16> ? 16 : 32;
+
+  template <class W>
+  void multiply_on_tensor_cores(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
+    constexpr std::size_t format = gpu::Layout<W>::index - gpu::Layout<bf16>::index;
+    gpu::Inputs inputs{gpu::address(x.data()), 0, 0, stride(x), rows(x)};
+    const std::size_t bytes = rounded_bytes<W>(x.rows(), x.cols());
+    if (bytes == 0) return gpu::multiply_mma(*device_, format, inputs, weight.weights(), y);
+    const auto lock = device_->lock_scratch();
+    const gpu::FragmentSizes sizes(x.rows(), x.cols(), depth<W>);
+    inputs.fragments = device_->scratch(bytes, lock);
+    inputs.scales = inputs.fragments + sizes.fragment_bytes();
+    const std::size_t warps = sizes.groups * sizes.slices * (std::is_same_v<W, bf16> ? 2 : 32);
+    device_->launch(gpu::Program::products_mma, std::is_same_v<W, bf16> ? gpu::round_to_bf16 : gpu::quantise,
+                    {std::min<std::size_t>((warps + 7) / 8, 1U << 20)}, 256, inputs, cols(x));
+    gpu::multiply_mma(*device_, format, inputs, weight.weights(), y);
+  }
+  template <class W>
+  void multiply_double(View<const double> x, const Matrix<W>& weight, View<double> y) const {
+    const auto multiply = [&](View<const double> taken) {
+      device_->launch(gpu::Program::products_double, gpu::Layout<W>::index, {(y.cols() + 31) / 32, (y.rows() + 7) / 8},
+                      256, taken.data(), stride(taken), rows(taken), weight.weights(), y.data(), stride(y));
+    };
+    const std::size_t bytes = rounded_bytes<W>(x.rows(), x.cols());
+    if (bytes == 0) return multiply(x);
+    const auto lock = device_->lock_scratch();
+    auto* const rounded = reinterpret_cast<double*>(static_cast<std::uintptr_t>(device_->scratch(bytes, lock)));
+    const bool blocks = !std::is_same_v<W, bf16>;
+    device_->launch(
+        gpu::Program::products_double, blocks ? gpu::round_blocks : gpu::round_bf16,
+        blocks ? gpu::Grid{std::min<std::size_t>((x.rows() * ((x.cols() + 31) / 32) + 7) / 8, 1U << 20)} : over(x), 256,
+        x.data(), stride(x), rows(x), cols(x), rounded);
+    multiply({rounded, x.rows(), x.cols()});
+  }
+
+  /// Calls body(first row, rows, blocks on the host, scratch on the card) for pieces of about 4 MB.
+  template <class W, class Body>
+  void transfer_rows(std::size_t rows, std::size_t cols, Body&& body) const {
+    using Block = typename Format<W>::Block;
+    if (rows == 0 || cols == 0) return;
+    const std::size_t in_row = blocks_in<W>(cols);
+    const std::size_t at_once = std::clamp<std::size_t>((std::size_t{4} << 20) / (in_row * sizeof(Block)), 1, rows);
+    std::vector<Block> blocks(at_once * in_row);
+    const auto lock = device_->lock_scratch();
+    const gpu::Address scratch = device_->scratch(blocks.size() * sizeof(Block), lock);
+    for (std::size_t first = 0; first < rows; first += at_once) {
+      body(first, std::min(at_once, rows - first), blocks, scratch);
+    }
+  }
+  /// place (0) or fetch (1).
+  template <class W>
+  void launch_transfer(std::size_t which, const Matrix<W>& matrix, std::size_t first, std::size_t count,
+                       gpu::Address there) const {
+    constexpr bool quantised = Format<W>::block_size > 1;
+    const std::size_t elements =
+        quantised ? blocks_in<W>(matrix.cols()) * (sizeof(typename Format<W>::Block) - 2) : matrix.cols();
+    device_->launch(layers, gpu::first_of_formats + 3 * gpu::Layout<W>::index + which,
+                    {(elements + 255) / 256, std::min<std::size_t>(count, 65535)}, gpu::Block{.writes_weights = true},
+                    matrix.weights(), there, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count));
+  }
+
+  std::shared_ptr<gpu::Device> device_;
+  std::shared_ptr<const CudaOptions> options_;
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,56 @@
+R"cuda(
+// Activations of products on tensor cores are rounded beforehand, into the order in which lanes take them as the
+// operand B: fragments [rows / 8][slices][2][32 lanes][2 steps][2 words], and the scales of q8 and q4
+// [rows / 8][slices][4 steps][8 rows].
+struct Inputs {
+  const float* values;  // [M, K]
+  uint4* fragments;
+  float* scales;
+  u64 stride;  // of values
+  u32 rows, unused;
+};
+
+// bf16: a warp for each half of a slice of 8 rows.
+extern "C" __global__ void round_to_bf16(Inputs x, u32 cols) {
+  begin();
+  const u32 slices = (cols + 63) / 64, lane = threadIdx.x % 32;
+  const u64 halves = (u64)((x.rows + 7) / 8) * slices * 2;
+  for (u64 at = (u64)blockIdx.x * 8 + threadIdx.x / 32; at < halves; at += (u64)gridDim.x * 8) {
+    const u32 slice = (u32)(at / 2 % slices), row = (u32)(at / 2 / slices) * 8 + lane / 4;
+    const float* const values = x.values + row * x.stride;
+    u32 words[4];
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) {
+      const u32 k = slice * 64 + (u32)(at % 2) * 32 + j * 8 + lane % 4 * 2;
+      words[j] = to_bf16_pair(row < x.rows && k < cols ? values[k] : 0.0f,
+                              row < x.rows && k + 1 < cols ? values[k + 1] : 0.0f);
+    }
+    x.fragments[at * 32 + lane] = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+}
+
+// q8, q4: blocks of 32 integers with one scale, as core/activations.hpp describes: a warp for each block of a row.
+extern "C" __global__ void quantise(Inputs x, u32 cols) {
+  begin();
+  const u32 slices = (cols + 127) / 128, lane = threadIdx.x % 32;
+  const u64 blocks = (u64)((x.rows + 7) / 8) * slices * 32;
+  for (u64 at = (u64)blockIdx.x * 8 + threadIdx.x / 32; at < blocks; at += (u64)gridDim.x * 8) {
+    // [8 rows][slice][row][step], so that warps read along a row
+    const u32 step = (u32)at % 4, own = (u32)(at / 4 % 8), slice = (u32)(at / 32 % slices);
+    const u64 group = at / 32 / slices;
+    const u32 row = (u32)group * 8 + own, k = (slice * 4 + step) * 32 + lane;
+    const float value = row < x.rows && k < cols ? x.values[row * x.stride + k] : 0.0f;
+    const bool bad = __any_sync(every_lane, !(fabsf(value) <= 3.4028234663852886e38f));
+    float largest = fabsf(value);
+    for (int other = 16; other > 0; other /= 2) largest = fmaxf(largest, __shfl_xor_sync(every_lane, largest, other));
+    const float scale = bad ? __int_as_float(0x7FC00000) : largest / 127.0f;
+    const float inverse = scale > 1e-36f ? 1.0f / scale : 0.0f;
+    const float whole = bad ? 0.0f : rintf(fminf(fmaxf(value * inverse, -127.0f), 127.0f));
+    // Integer k of a block belongs to lane own * 4 + k % 16 / 4, byte k % 4 of its lower or upper word.
+    const u64 half = (group * slices + slice) * 2 + step / 2;
+    signed char* const there = (signed char*)(x.fragments + half * 32 + own * 4 + lane % 16 / 4);
+    there[step % 2 * 8 + lane / 16 * 4 + lane % 4] = (signed char)(int)whole;
+    if (lane == 0) x.scales[((group * slices + slice) * 4 + step) * 8 + own] = scale;
+  }
+}
+)cuda"

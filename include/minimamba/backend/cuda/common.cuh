@@ -1,0 +1,138 @@
+R"cuda(
+// What all kernels share. Kernels are compiled at run time without any header and without contraction of products and
+// sums, so every fused multiply-add is written as one, and a kernel gives the same bits wherever its text is used.
+// Shapes as in backend/concept.hpp.
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifdef MINIMAMBA_DOUBLE
+typedef double Scalar;
+#else
+typedef float Scalar;
+#endif
+
+static const u32 every_lane = 0xFFFFFFFFu;
+
+// The host has the same struct.
+struct Segment {
+  u32 first, length, slot;
+  u32 kept;  // the first of the kept states of this segment
+};
+
+// Where a product goes: y = product, and sum += product unless sum is null. The host has the same struct.
+struct Output {
+  float *y, *sum;
+  u64 y_stride, sum_stride;
+  __device__ void store(u32 row, u32 col, float value) const {
+    y[row * y_stride + col] = value;
+    if (sum) sum[row * sum_stride + col] += value;
+  }
+};
+
+// A kernel may begin before those before it have ended: its blocks take their places, and then wait here. So every
+// kernel calls this before it touches anything that another kernel writes or reads, and lets the next one begin.
+// Weights alone may be read before; the host sees to it that kernels that write weights have ended.
+__device__ inline void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ inline void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void begin() {
+  let_next_begin();
+  wait_for_inputs();
+}
+
+__device__ inline float multiply_add(float x, float y, float z) { return __fmaf_rn(x, y, z); }
+__device__ inline double multiply_add(double x, double y, double z) { return __fma_rn(x, y, z); }
+
+__device__ inline float exponential(float x) { return expf(x); }
+__device__ inline double exponential(double x) { return exp(x); }
+template <class T>
+__device__ inline T silu(T x) {
+  return x / (T(1) + exponential(-x));
+}
+__device__ inline float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+__device__ inline double softplus(double x) { return x > 20.0 ? x : log1p(exp(x)); }
+
+// 2^x for float, e^x for double: A is scaled by `decay_scale` once, so that a decay costs one instruction.
+__device__ inline float decay(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline double decay(double x) { return exp(x); }
+__device__ inline float decay_scale(float) { return 1.4426950408889634f; }
+__device__ inline double decay_scale(double) { return 1.0; }
+
+__device__ inline float from_bf16(u16 x) { return __uint_as_float((u32)x << 16); }
+__device__ inline float from_f16(u16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+  return y;
+}
+// Two floats, the first in the lower half.
+__device__ inline u32 to_bf16_pair(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// Copies of 16 bytes to shared memory that go on while a thread computes; zeros unless `real`.
+__device__ inline void copy_async(void* shared, const void* global, bool real) {
+  const u32 to = (u32)__cvta_generic_to_shared(shared), bytes = real ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+}
+// The same for one value, of 4 or 8 bytes.
+__device__ inline void copy_value_async(Scalar* shared, const Scalar* global, bool real) {
+  const u32 to = (u32)__cvta_generic_to_shared(shared), bytes = real ? sizeof(Scalar) : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(sizeof(Scalar)), "r"(bytes)
+               : "memory");
+}
+// Ends a group of copies.
+__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most PENDING groups of this thread's copies go on.
+template <int PENDING>
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// The sum over all threads of a block of 256, in an order that depends on nothing else.
+__device__ inline double block_sum(double value) {
+  __shared__ double parts[8];
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(every_lane, value, step);
+  __syncthreads();  // parts may still be read from an earlier sum
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+  __syncthreads();
+  double sum = 0;
+  for (int i = 0; i < 8; ++i) sum += parts[i];
+  return sum;
+}
+
+// 1 / sqrt(mean(x^2) + epsilon) of a row, by a block of 256. Sums are in double; `half` keeps squares finite.
+struct RmsScale {
+  double scale = 1, half = 1;
+
+  RmsScale() = default;
+  __device__ RmsScale(const Scalar* x, u32 cols, double epsilon) {
+    double squares = 0, whole = 1;
+    for (u32 j = threadIdx.x; j < cols; j += 256) squares = multiply_add((double)x[j], (double)x[j], squares);
+    squares = block_sum(squares);
+    if (!(squares <= 1.7976931348623157e308)) {
+      half = 2.53869994604126e-116;  // 2^-384
+      whole = half * half;
+      double scaled = 0;
+      for (u32 j = threadIdx.x; j < cols; j += 256) scaled += (x[j] * whole) * (x[j] * whole);
+      squares = block_sum(scaled);
+    }
+    scale = 1 / sqrt(squares / cols + epsilon * whole * whole) * half;
+  }
+  __device__ Scalar of(Scalar x) const { return (Scalar)((double)x * scale * half); }
+};
+)cuda"

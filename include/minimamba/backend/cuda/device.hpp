@@ -1,0 +1,406 @@
+// A card: its context, the stream on which everything is queued, its memory, and the kernels that are loaded.
+#ifndef MINIMAMBA_BACKEND_CUDA_DEVICE_HPP
+#define MINIMAMBA_BACKEND_CUDA_DEVICE_HPP
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "minimamba/backend/cuda/driver.hpp"
+#include "minimamba/backend/cuda/kernel_code.hpp"
+#include "minimamba/backend/cuda/pinned_memory.hpp"
+#include "minimamba/backend/cuda/queue.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+namespace gpu {
+
+template <class T>
+Address address(T* there) {
+  return reinterpret_cast<std::uintptr_t>(there);
+}
+inline unsigned no_shared_memory(std::size_t) { return 0; }
+
+/// Shared by all backends of a card, so that they and their caches may be used together, and destroyed in any order.
+/// All calls may come from any thread; each queues its work on the one stream.
+class Device {
+ public:
+  /// The card of this number. Throws CudaError.
+  static std::shared_ptr<Device> open(int ordinal) {
+    static std::mutex mutex;
+    static std::map<int, std::weak_ptr<Device>> devices;
+    const std::lock_guard lock(mutex);
+    std::shared_ptr<Device> device = devices[ordinal].lock();
+    if (!device) {
+      device = std::make_shared<Device>(ordinal, Key());
+      devices[ordinal] = device;
+    }
+    return device;
+  }
+  /// The number of cards; 0 without a driver.
+  static int count() {
+    try {
+      int found = 0;
+      return Driver::get().device_count(&found) == 0 ? found : 0;
+    } catch (const CudaError&) {
+      return 0;
+    }
+  }
+
+  class Key {
+    friend Device;
+    Key() = default;
+  };
+  Device(int ordinal, Key) : driver_(Driver::get()) {
+    int cards = 0;
+    driver_.check(driver_.device_count(&cards), "counting cards");
+    if (ordinal < 0 || ordinal >= cards) {
+      throw CudaError(CudaProblem::no_device, "CUDA",
+                      "there is no card number " + std::to_string(ordinal) + ": the driver sees " +
+                          std::to_string(cards) + " (CUDA_VISIBLE_DEVICES may hide some)");
+    }
+    driver_.check(driver_.device_get(&device_, ordinal), "finding a card");
+    char text[256] = {};
+    driver_.check(driver_.device_name(text, sizeof(text) - 1, device_), "asking for the name of a card");
+    name_ = text;
+    capability_ = 10 * attribute(75) + attribute(76);
+    processors_ = static_cast<std::size_t>(attribute(16));
+    if (capability_ < oldest_capability) {
+      throw CudaError(CudaProblem::old_device, name_,
+                      "expected a card of compute capability 8.0 or later (Ampere), found " +
+                          std::to_string(capability_ / 10) + "." + std::to_string(capability_ % 10));
+    }
+    driver_.check(driver_.retain_context(&context_, device_), "opening a card");
+    try {
+      const Current current(*this);
+      queue_.emplace(driver_, capability_ >= 90);
+    } catch (...) {
+      driver_.release_context(device_);
+      throw;
+    }
+  }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  ~Device() {  // errors are ignored: there is nothing left that they could harm
+    if (driver_.push_context(context_) == 0) {
+      driver_.wait_for_stream(queue_->stream());
+      for (Loaded& program : programs_) {
+        if (program.module != nullptr) driver_.unload_module(program.module);
+      }
+      if (scratch_ != 0) driver_.release(scratch_);
+      if (segments_ != 0) driver_.release(segments_);
+      for (auto& piece : uploads_) piece.reset();
+      for (auto& piece : downloads_) piece.reset();
+      queue_.reset();
+      Handle popped = nullptr;
+      driver_.pop_context(&popped);
+    }
+    driver_.release_context(device_);
+  }
+
+  const std::string& name() const { return name_; }
+  int capability() const { return capability_; }          // 90 for compute capability 9.0
+  std::size_t processors() const { return processors_; }  // multiprocessors
+  double clock() const { return 1e3 * attribute(13); }    // at most, of the multiprocessors, in Hz
+  double memory_rate() const { return 2e3 * attribute(36) * attribute(37) / 8; }  // in bytes a second
+  std::size_t total_memory() const { return memory().second; }
+  std::size_t free_memory() const { return memory().first; }
+
+  /// Memory filled with zeros. Throws CudaError if there is too little.
+  Address allocate(std::size_t bytes) const {
+    const Current current(*this);
+    const std::lock_guard lock(queue_mutex_);
+    Address memory = 0;
+    if (const int error = driver_.allocate(&memory, bytes); error == Driver::out_of_memory) {
+      throw CudaError(CudaProblem::memory, name_,
+                      "too little memory for " + megabytes(bytes) + " more: " + megabytes(free_memory()) + " of " +
+                          megabytes(total_memory()) + " are free");
+    } else {
+      driver_.check(error, "allocating memory");
+    }
+    if (const int error = driver_.set_bytes(memory, 0, bytes, queue_->stream()); error != 0) {
+      driver_.release(memory);
+      driver_.check(error, "clearing memory");
+    }
+    return memory;
+  }
+  /// Waits for what may still use the memory.
+  void release(Address memory) const noexcept {
+    if (memory == 0 || driver_.push_context(context_) != 0) return;
+    try {
+      const std::lock_guard lock(queue_mutex_);
+      queue_->flush();
+    } catch (...) {  // what fails now has failed before, or will be noticed by the next call
+    }
+    driver_.wait_for_stream(queue_->stream());
+    driver_.release(memory);
+    Handle popped = nullptr;
+    driver_.pop_context(&popped);
+  }
+
+  /// Has copied the host's memory when it returns.
+  void upload(const void* host, std::size_t bytes, Address to) {
+    const Current current(*this);
+    const std::lock_guard lock(upload_mutex_);
+    const auto* from = static_cast<const std::byte*>(host);
+    for (std::size_t done = 0; done < bytes; done += piece_bytes) {
+      const std::size_t size = std::min(piece_bytes, bytes - done);
+      PinnedMemory& piece = next_of(uploads_, upload_turn_);
+      piece.wait();
+      std::memcpy(piece.data(), from + done, size);
+      const std::lock_guard queue_lock(queue_mutex_);
+      queue_->flush();
+      driver_.check(driver_.copy_to_device(to + done, piece.data(), size, queue_->stream()), "an upload");
+      piece.mark(queue_->stream());
+    }
+  }
+  /// Waits for all that was queued before.
+  void download(Address from, std::size_t bytes, void* host) {
+    const Current current(*this);
+    const std::lock_guard lock(download_mutex_);
+    auto* const to = static_cast<std::byte*>(host);
+    struct Part {
+      PinnedMemory* piece;
+      std::size_t done, size;
+    };
+    std::optional<Part> before;
+    const auto finish = [&](const Part& part) {
+      part.piece->wait();
+      std::memcpy(to + part.done, part.piece->data(), part.size);
+    };
+    for (std::size_t done = 0; done < bytes; done += piece_bytes) {
+      const Part part{&next_of(downloads_, download_turn_), done, std::min(piece_bytes, bytes - done)};
+      {
+        const std::lock_guard queue_lock(queue_mutex_);
+        queue_->flush();
+        driver_.check(driver_.copy_to_host(part.piece->data(), from + done, part.size, queue_->stream()), "a download");
+        part.piece->mark(queue_->stream());
+      }
+      if (before) finish(*before);
+      before = part;
+    }
+    if (before) finish(*before);
+  }
+
+  /// Loads kernels that are not loaded yet: from the cache, or compiled. Throws CudaError.
+  /// shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
+  template <class Shared>
+  void load(Program program, std::span<const char* const> kernels, const CudaKernelOptions& options,
+            Shared&& shared_of) {
+    const std::lock_guard lock(load_mutex_);
+    Loaded& loaded = programs_[static_cast<std::size_t>(program)];
+    if (loaded.module != nullptr) return;
+    const Current current(*this);
+    Handle module = nullptr;
+    const std::string code = code_of(program, capability_, name_, options, [&](const std::string& found) {
+      return driver_.load_module(&module, found.c_str()) == 0;
+    });
+    if (module == nullptr) driver_.check(driver_.load_module(&module, code.c_str()), "loading the kernels");
+    std::vector<Handle> functions(kernels.size());
+    for (std::size_t i = 0; i < kernels.size(); ++i) {
+      constexpr int most_dynamic_shared_memory = 8, share_of_shared_memory = 9;  // and the rest is cache
+      int error = driver_.get_function(&functions[i], module, kernels[i]);
+      if (const int shared = static_cast<int>(shared_of(i)); error == 0 && shared > 0) {
+        error = driver_.set_function_attribute(functions[i], most_dynamic_shared_memory, shared);
+        if (error == 0) error = driver_.set_function_attribute(functions[i], share_of_shared_memory, 100);
+      }
+      if (error != 0) {
+        driver_.unload_module(module);
+        driver_.check(error, kernels[i]);
+      }
+    }
+    loaded.functions = std::move(functions);
+    loaded.module = module;
+  }
+
+  /// Queues a kernel of a program that is loaded. Arguments have exactly the types of the kernel's parameters.
+  template <class... Arguments>
+  void launch(Program program, std::size_t kernel, const Grid& grid, unsigned threads,
+              const Arguments&... arguments) const {
+    launch(program, kernel, grid, Block{.threads = threads}, arguments...);
+  }
+  /// The same for a kernel with dynamic shared memory, or a product.
+  template <class... Arguments>
+  void launch(Program program, std::size_t kernel, const Grid& grid, const Block& block,
+              const Arguments&... arguments) const {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    const std::lock_guard lock(queue_mutex_);
+    if (queue_->recording().list().size() >= most_recorded) {
+      const Current current(*this);
+      queue_->flush();
+    }
+    record(program, kernel, grid, block, arguments...);
+  }
+  /// The same for a kernel whose arguments hardly recur. It is started at once, with all that is recorded.
+  template <class... Arguments>
+  void launch_once(Program program, std::size_t kernel, const Grid& grid, unsigned threads,
+                   const Arguments&... arguments) const {
+    const Current current(*this);
+    const std::lock_guard lock(queue_mutex_);
+    queue_->flush();
+    record(program, kernel, grid, Block{.threads = threads}, arguments...);
+    queue_->flush();
+  }
+  /// See Recording.
+  bool add_to_last_product(const SumOfRows& add) const {
+    const std::lock_guard lock(queue_mutex_);
+    return queue_->recording().add_to_last_product(add);
+  }
+  bool extend_last_copy(const CopyOfRows& copy, std::size_t value_bytes) const {
+    const std::lock_guard lock(queue_mutex_);
+    return queue_->recording().extend_last_copy(copy, value_bytes);
+  }
+  std::optional<NormOfRow> take_norm(const ProductOfRow& product) const {
+    const std::lock_guard lock(queue_mutex_);
+    return queue_->recording().take_norm(product);
+  }
+  /// How many lists of kernels were replayed as graphs.
+  std::size_t replayed() const {
+    const std::lock_guard lock(queue_mutex_);
+    return queue_->replayed();
+  }
+  /// Whether kernels begin before those before them have ended.
+  bool overlaps() const { return queue_->overlaps(); }
+
+  /// Times of kernels: call(begin), kernels, call(end), ... The seconds between two marks wait for the second.
+  Handle mark() const {
+    const Current current(*this);
+    const std::lock_guard lock(queue_mutex_);
+    queue_->flush();
+    Handle event = nullptr;
+    driver_.check(driver_.create_event(&event, 0), "making an event");
+    driver_.check(driver_.record_event(event, queue_->stream()), "recording an event");
+    return event;
+  }
+  /// Seconds from one mark to another, which it frees.
+  double seconds_between(Handle begin, Handle end) const {
+    const Current current(*this);
+    float milliseconds = 0;
+    driver_.check(driver_.wait_for_event(end), "a kernel or transfer");
+    driver_.check(driver_.elapsed_time(&milliseconds, begin, end), "measuring time");
+    driver_.destroy_event(begin);
+    driver_.destroy_event(end);
+    return static_cast<double>(milliseconds) / 1e3;
+  }
+
+  /// A table in the card's memory, which is written only when it differs from the one before. Hold the lock until the
+  /// kernel that reads it is queued.
+  std::unique_lock<std::mutex> lock_segments() { return std::unique_lock(segments_mutex_); }
+  template <class Entry, class Write>  // write(address, bytes, data) queues a kernel
+  Address segments(std::span<const Entry> entries, const std::unique_lock<std::mutex>&, Write&& write) {
+    const auto* const data = reinterpret_cast<const std::byte*>(entries.data());
+    const std::size_t bytes = entries.size_bytes();
+    if (segments_written_.size() == bytes && std::memcmp(segments_written_.data(), data, bytes) == 0) return segments_;
+    segments_written_.clear();
+    if (bytes > segments_bytes_) {
+      release(std::exchange(segments_, 0));
+      segments_bytes_ = 0;
+      segments_ = allocate(std::max<std::size_t>(2 * bytes, 4096));
+      segments_bytes_ = std::max<std::size_t>(2 * bytes, 4096);
+    }
+    write(segments_, bytes, data);
+    segments_written_.assign(data, data + bytes);
+    return segments_;
+  }
+
+  /// Scratch memory for kernels that follow one another: hold the lock from the first to the last of them.
+  std::unique_lock<std::mutex> lock_scratch() { return std::unique_lock(scratch_mutex_); }
+  Address scratch(std::size_t bytes, const std::unique_lock<std::mutex>&) {
+    if (bytes > scratch_bytes_) {
+      release(std::exchange(scratch_, 0));
+      scratch_bytes_ = 0;
+      scratch_ = allocate(bytes);
+      scratch_bytes_ = bytes;
+    }
+    return scratch_;
+  }
+
+ private:
+  static constexpr std::size_t piece_bytes = std::size_t{4} << 20, most_recorded = 8192;
+
+  template <class... Arguments>
+  void record(Program program, std::size_t kernel, const Grid& grid, const Block& block,
+              const Arguments&... arguments) const {
+    const Loaded& loaded = programs_[static_cast<std::size_t>(program)];
+    assert(kernel < loaded.functions.size());
+    queue_->recording().add(loaded.functions[kernel], grid, block, arguments...);
+  }
+
+  /// Makes the card's context current in this thread, for the calls of a scope.
+  class Current {
+   public:
+    explicit Current(const Device& device) : driver_(device.driver_) {
+      driver_.check(driver_.push_context(device.context_), "using a card");
+    }
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+    ~Current() {
+      Handle popped = nullptr;
+      driver_.pop_context(&popped);
+    }
+
+   private:
+    const Driver& driver_;
+  };
+
+  struct Loaded {
+    Handle module = nullptr;
+    std::vector<Handle> functions;
+  };
+  using Pieces = std::array<std::unique_ptr<PinnedMemory>, 2>;
+
+  int attribute(int number) const {
+    int value = 0;
+    driver_.check(driver_.device_attribute(&value, number, device_), "asking for a property of a card");
+    return value;
+  }
+  std::pair<std::size_t, std::size_t> memory() const {
+    const Current current(*this);
+    std::size_t free = 0, total = 0;
+    driver_.check(driver_.memory_info(&free, &total), "asking for the memory of a card");
+    return {free, total};
+  }
+  static std::string megabytes(std::size_t bytes) { return std::to_string((bytes + (1U << 20) - 1) >> 20) + " MiB"; }
+
+  PinnedMemory& next_of(Pieces& pieces, std::size_t& turn) {
+    auto& piece = pieces[turn++ % pieces.size()];
+    if (!piece) piece = std::make_unique<PinnedMemory>(driver_, piece_bytes);
+    return *piece;
+  }
+
+  const Driver& driver_;
+  int device_ = 0, capability_ = 0;
+  std::size_t processors_ = 0;
+  std::string name_;
+  Handle context_ = nullptr;
+  mutable std::mutex queue_mutex_;  // the innermost
+  std::mutex load_mutex_, upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
+  mutable std::optional<Queue> queue_;
+  std::array<Loaded, program_count> programs_;
+  Pieces uploads_, downloads_;
+  std::size_t upload_turn_ = 0, download_turn_ = 0;
+  Address scratch_ = 0;
+  std::size_t scratch_bytes_ = 0;
+  Address segments_ = 0;
+  std::size_t segments_bytes_ = 0;
+  std::vector<std::byte> segments_written_;
+};
+
+}  // namespace gpu
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,314 @@
+// What kernels are given, as the kernels' text declares it, and which kernel serves which sizes.
+#ifndef MINIMAMBA_BACKEND_CUDA_LAUNCHES_HPP
+#define MINIMAMBA_BACKEND_CUDA_LAUNCHES_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "minimamba/backend/concept.hpp"
+#include "minimamba/backend/cuda/memory.hpp"
+#include "minimamba/backend/host_memory.hpp"
+#include "minimamba/backend/ssd_concept.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace gpu {
+
+/// Data that comes with a call.
+struct Words {
+  static constexpr std::size_t most = 768, most_bytes = 4 * most;
+  std::uint32_t at[most];
+
+  Words() : at() {}
+  Words(const void* data, std::size_t bytes) : at() { std::memcpy(at, data, bytes); }
+};
+
+/// The kernels' struct of this name.
+struct SegmentEntry {
+  std::uint32_t first, length, slot, kept;
+};
+/// Some segments of a call, in the card's memory, for one launch.
+struct SegmentTable {
+  Address entries = 0;
+  std::size_t count = 0, longest = 0, most_chunks = 0;
+};
+
+/// Calls body(table) for the segments that have tokens, in groups that a grid can have.
+template <class Body>
+void for_each_table(Device& device, Program program, std::span<const Segment> segments, std::size_t chunk,
+                    Body&& body) {
+  constexpr std::size_t most = 65535;
+  SegmentEntry* const entries = detail::thread_scratch<SegmentEntry>(segments.size());
+  std::size_t count = 0, kept = 0;
+  SegmentTable table;
+  for (const Segment& segment : segments) {
+    if (segment.length == 0) continue;
+    const std::size_t chunks = detail::chunks_of(segment.length, chunk);
+    entries[count++] = {static_cast<std::uint32_t>(segment.first), static_cast<std::uint32_t>(segment.length),
+                        static_cast<std::uint32_t>(segment.slot), static_cast<std::uint32_t>(kept)};
+    table.longest = std::max(table.longest, segment.length);
+    table.most_chunks = std::max(table.most_chunks, chunks);
+    kept += chunks;
+  }
+  const auto lock = device.lock_segments();
+  const Address all = device.segments(std::span<const SegmentEntry>(entries, count), lock,
+                                      [&](Address to, std::size_t bytes, const std::byte* data) {
+                                        for (std::size_t done = 0; done < bytes; done += Words::most_bytes) {
+                                          const std::size_t size = std::min(Words::most_bytes, bytes - done);
+                                          device.launch(program, write_words, {}, 256, to + done,
+                                                        static_cast<std::uint32_t>(size / 4), Words(data + done, size));
+                                        }
+                                      });
+  for (std::size_t first = 0; first < count; first += most) {
+    table.entries = all + first * sizeof(SegmentEntry);
+    table.count = std::min(most, count - first);
+    body(std::as_const(table));
+  }
+}
+
+template <class Scalar>
+struct ScanArguments {
+  const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z;
+  Scalar *h, *y, *kept;
+  std::uint64_t u_stride, delta_stride, b_stride, c_stride, z_stride, y_stride, slot_stride, kept_stride;
+  std::uint32_t channels, states, chunk, unused = 0;
+
+  explicit ScanArguments(const minimamba::ScanArguments<Scalar>& p)
+      : u(p.u.data()),
+        delta(p.delta.data()),
+        delta_bias(p.delta_bias.data()),
+        a(p.a.data()),
+        b(p.b.data()),
+        c(p.c.data()),
+        d(p.d.data()),
+        z(p.z.data()),
+        h(p.h.first().data()),
+        y(p.y.data()),
+        kept(p.kept.states.first().data()),
+        u_stride(p.u.stride()),
+        delta_stride(p.delta.stride()),
+        b_stride(p.b.stride()),
+        c_stride(p.c.stride()),
+        z_stride(p.z.stride()),
+        y_stride(p.y.stride()),
+        slot_stride(p.h.stride()),
+        kept_stride(p.kept.states.stride()),
+        channels(static_cast<std::uint32_t>(p.u.cols())),
+        states(static_cast<std::uint32_t>(p.a.cols())),
+        chunk(static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF))) {}
+};
+
+struct ScanKernel {
+  std::size_t index, channels;  // of a block
+  unsigned threads = 128;
+};
+/// All kernels for some number of states give the same bits. `alone`: each segment is a token, before which no state is
+/// kept.
+inline ScanKernel scan_kernel(std::size_t states, bool alone) {
+  if (states <= 16) return alone ? ScanKernel{scan_one, 32} : ScanKernel{scan_to_16, 16, 256};
+  if (states <= 64) return {scan_to_64, 4};
+  if (states <= 256) return {scan_to_256, 2};
+  if (states <= 1024) return {scan_to_1024, 2};
+  throw ArgumentError("d_state", "at most 1024 on a card", std::to_string(states));
+}
+
+/// The kernels' struct of this name.
+template <class Scalar>
+struct SsdArguments {
+  const Scalar *x, *delta, *delta_bias, *a, *b, *c, *d;
+  Scalar *h, *y, *kept;
+  std::uint64_t x_stride, delta_stride, b_stride, c_stride, y_stride, slot_stride, kept_stride;
+  std::uint32_t head_dim, heads_of_group, states, chunk;
+
+  explicit SsdArguments(const SsdScanArguments<Scalar>& p)
+      : x(p.x.data()),
+        delta(p.delta.data()),
+        delta_bias(p.delta_bias.data()),
+        a(p.a.data()),
+        b(p.b.data()),
+        c(p.c.data()),
+        d(p.d.data()),
+        h(p.h.first().data()),
+        y(p.y.data()),
+        kept(p.kept.states.first().data()),
+        x_stride(p.x.stride()),
+        delta_stride(p.delta.stride()),
+        b_stride(p.b.stride()),
+        c_stride(p.c.stride()),
+        y_stride(p.y.stride()),
+        slot_stride(p.h.stride()),
+        kept_stride(p.kept.states.stride()),
+        head_dim(static_cast<std::uint32_t>(p.head_dim())),
+        heads_of_group(static_cast<std::uint32_t>(p.heads_of_group())),
+        states(static_cast<std::uint32_t>(p.h.cols())),
+        chunk(static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF))) {}
+};
+
+/// All kernels for some number of states give the same bits.
+inline ScanKernel ssd_scan_kernel(std::size_t states) {
+  if (states <= 64) return {ssd_scan_to_64, 32, 256};
+  if (states <= 128) return {ssd_scan_to_128, 16, 256};
+  if (states <= 256) return {ssd_scan_to_256, 16, 256};
+  if (states <= 1024) return {ssd_scan_to_1024, 8, 256};
+  throw ArgumentError("d_state", "at most 1024 on a card", std::to_string(states));
+}
+
+/// The kernels' struct of this name.
+struct Inputs {
+  Address values, fragments, scales;
+  std::uint64_t stride;
+  std::uint32_t rows, unused = 0;
+};
+
+/// A product that reads [input, input_end).
+inline Block product_block(View<float> y, std::uint16_t output, Address input, Address input_end, unsigned threads,
+                           unsigned shared) {
+  return {.threads = threads,
+          .shared = shared,
+          .output = output,
+          .rows = y.rows(),
+          .cols = y.cols(),
+          .input = input,
+          .input_end = input_end};
+}
+
+/// Scratch memory for the rounded activations of products on tensor cores: see products_mma.cuh.
+struct FragmentSizes {
+  std::size_t groups, slices;  // of 8 rows; of 4 steps
+
+  FragmentSizes(std::size_t rows, std::size_t cols, std::size_t depth)
+      : groups((rows + 7) / 8), slices((cols + 4 * depth - 1) / (4 * depth)) {}
+  std::size_t fragment_bytes() const { return groups * slices * 1024; }
+  std::size_t scale_bytes() const { return groups * slices * 4 * 8 * sizeof(float); }
+};
+
+/// `format` counts from bf16.
+inline void multiply_mma(const Device& device, std::size_t format, const Inputs& x, const Weights& weight,
+                         View<float> y) {
+  const std::size_t rows = y.rows(), outputs = y.cols();
+  const auto tiles = [&](std::size_t height) { return (rows + height - 1) / height * ((outputs + 127) / 128); };
+  std::size_t kind = mma_few_64;
+  if (rows > 64 && tiles(128) >= 2 * device.processors()) {
+    kind = mma_many_128;
+  } else if (rows > 32 && tiles(64) >= device.processors()) {
+    kind = mma_many_64;
+  } else {
+    const auto few = [&] { return (outputs + 15) / 16 * ((rows + (std::size_t{8} << kind) - 1) >> (3 + kind)); };
+    while (kind > mma_few_8 && (rows <= (std::size_t{4} << kind) || few() < device.processors())) --kind;
+  }
+  const bool is_many = kind > mma_few_64;
+  const std::size_t height = is_many ? std::size_t{64} << (kind - mma_many_64) : std::size_t{8} << kind;
+  const Grid grid{is_many ? (outputs + 127) / 128 : (outputs + 15) / 16, (rows + height - 1) / height};
+  const Address end = x.values + (rows * x.stride + weight.cols) * sizeof(float);
+  const std::size_t kernel = mma_kinds * format + kind;
+  device.launch(Program::products_mma, kernel, grid,
+                product_block(y, 3, x.values, end, is_many ? 128 : 256, mma_shared_memory(kernel)), x, weight,
+                Output{.y = address(y.data()), .y_stride = y.stride()});
+}
+
+/// The product of one row, which it normalises first. `format` counts as in Layout: f32, f16 or bf16.
+inline void multiply_normed(const Device& device, std::size_t format, const NormOfRow& norm, const Weights& weight,
+                            View<float> y) {
+  const Address end = norm.x + weight.cols * sizeof(float);
+  const Output output{.y = address(y.data()), .y_stride = y.stride()};
+  if (format == Layout<bf16>::index) {
+    device.launch(Program::products_mma, bf16_normed, {(y.cols() + 15) / 16}, product_block(y, 3, norm.x, end, 256, 0),
+                  Inputs{norm.x, 0, 0, weight.cols, 1}, weight, output, norm.weight, norm.epsilon, norm.y);
+  } else {
+    device.launch(Program::products_fma, (format == Layout<float>::index ? 0 : fma_kinds) + normed,
+                  {(y.cols() + 7) / 8}, product_block(y, 4, norm.x, end, 256, 0), norm.x, std::uint64_t{weight.cols},
+                  weight, output, std::uint32_t{1}, norm.weight, norm.epsilon, norm.y);
+  }
+}
+
+/// `format` counts as in Layout.
+inline void multiply_fma(const Device& device, std::size_t format, View<const float> x, const Weights& weight,
+                         View<float> y) {
+  const std::size_t rows = y.rows(), outputs = y.cols();
+  const bool panels = format < Layout<bf16>::index;  // others are multiplied so if activations keep all bits
+  const std::size_t kernels = format == Layout<float>::index ? 0 : fma_kinds;
+  const auto launch = [&](std::size_t kernel, std::size_t tile_rows, std::size_t tile_outputs, unsigned threads,
+                          std::size_t first, std::size_t count) {
+    const View<const float> from = x.rows_from(first, count);
+    const View<float> to = y.rows_from(first, count);
+    device.launch(Program::products_fma, kernel,
+                  {(outputs + tile_outputs - 1) / tile_outputs, (count + tile_rows - 1) / tile_rows},
+                  product_block(to, 4, address(from.data()), address(from.data() + count * from.stride()), threads,
+                                fma_shared_memory(kernel)),
+                  from.data(), std::uint64_t{from.stride()}, weight,
+                  Output{.y = address(to.data()), .y_stride = to.stride()}, static_cast<std::uint32_t>(count));
+  };
+  if (!panels) return launch(2 * fma_kinds + format - Layout<bf16>::index, 8, 32, 256, 0, rows);
+  const auto tiles = [&](std::size_t height, std::size_t width) {
+    return (rows + height - 1) / height * ((outputs + width - 1) / width);
+  };
+  if (rows <= 4 || tiles(4, 8) <= 6 * device.processors()) {  // few outputs: more blocks read more, but all work
+    const std::size_t size = rows > 2 ? 2 : rows - 1;
+    return launch(kernels + few_1 + size, std::size_t{1} << size, 8, 256, 0, rows);
+  }
+  const bool aligned = address(x.data()) % 16 == 0 && x.stride() % 4 == 0 && x.cols() % 4 == 0;
+  if (!aligned) {
+    launch(kernels + any, 8, 32, 256, 0, rows);
+  } else if (tiles(64, 128) >= device.processors()) {
+    // Blocks run in turns, two on a multiprocessor, and the last turn may leave many idle: the width with less waiting.
+    const auto turns = [&](std::size_t width) { return (tiles(64, width) - 1) / (2 * device.processors()) + 1; };
+    const bool narrow = 96 * turns(96) < 128 * turns(128);
+    launch(kernels + (narrow ? many_96 : many_128), 64, narrow ? 96 : 128, 128, 0, rows);
+  } else if (2 * tiles(32, 32) >= 5 * device.processors()) {
+    launch(kernels + some_32, 32, 32, 128, 0, rows);
+  } else {
+    launch(kernels + some_16, 16, 32, 256, 0, rows);
+  }
+}
+
+/// The moves that put row sources[i] in row i, for all rows at once: first those that overwrite a row that nobody needs
+/// any longer, then the swaps of what is left, which are cycles. Calls body(count, pairs) for groups that fit a launch:
+/// each pair is the row written and the row read, whose highest bit says that they are swapped.
+template <class Body>
+void for_each_group_of_moves(std::span<const std::size_t> sources, Body&& body) {
+  constexpr std::size_t done = static_cast<std::size_t>(-1);
+  constexpr std::uint32_t swap = 0x80000000U;
+  Words pairs;
+  std::uint32_t count = 0;
+  const auto move = [&](std::size_t to, std::size_t from, std::uint32_t how) {
+    pairs.at[2 * count] = static_cast<std::uint32_t>(to);
+    pairs.at[2 * count + 1] = static_cast<std::uint32_t>(from) | how;
+    if (++count < Words::most / 2) return;
+    body(count, std::as_const(pairs));
+    count = 0;
+  };
+  std::size_t* const readers = detail::thread_scratch<std::size_t>(sources.size());  // that still need row i as it was
+  std::fill_n(readers, sources.size(), std::size_t{0});
+  for (const std::size_t source : sources) ++readers[source];
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    for (std::size_t row = i; readers[row] == 0;) {
+      const std::size_t source = sources[row];
+      move(row, source, 0);
+      readers[row] = done;
+      --readers[source];
+      row = source;
+    }
+  }
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    for (std::size_t row = i; readers[row] != done;) {
+      const std::size_t source = sources[row];
+      readers[row] = done;
+      if (readers[source] == done) break;
+      move(row, source, swap);
+      row = source;
+    }
+  }
+  if (count > 0) body(count, std::as_const(pairs));
+}
+
+}  // namespace gpu
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

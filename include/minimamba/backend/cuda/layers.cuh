@@ -1,0 +1,221 @@
+R"cuda(
+// Everything but products, embedding and scan. Matrices are given as a pointer and a stride in values.
+
+// A loop over the elements of a [rows, cols] matrix, for any grid of blocks of 256 threads.
+#define FOR_EACH_ELEMENT(i, j, rows, cols)             \
+  for (u32 i = blockIdx.y; i < (rows); i += gridDim.y) \
+    for (u32 j = blockIdx.x * 256 + threadIdx.x; j < (cols); j += gridDim.x * 256)
+
+extern "C" __global__ void fill(Scalar* y, u64 y_stride, u32 rows, u32 cols, Scalar value) {
+  begin();
+  FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = value;
+}
+
+extern "C" __global__ void copy(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
+  begin();
+  FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = x[i * x_stride + j];
+}
+
+// Up to 3072 bytes, which come with the call.
+struct Words {
+  u32 at[768];
+};
+extern "C" __global__ void write_words(u32* there, u32 count, Words words) {
+  begin();
+  for (u32 i = threadIdx.x; i < count; i += blockDim.x) there[i] = words.at[i];
+}
+
+// y[first + i,:] = x[rows[i],:]
+extern "C" __global__ void gather_rows(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols,
+                                       Words sources) {
+  begin();
+  FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = x[sources.at[i] * x_stride + j];
+}
+
+// Moves rows within y, one move after the other. A thread makes all moves of a column, so that no thread waits for
+// another. A move is a pair of words: the row written and the row read, whose highest bit says that they are swapped.
+extern "C" __global__ void move_rows(Scalar* y, u64 y_stride, u32 moves, u32 cols, Words pairs) {
+  begin();
+  const u32 j = blockIdx.x * 256 + threadIdx.x;
+  if (j >= cols) return;
+  for (u32 i = 0; i < moves; ++i) {
+    Scalar* const to = y + pairs.at[2 * i] * y_stride + j;
+    Scalar* const from = y + (pairs.at[2 * i + 1] & 0x7FFFFFFFu) * y_stride + j;
+    const Scalar value = *from;
+    if (pairs.at[2 * i + 1] >> 31) *from = *to;
+    *to = value;
+  }
+}
+
+// y += x; x_stride is 0 for a single row
+extern "C" __global__ void add(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
+  begin();
+  FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] += x[i * x_stride + j];
+}
+
+// y = -exp(x), computed in double as on every other backend
+extern "C" __global__ void negative_exp(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
+  begin();
+  FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = (Scalar)-exp((double)x[i * x_stride + j]);
+}
+
+// y = x / sqrt(mean(x^2) + epsilon) * weight, where no weight is 1: a block for each row
+extern "C" __global__ void rms_norm(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Scalar* y,
+                                    u64 y_stride, u32 cols) {
+  begin();
+  x += blockIdx.x * x_stride;
+  y += blockIdx.x * y_stride;
+  const RmsScale scale(x, cols, epsilon);
+  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = scale.of(x[j]) * (weight ? weight[j] : Scalar(1));
+}
+
+// Input i of a channel, counted from the start of the window, which x follows.
+__device__ inline Scalar conv1d_input(const Scalar* x, u64 x_stride, const Scalar* window, u32 past, u32 i) {
+  return i < past ? window[i] : x[(i - past) * x_stride];
+}
+
+// A thread computes a tile of 8 tokens of a channel. That of a segment's first tile, which alone reads the window, also
+// slides it.
+extern "C" __global__ void __launch_bounds__(128)
+    causal_conv1d(const Scalar* x, u64 x_stride, const Scalar* weight, const Scalar* bias, Scalar* windows,
+                  u64 slot_stride, Scalar* y, u64 y_stride, u32 channels, u32 width, const Segment* segments) {
+  begin();
+  constexpr u32 tile = 8;
+  const Segment segment = segments[blockIdx.z];
+  const u32 e = blockIdx.y * 128 + threadIdx.x, start = blockIdx.x * tile, past = width - 1;
+  if (e >= channels || start >= segment.length) return;
+  const u32 tokens = min(tile, segment.length - start);
+  x += segment.first * x_stride + e;
+  y += (segment.first + start) * y_stride + e;
+  weight += (u64)e * width;
+  Scalar* const window = windows + segment.slot * slot_stride + (u64)e * past;
+  const Scalar first = bias ? bias[e] : Scalar(0);
+  if (width == 4) {
+    Scalar inputs[tile + 3];
+#pragma unroll
+    for (u32 i = 0; i < tile + 3; ++i) {
+      inputs[i] = i < tokens + 3 ? conv1d_input(x, x_stride, window, 3, start + i) : Scalar(0);
+    }
+    const Scalar w[4] = {weight[0], weight[1], weight[2], weight[3]};
+#pragma unroll
+    for (u32 t = 0; t < tile; ++t) {
+      Scalar sum = first;
+#pragma unroll
+      for (u32 k = 0; k < 4; ++k) sum = multiply_add(w[k], inputs[t + k], sum);
+      if (t < tokens) y[t * y_stride] = silu(sum);
+    }
+  } else {
+    for (u32 t = 0; t < tokens; ++t) {
+      Scalar sum = first;
+      for (u32 k = 0; k < width; ++k) {
+        sum = multiply_add(weight[k], conv1d_input(x, x_stride, window, past, start + t + k), sum);
+      }
+      y[t * y_stride] = silu(sum);
+    }
+  }
+  if (start > 0) return;
+  for (u32 j = 0; j < past; ++j) window[j] = conv1d_input(x, x_stride, window, past, segment.length + j);
+}
+
+// The window before each chunk of tokens.
+extern "C" __global__ void keep_windows(const Scalar* x, u64 x_stride, const Scalar* windows, u64 slot_stride,
+                                        Scalar* kept, u64 kept_stride, u32 chunk, u32 channels, u32 width,
+                                        const Segment* segments) {
+  begin();
+  const Segment segment = segments[blockIdx.z];
+  const u32 e = blockIdx.x * 128 + threadIdx.x, past = width - 1;
+  if (e >= channels) return;
+  x += segment.first * x_stride + e;
+  windows += segment.slot * slot_stride + (u64)e * past;
+  for (u64 c = blockIdx.y; c * chunk < segment.length; c += gridDim.y) {
+    Scalar* const there = kept + (segment.kept + c) * kept_stride + (u64)e * past;
+    for (u32 j = 0; j < past; ++j) there[j] = conv1d_input(x, x_stride, windows, past, (u32)(c * chunk) + j);
+  }
+}
+
+// nats[i] = log(sum_v exp(logits[i,v])) - logits[i,targets[i]], a block for each row
+extern "C" __global__ void negative_log_likelihood(const Scalar* logits, u64 stride, const int* targets, double* nats,
+                                                   u32 cols) {
+  __shared__ Scalar parts[8];
+  begin();
+  logits += blockIdx.x * stride;
+  Scalar largest = logits[0];
+  for (u32 v = threadIdx.x; v < cols; v += 256) largest = logits[v] > largest ? logits[v] : largest;
+  for (int step = 16; step > 0; step /= 2) {
+    const Scalar other = __shfl_xor_sync(every_lane, largest, step);
+    largest = other > largest ? other : largest;
+  }
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = largest;
+  __syncthreads();
+  for (int i = 0; i < 8; ++i) largest = parts[i] > largest ? parts[i] : largest;
+  double sum = 0;
+  for (u32 v = threadIdx.x; v < cols; v += 256) sum += (double)exponential(logits[v] - largest);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) nats[blockIdx.x] = log(sum) + ((double)largest - (double)logits[targets[blockIdx.x]]);
+}
+
+// A logit and its column, in the order of top_k: larger logits first, of equal ones the lower column.
+struct Candidate {
+  Scalar logit;
+  int column;
+
+  __device__ bool before(const Candidate& other) const {
+    return logit > other.logit || (logit == other.logit && column < other.column);
+  }
+  // The first of a warp's candidates.
+  __device__ Candidate first_of_warp() const {
+    Candidate first = *this;
+    for (int step = 16; step > 0; step /= 2) {
+      const Candidate other = {__shfl_xor_sync(every_lane, first.logit, step),
+                               __shfl_xor_sync(every_lane, first.column, step)};
+      if (other.before(first)) first = other;
+    }
+    return first;
+  }
+};
+
+// The largest logits of each row: a block for a row. A thread has the columns whose number is its own, modulo 1024, and
+// knows the first of them that is not taken yet.
+struct LargestOfRow {
+  const Scalar* logits;
+  u32 cols;
+
+  // The first of this thread's columns after `last`. NaN counts as -infinity.
+  __device__ Candidate after(const Candidate& last) const {
+    const Scalar infinity = (Scalar)__int_as_float(0x7F800000);
+    Candidate first = {-infinity, 0x7FFFFFFF};
+#pragma unroll 8
+    for (u32 j = threadIdx.x; j < cols; j += 1024) {
+      const Scalar logit = logits[j];
+      const Candidate own = {logit == logit ? logit : -infinity, (int)j};
+      if (last.before(own) && own.before(first)) first = own;
+    }
+    return first;
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(1024)
+    top_k(const Scalar* logits, u64 stride, u32 cols, int* tokens, u64 tokens_stride, Scalar* largest,
+          u64 largest_stride, u32 count) {
+  __shared__ Candidate firsts[32];  // of each warp
+  begin();
+  const LargestOfRow row = {logits + blockIdx.x * stride, cols};
+  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Candidate own = row.after({(Scalar)__int_as_float(0x7F800000), -1});
+  Candidate of_warp = own.first_of_warp();
+  for (u32 i = 0; i < count; ++i) {
+    if (lane == 0) firsts[warp] = of_warp;
+    __syncthreads();
+    const Candidate next = firsts[lane].first_of_warp();
+    if (threadIdx.x == 0) {
+      tokens[blockIdx.x * tokens_stride + i] = next.column;
+      largest[blockIdx.x * largest_stride + i] = next.logit;
+    }
+    if (i + 1 == count) return;
+    const u32 owner = (u32)next.column % 1024;
+    if (owner == threadIdx.x) own = row.after(next);
+    if (owner / 32 == warp) of_warp = own.first_of_warp();
+    __syncthreads();
+  }
+}
+)cuda"

@@ -1,0 +1,252 @@
+// Memory of a card: buffers, weight matrices, and the names of the kernels.
+#ifndef MINIMAMBA_BACKEND_CUDA_MEMORY_HPP
+#define MINIMAMBA_BACKEND_CUDA_MEMORY_HPP
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "minimamba/backend/cuda/device.hpp"
+#include "minimamba/core/formats.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace gpu {
+
+/// Kernels of Program::layers and layers_double, in the order of their names below. Those of the formats begin at
+/// place, fetch and embed, three for each format.
+enum LayerKernel : std::size_t {
+  fill,
+  copy,
+  write_words,
+  gather_rows,
+  move_rows,
+  add,
+  negative_exp,
+  rms_norm,
+  causal_conv1d,
+  keep_windows,
+  negative_log_likelihood,
+  top_k,
+  scan_one,
+  scan_to_16,
+  scan_to_64,
+  scan_to_256,
+  scan_to_1024,
+  first_of_formats
+};
+inline constexpr std::array layer_kernels = {"fill",
+                                             "copy",
+                                             "write_words",
+                                             "gather_rows",
+                                             "move_rows",
+                                             "add",
+                                             "negative_exp",
+                                             "rms_norm",
+                                             "causal_conv1d",
+                                             "keep_windows",
+                                             "negative_log_likelihood",
+                                             "top_k",
+                                             "scan_one",
+                                             "scan_8x2",
+                                             "scan_16x4",
+                                             "scan_32x8",
+                                             "scan_32x32",
+                                             "place_f64",
+                                             "fetch_f64",
+                                             "embed_f64",
+                                             "place_f32",
+                                             "fetch_f32",
+                                             "embed_f32",
+                                             "place_f16",
+                                             "fetch_f16",
+                                             "embed_f16",
+                                             "place_bf16",
+                                             "fetch_bf16",
+                                             "embed_bf16",
+                                             "place_q8",
+                                             "fetch_q8",
+                                             "embed_q8",
+                                             "place_q4",
+                                             "fetch_q4",
+                                             "embed_q4"};
+
+static_assert(layer_kernels.size() == first_of_formats + 18);
+
+/// Kernels of Program::ssd and ssd_double.
+enum SsdKernel : std::size_t { ssd_scan_to_64, ssd_scan_to_128, ssd_scan_to_256, ssd_scan_to_1024, gated_rms_norm };
+inline constexpr std::array ssd_kernels = {"ssd_scan_16x4", "ssd_scan_32x4", "ssd_scan_32x8", "ssd_scan_32x32",
+                                           "gated_rms_norm"};
+static_assert(ssd_kernels.size() == gated_rms_norm + 1);
+
+/// Kernels of Program::products_fma: these kinds for f32 and for f16, and then `any` for bf16, q8 and q4.
+enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many_96, many_128, any, normed };
+inline constexpr std::size_t fma_kinds = 9;
+inline constexpr std::array fma_kernels = {"multiply_f32_few_1",    "multiply_f32_few_2",   "multiply_f32_few_4",
+                                           "multiply_f32_some_16",  "multiply_f32_some_32", "multiply_f32_many_96",
+                                           "multiply_f32_many_128", "multiply_f32_any",     "multiply_f32_normed",
+                                           "multiply_f16_few_1",    "multiply_f16_few_2",   "multiply_f16_few_4",
+                                           "multiply_f16_some_16",  "multiply_f16_some_32", "multiply_f16_many_96",
+                                           "multiply_f16_many_128", "multiply_f16_any",     "multiply_f16_normed",
+                                           "multiply_bf16_any",     "multiply_q8_any",      "multiply_q4_any"};
+static_assert(fma_kernels.size() == 2 * fma_kinds + 3);
+/// Bytes of dynamic shared memory: see multiply_some.
+constexpr unsigned fma_shared_memory(std::size_t kernel) {
+  if (kernel >= 2 * fma_kinds) return 0;
+  const std::size_t kind = kernel % fma_kinds, rows = kind == some_16 ? 16 : 32, warps = kind == some_16 ? 8 : 4;
+  const std::size_t weight = kernel < fma_kinds ? 4 : 2, stage = rows * 20 * 4 + 4 * 128 * weight;
+  return kind == some_16 || kind == some_32 ? static_cast<unsigned>(warps * (3 * stage + rows * 32 * 4)) : 0;
+}
+
+/// Kernels of Program::products_mma: these kinds for bf16, q8 and q4, and then those that round activations.
+enum MmaKernel : std::size_t { mma_few_8, mma_few_16, mma_few_32, mma_few_64, mma_many_64, mma_many_128 };
+inline constexpr std::size_t mma_kinds = 6, bf16_normed = 3 * mma_kinds, round_to_bf16 = bf16_normed + 1,
+                             quantise = round_to_bf16 + 1;
+inline constexpr std::array mma_kernels = {"multiply_bf16_few_8",  "multiply_bf16_few_16",  "multiply_bf16_few_32",
+                                           "multiply_bf16_few_64", "multiply_bf16_many_64", "multiply_bf16_many_128",
+                                           "multiply_q8_few_8",    "multiply_q8_few_16",    "multiply_q8_few_32",
+                                           "multiply_q8_few_64",   "multiply_q8_many_64",   "multiply_q8_many_128",
+                                           "multiply_q4_few_8",    "multiply_q4_few_16",    "multiply_q4_few_32",
+                                           "multiply_q4_few_64",   "multiply_q4_many_64",   "multiply_q4_many_128",
+                                           "multiply_bf16_normed", "round_to_bf16",         "quantise"};
+static_assert(mma_kernels.size() == quantise + 1);
+/// Bytes of dynamic shared memory: the stages of multiply_many.
+constexpr unsigned mma_shared_memory(std::size_t kernel) {
+  const std::size_t kind = kernel % mma_kinds, format = kernel / mma_kinds;
+  if (format > 2 || (kind != mma_many_64 && kind != mma_many_128)) return 0;
+  const unsigned groups = kind == mma_many_64 ? 8 : 16, stages = format == 1 ? 2 : 3;
+  return stages * (8 * 4 * (format == 2 ? 256 : 512) + groups * 1024 + (format == 0 ? 0 : (8 + groups) * 128));
+}
+
+/// Kernels of Program::products_double: one for each format, and the rounding of activations.
+inline constexpr std::array double_kernels = {"multiply_f64", "multiply_f32", "multiply_f16", "multiply_bf16",
+                                              "multiply_q8",  "multiply_q4",  "round_bf16",   "round_blocks"};
+inline constexpr std::size_t round_bf16 = 6, round_blocks = 7;
+static_assert(double_kernels.size() == round_blocks + 1);
+
+/// How weights of a format lie in the card's memory: see formats.cuh.
+template <class W>
+struct Layout;
+
+template <class Number, std::size_t number>
+struct PanelLayout {
+  static constexpr std::size_t index = number;  // among the kernels of all formats
+  static std::size_t bytes(std::size_t rows, std::size_t cols) {
+    return (rows + 7) / 8 * 8 * ((cols + 31) / 32 * 32) * sizeof(Number);
+  }
+};
+template <>
+struct Layout<double> : PanelLayout<double, 0> {};
+template <>
+struct Layout<float> : PanelLayout<float, 1> {};
+template <>
+struct Layout<f16> : PanelLayout<f16, 2> {};
+template <>
+struct Layout<bf16> {
+  static constexpr std::size_t index = 3;
+  static std::size_t bytes(std::size_t rows, std::size_t cols) { return (rows + 15) / 16 * ((cols + 15) / 16) * 512; }
+};
+template <>
+struct Layout<q8> {
+  static constexpr std::size_t index = 4;
+  static std::size_t bytes(std::size_t rows, std::size_t cols) {
+    return (rows + 15) / 16 * ((cols + 31) / 32) * (512 + 32);
+  }
+};
+template <>
+struct Layout<q4> {
+  static constexpr std::size_t index = 5;
+  static std::size_t bytes(std::size_t rows, std::size_t cols) {
+    return (rows + 15) / 16 * ((cols + 31) / 32) * (256 + 32);
+  }
+};
+
+/// The kernels' struct of this name.
+struct Weights {
+  Address data = 0;
+  std::uint32_t rows = 0, cols = 0;
+};
+
+}  // namespace gpu
+
+/// Owns `size` elements of a card's memory, initialised to zero. Movable; copies are made by a backend. Only kernels
+/// may use what data() points to.
+template <class T>
+class CudaBuffer {
+  static_assert(std::is_trivially_copyable_v<T>);
+
+ public:
+  CudaBuffer() = default;
+  CudaBuffer(std::shared_ptr<gpu::Device> device, std::size_t size) : device_(std::move(device)), size_(size) {
+    if (size == 0) return;
+    if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
+    address_ = device_->allocate(size * sizeof(T));
+  }
+  CudaBuffer(CudaBuffer&& other) noexcept
+      : device_(std::move(other.device_)),
+        address_(std::exchange(other.address_, 0)),
+        size_(std::exchange(other.size_, 0)) {}
+  CudaBuffer& operator=(CudaBuffer&& other) noexcept {
+    if (this != &other) {
+      free();
+      device_ = std::move(other.device_);
+      address_ = std::exchange(other.address_, 0);
+      size_ = std::exchange(other.size_, 0);
+    }
+    return *this;
+  }
+  ~CudaBuffer() { free(); }
+
+  T* data() { return reinterpret_cast<T*>(static_cast<std::uintptr_t>(address_)); }
+  const T* data() const { return reinterpret_cast<const T*>(static_cast<std::uintptr_t>(address_)); }
+  std::size_t size() const { return size_; }
+
+ private:
+  void free() noexcept {
+    if (device_) device_->release(address_);
+    device_.reset();
+  }
+
+  std::shared_ptr<gpu::Device> device_;
+  gpu::Address address_ = 0;
+  std::size_t size_ = 0;
+};
+
+/// A weight matrix in a card's memory, in the layout that its products read.
+template <WeightFormat W>
+class CudaMatrix {
+ public:
+  CudaMatrix() = default;
+  CudaMatrix(std::shared_ptr<gpu::Device> device, std::size_t rows, std::size_t cols)
+      : rows_(rows), cols_(cols), memory_(std::move(device), rows == 0 ? 0 : gpu::Layout<W>::bytes(rows, cols)) {}
+  CudaMatrix(CudaMatrix&& other) noexcept
+      : rows_(std::exchange(other.rows_, 0)), cols_(std::exchange(other.cols_, 0)), memory_(std::move(other.memory_)) {}
+  CudaMatrix& operator=(CudaMatrix&& other) noexcept {
+    rows_ = std::exchange(other.rows_, 0);
+    cols_ = std::exchange(other.cols_, 0);
+    memory_ = std::move(other.memory_);
+    return *this;
+  }
+
+  std::size_t rows() const { return rows_; }
+  std::size_t cols() const { return cols_; }
+  std::size_t bytes() const { return memory_.size(); }
+  gpu::Weights weights() const {
+    return {reinterpret_cast<std::uintptr_t>(memory_.data()), static_cast<std::uint32_t>(rows_),
+            static_cast<std::uint32_t>(cols_)};
+  }
+
+ private:
+  std::size_t rows_ = 0, cols_ = 0;
+  CudaBuffer<std::byte> memory_;
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,320 @@
+R"cuda(
+// Products on tensor cores, with rounded activations: bf16 by mma.m16n8k16 in f32, q8 and q4 by mma.m16n8k32 in whole
+// numbers. Weights are the operand A, so that 16 outputs of up to 8 rows of x are one instruction.
+//
+// The arithmetic, the same in both kernels: K is cut into slices of 4 steps, a step being 16 (bf16) or 32 (q8, q4)
+// values. Within a slice, step after step is added to zero: for bf16 by the instruction itself; for q8 and q4 the exact
+// sum of a block times both scales, by a fused multiply-add. Slices are added to zero, in ascending order.
+
+// Of one lane, for a slice: the operand A of 16 outputs and the operand B of 8 rows of x.
+struct Fragments {
+  uint4 half[2];
+  __device__ u32 low(u32 step) const { return step % 2 ? half[step / 2].z : half[step / 2].x; }
+  __device__ u32 high(u32 step) const { return step % 2 ? half[step / 2].w : half[step / 2].y; }
+};
+
+struct Bf16Product {
+  static const u32 depth = 16, bytes = 512, scaled = 0, stages = 3, together = 2;  // bytes: of 16 outputs, for a step
+  typedef uint4 Packed;                                                            // 16 outputs of a lane, for a step
+  __device__ static uint4 unpack(const Packed& packed) { return packed; }
+  // Rounds values itself, which value(row, k) has: for a few rows.
+  template <class Value>
+  __device__ static Fragments round(u32 rows, u32 cols, u32 row, u32 slice, u32 lane, const Value& value) {
+    const u32 i = row + lane / 4;
+    Fragments b;
+    u32* const words = &b.half[0].x;
+#pragma unroll
+    for (u32 j = 0; j < 8; ++j) {
+      const u32 at = slice * 64 + j * 8 + lane % 4 * 2;
+      const float first = i < rows && at < cols ? value(i, at) : 0.0f;
+      const float second = i < rows && at + 1 < cols ? value(i, at + 1) : 0.0f;
+      words[j] = to_bf16_pair(first, second);
+    }
+    return b;
+  }
+  __device__ static void add(float (&sum)[4], const uint4& a, u32 low, u32 high, const float*, const float*) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
+  }
+};
+
+struct BlockProduct {
+  static const u32 depth = 32, scaled = 1, together = 1;
+  // Scales: of outputs lane / 4 and lane / 4 + 8, and of rows lane % 4 * 2 and the next.
+  __device__ static void add(float (&sum)[4], const uint4& a, u32 low, u32 high, const float* a_scale,
+                             const float* b_scale) {
+    int whole[4];
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=r"(whole[0]), "=r"(whole[1]), "=r"(whole[2]), "=r"(whole[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high), "r"(0));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum[i] = __fmaf_rn((float)whole[i], __fmul_rn(a_scale[i / 2], b_scale[i % 2]), sum[i]);
+    }
+  }
+};
+struct Q8Product : BlockProduct {
+  static const u32 bytes = 512, stages = 2;  // three are more than 99 KB, which smaller cards have
+  typedef uint4 Packed;
+  __device__ static uint4 unpack(const Packed& packed) { return packed; }
+};
+struct Q4Product : BlockProduct {
+  static const u32 bytes = 256, stages = 3;
+  typedef uint2 Packed;
+  // Four integers plus 8, one in each byte, become signed bytes.
+  __device__ static u32 to_signed(u32 nibbles) {
+    const u32 two = nibbles ^ 0x08080808u;            // two's complement in 4 bits
+    return two | ((two & 0x08080808u) >> 3) * 0xF0u;  // the sign goes into the upper bits
+  }
+  __device__ static uint4 unpack(const Packed& both) {
+    return make_uint4(to_signed(both.x & 0x0F0F0F0Fu), to_signed(both.y & 0x0F0F0F0Fu),
+                      to_signed(both.x >> 4 & 0x0F0F0F0Fu), to_signed(both.y >> 4 & 0x0F0F0F0Fu));
+  }
+};
+
+template <class Product>
+__device__ inline u32 steps_of(const Weights& w) {
+  return (w.cols + Product::depth - 1) / Product::depth;
+}
+// The scales of 16 outputs for a step.
+template <class Product>
+__device__ inline const u16* weight_scales(const Weights& w, u32 panel, u32 step) {
+  const u64 steps = steps_of<Product>(w);
+  return (const u16*)(w.data + (w.rows + 15) / 16 * steps * Product::bytes) + (panel * steps + step) * 16;
+}
+
+// 16 outputs of 8 * TILES rows of x in a block, whose warps share the slices: for few rows, which need every warp to
+// read weights, some before x is there. ROUNDS: x may be without fragments, to be rounded here. With a norm_weight, x
+// is a row that every block normalises, and the first one writes it to `normed`.
+template <class Product, int TILES, bool ROUNDS>
+__device__ inline void multiply_few(const Inputs& x, const Weights& w, const Output& output,
+                                    const float* norm_weight = nullptr, double epsilon = 0, float* normed = nullptr) {
+  constexpr u32 most = 64 / TILES, outputs = TILES * 128, each = (outputs + 255) / 256;
+  __shared__ float partial[most][outputs];  // [slice][row of x][16]
+  const u32 steps = steps_of<Product>(w), slices = (steps + 3) / 4, groups = (x.rows + 7) / 8;
+  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, panel = blockIdx.x, row = blockIdx.y * 8 * TILES;
+  float total[each] = {};
+  typename Product::Packed a[4];  // the weights of this warp's next slice
+  float a_scale[4][2];
+  const auto read = [&](u32 slice) {
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+      const u32 step = slice * 4 + i;
+      if (step >= steps) continue;
+      a[i] = ((const typename Product::Packed*)w.data)[((u64)panel * steps + step) * 32 + lane];
+      if (Product::scaled) {
+        const u16* const scales = weight_scales<Product>(w, panel, step);
+        a_scale[i][0] = from_f16(scales[lane / 4]);
+        a_scale[i][1] = from_f16(scales[lane / 4 + 8]);
+      }
+    }
+  };
+  read(warp);
+  wait_for_inputs();
+  RmsScale scale;
+  if (norm_weight) {
+    scale = RmsScale(x.values, w.cols, epsilon);
+    for (u32 k = threadIdx.x; blockIdx.x == 0 && k < w.cols; k += 256) {
+      normed[k] = scale.of(x.values[k]) * norm_weight[k];
+    }
+  }
+  const auto value = [&](u32 i, u32 k) {
+    const float plain = x.values[i * x.stride + k];
+    return norm_weight ? scale.of(plain) * norm_weight[k] : plain;
+  };
+  for (u32 first = 0; first < slices; first += most) {
+    const u32 here = min(most, slices - first);
+    for (u32 s = warp; s < here; s += 8) {
+      const u32 slice = first + s;
+#pragma unroll
+      for (u32 tile = 0; tile < TILES; ++tile) {
+        const u32 group = row / 8 + tile;
+        Fragments b = {};
+        bool rounded = true;
+        if constexpr (ROUNDS) {
+          rounded = x.fragments != nullptr;
+          if (!rounded) b = Product::round(x.rows, w.cols, row + 8 * tile, slice, lane, value);
+        }
+        if (rounded && group < groups) {
+          const uint4* const fragments = x.fragments + ((u64)group * slices + slice) * 64 + lane;
+          b.half[0] = fragments[0], b.half[1] = fragments[32];
+        }
+        float sum[4] = {};
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+          if (slice * 4 + i >= steps) break;
+          float b_scale[2] = {};
+          if (Product::scaled && group < groups) {
+            const float* const scales = x.scales + ((u64)group * slices * 4 + slice * 4 + i) * 8 + lane % 4 * 2;
+            b_scale[0] = scales[0], b_scale[1] = scales[1];
+          }
+          Product::add(sum, Product::unpack(a[i]), b.low(i), b.high(i), a_scale[i], b_scale);
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+          partial[s][(8 * tile + lane % 4 * 2 + i % 2) * 16 + lane / 4 + i / 2 * 8] = sum[i];
+        }
+      }
+      read(slice + 8);
+    }
+    __syncthreads();
+#pragma unroll
+    for (u32 i = 0; i < each; ++i) {
+      const u32 at = i * 256 + threadIdx.x;
+      if (at < outputs) {
+        for (u32 s = 0; s < here; ++s) total[i] += partial[s][at];
+      }
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (u32 i = 0; i < each; ++i) {
+    const u32 at = i * 256 + threadIdx.x, r = row + at / 16, j = panel * 16 + at % 16;
+    if (at < outputs && r < x.rows && j < w.rows) output.store(r, j, total[i]);
+  }
+}
+
+// 128 outputs of 64 * ROW_WARPS rows of x in a block of four warps, each of which has 32 * ROW_WARPS outputs of 64
+// rows. The next stages are on their way while one is used.
+template <class Product, int ROW_WARPS>
+__device__ inline void multiply_many(const Inputs& x, const Weights& w, const Output& output) {
+  extern __shared__ __align__(16) u8 shared[];
+  constexpr u32 together = Product::together;  // tiles whose sums do not wait for each other
+  constexpr u32 panel_bytes = 4 * Product::bytes, rows_of_8 = 8 * ROW_WARPS, own_panels = 2 * ROW_WARPS;
+  constexpr u32 scale_bytes = Product::scaled ? 8 * 128 + rows_of_8 * 128 : 0;
+  constexpr u32 stage_bytes = 8 * panel_bytes + rows_of_8 * 1024 + scale_bytes, stages = Product::stages;
+  const u32 steps = steps_of<Product>(w), slices = (steps + 3) / 4, groups = (x.rows + 7) / 8;
+  const u32 panels = (w.rows + 15) / 16, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const u32 first_panel = blockIdx.x * 8, first_group = blockIdx.y * rows_of_8;
+  const u32 own_panel = warp / ROW_WARPS * own_panels, own_group = warp % ROW_WARPS * 8;
+  // A stage: weights [8 panels][4 steps], inputs [groups of 8 rows][2][32 lanes], scales of both.
+  const auto weights_of = [&](u32 stage) { return shared + stage * stage_bytes; };
+  const auto inputs_of = [&](u32 stage) { return weights_of(stage) + 8 * panel_bytes; };
+  const auto scales_of = [&](u32 stage) { return inputs_of(stage) + rows_of_8 * 1024; };
+  wait_for_inputs();
+  const auto copy = [&](u32 slice) {
+    if (slice < slices) {
+      const u32 stage = slice % stages, here = min(4u, steps - slice * 4);
+      constexpr u32 pieces = panel_bytes / 16;
+#pragma unroll
+      for (u32 i = 0; i < pieces / 16; ++i) {
+        const u32 panel = i * (128 / pieces) + threadIdx.x / pieces, piece = threadIdx.x % pieces * 16;
+        const bool real = first_panel + panel < panels && piece < here * Product::bytes;
+        const u64 from = real ? ((u64)(first_panel + panel) * steps + slice * 4) * Product::bytes + piece : 0;
+        copy_async(weights_of(stage) + panel * panel_bytes + piece, w.data + from, real);
+      }
+#pragma unroll
+      for (u32 i = 0; i < rows_of_8 / 2; ++i) {
+        const u32 at = i * 128 + threadIdx.x, group = first_group + at / 64;
+        const bool real = group < groups;
+        copy_async(inputs_of(stage) + at * 16, x.fragments + (real ? ((u64)group * slices + slice) * 64 + at % 64 : 0),
+                   real);
+      }
+      if (Product::scaled) {
+        u8* const scales = scales_of(stage);
+        if (threadIdx.x < 64) {
+          const u32 panel = threadIdx.x / 8, step = threadIdx.x % 8 / 2;
+          const bool real = first_panel + panel < panels && step < here;
+          copy_async(scales + threadIdx.x * 16,
+                     (const u8*)weight_scales<Product>(w, real ? first_panel + panel : 0, real ? slice * 4 + step : 0) +
+                         threadIdx.x % 2 * 16,
+                     real);
+        }
+        const u32 group = first_group + threadIdx.x / 8;
+        const bool real = threadIdx.x < rows_of_8 * 8 && group < groups;
+        const u64 from = real ? ((u64)group * slices + slice) * 32 + threadIdx.x % 8 * 4 : 0;
+        if (threadIdx.x < rows_of_8 * 8) copy_async(scales + 8 * 128 + threadIdx.x * 16, x.scales + from, real);
+      }
+    }
+    end_copies();
+  };
+  for (u32 slice = 0; slice < stages - 1; ++slice) copy(slice);
+  float total[own_panels][8][4] = {};  // [panel][8 rows]
+  for (u32 slice = 0; slice < slices; ++slice) {
+    wait_for_copies<stages - 2>();
+    __syncthreads();  // this slice is there for all threads, and all have used the one before
+    copy(slice + stages - 1);
+    // Steps that do not exist are zeros, which change no sum. Without a branch after each step, instructions of several
+    // tiles overlap; with scales, that would need more registers than there are.
+    const u32 stage = slice % stages, here = Product::scaled ? min(4u, steps - slice * 4) : 4;
+    const typename Product::Packed* const weights = (const typename Product::Packed*)weights_of(stage);
+    const uint4* const inputs = (const uint4*)inputs_of(stage);
+    const u16* const a_scales = (const u16*)scales_of(stage);
+    const float* const b_scales = (const float*)(scales_of(stage) + 8 * 128);
+#pragma unroll
+    for (u32 pair = 0; pair < own_panels; pair += 2) {  // more panels at once would need more registers than there are
+      uint4 a[2][4];
+      float a_scale[2][4][2];
+#pragma unroll
+      for (u32 i = 0; i < 8; ++i) {
+        const u32 at = (own_panel + pair) * 4 + i;
+        a[i / 4][i % 4] = Product::unpack(weights[at * 32 + lane]);
+        if (Product::scaled) {
+          a_scale[i / 4][i % 4][0] = from_f16(a_scales[at * 16 + lane / 4]);
+          a_scale[i / 4][i % 4][1] = from_f16(a_scales[at * 16 + lane / 4 + 8]);
+        }
+      }
+#pragma unroll
+      for (u32 first = 0; first < 8; first += together) {
+        Fragments b[together];
+        float sum[2][together][4] = {};  // [panel][tile]
+#pragma unroll
+        for (u32 tile = 0; tile < together; ++tile) {
+          const uint4* const lane_inputs = inputs + (own_group + first + tile) * 64 + lane;
+          b[tile].half[0] = lane_inputs[0], b[tile].half[1] = lane_inputs[32];
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+          if (i >= here) break;
+#pragma unroll
+          for (u32 tile = 0; tile < together; ++tile) {
+            float b_scale[2] = {};
+            if (Product::scaled) {
+              const float* const scales = b_scales + ((own_group + first + tile) * 4 + i) * 8 + lane % 4 * 2;
+              b_scale[0] = scales[0], b_scale[1] = scales[1];
+            }
+            Product::add(sum[0][tile], a[0][i], b[tile].low(i), b[tile].high(i), a_scale[0][i], b_scale);
+            Product::add(sum[1][tile], a[1][i], b[tile].low(i), b[tile].high(i), a_scale[1][i], b_scale);
+          }
+        }
+#pragma unroll
+        for (u32 i = 0; i < 8 * together; ++i) {
+          const u32 panel = i / 4 / together, tile = i / 4 % together;
+          total[pair + panel][first + tile][i % 4] += sum[panel][tile][i % 4];
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (u32 i = 0; i < own_panels * 8 * 4; ++i) {
+    const u32 panel = i / 32, tile = i / 4 % 8;
+    const u32 r = (first_group + own_group + tile) * 8 + lane % 4 * 2 + i % 2;
+    const u32 j = (first_panel + own_panel + panel) * 16 + lane / 4 + i % 4 / 2 * 8;
+    if (r < x.rows && j < w.rows) output.store(r, j, total[panel][tile][i % 4]);
+  }
+}
+
+#define MULTIPLY(NAME, KIND, THREADS, ...)                                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                   \
+      multiply_##NAME##_##KIND(Inputs x, Weights w, const __grid_constant__ Output output) { \
+    let_next_begin();                                                                        \
+    __VA_ARGS__(x, w, output);                                                               \
+  }
+#define PRODUCTS(NAME, PRODUCT, ROUNDS)                        \
+  MULTIPLY(NAME, few_8, 256, multiply_few<PRODUCT, 1, ROUNDS>) \
+  MULTIPLY(NAME, few_16, 256, multiply_few<PRODUCT, 2, false>) \
+  MULTIPLY(NAME, few_32, 256, multiply_few<PRODUCT, 4, false>) \
+  MULTIPLY(NAME, few_64, 256, multiply_few<PRODUCT, 8, false>) \
+  MULTIPLY(NAME, many_64, 128, multiply_many<PRODUCT, 1>)      \
+  MULTIPLY(NAME, many_128, 128, multiply_many<PRODUCT, 2>)
+extern "C" __global__ void __launch_bounds__(256, 2)
+    multiply_bf16_normed(Inputs x, Weights w, const __grid_constant__ Output output, const float* norm_weight,
+                         double epsilon, float* normed) {
+  let_next_begin();
+  multiply_few<Bf16Product, 1, true>(x, w, output, norm_weight, epsilon, normed);
+}
+PRODUCTS(bf16, Bf16Product, true)
+PRODUCTS(q8, Q8Product, false)
+PRODUCTS(q4, Q4Product, false)
+)cuda"

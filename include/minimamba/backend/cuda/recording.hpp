@@ -1,0 +1,227 @@
+// Kernels that are to be started, with their arguments.
+#ifndef MINIMAMBA_BACKEND_CUDA_RECORDING_HPP
+#define MINIMAMBA_BACKEND_CUDA_RECORDING_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "minimamba/backend/cuda/driver.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace gpu {
+
+struct Grid {
+  std::size_t x = 1, y = 1, z = 1;
+};
+
+/// A kernel to start. Lists are compared byte by byte, so there is no padding.
+struct Launch {
+  Handle function = nullptr;
+  std::uint32_t x = 1, y = 1, z = 1, threads = 1, shared = 0;  // shared: bytes of dynamic shared memory
+  std::uint32_t first = 0, count = 0;                          // of its arguments
+  std::uint16_t follows = 0;                                   // 1: must not begin before the kernel before has ended
+  std::uint16_t output = 0;                                    // of a product: 1 + the number of its Output argument
+};
+static_assert(std::has_unique_object_representations_v<Launch>);
+
+/// Where a product goes: y = product, and sum += product unless sum is null. The kernels' struct of this name.
+struct Output {
+  Address y = 0, sum = 0;
+  std::uint64_t y_stride = 0, sum_stride = 0;
+};
+
+/// Kernels with their arguments, in order.
+class LaunchList {
+ public:
+  template <class... Arguments>
+  void add(Launch launch, const Arguments&... arguments) {
+    static_assert(((std::has_unique_object_representations_v<Arguments> || std::is_floating_point_v<Arguments>)&&...));
+    launch.first = static_cast<std::uint32_t>(offsets_.size());
+    launch.count = sizeof...(Arguments);
+    (append(&arguments, sizeof(Arguments), alignof(Arguments)), ...);
+    launches_.push_back(launch);
+  }
+  void remove_last() {
+    const Launch& last = launches_.back();
+    bytes_.resize(offsets_[last.first]);
+    offsets_.resize(last.first);
+    launches_.pop_back();
+  }
+  void clear() {
+    launches_.clear();
+    offsets_.clear();
+    bytes_.clear();
+  }
+  std::size_t size() const { return launches_.size(); }
+  const std::vector<Launch>& launches() const { return launches_; }
+  Launch& last() { return launches_.back(); }
+  /// Where argument i of a launch is.
+  void* argument(const Launch& launch, std::size_t i) const {
+    return const_cast<std::byte*>(bytes_.data() + offsets_[launch.first + i]);
+  }
+  template <class T>
+  T get(const Launch& launch, std::size_t i) const {
+    T value;
+    std::memcpy(&value, argument(launch, i), sizeof(T));
+    return value;
+  }
+  template <class T>
+  void set(const Launch& launch, std::size_t i, const T& value) {
+    std::memcpy(argument(launch, i), &value, sizeof(T));
+  }
+
+  bool operator==(const LaunchList& other) const {
+    return bytes_ == other.bytes_ && launches_.size() == other.launches_.size() &&
+           std::memcmp(launches_.data(), other.launches_.data(), launches_.size() * sizeof(Launch)) == 0;
+  }
+  std::uint64_t hash() const {
+    std::uint64_t hash = launches_.size();
+    const auto mix = [&](const void* data, std::size_t bytes) {
+      for (std::size_t i = 0; i + 8 <= bytes; i += 8) {
+        std::uint64_t word = 0;
+        std::memcpy(&word, static_cast<const std::byte*>(data) + i, 8);
+        hash = (hash ^ word) * 0x9E3779B97F4A7C15U;
+        hash ^= hash >> 32;
+      }
+    };
+    mix(launches_.data(), launches_.size() * sizeof(Launch));
+    mix(bytes_.data(), bytes_.size());
+    return hash;
+  }
+
+ private:
+  void append(const void* argument, std::size_t size, std::size_t alignment) {
+    const std::size_t offset = (bytes_.size() + alignment - 1) / alignment * alignment;
+    bytes_.resize((offset + size + 7) / 8 * 8);
+    std::memcpy(bytes_.data() + offset, argument, size);
+    offsets_.push_back(static_cast<std::uint32_t>(offset));
+  }
+
+  std::vector<Launch> launches_;
+  std::vector<std::uint32_t> offsets_;
+  std::vector<std::byte> bytes_;
+};
+
+/// How a kernel is started.
+struct Block {
+  unsigned threads = 256, shared = 0;  // shared: bytes of dynamic shared memory
+  std::uint16_t output = 0;            // of a product: 1 + the number of its Output argument
+  std::size_t rows = 0, cols = 0;      // of a product
+  Address input = 0, input_end = 0;    // what a product reads
+  bool is_norm = false;                // an rms_norm of one row
+  bool is_copy = false;                // of rows
+  bool writes_weights = false;         // the kernel writes what products read before they wait for other kernels
+};
+
+/// What an rms_norm of one row computes.
+struct NormOfRow {
+  Address x = 0, weight = 0, y = 0;
+  double epsilon = 0;
+};
+
+/// A product that reads a row of floats.
+struct ProductOfRow {
+  Address x = 0, y = 0, y_end = 0;
+  std::size_t cols = 0;  // of x
+};
+
+struct CopyOfRows {
+  Address x = 0, y = 0;
+  std::uint64_t x_stride = 0, y_stride = 0;
+  std::size_t rows = 0, cols = 0;
+};
+
+/// What an add of rows computes: sum += rows.
+struct SumOfRows {
+  Address rows_at = 0, sum = 0;
+  std::uint64_t stride = 0, sum_stride = 0;
+  std::size_t rows = 0, cols = 0;
+};
+
+/// A list that grows by one kernel after the other. Some kernels need not be added, as the one before them, or the one
+/// after them, can do their work too.
+class Recording {
+ public:
+  LaunchList& list() { return list_; }
+
+  template <class... Arguments>
+  void add(Handle function, const Grid& grid, const Block& block, const Arguments&... arguments) {
+    list_.add({.function = function,
+               .x = static_cast<std::uint32_t>(grid.x),
+               .y = static_cast<std::uint32_t>(grid.y),
+               .z = static_cast<std::uint32_t>(grid.z),
+               .threads = block.threads,
+               .shared = block.shared,
+               .follows = static_cast<std::uint16_t>(last_.writes_weights),
+               .output = block.output},
+              arguments...);
+    last_ = block;
+  }
+  /// Lets the last product also add its result to a sum, if that result is what is to be added. Returns whether it is.
+  bool add_to_last_product(const SumOfRows& add) {
+    if (list_.size() == 0) return false;
+    const Launch& last = list_.last();
+    if (last.output == 0 || last_.rows != add.rows || last_.cols != add.cols) return false;
+    const Address sum_end = add.sum + add.rows * add.sum_stride * sizeof(float);
+    if (add.sum < last_.input_end && last_.input < sum_end) return false;
+    auto output = list_.get<Output>(last, last.output - 1U);
+    if (output.y != add.rows_at || output.y_stride != add.stride || output.sum != 0) return false;
+    output.sum = add.sum;
+    output.sum_stride = add.sum_stride;
+    list_.set(last, last.output - 1U, output);
+    return true;
+  }
+  /// Lets the copy that was added last also copy the rows that follow, if these are such. Returns whether they are.
+  bool extend_last_copy(const CopyOfRows& copy, std::size_t value_bytes) {
+    if (list_.size() == 0 || !last_.is_copy) return false;
+    Launch& last = list_.last();
+    const auto x = list_.get<Address>(last, 0), y = list_.get<Address>(last, 2);
+    const auto x_stride = list_.get<std::uint64_t>(last, 1), y_stride = list_.get<std::uint64_t>(last, 3);
+    const auto rows = list_.get<std::uint32_t>(last, 4), cols = list_.get<std::uint32_t>(last, 5);
+    const std::uint64_t all = std::uint64_t{rows} + copy.rows;
+    const bool follows = copy.x == x + rows * x_stride * value_bytes && copy.y == y + rows * y_stride * value_bytes &&
+                         copy.x_stride == x_stride && copy.y_stride == y_stride && copy.cols == cols;
+    const bool apart = x + all * x_stride * value_bytes <= y || y + all * y_stride * value_bytes <= x;
+    if (!follows || !apart || all > 0xFFFFFFFF) return false;
+    list_.set(last, 4, static_cast<std::uint32_t>(all));
+    last.y = static_cast<std::uint32_t>(std::min<std::uint64_t>(all, 65535));
+    return true;
+  }
+  /// Takes back the kernel that was added last if it is the rms_norm of a row that a product reads, for the product to
+  /// compute it too. Every block of the product then reads what was normalised, so nothing may be written there.
+  std::optional<NormOfRow> take_norm(const ProductOfRow& product) {
+    if (list_.size() == 0 || !last_.is_norm) return std::nullopt;
+    const Launch last = list_.launches().back();
+    const NormOfRow norm{.x = list_.get<Address>(last, 0),
+                         .weight = list_.get<Address>(last, 2),
+                         .y = list_.get<Address>(last, 4),
+                         .epsilon = list_.get<double>(last, 3)};
+    const auto cols = list_.get<std::uint32_t>(last, 6);
+    const Address x_end = norm.x + cols * sizeof(float);
+    const auto apart = [&](Address begin, Address end) { return end <= norm.x || x_end <= begin; };
+    if (norm.y != product.x || cols != product.cols || !apart(norm.y, norm.y + cols * sizeof(float)) ||
+        !apart(product.y, product.y_end)) {
+      return std::nullopt;
+    }
+    list_.remove_last();
+    last_ = {.writes_weights = last.follows != 0};
+    return norm;
+  }
+
+ private:
+  LaunchList list_;
+  Block last_ = {.writes_weights = true};  // the kernel that was added last; what was before is unknown
+};
+
+}  // namespace gpu
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

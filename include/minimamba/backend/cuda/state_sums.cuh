@@ -1,0 +1,95 @@
+R"cuda(
+// What the scans of S6 and of SSD share: sums over the states of a channel, and tiles of B and C.
+template <int PER>
+__device__ inline Scalar tree_sum(const Scalar (&p)[PER]) {
+  Scalar sums[PER];
+#pragma unroll
+  for (int i = 0; i < PER; ++i) sums[i] = p[i];
+#pragma unroll
+  for (int width = 1; width < PER; width *= 2) {
+#pragma unroll
+    for (int i = 0; i < PER; i += 2 * width) sums[i] += sums[i + width];
+  }
+  return sums[0];
+}
+
+// Sums of TOKENS tokens over LANES lanes, as a binary tree: neighbours first. While a lane has several tokens, it gives
+// half of them to its neighbour and takes the other half, so that one exchange serves two sums. At the end sums[i] of a
+// lane is that of token i * LANES + lane; with fewer tokens than lanes, sums[0] is that of token lane % TOKENS.
+template <int LANES, int TOKENS>
+__device__ inline void sum_over_lanes(Scalar (&sums)[TOKENS], u32 lane) {
+#pragma unroll
+  for (int step = 1; step < LANES; step *= 2) {
+    const bool odd = lane & step;
+    const int left = TOKENS / step / 2;
+    if (left > 0) {
+#pragma unroll
+      for (int i = 0; i < left; ++i) {
+        const Scalar even_token = sums[2 * i], odd_token = sums[2 * i + 1];
+        const Scalar other = __shfl_xor_sync(every_lane, odd ? even_token : odd_token, step);
+        sums[i] = (odd ? odd_token : even_token) + other;
+      }
+    } else {
+      sums[0] += __shfl_xor_sync(every_lane, sums[0], step);
+    }
+  }
+}
+
+// count values that lie one after the other, the first at a multiple of their size or of 16 bytes.
+template <int COUNT>
+__device__ inline void read_run(Scalar (&to)[COUNT], const Scalar* from) {
+  constexpr int bytes = COUNT * (int)sizeof(Scalar);
+  const Scalar* const run = (const Scalar*)__builtin_assume_aligned(from, bytes < 16 ? bytes : 16);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) to[i] = run[i];
+}
+
+template <int COUNT>
+__device__ inline void write_run(Scalar* to, const Scalar (&from)[COUNT]) {
+  constexpr int bytes = COUNT * (int)sizeof(Scalar);
+  Scalar* const run = (Scalar*)__builtin_assume_aligned(to, bytes < 16 ? bytes : 16);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) run[i] = from[i];
+}
+
+// B and C of all tokens: [M, N] each, or some columns of a group.
+struct VectorSource {
+  const Scalar *b, *c;
+  u64 b_stride, c_stride;
+  u32 states;
+  bool by_pieces;  // can be copied 16 bytes at once
+
+  __device__ VectorSource(const Scalar* b_at, u64 b_step, const Scalar* c_at, u64 c_step, u32 count)
+      : b(b_at), c(c_at), b_stride(b_step), c_stride(c_step), states(count) {
+    by_pieces = (((u64)b | (u64)c | (states | b_stride | c_stride) * sizeof(Scalar)) % 16) == 0;
+  }
+};
+
+// B and C of a tile of tokens; those of states beyond N are zeros.
+template <int TILE, int STATES>
+struct Vectors {
+  Scalar b[TILE][STATES], c[TILE][STATES];
+
+  // Copies them while a thread computes: the work of thread `number` of THREADS.
+  template <int THREADS>
+  __device__ void copy(const VectorSource& source, u64 first, u32 tokens, u32 number) {
+    const Scalar *const from_b = source.b + first * source.b_stride, *const from_c = source.c + first * source.c_stride;
+    if (source.by_pieces) {
+      constexpr u32 piece = 16 / sizeof(Scalar), pieces = STATES / piece;
+#pragma unroll
+      for (u32 i = 0; i < (TILE * pieces + THREADS - 1) / THREADS; ++i) {
+        const u32 at = i * THREADS + number, t = at / pieces, n = at % pieces * piece;
+        if (t >= tokens) break;
+        copy_async(&b[t][n], from_b + t * source.b_stride + n, n < source.states);
+        copy_async(&c[t][n], from_c + t * source.c_stride + n, n < source.states);
+      }
+    } else {
+      for (u32 at = number; at < tokens * STATES; at += THREADS) {
+        const u32 t = at / STATES, n = at % STATES;
+        copy_value_async(&b[t][n], from_b + t * source.b_stride + n, n < source.states);
+        copy_value_async(&c[t][n], from_c + t * source.c_stride + n, n < source.states);
+      }
+    }
+  }
+};
+)cuda"

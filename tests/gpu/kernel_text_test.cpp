@@ -1,0 +1,41 @@
+// All kernel text compiles for each generation of cards without a word from the compiler. This needs no card.
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "minimamba/backend/cuda/compiler.hpp"
+
+namespace {
+
+using namespace minimamba;
+
+class KernelText : public testing::TestWithParam<const char*> {};
+
+TEST_P(KernelText, CompilesWithoutAWarning) {
+  const gpu::Compiler* compiler = nullptr;
+  try {
+    compiler = &gpu::Compiler::get();
+  } catch (const CudaError& error) {
+    GTEST_SKIP() << error.what();
+  }
+  for (std::size_t i = 0; i < gpu::program_count; ++i) {
+    SCOPED_TRACE(gpu::program_names[i]);
+    std::string log;
+    const std::string code = compiler->compile(static_cast<gpu::Program>(i), GetParam(), log);
+    EXPECT_EQ(log, "");
+    EXPECT_GT(code.size(), 1000U);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(For, KernelText, testing::Values("sm_80", "sm_90a", "sm_100", "sm_120"),
+                         [](const auto& target) { return std::string(target.param); });
+
+TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
+  for (const std::size_t size :
+       {sizeof(gpu::text::common), sizeof(gpu::text::layers), sizeof(gpu::text::state_sums), sizeof(gpu::text::scan),
+        sizeof(gpu::text::ssd), sizeof(gpu::text::formats), sizeof(gpu::text::products_fma),
+        sizeof(gpu::text::activations), sizeof(gpu::text::products_mma), sizeof(gpu::text::products_double)}) {
+    EXPECT_LT(size, 16U << 10);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,206 @@
+// libcuda.so.1 and NVRTC in one library, for machines without a card. Memory of the card is memory of the host; kernels
+// do nothing.
+#include "support/fake_cuda.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+
+namespace {
+
+support::FakeCuda fake;
+bool lost = false;  // after wait_error
+std::map<std::uint64_t, std::size_t> blocks, pinned_blocks;
+std::string code, text_log;
+int handle = 0;  // what all handles point to
+
+int wait() {
+  lost = lost || fake.wait_error != 0;
+  return fake.wait_error;
+}
+int unless_lost() { return lost ? fake.wait_error : 0; }
+int made(void** there, int& count) {
+  if (lost) return fake.wait_error;
+  *there = &handle;
+  ++count;
+  return 0;
+}
+int gone(int& count) {
+  --count;
+  return unless_lost();
+}
+void* taken(std::size_t bytes, std::map<std::uint64_t, std::size_t>& from, std::size_t& total) {
+  void* const memory = std::malloc(bytes);
+  from[reinterpret_cast<std::uintptr_t>(memory)] = bytes;
+  total += bytes;
+  return memory;
+}
+void given_back(void* memory, std::map<std::uint64_t, std::size_t>& to, std::size_t& total) {
+  const auto found = to.find(reinterpret_cast<std::uintptr_t>(memory));
+  if (found == to.end()) std::abort();  // freed twice, or never allocated
+  total -= found->second;
+  to.erase(found);
+  std::free(memory);
+}
+void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(static_cast<std::uintptr_t>(address)); }
+
+}  // namespace
+
+extern "C" {
+
+support::FakeCuda* fake_cuda() { return &fake; }
+
+int cuInit(unsigned) { return fake.init_error; }
+int cuDriverGetVersion(int* version) {
+  *version = fake.driver_version;
+  return fake.version_error;
+}
+int cuDeviceGetCount(int* count) {
+  *count = fake.cards;
+  return 0;
+}
+int cuDeviceGet(int* device, int ordinal) {
+  *device = ordinal;
+  return 0;
+}
+int cuDeviceGetName(char* name, int size, int) {
+  std::strncpy(name, "Fake H100", static_cast<std::size_t>(size));
+  return 0;
+}
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == 75 ? fake.capability / 10 : attribute == 76 ? fake.capability % 10 : 132;
+  return 0;
+}
+int cuDeviceTotalMem_v2(std::size_t* bytes, int) {
+  *bytes = fake.memory;
+  return 0;
+}
+int cuDevicePrimaryCtxRetain(void** context, int) { return made(context, fake.contexts); }
+int cuDevicePrimaryCtxRelease_v2(int) { return gone(fake.contexts); }
+int cuCtxPushCurrent_v2(void*) { return 0; }
+int cuCtxPopCurrent_v2(void**) { return 0; }
+
+int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
+  *free = fake.memory - std::min(fake.memory, fake.allocated);
+  *total = fake.memory;
+  return unless_lost();
+}
+int cuMemAlloc_v2(std::uint64_t* memory, std::size_t bytes) {
+  if (lost) return fake.wait_error;
+  if (bytes > fake.memory - std::min(fake.memory, fake.allocated)) return 2;
+  *memory = reinterpret_cast<std::uintptr_t>(taken(bytes, blocks, fake.allocated));
+  return 0;
+}
+int cuMemFree_v2(std::uint64_t memory) {
+  given_back(pointer(memory), blocks, fake.allocated);
+  return unless_lost();
+}
+int cuMemHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  *memory = taken(bytes, pinned_blocks, fake.pinned);
+  return unless_lost();
+}
+int cuMemFreeHost(void* memory) {
+  given_back(memory, pinned_blocks, fake.pinned);
+  return unless_lost();
+}
+int cuMemcpyHtoDAsync_v2(std::uint64_t to, const void* from, std::size_t bytes, void*) {
+  std::memcpy(pointer(to), from, bytes);
+  return unless_lost();
+}
+int cuMemcpyDtoHAsync_v2(void* to, std::uint64_t from, std::size_t bytes, void*) {
+  std::memcpy(to, pointer(from), bytes);
+  return unless_lost();
+}
+int cuMemsetD8Async(std::uint64_t memory, unsigned char value, std::size_t bytes, void*) {
+  std::memset(pointer(memory), value, bytes);
+  return unless_lost();
+}
+
+int cuStreamCreate(void** stream, unsigned) { return made(stream, fake.streams); }
+int cuStreamDestroy_v2(void*) { return gone(fake.streams); }
+int cuStreamSynchronize(void*) { return wait(); }
+int cuEventCreate(void** event, unsigned) { return made(event, fake.events); }
+int cuEventDestroy_v2(void*) { return gone(fake.events); }
+int cuEventRecord(void*, void*) { return unless_lost(); }
+int cuEventSynchronize(void*) { return wait(); }
+
+int cuModuleLoadData(void** module, const void* image) {
+  if (fake.load_error != 0) return fake.load_error;
+  std::strncpy(fake.loaded, static_cast<const char*>(image), sizeof(fake.loaded) - 1);
+  return made(module, fake.modules);
+}
+int cuModuleUnload(void*) { return gone(fake.modules); }
+int cuModuleGetFunction(void** function, void*, const char*) {
+  *function = &handle;
+  return 0;
+}
+int cuFuncSetAttribute(void*, int, int) { return unless_lost(); }
+int cuEventElapsedTime(float* milliseconds, void*, void*) {
+  *milliseconds = 1;
+  return unless_lost();
+}
+int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**) {
+  ++fake.launches;
+  return lost ? fake.wait_error : fake.launch_error;
+}
+int cuGetErrorName(int error, const char** text) {
+  *text = error == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR_FAKE";
+  return 0;
+}
+int cuGetErrorString(int error, const char** text) {
+  *text = error == 700 ? "an illegal memory access was encountered" : "a fake error";
+  return 0;
+}
+
+int nvrtcVersion(int* major, int* minor) {
+  *major = 12;
+  *minor = 9;
+  return 0;
+}
+int nvrtcGetNumSupportedArchs(int* count) {
+  *count = 3;
+  return 0;
+}
+int nvrtcGetSupportedArchs(int* architectures) {
+  architectures[0] = 80;
+  architectures[1] = 90;
+  architectures[2] = fake.newest_architecture;
+  return 0;
+}
+int nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*, const char* const*) {
+  *program = &handle;
+  return 0;
+}
+int nvrtcDestroyProgram(void**) { return 0; }
+int nvrtcCompileProgram(void*, int count, const char* const* options) {
+  ++fake.compilations;
+  text_log = fake.complaint == nullptr ? "" : fake.complaint;
+  code.clear();
+  for (int i = 0; i < count; ++i) {
+    const std::string option = options[i], architecture = "--gpu-architecture=";
+    if (option.starts_with(architecture)) code = option.substr(architecture.size());
+  }
+  return fake.complaint == nullptr ? 0 : 6;
+}
+int nvrtcGetProgramLogSize(void*, std::size_t* size) {
+  *size = text_log.size() + 1;
+  return 0;
+}
+int nvrtcGetProgramLog(void*, char* log) {
+  std::memcpy(log, text_log.c_str(), text_log.size() + 1);
+  return 0;
+}
+int nvrtcGetCUBINSize(void*, std::size_t* size) {
+  *size = code.size() + 1;
+  return 0;
+}
+int nvrtcGetCUBIN(void*, char* there) {
+  std::memcpy(there, code.c_str(), code.size() + 1);
+  return 0;
+}
+int nvrtcGetPTXSize(void* program, std::size_t* size) { return nvrtcGetCUBINSize(program, size); }
+int nvrtcGetPTX(void* program, char* there) { return nvrtcGetCUBIN(program, there); }
+}

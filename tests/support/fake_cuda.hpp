@@ -1,0 +1,27 @@
+// What fake_cuda.cpp, a driver and an NVRTC without a card, is asked to answer, and what it was asked.
+#ifndef MINIMAMBA_TESTS_FAKE_CUDA_HPP
+#define MINIMAMBA_TESTS_FAKE_CUDA_HPP
+
+#include <cstddef>
+
+namespace support {
+
+struct FakeCuda {
+  // Errors are numbers of the driver; 0 is none.
+  int driver_version = 12040, version_error = 0, init_error = 0;
+  int cards = 1, capability = 90;
+  std::size_t memory = std::size_t{1} << 30;  // bytes of a card
+  int load_error = 0, launch_error = 0;
+  int wait_error = 0;               // of the first wait, and of every call after it
+  int newest_architecture = 120;    // that NVRTC knows, besides 80 and 90
+  const char* complaint = nullptr;  // with which NVRTC refuses
+
+  std::size_t allocated = 0, pinned = 0;  // bytes
+  int contexts = 0, streams = 0, events = 0, modules = 0;
+  int compilations = 0, launches = 0;
+  char loaded[64] = {};  // the target of the code that was loaded last
+};
+
+}  // namespace support
+
+#endif

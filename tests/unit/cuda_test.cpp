@@ -1,0 +1,338 @@
+// CudaBackend where there is no card: what it says about each thing that may be missing, where its kernels come from,
+// and that nothing is lost or leaks. The driver and NVRTC are those of support/fake_cuda.cpp; as a process opens them
+// once, each case runs in a process of its own.
+#include "minimamba/cuda.hpp"
+
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "support/fake_driver.hpp"
+
+namespace {
+
+using namespace minimamba;
+using support::expect_problem;
+using support::expect_success;
+using support::fake_driver;
+using support::FakeCuda;
+using support::Folder;
+
+/// Opening a backend fails.
+void expect_refusal(CudaProblem problem, const char* words, const std::function<void(FakeCuda&)>& prepare) {
+  expect_problem(problem, words, [&] {
+    prepare(fake_driver());
+    CudaBackend<float>();
+  });
+}
+
+TEST(CudaErrors, SayThatThereIsNoDriver) {
+  if (std::filesystem::exists("/proc/driver/nvidia") || std::filesystem::exists("/dev/dxg")) {
+    GTEST_SKIP() << "this machine has a driver";
+  }
+  expect_problem(CudaProblem::no_driver,
+                 "no NVIDIA driver on this machine.*install the driver.*or use the native backend|does not start",
+                 [] { CudaBackend<float>(); });
+  expect_success([] { REQUIRE(CudaBackend<float>::devices() == 0); });
+}
+TEST(CudaErrors, SayThatALibraryIsNoDriver) {
+  expect_refusal(CudaProblem::no_driver, "libcuda.so.1 is not a driver of NVIDIA",
+                 [](FakeCuda& fake) { fake.version_error = 999; });
+}
+TEST(CudaErrors, SayThatTheDriverIsTooOld) {
+  expect_refusal(CudaProblem::old_driver,
+                 "expected a driver for CUDA 11.2 or later, found one for CUDA 11.1: install a newer",
+                 [](FakeCuda& fake) { fake.driver_version = 11010; });
+}
+TEST(CudaErrors, SayThatTheDriverDoesNotStart) {
+  expect_refusal(CudaProblem::no_driver, "does not start: a fake error .CUDA_ERROR_FAKE.; nvidia-smi may say more",
+                 [](FakeCuda& fake) { fake.init_error = 999; });
+}
+TEST(CudaErrors, SayThatThereIsNoCard) {
+  expect_refusal(CudaProblem::no_device, "the driver sees no card: .*CUDA_VISIBLE_DEVICES",
+                 [](FakeCuda& fake) { fake.init_error = 100; });
+  expect_refusal(CudaProblem::no_device, "there is no card number 0: the driver sees 0 ",
+                 [](FakeCuda& fake) { fake.cards = 0; });
+  expect_problem(CudaProblem::no_device, "there is no card number 7: the driver sees 2 ", [] {
+    fake_driver().cards = 2;
+    REQUIRE(CudaBackend<float>::devices() == 2);
+    CudaBackend<float>({.device = 7});
+  });
+}
+TEST(CudaErrors, SayThatTheCardIsTooOld) {
+  expect_refusal(CudaProblem::old_device,
+                 "Fake H100: expected a card of compute capability 8.0 or later .Ampere., found 7.5",
+                 [](FakeCuda& fake) { fake.capability = 75; });
+}
+TEST(CudaErrors, SayThatNvrtcIsMissing) {
+  expect_refusal(
+      CudaProblem::no_compiler,
+      "no NVRTC of CUDA 13 or 12, which compiles the kernels ./nowhere/libnvrtc.so cannot be opened.: install the",
+      [](FakeCuda&) { ::setenv("MINIMAMBA_NVRTC", "/nowhere/libnvrtc.so", 1); });
+  expect_refusal(CudaProblem::no_compiler, "expected NVRTC of CUDA 12 or 13, found another library",
+                 [](FakeCuda&) { ::setenv("MINIMAMBA_NVRTC", "libm.so.6", 1); });
+}
+TEST(CudaErrors, ShowWhatNvrtcRefuses) {
+  expect_refusal(CudaProblem::compiler, "NVRTC: it cannot compile the kernels \"layers\": line 3: expected a semicolon",
+                 [](FakeCuda& fake) { fake.complaint = "line 3: expected a semicolon"; });
+}
+TEST(CudaErrors, SayThatNvrtcIsNewerThanTheDriver) {
+  for (const int error : {200, 209, 222}) {
+    expect_refusal(CudaProblem::old_driver, "loading the kernels failed: .*older than NVRTC.*install a newer driver",
+                   [error](FakeCuda& fake) { fake.load_error = error; });
+  }
+  expect_refusal(CudaProblem::kernel, "loading the kernels failed: a fake error",
+                 [](FakeCuda& fake) { fake.load_error = 999; });
+}
+TEST(CudaErrors, SayWhichCallFailed) {
+  expect_problem(CudaProblem::kernel, "CUDA: starting a kernel failed: a fake error", [] {
+    FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;
+    auto memory = backend.allocate<float>(8);
+    fake.launch_error = 1;
+    backend.fill({memory.data(), 1, 8}, 1);  // may be queued
+    backend.to_host({memory.data(), 1, 8});
+  });
+}
+TEST(CudaErrors, OfAKernelAppearAtTheNextDownload) {
+  expect_problem(
+      CudaProblem::kernel, "kernel or transfer failed: an illegal memory access.*CUDA_ERROR_ILLEGAL_ADDRESS", [] {
+        FakeCuda& fake = fake_driver();
+        const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, CudaBackend<float>());
+        auto cache = model.make_cache();
+        fake.wait_error = 700;
+        const auto logits = model.forward(1, cache);  // is queued
+        try {
+          model.backend().to_host(logits);
+        } catch (const CudaError&) {
+          try {  // every call after it fails too, and no destructor does
+            model.make_cache();
+            support::require(false, "memory cannot be allocated");
+          } catch (const CudaError& error) {
+            REQUIRE(error.problem() == CudaProblem::kernel);
+          }
+          throw;
+        }
+      });
+}
+TEST(CudaErrors, SayHowMuchMemoryIsMissing) {
+  expect_problem(CudaProblem::memory, "Fake H100: too little memory for 2048 MiB more: 10.. MiB of 1024 MiB are free",
+                 [] {
+                   fake_driver();
+                   CudaBackend<float>().allocate<float>(std::size_t{1} << 29);
+                 });
+  expect_problem(CudaProblem::memory, "too little memory", [] {
+    FakeCuda& fake = fake_driver();
+    const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, CudaBackend<float>());
+    auto cache = model.make_cache();
+    model.forward({1, 2, 3}, cache);
+    fake.memory = fake.allocated + 1000;
+    try {
+      model.forward(std::vector<std::int32_t>(5000), cache);
+    } catch (const CudaError&) {
+      REQUIRE(cache.position() == 3);
+      model.forward({1, 2, 3}, cache);
+      REQUIRE(cache.position() == 6);
+      throw;
+    }
+  });
+}
+
+TEST(Cuda, RefusesMoreStatesThanItsScanTakesBeforeAnythingIsComputed) {
+  const MambaConfig config{.d_model = 16, .n_layer = 1, .vocab_size = 32, .d_state = 1025};
+  try {
+    S6<float, CudaBackend>(config.resolved());
+    ADD_FAILURE() << "1025 states were accepted";
+  } catch (const ConfigError& error) {
+    EXPECT_STREQ(error.what(), "MambaConfig.d_state: expected at most 1024 states on this backend, found 1025");
+  }
+  const MambaConfig largest{.d_model = 16, .n_layer = 1, .vocab_size = 32, .d_state = 1024};
+  EXPECT_NO_THROW((S6<float, CudaBackend>(largest.resolved())));
+  EXPECT_NO_THROW(S6<float>(config.resolved()));
+  const Mamba2Config second{.d_model = 64, .n_layer = 1, .vocab_size = 32, .d_state = 1025};
+  EXPECT_THROW((SSD<float, CudaBackend>(second.resolved())), ConfigError);
+  EXPECT_NO_THROW(SSD<float>(second.resolved()));
+}
+
+TEST(Cuda, NamesTheCardAndItsMemory) {
+  expect_success([] {
+    fake_driver();
+    const CudaBackend<float> backend;
+    REQUIRE(backend.device_name() == "Fake H100");
+    REQUIRE(backend.total_memory() == std::size_t{1} << 30);
+    const auto memory = backend.allocate<std::byte>(1 << 20);
+    REQUIRE(backend.free_memory() <= backend.total_memory() - (1 << 20));
+  });
+}
+
+TEST(Cuda, TransfersMoreThanAPieceOfPinnedMemory) {
+  expect_success([] {
+    fake_driver();
+    const CudaBackend<float> backend;
+    std::vector<float> values(5'000'000), back(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+    auto memory = backend.allocate<float>(values.size());
+    backend.upload(values, memory.data());
+    backend.download(memory.data(), back);
+    REQUIRE(values == back);
+  });
+}
+
+TEST(Cuda, GivesEverythingBackInAnyOrder) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    for (const bool cache_first : {false, true}) {
+      using Model = Mamba<float, CudaBackend, q8>;
+      const MambaConfig config{.d_model = 16, .n_layer = 1, .vocab_size = 32};
+      std::optional<CudaBackend<float>> backend(std::in_place);
+      std::optional<Model> model(std::in_place, config, *backend);
+      std::optional<Model::Cache> cache(model->make_cache(3));
+      model->backend().to_host(model->forward({1, 2, 3}, *cache));
+      const auto copy = cache->clone();
+      backend.reset();
+      if (cache_first) cache.reset();
+      model.reset();
+      cache.reset();
+      REQUIRE(fake.allocated > 0 && fake.contexts == 1);
+    }
+    REQUIRE(fake.allocated == 0 && fake.pinned == 0);
+    REQUIRE(fake.contexts == 0 && fake.streams == 0 && fake.events == 0 && fake.modules == 0);
+  });
+}
+
+std::string target_for(int capability, int newest) {
+  std::string target;
+  FakeCuda& fake = fake_driver();
+  fake.newest_architecture = newest;
+  return gpu::Compiler::get().target_for(capability);
+}
+TEST(CudaKernels, AreCompiledForTheCardOrTheClosestThatNvrtcKnows) {
+  const std::vector<std::pair<int, const char*>> expected = {{80, "sm_80"},       {86, "sm_80"},   {89, "sm_80"},
+                                                             {90, "sm_90a"},      {100, "sm_100"}, {103, "sm_100"},
+                                                             {120, "compute_100"}};
+  for (const auto& [capability, target] : expected) {
+    expect_success([capability = capability, target = target] { REQUIRE(target_for(capability, 100) == target); });
+  }
+}
+
+/// Opens a backend and returns how often NVRTC was called.
+int compilations(const CudaKernelOptions& options) {
+  CudaBackend<float> backend({.kernels = options});
+  return fake_driver().compilations;
+}
+void spoil(const std::filesystem::path& folder) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    std::string bytes = support::read_text(entry.path());
+    bytes.back() ^= 1;
+    support::write_text(entry.path(), bytes);
+  }
+}
+
+TEST(CudaKernels, AreKeptInACacheThatBelongsToTheUser) {
+  const Folder folder;
+  const CudaKernelOptions options{.cache_folder = folder / "a" / "b"};
+  const auto expect_compilations = [&](int expected) {
+    expect_success([&] {
+      fake_driver();
+      REQUIRE(compilations(options) == expected);
+    });
+  };
+  expect_compilations(1);
+  struct stat status;
+  ASSERT_EQ(::stat(options.cache_folder.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0700U);
+  expect_compilations(0);
+  spoil(options.cache_folder);
+  expect_compilations(1);
+  expect_compilations(0);
+  ::chmod(options.cache_folder.c_str(), 0770);  // others might have put kernels there
+  expect_compilations(1);
+  ::chmod(options.cache_folder.c_str(), 0700);
+  expect_success([&] {  // code of another driver, which this one does not load, is compiled again
+    FakeCuda& fake = fake_driver();
+    fake.load_error = 222;
+    try {
+      compilations(options);
+    } catch (const CudaError& error) {
+      REQUIRE(error.problem() == CudaProblem::old_driver);
+    }
+    REQUIRE(fake.compilations == 1);
+  });
+}
+
+TEST(CudaKernels, AreNotKeptWhereThatIsNotWanted) {
+  const Folder folder;
+  expect_success([&] {
+    fake_driver();
+    int said = 0;
+    const CudaKernelOptions options{
+        .cache = false, .cache_folder = folder / "cache", .on_compile = [&](const std::string& text) {
+          ++said;
+          REQUIRE(text == "compiling layers for Fake H100 (sm_90a)");
+        }};
+    REQUIRE(compilations(options) == 1 && said == 1);
+  });
+  EXPECT_FALSE(std::filesystem::exists(folder / "cache"));
+}
+
+/// Files of kernels, compiled before for a target.
+void compile_before(const std::string& folder, const std::string& target) {
+  expect_success([&] {
+    fake_driver();
+    compile_cuda_kernels(folder, {target});
+  });
+}
+/// Opens a backend where there is no NVRTC, on a card of a capability.
+void open_without_nvrtc(const std::string& folder, int capability, const std::string& loaded) {
+  FakeCuda& fake = fake_driver();
+  fake.capability = capability;
+  ::setenv("MINIMAMBA_NVRTC", "/nowhere", 1);
+  REQUIRE(compilations({.cache = false, .compiled = folder}) == 0);
+  REQUIRE(fake.loaded == loaded);
+}
+
+TEST(CudaKernels, CompiledBeforeNeedNoNvrtc) {
+  const Folder folder;
+  compile_before(folder / "80", "sm_80");
+  compile_before(folder / "90", "sm_90a");
+  compile_before(folder / "any", "compute_80");
+  expect_success([&] { open_without_nvrtc(folder / "90", 90, "sm_90a"); });
+  expect_success([&] { open_without_nvrtc(folder / "80", 80, "sm_80"); });
+  expect_success([&] { open_without_nvrtc(folder / "80", 89, "sm_80"); });
+  expect_success([&] { open_without_nvrtc(folder / "any", 120, "compute_80"); });
+  expect_problem(
+      CudaProblem::no_compiler,
+      "80: has no kernels of this version of minimamba for sm_90a, and they cannot be compiled now: there is no",
+      [&] { open_without_nvrtc(folder / "80", 90, "sm_80"); });
+  spoil(folder / "90");
+  expect_problem(CudaProblem::no_compiler, "90: has no kernels of this version of minimamba for sm_90a",
+                 [&] { open_without_nvrtc(folder / "90", 90, "sm_90a"); });
+  expect_success([&] {
+    fake_driver();
+    REQUIRE(compilations({.cache = false, .compiled = folder / "90"}) == 1);
+  });
+}
+
+TEST(CudaKernels, CannotBeWrittenBelowAFile) {
+  const Folder folder;
+  support::write_text(folder / "file", "x");
+  EXPECT_EXIT(
+      {
+        fake_driver();
+        try {
+          compile_cuda_kernels(folder / "file" / "kernels", {"sm_90a"});
+        } catch (const FileError& error) {
+          std::fprintf(stderr, "%s\n", error.what());
+          std::_Exit(3);
+        }
+        std::_Exit(0);
+      },
+      testing::ExitedWithCode(3), "file/kernels: cannot be made: Not a directory");
+}
+
+}  // namespace
