@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "minimamba/io/gguf_config.hpp"
+#include "minimamba/io/known_mixers.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
 
@@ -23,8 +23,18 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
       std::vector<float> values(static_cast<std::size_t>(tensor.size()));
       set.read(tensor, 0, std::span(values));
     }
-    std::vector<std::string> notes;
-    minimamba::detail::gguf_config(metadata, set, "fuzz", notes);
+    // As each of the kinds of models, whatever the architecture.
+    minimamba::detail::KnownMixers::find(
+        [&](auto files) {
+          try {
+            std::vector<std::string> notes;
+            const auto config = files.read_gguf(metadata, set, "fuzz", notes);
+            if (config != config.resolved()) std::abort();
+          } catch (const minimamba::Error&) {
+          }
+          return false;
+        },
+        [](auto) {});
   } catch (const minimamba::Error&) {
   }
   return 0;

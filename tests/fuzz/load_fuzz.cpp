@@ -21,12 +21,14 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const auto all = std::as_bytes(std::span(data, size)).subspan(sizeof(length));
   const auto config = all.first(std::min<std::size_t>(length, all.size()));
   try {
-    using Model = minimamba::Mamba<float, minimamba::ReferenceBackend>;
     const auto checkpoint = minimamba::open_checkpoint({all.subspan(config.size()), "weights"}, {config, "config"});
-    const Model model = minimamba::load<Model>(checkpoint);
-    if (model.parameter_count() > size + (1U << 23)) std::abort();  // more numbers than bytes, but for repeated ones
-    auto cache = model.make_cache();
-    model.forward_last(std::vector<std::int32_t>{0}, cache);
+    checkpoint.config.visit_files([&]<class Files>(Files) {
+      using Model = typename Files::template Model<float, minimamba::ReferenceBackend>;
+      const Model model = minimamba::load<Model>(checkpoint);
+      if (model.parameter_count() > size + (1U << 23)) std::abort();  // more numbers than bytes, but for repeated ones
+      auto cache = model.make_cache();
+      model.forward_last(std::vector<std::int32_t>{0}, cache);
+    });
   } catch (const minimamba::Error&) {
   }
   return 0;

@@ -199,6 +199,32 @@ TEST(SsdModels, GenerateAndKeepTheirStatesInFiles) {
   EXPECT_THROW(load_state(folder / "state", Native(other_sizes)), CheckpointError);
 }
 
+TEST(SsdModels, ShareAWorkspaceWithModelsOfAnotherMixerButNoState) {
+  const support::Folder folder;
+  const auto ssd = support::trained_looking_model<Native>(config());
+  const auto s6 =
+      support::trained_looking_model<Mamba<float>>(MambaConfig{.d_model = 24, .n_layer = 2, .vocab_size = 50});
+  const auto tokens = random_tokens(9, 50);
+  auto of_ssd = ssd.make_cache(), other_of_ssd = ssd.make_cache();
+  auto of_s6 = s6.make_cache(), other_of_s6 = s6.make_cache();
+  const auto wanted_of_ssd = copy_of(ssd.forward(tokens, of_ssd)), wanted_of_s6 = copy_of(s6.forward(tokens, of_s6));
+  Workspace<NativeBackend<float>> work;
+  for (std::size_t at = 0; at < tokens.size(); at += 3) {
+    const std::vector<minimamba::Run> runs{{.slot = 0, .tokens = std::span(tokens).subspan(at, 3)}};
+    EXPECT_TRUE(
+        identical(copy_of(ssd.forward(runs, other_of_ssd, work)), copy_of(wanted_of_ssd.view().rows_from(at, 3))));
+    EXPECT_TRUE(identical(copy_of(s6.forward(runs, other_of_s6, work)), copy_of(wanted_of_s6.view().rows_from(at, 3))));
+  }
+  EXPECT_THROW(ssd.forward(tokens, of_s6), ArgumentError);
+  EXPECT_THROW(s6.forward(tokens, of_ssd), ArgumentError);
+  EXPECT_THROW(of_ssd.assign(0, of_s6, 0), ArgumentError);
+  EXPECT_TRUE(identical(copy_of(of_ssd.slot(0)), copy_of(other_of_ssd.slot(0))));
+  save_state(s6, of_s6, folder / "s6");
+  EXPECT_THROW(load_state(folder / "s6", ssd), CheckpointError);
+  save_state(ssd, of_ssd, folder / "ssd");
+  EXPECT_THROW(load_state(folder / "ssd", s6), CheckpointError);
+}
+
 TEST(SsdModels, Train) {
   using Trained = Mamba2<double, ReferenceTraining>;
   auto sizes = config();
