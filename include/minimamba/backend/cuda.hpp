@@ -142,10 +142,12 @@ class CudaBackend {
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
     if constexpr (std::is_same_v<Scalar, double>) {
       device_->load(cuda::Program::products_double, cuda::double_kernels, options_->kernels, cuda::no_shared_memory);
+    } else if (cuda::in_tf32<W>) {
+      device_->load(cuda::Program::products_tf32, cuda::tf32_kernels, options_->kernels, cuda::tf32_shared_memory);
     } else if (on_tensor_cores<W>()) {
       device_->load(cuda::Program::products_mma, cuda::mma_kernels, options_->kernels, cuda::mma_shared_memory);
     } else {
-      device_->load(cuda::Program::products_fma, cuda::fma_kernels, options_->kernels, cuda::fma_shared_memory);
+      device_->load(cuda::Program::products_fma, cuda::fma_kernels, options_->kernels, cuda::no_shared_memory);
     }
     return Matrix<W>(device_, rows, cols);
   }
@@ -195,11 +197,13 @@ class CudaBackend {
     if constexpr (std::is_same_v<Scalar, double>) {
       multiply_double(x, weight, y);
     } else if (const auto norm = take_norm<W>(x, y)) {
-      cuda::multiply_normed(*device_, cuda::Layout<W>::index, *norm, weight.weights(), y);
+      cuda::multiply_normed(*device_, cuda::Layout<W>::index - cuda::Layout<float>::index, *norm, weight.weights(), y);
     } else if (on_tensor_cores<W>()) {
       multiply_on_tensor_cores(x, weight, y);
+    } else if (cuda::in_tf32<W>) {
+      cuda::multiply_tf32(*device_, cuda::Layout<W>::index - cuda::Layout<float>::index, x, weight.weights(), y);
     } else {
-      cuda::multiply_fma(*device_, cuda::Layout<W>::index, x, weight.weights(), y);
+      cuda::multiply_fma(*device_, cuda::Layout<W>::index - cuda::Layout<bf16>::index, x, weight.weights(), y);
     }
   }
   /// Memory for the rounded activations of products of up to `rows` rows.

@@ -16,10 +16,10 @@ namespace minimamba::inline MINIMAMBA_ISA {
 namespace cuda {
 
 /// Kernels that are compiled together.
-enum class Program { layers, layers_double, products_fma, products_mma, products_double };
-inline constexpr std::size_t program_count = 5;
-inline constexpr std::array<const char*, program_count> program_names = {"layers", "layers_double", "products_fma",
-                                                                         "products_mma", "products_double"};
+enum class Program { layers, layers_double, products_tf32, products_fma, products_mma, products_double };
+inline constexpr std::size_t program_count = 6;
+inline constexpr std::array<const char*, program_count> program_names = {
+    "layers", "layers_double", "products_tf32", "products_fma", "products_mma", "products_double"};
 
 namespace text {
 inline constexpr char common[] =
@@ -33,6 +33,9 @@ inline constexpr char scan[] =
     ;
 inline constexpr char formats[] =
 #include "minimamba/backend/cuda/formats.cuh"
+    ;
+inline constexpr char products_tf32[] =
+#include "minimamba/backend/cuda/products_tf32.cuh"
     ;
 inline constexpr char products_fma[] =
 #include "minimamba/backend/cuda/products_fma.cuh"
@@ -55,6 +58,8 @@ inline std::string text_of(Program program) {
       return joined(text::common, text::layers, text::scan, text::formats);
     case Program::layers_double:
       return joined("#define MINIMAMBA_DOUBLE\n", text::common, text::layers, text::scan, text::formats);
+    case Program::products_tf32:
+      return joined(text::common, text::formats, text::products_tf32);
     case Program::products_fma:
       return joined(text::common, text::formats, text::products_fma);
     case Program::products_mma:
