@@ -32,8 +32,8 @@ INSTANTIATE_TEST_SUITE_P(For, KernelText, testing::Values("sm_80", "sm_90a", "sm
 TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
   for (const std::size_t size :
        {sizeof(cuda::text::common), sizeof(cuda::text::layers), sizeof(cuda::text::scan), sizeof(cuda::text::formats),
-        sizeof(cuda::text::products_tf32), sizeof(cuda::text::products_fma), sizeof(cuda::text::activations), sizeof(cuda::text::products_mma),
-        sizeof(cuda::text::products_double)}) {
+        sizeof(cuda::text::tf32), sizeof(cuda::text::products_tf32), sizeof(cuda::text::products_fma),
+        sizeof(cuda::text::activations), sizeof(cuda::text::products_mma), sizeof(cuda::text::products_double)}) {
     EXPECT_LT(size, 16U << 10);
   }
 }

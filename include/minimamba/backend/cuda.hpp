@@ -238,9 +238,12 @@ class CudaBackend {
     const cuda::ScanArguments<Scalar> arguments(p);
     const std::size_t states = p.a.cols(), channels = p.u.cols();
     cuda::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const cuda::SegmentTable& table) {
-      const cuda::ScanKernel kernel = cuda::scan_kernel(states, table.longest == 1 && p.kept.chunk == 0);
-      launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, kernel.threads, arguments,
-             table.entries);
+      const cuda::ScanKernel kernel = cuda::scan_kernel(*device_, channels, states, table, p.kept.chunk != 0);
+      const cuda::Grid grid{(channels + kernel.channels - 1) / kernel.channels, table.count};
+      // The blocks of a long scan each want a multiprocessor, which they get only if no other kernel still runs.
+      const bool alone = table.longest > 256 && grid.x * grid.y <= device_->processors();
+      device_->launch(layers, kernel.index, grid, cuda::Block{.threads = kernel.threads, .is_alone = alone}, arguments,
+                      table.entries);
     });
   }
 

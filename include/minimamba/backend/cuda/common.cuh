@@ -29,6 +29,14 @@ struct Output {
     y[row * y_stride + col] = value;
     if (sum) sum[row * sum_stride + col] += value;
   }
+  // Whether neighbours, the first of an even number, can be stored at once.
+  __device__ bool takes_pairs() const { return (((u64)y | (u64)sum | (y_stride | sum_stride) * 4) & 7) == 0; }
+  __device__ void store_pair(float* y_at, float* sum_at, const float2& pair) const {
+    *(float2*)y_at = pair;
+    if (!sum) return;
+    const float2 before = *(const float2*)sum_at;
+    *(float2*)sum_at = make_float2(before.x + pair.x, before.y + pair.y);
+  }
 };
 
 // A kernel may begin before those before it have ended: its blocks take their places, and then wait here. So every

@@ -34,6 +34,9 @@ inline constexpr char scan[] =
 inline constexpr char formats[] =
 #include "minimamba/backend/cuda/formats.cuh"
     ;
+inline constexpr char tf32[] =
+#include "minimamba/backend/cuda/tf32.cuh"
+    ;
 inline constexpr char products_tf32[] =
 #include "minimamba/backend/cuda/products_tf32.cuh"
     ;
@@ -59,7 +62,7 @@ inline std::string text_of(Program program) {
     case Program::layers_double:
       return joined("#define MINIMAMBA_DOUBLE\n", text::common, text::layers, text::scan, text::formats);
     case Program::products_tf32:
-      return joined(text::common, text::formats, text::products_tf32);
+      return joined(text::common, text::formats, text::tf32, text::products_tf32);
     case Program::products_fma:
       return joined(text::common, text::formats, text::products_fma);
     case Program::products_mma:

@@ -108,10 +108,15 @@ struct ScanKernel {
   std::size_t index, channels;  // of a block
   unsigned threads;
 };
-/// All kernels for some number of states give the same bits. `alone`: each segment is a token, before which no state is
-/// kept.
-inline ScanKernel scan_kernel(std::size_t states, bool alone) {
-  if (states <= 16) return alone ? ScanKernel{scan_one, 32, 128} : ScanKernel{scan_to_16, 16, 384};
+/// All kernels for some number of states give the same bits. For the segments of a table; `keeps`: states are kept.
+inline ScanKernel scan_kernel(const Device& device, std::size_t channels, std::size_t states, const SegmentTable& table,
+                              bool keeps) {
+  if (states <= 16) {
+    if (table.longest == 1 && !keeps) return {scan_one, 32, 128};
+    // Few blocks must be quick; many of them fill the card, and should do little.
+    const bool many = (channels + 15) / 16 * table.count >= 2 * device.processors();
+    return many ? ScanKernel{scan_many_to_16, 16, 192} : ScanKernel{scan_to_16, 16, 384};
+  }
   if (states <= 64) return {scan_to_64, 4, 192};
   if (states <= 256) return {scan_to_256, 2, 192};
   if (states <= 1024) return {scan_to_1024, 2, 192};
@@ -222,29 +227,21 @@ inline void multiply_tf32(const Device& device, std::size_t format, View<const f
     multiply_tiles(device, Program::products_tf32, kernel,
                    {height, width, many ? 128U : 256U, tf32_shared_memory(kernel)}, x, weight, y);
   };
+  if (rows == 1) return launch(weight.cols > 768 ? tf32_row_deep : tf32_row, 1, 8);
+  if (rows <= 8 || tiles(8, 8) <= processors) return launch(tf32_few, 8, 8);
   const bool aligned = address(x.data()) % 16 == 0 && x.stride() % 4 == 0 && x.cols() % 4 == 0;
-  if (rows <= 8 || tiles(8, 8) <= processors) {
-    const bool deep = weight.cols > 768 && tiles(8, 8) <= 2 * processors;
-    launch(deep ? tf32_few_deep : tf32_few, 8, 8);
-  } else if (aligned && rows > 32 && tiles(64, 128) >= processors) {
+  if (aligned && rows > 32 && tiles(64, 128) >= processors) {
     // Blocks run in turns, three of the lower and two of the higher tiles on a multiprocessor, and the last turn may
     // leave many idle.
-    const std::size_t low = (tiles(64, 128) - 1) / (3 * processors) + 1,
-                      high = (tiles(128, 128) - 1) / (2 * processors) + 1;
-    if (3 * low < 4 * high) {
-      launch(tf32_many_64, 64, 128);
-    } else {
-      launch(tf32_many_128, 128, 128);
-    }
-  } else if (rows > 32 && tiles(64, 16) >= processors) {
-    launch(tf32_some_64x16, 64, 16);
-  } else if (rows > 16 && tiles(32, 16) >= processors) {
-    launch(tf32_some_32x16, 32, 16);
-  } else if (tiles(16, 16) >= processors) {
-    launch(tf32_some_16x16, 16, 16);
-  } else {
-    launch(tf32_some_16x8, 16, 8);
+    const std::size_t low = (tiles(64, 128) - 1) / (3 * processors) + 1;
+    const std::size_t high = (tiles(128, 128) - 1) / (2 * processors) + 1;
+    return 4 * high < 3 * low ? launch(tf32_many_128, 128, 128) : launch(tf32_many_64, 64, 128);
   }
+  const bool narrow = (outputs + 15) / 16 % 2 != 0 && outputs < 128;  // half a tile of 32 outputs would be wasted
+  if (rows > 16 && !narrow && tiles(32, 32) >= processors) return launch(tf32_some_32x32, 32, 32);
+  if (rows > 16 && tiles(32, 16) >= processors) return launch(tf32_some_32x16, 32, 16);
+  if (tiles(16, 16) >= processors) return launch(tf32_some_16x16, 16, 16);
+  launch(tf32_some_16x8, 16, 8);
 }
 
 /// The moves that put row sources[i] in row i, for all rows at once: first those that overwrite a row that nobody needs

@@ -34,6 +34,7 @@ enum LayerKernel : std::size_t {
   negative_log_likelihood,
   scan_one,
   scan_to_16,
+  scan_many_to_16,
   scan_to_64,
   scan_to_256,
   scan_to_1024,
@@ -52,6 +53,7 @@ inline constexpr std::array layer_kernels = {"fill",
                                              "negative_log_likelihood",
                                              "scan_one",
                                              "scan_8x2",
+                                             "scan_4x4",
                                              "scan_16x4",
                                              "scan_32x8",
                                              "scan_32x32",
@@ -78,23 +80,24 @@ static_assert(layer_kernels.size() == first_of_formats + 18);
 
 /// Kernels of Program::products_tf32: these kinds for f32 and for f16.
 enum Tf32Kernel : std::size_t {
+  tf32_row,
+  tf32_row_deep,
   tf32_few,
-  tf32_few_deep,
   tf32_some_16x8,
   tf32_some_16x16,
   tf32_some_32x16,
-  tf32_some_64x16,
+  tf32_some_32x32,
   tf32_many_64,
   tf32_many_128,
   tf32_normed
 };
-inline constexpr std::size_t tf32_kinds = 9;
+inline constexpr std::size_t tf32_kinds = 10;
 inline constexpr std::array tf32_kernels = {
-    "multiply_f32_few",        "multiply_f32_few_deep",   "multiply_f32_some_16x8",  "multiply_f32_some_16x16",
-    "multiply_f32_some_32x16", "multiply_f32_some_64x16", "multiply_f32_many_64",    "multiply_f32_many_128",
-    "multiply_f32_normed",     "multiply_f16_few",        "multiply_f16_few_deep",   "multiply_f16_some_16x8",
-    "multiply_f16_some_16x16", "multiply_f16_some_32x16", "multiply_f16_some_64x16", "multiply_f16_many_64",
-    "multiply_f16_many_128",   "multiply_f16_normed"};
+    "multiply_f32_row",        "multiply_f32_row_deep",   "multiply_f32_few",        "multiply_f32_some_16x8",
+    "multiply_f32_some_16x16", "multiply_f32_some_32x16", "multiply_f32_some_32x32", "multiply_f32_many_64",
+    "multiply_f32_many_128",   "multiply_f32_normed",     "multiply_f16_row",        "multiply_f16_row_deep",
+    "multiply_f16_few",        "multiply_f16_some_16x8",  "multiply_f16_some_16x16", "multiply_f16_some_32x16",
+    "multiply_f16_some_32x32", "multiply_f16_many_64",    "multiply_f16_many_128",   "multiply_f16_normed"};
 static_assert(tf32_kernels.size() == 2 * tf32_kinds);
 /// Bytes of dynamic shared memory: the four stages of multiply_many.
 constexpr unsigned tf32_shared_memory(std::size_t kernel) {

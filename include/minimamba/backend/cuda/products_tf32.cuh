@@ -1,204 +1,125 @@
 R"cuda(
-// Products with f32 and f16 weights, in f32, on tensor cores. mma.m16n8k8 multiplies tf32 numbers, which have 11 bits;
-// so every value is split into two of them, x = high + low, and x w is high high + low high + high low. What is left
-// out is below 2^-22 of it. An f16 weight is all high.
-//
-// The arithmetic, the same in all kernels: K is cut into slices of 16, of two steps. From zero, step after step, the
-// instruction adds high high to one sum, and low high and then high low to another; a slice is the first sum plus the
-// second. Slices are added to zero, in ascending order. Rows of x are the operand A and weights the operand B, so a lane
-// needs four neighbours of a row and of an output, the first two in the first step.
-//
-// What is not finite then (a high part may be infinite where x is not, and a low part is no number where x is infinite)
-// is computed once more, by fused multiply-adds.
-struct Parts {
-  u32 high[4], low[4];
-};
-template <bool ALL_HIGH = false>
-__device__ inline Parts split(const float4& four) {
-  const float values[4] = {four.x, four.y, four.z, four.w};
-  Parts parts;
+// Kernels for f32 and f16 weights, whose arithmetic is that of tf32.cuh.
+
+// For few rows, the lower half of the operand A is the low parts of x, so that two instructions do what three would:
+// sum[0..1] is of high high, and sum[2..3] of the others. `step` is high, low, high and low of two neighbours.
+template <bool ALL_HIGH>
+__device__ inline void add_few(float (&sum)[4], const uint4 (&steps)[2], const Parts& w) {
 #pragma unroll
-  for (u32 i = 0; i < 4; ++i) {
-    const u32 bits = __float_as_uint(values[i]);
-    parts.high[i] = ALL_HIGH ? bits : (bits + 0x1000u) & 0xFFFFE000u;  // to the nearest
-    parts.low[i] = ALL_HIGH ? 0 : __float_as_uint(values[i] - __uint_as_float(parts.high[i]));
+  for (u32 i = 0; i < 2; ++i) {
+    const uint4 step = steps[i];
+    multiply_step(sum, step.x, step.y, step.z, step.w, w.high[2 * i], w.high[2 * i + 1]);
+    if (!ALL_HIGH) multiply_step(sum, 0, step.x, 0, step.z, w.low[2 * i], w.low[2 * i + 1]);
   }
-  return parts;
 }
 
-// sum[0..1] is of row lane / 4 and outputs lane % 4 * 2 and the next, sum[2..3] of row lane / 4 + 8.
-__device__ inline void multiply_step(float (&sum)[4], u32 top, u32 bottom, u32 next_top, u32 next_bottom, u32 w,
-                                     u32 next_w) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(top), "r"(bottom), "r"(next_top), "r"(next_bottom), "r"(w), "r"(next_w));
-}
-// Adds a slice of 16 rows of x and 8 TILES outputs.
-template <bool ALL_HIGH, int TILES>
-__device__ inline void add_slice(float (&total)[TILES][4], const Parts& top, const Parts& bottom,
-                                 const Parts (&w)[TILES]) {
-  float first[TILES][4] = {}, second[TILES][4] = {};
-#pragma unroll
-  for (u32 i = 0; i < 4; i += 2) {
-#pragma unroll
-    for (u32 n = 0; n < TILES; ++n) {
-      multiply_step(first[n], top.high[i], bottom.high[i], top.high[i + 1], bottom.high[i + 1], w[n].high[i],
-                    w[n].high[i + 1]);
-      multiply_step(second[n], top.low[i], bottom.low[i], top.low[i + 1], bottom.low[i + 1], w[n].high[i],
-                    w[n].high[i + 1]);
-    }
-#pragma unroll
-    for (u32 n = 0; n < TILES; ++n) {
-      if (ALL_HIGH) continue;
-      multiply_step(second[n], top.high[i], bottom.high[i], top.high[i + 1], bottom.high[i + 1], w[n].low[i],
-                    w[n].low[i + 1]);
-    }
-  }
-#pragma unroll
-  for (u32 i = 0; i < 4 * TILES; ++i) total[i / 4][i % 4] += first[i / 4][i % 4] + second[i / 4][i % 4];
-}
-
-__device__ inline float4 four_floats(const float* four) { return *(const float4*)four; }
-__device__ inline float4 four_floats(const u16* four) {
-  const ushort4 half = *(const ushort4*)four;
-  return make_float4(from_f16(half.x), from_f16(half.y), from_f16(half.z), from_f16(half.w));
-}
-
-// What the kernels below have in common: the operands, and where results go.
-template <class Format>
-struct Product {
-  typedef typename Format::Unit Unit;
-  static constexpr bool all_high = sizeof(Unit) == 2;
-
-  const float* x;
-  u64 x_stride;
-  u32 x_rows, slices;
-  const Weights& w;
-  const Output& output;
-  bool aligned;  // x can be read 16 bytes at once
-
-  __device__ Product(const float* values, u64 stride, u32 rows, const Weights& weights, const Output& to)
-      : x(values),
-        x_stride(stride),
-        x_rows(rows),
-        slices((weights.cols + 15) / 16),
-        w(weights),
-        output(to),
-        aligned((((u64)values | stride * 4 | weights.cols * 4) & 15) == 0) {}
-
-  // The weights of output lane / 4 of a panel that a lane needs for a slice; of x, the values of row `row`.
-  __device__ const Unit* weights_of(u32 panel, u32 slice, u32 lane) const {
-    return (const Unit*)w.data + Format::offset(w.cols, panel * 8, slice * 16) + lane * 4;
-  }
-  __device__ float4 four_of_x(u32 row, u32 slice, u32 lane) const {
-    const u32 k = slice * 16 + lane % 4 * 4;
-    float4 four = make_float4(0, 0, 0, 0);
-    if (row >= x_rows || k >= w.cols) return four;
-    const float* const from = x + row * x_stride + k;
-    if (aligned) return *(const float4*)from;
-    four.x = from[0];
-    if (k + 1 < w.cols) four.y = from[1];
-    if (k + 2 < w.cols) four.z = from[2];
-    if (k + 3 < w.cols) four.w = from[3];
-    return four;
-  }
-
-  // Stores COUNT results, number i in the row and of the output that place(i) says, if there are such.
-  // value(row, k) is of x.
-  template <u32 COUNT, class Result, class Place, class Value>
-  __device__ void store(const Result& result, const Place& place, const Value& value) const {
-    constexpr u32 words = (COUNT + 31) / 32;
-    u32 again[words] = {};
-#pragma unroll
-    for (u32 i = 0; i < COUNT; ++i) {
-      const uint2 at = place(i);
-      if (at.x >= x_rows || at.y >= w.rows) continue;
-      const float found = result(i);
-      if (fabsf(found) <= 3.4028234663852886e38f) {
-        output.store(at.x, at.y, found);
-      } else {
-        again[i / 32] |= 1u << i % 32;
-      }
-    }
-#pragma unroll
-    for (u32 word = 0; word < words; ++word) {
-      while (again[word] != 0) {
-        const uint2 at = place(word * 32 + __ffs(again[word]) - 1);
-        again[word] &= again[word] - 1;
-        float sum = 0;
-#pragma unroll 1
-        for (u32 k = 0; k < w.cols; ++k) sum = __fmaf_rn(value(at.x, k), Format::get(w, at.y, k), sum);
-        output.store(at.x, at.y, sum);
-      }
-    }
-  }
-  template <u32 COUNT, class Result, class Place>
-  __device__ void store(const Result& result, const Place& place) const {
-    store<COUNT>(result, place, [&](u32 row, u32 k) { return x[row * x_stride + k]; });
-  }
-};
-
-// Up to 8 rows of x in a block, and 8 outputs. The lower half of the operand A is the low parts of x, so that two
-// instructions do what three would. Each warp takes DEPTH slices at a time, all of whose weights are on their way, the
-// first of them before x is there. With NORM, x is a row that every block normalises, and the first one writes it to
+// One row of x and 8 outputs in a block of 8 warps. Each warp takes DEPTH slices at a time, all of whose weights are on
+// their way, the first of them before x is there. With NORM, every block normalises x, and the first one writes it to
 // `normed`.
 template <class Format, int DEPTH, bool NORM>
-__device__ inline void multiply_few(const Product<Format>& p, const float* norm_weight = nullptr, double epsilon = 0,
+__device__ inline void multiply_row(const Product<Format>& p, const float* norm_weight = nullptr, double epsilon = 0,
                                     float* normed = nullptr) {
-  typedef typename Format::Unit Unit;
+  constexpr bool all_high = Product<Format>::all_high;
   constexpr u32 most = 8 * DEPTH;
-  __shared__ __align__(16) float partial[most][64];  // [slice][row of x][output]
-  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y * 8;
-  float4 weights[DEPTH];
+  __shared__ __align__(16) float partial[most][8];         // [slice][output]
+  __shared__ __align__(16) u32 inputs[most][2][5][4];      // [slice][step][lane]: the others take the zeros of lane 4
+  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const auto* const from = p.weights_of(blockIdx.x, warp, lane);
+  float4 weights[DEPTH] = {};
   const auto read = [&](u32 first) {
 #pragma unroll
     for (u32 d = 0; d < DEPTH; ++d) {
-      const u32 slice = first + d * 8 + warp;
-      weights[d] = slice < p.slices ? four_floats(p.weights_of(blockIdx.x, slice, lane)) : make_float4(0, 0, 0, 0);
+      if (first + d * 8 + warp < p.slices) weights[d] = four_floats(from + (u64)first * 128 + d * 1024);
+    }
+  };
+  read(0);
+  if (threadIdx.x < 2 * most) *(uint4*)inputs[threadIdx.x / 2][threadIdx.x % 2][4] = make_uint4(0, 0, 0, 0);
+  wait_for_inputs();
+  RmsScale scale;
+  if (NORM) scale = RmsScale(p.x, p.w.cols, epsilon);
+  const auto value = [&](u32, u32 k) { return NORM ? scale.of(p.x[k]) * norm_weight[k] : p.x[k]; };
+  float total = 0;  // of output threadIdx.x, in the first threads
+  for (u32 first = 0; first < p.slices; first += most) {
+    const u32 here = min(most, p.slices - first);
+    for (u32 k = threadIdx.x; k < here * 16; k += 256) {
+      const u32 at = first * 16 + k;
+      const float plain = at < p.w.cols ? value(0, at) : 0.0f;
+      if (NORM && blockIdx.x == 0 && at < p.w.cols) normed[at] = plain;
+      *(uint2*)&inputs[k / 16][k % 4 / 2][k % 16 / 4][k % 2 * 2] = split(plain);
+    }
+    __syncthreads();
+    const auto multiply = [&](u32 d) {
+      const u32 s = d * 8 + warp, own = min(lane, 4u);
+      const uint4 steps[2] = {*(const uint4*)inputs[s][0][own], *(const uint4*)inputs[s][1][own]};
+      float sum[4] = {};
+      add_few<all_high>(sum, steps, split_weights<all_high>(weights[d]));
+      if (lane < 4) *(float2*)&partial[s][lane * 2] = make_float2(sum[0] + sum[2], sum[1] + sum[3]);
+    };
+    if (here == most) {
+#pragma unroll
+      for (u32 d = 0; d < DEPTH; ++d) multiply(d);
+    } else {
+#pragma unroll
+      for (u32 d = 0; d < DEPTH; ++d) {
+        if (d * 8 + warp < here) multiply(d);
+      }
+    }
+    if (first + most < p.slices) read(first + most);
+    __syncthreads();
+    if (threadIdx.x < 8) {
+#pragma unroll 16
+      for (u32 s = 0; s < here; ++s) total += partial[s][threadIdx.x];
+    }
+  }
+  if (threadIdx.x >= 8) return;
+  p.template store<1>([&](u32) { return total; }, [&](u32) { return make_uint2(0, blockIdx.x * 8 + threadIdx.x); },
+                      value);
+}
+
+// The same for up to 8 rows.
+template <class Format, int DEPTH>
+__device__ inline void multiply_few(const Product<Format>& p) {
+  constexpr bool all_high = Product<Format>::all_high;
+  constexpr u32 most = 8 * DEPTH;
+  __shared__ __align__(16) float partial[most][64];  // [slice][row of x][output]
+  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y * 8;
+  const auto* const from = p.weights_of(blockIdx.x, warp, lane);
+  float4 weights[DEPTH] = {};
+  const auto read = [&](u32 first) {
+#pragma unroll
+    for (u32 d = 0; d < DEPTH; ++d) {
+      if (first + d * 8 + warp < p.slices) weights[d] = four_floats(from + (u64)first * 128 + d * 1024);
     }
   };
   read(0);
   wait_for_inputs();
-  RmsScale scale;
-  if (NORM) {
-    scale = RmsScale(p.x, p.w.cols, epsilon);
-    for (u32 k = threadIdx.x; blockIdx.x == 0 && k < p.w.cols; k += 256) normed[k] = scale.of(p.x[k]) * norm_weight[k];
-  }
-  const auto value = [&](u32 r, u32 k) {
-    const float plain = p.x[r * p.x_stride + k];
-    return NORM ? scale.of(plain) * norm_weight[k] : plain;
-  };
   const bool real = row + lane / 4 < p.x_rows;
+  const float* const x = p.x + (row + lane / 4) * p.x_stride + warp * 16 + lane % 4 * 4;
   float total = 0;  // of output threadIdx.x % 8 and row threadIdx.x / 8, in the first threads
   for (u32 first = 0; first < p.slices; first += most) {
-    float4 inputs[DEPTH];
+    const u32 here = min(most, p.slices - first);
+    float4 inputs[DEPTH] = {};
+    if (p.aligned && (first + most) * 16 <= p.w.cols) {
 #pragma unroll
-    for (u32 d = 0; d < DEPTH; ++d) {
-      const u32 slice = first + d * 8 + warp, k = slice * 16 + lane % 4 * 4;
-      inputs[d] = p.four_of_x(row + lane / 4, slice, lane);
-      if (NORM && real) {
-        if (k < p.w.cols) inputs[d].x = scale.of(inputs[d].x) * norm_weight[k];
-        if (k + 1 < p.w.cols) inputs[d].y = scale.of(inputs[d].y) * norm_weight[k + 1];
-        if (k + 2 < p.w.cols) inputs[d].z = scale.of(inputs[d].z) * norm_weight[k + 2];
-        if (k + 3 < p.w.cols) inputs[d].w = scale.of(inputs[d].w) * norm_weight[k + 3];
+      for (u32 d = 0; d < DEPTH; ++d) {
+        if (real) inputs[d] = *(const float4*)(x + first * 16 + d * 128);
       }
+    } else {
+#pragma unroll
+      for (u32 d = 0; d < DEPTH; ++d) inputs[d] = p.four_of_x(row + lane / 4, first + d * 8 + warp, lane);
     }
 #pragma unroll
     for (u32 d = 0; d < DEPTH; ++d) {
-      const Parts part = split(inputs[d]), w = split<Product<Format>::all_high>(weights[d]);
+      const Parts part = split(inputs[d]);
+      const uint4 steps[2] = {make_uint4(part.high[0], part.low[0], part.high[1], part.low[1]),
+                              make_uint4(part.high[2], part.low[2], part.high[3], part.low[3])};
       float sum[4] = {};
-#pragma unroll
-      for (u32 i = 0; i < 4; i += 2) {
-        multiply_step(sum, part.high[i], part.low[i], part.high[i + 1], part.low[i + 1], w.high[i], w.high[i + 1]);
-        if (Product<Format>::all_high) continue;
-        multiply_step(sum, 0, part.high[i], 0, part.high[i + 1], w.low[i], w.low[i + 1]);
-      }
+      add_few<all_high>(sum, steps, split_weights<all_high>(weights[d]));
       if (real) *(float2*)&partial[d * 8 + warp][lane * 2] = make_float2(sum[0] + sum[2], sum[1] + sum[3]);
     }
-    read(first + most);
+    if (first + most < p.slices) read(first + most);
     __syncthreads();
     if (threadIdx.x < 64) {
-      const u32 here = min(most, p.slices - first);
 #pragma unroll 16
       for (u32 s = 0; s < here; ++s) total += partial[s][threadIdx.x];
     }
@@ -206,7 +127,8 @@ __device__ inline void multiply_few(const Product<Format>& p, const float* norm_
   }
   if (threadIdx.x >= 64) return;
   p.template store<1>([&](u32) { return total; },
-                      [&](u32) { return make_uint2(row + threadIdx.x / 8, blockIdx.x * 8 + threadIdx.x % 8); }, value);
+                      [&](u32) { return make_uint2(row + threadIdx.x / 8, blockIdx.x * 8 + threadIdx.x % 8); },
+                      [&](u32 r, u32 k) { return p.value(r, k); });
 }
 
 // 16 ROWS rows of x and 8 PANELS outputs in a block of 8 warps, whose slices are then added, DEPTH of each warp at a
@@ -243,21 +165,13 @@ __device__ inline void multiply_some(const Product<Format>& p) {
       float sum[ROWS][PANELS][4] = {};
       Parts w[PANELS], up[ROWS], down[ROWS];
 #pragma unroll
-      for (u32 n = 0; n < PANELS; ++n) w[n] = split<Product<Format>::all_high>(weights[n]);
+      for (u32 n = 0; n < PANELS; ++n) w[n] = split_weights<Product<Format>::all_high>(weights[n]);
       read_weights(next);
-      if (ROWS <= 2) {
 #pragma unroll
-        for (u32 m = 0; m < ROWS; ++m) up[m] = split(top[m]), down[m] = split(bottom[m]);
-        read_inputs(next);
+      for (u32 m = 0; m < ROWS; ++m) up[m] = split(top[m]), down[m] = split(bottom[m]);
+      read_inputs(next);
 #pragma unroll
-        for (u32 m = 0; m < ROWS; ++m) add_slice<Product<Format>::all_high, PANELS>(sum[m], up[m], down[m], w);
-      } else {
-#pragma unroll
-        for (u32 m = 0; m < ROWS; ++m) {
-          add_slice<Product<Format>::all_high, PANELS>(sum[m], split(top[m]), split(bottom[m]), w);
-        }
-        read_inputs(next);
-      }
+      for (u32 m = 0; m < ROWS; ++m) add_slice<Product<Format>::all_high, PANELS>(sum[m], up[m], down[m], w);
 #pragma unroll
       for (u32 i = 0; i < ROWS * PANELS * 2; ++i) {
         const u32 m = i / 2 / PANELS, n = i / 2 % PANELS, half = i % 2;
@@ -280,7 +194,8 @@ __device__ inline void multiply_some(const Product<Format>& p) {
                          [&](u32 e) {
                            const u32 at = e * 256 + threadIdx.x;
                            return make_uint2(row + at % (rows * 8) / 8, (panel + at / (rows * 8)) * 8 + at % 8);
-                         });
+                         },
+                         [&](u32 r, u32 k) { return p.value(r, k); });
 }
 
 // 32 ROWS rows of x and 16 PANELS outputs in a block of four warps, each of which has a quarter of them. The next
@@ -332,7 +247,7 @@ __device__ inline void multiply_many(const Product<Format>& p) {
       Parts w[4];
 #pragma unroll
       for (u32 n = 0; n < 4; ++n) {
-        w[n] = split<Product<Format>::all_high>(four_floats(weights + (four * 4 + n) * 128));
+        w[n] = split_weights<Product<Format>::all_high>(four_floats(weights + (four * 4 + n) * 128));
       }
 #pragma unroll
       for (u32 m = 0; m < ROWS; ++m) {
@@ -340,12 +255,36 @@ __device__ inline void multiply_many(const Product<Format>& p) {
       }
     }
   }
-  p.template store<ROWS * PANELS * 4>(
-      [&](u32 i) { return total[i / 4 / PANELS][i / 16 % (PANELS / 4)][i / 4 % 4][i % 4]; },
-      [&](u32 i) {
-        return make_uint2(row + own_row + i / 4 / PANELS * 16 + i % 4 / 2 * 8 + lane / 4,
-                          (panel + own_panel + i / 4 % PANELS) * 8 + lane % 4 * 2 + i % 2);
-      });
+  const auto result = [&](u32 i) -> float& { return total[i / 4 / PANELS][i / 16 % (PANELS / 4)][i / 4 % 4][i % 4]; };
+  const u32 first_row = row + own_row + lane / 4, first_output = (panel + own_panel) * 8 + lane % 4 * 2;
+  const auto place = [&](u32 i) {
+    return make_uint2(first_row + i / 4 / PANELS * 16 + i % 4 / 2 * 8, first_output + i / 4 % PANELS * 8 + i % 2);
+  };
+  const auto value = [&](u32 r, u32 k) { return p.value(r, k); };
+  const bool pairs = p.output.takes_pairs();
+  u32 again[ROWS * PANELS / 8] = {};
+#pragma unroll
+  for (u32 half = 0; half < 2 * ROWS; ++half) {
+    const u32 r = first_row + half * 8;
+    if (r >= p.x_rows) break;
+    float* const y = p.output.y + r * p.output.y_stride + first_output;
+    float* const sum = p.output.sum + r * p.output.sum_stride + first_output;
+#pragma unroll
+    for (u32 n = 0; n < PANELS; ++n) {
+      const u32 i = (half / 2 * PANELS + n) * 4 + half % 2 * 2, j = first_output + n * 8;
+      const float2 pair = make_float2(result(i), result(i + 1));
+      const bool one = p.is_finite(pair.x), other = p.is_finite(pair.y);
+      if (pairs && one && other && j + 1 < p.w.rows) {
+        p.output.store_pair(y + n * 8, sum + n * 8, pair);
+        continue;
+      }
+      if (j < p.w.rows && one) p.output.store(r, j, pair.x);
+      if (j + 1 < p.w.rows && other) p.output.store(r, j + 1, pair.y);
+      if (j < p.w.rows && !one) again[i / 32] |= 1u << i % 32;
+      if (j + 1 < p.w.rows && !other) again[i / 32] |= 2u << i % 32;
+    }
+  }
+  p.store_again(again, place, value);
 }
 
 #define MULTIPLY(NAME, KIND, THREADS, BLOCKS, ...)                                                        \
@@ -362,16 +301,17 @@ __device__ inline void multiply_many(const Product<Format>& p) {
     let_next_begin();                                                                                     \
     __VA_ARGS__({x, x_stride, x_rows, w, y}, norm_weight, epsilon, normed);                               \
   }
-#define PRODUCTS(NAME, FORMAT_TYPE)                                             \
-  MULTIPLY(NAME, few, 256, 3, multiply_few<FORMAT_TYPE, 6, false>)              \
-  MULTIPLY(NAME, few_deep, 256, 2, multiply_few<FORMAT_TYPE, 12, false>)        \
-  MULTIPLY(NAME, some_16x8, 256, 2, multiply_some<FORMAT_TYPE, 1, 1, 4>)        \
-  MULTIPLY(NAME, some_16x16, 256, 2, multiply_some<FORMAT_TYPE, 1, 2, 2>)       \
-  MULTIPLY(NAME, some_32x16, 256, 2, multiply_some<FORMAT_TYPE, 2, 2, 2>)       \
-  MULTIPLY(NAME, some_64x16, 256, 2, multiply_some<FORMAT_TYPE, 4, 2, 1>)       \
-  MULTIPLY(NAME, many_64, 128, 3, multiply_many<FORMAT_TYPE, 2, 8>)             \
-  MULTIPLY(NAME, many_128, 128, 2, multiply_many<FORMAT_TYPE, 4, 8>)            \
-  MULTIPLY_NORMED(NAME, normed, 3, multiply_few<FORMAT_TYPE, 6, true>)
+#define PRODUCTS(NAME, FORMAT_TYPE)                                          \
+  MULTIPLY(NAME, row, 256, 4, multiply_row<FORMAT_TYPE, 6, false>)           \
+  MULTIPLY(NAME, row_deep, 256, 2, multiply_row<FORMAT_TYPE, 12, false>)     \
+  MULTIPLY(NAME, few, 256, 3, multiply_few<FORMAT_TYPE, 6>)                  \
+  MULTIPLY(NAME, some_16x8, 256, 2, multiply_some<FORMAT_TYPE, 1, 1, 4>)     \
+  MULTIPLY(NAME, some_16x16, 256, 2, multiply_some<FORMAT_TYPE, 1, 2, 2>)    \
+  MULTIPLY(NAME, some_32x16, 256, 2, multiply_some<FORMAT_TYPE, 2, 2, 2>)    \
+  MULTIPLY(NAME, some_32x32, 256, 2, multiply_some<FORMAT_TYPE, 2, 4, 1>)    \
+  MULTIPLY(NAME, many_64, 128, 3, multiply_many<FORMAT_TYPE, 2, 8>)          \
+  MULTIPLY(NAME, many_128, 128, 2, multiply_many<FORMAT_TYPE, 4, 8>)         \
+  MULTIPLY_NORMED(NAME, normed, 4, multiply_row<FORMAT_TYPE, 6, true>)
 PRODUCTS(f32, F32)
 PRODUCTS(f16, F16)
 )cuda"
