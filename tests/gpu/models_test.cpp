@@ -1,6 +1,9 @@
 // Models on a card as people use them: real widths in every format, states that move between card and processor,
 // generation and scores, and use that a program should not make of it.
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <thread>
 
@@ -161,6 +164,29 @@ TEST_F(OnACard, AProductHasTheSameBitsWhetherItsRowIsNormalisedJustBeforeOrLongB
       const auto joined = product(taken, in_place, false), apart = product(taken, in_place, true);
       EXPECT_TRUE(identical(joined.first, apart.first)) << taken << in_place;
       EXPECT_TRUE(identical(joined.second, apart.second)) << taken << in_place;
+    }
+  }
+}
+
+TEST_F(OnACard, ProductsOfLargeAndInfiniteNumbersAreThoseOfF32) {
+  const CudaBackend<float> backend;
+  constexpr std::size_t cols = 64, outputs = 200;
+  constexpr float large = std::numeric_limits<float>::max(), infinity = std::numeric_limits<float>::infinity();
+  auto matrix = backend.make_matrix<float>(outputs, cols);
+  HostMatrix<float> ones(outputs, cols);
+  std::fill(ones.values.begin(), ones.values.end(), 1.0F);
+  backend.upload_rows<float>(ones.view(), 0, matrix);
+  for (const std::size_t rows : support::Sizes{1, 5, 20, 40, 3000}) {
+    std::vector<float> values(rows * cols, 1.0F), found(rows * outputs);
+    const std::vector<float> kinds{large, -large, infinity, -infinity, std::nanf("")};
+    for (std::size_t i = 0; i < rows; ++i) values[i * cols + i % cols] = kinds[i % kinds.size()];
+    auto x = backend.allocate<float>(values.size()), y = backend.allocate<float>(found.size());
+    backend.upload<float>(values, x.data());
+    backend.matmul(View<const float>(x.data(), rows, cols), matrix, View<float>(y.data(), rows, outputs));
+    backend.download<float>(y.data(), found);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      const float expected = kinds[i / outputs % kinds.size()];
+      ASSERT_TRUE(found[i] == expected || (std::isnan(expected) && std::isnan(found[i]))) << i << ": " << found[i];
     }
   }
 }

@@ -143,10 +143,12 @@ class CudaBackend {
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
     if constexpr (std::is_same_v<Scalar, double>) {
       device_->load(gpu::Program::products_double, gpu::double_kernels, options_->kernels, gpu::no_shared_memory);
+    } else if (gpu::in_tf32<W>) {
+      device_->load(gpu::Program::products_tf32, gpu::tf32_kernels, options_->kernels, gpu::tf32_shared_memory);
     } else if (on_tensor_cores<W>()) {
       device_->load(gpu::Program::products_mma, gpu::mma_kernels, options_->kernels, gpu::mma_shared_memory);
     } else {
-      device_->load(gpu::Program::products_fma, gpu::fma_kernels, options_->kernels, gpu::fma_shared_memory);
+      device_->load(gpu::Program::products_fma, gpu::fma_kernels, options_->kernels, gpu::no_shared_memory);
     }
     return Matrix<W>(device_, rows, cols);
   }
@@ -197,11 +199,13 @@ class CudaBackend {
     if constexpr (std::is_same_v<Scalar, double>) {
       multiply_double(x, weight, y);
     } else if (const auto norm = take_norm<W>(x, y)) {
-      gpu::multiply_normed(*device_, gpu::Layout<W>::index, *norm, weight.weights(), y);
+      gpu::multiply_normed(*device_, gpu::Layout<W>::index - gpu::Layout<float>::index, *norm, weight.weights(), y);
     } else if (on_tensor_cores<W>()) {
       multiply_on_tensor_cores(x, weight, y);
+    } else if (gpu::in_tf32<W>) {
+      gpu::multiply_tf32(*device_, gpu::Layout<W>::index - gpu::Layout<float>::index, x, weight.weights(), y);
     } else {
-      gpu::multiply_fma(*device_, gpu::Layout<W>::index, x, weight.weights(), y);
+      gpu::multiply_fma(*device_, gpu::Layout<W>::index - gpu::Layout<bf16>::index, x, weight.weights(), y);
     }
   }
   /// Memory for the rounded activations of products of up to `rows` rows.
@@ -236,9 +240,12 @@ class CudaBackend {
     const gpu::ScanArguments<Scalar> arguments(p);
     const std::size_t states = p.a.cols(), channels = p.u.cols();
     gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
-      const gpu::ScanKernel kernel = gpu::scan_kernel(states, table.longest == 1 && p.kept.chunk == 0);
-      launch(kernel.index, {(channels + kernel.channels - 1) / kernel.channels, table.count}, kernel.threads, arguments,
-             table.entries);
+      const gpu::ScanKernel kernel = gpu::scan_kernel(*device_, channels, states, table, p.kept.chunk != 0);
+      const gpu::Grid grid{(channels + kernel.channels - 1) / kernel.channels, table.count};
+      // The blocks of a long scan each want a multiprocessor, which they get only if no other kernel still runs.
+      const bool alone = table.longest > 256 && grid.x * grid.y <= device_->processors();
+      device_->launch(layers, kernel.index, grid, gpu::Block{.threads = kernel.threads, .is_alone = alone}, arguments,
+                      table.entries);
     });
   }
 

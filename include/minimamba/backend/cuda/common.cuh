@@ -29,6 +29,14 @@ struct Output {
     y[row * y_stride + col] = value;
     if (sum) sum[row * sum_stride + col] += value;
   }
+  // Whether neighbours, the first of an even number, can be stored at once.
+  __device__ bool takes_pairs() const { return (((u64)y | (u64)sum | (y_stride | sum_stride) * 4) & 7) == 0; }
+  __device__ void store_pair(float* y_at, float* sum_at, const float2& pair) const {
+    *(float2*)y_at = pair;
+    if (!sum) return;
+    const float2 before = *(const float2*)sum_at;
+    *(float2*)sum_at = make_float2(before.x + pair.x, before.y + pair.y);
+  }
 };
 
 // A kernel may begin before those before it have ended: its blocks take their places, and then wait here. So every
@@ -54,11 +62,33 @@ __device__ inline double multiply_add(double x, double y, double z) { return __f
 
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
-template <class T>
-__device__ inline T silu(T x) {
-  return x / (T(1) + exponential(-x));
+__device__ inline float silu(float x) { return __fdividef(x, 1.0f + expf(-x)); }
+__device__ inline double silu(double x) { return x / (1.0 + exp(-x)); }
+
+// log(1 + x) for x >= 0 that is finite, without a branch: 1 + x = 2^e (1 + m), and a polynomial of m in [-1/4, 1/2).
+__device__ inline float log_of_one_plus(float x) {
+  const int e = (__float_as_int(__fadd_rz(x, 1.0f)) - 0x3F400000) & 0xFF800000;
+  const float m = __int_as_float(__float_as_int(x) - e) + __fmaf_rn(0.25f, __int_as_float(0x40800000 - e), -1.0f);
+  const float square = m * m;
+  float even = -4.53948975e-2f, odd = 1.05468750e-1f;
+  even = __fmaf_rn(even, square, -1.32296920e-1f);
+  odd = __fmaf_rn(odd, square, 1.44911304e-1f);
+  even = __fmaf_rn(even, square, -1.66415766e-1f);
+  odd = __fmaf_rn(odd, square, 1.99888632e-1f);
+  even = __fmaf_rn(even, square, -2.50002027e-1f);
+  float sum = __fmaf_rn(odd, m, even);
+  sum = __fmaf_rn(sum, m, 3.33335280e-1f);
+  sum = __fmaf_rn(sum, m, -0.5f);
+  sum = __fmaf_rn(sum, square, m);
+  return __fmaf_rn((float)e * 1.1920929e-7f, 0.693147182f, sum);
 }
-__device__ inline float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+// log(1 + e^x), which is x beyond 20.
+__device__ inline float softplus(float x) {
+  const float y = log_of_one_plus(expf(fminf(x, 20.0f)));
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(x), "f"(y));
+  return larger;
+}
 __device__ inline double softplus(double x) { return x > 20.0 ? x : log1p(exp(x)); }
 
 // 2^x for float, e^x for double: A is scaled by `decay_scale` once, so that a decay costs one instruction.

@@ -16,9 +16,18 @@ namespace minimamba::inline MINIMAMBA_ISA {
 namespace gpu {
 
 /// Kernels that are compiled together.
-enum class Program { layers, layers_double, products_fma, products_mma, products_double, ssd, ssd_double };
-inline constexpr std::array program_names = {"layers",          "layers_double", "products_fma", "products_mma",
-                                             "products_double", "ssd",           "ssd_double"};
+enum class Program {
+  layers,
+  layers_double,
+  products_tf32,
+  products_fma,
+  products_mma,
+  products_double,
+  ssd,
+  ssd_double
+};
+inline constexpr std::array program_names = {"layers",       "layers_double",   "products_tf32", "products_fma",
+                                             "products_mma", "products_double", "ssd",           "ssd_double"};
 inline constexpr std::size_t program_count = program_names.size();
 static_assert(program_count == static_cast<std::size_t>(Program::ssd_double) + 1);
 
@@ -40,6 +49,12 @@ inline constexpr char scan[] =
     ;
 inline constexpr char formats[] =
 #include "minimamba/backend/cuda/formats.cuh"
+    ;
+inline constexpr char tf32[] =
+#include "minimamba/backend/cuda/tf32.cuh"
+    ;
+inline constexpr char products_tf32[] =
+#include "minimamba/backend/cuda/products_tf32.cuh"
     ;
 inline constexpr char products_fma[] =
 #include "minimamba/backend/cuda/products_fma.cuh"
@@ -67,6 +82,8 @@ inline std::string text_of(Program program) {
       return joined(text::common, text::state_sums, text::ssd);
     case Program::ssd_double:
       return joined(in_double, text_of(Program::ssd));
+    case Program::products_tf32:
+      return joined(text::common, text::formats, text::tf32, text::products_tf32);
     case Program::products_fma:
       return joined(text::common, text::formats, text::products_fma);
     case Program::products_mma:

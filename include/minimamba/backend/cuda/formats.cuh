@@ -6,14 +6,14 @@ struct Weights {
   u32 rows, cols;
 };
 
-// f64, f32, f16: panels of 8 rows, [rows / 8][K / 4][8][4], with K padded to whole slices of 32. The 8 x 4 weights that
-// neighbouring threads multiply with are adjacent.
+// f64, f32, f16: panels of 8 rows, [rows / 8][K / 16][8][16], with K padded to whole slices of 16, so that a warp reads
+// the operand B of a slice of 8 outputs at once.
 template <class Number>
 struct Panels {
   typedef Number Unit;
-  __device__ static u32 padded(u32 cols) { return (cols + 31) / 32 * 32; }
+  __device__ static u32 padded(u32 cols) { return (cols + 15) / 16 * 16; }
   __device__ static u64 offset(u32 cols, u32 row, u32 k) {
-    return (u64)(row / 8 * 8) * padded(cols) + k / 4 * 32 + row % 8 * 4 + k % 4;
+    return (u64)(row / 8 * 8) * padded(cols) + k / 16 * 128 + row % 8 * 16 + k % 16;
   }
 };
 

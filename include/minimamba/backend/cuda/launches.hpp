@@ -8,6 +8,7 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "minimamba/backend/concept.hpp"
@@ -106,15 +107,20 @@ struct ScanArguments {
 
 struct ScanKernel {
   std::size_t index, channels;  // of a block
-  unsigned threads = 128;
+  unsigned threads;
 };
-/// All kernels for some number of states give the same bits. `alone`: each segment is a token, before which no state is
-/// kept.
-inline ScanKernel scan_kernel(std::size_t states, bool alone) {
-  if (states <= 16) return alone ? ScanKernel{scan_one, 32} : ScanKernel{scan_to_16, 16, 256};
-  if (states <= 64) return {scan_to_64, 4};
-  if (states <= 256) return {scan_to_256, 2};
-  if (states <= 1024) return {scan_to_1024, 2};
+/// All kernels for some number of states give the same bits. For the segments of a table; `keeps`: states are kept.
+inline ScanKernel scan_kernel(const Device& device, std::size_t channels, std::size_t states, const SegmentTable& table,
+                              bool keeps) {
+  if (states <= 16) {
+    if (table.longest == 1 && !keeps) return {scan_one, 32, 128};
+    // Few blocks must be quick; many of them fill the card, and should do little.
+    const bool many = (channels + 15) / 16 * table.count >= 2 * device.processors();
+    return many ? ScanKernel{scan_many_to_16, 16, 192} : ScanKernel{scan_to_16, 16, 384};
+  }
+  if (states <= 64) return {scan_to_64, 4, 192};
+  if (states <= 256) return {scan_to_256, 2, 192};
+  if (states <= 1024) return {scan_to_1024, 2, 192};
   throw ArgumentError("d_state", "at most 1024 on a card", std::to_string(states));
 }
 
@@ -212,59 +218,72 @@ inline void multiply_mma(const Device& device, std::size_t format, const Inputs&
                 Output{.y = address(y.data()), .y_stride = y.stride()});
 }
 
-/// The product of one row, which it normalises first. `format` counts as in Layout: f32, f16 or bf16.
+template <class W>
+inline constexpr bool in_tf32 = std::is_same_v<W, float> || std::is_same_v<W, f16>;
+
+/// The product of one row, which it normalises first. `format` counts from f32: f32, f16 or bf16.
 inline void multiply_normed(const Device& device, std::size_t format, const NormOfRow& norm, const Weights& weight,
                             View<float> y) {
   const Address end = norm.x + weight.cols * sizeof(float);
   const Output output{.y = address(y.data()), .y_stride = y.stride()};
-  if (format == Layout<bf16>::index) {
+  if (format == Layout<bf16>::index - Layout<float>::index) {
     device.launch(Program::products_mma, bf16_normed, {(y.cols() + 15) / 16}, product_block(y, 3, norm.x, end, 256, 0),
                   Inputs{norm.x, 0, 0, weight.cols, 1}, weight, output, norm.weight, norm.epsilon, norm.y);
   } else {
-    device.launch(Program::products_fma, (format == Layout<float>::index ? 0 : fma_kinds) + normed,
-                  {(y.cols() + 7) / 8}, product_block(y, 4, norm.x, end, 256, 0), norm.x, std::uint64_t{weight.cols},
-                  weight, output, std::uint32_t{1}, norm.weight, norm.epsilon, norm.y);
+    device.launch(Program::products_tf32, tf32_kinds * format + tf32_normed, {(y.cols() + 7) / 8},
+                  product_block(y, 4, norm.x, end, 256, 0), norm.x, std::uint64_t{weight.cols}, weight, output,
+                  std::uint32_t{1}, norm.weight, norm.epsilon, norm.y);
   }
 }
 
-/// `format` counts as in Layout.
+/// Starts a kernel of products_tf32 or products_fma in blocks of tile_rows x tile_outputs.
+struct ProductTile {
+  std::size_t rows, outputs;
+  unsigned threads = 256, shared = 0;
+};
+inline void multiply_tiles(const Device& device, Program program, std::size_t kernel, const ProductTile& tile,
+                           View<const float> x, const Weights& weight, View<float> y) {
+  device.launch(
+      program, kernel, {(y.cols() + tile.outputs - 1) / tile.outputs, (y.rows() + tile.rows - 1) / tile.rows},
+      product_block(y, 4, address(x.data()), address(x.data() + x.rows() * x.stride()), tile.threads, tile.shared),
+      x.data(), std::uint64_t{x.stride()}, weight, Output{.y = address(y.data()), .y_stride = y.stride()},
+      static_cast<std::uint32_t>(y.rows()));
+}
+
+/// `format` counts from bf16.
 inline void multiply_fma(const Device& device, std::size_t format, View<const float> x, const Weights& weight,
                          View<float> y) {
-  const std::size_t rows = y.rows(), outputs = y.cols();
-  const bool panels = format < Layout<bf16>::index;  // others are multiplied so if activations keep all bits
-  const std::size_t kernels = format == Layout<float>::index ? 0 : fma_kinds;
-  const auto launch = [&](std::size_t kernel, std::size_t tile_rows, std::size_t tile_outputs, unsigned threads,
-                          std::size_t first, std::size_t count) {
-    const View<const float> from = x.rows_from(first, count);
-    const View<float> to = y.rows_from(first, count);
-    device.launch(Program::products_fma, kernel,
-                  {(outputs + tile_outputs - 1) / tile_outputs, (count + tile_rows - 1) / tile_rows},
-                  product_block(to, 4, address(from.data()), address(from.data() + count * from.stride()), threads,
-                                fma_shared_memory(kernel)),
-                  from.data(), std::uint64_t{from.stride()}, weight,
-                  Output{.y = address(to.data()), .y_stride = to.stride()}, static_cast<std::uint32_t>(count));
-  };
-  if (!panels) return launch(2 * fma_kinds + format - Layout<bf16>::index, 8, 32, 256, 0, rows);
+  multiply_tiles(device, Program::products_fma, format, {8, 32}, x, weight, y);
+}
+
+/// `format` counts from f32.
+inline void multiply_tf32(const Device& device, std::size_t format, View<const float> x, const Weights& weight,
+                          View<float> y) {
+  const std::size_t rows = y.rows(), outputs = y.cols(), processors = device.processors();
   const auto tiles = [&](std::size_t height, std::size_t width) {
     return (rows + height - 1) / height * ((outputs + width - 1) / width);
   };
-  if (rows <= 4 || tiles(4, 8) <= 6 * device.processors()) {  // few outputs: more blocks read more, but all work
-    const std::size_t size = rows > 2 ? 2 : rows - 1;
-    return launch(kernels + few_1 + size, std::size_t{1} << size, 8, 256, 0, rows);
-  }
+  const auto launch = [&](std::size_t kind, std::size_t height, std::size_t width) {
+    const std::size_t kernel = tf32_kinds * format + kind;
+    const bool many = kind >= tf32_many_64;
+    multiply_tiles(device, Program::products_tf32, kernel,
+                   {height, width, many ? 128U : 256U, tf32_shared_memory(kernel)}, x, weight, y);
+  };
+  if (rows == 1) return launch(weight.cols > 768 ? tf32_row_deep : tf32_row, 1, 8);
+  if (rows <= 8 || tiles(8, 8) <= processors) return launch(tf32_few, 8, 8);
   const bool aligned = address(x.data()) % 16 == 0 && x.stride() % 4 == 0 && x.cols() % 4 == 0;
-  if (!aligned) {
-    launch(kernels + any, 8, 32, 256, 0, rows);
-  } else if (tiles(64, 128) >= device.processors()) {
-    // Blocks run in turns, two on a multiprocessor, and the last turn may leave many idle: the width with less waiting.
-    const auto turns = [&](std::size_t width) { return (tiles(64, width) - 1) / (2 * device.processors()) + 1; };
-    const bool narrow = 96 * turns(96) < 128 * turns(128);
-    launch(kernels + (narrow ? many_96 : many_128), 64, narrow ? 96 : 128, 128, 0, rows);
-  } else if (2 * tiles(32, 32) >= 5 * device.processors()) {
-    launch(kernels + some_32, 32, 32, 128, 0, rows);
-  } else {
-    launch(kernels + some_16, 16, 32, 256, 0, rows);
+  if (aligned && rows > 32 && tiles(64, 128) >= processors) {
+    // Blocks run in turns, three of the lower and two of the higher tiles on a multiprocessor, and the last turn may
+    // leave many idle.
+    const std::size_t low = (tiles(64, 128) - 1) / (3 * processors) + 1;
+    const std::size_t high = (tiles(128, 128) - 1) / (2 * processors) + 1;
+    return 4 * high < 3 * low ? launch(tf32_many_128, 128, 128) : launch(tf32_many_64, 64, 128);
   }
+  const bool narrow = (outputs + 15) / 16 % 2 != 0 && outputs < 128;  // half a tile of 32 outputs would be wasted
+  if (rows > 16 && !narrow && tiles(32, 32) >= processors) return launch(tf32_some_32x32, 32, 32);
+  if (rows > 16 && tiles(32, 16) >= processors) return launch(tf32_some_32x16, 32, 16);
+  if (tiles(16, 16) >= processors) return launch(tf32_some_16x16, 16, 16);
+  launch(tf32_some_16x8, 16, 8);
 }
 
 /// The moves that put row sources[i] in row i, for all rows at once: first those that overwrite a row that nobody needs

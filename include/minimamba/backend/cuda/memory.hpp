@@ -35,6 +35,7 @@ enum LayerKernel : std::size_t {
   top_k,
   scan_one,
   scan_to_16,
+  scan_many_to_16,
   scan_to_64,
   scan_to_256,
   scan_to_1024,
@@ -54,6 +55,7 @@ inline constexpr std::array layer_kernels = {"fill",
                                              "top_k",
                                              "scan_one",
                                              "scan_8x2",
+                                             "scan_4x4",
                                              "scan_16x4",
                                              "scan_32x8",
                                              "scan_32x32",
@@ -84,24 +86,36 @@ inline constexpr std::array ssd_kernels = {"ssd_scan_16x4", "ssd_scan_32x4", "ss
                                            "gated_rms_norm"};
 static_assert(ssd_kernels.size() == gated_rms_norm + 1);
 
-/// Kernels of Program::products_fma: these kinds for f32 and for f16, and then `any` for bf16, q8 and q4.
-enum FmaKernel : std::size_t { few_1, few_2, few_4, some_16, some_32, many_96, many_128, any, normed };
-inline constexpr std::size_t fma_kinds = 9;
-inline constexpr std::array fma_kernels = {"multiply_f32_few_1",    "multiply_f32_few_2",   "multiply_f32_few_4",
-                                           "multiply_f32_some_16",  "multiply_f32_some_32", "multiply_f32_many_96",
-                                           "multiply_f32_many_128", "multiply_f32_any",     "multiply_f32_normed",
-                                           "multiply_f16_few_1",    "multiply_f16_few_2",   "multiply_f16_few_4",
-                                           "multiply_f16_some_16",  "multiply_f16_some_32", "multiply_f16_many_96",
-                                           "multiply_f16_many_128", "multiply_f16_any",     "multiply_f16_normed",
-                                           "multiply_bf16_any",     "multiply_q8_any",      "multiply_q4_any"};
-static_assert(fma_kernels.size() == 2 * fma_kinds + 3);
-/// Bytes of dynamic shared memory: see multiply_some.
-constexpr unsigned fma_shared_memory(std::size_t kernel) {
-  if (kernel >= 2 * fma_kinds) return 0;
-  const std::size_t kind = kernel % fma_kinds, rows = kind == some_16 ? 16 : 32, warps = kind == some_16 ? 8 : 4;
-  const std::size_t weight = kernel < fma_kinds ? 4 : 2, stage = rows * 20 * 4 + 4 * 128 * weight;
-  return kind == some_16 || kind == some_32 ? static_cast<unsigned>(warps * (3 * stage + rows * 32 * 4)) : 0;
+/// Kernels of Program::products_tf32: these kinds for f32 and for f16.
+enum Tf32Kernel : std::size_t {
+  tf32_row,
+  tf32_row_deep,
+  tf32_few,
+  tf32_some_16x8,
+  tf32_some_16x16,
+  tf32_some_32x16,
+  tf32_some_32x32,
+  tf32_many_64,
+  tf32_many_128,
+  tf32_normed
+};
+inline constexpr std::size_t tf32_kinds = 10;
+inline constexpr std::array tf32_kernels = {
+    "multiply_f32_row",        "multiply_f32_row_deep",   "multiply_f32_few",        "multiply_f32_some_16x8",
+    "multiply_f32_some_16x16", "multiply_f32_some_32x16", "multiply_f32_some_32x32", "multiply_f32_many_64",
+    "multiply_f32_many_128",   "multiply_f32_normed",     "multiply_f16_row",        "multiply_f16_row_deep",
+    "multiply_f16_few",        "multiply_f16_some_16x8",  "multiply_f16_some_16x16", "multiply_f16_some_32x16",
+    "multiply_f16_some_32x32", "multiply_f16_many_64",    "multiply_f16_many_128",   "multiply_f16_normed"};
+static_assert(tf32_kernels.size() == 2 * tf32_kinds);
+/// Bytes of dynamic shared memory: the four stages of multiply_many.
+constexpr unsigned tf32_shared_memory(std::size_t kernel) {
+  const std::size_t kind = kernel % tf32_kinds, rows = kind == tf32_many_64 ? 64 : 128;
+  const std::size_t weight = kernel < tf32_kinds ? 4 : 2;
+  return kind == tf32_many_64 || kind == tf32_many_128 ? static_cast<unsigned>(4 * 16 * (rows * 4 + 128 * weight)) : 0;
 }
+
+/// Kernels of Program::products_fma.
+inline constexpr std::array fma_kernels = {"multiply_bf16_any", "multiply_q8_any", "multiply_q4_any"};
 
 /// Kernels of Program::products_mma: these kinds for bf16, q8 and q4, and then those that round activations.
 enum MmaKernel : std::size_t { mma_few_8, mma_few_16, mma_few_32, mma_few_64, mma_many_64, mma_many_128 };
@@ -137,7 +151,7 @@ template <class Number, std::size_t number>
 struct PanelLayout {
   static constexpr std::size_t index = number;  // among the kernels of all formats
   static std::size_t bytes(std::size_t rows, std::size_t cols) {
-    return (rows + 7) / 8 * 8 * ((cols + 31) / 32 * 32) * sizeof(Number);
+    return (rows + 7) / 8 * 8 * ((cols + 15) / 16 * 16) * sizeof(Number);
   }
 };
 template <>

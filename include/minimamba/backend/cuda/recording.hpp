@@ -118,6 +118,7 @@ struct Block {
   bool is_norm = false;                // an rms_norm of one row
   bool is_copy = false;                // of rows
   bool writes_weights = false;         // the kernel writes what products read before they wait for other kernels
+  bool is_alone = false;               // the kernel does not begin before the one before has ended
 };
 
 /// What an rms_norm of one row computes.
@@ -159,7 +160,7 @@ class Recording {
                .z = static_cast<std::uint32_t>(grid.z),
                .threads = block.threads,
                .shared = block.shared,
-               .follows = static_cast<std::uint16_t>(last_.writes_weights),
+               .follows = static_cast<std::uint16_t>(last_.writes_weights || block.is_alone),
                .output = block.output},
               arguments...);
     last_ = block;

@@ -1,9 +1,9 @@
 R"cuda(
-// The selective scan. A block has some channels of one segment. The first half of its threads, the scanners, walk
-// through the tokens one by one: LANES of them share a channel and hold PER of its states each, in registers. The other
-// half, the helpers, do what needs no state: while a tile of TILE tokens is scanned, they write the results of the tile
-// before, and compute dt = softplus(delta + bias) and dt u of the next one, once for each channel; the tiles after that
-// are on their way. B and C are read once for all channels of a block.
+// The selective scan. A block has some channels of one segment, and its threads are of three kinds. The scanners walk
+// through the tokens one by one: LANES of them share a channel and hold PER of its states each, in registers. The
+// others do what needs no state, while a tile of TILE tokens is scanned: the preparers compute dt = softplus(delta +
+// bias) and dt u of the next tile, once for each channel, and the writers sum C . h of the tile before over the lanes
+// and write its results. The tiles after that are on their way. B and C are read once for all channels of a block.
 //
 // C . h is summed as a binary tree over the states, so its bits depend neither on LANES nor on how tokens are divided
 // into tiles or calls. States beyond N are zeros, which change no sum.
@@ -53,196 +53,244 @@ __device__ inline Scalar scan_output(Scalar d, Scalar u, Scalar sum, Scalar gate
 
 template <int SCANNERS, int LANES, int PER, int TILE>
 struct Scan {
-  static constexpr int scanners = SCANNERS, helpers = SCANNERS, channels = scanners / LANES, states = LANES * PER;
-  static constexpr int group = TILE < 2 * LANES ? TILE : 2 * LANES;  // tokens that are summed over lanes together
-  static constexpr int values = (TILE * channels + helpers - 1) / helpers, pitch = (TILE + 3) / 4 * 4 + 4;
-  static constexpr int apart = helpers / channels;                           // tokens between the values of a helper
-  static constexpr int ahead = 3, vectors_ahead = states <= 16 ? ahead : 1;  // tiles that are on their way
+  static constexpr int channels = SCANNERS / LANES, states = LANES * PER;
+  static constexpr int group = PER < 8 ? 8 / PER : 1;  // tokens that a scanner reads together
+  static constexpr int values = (TILE * channels + SCANNERS - 1) / SCANNERS, pitch = (TILE + 3) / 4 * 4 + 4;
+  static constexpr int apart = SCANNERS / channels;   // tokens between the values of a preparer or writer
+  static constexpr int ahead = states <= 16 ? 3 : 1;  // tiles that are on their way
+  static_assert(TILE % group == 0);
 
-  // Of a tile, as it was read: a helper copies what it will use itself.
+  // Of a tile, as it was read.
   struct Values {
-    Scalar delta[values][helpers], u[values][helpers], z[values][helpers];
+    Scalar delta[values][SCANNERS], u[values][SCANNERS], z[values][SCANNERS];
   };
-  using Vectors = ::Vectors<TILE, states>;
+  typedef ::Vectors<TILE, states> Vectors;
   // Of a tile, for the scanners and from them.
   struct Work {
-    Scalar dt[channels][pitch], dt_u[channels][pitch], sums[channels][pitch];
+    Scalar dt[channels][pitch], dt_u[channels][pitch], sums[TILE][SCANNERS];
   };
   // Tiles take turns.
   struct Shared {
-    Vectors vectors[vectors_ahead + 1];
+    Vectors vectors[ahead + 1];
     Work work[2];
     Values values[ahead + 2];
   };
+  // What a scanner needs of some tokens.
+  struct Tokens {
+    Scalar b[group][PER], c[group][PER], steps[group], inputs[group];
 
-  // What the helpers do with a tile. One helper has one channel.
-  struct Helper {
-    const ScanArguments& p;
-    const Segment segment;
-    const VectorSource source;
-    u32 number, channel, own;  // channel of the block, and of all
-    Scalar bias, d;
-
-    __device__ Helper(const ScanArguments& arguments, const Segment& tokens, u32 first_channel)
-        : p(arguments),
-          segment(tokens),
-          source(p.b, p.b_stride, p.c, p.c_stride, p.states),
-          number(threadIdx.x - scanners),
-          channel(number % channels) {
-      own = first_channel + channel;
-      bias = own < p.channels ? p.delta_bias[own] : Scalar(0);
-      d = own < p.channels ? p.d[own] : Scalar(0);
-    }
-    // Calls body(j, t, token) for the values of this helper: number j is of token t of the tile.
-    template <class Body>
-    __device__ void for_each_value(u32 tile, const Body& body) const {
-      const u32 tokens = own < p.channels ? tokens_of(segment, tile) : 0;
+    __device__ void read(const Work& work, const Vectors& vectors, u32 channel, u32 lane, u32 first) {
+      read_run(steps, &work.dt[channel][first]);
+      read_run(inputs, &work.dt_u[channel][first]);
 #pragma unroll
-      for (int j = 0; j < values; ++j) {
-        const u32 t = number / channels + j * apart;
-        if (t < tokens) body(j, t, (u64)segment.first + tile * TILE + t);
+      for (int i = 0; i < group; ++i) {
+        read_run(b[i], &vectors.b[first + i][lane * PER]);
+        read_run(c[i], &vectors.c[first + i][lane * PER]);
       }
-    }
-    __device__ void copy(Values& to, u32 tile) const {
-      for_each_value(tile, [&](int j, u32, u64 token) {
-        copy_value_async(&to.delta[j][number], p.delta + token * p.delta_stride + own, true);
-        copy_value_async(&to.u[j][number], p.u + token * p.u_stride + own, true);
-        copy_value_async(&to.z[j][number], p.z + token * p.z_stride + own, true);
-      });
-    }
-    __device__ void copy(Vectors& to, u32 tile) const {
-      to.template copy<helpers>(source, (u64)segment.first + tile * TILE, tokens_of(segment, tile), number);
-    }
-    __device__ void prepare(Work& work, const Values& of, u32 tile) const {
-      for_each_value(tile, [&](int j, u32 t, u64) {
-        const Scalar step = softplus(of.delta[j][number] + bias);
-        work.dt[channel][t] = step;
-        work.dt_u[channel][t] = step * of.u[j][number];
-      });
-    }
-    __device__ void write(const Work& work, const Values& of, u32 tile) const {
-      for_each_value(tile, [&](int j, u32 t, u64 token) {
-        p.y[token * p.y_stride + own] = scan_output(d, of.u[j][number], work.sums[channel][t], silu(of.z[j][number]));
-      });
     }
   };
 
   const ScanArguments& p;
   const Segment segment;
   const u32 first_channel;
+  Shared& shared;
 
-  __device__ static u32 tokens_of(const Segment& segment, u32 tile) {
+  __device__ u32 tiles() const { return (segment.length + TILE - 1) / TILE; }
+  __device__ u32 tokens_of(u32 tile) const {
     return tile * TILE < segment.length ? min((u32)TILE, segment.length - tile * TILE) : 0;
   }
-  __device__ static Scalar advance(States<PER>& of, const Vectors& vectors, u32 lane, u32 t, Scalar step,
-                                   Scalar input) {
-    Scalar b[PER], c[PER];
-    read_run(b, &vectors.b[t][lane * PER]);
-    read_run(c, &vectors.c[t][lane * PER]);
-    return of.advance(step, input, b, c);
-  }
-  // before() is called before each token.
-  template <class Before>
-  __device__ static void scan(Work& work, const Vectors& vectors, States<PER>& of, u32 channel, u32 lane, u32 tokens,
-                              const Before& before) {
-#pragma unroll 1
-    for (u32 first = 0; first < tokens; first += group) {
-      Scalar steps[group], inputs[group], sums[group];
-      read_run(steps, &work.dt[channel][first]);
-      read_run(inputs, &work.dt_u[channel][first]);
-      if (first + group <= tokens) {
-#pragma unroll
-        for (int i = 0; i < group; ++i) {
-          before();
-          sums[i] = advance(of, vectors, lane, first + i, steps[i], inputs[i]);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < group; ++i) {
-          sums[i] = Scalar(0);
-          if (first + i >= tokens) continue;
-          before();
-          sums[i] = advance(of, vectors, lane, first + i, steps[i], inputs[i]);
-        }
-      }
-      sum_over_lanes<LANES>(sums, lane);
-#pragma unroll
-      for (int i = 0; i < group; i += LANES) {
-        if (i + lane < group) work.sums[channel][first + i + lane] = sums[i / LANES];
-      }
+  // Of the tiles that follow, in turn.
+  template <int COUNT>
+  struct Turn {
+    u32 at = 0;
+    __device__ void next() { at = at + 1 == COUNT ? 0 : at + 1; }
+  };
+  typedef Turn<ahead + 2> ValuesTurn;
+  typedef Turn<ahead + 1> VectorsTurn;
+  // All threads of a block wait for each other between tiles.
+  __device__ static void meet() { asm volatile("bar.sync 0;" ::: "memory"); }
+
+  __device__ void run() const {
+    const u32 number = threadIdx.x % SCANNERS;
+    if (threadIdx.x < SCANNERS) {
+      scan(number / LANES, number % LANES);
+    } else if (threadIdx.x < 2 * SCANNERS) {
+      prepare(number);
+    } else {
+      write(number);
     }
   }
 
-  __device__ void run() const {
-    __shared__ __align__(16) Shared shared;
-    const u32 tiles = (segment.length + TILE - 1) / TILE;
-    if (threadIdx.x >= scanners) return help(shared, tiles);
-    const u32 channel = threadIdx.x / LANES, lane = threadIdx.x % LANES, own = first_channel + channel;
-    const u32 count = own < p.channels ? p.states : 0;
+  __device__ void scan(u32 channel, u32 lane) const {
+    const u32 own = first_channel + channel, count = own < p.channels ? p.states : 0;
     Scalar* const state = p.h + segment.slot * p.slot_stride + (u64)own * p.states;
     States<PER> of;
     of.read(state, p.a + (u64)own * p.states, lane * PER, count);
-    u32 until_kept = 0, kept = segment.kept;
-    const auto keep = [&] {
-      if (until_kept == 0) {
-        of.write(p.kept + kept * p.kept_stride + (u64)own * p.states, lane * PER, count);
-        until_kept = p.chunk;
-        ++kept;
-      }
-      --until_kept;
-    };
+    u32 until_kept = p.chunk == 0 ? 0xFFFFFFFF : 0, kept = segment.kept;  // tokens
+    VectorsTurn turn;
     meet();
-    for (u32 tile = 0; tile < tiles; ++tile) {
+    for (u32 tile = 0; tile < tiles(); ++tile, turn.next()) {
       Work& work = shared.work[tile % 2];
-      const Vectors& vectors = shared.vectors[tile % (vectors_ahead + 1)];
-      if (p.chunk == 0) {
-        scan(work, vectors, of, channel, lane, tokens_of(segment, tile), [] {});
+      const Vectors& vectors = shared.vectors[turn.at];
+      const u32 tokens = tokens_of(tile);
+      if (tokens == TILE && until_kept >= TILE) {
+        scan_tile(work, vectors, of, channel, lane);
+        if (p.chunk != 0) until_kept -= TILE;
       } else {
-        scan(work, vectors, of, channel, lane, tokens_of(segment, tile), keep);
+#pragma unroll 1
+        for (u32 t = 0; t < tokens; ++t) {
+          if (until_kept == 0) {
+            of.write(p.kept + kept * p.kept_stride + (u64)own * p.states, lane * PER, count);
+            until_kept = p.chunk;
+            ++kept;
+          }
+          if (p.chunk != 0) --until_kept;
+          Scalar b[PER], c[PER];
+          read_run(b, &vectors.b[t][lane * PER]);
+          read_run(c, &vectors.c[t][lane * PER]);
+          work.sums[t][threadIdx.x] = of.advance(work.dt[channel][t], work.dt_u[channel][t], b, c);
+        }
       }
       meet();
     }
     of.write(state, lane * PER, count);
   }
-  __device__ void help(Shared& shared, u32 tiles) const {
-    const Helper helper(p, segment, first_channel);
-    const auto values = [&](u32 tile) -> Values& { return shared.values[tile % (ahead + 2)]; };
-    const auto vectors = [&](u32 tile) -> Vectors& { return shared.vectors[tile % (vectors_ahead + 1)]; };
+  // A whole tile. What the next tokens need is read before those in hand are computed.
+  __device__ static void scan_tile(Work& work, const Vectors& vectors, States<PER>& of, u32 channel, u32 lane) {
+    Tokens now;
+    now.read(work, vectors, channel, lane, 0);
 #pragma unroll
-    for (u32 tile = 0; tile < ahead; ++tile) {
-      helper.copy(values(tile), tile);
-      if (tile < vectors_ahead) helper.copy(vectors(tile), tile);
-      end_copies();
+    for (int first = 0; first < TILE; first += group) {
+      Tokens next;
+      if (first + group < TILE) next.read(work, vectors, channel, lane, first + group);
+      Scalar sums[group];
+#pragma unroll
+      for (int i = 0; i < group; ++i) sums[i] = of.advance(now.steps[i], now.inputs[i], now.b[i], now.c[i]);
+#pragma unroll
+      for (int i = 0; i < group; ++i) work.sums[first + i][threadIdx.x] = sums[i];
+      if (first + group < TILE) now = next;
     }
-    wait_for_copies<ahead - 1>();
-    helper.prepare(shared.work[0], values(0), 0);
-    meet();
-    for (u32 tile = 0; tile < tiles; ++tile) {  // which the scanners have now
-      helper.copy(values(tile + ahead), tile + ahead);
-      helper.copy(vectors(tile + vectors_ahead), tile + vectors_ahead);
+  }
+
+  // A preparer or writer has one channel, and its value j of a tile is of token number / channels + j * apart. Its
+  // values of an array: they are copied to there[j][number], tile after tile.
+  struct Source {
+    const Scalar* from;
+    u64 token_stride, tile_stride;
+
+    __device__ Source(const Scan& scan, const Scalar* x, u64 stride, u32 number)
+        : from(x + ((u64)scan.segment.first + number / channels) * stride + scan.first_channel + number % channels),
+          token_stride((u64)apart * stride),
+          tile_stride((u64)TILE * stride) {}
+    __device__ void copy(Scalar (&there)[values][SCANNERS], u32 tokens, u32 number) {
+#pragma unroll
+      for (int j = 0; j < values; ++j) {
+        if (number / channels + j * apart < tokens) copy_value_async(&there[j][number], from + j * token_stride, true);
+      }
+      from += tile_stride;
+    }
+  };
+  __device__ void prepare(u32 number) const {
+    const u32 channel = number % channels, own = first_channel + channel;
+    const bool real = own < p.channels;
+    const Scalar bias = real ? p.delta_bias[own] : Scalar(0);
+    Source delta(*this, p.delta, p.delta_stride, number), u(*this, p.u, p.u_stride, number);
+    ValuesTurn to, now;
+    const auto copy_tile = [&](u32 tile) {
+      const u32 tokens = real ? tokens_of(tile) : 0;
+      delta.copy(shared.values[to.at].delta, tokens, number);
+      u.copy(shared.values[to.at].u, tokens, number);
       end_copies();
-      if (tile > 0) helper.write(shared.work[(tile - 1) % 2], values(tile - 1), tile - 1);
-      wait_for_copies<ahead - 1>();  // for the next tile
-      helper.prepare(shared.work[(tile + 1) % 2], values(tile + 1), tile + 1);
-      if (vectors_ahead < ahead) wait_for_copies<0>();
+      to.next();
+    };
+    const auto prepare_tile = [&](u32 tile) {
+      Work& work = shared.work[tile % 2];
+      const Values& of = shared.values[now.at];
+      Scalar steps[values];
+#pragma unroll
+      for (int j = 0; j < values; ++j) steps[j] = softplus(of.delta[j][number] + bias);
+#pragma unroll
+      for (int j = 0; j < values; ++j) {
+        const u32 t = number / channels + j * apart;
+        if (TILE * channels % SCANNERS != 0 && t >= TILE) break;
+        work.dt[channel][t] = steps[j];
+        work.dt_u[channel][t] = steps[j] * of.u[j][number];
+      }
+      now.next();
+    };
+    for (u32 tile = 0; tile < ahead; ++tile) copy_tile(tile);
+    wait_for_copies<ahead - 1>();
+    prepare_tile(0);
+    meet();
+    for (u32 tile = 0; tile < tiles(); ++tile) {  // which the scanners have now
+      copy_tile(tile + ahead);
+      wait_for_copies<ahead - 1>();
+      prepare_tile(tile + 1);
       meet();
     }
-    helper.write(shared.work[(tiles - 1) % 2], values(tiles - 1), tiles - 1);
   }
-  // Scanners and helpers wait for each other between tiles.
-  __device__ static void meet() { asm volatile("bar.sync 0;" ::: "memory"); }
+  __device__ void write(u32 number) const {
+    const u32 channel = number % channels, own = first_channel + channel, first = number / channels;
+    const bool real = own < p.channels;
+    const Scalar d = real ? p.d[own] : Scalar(0);
+    const VectorSource source(p.b, p.b_stride, p.c, p.c_stride, p.states);
+    Source z(*this, p.z, p.z_stride, number);
+    Scalar* y = p.y + ((u64)segment.first + first) * p.y_stride + own;
+    ValuesTurn to, now;
+    VectorsTurn vectors_to;
+    const auto copy_tile = [&](u32 tile) {
+      z.copy(shared.values[to.at].z, real ? tokens_of(tile) : 0, number);
+      shared.vectors[vectors_to.at].template copy<SCANNERS>(source, (u64)segment.first + tile * TILE, tokens_of(tile),
+                                                            number);
+      end_copies();
+      to.next();
+      vectors_to.next();
+    };
+    const auto write_tile = [&](u32 tile) {
+      const Work& work = shared.work[tile % 2];
+      const Values& of = shared.values[now.at];
+      const u32 tokens = real ? tokens_of(tile) : 0;
+      Scalar results[values];
+#pragma unroll
+      for (int j = 0; j < values; ++j) {
+        const u32 t = min(first + j * apart, (u32)(TILE - 1));
+        Scalar parts[LANES];
+        read_run(parts, &work.sums[t][channel * LANES]);
+        results[j] = scan_output(d, of.u[j][number], tree_sum(parts), silu(of.z[j][number]));
+      }
+#pragma unroll
+      for (int j = 0; j < values; ++j) {
+        if (first + j * apart < tokens) y[(u64)(j * apart) * p.y_stride] = results[j];
+      }
+      y += (u64)TILE * p.y_stride;
+      now.next();
+    };
+    for (u32 tile = 0; tile < ahead; ++tile) copy_tile(tile);
+    wait_for_copies<ahead - 1>();
+    meet();
+    for (u32 tile = 0; tile < tiles(); ++tile) {
+      copy_tile(tile + ahead);
+      if (tile > 0) write_tile(tile - 1);
+      wait_for_copies<ahead - 1>();  // for the next tile
+      meet();
+    }
+    write_tile(tiles() - 1);
+  }
 };
 
-#define SCAN(SCANNERS, LANES, PER, TILE)                                                         \
-  extern "C" __global__ void __launch_bounds__(2 * SCANNERS)                                     \
-      scan_##LANES##x##PER(const __grid_constant__ ScanArguments p, const Segment* segments) {   \
-    begin();                                                                                     \
-    const Segment segment = segments[blockIdx.y];                                                \
-    if (segment.length == 0) return;                                                             \
-    const Scan<SCANNERS, LANES, PER, TILE> scan = {p, segment, blockIdx.x * (SCANNERS / LANES)}; \
-    scan.run();                                                                                  \
+#define SCAN(SCANNERS, LANES, PER, TILE)                                                       \
+  extern "C" __global__ void __launch_bounds__(3 * SCANNERS, 2)                                \
+      scan_##LANES##x##PER(const __grid_constant__ ScanArguments p, const Segment* segments) { \
+    typedef Scan<SCANNERS, LANES, PER, TILE> Kind;                                             \
+    __shared__ __align__(16) Kind::Shared shared;                                              \
+    begin();                                                                                   \
+    const Segment segment = segments[blockIdx.y];                                              \
+    if (segment.length == 0) return;                                                           \
+    const Kind scan = {p, segment, blockIdx.x * (SCANNERS / LANES), shared};                   \
+    scan.run();                                                                                \
   }
 SCAN(128, 8, 2, 64 / (int)sizeof(Scalar))  // up to 16 states
+SCAN(64, 4, 4, 64 / (int)sizeof(Scalar))   // the same with fewer threads, for many blocks
 SCAN(64, 16, 4, 16)                        // up to 64
 SCAN(64, 32, 8, 32 / (int)sizeof(Scalar))  // up to 256
 SCAN(64, 32, 32, 8 / (int)sizeof(Scalar))  // up to 1024
@@ -268,9 +316,9 @@ extern "C" __global__ void __launch_bounds__(128)
     c[i] = real ? p.c[row * p.c_stride + lane * 4 + i] : Scalar(0);
   }
   const Scalar step = softplus(delta + bias);
-  Scalar sums[1] = {of.advance(step, step * u, b, c)};
-  sum_over_lanes<4>(sums, lane);
+  Scalar sum = of.advance(step, step * u, b, c);
+  for (int other = 1; other < 4; other *= 2) sum += __shfl_xor_sync(every_lane, sum, other);
   of.write(state, lane * 4, count);
-  if (lane == 0 && own < p.channels) p.y[row * p.y_stride + own] = scan_output(d, u, sums[0], silu(z));
+  if (lane == 0 && own < p.channels) p.y[row * p.y_stride + own] = scan_output(d, u, sum, silu(z));
 }
 )cuda"

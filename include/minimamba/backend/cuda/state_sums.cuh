@@ -84,6 +84,7 @@ struct Vectors {
         copy_async(&c[t][n], from_c + t * source.c_stride + n, n < source.states);
       }
     } else {
+#pragma unroll 1
       for (u32 at = number; at < tokens * STATES; at += THREADS) {
         const u32 t = at / STATES, n = at % STATES;
         copy_value_async(&b[t][n], from_b + t * source.b_stride + n, n < source.states);
