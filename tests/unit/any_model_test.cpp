@@ -212,4 +212,24 @@ TEST(AnyModel, RefusesTheCacheOfAnotherBackendAndTakesThatOfAnotherFormat) {
   EXPECT_EQ(other.forward_last(1, cache).rows(), 1U);
 }
 
+TEST(AnyModel, ThatWasMovedFromIsRefusedLikeAMamba) {
+  const Folder folder;
+  save(support::Model(support::tiny_config()), folder.path());
+  auto model = AnyModel::load(folder.path());
+  auto cache = model.make_cache();
+  const auto moved_cache = std::move(cache);
+  EXPECT_THROW(model.forward_last(1, cache), ArgumentError);  // NOLINT: moved from
+  EXPECT_THROW(cache.batch(), ArgumentError);
+  EXPECT_THROW(cache.clone(), ArgumentError);
+  EXPECT_THROW(save_state(model, cache, folder / "state"), ArgumentError);
+  auto other = moved_cache.clone();
+  EXPECT_THROW(other.assign(cache), ArgumentError);
+  const auto moved = std::move(model);
+  EXPECT_THROW(model.forward_last(1, other), ArgumentError);  // NOLINT: moved from
+  EXPECT_THROW(model.make_cache(), ArgumentError);
+  EXPECT_EQ(moved.forward_last(1, other).rows(), 1U);
+  cache = moved.make_cache();  // may be used again
+  EXPECT_EQ(cache.batch(), 1U);
+}
+
 }  // namespace

@@ -175,6 +175,11 @@ TEST(SsdFiles, OfOtherModelsAreRefused) {
   official("dt_limit", "[1]");
   official("dt_limit", "\"none\"");
   official("headdim", "0");
+  for (const std::string limits : {"[Infinity, Infinity]", "[1e300, 1e301]"}) {  // both begin at infinity in float
+    expect_refused("dt_limit", R"({"d_model": 64, "n_layer": 1, "vocab_size": 100,
+                                   "ssm_cfg": {"layer": "Mamba2", "dt_limit": )" +
+                                   limits + "}}");
+  }
   const auto whole = [&](const std::string& key, const std::string& value) {
     expect_refused(key, R"({"d_model": 64, "n_layer": 1, "vocab_size": 100, "ssm_cfg": {"layer": "Mamba2"}, ")" + key +
                             "\": " + value + "}");
@@ -192,6 +197,42 @@ TEST(SsdFiles, OfOtherModelsAreRefused) {
   hugging_face("rms_norm", "false");
   hugging_face("n_groups", "3");  // does not divide 128 heads
   hugging_face("num_heads", "100000");
+  expect_refused("n_groups", R"({"dim": 4096, "n_layers": 32, "vocab_size": 32000})");  // params.json of a Llama
+}
+
+/// The words of the error for a configuration in front of the tensors of a Mamba-2.
+std::string refusal_of(const std::string& text) {
+  const Folder folder;
+  std::filesystem::copy_file(data / "tiny-mamba2" / "model.safetensors", folder / "model.safetensors");
+  std::ofstream(folder / "config.json") << text;
+  try {
+    load<Mamba<float>>(folder.path());
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "taken";
+}
+
+TEST(SsdFiles, AreToldFromOtherModelsByTheirType) {
+  support::expect_words(
+      refusal_of(R"({"model_type": "distilbert", "dim": 768, "n_layers": 6, "vocab_size": 30522, "n_groups": 1})"),
+      {"model_type", "\"distilbert\""});
+  EXPECT_EQ(described(R"({"architectures": ["Mamba2ForCausalLM"], "hidden_size": 8192, "num_hidden_layers": 1,
+                          "vocab_size": 96})")
+                .n_heads(),
+            128);
+  EXPECT_EQ(described(R"({"model_type": "mamba", "dim": 64, "n_layers": 1, "vocab_size": 96, "n_groups": 1})").d_model,
+            64);
+}
+
+TEST(SsdFiles, AreNamedIfTheirSettingsAreThoseOfAMamba) {
+  const char* const sizes[] = {
+      R"({"model_type": "mamba", "hidden_size": 48, "num_hidden_layers": 3, "vocab_size": 136})",
+      R"({"d_model": 48, "n_layer": 3, "vocab_size": 136, "ssm_cfg": {"d_state": 24}})"};
+  for (const char* const text : sizes) {
+    support::expect_words(refusal_of(text), {"model.safetensors", "the tensors of a Mamba model", "config.json",
+                                             "those of a Mamba-2 model"});
+  }
 }
 
 template <class Model>

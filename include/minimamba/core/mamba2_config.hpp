@@ -72,8 +72,9 @@ inline Mamba2Config Mamba2Config::resolved() const {
   if (n_heads() % n_groups != 0) {
     check.fail("n_groups", "a divisor of the " + std::to_string(n_heads()) + " heads", std::to_string(n_groups));
   }
-  if (!(dt_limit[0] >= 0 && dt_limit[1] >= dt_limit[0] && dt_limit[1] > 0)) {
-    check.fail("dt_limit", "two numbers, the first at least 0 and the second above 0 and not below the first",
+  const bool starts_well = dt_limit[0] >= 0 && dt_limit[0] <= static_cast<double>(std::numeric_limits<float>::max());
+  if (!(starts_well && dt_limit[1] >= dt_limit[0] && dt_limit[1] > 0)) {
+    check.fail("dt_limit", "two numbers, the first from 0 to 3.4e38 and the second above 0 and not below the first",
                number_text(dt_limit[0]) + " and " + number_text(dt_limit[1]));
   }
   Mamba2Config config = *this;

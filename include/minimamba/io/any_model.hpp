@@ -65,6 +65,13 @@ struct AnyModelOptions {
 
 namespace detail {
 
+/// What a pointer owns. Throws ArgumentError if its owner was moved from.
+template <class T>
+T& not_moved(const std::unique_ptr<T>& owned, const char* what) {
+  if (owned != nullptr) return *owned;
+  throw ArgumentError(what, "it was moved from");
+}
+
 // Each call of forward is one virtual call. The model behind the interface then calls its kernels directly.
 
 /// What AnyCache needs of a cache: see InferenceCache.
@@ -92,42 +99,46 @@ class CacheInterface {
 
 }  // namespace detail
 
-/// The cache of an AnyModel: see InferenceCache for what its functions do.
+/// The cache of an AnyModel: see InferenceCache for what its functions do. They throw ArgumentError for a cache that
+/// was moved from.
 class AnyCache {
  public:
-  std::size_t batch() const { return cache_->batch(); }
-  std::int64_t position(std::size_t slot = 0) const { return cache_->position(slot); }
-  std::size_t state_bytes() const { return cache_->state_bytes(); }
-  std::size_t memory_bytes() const { return cache_->memory_bytes(); }
+  std::size_t batch() const { return own().batch(); }
+  std::int64_t position(std::size_t slot = 0) const { return own().position(slot); }
+  std::size_t state_bytes() const { return own().state_bytes(); }
+  std::size_t memory_bytes() const { return own().memory_bytes(); }
 
-  void reset() { cache_->reset(); }
-  void reset(std::size_t slot) { cache_->reset(slot); }
-  AnyCache clone() const { return AnyCache(cache_->clone()); }
+  void reset() { own().reset(); }
+  void reset(std::size_t slot) { own().reset(slot); }
+  AnyCache clone() const { return AnyCache(own().clone()); }
   template <class Slots>
   AnyCache gather(const Slots& slots) const {
     std::vector<std::int64_t> indices;
     for (const auto slot : slots) indices.push_back(static_cast<std::int64_t>(slot));
-    return AnyCache(cache_->gather(indices));
+    return AnyCache(own().gather(indices));
   }
   AnyCache gather(std::initializer_list<std::size_t> slots) const {
     return gather<std::initializer_list<std::size_t>>(slots);
   }
-  void reorder(std::span<const std::size_t> slots) { cache_->reorder(slots); }
+  void reorder(std::span<const std::size_t> slots) { own().reorder(slots); }
   /// Also throws ArgumentError for the cache of another backend.
-  void assign(const AnyCache& other) { cache_->assign(*other.cache_); }
+  void assign(const AnyCache& other) { own().assign(other.own()); }
   void assign(std::size_t slot, const AnyCache& other, std::size_t other_slot) {
-    cache_->assign(slot, *other.cache_, other_slot);
+    own().assign(slot, other.own(), other_slot);
   }
 
-  void keep_every(std::size_t tokens) { cache_->keep_every(tokens); }
-  std::size_t keeps_every() const { return cache_->keeps_every(); }
-  std::vector<std::int64_t> kept_positions(std::size_t slot) const { return cache_->kept_positions(slot); }
-  void rollback(std::size_t slot, std::int64_t position) { cache_->rollback(slot, position); }
-  void release_workspace() { cache_->release_workspace(); }
+  void keep_every(std::size_t tokens) { own().keep_every(tokens); }
+  std::size_t keeps_every() const { return own().keeps_every(); }
+  std::vector<std::int64_t> kept_positions(std::size_t slot) const { return own().kept_positions(slot); }
+  void rollback(std::size_t slot, std::int64_t position) { own().rollback(slot, position); }
+  void release_workspace() { own().release_workspace(); }
 
  private:
   friend class AnyModel;
   explicit AnyCache(std::unique_ptr<detail::CacheInterface> cache) : cache_(std::move(cache)) {}
+
+  detail::CacheInterface& own() { return detail::not_moved(cache_, "cache"); }
+  const detail::CacheInterface& own() const { return detail::not_moved(cache_, "cache"); }
 
   std::unique_ptr<detail::CacheInterface> cache_;
 };
@@ -211,32 +222,33 @@ class AnyModel {
   const AnyConfig& config() const { return config_; }
   const AnyBackend& backend() const { return backend_; }
   /// Where it computes. Throws CudaError if a card does not answer.
-  AnyDevice device() const { return model_->device(); }
+  AnyDevice device() const { return own().device(); }
   /// f32, bf16, f16, q8 or q4
-  std::string_view weight_format() const { return model_->weight_format(); }
+  std::string_view weight_format() const { return own().weight_format(); }
   /// Whether the results for a sequence are bit for bit the same however it is split into calls and batched.
-  bool splits_exactly() const { return model_->splits_exactly(); }
+  bool splits_exactly() const { return own().splits_exactly(); }
   /// In the order in which for_each_parameter visits them.
-  std::vector<NamedSize> parameters() const { return model_->parameters(); }
-  std::size_t parameter_count() const { return model_->parameter_count(); }
-  std::size_t memory_bytes() const { return model_->memory_bytes(); }
+  std::vector<NamedSize> parameters() const { return own().parameters(); }
+  std::size_t parameter_count() const { return own().parameter_count(); }
+  std::size_t memory_bytes() const { return own().memory_bytes(); }
 
-  /// See Mamba for these. They also throw ArgumentError for the cache of another backend.
-  Cache make_cache(std::int64_t batch = 1) const { return Cache(model_->make_cache(batch)); }
-  void check(std::span<const std::int32_t> tokens, const Cache& cache) const { model_->check(tokens, *cache.cache_); }
+  /// See Mamba for these. They also throw ArgumentError for the cache of another backend, and all functions but
+  /// config() and backend() for a model that was moved from.
+  Cache make_cache(std::int64_t batch = 1) const { return Cache(own().make_cache(batch)); }
+  void check(std::span<const std::int32_t> tokens, const Cache& cache) const { own().check(tokens, cache.own()); }
   View<const float> forward(std::span<const std::int32_t> tokens, Cache& cache) const {
-    return model_->forward(tokens, *cache.cache_);
+    return own().forward(tokens, cache.own());
   }
   View<const float> forward_last(std::span<const std::int32_t> tokens, Cache& cache) const {
-    return model_->forward_last(tokens, *cache.cache_);
+    return own().forward_last(tokens, cache.own());
   }
   template <RangeOfRuns Runs>
   View<const float> forward(const Runs& runs, Cache& cache) const {
-    return model_->forward_runs(runs, *cache.cache_);
+    return own().forward_runs(runs, cache.own());
   }
   template <RangeOfRuns Runs>
   View<const float> forward_last(const Runs& runs, Cache& cache) const {
-    return model_->forward_last_runs(runs, *cache.cache_);
+    return own().forward_last_runs(runs, cache.own());
   }
   View<const float> forward(std::initializer_list<std::int32_t> tokens, Cache& cache) const {
     return forward(std::span(tokens.begin(), tokens.size()), cache);
@@ -254,11 +266,13 @@ class AnyModel {
   friend void save_state(const AnyModel&, const AnyCache&, const ByteSink&, const StateSections&);
   friend SavedState<AnyModel> load_state(const ByteSource&, const AnyModel&);
   void save_cache(const Cache& cache, const ByteSink& sink, const StateSections& sections) const {
-    model_->save_state(*cache.cache_, sink, sections);
+    own().save_state(cache.own(), sink, sections);
   }
   Cache load_cache(const ByteSource& source, StateSections& sections) const {
-    return Cache(model_->load_state(source, sections));
+    return Cache(own().load_state(source, sections));
   }
+
+  const detail::ModelInterface& own() const { return detail::not_moved(model_, "model"); }
 
   std::unique_ptr<const detail::ModelInterface> model_;
   AnyConfig config_;

@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_IO_LOAD_HPP
 #define MINIMAMBA_IO_LOAD_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -11,6 +12,8 @@
 #include <string_view>
 
 #include "minimamba/io/checkpoint.hpp"
+#include "minimamba/io/known_mixers.hpp"
+#include "minimamba/io/parameter_table.hpp"
 #include "minimamba/io/transfer.hpp"
 #include "minimamba/nn/mamba.hpp"
 #include "minimamba/nn/model.hpp"
@@ -71,6 +74,25 @@ inline std::string settings_of(const Checkpoint& checkpoint, std::string_view pa
                         "no tensor");
 }
 
+/// Throws CheckpointError if the settings are of one mixer and the tensors of another.
+inline void check_mixer(const Checkpoint& checkpoint) {
+  std::set<std::string> found;
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) found.insert(parameter_of(checkpoint, name));
+  const auto has_all = [&](auto files) {
+    const MixerTable table = files.parameters();
+    return std::all_of(table.begin(), table.end(), [&](const ParameterEntry& entry) {
+      return entry.presence != setting::none || found.contains("layers.0." + std::string(entry.name));
+    });
+  };
+  const std::string kind = checkpoint.config.visit_files([](auto files) { return std::string(files.kind); });
+  KnownMixers::find(has_all, [&](auto files) {
+    if (kind == files.kind) return;
+    throw CheckpointError(checkpoint.weights_name,
+                          "the tensors of a " + kind + " model, which " + checkpoint.config_name + " describes",
+                          std::string("those of a ") + files.kind + " model");
+  });
+}
+
 /// Throws CheckpointError unless the file has a tensor for each layer of the configuration, before memory is allocated
 /// for the layers.
 inline void check_layers(const Checkpoint& checkpoint) {
@@ -122,6 +144,7 @@ auto shapes_of(const Checkpoint& checkpoint,
                const typename Model::BackendType& backend = typename Model::BackendType()) {
   return mentioning_other_weights(checkpoint.other_weights, [&] {
     const auto config = checkpoint.config_as<typename Model::Config>();
+    check_mixer(checkpoint);
     check_layers(checkpoint);
     Model shapes = Model::shapes_only(config, backend);
     check_tensors(checkpoint, shapes);

@@ -68,6 +68,8 @@ inline constexpr const char* ssd_gguf_groups = "mamba2.ssm.group_count";
 /// Our own key, of two numbers. llama.cpp has none, and does not clamp dt.
 inline constexpr const char* ssd_gguf_dt_limit = "minimamba.dt_limit";
 
+inline constexpr const char* ssd_class = "Mamba2ForCausalLM";  // Hugging Face's
+
 struct SsdFiles {
   using Config = Mamba2Config;
   template <class Scalar, template <class> class Backend, class Weight = Scalar>
@@ -79,12 +81,12 @@ struct SsdFiles {
   static MixerTable parameters() { return ssd_parameters; }
 
   static bool describes(const ConfigReader& reader) {
-    return reader.is("model_type", "mamba2") || reader.is("ssm_cfg.layer", "Mamba2") || is_mistral(reader);
+    return is_hugging_face(reader) || reader.is("ssm_cfg.layer", "Mamba2") || is_mistral(reader);
   }
 
   template <class Count>
   static ConfigFile<Config> read(ConfigReader& reader, const std::string& file, Count&& count_tokens) {
-    const bool hugging_face = reader.is("model_type", "mamba2"), mistral = !hugging_face && is_mistral(reader);
+    const bool hugging_face = is_hugging_face(reader), mistral = !hugging_face && is_mistral(reader);
     const ConfigKeys& keys = hugging_face ? hugging_face_keys : mistral ? ssd_mistral_keys : official_keys;
     refuse_hybrids(reader);
     Config config = read_settings<Config>(reader, keys, false);
@@ -151,7 +153,13 @@ struct SsdFiles {
   }
 
  private:
+  static bool is_hugging_face(const ConfigReader& reader) {
+    if (reader.has("model_type")) return reader.is("model_type", "mamba2");
+    return reader.lists("architectures", ssd_class);
+  }
+  /// Files of other models, such as DistilBERT, have the same keys, but another model_type.
   static bool is_mistral(const ConfigReader& reader) {
+    if (reader.has("model_type") && !reader.is("model_type", "mamba")) return false;
     return reader.has(ssd_mistral_keys.d_model) && reader.has(ssd_mistral_keys.n_layer);
   }
 
@@ -187,6 +195,9 @@ struct SsdFiles {
     config.pad_vocab_size_multiple = reader.size("pad_vocab_size_multiple", 1, LargestSize::vocab_size);
     config.inner_size = reader.inner(ssd_mistral_keys.expand, config.expand, config.d_model);
     config.head_dim = reader.size("headdim", config.head_dim, LargestSize::d_model);
+    if (!reader.has("n_groups")) {
+      reader.refuse("n_groups", "an integer, which Mistral's files of Mamba-2 models have (other models are refused)");
+    }
     config.n_groups = reader.size("n_groups", config.n_groups, LargestSize::d_model);
   }
 };
@@ -197,7 +208,7 @@ struct SsdFiles {
 inline std::string hugging_face_config(const Mamba2Config& config, const std::string& dtype) {
   JsonWriter json(2);
   json.open('{');
-  json.key("architectures").open('[').value("Mamba2ForCausalLM").close(']');
+  json.key("architectures").open('[').value(detail::ssd_class).close(']');
   json.key("model_type").value("mamba2");
   json.key("hidden_size").value(config.d_model);
   json.key("num_hidden_layers").value(config.n_layer);
