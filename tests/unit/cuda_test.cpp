@@ -4,6 +4,7 @@
 #include "minimamba/cuda.hpp"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <functional>
@@ -253,6 +254,12 @@ TEST(CudaKernels, AreKeptInACacheThatBelongsToTheUser) {
   ::chmod(options.cache_folder.c_str(), 0770);  // others might have put kernels there
   expect_compilations(1);
   ::chmod(options.cache_folder.c_str(), 0700);
+  std::filesystem::rename(options.cache_folder, folder / "elsewhere");
+  std::filesystem::create_directory_symlink(folder / "elsewhere", options.cache_folder);
+  expect_compilations(1);
+  std::filesystem::remove(options.cache_folder);
+  std::filesystem::rename(folder / "elsewhere", options.cache_folder);
+  expect_compilations(0);
   expect_success([&] {  // code of another driver, which this one does not load, is compiled again
     FakeCuda& fake = fake_driver();
     fake.load_error = 222;
@@ -263,6 +270,27 @@ TEST(CudaKernels, AreKeptInACacheThatBelongsToTheUser) {
     }
     REQUIRE(fake.compilations == 1);
   });
+}
+
+TEST(CudaKernels, AreKeptInAFolderWhoseNameEndsInASlash) {
+  const Folder folder;
+  const CudaKernelOptions options{.cache_folder = (folder / "cache").string() + "/"};
+  for (const int expected : {1, 0}) {
+    expect_success([&] {
+      fake_driver();
+      REQUIRE(compilations(options) == expected);
+    });
+  }
+}
+TEST(CudaKernels, AreKeptDespiteWhatAKilledProgramLeft) {
+  const Folder folder;
+  const auto path = (folder / "kernels").string();
+  support::write_text(path + "." + std::to_string(::getpid()) + ".tmp", "half");  // of the same number, in a container
+  EXPECT_TRUE(gpu::KernelCache::write(path, "key", "code"));
+  EXPECT_EQ(gpu::KernelCache::read(path, "key"), "code");
+  EXPECT_EQ(gpu::KernelCache::read(path, "another key"), std::nullopt);
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 1);
+  EXPECT_EQ(gpu::KernelCache::read(path, "key"), std::nullopt);
 }
 
 TEST(CudaKernels, AreNotKeptWhereThatIsNotWanted) {
