@@ -77,6 +77,8 @@ TEST(CudaErrors, SayThatNvrtcIsMissing) {
       [](FakeCuda&) { ::setenv("MINIMAMBA_NVRTC", "/nowhere/libnvrtc.so", 1); });
   expect_refusal(CudaProblem::no_compiler, "expected NVRTC of CUDA 12 or 13, found another library",
                  [](FakeCuda&) { ::setenv("MINIMAMBA_NVRTC", "libm.so.6", 1); });
+  expect_refusal(CudaProblem::no_compiler, "expected NVRTC of CUDA 12 or 13, found that of CUDA 11.9",
+                 [](FakeCuda& fake) { fake.compiler_major = 11; });
 }
 TEST(CudaErrors, ShowWhatNvrtcRefuses) {
   expect_refusal(CudaProblem::compiler, "NVRTC: it cannot compile the kernels \"layers\": line 3: expected a semicolon",
