@@ -102,6 +102,55 @@ TEST(CudaErrors, SayWhichCallFailed) {
     backend.to_host({memory.data(), 1, 8});
   });
 }
+TEST(CudaErrors, SayThatAKernelWasLostForLackOfMemory) {
+  expect_problem(CudaProblem::kernel, "CUDA: starting a kernel failed: a fake error", [] {
+    FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;
+    auto memory = backend.allocate<float>(8);
+    fake.launch_error = 2;  // not CudaProblem::memory, which loses nothing
+    backend.fill({memory.data(), 1, 8}, 1);
+    backend.to_host({memory.data(), 1, 8});
+  });
+}
+TEST(CudaErrors, OfAKernelThatIsStartedWhereMemoryIsFreedAppearLater) {
+  expect_problem(CudaProblem::kernel, "CUDA: starting a kernel failed: a fake error", [] {
+    FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;
+    auto memory = backend.allocate<float>(8);
+    std::optional<CudaBuffer<float>> other(backend.allocate<float>(8));
+    backend.fill({memory.data(), 1, 8}, 1);
+    fake.launch_error = 1;
+    other.reset();  // starts what is queued
+    fake.launch_error = 0;
+    backend.to_host({memory.data(), 1, 8});
+  });
+}
+TEST(CudaErrors, OfAKernelRemainUntilAllThatUsesTheCardIsGone) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    const auto reads_a_token = [&](int launch_error) {
+      const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, CudaBackend<float>());
+      auto cache = model.make_cache();
+      fake.launch_error = launch_error;
+      const auto fails = [&](auto&& call) {
+        try {
+          call();
+          return false;
+        } catch (const CudaError& error) {
+          return error.problem() == CudaProblem::kernel;
+        }
+      };
+      const bool failed = fails([&] { model.backend().to_host(model.forward(1, cache)); });
+      fake.launch_error = 0;
+      REQUIRE(failed == fails([&] { model.backend().to_host(cache.slot(0)); }));
+      REQUIRE(failed == fails([&] { model.make_cache(); }));
+      return !failed;
+    };
+    REQUIRE(reads_a_token(0));
+    REQUIRE(!reads_a_token(1));
+    REQUIRE(reads_a_token(0));
+  });
+}
 TEST(CudaErrors, OfAKernelAppearAtTheNextDownload) {
   expect_problem(
       CudaProblem::kernel, "kernel or transfer failed: an illegal memory access.*CUDA_ERROR_ILLEGAL_ADDRESS", [] {
@@ -183,6 +232,41 @@ TEST(Cuda, TransfersMoreThanAPieceOfPinnedMemory) {
     backend.upload(values, memory.data());
     backend.download(memory.data(), back);
     REQUIRE(values == back);
+  });
+}
+
+TEST(Cuda, UploadsValuesOfEverySize) {
+  expect_success([] {
+    fake_driver();
+    const CudaBackend<float> backend;
+    const std::vector<char> values = {1, 2, 3, 4, 5, 6, 7};
+    std::vector<char> back(values.size());
+    auto memory = backend.allocate<char>(values.size());
+    backend.upload(values, memory.data());
+    backend.download(memory.data(), back);
+    REQUIRE(values == back);
+  });
+}
+
+TEST(Cuda, ReplaysListsOfKernelsUnlessMemoryIsShort) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    {
+      const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, CudaBackend<float>());
+      auto cache = model.make_cache();
+      const auto read = [&] {
+        const int before = fake.launches;
+        model.backend().to_host(model.forward(1, cache));
+        return fake.launches - before;
+      };
+      read();
+      const int all = read();
+      fake.graph_error = 2;
+      REQUIRE(read() == all && fake.graphs == 0);
+      fake.graph_error = 0;
+      REQUIRE(read() < all && read() < all && fake.graphs == 1);
+    }
+    REQUIRE(fake.graphs == 0);
   });
 }
 
