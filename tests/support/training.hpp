@@ -63,7 +63,8 @@ typename Model::Cache random_states(const Model& model, std::size_t batch, std::
   auto cache = model.make_cache(static_cast<std::int64_t>(batch));
   minimamba::Random random(seed);
   for (std::size_t slot = 0; slot < batch; ++slot) {
-    for (Scalar& value : cache.slot(slot).row(0)) {
+    const auto states = cache.slot(slot).row(0);
+    for (Scalar& value : states) {
       value = static_cast<Scalar>(static_cast<float>(0.3 * random.normal()));
     }
   }

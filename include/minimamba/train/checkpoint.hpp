@@ -94,10 +94,10 @@ void each_module(const Trainer<Model>& trainer, Body&& body) {
   body(std::string("variance."), trainer.optimizer().variance());
 }
 
-inline const StoredTensor& require_tensor(const TensorSet& set, const std::string& file, const std::string& name) {
-  const StoredTensor* const tensor = set.find(name);
+inline const StoredTensor& require_tensor(const TensorSet& set, const std::string& file, std::string_view name) {
+  const StoredTensor* const tensor = set.find(std::string(name));
   if (tensor == nullptr)
-    throw CheckpointError(file + ": " + name, "the file lacks this tensor of a training checkpoint");
+    throw CheckpointError(file + ": " + std::string(name), "the file lacks this tensor of a training checkpoint");
   return *tensor;
 }
 
