@@ -139,14 +139,20 @@ concept HasEmbed = requires(const B& backend, View<const std::int32_t> tokens,
 };
 
 /// rms_norm: y = x / sqrt(mean(x^2) + epsilon) * weight              x, y [M, D], weight [1, D], or empty: 1
-/// x of Scalar, y of Scalar and of A; both of A.
+/// x and y of Scalar.
+template <class B>
+concept HasRmsNorm = requires(const B& backend, View<const typename B::Scalar> x, double epsilon,
+                              View<typename B::Scalar> y) {
+  backend.rms_norm(x, x, epsilon, y);
+};
 template <class B, class X, class Y>
 concept HasRmsNormOf = requires(const B& backend, View<const X> x, View<const typename B::Scalar> weight,
                                 double epsilon, View<Y> y) {
   backend.rms_norm(x, weight, epsilon, y);
 };
-template <class B, class S = typename B::Scalar, class A = ActivationOf<B>>
-concept HasRmsNorm = HasRmsNormOf<B, S, S> && HasRmsNormOf<B, S, A> && HasRmsNormOf<B, A, A>;
+/// The same with x of Scalar and y of A, and with both of A.
+template <class B, class A = ActivationOf<B>>
+concept HasRmsNormOfActivations = HasRmsNormOf<B, typename B::Scalar, A> && HasRmsNormOf<B, A, A>;
 
 /// matmul: y = x weight^T                                            x [M, in], weight [out, in], y [M, out]
 /// x of A, y of A and of Scalar. With bf16, q8 and q4 weights it uses round_activations(x) in place of x, unless the
@@ -218,8 +224,8 @@ concept HasTopK = requires(const B& backend, const TopKArguments<typename B::Sca
 /// All that inference needs. Backends are cheap to copy, and copies share their threads.
 template <class B>
 concept InferenceBackend = std::copyable<B> && HasMemory<B> && HasMemoryOfOtherTypes<B> && HasMatrix<B> &&
-    HasEmbed<B> && HasRmsNorm<B> && HasMatmul<B> && HasCausalConv1d<B> && HasSelectiveScan<B> && HasAdd<B> &&
-    HasNegativeExp<B> && requires(const B& backend) {
+    HasEmbed<B> && HasRmsNorm<B> && HasRmsNormOfActivations<B> && HasMatmul<B> && HasCausalConv1d<B> &&
+    HasSelectiveScan<B> && HasAdd<B> && HasNegativeExp<B> && requires(const B& backend) {
   { backend.name() } -> std::convertible_to<const char*>;
   { backend.threads() } -> std::convertible_to<int>;
 };
