@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "support/bounds.hpp"
+#include "support/sanitizer.hpp"
 #include "support/support.hpp"
 
 namespace {
@@ -96,6 +97,6 @@ TEST_P(RandomShapes, GiveWhatTheReferenceGives) {
     if (seed % 5 == 4) with(q4());
   }
 }
-INSTANTIATE_TEST_SUITE_P(Cases, RandomShapes, testing::Range(0, 10));
+INSTANTIATE_TEST_SUITE_P(Cases, RandomShapes, testing::Range(0, support::under_a_sanitizer ? 4 : 10));
 
 }  // namespace
