@@ -75,6 +75,7 @@ struct Scan {
     Work work[2];
     Values values[ahead + 2];
   };
+  static_assert(sizeof(Shared) <= 48 << 10);  // more is not there unless it is asked for
   // What a scanner needs of some tokens.
   struct Tokens {
     Scalar b[group][PER], c[group][PER], steps[group], inputs[group];
@@ -291,7 +292,7 @@ struct Scan {
   }
 SCAN(128, 8, 2, 64 / (int)sizeof(Scalar))  // up to 16 states
 SCAN(64, 4, 4, 64 / (int)sizeof(Scalar))   // the same with fewer threads, for many blocks
-SCAN(64, 16, 4, 16)                        // up to 64
+SCAN(64, 16, 4, 64 / (int)sizeof(Scalar))  // up to 64
 SCAN(64, 32, 8, 32 / (int)sizeof(Scalar))  // up to 256
 SCAN(64, 32, 32, 8 / (int)sizeof(Scalar))  // up to 1024
 
