@@ -15,6 +15,7 @@ support::FakeCuda fake;
 bool lost = false;  // after wait_error
 std::map<std::uint64_t, std::size_t> blocks, pinned_blocks;
 std::string code, text_log;
+bool capturing = false;
 int handle = 0;  // what all handles point to
 
 int wait() {
@@ -143,9 +144,28 @@ int cuEventElapsedTime(float* milliseconds, void*, void*) {
   return unless_lost();
 }
 int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**) {
+  if (capturing) return 0;
   ++fake.launches;
   return lost ? fake.wait_error : fake.launch_error;
 }
+
+// A stream that captures, and the graphs made of it.
+int cuStreamBeginCapture_v2(void*, int) {
+  if (lost) return fake.wait_error;
+  capturing = true;
+  return 0;
+}
+int cuStreamEndCapture(void*, void** graph) {
+  capturing = false;
+  return made(graph, fake.graphs);
+}
+int cuGraphDestroy(void*) { return gone(fake.graphs); }
+int cuGraphInstantiateWithFlags(void** executable, void*, unsigned long long) {
+  return fake.graph_error != 0 ? fake.graph_error : made(executable, fake.graphs);
+}
+int cuGraphExecDestroy(void*) { return gone(fake.graphs); }
+int cuGraphLaunch(void*, void*) { return lost ? fake.wait_error : fake.launch_error; }
+
 int cuGetErrorName(int error, const char** text) {
   *text = error == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR_FAKE";
   return 0;
@@ -156,7 +176,7 @@ int cuGetErrorString(int error, const char** text) {
 }
 
 int nvrtcVersion(int* major, int* minor) {
-  *major = 12;
+  *major = fake.compiler_major;
   *minor = 9;
   return 0;
 }

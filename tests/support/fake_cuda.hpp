@@ -12,14 +12,16 @@ struct FakeCuda {
   int cards = 1, capability = 90;
   std::size_t memory = std::size_t{1} << 30;  // bytes of a card
   int load_error = 0, launch_error = 0;
+  int graph_error = 0;              // of making a graph that can be started
   int wait_error = 0;               // of the first wait, and of every call after it
+  int compiler_major = 12;          // NVRTC's version
   int newest_architecture = 120;    // that NVRTC knows, besides 80 and 90
   const char* complaint = nullptr;  // with which NVRTC refuses
 
   std::size_t allocated = 0, pinned = 0;  // bytes
-  int contexts = 0, streams = 0, events = 0, modules = 0;
-  int compilations = 0, launches = 0;
-  char loaded[64] = {};  // the target of the code that was loaded last
+  int contexts = 0, streams = 0, events = 0, modules = 0, graphs = 0;
+  int compilations = 0, launches = 0;  // launches: those outside of graphs
+  char loaded[64] = {};                // the target of the code that was loaded last
 };
 
 }  // namespace support

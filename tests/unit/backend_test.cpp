@@ -229,8 +229,8 @@ TYPED_TEST(Backend, MakesAOfALog) {
 TYPED_TEST(Backend, ConvolvesCausallyAndSlidesItsWindow) {
   using Scalar = typename TypeParam::Scalar;
   const typename TypeParam::Backend backend({.threads = 2});
-  for (const std::size_t width : support::Sizes{1, 2, 4, 7}) {
-    for (const std::size_t length : support::Sizes{0, 1, 2, 3, 9}) {
+  for (const std::size_t width : support::Sizes{1, 2, 4, 7, 20}) {
+    for (const std::size_t length : support::Sizes{0, 1, 2, 3, 9, 30}) {
       for (const bool with_bias : {true, false}) {
         const std::size_t batch = 2, channels = 37, past = width - 1;
         const auto wide = random_matrix<Scalar>(batch * length, 2 * channels, 9);

@@ -4,6 +4,7 @@
 #include "minimamba/cuda.hpp"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <functional>
@@ -76,6 +77,8 @@ TEST(CudaErrors, SayThatNvrtcIsMissing) {
       [](FakeCuda&) { ::setenv("MINIMAMBA_NVRTC", "/nowhere/libnvrtc.so", 1); });
   expect_refusal(CudaProblem::no_compiler, "expected NVRTC of CUDA 12 or 13, found another library",
                  [](FakeCuda&) { ::setenv("MINIMAMBA_NVRTC", "libm.so.6", 1); });
+  expect_refusal(CudaProblem::no_compiler, "expected NVRTC of CUDA 12 or 13, found that of CUDA 11.9",
+                 [](FakeCuda& fake) { fake.compiler_major = 11; });
 }
 TEST(CudaErrors, ShowWhatNvrtcRefuses) {
   expect_refusal(CudaProblem::compiler, "NVRTC: it cannot compile the kernels \"layers\": line 3: expected a semicolon",
@@ -97,6 +100,55 @@ TEST(CudaErrors, SayWhichCallFailed) {
     fake.launch_error = 1;
     backend.fill({memory.data(), 1, 8}, 1);  // may be queued
     backend.to_host({memory.data(), 1, 8});
+  });
+}
+TEST(CudaErrors, SayThatAKernelWasLostForLackOfMemory) {
+  expect_problem(CudaProblem::kernel, "CUDA: starting a kernel failed: a fake error", [] {
+    FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;
+    auto memory = backend.allocate<float>(8);
+    fake.launch_error = 2;  // not CudaProblem::memory, which loses nothing
+    backend.fill({memory.data(), 1, 8}, 1);
+    backend.to_host({memory.data(), 1, 8});
+  });
+}
+TEST(CudaErrors, OfAKernelThatIsStartedWhereMemoryIsFreedAppearLater) {
+  expect_problem(CudaProblem::kernel, "CUDA: starting a kernel failed: a fake error", [] {
+    FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;
+    auto memory = backend.allocate<float>(8);
+    std::optional<CudaBuffer<float>> other(backend.allocate<float>(8));
+    backend.fill({memory.data(), 1, 8}, 1);
+    fake.launch_error = 1;
+    other.reset();  // starts what is queued
+    fake.launch_error = 0;
+    backend.to_host({memory.data(), 1, 8});
+  });
+}
+TEST(CudaErrors, OfAKernelRemainUntilAllThatUsesTheCardIsGone) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    const auto reads_a_token = [&](int launch_error) {
+      const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, CudaBackend<float>());
+      auto cache = model.make_cache();
+      fake.launch_error = launch_error;
+      const auto fails = [&](auto&& call) {
+        try {
+          call();
+          return false;
+        } catch (const CudaError& error) {
+          return error.problem() == CudaProblem::kernel;
+        }
+      };
+      const bool failed = fails([&] { model.backend().to_host(model.forward(1, cache)); });
+      fake.launch_error = 0;
+      REQUIRE(failed == fails([&] { model.backend().to_host(cache.slot(0)); }));
+      REQUIRE(failed == fails([&] { model.make_cache(); }));
+      return !failed;
+    };
+    REQUIRE(reads_a_token(0));
+    REQUIRE(!reads_a_token(1));
+    REQUIRE(reads_a_token(0));
   });
 }
 TEST(CudaErrors, OfAKernelAppearAtTheNextDownload) {
@@ -183,6 +235,41 @@ TEST(Cuda, TransfersMoreThanAPieceOfPinnedMemory) {
   });
 }
 
+TEST(Cuda, UploadsValuesOfEverySize) {
+  expect_success([] {
+    fake_driver();
+    const CudaBackend<float> backend;
+    const std::vector<char> values = {1, 2, 3, 4, 5, 6, 7};
+    std::vector<char> back(values.size());
+    auto memory = backend.allocate<char>(values.size());
+    backend.upload(values, memory.data());
+    backend.download(memory.data(), back);
+    REQUIRE(values == back);
+  });
+}
+
+TEST(Cuda, ReplaysListsOfKernelsUnlessMemoryIsShort) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    {
+      const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, CudaBackend<float>());
+      auto cache = model.make_cache();
+      const auto read = [&] {
+        const int before = fake.launches;
+        model.backend().to_host(model.forward(1, cache));
+        return fake.launches - before;
+      };
+      read();
+      const int all = read();
+      fake.graph_error = 2;
+      REQUIRE(read() == all && fake.graphs == 0);
+      fake.graph_error = 0;
+      REQUIRE(read() < all && read() < all && fake.graphs == 1);
+    }
+    REQUIRE(fake.graphs == 0);
+  });
+}
+
 TEST(Cuda, GivesEverythingBackInAnyOrder) {
   expect_success([] {
     FakeCuda& fake = fake_driver();
@@ -253,6 +340,12 @@ TEST(CudaKernels, AreKeptInACacheThatBelongsToTheUser) {
   ::chmod(options.cache_folder.c_str(), 0770);  // others might have put kernels there
   expect_compilations(1);
   ::chmod(options.cache_folder.c_str(), 0700);
+  std::filesystem::rename(options.cache_folder, folder / "elsewhere");
+  std::filesystem::create_directory_symlink(folder / "elsewhere", options.cache_folder);
+  expect_compilations(1);
+  std::filesystem::remove(options.cache_folder);
+  std::filesystem::rename(folder / "elsewhere", options.cache_folder);
+  expect_compilations(0);
   expect_success([&] {  // code of another driver, which this one does not load, is compiled again
     FakeCuda& fake = fake_driver();
     fake.load_error = 222;
@@ -263,6 +356,27 @@ TEST(CudaKernels, AreKeptInACacheThatBelongsToTheUser) {
     }
     REQUIRE(fake.compilations == 1);
   });
+}
+
+TEST(CudaKernels, AreKeptInAFolderWhoseNameEndsInASlash) {
+  const Folder folder;
+  const CudaKernelOptions options{.cache_folder = (folder / "cache").string() + "/"};
+  for (const int expected : {1, 0}) {
+    expect_success([&] {
+      fake_driver();
+      REQUIRE(compilations(options) == expected);
+    });
+  }
+}
+TEST(CudaKernels, AreKeptDespiteWhatAKilledProgramLeft) {
+  const Folder folder;
+  const auto path = (folder / "kernels").string();
+  support::write_text(path + "." + std::to_string(::getpid()) + ".tmp", "half");  // of the same number, in a container
+  EXPECT_TRUE(gpu::KernelCache::write(path, "key", "code"));
+  EXPECT_EQ(gpu::KernelCache::read(path, "key"), "code");
+  EXPECT_EQ(gpu::KernelCache::read(path, "another key"), std::nullopt);
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 1);
+  EXPECT_EQ(gpu::KernelCache::read(path, "key"), std::nullopt);
 }
 
 TEST(CudaKernels, AreNotKeptWhereThatIsNotWanted) {

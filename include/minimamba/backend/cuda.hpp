@@ -1,8 +1,9 @@
 // CudaBackend: models on an NVIDIA card, from any C++ program. The driver and NVRTC are opened at run time and the
 // kernels are compiled for the card at their first use, so that nothing of CUDA is needed to build a program.
 //
-// All calls are queued on one stream; only download waits. On one card and one build of the kernels, results are bit
-// for bit the same however a sequence is split, batched, or placed in a cache: docs/gpu.md says why.
+// All calls are queued on one stream; download waits, and so does freeing memory. On one card and one build of the
+// kernels, results are bit for bit the same however a sequence is split, batched, or placed in a cache: docs/gpu.md
+// says why.
 #ifndef MINIMAMBA_BACKEND_CUDA_HPP
 #define MINIMAMBA_BACKEND_CUDA_HPP
 
@@ -84,7 +85,7 @@ class CudaBackend {
   template <class T>
   void upload(std::type_identity_t<std::span<const T>> host, T* there) const {
     if (host.empty()) return;
-    if (host.size_bytes() > gpu::Words::most_bytes) {
+    if (host.size_bytes() > gpu::Words::most_bytes || sizeof(T) % 4 != 0) {
       return device_->upload(host.data(), host.size_bytes(), gpu::address(there));
     }
     const gpu::Words words(host.data(), host.size_bytes());

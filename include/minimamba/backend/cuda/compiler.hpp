@@ -196,6 +196,11 @@ class Compiler {
       throw CudaError(CudaProblem::no_compiler, "NVRTC", "expected NVRTC of CUDA 12 or 13, found another library");
     }
     c.version_ = 1000 * major + minor;
+    if (major < 12) {
+      throw CudaError(
+          CudaProblem::no_compiler, "NVRTC",
+          "expected NVRTC of CUDA 12 or 13, found that of CUDA " + std::to_string(major) + "." + std::to_string(minor));
+    }
     c.architectures_.resize(static_cast<std::size_t>(count));
     architectures(c.architectures_.data());
     std::sort(c.architectures_.begin(), c.architectures_.end());

@@ -123,6 +123,7 @@ class Device {
   Address allocate(std::size_t bytes) const {
     const Current current(*this);
     const std::lock_guard lock(queue_mutex_);
+    queue_->check();
     Address memory = 0;
     if (const int error = driver_.allocate(&memory, bytes); error == Driver::out_of_memory) {
       throw CudaError(CudaProblem::memory, name_,
@@ -140,10 +141,9 @@ class Device {
   /// Waits for what may still use the memory.
   void release(Address memory) const noexcept {
     if (memory == 0 || driver_.push_context(context_) != 0) return;
-    try {
+    {
       const std::lock_guard lock(queue_mutex_);
-      queue_->flush();
-    } catch (...) {  // what fails now has failed before, or will be noticed by the next call
+      queue_->try_flush();
     }
     driver_.wait_for_stream(queue_->stream());
     driver_.release(memory);
@@ -273,7 +273,10 @@ class Device {
     return queue_->replayed();
   }
   /// Whether kernels begin before those before them have ended.
-  bool overlaps() const { return queue_->overlaps(); }
+  bool overlaps() const {
+    const std::lock_guard lock(queue_mutex_);
+    return queue_->overlaps();
+  }
 
   /// Times of kernels: call(begin), kernels, call(end), ... The seconds between two marks wait for the second.
   Handle mark() const {

@@ -26,18 +26,18 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 /// What is missing or failed, of CudaError.
 enum class CudaProblem {
-  no_driver,    // the driver's library is not there
+  no_driver,    // the driver's library is not there, or does not start
   old_driver,   // it is older than CUDA 11.2, or than the kernels need
   no_device,    // no card, or not the one that was asked for
   old_device,   // a card before Ampere (compute capability below 8.0)
-  no_compiler,  // NVRTC is not there
+  no_compiler,  // NVRTC is not there, or older than CUDA 12
   compiler,     // NVRTC refused the kernels
   memory,       // too little memory on the card, or for the transfers on the host
   kernel        // a call of the driver failed, or a kernel that was queued before
 };
 
-/// An error of the card, its driver or its compiler. After CudaProblem::kernel, what was queued is lost, and so is the
-/// contents of the card's memory.
+/// An error of the card, its driver or its compiler. After CudaProblem::kernel, what was queued is lost, and so are the
+/// contents of the card's memory: later calls throw too, until all that uses the card is destroyed.
 class CudaError : public Error {
  public:
   CudaError(CudaProblem problem, std::string subject, std::string text)

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <span>
@@ -60,16 +61,19 @@ class KernelCache {
   }
   /// Failures are ignored: the kernels are then compiled again at the next start.
   void store(std::string_view key, std::string_view code) const {
-    if (folder_.empty() || (!is_ours() && (!make_folder() || !is_ours()))) return;
+    if (folder_.empty()) return;
+    make_folder();
+    if (!is_ours()) return;
     write(path_of(key), key, code);
   }
   /// Writes a file of the cache, wherever it is. Returns whether that worked; the file is then whole.
   static bool write(const std::string& path, std::string_view key, std::string_view code) {
-    const std::string temporary = path + "." + std::to_string(::getpid()) + ".tmp";
-    const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    std::string temporary = path + ".XXXXXX";  // numbers of processes are not unique among containers
+    const int file = ::mkstemp(temporary.data());
     if (file < 0) return false;
     const std::string head = head_of(key, code);
-    const bool written = write_all(file, head) && write_all(file, key) && write_all(file, code);
+    const bool written = ::fcntl(file, F_SETFD, FD_CLOEXEC) == 0 && ::fchmod(file, 0644) == 0 &&
+                         write_all(file, head) && write_all(file, key) && write_all(file, code);
     if (::close(file) == 0 && written && ::rename(temporary.c_str(), path.c_str()) == 0) return true;
     ::unlink(temporary.c_str());
     return false;
@@ -115,11 +119,11 @@ class KernelCache {
     return !folder_.empty() && ::lstat(folder_.c_str(), &status) == 0 && S_ISDIR(status.st_mode) &&
            status.st_uid == ::geteuid() && (status.st_mode & 077) == 0;
   }
-  bool make_folder() const {
+  void make_folder() const {  // others may make it at the same time
     for (std::size_t slash = folder_.find('/', 1); slash != std::string::npos; slash = folder_.find('/', slash + 1)) {
       ::mkdir(folder_.substr(0, slash).c_str(), 0700);
     }
-    return ::mkdir(folder_.c_str(), 0700) == 0;
+    ::mkdir(folder_.c_str(), 0700);
   }
   static bool write_all(int file, std::string_view bytes) {
     while (!bytes.empty()) {

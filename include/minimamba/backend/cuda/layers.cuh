@@ -74,8 +74,8 @@ __device__ inline Scalar conv1d_input(const Scalar* x, u64 x_stride, const Scala
   return i < past ? window[i] : x[(i - past) * x_stride];
 }
 
-// A thread computes a tile of 8 tokens of a channel. That of a segment's first tile, which alone reads the window, also
-// slides it.
+// A thread computes a tile of 8 tokens of a channel. That of a segment's first tile also slides the window, which it
+// alone reads: if the window is wider than a tile, it computes all tokens.
 extern "C" __global__ void __launch_bounds__(128)
     causal_conv1d(const Scalar* x, u64 x_stride, const Scalar* weight, const Scalar* bias, Scalar* windows,
                   u64 slot_stride, Scalar* y, u64 y_stride, u32 channels, u32 width, const Segment* segments) {
@@ -83,8 +83,9 @@ extern "C" __global__ void __launch_bounds__(128)
   constexpr u32 tile = 8;
   const Segment segment = segments[blockIdx.z];
   const u32 e = blockIdx.y * 128 + threadIdx.x, start = blockIdx.x * tile, past = width - 1;
-  if (e >= channels || start >= segment.length) return;
-  const u32 tokens = min(tile, segment.length - start);
+  const bool alone = past > tile;
+  if (e >= channels || start >= segment.length || (alone && start > 0)) return;
+  const u32 tokens = alone ? segment.length : min(tile, segment.length - start);
   x += segment.first * x_stride + e;
   y += (segment.first + start) * y_stride + e;
   weight += (u64)e * width;

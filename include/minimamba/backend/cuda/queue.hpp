@@ -8,6 +8,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <new>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -40,22 +42,30 @@ class Queue {
   bool overlaps() const { return overlaps_; }
   Recording& recording() { return recording_; }
 
-  /// Starts what is recorded.
+  /// Starts what is recorded. Once that has failed, what kernels should have written is lost: from then on it throws
+  /// CudaError.
   void flush() {
-    if (list_.size() == 0) return;
-    struct Clear {
-      LaunchList& list;
-      ~Clear() { list.clear(); }
-    } const clear{list_};
-    if (Replay* const replay = find()) {
-      replay->last_use = ++uses_;
-      ++replayed_;
-      driver_.check(driver_.launch_graph(replay->executable, stream_), "starting kernels");
-      return;
-    }
-    for (const Launch& launch : list_.launches()) driver_.check(start(launch, stream_), "starting a kernel");
+    try_flush();
+    check();
   }
-  void wait() const { driver_.check(driver_.wait_for_stream(stream_), "a kernel or transfer"); }
+  /// The same where nothing may be thrown.
+  void try_flush() noexcept {
+    if (error_ == 0 && list_.size() > 0) {
+      error_ = Driver::out_of_memory;
+      try {
+        error_ = start_all();
+      } catch (const std::bad_alloc&) {
+      }
+    }
+    list_.clear();
+  }
+  /// Throws CudaError if a kernel could not be started.
+  void check() const {
+    if (error_ == Driver::out_of_memory) {  // CudaProblem::memory would mean that nothing is lost
+      throw CudaError(CudaProblem::kernel, "CUDA", "starting a kernel failed: " + driver_.text_of(error_));
+    }
+    driver_.check(error_, "starting a kernel");
+  }
 
  private:
   static constexpr unsigned stream_without_default = 1;
@@ -66,6 +76,18 @@ class Queue {
     std::uint64_t last_use;
   };
 
+  int start_all() {
+    if (Replay* const replay = find()) {
+      replay->last_use = ++uses_;
+      ++replayed_;
+      return driver_.launch_graph(replay->executable, stream_);
+    }
+    int error = 0;
+    for (const Launch& launch : list_.launches()) {
+      if (error == 0) error = start(launch, stream_);
+    }
+    return error;
+  }
   int start(const Launch& launch, Handle stream) {
     arguments_.resize(launch.count);
     for (std::size_t i = 0; i < launch.count; ++i) arguments_[i] = list_.argument(launch, i);
@@ -91,10 +113,11 @@ class Queue {
       seen_[seen_turn_++ % seen_.size()] = hash;
       return nullptr;
     }
-    Handle executable = make();
-    if (executable == nullptr && std::exchange(overlaps_, false)) executable = make();
-    if (executable == nullptr) {
-      replays_ = false;  // this driver cannot do it
+    Handle executable = nullptr;
+    int error = make(executable);
+    if (error != 0 && error != Driver::out_of_memory && std::exchange(overlaps_, false)) error = make(executable);
+    if (error != 0) {
+      replays_ = error == Driver::out_of_memory;  // or else this driver cannot do it
       return nullptr;
     }
     if (kept_.size() < most_replays) {
@@ -107,16 +130,20 @@ class Queue {
     oldest = {list_, executable, 0};
     return &oldest;
   }
-  Handle make() {
+  /// Makes a graph of the list. Returns the number of an error, or 0.
+  int make(Handle& executable) {
     constexpr int of_this_thread = 1;
-    if (driver_.begin_capture(capture_, of_this_thread) != 0) return nullptr;
-    bool good = true;
-    for (const Launch& launch : list_.launches()) good = good && start(launch, capture_) == 0;
-    Handle graph = nullptr, executable = nullptr;
-    good = driver_.end_capture(capture_, &graph) == 0 && graph != nullptr && good;
-    if (good && driver_.make_executable(&executable, graph, 0) != 0) executable = nullptr;
+    if (const int error = driver_.begin_capture(capture_, of_this_thread); error != 0) return error;
+    int error = 0;
+    for (const Launch& launch : list_.launches()) {
+      if (error == 0) error = start(launch, capture_);
+    }
+    Handle graph = nullptr;
+    const int end_error = driver_.end_capture(capture_, &graph);
+    if (error == 0) error = end_error;
+    if (error == 0) error = driver_.make_executable(&executable, graph, 0);
     if (graph != nullptr) driver_.destroy_graph(graph);
-    return executable;
+    return error;
   }
 
   const Driver& driver_;
@@ -128,6 +155,7 @@ class Queue {
   std::vector<Replay> kept_;
   std::array<std::uint64_t, 64> seen_ = {};
   std::size_t seen_turn_ = 0, replayed_ = 0;
+  int error_ = 0;  // of the first kernel that could not be started
   std::uint64_t uses_ = 0;
 };
 
