@@ -292,11 +292,10 @@ class CudaBackend {
            p.targets.data(), p.nats.data(), cols(p.logits));
   }
   void top_k(const TopKArguments<Scalar>& p) const {
-    assert(p.tokens.rows() == p.logits.rows() && p.largest.rows() == p.logits.rows());
-    assert(p.tokens.cols() == p.largest.cols() && p.tokens.cols() <= p.logits.cols());
-    if (p.tokens.empty()) return;
-    launch(gpu::top_k, {.x = p.logits.rows()}, 1024, p.logits.data(), stride(p.logits), cols(p.logits), p.tokens.data(),
-           stride(p.tokens), p.largest.data(), stride(p.largest), cols(p.tokens));
+    assert(p.largest.rows() == p.logits.rows() && p.largest.cols() <= p.logits.cols());
+    if (p.largest.empty()) return;
+    launch(gpu::top_k, {.x = p.logits.rows()}, 1024, p.logits.data(), stride(p.logits), cols(p.logits),
+           p.largest.data(), stride(p.largest), cols(p.largest));
   }
 
  private:
