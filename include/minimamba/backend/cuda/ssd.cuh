@@ -105,8 +105,25 @@ struct SsdStates {
     const bool runs = PER * sizeof(Scalar) % 16 == 0 && (((u64)slot | p.states * sizeof(Scalar)) % 16) == 0;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      const u32 row = place + (r ^ order), real = has(row) ? count : 0;
+      const u32 row = place + r, real = has(row) ? count : 0;
       body(h[r], slot + channel(row) * p.states + n, real, runs && real == PER);
+    }
+  }
+  // From the order of memory to that of the lane, and back: neighbouring lanes must move neighbouring states.
+  __device__ void change_order() {
+#pragma unroll
+    for (int step = 1; step < ROWS; step *= 2) {
+      const bool swap = order & step;
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        if (r & step) continue;
+#pragma unroll
+        for (int i = 0; i < PER; ++i) {
+          const Scalar low = h[r][i], high = h[r + step][i];
+          h[r][i] = swap ? high : low;
+          h[r + step][i] = swap ? low : high;
+        }
+      }
     }
   }
   __device__ void read(Scalar* slot) {
@@ -118,8 +135,10 @@ struct SsdStates {
         for (int i = 0; i < PER; ++i) states[i] = i < count ? from[i] : Scalar(0);
       }
     });
+    change_order();
   }
   __device__ void write(Scalar* slot) {
+    change_order();
     for_each_row(slot, [](const Scalar(&states)[PER], Scalar* to, u32 count, bool run) {
       if (run) {
         write_run(to, states);
@@ -130,6 +149,7 @@ struct SsdStates {
         }
       }
     });
+    change_order();
   }
   // One token, whose inputs are dt x. Returns the part of C . h that this lane and its neighbours, ROWS in all, have of
   // channel place + order.
