@@ -254,7 +254,7 @@ class PoisonBackend {
     });
   }
   void top_k(minimamba::TopKArguments<Scalar> p) const {
-    make_real(p.logits, p.tokens, p.largest);
+    make_real(p.logits, p.largest);
     later([p] { reference().top_k(p); });
   }
   void ssd_scan(minimamba::SsdScanArguments<Scalar> p) const {

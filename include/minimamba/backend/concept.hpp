@@ -208,13 +208,22 @@ struct LikelihoodArguments {
   View<double> nats;                 // [1, M], overwritten
 };
 
+/// A logit and its column.
+template <class Scalar>
+struct TokenLogit {
+  Scalar logit;
+  std::int32_t token;
+
+  bool operator==(const TokenLogit&) const = default;
+};
+
 /// top_k: the k largest logits of each row, in descending order; of equal ones the lowest column comes first. NaN
-/// counts as -infinity. A sampler then downloads only these logits instead of whole rows.
+/// counts as -infinity. A sampler then downloads only these logits instead of whole rows, with one wait. The backend
+/// has memory for TokenLogit, too.
 template <class Scalar>
 struct TopKArguments {
-  View<const Scalar> logits;  // [M, V]
-  View<std::int32_t> tokens;  // [M, k], k <= V, overwritten: columns of logits
-  View<Scalar> largest;       // [M, k], overwritten: logits(i, tokens(i, j)), or -infinity for NaN
+  View<const Scalar> logits;         // [M, V]
+  View<TokenLogit<Scalar>> largest;  // [M, k], k <= V, overwritten
 };
 template <class B>
 concept HasTopK = requires(const B& backend, const TopKArguments<typename B::Scalar>& arguments) {

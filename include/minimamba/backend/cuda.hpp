@@ -243,9 +243,7 @@ class CudaBackend {
     gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
       const gpu::ScanKernel kernel = gpu::scan_kernel(*device_, channels, states, table, p.kept.chunk != 0);
       const gpu::Grid grid{(channels + kernel.channels - 1) / kernel.channels, table.count};
-      // The blocks of a long scan each want a multiprocessor, which they get only if no other kernel still runs.
-      const bool alone = table.longest > 256 && grid.x * grid.y <= device_->processors();
-      device_->launch(layers, kernel.index, grid, gpu::Block{.threads = kernel.threads, .is_alone = alone}, arguments,
+      device_->launch(layers, kernel.index, grid, gpu::scan_block(*device_, kernel, grid, table), arguments,
                       table.entries);
     });
   }
@@ -257,10 +255,11 @@ class CudaBackend {
     if (p.x.cols() == 0) return;
     reserve_ssd();
     const gpu::SsdArguments<Scalar> arguments(p);
-    const gpu::ScanKernel kernel = gpu::ssd_scan_kernel(p.h.cols());
-    const std::size_t blocks = (p.head_dim() + kernel.channels - 1) / kernel.channels;
+    const std::size_t states = p.h.cols(), size = p.head_dim();
     gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
-      device_->launch(ssd, kernel.index, {p.a.cols() * blocks, table.count}, kernel.threads, arguments, table.entries,
+      const gpu::ScanKernel kernel = gpu::ssd_scan_kernel(states, table.longest == 1 && p.kept.chunk == 0);
+      const gpu::Grid grid{p.a.cols() * ((size + kernel.channels - 1) / kernel.channels), table.count};
+      device_->launch(ssd, kernel.index, grid, gpu::scan_block(*device_, kernel, grid, table), arguments, table.entries,
                       static_cast<Scalar>(p.dt_min), static_cast<Scalar>(p.dt_max));
     });
   }
@@ -293,11 +292,10 @@ class CudaBackend {
            p.targets.data(), p.nats.data(), cols(p.logits));
   }
   void top_k(const TopKArguments<Scalar>& p) const {
-    assert(p.tokens.rows() == p.logits.rows() && p.largest.rows() == p.logits.rows());
-    assert(p.tokens.cols() == p.largest.cols() && p.tokens.cols() <= p.logits.cols());
-    if (p.tokens.empty()) return;
-    launch(gpu::top_k, {.x = p.logits.rows()}, 1024, p.logits.data(), stride(p.logits), cols(p.logits), p.tokens.data(),
-           stride(p.tokens), p.largest.data(), stride(p.largest), cols(p.tokens));
+    assert(p.largest.rows() == p.logits.rows() && p.largest.cols() <= p.logits.cols());
+    if (p.largest.empty()) return;
+    launch(gpu::top_k, {.x = p.logits.rows()}, 1024, p.logits.data(), stride(p.logits), cols(p.logits),
+           p.largest.data(), stride(p.largest), cols(p.largest));
   }
 
  private:

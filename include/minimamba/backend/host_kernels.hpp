@@ -61,21 +61,17 @@ double negative_log_likelihood(std::span<const Scalar> logits, std::size_t token
   return std::log(sum) + (static_cast<double>(largest) - static_cast<double>(logits[token]));
 }
 
-/// The largest logits of a row and their columns: see TopKArguments.   logits [V]; tokens, largest [k], k <= V
+/// The largest logits of a row: see TopKArguments.                    logits [V]; largest [k], k <= V
 template <class Scalar>
-void top_k_row(std::span<const Scalar> logits, std::span<std::int32_t> tokens, std::span<Scalar> largest) {
-  std::size_t found = 0;  // how many are sorted in `tokens` and `largest`
+void top_k_row(std::span<const Scalar> logits, std::span<TokenLogit<Scalar>> largest) {
+  std::size_t found = 0;  // how many of `largest` are sorted
   for (std::size_t v = 0; v < logits.size(); ++v) {
     const Scalar logit = logits[v] == logits[v] ? logits[v] : -std::numeric_limits<Scalar>::infinity();
-    if (found == largest.size() && (found == 0 || !(logit > largest[found - 1]))) continue;
+    if (found == largest.size() && (found == 0 || !(logit > largest[found - 1].logit))) continue;
     if (found < largest.size()) ++found;
     std::size_t place = found - 1;
-    for (; place > 0 && logit > largest[place - 1]; --place) {
-      largest[place] = largest[place - 1];
-      tokens[place] = tokens[place - 1];
-    }
-    largest[place] = logit;
-    tokens[place] = static_cast<std::int32_t>(v);
+    for (; place > 0 && logit > largest[place - 1].logit; --place) largest[place] = largest[place - 1];
+    largest[place] = {logit, static_cast<std::int32_t>(v)};
   }
 }
 

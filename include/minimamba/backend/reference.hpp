@@ -82,10 +82,8 @@ class ReferenceBackend : public detail::ReferenceSsd<Number> {
   }
 
   void top_k(const TopKArguments<Scalar>& p) const {
-    assert(p.tokens.cols() == p.largest.cols() && p.tokens.cols() <= p.logits.cols());
-    for (std::size_t i = 0; i < p.logits.rows(); ++i) {
-      detail::top_k_row(p.logits.row(i), p.tokens.row(i), p.largest.row(i));
-    }
+    assert(p.largest.rows() == p.logits.rows() && p.largest.cols() <= p.logits.cols());
+    for (std::size_t i = 0; i < p.logits.rows(); ++i) detail::top_k_row(p.logits.row(i), p.largest.row(i));
   }
 
   void add(View<const Scalar> x, View<Scalar> y) const {

@@ -39,8 +39,7 @@ class LastLogits {
   std::int32_t choose(Sampler& sampler, std::size_t i) const {
     if constexpr (HasTopK<Backend>) {
       if (!whole_) {
-        const auto tokens = std::span(tokens_).subspan(i * count_, count_);
-        return sampler.choose_from_largest(tokens, std::span(largest_).subspan(i * count_, count_));
+        return sampler.choose_from_largest(std::span<const TokenLogit<Scalar>>(largest_).subspan(i * count_, count_));
       }
     }
     return sampler(whole_row(i));
@@ -65,30 +64,21 @@ class LastLogits {
   }
 
   void take_largest(const Backend& backend, View<const Scalar> logits) {
-    on_backend_.tokens.reserve(backend, logits.rows(), count_);
-    on_backend_.largest.reserve(backend, logits.rows(), count_);
-    const View<std::int32_t> tokens = on_backend_.tokens(logits.rows());
-    const View<Scalar> largest = on_backend_.largest(logits.rows());
-    backend.top_k({.logits = logits, .tokens = tokens, .largest = largest});
-    tokens_.resize(logits.rows() * count_);
+    on_backend_.reserve(backend, logits.rows(), count_);
+    const View<TokenLogit<Scalar>> largest = on_backend_(logits.rows());
+    backend.top_k({.logits = logits, .largest = largest});
     largest_.resize(logits.rows() * count_);
-    backend.download(tokens.data(), std::span(tokens_));
     backend.download(largest.data(), std::span(largest_));
   }
 
-  struct OnBackend {
-    Activation<Backend, std::int32_t> tokens;  // [M, count_]
-    Activation<Backend> largest;               // [M, count_]
-  };
   struct Nothing {};
 
-  View<const Scalar> logits_;         // [M, V], in the backend's memory
-  bool whole_ = false;                // whether rows_ has them
-  std::size_t count_ = 0;             // how many of the largest of a row were downloaded
-  std::vector<Scalar> rows_;          // [M, V], on the host, as the next two
-  std::vector<std::int32_t> tokens_;  // [M, count_]
-  std::vector<Scalar> largest_;       // [M, count_]
-  std::conditional_t<HasTopK<Backend>, OnBackend, Nothing> on_backend_;
+  View<const Scalar> logits_;                // [M, V], in the backend's memory
+  bool whole_ = false;                       // whether rows_ has them
+  std::size_t count_ = 0;                    // how many of the largest of a row were downloaded
+  std::vector<Scalar> rows_;                 // [M, V], on the host, as the next
+  std::vector<TokenLogit<Scalar>> largest_;  // [M, count_]
+  std::conditional_t<HasTopK<Backend>, Activation<Backend, TokenLogit<Scalar>>, Nothing> on_backend_;  // [M, count_]
 };
 
 }  // namespace minimamba::inline MINIMAMBA_ISA::detail

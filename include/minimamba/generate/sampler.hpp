@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/backend/concept.hpp"
 #include "minimamba/core/error.hpp"
 #include "minimamba/core/random.hpp"
 #include "minimamba/generate/logits.hpp"
@@ -81,14 +82,13 @@ class Sampler {
   /// logits_needed() of those below vocab_size(), sorted as top_k sorts them. Throws ArgumentError if nothing is left
   /// to choose from. Allocates nothing.
   template <class Scalar>
-  std::int32_t choose_from_largest(std::span<const std::int32_t> tokens, std::span<const Scalar> largest) {
-    assert(!penalises_ && tokens.size() == largest.size());
-    const std::size_t best = most_likely(largest);
-    if (options_.temperature == 0) return tokens[best];
+  std::int32_t choose_from_largest(std::span<const TokenLogit<Scalar>> largest) {
+    assert(!penalises_);
+    if (largest.empty() || !(largest[0].logit > -HUGE_VAL)) throw_nothing_left();
+    if (options_.temperature == 0) return largest[0].token;
     candidates_.clear();
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      add_candidate(static_cast<double>(largest[i]), static_cast<double>(largest[best]), tokens[i], candidates_);
-    }
+    const auto best = static_cast<double>(largest[0].logit);
+    for (const auto& [logit, token] : largest) add_candidate(static_cast<double>(logit), best, token, candidates_);
     std::sort(candidates_.begin(), candidates_.end(), [](const auto& a, const auto& b) { return a.token < b.token; });
     filter(candidates_);
     return draw_candidate();
@@ -228,9 +228,10 @@ class Sampler {
         largest = logit;
       }
     }
-    if (best == logits.size()) throw ArgumentError("logits", "all are NaN or -infinity");
+    if (best == logits.size()) throw_nothing_left();
     return best;
   }
+  [[noreturn]] static void throw_nothing_left() { throw ArgumentError("logits", "all are NaN or -infinity"); }
 
   template <class Scalar>
   std::int32_t draw(std::span<const Scalar> logits) {

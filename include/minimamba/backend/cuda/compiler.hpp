@@ -44,6 +44,9 @@ inline constexpr char state_sums[] =
 inline constexpr char ssd[] =
 #include "minimamba/backend/cuda/ssd.cuh"
     ;
+inline constexpr char ssd_scan[] =
+#include "minimamba/backend/cuda/ssd_scan.cuh"
+    ;
 inline constexpr char scan[] =
 #include "minimamba/backend/cuda/scan.cuh"
     ;
@@ -79,7 +82,7 @@ inline std::string text_of(Program program) {
     case Program::layers_double:
       return joined(in_double, text_of(Program::layers));
     case Program::ssd:
-      return joined(text::common, text::state_sums, text::ssd);
+      return joined(text::common, text::state_sums, text::ssd, text::ssd_scan);
     case Program::ssd_double:
       return joined(in_double, text_of(Program::ssd));
     case Program::products_tf32:

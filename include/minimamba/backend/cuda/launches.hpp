@@ -156,13 +156,22 @@ struct SsdArguments {
         chunk(static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF))) {}
 };
 
-/// All kernels for some number of states give the same bits.
-inline ScanKernel ssd_scan_kernel(std::size_t states) {
-  if (states <= 64) return {ssd_scan_to_64, 32, 256};
-  if (states <= 128) return {ssd_scan_to_128, 16, 256};
-  if (states <= 256) return {ssd_scan_to_256, 16, 256};
-  if (states <= 1024) return {ssd_scan_to_1024, 8, 256};
+/// All kernels for some number of states give the same bits. `one`: each segment is a token, before which no state is
+/// kept.
+inline ScanKernel ssd_scan_kernel(std::size_t states, bool one) {
+  const auto kernel = [one](std::size_t of_one, std::size_t of_many, std::size_t channels) {
+    return one ? ScanKernel{of_one, channels, 128} : ScanKernel{of_many, channels, 256};
+  };
+  if (states <= 64) return kernel(ssd_scan_one_to_64, ssd_scan_to_64, 16);
+  if (states <= 128) return kernel(ssd_scan_one_to_128, ssd_scan_to_128, 16);
+  if (states <= 256) return kernel(ssd_scan_one_to_256, ssd_scan_to_256, 8);
+  if (states <= 1024) return {ssd_scan_to_1024, 4, 256};
   throw ArgumentError("d_state", "at most 1024 on a card", std::to_string(states));
+}
+
+/// The blocks of a long scan each want a multiprocessor, which they get only if no other kernel still runs.
+inline Block scan_block(const Device& device, const ScanKernel& kernel, const Grid& grid, const SegmentTable& table) {
+  return {.threads = kernel.threads, .is_alone = table.longest > 256 && grid.x * grid.y <= device.processors()};
 }
 
 /// The kernels' struct of this name.

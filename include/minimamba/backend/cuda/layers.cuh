@@ -155,7 +155,8 @@ extern "C" __global__ void negative_log_likelihood(const Scalar* logits, u64 str
   if (threadIdx.x == 0) nats[blockIdx.x] = log(sum) + ((double)largest - (double)logits[targets[blockIdx.x]]);
 }
 
-// A logit and its column, in the order of top_k: larger logits first, of equal ones the lower column.
+// A logit and its column, in the order of top_k: larger logits first, of equal ones the lower column. The host has the
+// same struct.
 struct Candidate {
   Scalar logit;
   int column;
@@ -196,8 +197,7 @@ struct LargestOfRow {
 };
 
 extern "C" __global__ void __launch_bounds__(1024)
-    top_k(const Scalar* logits, u64 stride, u32 cols, int* tokens, u64 tokens_stride, Scalar* largest,
-          u64 largest_stride, u32 count) {
+    top_k(const Scalar* logits, u64 stride, u32 cols, Candidate* largest, u64 largest_stride, u32 count) {
   __shared__ Candidate firsts[32];  // of each warp
   begin();
   const LargestOfRow row = {logits + blockIdx.x * stride, cols};
@@ -208,10 +208,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     if (lane == 0) firsts[warp] = of_warp;
     __syncthreads();
     const Candidate next = firsts[lane].first_of_warp();
-    if (threadIdx.x == 0) {
-      tokens[blockIdx.x * tokens_stride + i] = next.column;
-      largest[blockIdx.x * largest_stride + i] = next.logit;
-    }
+    if (threadIdx.x == 0) largest[blockIdx.x * largest_stride + i] = next;
     if (i + 1 == count) return;
     const u32 owner = (u32)next.column % 1024;
     if (owner == threadIdx.x) own = row.after(next);

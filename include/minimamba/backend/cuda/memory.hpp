@@ -81,9 +81,19 @@ inline constexpr std::array layer_kernels = {"fill",
 static_assert(layer_kernels.size() == first_of_formats + 18);
 
 /// Kernels of Program::ssd and ssd_double.
-enum SsdKernel : std::size_t { ssd_scan_to_64, ssd_scan_to_128, ssd_scan_to_256, ssd_scan_to_1024, gated_rms_norm };
-inline constexpr std::array ssd_kernels = {"ssd_scan_16x4", "ssd_scan_32x4", "ssd_scan_32x8", "ssd_scan_32x32",
-                                           "gated_rms_norm"};
+enum SsdKernel : std::size_t {
+  ssd_scan_one_to_64,
+  ssd_scan_one_to_128,
+  ssd_scan_one_to_256,
+  ssd_scan_to_64,
+  ssd_scan_to_128,
+  ssd_scan_to_256,
+  ssd_scan_to_1024,
+  gated_rms_norm
+};
+inline constexpr std::array ssd_kernels = {"ssd_scan_one_16x4", "ssd_scan_one_32x4", "ssd_scan_one_32x8",
+                                           "ssd_scan_16x4",     "ssd_scan_32x4",     "ssd_scan_32x8",
+                                           "ssd_scan_32x32",    "gated_rms_norm"};
 static_assert(ssd_kernels.size() == gated_rms_norm + 1);
 
 /// Kernels of Program::products_tf32: these kinds for f32 and for f16.

@@ -75,6 +75,7 @@ struct Scan {
     Work work[2];
     Values values[ahead + 2];
   };
+  static_assert(sizeof(Shared) <= 48 << 10);  // more is not there unless it is asked for
   // What a scanner needs of some tokens.
   struct Tokens {
     Scalar b[group][PER], c[group][PER], steps[group], inputs[group];

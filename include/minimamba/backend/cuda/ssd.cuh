@@ -1,10 +1,15 @@
 R"cuda(
 // The kernels of SSD, the mixer of Mamba-2. The convolution is that of S6.
 //
-// The scan: a block has some channels of a head, of one segment, and walks through the tokens one by one. LANES threads
-// share ROWS channels; each holds PER states of each of them, in registers. dt and exp(dt A), which a head has once for
-// a token, are computed by a warp while the tile of tokens before is scanned; the warps take turns. h C is summed as a
-// binary tree, so its bits depend neither on the kernel nor on how tokens are divided into tiles or calls.
+// The scan: a block has some channels of a head, of one segment, and walks through the tokens one by one. Half of its
+// threads are scanners: LANES of them share ROWS channels, and each holds PER states of each of them, in registers. The
+// others are helpers. While a tile of tokens is scanned, they compute dt x for the next tile and dt and exp(dt A),
+// which a head has once for a token, for the one after it; B, C and x are on their way.
+//
+// C . h is summed in an order that depends neither on the kernel nor on how tokens are divided into tiles or calls. The
+// sums over lanes serve several channels and tokens at once: a lane gives half of its sums to another and takes as
+// many. So that it gives the same registers as the others, lane l has channel r ^ (l % ROWS) of its channels in
+// register r.
 struct SsdArguments {
   const Scalar *x, *delta, *delta_bias, *a, *b, *c, *d;
   Scalar *h, *y, *kept;
@@ -17,212 +22,226 @@ struct StepRange {
   __device__ Scalar clamp(Scalar dt) const { return dt < least ? least : dt > most ? most : dt; }
 };
 
-template <int LANES, int PER, int ROWS>
-struct SsdScan {
-  static constexpr int threads = 256, states = LANES * PER, channels = threads / LANES * ROWS;
-  static constexpr int fitting = 8192 / (states * (int)sizeof(Scalar)), tile = fitting < 16 ? fitting : 16;
+// Of a head and a token.
+struct SsdStep {
+  Scalar dt, decay;
 
-  // Of a token.
-  struct Step {
-    Scalar dt, decay;
-  };
-  // Two tiles take turns: one is scanned while the next is on its way.
-  struct Shared {
-    Vectors<tile, states> vectors[2];
-    Scalar x[2][tile][channels];
-    Step steps[2][tile];
-  };
-
-  const SsdArguments& p;
-  const Segment segment;
-  const StepRange range;
-  u32 head, first, lane, place;  // first: of the block's channels in its head; place: of this thread's in the block
-  u64 channel;                   // the first of this thread, of all channels
-  u32 rows, count;               // that this thread has
-  VectorSource source;
-
-  __device__ SsdScan(const SsdArguments& arguments, const Segment& tokens, const StepRange& steps)
-      : p(arguments), segment(tokens), range(steps), source(p.b, p.b_stride, p.c, p.c_stride, p.states) {
-    const u32 blocks = (p.head_dim + channels - 1) / channels;
-    head = blockIdx.x / blocks;
-    first = blockIdx.x % blocks * channels;
-    lane = threadIdx.x % LANES;
-    place = threadIdx.x / LANES * ROWS;
-    channel = (u64)head * p.head_dim + first + place;
-    rows = first + place < p.head_dim ? min((u32)ROWS, p.head_dim - first - place) : 0;
-    count = lane * PER < p.states ? min((u32)PER, p.states - lane * PER) : 0;
-    source.b += head / p.heads_of_group * p.states;
-    source.c += head / p.heads_of_group * p.states;
-  }
-
-  __device__ u32 tokens_of(u32 number) const {
-    return number * tile < segment.length ? min((u32)tile, segment.length - number * tile) : 0;
-  }
-  // Where the states of this thread begin, in the memory of a slot.
-  __device__ u64 place_of_states() const { return channel * p.states + lane * PER; }
-  // Whether states can be moved 16 bytes at once.
-  __device__ bool whole(const Scalar* state) const {
-    return PER * sizeof(Scalar) % 16 == 0 && count == PER && (((u64)state | p.states * sizeof(Scalar)) % 16) == 0;
-  }
-  __device__ void read(const Scalar* state, Scalar (&h)[ROWS][PER]) const {
-    const bool runs = whole(state);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      const Scalar* const from = state + (u64)r * p.states;
-      if (runs && r < rows) {
-        read_run(h[r], from);
-        continue;
-      }
-#pragma unroll
-      for (int i = 0; i < PER; ++i) h[r][i] = r < rows && i < count ? from[i] : Scalar(0);
-    }
-  }
-  __device__ void write(Scalar* state, const Scalar (&h)[ROWS][PER]) const {
-    const bool runs = whole(state);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      Scalar* const to = state + (u64)r * p.states;
-      if (runs && r < rows) {
-        write_run(to, h[r]);
-        continue;
-      }
-#pragma unroll
-      for (int i = 0; i < PER; ++i) {
-        if (r < rows && i < count) to[i] = h[r][i];
-      }
-    }
-  }
-
-  // Lets a tile come.
-  __device__ void copy(Shared& shared, u32 number) const {
-    const u32 tokens = tokens_of(number);
-    const u64 start = (u64)segment.first + number * tile;
-    shared.vectors[number % 2].template copy<threads>(source, start, tokens, threadIdx.x);
-    for (u32 at = threadIdx.x; at < tokens * channels; at += threads) {
-      const u32 t = at / channels, e = at % channels;
-      const bool real = first + e < p.head_dim;
-      copy_value_async(&shared.x[number % 2][t][e],
-                       p.x + (start + t) * p.x_stride + (u64)head * p.head_dim + first + (real ? e : 0), real);
-    }
-    end_copies();
-  }
-  // The token of a tile whose step this thread computes, or `tile`.
-  __device__ static u32 token_of(u32 number) { return min((threadIdx.x + number % 8 * 32) % threads, (u32)tile); }
-  __device__ Scalar read_delta(u32 number) const {
-    const u32 t = token_of(number);
-    if (t >= tokens_of(number)) return Scalar(0);
-    return p.delta[((u64)segment.first + number * tile + t) * p.delta_stride + head];
-  }
-  __device__ void prepare(Shared& shared, u32 number, Scalar delta) const {
-    const u32 t = token_of(number);
-    if (t >= tokens_of(number)) return;
-    const Scalar dt = range.clamp(softplus(delta + p.delta_bias[head]));
-    shared.steps[number % 2][t] = {dt, exponential(dt * p.a[head])};
-  }
-
-  // One token of the tile `turn`: sums are parts of h C.
-  __device__ void advance(const Shared& shared, u32 turn, u32 t, Scalar (&h)[ROWS][PER], Scalar* sums) const {
-    const Step step = shared.steps[turn][t];
-    Scalar b[PER], c[PER];
-    read_run(b, &shared.vectors[turn].b[t][lane * PER]);
-    read_run(c, &shared.vectors[turn].c[t][lane * PER]);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      const Scalar input = step.dt * shared.x[turn][t][place + r];
-      Scalar products[PER];
-#pragma unroll
-      for (int i = 0; i < PER; ++i) {
-        h[r][i] = multiply_add(step.decay, h[r][i], input * b[i]);
-        products[i] = c[i] * h[r][i];
-      }
-      sums[r] = tree_sum(products);
-    }
-  }
-  // before() is called before each token of a tile that is not whole, or before which states are kept.
-  template <class Before>
-  __device__ void scan(const Shared& shared, u32 number, Scalar (&h)[ROWS][PER], const Before& before) const {
-    const u32 tokens = tokens_of(number), turn = number % 2;
-    Scalar sums[tile * ROWS];  // of token i / ROWS and channel i % ROWS
-    if (tokens == tile && p.chunk == 0) {
-#pragma unroll
-      for (int t = 0; t < tile; ++t) advance(shared, turn, t, h, &sums[t * ROWS]);
-    } else {
-#pragma unroll
-      for (int t = 0; t < tile; ++t) {
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) sums[t * ROWS + r] = Scalar(0);
-        if (t >= tokens) continue;
-        before();
-        advance(shared, turn, t, h, &sums[t * ROWS]);
-      }
-    }
-    sum_over_lanes<LANES>(sums, lane);
-#pragma unroll
-    for (int i = 0; i < tile * ROWS; i += LANES) {
-      const u32 at = i + lane, t = at / ROWS, r = at % ROWS;
-      if (t < tokens && r < rows) {
-        p.y[((u64)segment.first + number * tile + t) * p.y_stride + channel + r] =
-            multiply_add(p.d[head], shared.x[turn][t][place + r], sums[i / LANES]);
-      }
-    }
-  }
-
-  __device__ void run() const {
-    __shared__ __align__(16) Shared shared;
-    copy(shared, 0);
-    Scalar* const state = p.h + segment.slot * p.slot_stride + place_of_states();
-    Scalar h[ROWS][PER];
-    read(state, h);
-    prepare(shared, 0, read_delta(0));
-    u32 until_kept = 0, kept = segment.kept;
-    const auto keep = [&] {
-      if (p.chunk == 0) return;
-      if (until_kept == 0) {
-        write(p.kept + kept * p.kept_stride + place_of_states(), h);
-        until_kept = p.chunk;
-        ++kept;
-      }
-      --until_kept;
-    };
-    const u32 tiles = (segment.length + tile - 1) / tile;
-    for (u32 number = 0; number < tiles; ++number) {
-      copy(shared, number + 1);
-      const Scalar delta = read_delta(number + 1);
-      wait_for_copies<1>();
-      __syncthreads();
-      scan(shared, number, h, keep);
-      prepare(shared, number + 1, delta);
-      __syncthreads();
-    }
-    write(state, h);
+  SsdStep() = default;
+  __device__ SsdStep(const SsdArguments& p, const StepRange& range, u32 head, Scalar delta) {
+    dt = range.clamp(softplus(delta + p.delta_bias[head]));
+    decay = exponential(dt * p.a[head]);
   }
 };
 
-#define SSD_SCAN(LANES, PER, ROWS)                                                                     \
-  extern "C" __global__ void __launch_bounds__(256) ssd_scan_##LANES##x##PER(                          \
+// x . y: of four neighbours by fused multiply-adds in turn, and these sums as a binary tree.
+template <int PER>
+__device__ inline Scalar dot(const Scalar (&x)[PER], const Scalar (&y)[PER]) {
+  Scalar sums[PER / 4];
+#pragma unroll
+  for (int i = 0; i < PER / 4; ++i) {
+    sums[i] = x[4 * i] * y[4 * i];
+#pragma unroll
+    for (int j = 1; j < 4; ++j) sums[i] = multiply_add(x[4 * i + j], y[4 * i + j], sums[i]);
+  }
+  return tree_sum(sums);
+}
+
+// Sums of TOKENS tokens over lanes that are FIRST, 2 FIRST, ... apart, LANES in all, as a binary tree: neighbours
+// first. At the end sums[i] of a lane is that of token (i LANES + lane) / FIRST; with fewer tokens than lanes, sums[0]
+// is that of token lane / FIRST % TOKENS.
+template <int FIRST, int LANES, int TOKENS>
+__device__ inline void sum_over_lanes(Scalar (&sums)[TOKENS], u32 lane) {
+#pragma unroll
+  for (int step = FIRST; step < LANES; step *= 2) {
+    const bool odd = lane & step;
+    const int left = TOKENS * FIRST / step / 2;
+    if (left > 0) {
+#pragma unroll
+      for (int i = 0; i < left; ++i) {
+        const Scalar even_token = sums[2 * i], odd_token = sums[2 * i + 1];
+        const Scalar other = __shfl_xor_sync(every_lane, odd ? even_token : odd_token, step);
+        sums[i] = (odd ? odd_token : even_token) + other;
+      }
+    } else {
+      sums[0] += __shfl_xor_sync(every_lane, sums[0], step);
+    }
+  }
+}
+
+template <int COUNT>
+__device__ inline void write_run(Scalar* to, const Scalar (&from)[COUNT]) {
+  constexpr int bytes = COUNT * (int)sizeof(Scalar);
+  Scalar* const run = (Scalar*)__builtin_assume_aligned(to, bytes < 16 ? bytes : 16);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) run[i] = from[i];
+}
+
+// What a scanner has: states of ROWS channels.
+template <int LANES, int PER, int ROWS>
+struct SsdStates {
+  static constexpr int scanners = 128, channels = scanners / LANES * ROWS;  // of a block
+
+  const SsdArguments& p;
+  u32 head, first;         // first: of the block's channels in its head
+  u32 lane, order, place;  // order: of the lane's channels; place: of the first of them in the block
+  Scalar h[ROWS][PER];
+
+  __device__ SsdStates(const SsdArguments& arguments, u32 number) : p(arguments) {
+    const u32 blocks = (p.head_dim + channels - 1) / channels;
+    head = blockIdx.x / blocks;
+    first = blockIdx.x % blocks * channels;
+    lane = number % LANES;
+    order = lane % ROWS;
+    place = number / LANES * ROWS;
+  }
+  // Whether the head has this channel of the block.
+  __device__ bool has(u32 row) const { return first + row < p.head_dim; }
+  // Of all heads.
+  __device__ u64 channel(u32 row) const { return (u64)head * p.head_dim + first + row; }
+  // Calls body(states of a register, where they are in memory, how many are real, whether they can be moved at once).
+  template <class Body>
+  __device__ void for_each_row(Scalar* slot, const Body& body) {
+    const u32 n = lane * PER, count = n < p.states ? min((u32)PER, p.states - n) : 0;
+    const bool runs = PER * sizeof(Scalar) % 16 == 0 && (((u64)slot | p.states * sizeof(Scalar)) % 16) == 0;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      const u32 row = place + r, real = has(row) ? count : 0;
+      body(h[r], slot + channel(row) * p.states + n, real, runs && real == PER);
+    }
+  }
+  // From the order of memory to that of the lane, and back: neighbouring lanes must move neighbouring states.
+  __device__ void change_order() {
+#pragma unroll
+    for (int step = 1; step < ROWS; step *= 2) {
+      const bool swap = order & step;
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        if (r & step) continue;
+#pragma unroll
+        for (int i = 0; i < PER; ++i) {
+          const Scalar low = h[r][i], high = h[r + step][i];
+          h[r][i] = swap ? high : low;
+          h[r + step][i] = swap ? low : high;
+        }
+      }
+    }
+  }
+  __device__ void read(Scalar* slot) {
+    for_each_row(slot, [](Scalar(&states)[PER], const Scalar* from, u32 count, bool run) {
+      if (run) {
+        read_run(states, from);
+      } else {
+#pragma unroll
+        for (int i = 0; i < PER; ++i) states[i] = i < count ? from[i] : Scalar(0);
+      }
+    });
+    change_order();
+  }
+  __device__ void write(Scalar* slot) {
+    change_order();
+    for_each_row(slot, [](const Scalar(&states)[PER], Scalar* to, u32 count, bool run) {
+      if (run) {
+        write_run(to, states);
+      } else {
+#pragma unroll
+        for (int i = 0; i < PER; ++i) {
+          if (i < count) to[i] = states[i];
+        }
+      }
+    });
+    change_order();
+  }
+  // One token, whose inputs are dt x. Returns the part of C . h that this lane and its neighbours, ROWS in all, have of
+  // channel place + order.
+  __device__ Scalar advance(Scalar decay, const Scalar (&inputs)[ROWS], const Scalar (&b)[PER],
+                            const Scalar (&c)[PER]) {
+    Scalar sums[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+      for (int i = 0; i < PER; ++i) h[r][i] = multiply_add(decay, h[r][i], inputs[r] * b[i]);
+      sums[r] = dot(c, h[r]);
+    }
+#pragma unroll
+    for (int step = 1; step < ROWS; step *= 2) {
+#pragma unroll
+      for (int r = 0; r < ROWS; r += 2 * step) sums[r] += __shfl_xor_sync(every_lane, sums[r + step], step);
+    }
+    return sums[0];
+  }
+};
+
+// Segments of one token: no tiles, and no helpers.
+template <int LANES, int PER, int ROWS>
+__device__ inline void ssd_scan_one(const SsdArguments& p, const Segment& segment, const StepRange& range) {
+  SsdStates<LANES, PER, ROWS> of(p, threadIdx.x);
+  Scalar* const slot = p.h + segment.slot * p.slot_stride;
+  of.read(slot);
+  const u64 token = segment.first, group = of.head / p.heads_of_group * p.states;
+  const Scalar delta = p.delta[token * p.delta_stride + of.head];
+  Scalar b[PER], c[PER], inputs[ROWS], x[ROWS];
+#pragma unroll
+  for (u32 i = 0; i < PER; ++i) {
+    const u32 n = of.lane * PER + i;
+    b[i] = n < p.states ? p.b[token * p.b_stride + group + n] : Scalar(0);
+    c[i] = n < p.states ? p.c[token * p.c_stride + group + n] : Scalar(0);
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    const u32 row = of.place + (r ^ of.order);
+    x[r] = of.has(row) ? p.x[token * p.x_stride + of.channel(row)] : Scalar(0);
+  }
+  const SsdStep step(p, range, of.head, delta);
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) inputs[r] = step.dt * x[r];
+  Scalar sum[1] = {of.advance(step.decay, inputs, b, c)};
+  sum_over_lanes<ROWS, LANES>(sum, of.lane);
+  of.write(slot);
+  const u32 row = of.place + of.order;
+  if (of.lane < ROWS && of.has(row)) {
+    p.y[token * p.y_stride + of.channel(row)] = multiply_add(p.d[of.head], x[0], sum[0]);
+  }
+}
+#define SSD_SCAN_ONE(LANES, PER, ROWS)                                                                 \
+  extern "C" __global__ void __launch_bounds__(128) ssd_scan_one_##LANES##x##PER(                      \
       const __grid_constant__ SsdArguments p, const Segment* segments, Scalar dt_min, Scalar dt_max) { \
     begin();                                                                                           \
     const Segment segment = segments[blockIdx.y];                                                      \
     if (segment.length == 0) return;                                                                   \
-    const SsdScan<LANES, PER, ROWS> scan(p, segment, {dt_min, dt_max});                                \
-    scan.run();                                                                                        \
+    ssd_scan_one<LANES, PER, ROWS>(p, segment, {dt_min, dt_max});                                      \
   }
-SSD_SCAN(16, 4, 2)   // up to 64 states
-SSD_SCAN(32, 4, 2)   // up to 128
-SSD_SCAN(32, 8, 2)   // up to 256
-SSD_SCAN(32, 32, 1)  // up to 1024
+SSD_SCAN_ONE(16, 4, 2)
+SSD_SCAN_ONE(32, 4, 4)
+SSD_SCAN_ONE(32, 8, 2)
 
 // y = v / sqrt(mean(v^2) + epsilon) * weight with v = x silu(z), the mean over each group of channels: a block for each
-// group of a row. A thread reads no v but those that it has written itself.
-extern "C" __global__ void gated_rms_norm(const Scalar* x, u64 x_stride, const Scalar* z, u64 z_stride,
-                                          const Scalar* weight, double epsilon, Scalar* y, u64 y_stride, u32 size) {
+// group of a row. A thread reads no v but those that it has written itself. It reads 8 values of each array at once.
+extern "C" __global__ void __launch_bounds__(256)
+    gated_rms_norm(const Scalar* x, u64 x_stride, const Scalar* z, u64 z_stride, const Scalar* weight, double epsilon,
+                   Scalar* y, u64 y_stride, u32 size) {
   begin();
   const u64 first = (u64)blockIdx.y * size;
   x += blockIdx.x * x_stride + first;
   z += blockIdx.x * z_stride + first;
   y += blockIdx.x * y_stride + first;
-  for (u32 j = threadIdx.x; j < size; j += 256) y[j] = x[j] * silu(z[j]);
+  weight += first;
+  const auto for_each = [&](const Scalar* left, const Scalar* right, const auto& value) {
+    for (u32 start = threadIdx.x; start < size; start += 8 * 256) {
+      Scalar a[8], b[8];
+#pragma unroll
+      for (u32 i = 0; i < 8; ++i) {
+        const u32 j = start + i * 256 < size ? start + i * 256 : start;
+        a[i] = left[j];
+        b[i] = right[j];
+      }
+#pragma unroll
+      for (u32 i = 0; i < 8; ++i) {
+        if (start + i * 256 < size) y[start + i * 256] = value(a[i], b[i]);
+      }
+    }
+  };
+  for_each(x, z, [](Scalar input, Scalar gate) { return input * silu(gate); });
   const RmsScale scale(y, size, epsilon);
-  for (u32 j = threadIdx.x; j < size; j += 256) y[j] = scale.of(y[j]) * weight[first + j];
+  for_each(y, weight, [&](Scalar v, Scalar factor) { return scale.of(v) * factor; });
 }
 )cuda"

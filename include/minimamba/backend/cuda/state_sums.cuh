@@ -13,28 +13,6 @@ __device__ inline Scalar tree_sum(const Scalar (&p)[PER]) {
   return sums[0];
 }
 
-// Sums of TOKENS tokens over LANES lanes, as a binary tree: neighbours first. While a lane has several tokens, it gives
-// half of them to its neighbour and takes the other half, so that one exchange serves two sums. At the end sums[i] of a
-// lane is that of token i * LANES + lane; with fewer tokens than lanes, sums[0] is that of token lane % TOKENS.
-template <int LANES, int TOKENS>
-__device__ inline void sum_over_lanes(Scalar (&sums)[TOKENS], u32 lane) {
-#pragma unroll
-  for (int step = 1; step < LANES; step *= 2) {
-    const bool odd = lane & step;
-    const int left = TOKENS / step / 2;
-    if (left > 0) {
-#pragma unroll
-      for (int i = 0; i < left; ++i) {
-        const Scalar even_token = sums[2 * i], odd_token = sums[2 * i + 1];
-        const Scalar other = __shfl_xor_sync(every_lane, odd ? even_token : odd_token, step);
-        sums[i] = (odd ? odd_token : even_token) + other;
-      }
-    } else {
-      sums[0] += __shfl_xor_sync(every_lane, sums[0], step);
-    }
-  }
-}
-
 // count values that lie one after the other, the first at a multiple of their size or of 16 bytes.
 template <int COUNT>
 __device__ inline void read_run(Scalar (&to)[COUNT], const Scalar* from) {
@@ -42,14 +20,6 @@ __device__ inline void read_run(Scalar (&to)[COUNT], const Scalar* from) {
   const Scalar* const run = (const Scalar*)__builtin_assume_aligned(from, bytes < 16 ? bytes : 16);
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) to[i] = run[i];
-}
-
-template <int COUNT>
-__device__ inline void write_run(Scalar* to, const Scalar (&from)[COUNT]) {
-  constexpr int bytes = COUNT * (int)sizeof(Scalar);
-  Scalar* const run = (Scalar*)__builtin_assume_aligned(to, bytes < 16 ? bytes : 16);
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i) run[i] = from[i];
 }
 
 // B and C of all tokens: [M, N] each, or some columns of a group.
