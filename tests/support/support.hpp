@@ -54,10 +54,13 @@ struct Kind {
 template <class K, class Weight>
 struct NarrowKind : K {
   using Model = typename K::template ModelOf<Weight>;
-  /// Products of q8 and q4 round activations to whole steps of 1/127 of a block's largest: one that lay on an edge may
-  /// take the next step when its last bit differs.
-  static constexpr double step =
-      std::is_same_v<Weight, minimamba::q8> || std::is_same_v<Weight, minimamba::q4> ? 1.0 / 127 : 0;
+  /// Products of q8 and q4 round activations to whole steps of 1/127 of a block's largest, and those of bf16 to its 8
+  /// bits, steps of at most 1/128 of the activation: one that lay on an edge may take the next step when its last bit
+  /// differs.
+  static constexpr double step = std::is_same_v<Weight, minimamba::q8> || std::is_same_v<Weight, minimamba::q4>
+                                     ? 1.0 / 127
+                                 : std::is_same_v<Weight, minimamba::bf16> ? 1.0 / 128
+                                                                           : 0;
 };
 
 /// Calls check(weight) with a value of each quantised or 16-bit weight format; where few kinds are tested, the formats
