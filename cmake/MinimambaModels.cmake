@@ -1,10 +1,20 @@
 # minimamba::models: the models of AnyModel compiled once for a whole project, those of a backend and a mixer in one file,
-# with the project's compiler and flags. Nothing is built unless something links it.
+# with the project's compiler and flags. Nothing is built unless something links it. A project that needs some of the
+# backends alone says so before, as in set(MINIMAMBA_BACKENDS native cuda).
 if(NOT TARGET minimamba_models)
+  if(NOT DEFINED MINIMAMBA_BACKENDS)
+    set(MINIMAMBA_BACKENDS native eigen reference cuda)
+  endif()
   set(minimamba_models_sources "")
-  foreach(minimamba_backend IN ITEMS Native Eigen Reference Cuda)
+  foreach(minimamba_name IN LISTS MINIMAMBA_BACKENDS)
+    if(NOT minimamba_name MATCHES "^(native|eigen|reference|cuda)$")
+      message(FATAL_ERROR "MINIMAMBA_BACKENDS: there is no backend ${minimamba_name}, but native, eigen, reference and cuda.")
+    endif()
+    string(SUBSTRING ${minimamba_name} 0 1 minimamba_initial)
+    string(SUBSTRING ${minimamba_name} 1 -1 minimamba_rest)
+    string(TOUPPER ${minimamba_initial} minimamba_initial)
+    set(minimamba_backend ${minimamba_initial}${minimamba_rest})
     foreach(minimamba_mixer IN ITEMS S6 SSD)
-      string(TOLOWER ${minimamba_backend} minimamba_name)
       set(minimamba_text "#include <minimamba/backend/${minimamba_name}.hpp>\n#include <minimamba/io/any_model_of.hpp>\n
 using namespace minimamba;\n")
       foreach(minimamba_weight IN ITEMS float bf16 f16 q8 q4)
@@ -20,5 +30,7 @@ using namespace minimamba;\n")
   add_library(minimamba_models STATIC EXCLUDE_FROM_ALL ${minimamba_models_sources})
   add_library(minimamba::models ALIAS minimamba_models)
   target_link_libraries(minimamba_models PUBLIC minimamba::files minimamba::kernels ${CMAKE_DL_LIBS})
-  target_compile_definitions(minimamba_models PUBLIC MINIMAMBA_COMPILED_MODELS)
+  list(JOIN MINIMAMBA_BACKENDS " " minimamba_names)
+  target_compile_definitions(minimamba_models PUBLIC MINIMAMBA_COMPILED_MODELS
+                                                     "MINIMAMBA_COMPILED_BACKENDS=\"${minimamba_names}\"")
 endif()

@@ -8,6 +8,7 @@
 #include <minimamba/io/any_model.hpp>
 #endif
 
+#include <string>
 #include <vector>
 
 int main() {
@@ -21,8 +22,14 @@ int main() {
   if (minimamba::Tokenizer::bytes().encode("text").size() != 4) return 3;
 #endif
 #ifdef WITH_MODELS
-  const auto any = minimamba::AnyModel::load("saved-by-consumer", {.weights = "q8", .backend = "reference"});
+  const auto any = minimamba::AnyModel::load("saved-by-consumer", {.weights = "q8"});
   if (any.parameter_count() != model.parameter_count()) return 4;
+  try {
+    minimamba::AnyModel::load("saved-by-consumer", {.backend = "eigen"});
+    return 5;
+  } catch (const minimamba::ArgumentError& error) {
+    if (std::string(error.what()).find("eigen is not available") == std::string::npos) return 6;
+  }
 #endif
   return logits.rows() == 3 && logits.cols() == 16 ? 0 : 1;
 }

@@ -2,7 +2,7 @@
 #include "support/burden.hpp"
 #include "support/files.hpp"
 
-namespace {
+namespace hostile_files_test {
 
 using namespace minimamba;
 using support::Folder;
@@ -270,4 +270,4 @@ TEST(HostileFolders, AreRefusedTogether) {
   }
 }
 
-}  // namespace
+}  // namespace hostile_files_test

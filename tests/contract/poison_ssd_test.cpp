@@ -7,7 +7,7 @@
 #include "support/poison.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace poison_ssd_test {
 
 using namespace minimamba;
 using support::random_tokens;
@@ -61,5 +61,5 @@ TEST(PoisonSsd, TakesTheStepsOfTheReferenceAndWaitsOnceInEach) {
   }
 }
 
-}  // namespace
+}  // namespace poison_ssd_test
 #endif

@@ -11,7 +11,7 @@
 #include "support/poison.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace poison_test {
 
 using namespace minimamba;
 using support::Device;
@@ -338,5 +338,5 @@ TEST(PoisonBackend, FaultsWhereItsMemoryIsTouched) {
   EXPECT_THROW(PoisonBackend<float>().upload({buffer.data(), 8}, buffer.data()), std::logic_error);
 }
 
-}  // namespace
+}  // namespace poison_test
 #endif

@@ -1,7 +1,7 @@
 // What load() refuses in config.json: one row each, with the words that the message must have.
 #include "support/files.hpp"
 
-namespace {
+namespace refused_configs_test {
 
 using namespace minimamba;
 using support::config_text;
@@ -322,4 +322,4 @@ TEST(Loading, AcceptsUnusualConfigurations) {
   EXPECT_NO_THROW(load<support::Model>(folder.path()));
 }
 
-}  // namespace
+}  // namespace refused_configs_test

@@ -3,7 +3,7 @@
 #include "support/burden.hpp"
 #include "support/files.hpp"
 
-namespace {
+namespace refused_gguf_test {
 
 using namespace minimamba;
 using support::Folder;
@@ -323,4 +323,4 @@ TEST(RefusedSaves, OfGgufLeaveTheOldFile) {
   EXPECT_EQ(support::contents(folder.path()), before);
 }
 
-}  // namespace
+}  // namespace refused_gguf_test

@@ -1,7 +1,7 @@
 // Saving to a full disk or an impossible place: a typed error that names the place, and everything as it was.
 #include "support/files.hpp"
 
-namespace {
+namespace refused_saves_test {
 
 using namespace minimamba;
 using support::contents;
@@ -115,4 +115,4 @@ TEST(Saving, RefusesAModelThatWasMovedFrom) {
   EXPECT_TRUE(contents(folder.path()).empty());
 }
 
-}  // namespace
+}  // namespace refused_saves_test

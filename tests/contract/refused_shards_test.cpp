@@ -2,7 +2,7 @@
 #include "support/burden.hpp"
 #include "support/files.hpp"
 
-namespace {
+namespace refused_shards_test {
 
 using namespace minimamba;
 using support::Change;
@@ -185,4 +185,4 @@ TEST(Loading, JoinsShardsHoweverTheirIndexBegins) {
   }
 }
 
-}  // namespace
+}  // namespace refused_shards_test

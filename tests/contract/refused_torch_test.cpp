@@ -5,7 +5,7 @@
 #include "support/files.hpp"
 #include "support/torch_files.hpp"
 
-namespace {
+namespace refused_torch_test {
 
 using namespace minimamba;
 using namespace support::torch_files;
@@ -397,4 +397,4 @@ TEST(HostileTorchBin, EveryFlipIsRefusedOrHarmless) {
   EXPECT_LT(loaded, 9'500);
 }
 
-}  // namespace
+}  // namespace refused_torch_test

@@ -1,7 +1,7 @@
 // What load() refuses in files of weights and their index: one row each, with the words that the message must have.
 #include "support/files.hpp"
 
-namespace {
+namespace refused_weights_test {
 
 using namespace minimamba;
 using support::Change;
@@ -377,4 +377,4 @@ TEST(Loading, FollowsLinksAndTakesPaddedHeaders) {
   EXPECT_NO_THROW(load<support::Model>(folder.path()));
 }
 
-}  // namespace
+}  // namespace refused_weights_test

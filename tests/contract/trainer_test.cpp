@@ -5,7 +5,7 @@
 #include "minimamba/train.hpp"
 #include "minimamba/train/checkpoint.hpp"
 
-namespace {
+namespace trainer_test {
 
 using namespace minimamba;
 using support::expect_words;
@@ -298,4 +298,4 @@ TEST(RefusedTrainings, ThatDivergeKeepTheLastGoodCheckpoint) {
   EXPECT_EQ(support::contents(folder.path()), before);
 }
 
-}  // namespace
+}  // namespace trainer_test

@@ -5,7 +5,7 @@
 #include "support/faults.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace backend_faults_test {
 
 using namespace minimamba;
 
@@ -37,4 +37,4 @@ TEST(AFailedAllocation, OfAModelLeavesItsBackendToAnother) {
       [&](bool) { EXPECT_TRUE(identical(logits_of(Model(config, backend)), expected)); });
 }
 
-}  // namespace
+}  // namespace backend_faults_test

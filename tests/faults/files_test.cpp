@@ -10,7 +10,7 @@
 #include "support/files.hpp"
 #include "support/measured.hpp"
 
-namespace {
+namespace files_test {
 
 using namespace minimamba;
 using support::contents;
@@ -387,4 +387,4 @@ TEST_F(ATokenizer, TravelsThroughGgufAndBack) {
                                         });
 }
 
-}  // namespace
+}  // namespace files_test

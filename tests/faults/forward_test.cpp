@@ -4,7 +4,7 @@
 #include "support/faults.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace forward_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -79,4 +79,4 @@ TYPED_TEST(AForwardThatRunsOutOfMemory, LeavesTheCacheAsItWas) {
   check(model, 3, 20, true);
 }
 
-}  // namespace
+}  // namespace forward_test

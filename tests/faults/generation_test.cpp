@@ -3,7 +3,7 @@
 #include "support/faults.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace generation_test {
 
 using namespace minimamba;
 using support::elsewhere;
@@ -81,4 +81,4 @@ TYPED_TEST(GenerationsOutOfMemory, LeaveTheCacheOfABatchUnchanged) {
   }
 }
 
-}  // namespace
+}  // namespace generation_test

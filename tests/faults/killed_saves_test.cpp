@@ -15,7 +15,7 @@
 #include "support/faults.hpp"
 #include "support/files.hpp"
 
-namespace {
+namespace killed_saves_test {
 
 using namespace minimamba;
 using support::contents;
@@ -375,4 +375,4 @@ TEST(AListOfFilesToRename, IsWrittenThroughNoLink) {
   EXPECT_TRUE(identical(loaded_logits(folder / "model"), logits_of(model_of_size(8))));
 }
 
-}  // namespace
+}  // namespace killed_saves_test

@@ -9,7 +9,7 @@
 
 #include "support/files.hpp"
 
-namespace {
+namespace strays_test {
 
 using namespace minimamba;
 using support::Folder;
@@ -51,4 +51,4 @@ TEST(ATemporaryFile, IsRemovedOnlyIfItsWriterIsDead) {
   EXPECT_EQ(support::read_text(folder / "living"), "alive");
 }
 
-}  // namespace
+}  // namespace strays_test

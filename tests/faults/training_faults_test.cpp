@@ -9,7 +9,7 @@
 #include "minimamba/train.hpp"
 #include "minimamba/train/checkpoint.hpp"
 
-namespace {
+namespace training_faults_test {
 
 using namespace minimamba;
 using support::elsewhere;
@@ -241,4 +241,4 @@ TYPED_TEST(TrainingsOutOfMemory, LeaveTheTrainerThatResumesUnchanged) {
                                         });
 }
 
-}  // namespace
+}  // namespace training_faults_test

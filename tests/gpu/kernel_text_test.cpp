@@ -5,7 +5,7 @@
 
 #include "minimamba/backend/cuda/compiler.hpp"
 
-namespace {
+namespace kernel_text_test {
 
 using namespace minimamba;
 
@@ -39,4 +39,4 @@ TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
   }
 }
 
-}  // namespace
+}  // namespace kernel_text_test

@@ -11,7 +11,7 @@
 #include "minimamba/nn/ssd.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace models_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -362,4 +362,4 @@ TEST(Cuda, SaysWhatIsMissingWhereThereIsNoCard) {
   }
 }
 
-}  // namespace
+}  // namespace models_test

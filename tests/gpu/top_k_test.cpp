@@ -9,7 +9,7 @@
 #include "minimamba/minimamba.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace top_k_test {
 
 using namespace minimamba;
 using support::HostMatrix;
@@ -78,4 +78,4 @@ TEST_P(GenerationOnACard, ChoosesTheTokensOfWholeRows) {
 }
 INSTANTIATE_TEST_SUITE_P(Top, GenerationOnACard, testing::Values(0, 1, 40), testing::PrintToStringParamName());
 
-}  // namespace
+}  // namespace top_k_test

@@ -5,7 +5,7 @@
 #include "support/sanitizer.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace products_test {
 
 using namespace minimamba;
 using support::HostMatrix;
@@ -181,4 +181,4 @@ INSTANTIATE_TEST_SUITE_P(OnEachInstructionSet, Products,
                                          InstructionSet::avx512, InstructionSet::avx512bf16),
                          [](const auto& set) { return std::string(name_of(set.param)); });
 
-}  // namespace
+}  // namespace products_test

@@ -6,7 +6,7 @@
 #include "support/sanitizer.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace random_shapes_test {
 
 using namespace minimamba;
 
@@ -99,4 +99,4 @@ TEST_P(RandomShapes, GiveWhatTheReferenceGives) {
 }
 INSTANTIATE_TEST_SUITE_P(Cases, RandomShapes, testing::Range(0, support::under_a_sanitizer ? 4 : 10));
 
-}  // namespace
+}  // namespace random_shapes_test

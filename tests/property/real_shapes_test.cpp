@@ -1,7 +1,7 @@
 // Real shapes of models with S6, in every weight format.
 #include "support/real_shapes.hpp"
 
-namespace {
+namespace real_shapes_test {
 
 using namespace minimamba;
 
@@ -36,4 +36,4 @@ INSTANTIATE_TEST_SUITE_P(OfWidth, RealFalconShapes, testing::Values(768, 4096), 
 INSTANTIATE_TEST_SUITE_P(OfWidth, RealShapes, testing::Values(768, 1024, 2048, 2560, 4096),
                          testing::PrintToStringParamName());
 
-}  // namespace
+}  // namespace real_shapes_test

@@ -2,7 +2,7 @@
 #include "support/sanitizer.hpp"
 #include "support/training.hpp"
 
-namespace {
+namespace real_training_test {
 
 using namespace minimamba;
 using Native = Mamba<float, NativeTraining>;
@@ -80,4 +80,4 @@ TEST_P(RealTrainings, HaveTheLossOfTheReferenceAndBitsThatNoThreadChanges) {
 INSTANTIATE_TEST_SUITE_P(OfFamilies, RealTrainings, testing::Bool(),
                          [](const auto& row) { return row.param ? "FalconMamba" : "Mamba"; });
 
-}  // namespace
+}  // namespace real_training_test

@@ -2,7 +2,7 @@
 // threads, the logits and the state are the same. To the bit on exact backends, to a tolerance on the others.
 #include "support/support.hpp"
 
-namespace {
+namespace split_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -174,4 +174,4 @@ TYPED_TEST(Splitting, ContinuesFromACloneAsFromTheOriginal) {
   EXPECT_TRUE(identical(a, b));
 }
 
-}  // namespace
+}  // namespace split_test

@@ -6,7 +6,7 @@
 #include "support/bounds.hpp"
 #include "support/real_shapes.hpp"
 
-namespace {
+namespace ssd_shapes_test {
 
 using namespace minimamba;
 
@@ -98,4 +98,4 @@ TEST_P(RandomSsdShapes, GiveWhatTheReferenceGives) {
 }
 INSTANTIATE_TEST_SUITE_P(Cases, RandomSsdShapes, testing::Range(0, support::under_a_sanitizer ? 3 : 6));
 
-}  // namespace
+}  // namespace ssd_shapes_test

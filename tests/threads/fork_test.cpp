@@ -13,7 +13,7 @@
 #include "minimamba/core/parallel.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace fork_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -190,5 +190,5 @@ TEST_F(Fork, LeavesTheArenaToAChildWhileAnotherThreadPacksWeights) {
   packing.join();
 }
 
-}  // namespace
+}  // namespace fork_test
 #endif

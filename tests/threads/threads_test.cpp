@@ -7,7 +7,7 @@
 #include "minimamba/core/parallel.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace threads_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -156,4 +156,4 @@ TYPED_TEST(Sharing, OneModelServesThreadsEachWithACacheOfItsOwn) {
   for (const auto& result : results) support::expect_same<TypeParam>(expected, result, "logits of a thread");
 }
 
-}  // namespace
+}  // namespace threads_test

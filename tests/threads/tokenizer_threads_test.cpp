@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-namespace {
+namespace tokenizer_threads_test {
 
 using namespace minimamba;
 
@@ -30,4 +30,4 @@ TEST(Threads, EncodeWithOneTokenizer) {
   EXPECT_EQ(tokenizer.decode(expected), detail::nfc(text));
 }
 
-}  // namespace
+}  // namespace tokenizer_threads_test

@@ -3,7 +3,7 @@
 
 #include "minimamba/train/adamw.hpp"
 
-namespace {
+namespace training_threads_test {
 
 using namespace minimamba;
 using Native = Mamba<float, NativeTraining>;
@@ -87,4 +87,4 @@ TEST(NativeTrainingThreads, HaveTheGradientsOfTheReferenceOnEveryInstructionSet)
   }
 }
 
-}  // namespace
+}  // namespace training_threads_test

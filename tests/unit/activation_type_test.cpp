@@ -3,7 +3,7 @@
 #include "support/bf16_activations.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace activation_type_test {
 
 using namespace minimamba;
 using support::Bf16Activations, support::random_tokens, support::small_config;
@@ -79,4 +79,4 @@ TEST(ActivationsInBf16, GenerateAndCarryABackbone) {
   EXPECT_EQ(backbone.forward(View<const float>(x.data(), 3, 8), state).rows(), 3u);
 }
 
-}  // namespace
+}  // namespace activation_type_test

@@ -1,7 +1,7 @@
 // How products take their activations, against the rule written out.
 #include "support/support.hpp"
 
-namespace {
+namespace activations_test {
 
 using namespace minimamba;
 using support::random_matrix;
@@ -64,4 +64,4 @@ TEST(RoundedActivations, OfOtherWeightsKeepAllTheirBits) {
   static_assert(!rounds_activations<float> && !rounds_activations<f16> && rounds_activations<q4>);
 }
 
-}  // namespace
+}  // namespace activations_test

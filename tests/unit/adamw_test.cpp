@@ -3,7 +3,7 @@
 
 #include "minimamba/train/adamw.hpp"
 
-namespace {
+namespace adamw_test {
 
 using namespace minimamba;
 
@@ -142,4 +142,4 @@ TYPED_TEST(Optimizer, RefusesOtherShapesAndRatesAndChangesNothing) {
   support::expect_identical(before, support::parameters_of(model));
 }
 
-}  // namespace
+}  // namespace adamw_test

@@ -6,7 +6,7 @@
 #include "minimamba/io/any_model.hpp"
 #include "support/fake_driver.hpp"
 
-namespace {
+namespace any_model_cuda_test {
 
 using namespace minimamba;
 using support::expect_problem;
@@ -89,4 +89,4 @@ TEST(AnyModelOnACard, IsChosenByAutoWhereItFits) {
   });
 }
 
-}  // namespace
+}  // namespace any_model_cuda_test

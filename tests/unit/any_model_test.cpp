@@ -4,7 +4,7 @@
 #include "minimamba/nn/ssd.hpp"
 #include "support/files.hpp"
 
-namespace {
+namespace any_model_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -232,4 +232,4 @@ TEST(AnyModel, ThatWasMovedFromIsRefusedLikeAMamba) {
   EXPECT_EQ(cache.batch(), 1U);
 }
 
-}  // namespace
+}  // namespace any_model_test

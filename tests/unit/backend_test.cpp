@@ -3,7 +3,7 @@
 
 #include "minimamba/backend/eigen_map.hpp"
 
-namespace {
+namespace backend_test {
 
 using namespace minimamba;
 using support::HostMatrix;
@@ -335,4 +335,4 @@ TEST(EigenMap, ShowsTheSameNumbers) {
   EXPECT_EQ(eigen_map(std::as_const(host).view())(1, 1), host(1, 1));
 }
 
-}  // namespace
+}  // namespace backend_test

@@ -1,7 +1,7 @@
 // io/: saving and loading whole models. What is refused is in tests/contract.
 #include "support/files.hpp"
 
-namespace {
+namespace checkpoint_test {
 
 using namespace minimamba;
 namespace fs = std::filesystem;
@@ -180,4 +180,4 @@ TEST(Loading, ReportsItsProgressAndCanBeCancelled) {
   }
 }
 
-}  // namespace
+}  // namespace checkpoint_test

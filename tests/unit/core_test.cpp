@@ -19,7 +19,7 @@
 
 #include "support/locale.hpp"
 
-namespace {
+namespace core_test {
 
 using namespace minimamba;
 
@@ -309,4 +309,4 @@ TYPED_TEST(Quantized, KeepsTheSignOfHugeAndTinyNumbers) {
   for (const float number : this->stored(values)) EXPECT_EQ(number, 0.0F);
 }
 
-}  // namespace
+}  // namespace core_test

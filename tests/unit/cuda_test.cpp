@@ -15,7 +15,7 @@
 
 #include "support/fake_driver.hpp"
 
-namespace {
+namespace cuda_test {
 
 using namespace minimamba;
 using support::expect_problem;
@@ -449,4 +449,4 @@ TEST(CudaKernels, CannotBeWrittenBelowAFile) {
       testing::ExitedWithCode(3), "file/kernels: cannot be made: Not a directory");
 }
 
-}  // namespace
+}  // namespace cuda_test

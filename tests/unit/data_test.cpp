@@ -5,7 +5,7 @@
 
 #include "minimamba/train/data.hpp"
 
-namespace {
+namespace data_test {
 
 using namespace minimamba;
 using Tokens = std::vector<std::int32_t>;
@@ -64,4 +64,4 @@ TEST(Splits, TrainOnTheBeginningAndValidateOnTheEnd) {
   EXPECT_EQ(split_tokens(tokens, 0, 19).training.size(), 20U);
 }
 
-}  // namespace
+}  // namespace data_test

@@ -2,7 +2,7 @@
 // tests/golden compares it with the oracle.
 #include "support/found_files.hpp"
 
-namespace {
+namespace falcon_test {
 
 using namespace minimamba;
 namespace fs = std::filesystem;
@@ -213,4 +213,4 @@ TEST_F(FalconFiles, OfStatesBelongToOneEpsilon) {
   expect_words(refusal(other), {"conv_bias, vocabulary"});
 }
 
-}  // namespace
+}  // namespace falcon_test

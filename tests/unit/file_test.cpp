@@ -22,7 +22,7 @@
 #include <unistd.h>
 #endif
 
-namespace {
+namespace file_test {
 
 namespace fs = std::filesystem;
 using minimamba::AtomicFile;
@@ -337,4 +337,4 @@ TEST_F(FileTest, RemovesWhatKilledProgramsHaveLeftAndNothingElse) {
   AtomicFile::remove_strays(folder / "none");
 }
 
-}  // namespace
+}  // namespace file_test

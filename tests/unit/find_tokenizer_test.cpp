@@ -2,7 +2,7 @@
 #include "minimamba/text.hpp"
 #include "support/files.hpp"
 
-namespace {
+namespace find_tokenizer_test {
 
 using namespace minimamba;
 using support::Folder;
@@ -90,4 +90,4 @@ TEST(CountNamedTokens, CountsUpToTheLastTokenInThePadding) {
   EXPECT_EQ(counted(257, Tokenizer(parts)), 257);
 }
 
-}  // namespace
+}  // namespace find_tokenizer_test

@@ -2,7 +2,7 @@
 #include "minimamba/text.hpp"
 #include "support/found_files.hpp"
 
-namespace {
+namespace found_files_test {
 
 using namespace minimamba;
 namespace fs = std::filesystem;
@@ -352,4 +352,4 @@ TEST_F(FoundFiles, HaveNoNamesWithEmptyParts) {
   }
 }
 
-}  // namespace
+}  // namespace found_files_test

@@ -2,7 +2,7 @@
 #include "minimamba/text.hpp"
 #include "support/found_files.hpp"
 
-namespace {
+namespace found_places_test {
 
 using namespace minimamba;
 namespace fs = std::filesystem;
@@ -168,4 +168,4 @@ TEST_F(FoundFiles, ReportTheLayoutOfTheirSettings) {
   EXPECT_FALSE(open_checkpoint(fs::path(GOLDEN_FOLDER) / "gguf" / "tied.gguf").has_official_names());
 }
 
-}  // namespace
+}  // namespace found_places_test

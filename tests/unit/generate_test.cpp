@@ -4,7 +4,7 @@
 
 #include "support/support.hpp"
 
-namespace {
+namespace generate_test {
 
 using namespace minimamba;
 
@@ -316,4 +316,4 @@ TYPED_TEST(Generate, GivesEachRowOfABatchTheResultThatItHasAlone) {
   EXPECT_EQ(cache.position(1), 0);
 }
 
-}  // namespace
+}  // namespace generate_test

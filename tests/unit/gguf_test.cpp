@@ -2,7 +2,7 @@
 // tests/contract.
 #include "support/files.hpp"
 
-namespace {
+namespace gguf_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -286,4 +286,4 @@ TEST(LogarithmOfA, MakesTheSameAAgain) {
   EXPECT_EQ(detail::logarithm_of_a(-0.0F), -std::numeric_limits<float>::infinity());
 }
 
-}  // namespace
+}  // namespace gguf_test

@@ -5,7 +5,7 @@
 #include "minimamba/text.hpp"
 #include "support/files.hpp"
 
-namespace {
+namespace gguf_tokenizer_test {
 
 using namespace minimamba;
 using Ids = std::vector<std::int32_t>;
@@ -199,4 +199,4 @@ TEST(GgufTokenizer, OfGptNeoXGivesTheIdsOfHuggingFace) {
   EXPECT_GT(count, 50);
 }
 
-}  // namespace
+}  // namespace gguf_tokenizer_test

@@ -15,7 +15,7 @@
 #include "minimamba/io/json.hpp"
 #include "support/measured.hpp"
 
-namespace {
+namespace json_test {
 
 using minimamba::ByteSource;
 using minimamba::FormatError;
@@ -195,4 +195,4 @@ TEST(Json, ReadsPartOfASource) {
   EXPECT_THROW(minimamba::detail::parse_json(source, 3, 2, {}, counter), FormatError);
 }
 
-}  // namespace
+}  // namespace json_test

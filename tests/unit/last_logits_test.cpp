@@ -6,7 +6,7 @@
 #include "minimamba/minimamba.hpp"
 #include "support/support.hpp"
 
-namespace {
+namespace last_logits_test {
 
 using namespace minimamba;
 using support::random_tokens, support::small_config;
@@ -171,4 +171,4 @@ TEST(Generation, HandsOverWholeRowsOnRequest) {
   EXPECT_EQ(rows[1].log_probabilities, expected_rows[1].log_probabilities);
 }
 
-}  // namespace
+}  // namespace last_logits_test

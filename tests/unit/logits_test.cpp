@@ -3,7 +3,7 @@
 
 #include "support/support.hpp"
 
-namespace {
+namespace logits_test {
 
 using namespace minimamba;
 
@@ -144,4 +144,4 @@ TEST(WithoutPadding, LeavesAnArgmaxNoIdThatIsNotAToken) {
   EXPECT_THROW(without_padding(std::vector<float>(49), model.config()), ArgumentError);
 }
 
-}  // namespace
+}  // namespace logits_test

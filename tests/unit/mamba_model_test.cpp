@@ -8,7 +8,7 @@
 #include "support/files.hpp"
 #include "support/training.hpp"
 
-namespace {
+namespace mamba_model_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -396,4 +396,4 @@ TEST(ABackbone, MayReadItsOwnOutputsUnlessTheyAreOverwritten) {
   EXPECT_EQ(two.position(0), 0);
 }
 
-}  // namespace
+}  // namespace mamba_model_test

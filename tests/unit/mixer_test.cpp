@@ -9,7 +9,7 @@
 #include "support/running_mean.hpp"
 #include "support/training.hpp"
 
-namespace {
+namespace mixer_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -155,4 +155,4 @@ TEST(ABackboneThatLooksAhead, ReadsEachRunAsAWhole) {
   EXPECT_TRUE(identical(found, copy_of(tape.forward(model, x.view(), taped))));
 }
 
-}  // namespace
+}  // namespace mixer_test

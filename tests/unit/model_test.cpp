@@ -4,7 +4,7 @@
 
 #include "support/support.hpp"
 
-namespace {
+namespace model_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -230,4 +230,4 @@ TEST(AClone, IsRefusedWhereItsOriginalIs) {
   EXPECT_THROW(model.clone(), ArgumentError);
 }
 
-}  // namespace
+}  // namespace model_test

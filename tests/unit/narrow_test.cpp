@@ -2,7 +2,7 @@
 // double of exactly what is multiplied, and the bits of a row whatever is multiplied beside it.
 #include "support/support.hpp"
 
-namespace {
+namespace narrow_test {
 
 using namespace minimamba;
 using support::HostMatrix;
@@ -184,4 +184,4 @@ TEST_P(NarrowWeights, KeepWhatIsNotFiniteAndWhatIsTiny) {
   check(q4());
 }
 
-}  // namespace
+}  // namespace narrow_test

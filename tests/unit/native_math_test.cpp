@@ -5,7 +5,7 @@
 
 #include "support/support.hpp"
 
-namespace {
+namespace native_math_test {
 
 using namespace minimamba;
 
@@ -110,4 +110,4 @@ TEST(NativeBackend, PicksInstructionsThatTheMachineHas) {
   }
 }
 
-}  // namespace
+}  // namespace native_math_test

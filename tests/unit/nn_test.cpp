@@ -3,7 +3,7 @@
 
 #include "support/support.hpp"
 
-namespace {
+namespace nn_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -266,4 +266,4 @@ TEST(Parameters, StartFromTheDistributionsOfThePaper) {
   EXPECT_EQ(checked, 2U + 4 * 12);
 }
 
-}  // namespace
+}  // namespace nn_test

@@ -8,7 +8,7 @@
 
 #include "support/files.hpp"
 
-namespace {
+namespace parameter_file_test {
 
 using namespace minimamba;
 namespace fs = std::filesystem;
@@ -371,4 +371,4 @@ TEST(ParameterFile, RefusesModulesThatHoldNothing) {
   EXPECT_TRUE(read_text(folder / "file") == before);
 }
 
-}  // namespace
+}  // namespace parameter_file_test

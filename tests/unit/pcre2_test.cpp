@@ -13,7 +13,7 @@
 #include "support/files.hpp"
 #include "support/measured.hpp"
 
-namespace {
+namespace pcre2_test {
 
 using namespace minimamba;
 using Texts = std::vector<std::string>;
@@ -250,7 +250,7 @@ TEST(Pcre2, LimitsOneCallOfEncode) {
   support::expect_seconds(1, [&] { EXPECT_THROW(tokenizer.encode(repeated(text, 1000)), RegexError); });
 }
 
-}  // namespace
+}  // namespace pcre2_test
 #else
 TEST(Pcre2, SplitsByWhateverExpression) { GTEST_SKIP() << "PCRE2 was not found when this was built"; }
 #endif

@@ -7,7 +7,7 @@
 #include <fstream>
 #include <string>
 
-namespace {
+namespace processors_test {
 
 using namespace minimamba;
 namespace fs = std::filesystem;
@@ -95,4 +95,4 @@ TEST_F(Quotas, ThatCannotBeReadAreNone) {
 
 TEST(AvailableThreads, AreAtLeastOne) { EXPECT_GE(available_threads(), 1); }
 
-}  // namespace
+}  // namespace processors_test

@@ -10,7 +10,7 @@
 #include "examples/report.hpp"
 #include "support/locale.hpp"
 
-namespace {
+namespace report_test {
 
 using program::loss_csv;
 using program::loss_svg;
@@ -33,4 +33,4 @@ TEST(Reports, ShowEveryStepAndEachValidation) {
   EXPECT_EQ(loss_svg(history), svg);
 }
 
-}  // namespace
+}  // namespace report_test

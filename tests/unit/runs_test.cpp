@@ -14,7 +14,7 @@
 #include <unistd.h>
 #endif
 
-namespace {
+namespace runs_test {
 
 using namespace minimamba;
 using OneRun = minimamba::Run;  // Test::Run is another
@@ -341,4 +341,4 @@ TEST(Caches, ThatWereMovedFromOrCannotBeAreRefused) {
   EXPECT_THROW(huge.make_cache(1024), std::bad_alloc);
 }
 
-}  // namespace
+}  // namespace runs_test

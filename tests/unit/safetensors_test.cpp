@@ -13,7 +13,7 @@
 #include "support/files.hpp"
 #include "support/measured.hpp"
 
-namespace {
+namespace safetensors_test {
 
 namespace fs = std::filesystem;
 using minimamba::bf16;
@@ -379,4 +379,4 @@ TEST(SafetensorsIndex, RefusesWhatIsNoIndex) {
   EXPECT_NE(index_refusal<FormatError>(many + "}}", two_shards()).find("shards"), std::string::npos);
 }
 
-}  // namespace
+}  // namespace safetensors_test

@@ -3,7 +3,7 @@
 
 #include "support/support.hpp"
 
-namespace {
+namespace sampler_test {
 
 using namespace minimamba;
 
@@ -265,4 +265,4 @@ TEST(GenerateOptions, HoldEveryOptionOfTheSamplerWithItsDefault) {
   EXPECT_EQ(SamplerOptions(options), expected);
 }
 
-}  // namespace
+}  // namespace sampler_test

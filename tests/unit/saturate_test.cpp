@@ -1,7 +1,7 @@
 // Numbers that do not fit a narrow type: refused before anything is written, or clamped and counted.
 #include "support/files.hpp"
 
-namespace {
+namespace saturate_test {
 
 using namespace minimamba;
 namespace fs = std::filesystem;
@@ -138,4 +138,4 @@ TEST(RangeCheck, FindsValuesThatAFloatWouldHide) {
   EXPECT_EQ(found[1], std::numeric_limits<float>::max());
 }
 
-}  // namespace
+}  // namespace saturate_test

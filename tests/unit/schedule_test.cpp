@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-namespace {
+namespace schedule_test {
 
 using minimamba::Schedule;
 
@@ -23,4 +23,4 @@ TEST(Schedule, NeedsNoWarmUp) {
   EXPECT_DOUBLE_EQ(schedule.learning_rate(2), 0);
 }
 
-}  // namespace
+}  // namespace schedule_test

@@ -1,7 +1,7 @@
 // generate/score: the negative log-likelihood of a text, against the reference's loss.
 #include "support/golden.hpp"
 
-namespace {
+namespace score_test {
 
 using namespace minimamba;
 
@@ -83,4 +83,4 @@ TEST(Scorer, RejectsUnknownTokensAndContinues) {
   EXPECT_EQ(scorer.score().tokens, 1U);
 }
 
-}  // namespace
+}  // namespace score_test

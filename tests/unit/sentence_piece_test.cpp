@@ -7,7 +7,7 @@
 #include "minimamba/text.hpp"
 #include "support/files.hpp"
 
-namespace {
+namespace sentence_piece_test {
 
 using namespace minimamba;
 using nlohmann::json;
@@ -457,4 +457,4 @@ TEST(Decoders, AreRefusedInAnotherOrder) {
       {"decoder", "16 times"});
 }
 
-}  // namespace
+}  // namespace sentence_piece_test

@@ -10,7 +10,7 @@
 #include "support/files.hpp"
 #include "support/golden.hpp"
 
-namespace {
+namespace ssd_files_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -270,4 +270,4 @@ TEST(SsdFiles, WithTensorsOfOtherShapesNameTheSettings) {
   }
 }
 
-}  // namespace
+}  // namespace ssd_files_test

@@ -4,7 +4,7 @@
 
 #include "support/ssd_scan.hpp"
 
-namespace {
+namespace ssd_kernels_test {
 
 using namespace minimamba;
 using support::HostMatrix;
@@ -158,4 +158,4 @@ TYPED_TEST(SsdKernels, NormGroupsWhoseSquaresOverflow) {
   }
 }
 
-}  // namespace
+}  // namespace ssd_kernels_test

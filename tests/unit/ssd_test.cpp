@@ -10,7 +10,7 @@
 #include "support/files.hpp"
 #include "support/training.hpp"
 
-namespace {
+namespace ssd_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -271,4 +271,4 @@ TEST(SsdModels, Train) {
   EXPECT_LT(trainer.history().back().loss, 0.7 * before);
 }
 
-}  // namespace
+}  // namespace ssd_test

@@ -9,7 +9,7 @@
 #include "minimamba/backend/reference_training.hpp"
 #include "support/ssd_scan.hpp"
 
-namespace {
+namespace ssd_training_test {
 
 using namespace minimamba;
 using support::HostMatrix;
@@ -216,4 +216,4 @@ TYPED_TEST(SsdTrainingInFloat, GivesTheSameBitsForAnyNumberOfThreads) {
   }
 }
 
-}  // namespace
+}  // namespace ssd_training_test

@@ -1,7 +1,7 @@
 // io/state: the state of a model in a file.
 #include "support/files.hpp"
 
-namespace {
+namespace state_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -209,4 +209,4 @@ TEST(StateFile, OnAFullDiskLeavesTheOldOne) {
   EXPECT_TRUE(read_text(saved.folder / "state") == saved.file);
 }
 
-}  // namespace
+}  // namespace state_test

@@ -10,7 +10,7 @@
 #include "minimamba/core/random.hpp"
 #include "minimamba/text.hpp"
 
-namespace {
+namespace stop_strings_test {
 
 using minimamba::StopStrings;
 
@@ -82,4 +82,4 @@ TEST(StopStrings, HoldBackNoMoreThanMayBeTheBeginningOfOne) {
 
 TEST(StopStrings, MayNotBeEmpty) { EXPECT_THROW(StopStrings({"a", ""}), minimamba::ArgumentError); }
 
-}  // namespace
+}  // namespace stop_strings_test

@@ -2,7 +2,7 @@
 #include "support/sanitizer.hpp"
 #include "support/training.hpp"
 
-namespace {
+namespace tape_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -343,4 +343,4 @@ TEST(ACacheFromTraining, IsReadByAModelForInference) {
   EXPECT_EQ(other.position(), 4);
 }
 
-}  // namespace
+}  // namespace tape_test

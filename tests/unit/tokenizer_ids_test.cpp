@@ -13,7 +13,7 @@
 #include "minimamba/generate/score.hpp"
 #include "minimamba/io.hpp"
 
-namespace {
+namespace tokenizer_ids_test {
 
 using namespace minimamba;
 namespace fs = std::filesystem;
@@ -96,4 +96,4 @@ TEST(LogitsThatAreNotFinite, AreReportedByScoringAndGeneration) {
   EXPECT_TRUE(std::isfinite(generation.logits()[4]));
 }
 
-}  // namespace
+}  // namespace tokenizer_ids_test

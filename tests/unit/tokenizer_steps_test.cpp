@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-namespace {
+namespace tokenizer_steps_test {
 
 using namespace minimamba;
 using nlohmann::json;
@@ -370,4 +370,4 @@ TEST(TokenizerSteps, AreWrittenAsTheyWereRead) {
   }
 }
 
-}  // namespace
+}  // namespace tokenizer_steps_test

@@ -16,7 +16,7 @@
 namespace mm = minimamba;
 using Ids = std::vector<std::int32_t>;
 
-namespace {
+namespace tokenizer_test {
 
 /// Ids 0 to 255: the bytes; then "ab", "abc", " a", "aa".
 mm::TokenizerParts small_parts() {
@@ -300,4 +300,4 @@ TEST(Tokenizer, GivesTheIdsOfHuggingFace) {
   EXPECT_GT(count, 0);
 }
 
-}  // namespace
+}  // namespace tokenizer_test

@@ -2,7 +2,7 @@
 #include "minimamba/io/torch_bin.hpp"
 #include "support/files.hpp"
 
-namespace {
+namespace torch_bin_test {
 
 using namespace minimamba;
 using support::copy_of;
@@ -150,4 +150,4 @@ TEST(TorchBin, OfTheOldFormatIsRefusedWithTheLineThatConvertsIt) {
   }
 }
 
-}  // namespace
+}  // namespace torch_bin_test

@@ -7,7 +7,7 @@
 #include "minimamba/backend/native_training.hpp"
 #include "minimamba/backend/reference_training.hpp"
 
-namespace {
+namespace train_kernels_test {
 
 using namespace minimamba;
 using Matrix = support::HostMatrix<double>;
@@ -367,4 +367,4 @@ TYPED_TEST(TrainingKernels, DifferentiateScansFromTheStatesBeforeChunks) {
   expect_gradient("h", loss, h, d_h);
 }
 
-}  // namespace
+}  // namespace train_kernels_test

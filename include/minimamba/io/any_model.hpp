@@ -296,6 +296,18 @@ namespace detail {
 
 using AnyLoader = AnyModel (*)(const Checkpoint&, const AnyModelOptions&);
 
+/// Whether the program has the models of a backend: all do but one that links a minimamba::models of some, whose names
+/// are in MINIMAMBA_COMPILED_BACKENDS.
+constexpr bool has_models_on(std::string_view backend) {
+#ifdef MINIMAMBA_COMPILED_BACKENDS
+  return std::string_view(MINIMAMBA_COMPILED_BACKENDS).find(backend) != std::string_view::npos;
+#elif !__has_include(<Eigen/Core>)
+  return backend != "eigen";
+#else
+  return !backend.empty();
+#endif
+}
+
 template <class Files, template <class> class Backend>
 AnyLoader any_loader_on(std::string_view weights) {
   if (weights == Format<float>::name) return &AnyModel::load_as<typename Files::template Model<float, Backend>>;
@@ -329,21 +341,29 @@ AnyModel load_where_it_fits(const Checkpoint& checkpoint, const Options& options
 /// For models of the mixer that Files describe.
 template <class Files, class Options>
 AnyLoader any_loader(const Options& options) {
-  if (options.backend == "cuda") return any_loader_on<Files, CudaBackend>(options.weights);
-  if (options.backend == "auto") {
-    static_cast<void>(any_loader_on<Files, NativeBackend>(options.weights));  // throws for an unknown format
-    return &load_where_it_fits<Files, Options>;
+  const auto is = [&](const char* backend) { return options.backend == backend; };
+  if constexpr (has_models_on("cuda")) {
+    if (is("cuda")) return any_loader_on<Files, CudaBackend>(options.weights);
+    if constexpr (has_models_on("native")) {
+      if (is("auto")) {
+        static_cast<void>(any_loader_on<Files, NativeBackend>(options.weights));  // throws for an unknown format
+        return &load_where_it_fits<Files, Options>;
+      }
+    }
   }
-  if (options.backend == "native") return any_loader_on<Files, NativeBackend>(options.weights);
-  if (options.backend == "reference") return any_loader_on<Files, ReferenceBackend>(options.weights);
-  if (options.backend != "eigen") {
-    throw ArgumentError("backend", "native, eigen, reference, cuda or auto", "\"" + options.backend + "\"");
+  if constexpr (has_models_on("native")) {
+    if (is("native") || is("auto")) return any_loader_on<Files, NativeBackend>(options.weights);
   }
-#if __has_include(<Eigen/Core>)
-  return any_loader_on<Files, EigenBackend>(options.weights);
-#else
-  throw ArgumentError("backend", "eigen is not available, because the program was compiled without Eigen");
-#endif
+  if constexpr (has_models_on("reference")) {
+    if (is("reference")) return any_loader_on<Files, ReferenceBackend>(options.weights);
+  }
+  if constexpr (has_models_on("eigen")) {
+    if (is("eigen")) return any_loader_on<Files, EigenBackend>(options.weights);
+  }
+  if (is("native") || is("eigen") || is("reference") || is("cuda") || is("auto")) {
+    throw ArgumentError("backend", options.backend + " is not available, because the program was compiled without it");
+  }
+  throw ArgumentError("backend", "native, eigen, reference, cuda or auto", "\"" + options.backend + "\"");
 }
 
 }  // namespace detail
