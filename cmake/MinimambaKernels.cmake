@@ -1,5 +1,5 @@
-# minimamba::kernels: the native kernels compiled once for a whole project, with its own compiler and flags. What links
-# it takes seconds less a file to compile. Nothing is built unless something links it.
+# minimamba::kernels: the native kernels and Mamba<float> compiled once for a whole project, with its own compiler and
+# flags. What links it takes seconds less a file to compile. Nothing is built unless something links it.
 if(NOT TARGET minimamba_kernels)
   set(minimamba_kernels_source "${CMAKE_CURRENT_BINARY_DIR}/minimamba/kernels.cpp")
   file(CONFIGURE OUTPUT "${minimamba_kernels_source}" CONTENT "#include <minimamba/kernels.hpp>\n")

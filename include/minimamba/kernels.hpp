@@ -1,12 +1,16 @@
-// Compiles the native kernels, for inference and training, once for a whole program. Include this header in one source
-// file, and compile all others with -DMINIMAMBA_COMPILED_KERNELS: each then compiles seconds faster. All of them need
-// the same -m flags. With CMake, link minimamba::kernels, which does both.
+// Compiles the native kernels, for inference and training, and Mamba<float>, once for a whole program. Include this
+// header in one source file, and compile all others with -DMINIMAMBA_COMPILED_KERNELS: each then compiles seconds
+// faster. All of them need the same -m flags. With CMake, link minimamba::kernels, which does both.
 #ifndef MINIMAMBA_KERNELS_HPP
 #define MINIMAMBA_KERNELS_HPP
 
 #include "minimamba/backend/native/targets.hpp"
 #include "minimamba/backend/native/training_targets.hpp"
 #include "minimamba/core/scalar.hpp"
+
+#include "minimamba/backend/native.hpp"
+#include "minimamba/generate/generate.hpp"
+#include "minimamba/nn/mamba.hpp"
 
 namespace minimamba {
 
@@ -23,6 +27,12 @@ template const native::TrainingKernels<float>& native::training_kernels_for(Inst
 template const native::TrainingKernels<double>& native::training_kernels_for(InstructionSet);
 template const native::SsdTrainingKernels<float>& native::ssd_training_kernels_for(InstructionSet);
 template const native::SsdTrainingKernels<double>& native::ssd_training_kernels_for(InstructionSet);
+
+template class NativeBackend<float>;
+template class Mamba<float>;
+template class InferenceCache<float, NativeBackend>;
+template struct Workspace<NativeBackend<float>>;
+template class Generation<Mamba<float>>;
 
 }  // namespace minimamba
 

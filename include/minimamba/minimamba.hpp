@@ -25,4 +25,16 @@
 #include "minimamba/generate/logits.hpp"
 #include "minimamba/generate/score.hpp"
 
+#ifdef MINIMAMBA_COMPILED_KERNELS  // by minimamba/kernels.hpp, which compiles the default model too
+namespace minimamba {
+
+extern template class NativeBackend<float>;
+extern template class Mamba<float>;
+extern template class InferenceCache<float, NativeBackend>;
+extern template struct Workspace<NativeBackend<float>>;
+extern template class Generation<Mamba<float>>;
+
+}  // namespace minimamba
+#endif
+
 #endif
