@@ -84,7 +84,7 @@ def main():
             out = f"{folder}/object.o"
             runs = [compile_once([options.compiler, *flags, *more, "-c", path, "-o", out]) for _ in range(options.repeat)]
             seconds, memory = min(run[0] for run in runs), min(run[1] for run in runs)
-            most = BUDGETS.get(name.removesuffix(WITH), EVERY)
+            most = BUDGETS.get(name, EVERY)
             exceeded |= seconds > most[0] or (most[1] is not None and memory > most[1])
             print(f"{name:36} {seconds:8.1f} {most[0]:7} {memory:6.0f} {most[1] or '':>7} {os.path.getsize(out) / 1024:11.0f}", flush=True)
     sys.exit(1 if exceeded else 0)
