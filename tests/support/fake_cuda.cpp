@@ -143,7 +143,11 @@ int cuEventElapsedTime(float* milliseconds, void*, void*) {
   *milliseconds = 1;
   return unless_lost();
 }
-int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**) {
+int cuLaunchKernel(void*, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned threads, unsigned, unsigned,
+                   unsigned, void*, void**, void**) {
+  const bool possible = grid_x > 0 && grid_x < 1U << 31 && grid_y > 0 && grid_y < 1U << 16 && grid_z > 0 &&
+                        grid_z < 1U << 16 && threads > 0 && threads <= 1024;
+  if (!possible) return 1;
   if (capturing) return 0;
   ++fake.launches;
   return lost ? fake.wait_error : fake.launch_error;

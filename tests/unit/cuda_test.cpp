@@ -248,6 +248,61 @@ TEST(Cuda, UploadsValuesOfEverySize) {
   });
 }
 
+/// A product of so many rows that one grid cannot have a block for each eight of them.
+template <class Scalar, class Weight>
+void multiply_many_rows(Activations activations) {
+  constexpr std::size_t rows = 65535 * 8 + 1;
+  fake_driver().memory = std::size_t{1} << 40;  // it only counts
+  const CudaBackend<Scalar> backend({.activations = activations});
+  auto x = backend.template allocate<Scalar>(rows), y = backend.template allocate<Scalar>(rows),
+       sum = backend.template allocate<Scalar>(rows);
+  const auto weight = backend.template make_matrix<Weight>(1, 1);
+  backend.reserve_matmul(rows, weight);
+  backend.matmul({x.data(), rows, 1}, weight, {y.data(), rows, 1});
+  backend.add({y.data(), rows, 1}, {sum.data(), rows, 1});
+  backend.to_host({y.data(), 1, 1});
+}
+TEST(Cuda, MultipliesAnyNumberOfRows) {
+  for (const Activations activations : {Activations::rounded, Activations::exact}) {
+    expect_success([=] { multiply_many_rows<float, float>(activations); });
+    expect_success([=] { multiply_many_rows<float, f16>(activations); });
+    expect_success([=] { multiply_many_rows<float, bf16>(activations); });
+    expect_success([=] { multiply_many_rows<float, q8>(activations); });
+    expect_success([=] { multiply_many_rows<float, q4>(activations); });
+    expect_success([=] { multiply_many_rows<double, double>(activations); });
+    expect_success([=] { multiply_many_rows<double, q4>(activations); });
+  }
+}
+
+TEST(Cuda, RunsOtherKernelsOnAnyNumberOfRowsSequencesAndGroups) {
+  expect_success([] {
+    fake_driver();
+    const CudaBackend<float> backend;
+    constexpr std::size_t many = 70'000;
+    auto x = backend.allocate<float>(many), y = backend.allocate<float>(many), z = backend.allocate<float>(2 * many);
+    const View<float> tall{x.data(), many, 1}, wide{x.data(), 1, many};
+    backend.fill(tall, 1);
+    backend.copy(tall, {y.data(), many, 1});
+    backend.add(tall, {y.data(), many, 1});
+    backend.negative_exp(tall, {y.data(), many, 1});
+    backend.rms_norm(tall, {}, 1e-5, {y.data(), many, 1});
+    const auto sequences = uniform_segments(many, 1);
+    backend.causal_conv1d({.segments = sequences,
+                           .x = tall,
+                           .weight = {z.data(), 1, 2},
+                           .bias = {},
+                           .window = {{z.data(), many, 1}, 1},
+                           .y = {y.data(), many, 1}});
+    backend.gated_rms_norm({.x = wide,
+                            .z = wide,
+                            .weight = {z.data(), 1, many},
+                            .groups = many,
+                            .epsilon = 1e-5,
+                            .y = {y.data(), 1, many}});
+    backend.to_host({y.data(), 1, 1});
+  });
+}
+
 TEST(Cuda, ReplaysListsOfKernelsUnlessMemoryIsShort) {
   expect_success([] {
     FakeCuda& fake = fake_driver();

@@ -197,6 +197,9 @@ class CudaBackend {
   void matmul(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
     if (y.empty()) return;
+    for (; y.rows() > most_rows_of_product; x = after(x), y = after(y)) {
+      matmul(x.rows_from(0, most_rows_of_product), weight, y.rows_from(0, most_rows_of_product));
+    }
     if constexpr (std::is_same_v<Scalar, double>) {
       multiply_double(x, weight, y);
     } else if (const auto norm = take_norm<W>(x, y)) {
@@ -212,7 +215,8 @@ class CudaBackend {
   /// Memory for the rounded activations of products of up to `rows` rows.
   template <WeightFormat W>
   void reserve_matmul(std::size_t rows, const Matrix<W>& weight) const {
-    if (const std::size_t bytes = rounded_bytes<W>(rows, weight.cols()); bytes > 0) {
+    const std::size_t at_once = std::min(rows, most_rows_of_product);
+    if (const std::size_t bytes = rounded_bytes<W>(at_once, weight.cols()); bytes > 0) {
       device_->scratch(bytes, device_->lock_scratch());
     }
   }
@@ -224,9 +228,8 @@ class CudaBackend {
     gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
       const std::size_t blocks = (p.x.cols() + 127) / 128;
       if (p.kept.chunk != 0 && width > 1) {
-        launch(gpu::keep_windows, {blocks, std::min<std::size_t>(table.most_chunks, 65535), table.count}, 128,
-               p.x.data(), stride(p.x), windows, slots, p.kept.states.first().data(),
-               std::uint64_t{p.kept.states.stride()},
+        launch(gpu::keep_windows, {blocks, std::min(table.most_chunks, gpu::most_blocks), table.count}, 128, p.x.data(),
+               stride(p.x), windows, slots, p.kept.states.first().data(), std::uint64_t{p.kept.states.stride()},
                static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF)), channels, width,
                table.entries);
       }
@@ -267,9 +270,13 @@ class CudaBackend {
     assert(p.x.cols() % p.groups == 0 && p.x.cols() == p.weight.cols());
     if (p.y.empty()) return;
     reserve_ssd();
-    device_->launch(ssd, gpu::gated_rms_norm, {p.y.rows(), p.groups}, 256, p.x.data(), stride(p.x), p.z.data(),
-                    stride(p.z), p.weight.data(), p.epsilon, p.y.data(), stride(p.y),
-                    static_cast<std::uint32_t>(p.y.cols() / p.groups));
+    const std::size_t size = p.y.cols() / p.groups;
+    for (std::size_t first = 0; first < p.groups; first += gpu::most_blocks) {
+      const std::size_t at = first * size;
+      device_->launch(ssd, gpu::gated_rms_norm, {p.y.rows(), std::min(gpu::most_blocks, p.groups - first)}, 256,
+                      p.x.data() + at, stride(p.x), p.z.data() + at, stride(p.z), p.weight.data() + at, p.epsilon,
+                      p.y.data() + at, stride(p.y), static_cast<std::uint32_t>(size));
+    }
   }
 
   void add(View<const Scalar> x, View<Scalar> y) const {
@@ -318,7 +325,7 @@ class CudaBackend {
   /// Blocks of 256 threads for all elements of a matrix.
   template <class T>
   static gpu::Grid over(const View<T>& y) {
-    return {std::min<std::size_t>((y.cols() + 255) / 256, 1U << 20), std::min<std::size_t>(y.rows(), 65535)};
+    return {std::min<std::size_t>((y.cols() + 255) / 256, 1U << 20), std::min(y.rows(), gpu::most_blocks)};
   }
   template <class... Arguments>
   void launch(std::size_t kernel, const gpu::Grid& grid, unsigned threads, const Arguments&... arguments) const {
@@ -347,6 +354,12 @@ class CudaBackend {
     return sizes.fragment_bytes() + (std::is_same_v<W, bf16> ? 0 : sizes.scale_bytes());
   }
   static constexpr std::size_t few_rows = 8;  // whose activations the products themselves round to bf16
+  /// Of one launch: the lowest tiles have 8 rows.
+  static constexpr std::size_t most_rows_of_product = 8 * gpu::most_blocks;
+  template <class T>
+  static View<T> after(View<T> rows) {
+    return rows.rows_from(most_rows_of_product, rows.rows() - most_rows_of_product);
+  }
   /// Values of a step on tensor cores.
   template <class W>
   static constexpr std::size_t depth = std::is_same_v<W, bf16> ? 16 : 32;
@@ -406,7 +419,7 @@ class CudaBackend {
     const std::size_t elements =
         quantised ? blocks_in<W>(matrix.cols()) * (sizeof(typename Format<W>::Block) - 2) : matrix.cols();
     device_->launch(layers, gpu::first_of_formats + 3 * gpu::Layout<W>::index + which,
-                    {(elements + 255) / 256, std::min<std::size_t>(count, 65535)}, gpu::Block{.writes_weights = true},
+                    {(elements + 255) / 256, std::min(count, gpu::most_blocks)}, gpu::Block{.writes_weights = true},
                     matrix.weights(), there, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count));
   }
 

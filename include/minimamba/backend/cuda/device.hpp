@@ -33,6 +33,7 @@ Address address(T* there) {
   return reinterpret_cast<std::uintptr_t>(there);
 }
 inline unsigned no_shared_memory(std::size_t) { return 0; }
+inline constexpr std::size_t most_blocks = 65535;  // of a grid in its second and third dimension
 
 /// Shared by all backends of a card, so that they and their caches may be used together, and destroyed in any order.
 /// All calls may come from any thread; each queues its work on the one stream.
@@ -338,7 +339,7 @@ class Device {
   void record(Program program, std::size_t kernel, const Grid& grid, const Block& block,
               const Arguments&... arguments) const {
     const Loaded& loaded = programs_[static_cast<std::size_t>(program)];
-    assert(kernel < loaded.functions.size());
+    assert(kernel < loaded.functions.size() && grid.y <= most_blocks && grid.z <= most_blocks);
     queue_->recording().add(loaded.functions[kernel], grid, block, arguments...);
   }
 
