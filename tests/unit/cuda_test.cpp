@@ -248,6 +248,29 @@ TEST(Cuda, UploadsValuesOfEverySize) {
   });
 }
 
+TEST(Cuda, MemoryAndMatricesSurviveAMoveToThemselves) {
+  expect_success([] {
+    const FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;
+    const std::size_t before = fake.allocated;
+    auto memory = backend.allocate<float>(8);
+    auto matrix = backend.make_matrix<float>(3, 5);
+    auto& same_memory = memory;
+    auto& same_matrix = matrix;
+    const std::size_t bytes = matrix.bytes(), allocated = fake.allocated;
+    const float* const there = memory.data();
+    memory = std::move(same_memory);
+    matrix = std::move(same_matrix);
+    REQUIRE(memory.size() == 8 && memory.data() == there);
+    REQUIRE(matrix.rows() == 3 && matrix.cols() == 5 && matrix.bytes() == bytes && matrix.weights().data != 0);
+    REQUIRE(fake.allocated == allocated);
+    memory = backend.allocate<float>(16);
+    matrix = backend.make_matrix<float>(0, 0);
+    REQUIRE(memory.size() == 16 && matrix.rows() == 0 && matrix.bytes() == 0);
+    REQUIRE(fake.allocated < allocated && fake.allocated > before);
+  });
+}
+
 /// A product of so many rows that one grid cannot have a block for each eight of them.
 template <class Scalar, class Weight>
 void multiply_many_rows(Activations activations) {
