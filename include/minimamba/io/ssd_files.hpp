@@ -195,7 +195,8 @@ struct SsdFiles {
     config.pad_vocab_size_multiple = reader.size("pad_vocab_size_multiple", 1, LargestSize::vocab_size);
     config.inner_size = reader.inner(ssd_mistral_keys.expand, config.expand, config.d_model);
     config.head_dim = reader.size("headdim", config.head_dim, LargestSize::d_model);
-    if (!reader.has("n_groups")) {
+    // Without model_type, only n_groups tells a Mamba-2 from Mistral's transformers, which have dim and n_layers too.
+    if (!reader.has("model_type") && !reader.has("n_groups")) {
       reader.refuse("n_groups", "an integer, which Mistral's files of Mamba-2 models have (other models are refused)");
     }
     config.n_groups = reader.size("n_groups", config.n_groups, LargestSize::d_model);
