@@ -10,6 +10,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -433,6 +434,18 @@ TEST(CudaKernels, AreKeptInACacheThatBelongsToTheUser) {
       REQUIRE(error.problem() == CudaProblem::old_driver);
     }
     REQUIRE(fake.compilations == 1);
+  });
+}
+
+TEST(CudaKernels, OfDifferentProgramsAreCompiledAtOnce) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;  // compiles those that every model needs
+    fake.meeting = 3;
+    std::thread other([&] { backend.make_matrix<q8>(1, 1); });
+    backend.make_matrix<float>(1, 1);
+    other.join();
+    REQUIRE(fake.compilations == 3 && fake.complaint == nullptr);
   });
 }
 

@@ -196,13 +196,13 @@ class Device {
     if (before) finish(*before);
   }
 
-  /// Loads kernels that are not loaded yet: from the cache, or compiled. Throws CudaError.
-  /// shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
+  /// Loads kernels that are not loaded yet: from the cache, or compiled. Throws CudaError. Threads wait for one another
+  /// only where they load the same program. shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
   template <class Shared>
   void load(Program program, std::span<const char* const> kernels, const CudaKernelOptions& options,
             Shared&& shared_of) {
-    const std::lock_guard lock(load_mutex_);
     Loaded& loaded = programs_[static_cast<std::size_t>(program)];
+    const std::lock_guard lock(loaded.mutex);
     if (loaded.module != nullptr) return;
     const Current current(*this);
     Handle module = nullptr;
@@ -361,6 +361,7 @@ class Device {
   };
 
   struct Loaded {
+    std::mutex mutex;  // for whoever loads it
     Handle module = nullptr;
     std::vector<Handle> functions;
   };
@@ -391,7 +392,7 @@ class Device {
   std::string name_;
   Handle context_ = nullptr;
   mutable std::mutex queue_mutex_;  // the innermost
-  std::mutex load_mutex_, upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
+  std::mutex upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
   mutable std::optional<Queue> queue_;
   std::array<Loaded, program_count> programs_;
   Pieces uploads_, downloads_;
