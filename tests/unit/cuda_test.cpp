@@ -437,6 +437,23 @@ TEST(CudaKernels, AreKeptInACacheThatBelongsToTheUser) {
   });
 }
 
+TEST(CudaKernels, InACacheBelongToTheVersionOfNvrtcThatMadeThem) {
+  const Folder folder;
+  const CudaKernelOptions options{.cache_folder = folder / "cache"};
+  const auto compilations_by = [&](int version) {
+    fake_driver().compiler_major = version;
+    return compilations(options);
+  };
+  expect_success([&] { REQUIRE(compilations_by(12) == 1); });
+  expect_success([&] { REQUIRE(compilations_by(13) == 1); });
+  expect_success([&] { REQUIRE(compilations_by(12) == 0); });
+  expect_problem(CudaProblem::no_compiler, "there is no NVRTC", [&] {  // which is asked for its version
+    fake_driver();
+    ::setenv("MINIMAMBA_NVRTC", "/nowhere", 1);
+    compilations(options);
+  });
+}
+
 TEST(CudaKernels, OfDifferentProgramsAreCompiledAtOnce) {
   expect_success([] {
     FakeCuda& fake = fake_driver();
