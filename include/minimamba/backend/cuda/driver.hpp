@@ -10,9 +10,15 @@
 #include <utility>
 
 #if defined(_WIN32)
+// As <windows.h> declares them, whose macros no program should get from here.
+struct HINSTANCE__;
 extern "C" {
-__declspec(dllimport) void* __stdcall LoadLibraryA(const char*);
-__declspec(dllimport) void* __stdcall GetProcAddress(void*, const char*);
+__declspec(dllimport) HINSTANCE__* __stdcall LoadLibraryA(const char*);
+#if defined(_WIN64)
+__declspec(dllimport) auto __stdcall GetProcAddress(HINSTANCE__*, const char*) -> long long(__stdcall*)();
+#else
+__declspec(dllimport) auto __stdcall GetProcAddress(HINSTANCE__*, const char*) -> int(__stdcall*)();
+#endif
 }
 #else
 #include <dlfcn.h>
@@ -67,7 +73,7 @@ class Library {
   Library() = default;
 #if defined(_WIN32)
   explicit Library(const std::string& name) : handle_(::LoadLibraryA(name.c_str())) {}
-  void* find(const char* name) const { return ::GetProcAddress(handle_, name); }
+  void* find(const char* name) const { return reinterpret_cast<void*>(::GetProcAddress(handle_, name)); }
 #else
   explicit Library(const std::string& name) : handle_(::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) {}
   void* find(const char* name) const { return ::dlsym(handle_, name); }
@@ -82,7 +88,11 @@ class Library {
   }
 
  private:
+#if defined(_WIN32)
+  HINSTANCE__* handle_ = nullptr;
+#else
   void* handle_ = nullptr;
+#endif
 };
 
 inline std::string environment(const char* name) {
