@@ -203,10 +203,10 @@ class AnyModel {
   using Cache = AnyCache;
 
   /// Loads a model in the weight format and on the backend that the options name; "auto" is the card if there is one
-  /// and the model fits, or else native, with a note about what is wrong with a card. Throws what minimamba::load
-  /// throws, CudaError, and ArgumentError for a name that is unknown, or for a backend that the program was compiled
-  /// without, before the files are opened. (They are templates so that the models are compiled only in files that call
-  /// them.)
+  /// and the model fits, or else native, with a note about why, unless the machine has no driver of NVIDIA's. Throws
+  /// what minimamba::load throws, CudaError, and ArgumentError for a name that is unknown, or for a backend that the
+  /// program was compiled without, before the files are opened. (They are templates so that the models are compiled
+  /// only in files that call them.)
   template <class Options = AnyModelOptions>
   static AnyModel load(const std::filesystem::path& path, const std::type_identity_t<Options>& options = {});
   template <class Options = AnyModelOptions>
@@ -318,8 +318,8 @@ AnyModel load_where_it_fits(const Checkpoint& checkpoint, const Options& options
     model.forward_last(0, cache);  // needs memory too
     return model;
   } catch (const CudaError& error) {
-    const bool present = error.problem() != CudaProblem::no_driver && error.problem() != CudaProblem::no_device;
-    if (present) say_why(error);
+    const bool usual = error.problem() == CudaProblem::no_driver;
+    if (!usual) say_why(error);
   } catch (const ConfigError& error) {  // more states than a card takes
     say_why(error);
   }
