@@ -90,8 +90,8 @@ class CacheInterface {
   virtual void reorder(std::span<const std::size_t> slots) = 0;
   virtual void assign(const CacheInterface& other) = 0;
   virtual void assign(std::size_t slot, const CacheInterface& other, std::size_t other_slot) = 0;
-  virtual void keep_every(std::size_t tokens) = 0;
-  virtual std::size_t keeps_every() const = 0;
+  virtual void keep_every(std::int64_t tokens) = 0;
+  virtual std::int64_t keeps_every() const = 0;
   virtual std::vector<std::int64_t> kept_positions(std::size_t slot) const = 0;
   virtual void rollback(std::size_t slot, std::int64_t position) = 0;
   virtual void release_workspace() = 0;
@@ -127,8 +127,8 @@ class AnyCache {
     own().assign(slot, other.own(), other_slot);
   }
 
-  void keep_every(std::size_t tokens) { own().keep_every(tokens); }
-  std::size_t keeps_every() const { return own().keeps_every(); }
+  void keep_every(std::int64_t tokens) { own().keep_every(tokens); }
+  std::int64_t keeps_every() const { return own().keeps_every(); }
   std::vector<std::int64_t> kept_positions(std::size_t slot) const { return own().kept_positions(slot); }
   void rollback(std::size_t slot, std::int64_t position) { own().rollback(slot, position); }
   void release_workspace() { own().release_workspace(); }

@@ -307,13 +307,13 @@ struct Blocks {
     work.read.assign(call.runs.size(), 0);
     for (std::size_t left = call.rows; left > 0; left -= rows_of(work.segments)) {
       choose_rows(call.runs, call.at_once, work.read, work.segments, work.owners);
-      count += chunks_of(work.segments, call.cache.keeps_every());
+      count += chunks_of(work.segments, static_cast<std::size_t>(call.cache.keeps_every()));
       note_read(work);
     }
     return count;
   }
   static void note_kept(Cache& cache, const Work& work) {
-    const std::size_t every = cache.keeps_every();
+    const auto every = static_cast<std::size_t>(cache.keeps_every());
     for (std::size_t s = 0; every > 0 && s < work.segments.size(); ++s) {
       const Segment& segment = work.segments[s];
       const std::int64_t begin = cache.position(segment.slot) + static_cast<std::int64_t>(work.read[work.owners[s]]);
