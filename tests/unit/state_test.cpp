@@ -38,7 +38,7 @@ void expect_continuation() {
 
 TYPED_TEST(State, ContinuesAsIfItHadNotBeenSaved) {
   expect_continuation<typename TypeParam::Model>();
-  support::each_narrow_format<TypeParam>(
+  support::for_each_reduced_format<TypeParam>(
       [](auto weight) { expect_continuation<typename TypeParam::template ModelOf<decltype(weight)>>(); });
 }
 

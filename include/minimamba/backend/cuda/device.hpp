@@ -33,7 +33,7 @@ Address address(T* there) {
   return reinterpret_cast<std::uintptr_t>(there);
 }
 inline unsigned no_shared_memory(std::size_t) { return 0; }
-inline constexpr std::size_t most_blocks = 65535;  // of a grid in its second and third dimension
+inline constexpr std::size_t max_blocks = 65535;  // of a grid in its second and third dimension
 
 /// Shared by all backends of a card, so that they and their caches may be used together, and destroyed in any order.
 /// All calls may come from any thread; each queues its work on the one stream.
@@ -238,6 +238,7 @@ class Device {
   void launch(Program program, std::size_t kernel, const Grid& grid, const Block& block,
               const Arguments&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    assert(grid.y <= max_blocks && grid.z <= max_blocks);
     const std::lock_guard lock(queue_mutex_);
     if (queue_->recording().list().size() >= most_recorded) {
       const Current current(*this);
@@ -339,7 +340,7 @@ class Device {
   void record(Program program, std::size_t kernel, const Grid& grid, const Block& block,
               const Arguments&... arguments) const {
     const Loaded& loaded = programs_[static_cast<std::size_t>(program)];
-    assert(kernel < loaded.functions.size() && grid.y <= most_blocks && grid.z <= most_blocks);
+    assert(kernel < loaded.functions.size());
     queue_->recording().add(loaded.functions[kernel], grid, block, arguments...);
   }
 

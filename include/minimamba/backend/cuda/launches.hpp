@@ -65,9 +65,9 @@ void for_each_table(Device& device, Program program, std::span<const Segment> se
                                                         static_cast<std::uint32_t>(size / 4), Words(data + done, size));
                                         }
                                       });
-  for (std::size_t first = 0; first < count; first += most_blocks) {
+  for (std::size_t first = 0; first < count; first += max_blocks) {
     table.entries = all + first * sizeof(SegmentEntry);
-    table.count = std::min(most_blocks, count - first);
+    table.count = std::min(max_blocks, count - first);
     body(std::as_const(table));
   }
 }
