@@ -80,24 +80,31 @@ double microseconds(const CudaBackend<float>& backend, std::size_t layers, Call&
 
 /// What a card can do in a second, as its driver describes it. What fits into its cache comes faster than `bytes`.
 struct Limits {
-  double bytes, operations;  // operations: in f32, outside the tensor cores
+  double bytes, operations, exponentials;  // operations: in f32, outside the tensor cores
 
   explicit Limits(const gpu::Device& device)
-      : bytes(device.memory_rate()), operations(device.clock() * 256 * static_cast<double>(device.processors())) {}
+      : bytes(device.memory_rate()),
+        operations(clocks(device) * (device.capability() == 80 ? 128 : 256)),  // two for each of 64 or 128 cores
+        exponentials(clocks(device) * 16) {}
+
+ private:
+  /// Of all multiprocessors.
+  static double clocks(const gpu::Device& device) { return device.clock() * static_cast<double>(device.processors()); }
 };
 
-/// Of a kernel. A multiprocessor computes 16 exponentials in the time of 256 operations. The limit of tensor cores
-/// differs from card to card, so products on them are compared with the memory alone.
+/// Of a kernel. The limit of tensor cores differs from card to card, so products on them are compared with the memory
+/// alone.
 struct Work {
   double bytes = 0, operations = 0, exponentials = 0;
   bool on_tensor_cores = false;
 };
 
 void print_kernel(const char* name, double microseconds, const Work& work, const Limits& limits) {
-  const double computing = work.on_tensor_cores ? 0 : std::max(work.operations, 16 * work.exponentials),
-               least = std::max(work.bytes / limits.bytes, computing / limits.operations) * 1e6;
+  const double operations = work.on_tensor_cores ? 0 : work.operations / limits.operations,
+               shortest = std::max({work.bytes / limits.bytes, operations, work.exponentials / limits.exponentials});
   std::printf("    %-9s %9.2f us %8.2f TB/s %8.2f TFLOP/s %5.0f %% of the limit\n", name, microseconds,
-              work.bytes / microseconds / 1e6, work.operations / microseconds / 1e6, 100 * least / microseconds);
+              work.bytes / microseconds / 1e6, work.operations / microseconds / 1e6,
+              100 * shortest * 1e6 / microseconds);
 }
 
 /// Each kernel of a forward alone, with the weights of all layers in turn, for `batch` sequences of `length` tokens.

@@ -51,7 +51,7 @@ void run_task(benchmark::State& state, const Task& task, int threads) {
   std::vector<std::int32_t> tokens(task.batch * task.length);
   minimamba::Random random(0);
   for (auto& token : tokens) token = static_cast<std::int32_t>(random.bits() % 256);
-  const auto targets = minimamba::next_token_targets(tokens, task.batch);
+  const auto targets = minimamba::next_token_targets(tokens, static_cast<std::int64_t>(task.batch));
   const Work work{.tokens = static_cast<double>(tokens.size()), .operations = operations(task)};
   measure(state, work, product_limits<float>(threads), [&] {
     cache.reset();

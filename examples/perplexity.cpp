@@ -76,7 +76,7 @@ Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const 
                                                             .saturate = arguments.saturate});
   const std::size_t most = std::clamp<std::size_t>(
       std::size_t{8} * 1024 * 1024 / static_cast<std::size_t>(model.config().padded_vocab_size()), 16, 512);
-  minimamba::Scorer scorer(model, most);
+  minimamba::Scorer scorer(model, static_cast<std::int64_t>(most));
   program::Pieces pieces(model, most);
   program::LiveLine line;
   const auto start = std::chrono::steady_clock::now();

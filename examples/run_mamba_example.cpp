@@ -94,6 +94,9 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "run_mamba_example: %s\n", error.what());
         return 1;
       }
+      if (error.problem() != minimamba::CudaProblem::no_driver) {
+        std::fprintf(stderr, "note: computing on the processor: %s\n", error.what());
+      }
     }
   }
   std::printf("Using device: %s\n", card ? card->device_name().c_str() : "CPU");

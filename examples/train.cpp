@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <exception>
 #include <string>
-#include <type_traits>
 
 #include "model_flags.hpp"
 #include "program.hpp"
@@ -22,14 +21,12 @@ void add_model_options(CLI::App& app, Arguments& arguments) {
 void add_training_options(CLI::App& app, Arguments& arguments) {
   auto& options = arguments.options;
   const auto add = [&](const char* name, auto& value, const char* what) {
-    CLI::Option* const option = app.add_option(name, value, what)->capture_default_str();
-    // Without this check, CLI11 would wrap -1 around to the largest unsigned value.
-    return std::is_unsigned_v<std::remove_cvref_t<decltype(value)>> ? option->check(CLI::NonNegativeNumber) : option;
+    return app.add_option(name, value, what)->capture_default_str();
   };
   add("--steps", options.schedule.steps, "Total number of steps");
-  add("--batch", options.batch, "Windows per batch");
-  add("--length", options.length, "Tokens per window");
-  add("--accumulate", options.accumulate, "Batches per step (gradient accumulation)");
+  add("--batch", options.batch, "Windows per batch")->check(CLI::NonNegativeNumber);
+  add("--length", options.length, "Tokens per window")->check(CLI::NonNegativeNumber);
+  add("--accumulate", options.accumulate, "Batches per step (gradient accumulation)")->check(CLI::NonNegativeNumber);
   add("--max-lr,--rate", options.schedule.max_lr, "Learning rate after the warm-up");
   add("--min-lr,--least-rate", options.schedule.min_lr, "Learning rate at the end");
   add("--warmup", options.schedule.warmup_steps, "Warm-up steps");
@@ -40,7 +37,8 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
   add("--dropout", options.tape.dropout, "Dropout probability of each block's output");
   app.add_flag("--recompute", options.tape.recompute, "Save memory by computing the activations twice");
   add("--validation-fraction", options.validation_fraction, "Part of the text, at its end, kept for validation");
-  add("--validation-batches", arguments.validation_batches, "Maximum number of validation batches");
+  add("--validation-batches", arguments.validation_batches, "Maximum number of validation batches")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--seed", options.seed, "Random seed of the weights, the windows and dropout")
       ->check(program::check_seed)
       ->capture_default_str();

@@ -21,7 +21,7 @@ struct Arguments {
   program::ModelSizes sizes{.d_model = 256, .n_layer = 4};
   minimamba::TrainerOptions options{.batch = 8, .length = 256, .schedule = {.warmup_steps = 100, .steps = 1000}};
   std::int64_t save_every = 100, validate_every = 100, sample_every = 500, sample_tokens = 200;
-  std::size_t validation_batches = 16;
+  std::int64_t validation_batches = 16;
   int threads = 0;
   bool resume = false;
 };

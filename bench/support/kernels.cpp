@@ -24,7 +24,7 @@ namespace minimamba_bench {
 namespace {
 
 constexpr int sums = 12;  // independent ones: enough to hide the latency, few enough for 16 registers
-constexpr std::size_t most_lanes = 16;
+constexpr std::size_t max_lanes = 16;
 
 #if defined(__GNUC__)
 #define TARGET(NAME) __attribute__((target(NAME), noinline))
@@ -36,7 +36,7 @@ constexpr std::size_t most_lanes = 16;
     VECTOR x, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11;                               \
     VECTOR* const all[] = {&s0, &s1, &s2, &s3, &s4, &s5, &s6, &s7, &s8, &s9, &s10, &s11, &x}; \
     for (int i = 0; i <= sums; ++i)                                                           \
-      std::memcpy(all[i], seeds + static_cast<std::size_t>(i) * most_lanes, sizeof(VECTOR));  \
+      std::memcpy(all[i], seeds + static_cast<std::size_t>(i) * max_lanes, sizeof(VECTOR));   \
     for (; rounds != 0; --rounds) {                                                           \
       s0 = STEP(s0, x), s1 = STEP(s1, x), s2 = STEP(s2, x), s3 = STEP(s3, x);                 \
       s4 = STEP(s4, x), s5 = STEP(s5, x), s6 = STEP(s6, x), s7 = STEP(s7, x);                 \
@@ -133,7 +133,7 @@ ReadKernel* read_kernel() {
 
 const float* kernel_seeds() {
   static const auto seeds = [] {
-    std::array<float, (sums + 1) * most_lanes> values{};
+    std::array<float, (sums + 1) * max_lanes> values{};
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = 0.5F + 0.001F * static_cast<float>(i);
     return values;
   }();

@@ -100,7 +100,7 @@ void expect_no_allocation(bool several_rows) {
 TYPED_TEST(Allocation, NoneAfterWarmUp) { expect_no_allocation<typename TypeParam::Model>(TypeParam::exact); }
 
 TYPED_TEST(Allocation, NoneAfterWarmUpWithNarrowWeights) {
-  support::each_narrow_format<TypeParam>([](auto weight) {
+  support::for_each_reduced_format<TypeParam>([](auto weight) {
     expect_no_allocation<typename TypeParam::template ModelOf<decltype(weight)>>(TypeParam::exact);
   });
 }

@@ -177,7 +177,7 @@ TEST(RefusedTrainings, OfOtherKernelsAreNamed) {
 TEST(RefusedTrainings, OfAnotherChunkAreNamed) {
   const Folder folder;
   const auto file = folder / "training.safetensors";
-  const auto with = [](std::size_t chunk) {
+  const auto with = [](std::int64_t chunk) {
     TrainerOptions changed = options();
     changed.tape.chunk = chunk;
     return changed;
@@ -187,8 +187,7 @@ TEST(RefusedTrainings, OfAnotherChunkAreNamed) {
   save_training(trainer, file);
   NativeTrainer other(Native(config()), tokens(), with(5));
   expect_error<CheckpointError>([&] { resume_training(other, file); }, {"chunk 5", "found 16"});
-  for (const std::size_t chunk :
-       support::Sizes{16, 1000}) {  // any chunk that holds the 16 tokens of a window is the same
+  for (const std::int64_t chunk : {16, 1000}) {  // any chunk that holds the 16 tokens of a window is the same
     NativeTrainer same(Native(config()), tokens(), with(chunk));
     resume_training(same, file);
     EXPECT_EQ(same.steps(), 1);
@@ -245,8 +244,10 @@ TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   expect_refused(tokens(), with([](auto& o) { o.batch = 0; }), {"batch"});
   expect_refused(tokens(), with([](auto& o) { o.length = 0; }), {"length"});
   expect_refused(tokens(), with([](auto& o) { o.accumulate = 0; }), {"accumulate"});
+  expect_refused(tokens(), with([](auto& o) { o.batch = -1; }), {"TrainerOptions.batch", "at least 1", "found -1"});
+  expect_refused(tokens(), with([](auto& o) { o.tape.chunk = -3; }), {"TapeOptions.chunk", "at least 1", "found -3"});
   expect_refused(tokens(), with([](auto& o) { o.validation_fraction = 1; }), {"validation fraction"});
-  const auto most = std::numeric_limits<std::size_t>::max();
+  const auto most = std::numeric_limits<std::int64_t>::max();
   expect_refused(tokens(), with([&](auto& o) { o.length = most; }), {"more than " + std::to_string(most)});
   expect_refused(tokens(), with([](auto& o) { o.schedule.steps = -1; }), {"steps"});
   const double infinity = std::numeric_limits<double>::infinity(), nan = std::nan("");

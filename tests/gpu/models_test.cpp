@@ -358,7 +358,7 @@ TEST(Cuda, SaysWhatIsMissingWhereThereIsNoCard) {
     const std::string text = error.what();
     EXPECT_TRUE(text.find("driver") != std::string::npos) << text;
     EXPECT_TRUE(error.problem() == CudaProblem::no_device || error.problem() == CudaProblem::no_driver ||
-                error.problem() == CudaProblem::old_driver);
+                error.problem() == CudaProblem::broken_driver || error.problem() == CudaProblem::old_driver);
   }
 }
 

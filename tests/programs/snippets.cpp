@@ -89,7 +89,7 @@ void saving_parameters(Classifier& classifier, const minimamba::NativeBackend<fl
 using namespace minimamba;
 
 void training_loop(Mamba<float, NativeTraining>& model, Mamba<float, NativeTraining>::Cache& cache,
-                   const std::vector<std::int32_t>& tokens, std::size_t B, double learning_rate) {
+                   const std::vector<std::int32_t>& tokens, std::int64_t B, double learning_rate) {
   minimamba::Tape tape(model);                       // keeps what backward needs; {.recompute = true} keeps less
   auto gradients = minimamba::zeros_like(model);
   minimamba::AdamW optimizer(model);

@@ -16,11 +16,11 @@ constexpr std::size_t widths[] = {40, 768, 1536, 2048, 4096, 5120, 8192};  // of
 TEST(BlocksOfRows, CoverTheRowsOnceAndFitTheirScratch) {
   for (const std::size_t in : widths) {
     for (std::size_t rows = 1; rows <= 700; ++rows) {
-      const std::size_t block = native::row_block(rows, in), most = native::most_packed_rows(rows, in);
+      const std::size_t block = native::row_block(rows, in), most = native::max_packed_rows(rows, in);
       ASSERT_GT(block, 0U);
       ASSERT_LE(block, most) << rows << " rows of " << in;
       ASSERT_EQ(block % native::row_unit, 0U);  // whole tiles, of every size that divides it
-      ASSERT_LE(most, native::most_packed_rows(rows + 1, in));
+      ASSERT_LE(most, native::max_packed_rows(rows + 1, in));
       ASSERT_LE(block * in, std::max<std::size_t>(200'000, native::row_unit * in));  // stays in the second cache
       const std::size_t blocks = (rows + block - 1) / block;
       ASSERT_LT((blocks - 1) * block, rows);  // the last is not empty
@@ -39,7 +39,7 @@ TEST(BlocksOfRows, OfEveryThreadFitTheScratchOfTheWholeProduct) {
           const native::Part share =
               division.part(division.count * part / threads, division.count * (part + 1) / threads);
           const std::size_t some = share.last_row - share.first_row;
-          ASSERT_LE(native::row_block(some, in), native::most_packed_rows(rows, in));
+          ASSERT_LE(native::row_block(some, in), native::max_packed_rows(rows, in));
           ASSERT_LE(native::matmul_scratch(some, in), native::matmul_scratch(rows, in));
           ASSERT_LE(native::compact_scratch(some, in), native::compact_scratch(rows, in));
           covered += some * (share.last_panel - share.first_panel);
@@ -106,7 +106,7 @@ class Products : public testing::TestWithParam<InstructionSet> {
 
 TEST_P(Products, WriteOnlyTheScratchThatTheyAskFor) {
   for (const std::size_t in : {std::size_t{768}, std::size_t{1536}, std::size_t{4096}, std::size_t{5120}}) {
-    const std::size_t most = native::most_packed_rows(10'000, in);  // a block whose last tile may be one too many
+    const std::size_t most = native::max_packed_rows(10'000, in);  // a block whose last tile may be one too many
     for (const std::size_t rows : {most - 1, most, most + 1, 2 * most - 1, 2 * most, 2 * most + 1, 3 * most}) {
       check<float>(rows, in);
       check<double, double>(rows, in);

@@ -140,7 +140,7 @@ TYPED_TEST(Splitting, AmongThreadsChangesNothing) {
 }
 
 TYPED_TEST(Splitting, ChangesNothingWithNarrowWeightsEither) {
-  support::each_narrow_format<TypeParam>([this](auto weight) {
+  support::for_each_reduced_format<TypeParam>([this](auto weight) {
     using Narrow = Splitting<support::NarrowKind<TypeParam, decltype(weight)>>;
     SCOPED_TRACE(Format<decltype(weight)>::name);
     for (MambaConfig config : this->configs()) {

@@ -3,10 +3,13 @@
 #include "support/fake_cuda.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <string>
 
 namespace {
@@ -14,7 +17,9 @@ namespace {
 support::FakeCuda fake;
 bool lost = false;  // after wait_error
 std::map<std::uint64_t, std::size_t> blocks, pinned_blocks;
-std::string code, text_log;
+thread_local std::string code, text_log;
+std::mutex compiling_mutex;
+std::condition_variable compiling_changed;
 bool capturing = false;
 int handle = 0;  // what all handles point to
 
@@ -143,7 +148,11 @@ int cuEventElapsedTime(float* milliseconds, void*, void*) {
   *milliseconds = 1;
   return unless_lost();
 }
-int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**) {
+int cuLaunchKernel(void*, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned threads, unsigned, unsigned,
+                   unsigned, void*, void**, void**) {
+  const bool possible = grid_x > 0 && grid_x < 1U << 31 && grid_y > 0 && grid_y < 1U << 16 && grid_z > 0 &&
+                        grid_z < 1U << 16 && threads > 0 && threads <= 1024;
+  if (!possible) return 1;
   if (capturing) return 0;
   ++fake.launches;
   return lost ? fake.wait_error : fake.launch_error;
@@ -196,7 +205,14 @@ int nvrtcCreateProgram(void** program, const char*, const char*, int, const char
 }
 int nvrtcDestroyProgram(void**) { return 0; }
 int nvrtcCompileProgram(void*, int count, const char* const* options) {
-  ++fake.compilations;
+  {
+    std::unique_lock lock(compiling_mutex);
+    ++fake.compilations;
+    compiling_changed.notify_all();
+    const bool met =
+        compiling_changed.wait_for(lock, std::chrono::seconds(10), [] { return fake.compilations >= fake.meeting; });
+    if (!met) fake.complaint = "the others did not come";
+  }
   text_log = fake.complaint == nullptr ? "" : fake.complaint;
   code.clear();
   for (int i = 0; i < count; ++i) {

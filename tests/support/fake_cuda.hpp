@@ -17,6 +17,7 @@ struct FakeCuda {
   int compiler_major = 12;          // NVRTC's version
   int newest_architecture = 120;    // that NVRTC knows, besides 80 and 90
   const char* complaint = nullptr;  // with which NVRTC refuses
+  int meeting = 0;                  // NVRTC waits for the start of so many compilations, 10 s at most
 
   std::size_t allocated = 0, pinned = 0;  // bytes
   int contexts = 0, streams = 0, events = 0, modules = 0, graphs = 0;

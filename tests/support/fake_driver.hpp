@@ -27,6 +27,14 @@ inline FakeCuda& fake_driver() {
   return *settings();
 }
 
+/// Whether this machine has a driver of its own.
+inline bool has_driver() {
+  for (const char* const name : {"libcuda.so.1", "libcuda.so", "/usr/lib/wsl/lib/libcuda.so.1"}) {
+    if (::dlopen(name, RTLD_NOW | RTLD_LOCAL) != nullptr) return true;
+  }
+  return false;
+}
+
 inline void require(bool holds, const char* what) {
   if (holds) return;
   std::fprintf(stderr, "not so: %s\n", what);

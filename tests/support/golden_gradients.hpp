@@ -54,7 +54,8 @@ TYPED_TEST_P(GoldenGradients, OfParametersAndOfInitialStates) {
     const auto tokens = expected.tokens("input_ids");
     Tape tape(model);
     tape.forward(model, tokens, cache);
-    const Loss loss = tape.backward(model, next_token_targets(tokens, batch), gradients, {.d_state = &d_state});
+    const auto targets = next_token_targets(tokens, static_cast<std::int64_t>(batch));
+    const Loss loss = tape.backward(model, targets, gradients, {.d_state = &d_state});
     EXPECT_EQ(loss.count, tokens.size() - batch);
     EXPECT_NEAR(loss.mean(), expected.matrix("loss").values[0], this->allowed);
     this->expect_gradients(gradients, expected);

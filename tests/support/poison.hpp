@@ -324,13 +324,13 @@ class PoisonTraining : public PoisonBackend<Number> {
   using Weights = OpaqueMatrix<Scalar>;
   using Base::Base;
 
-  static View<Scalar> numbers(Weights& matrix) {
-    const View<Scalar> all = reference().numbers(*matrix.hidden_);
+  static View<Scalar> elements(Weights& matrix) {
+    const View<Scalar> all = reference().elements(*matrix.hidden_);
     if (Device::get().holds(all.data())) return {Device::get().address_of(all.data()), 1, all.cols()};
     const std::byte* const there = Device::get().alias(all.data(), all.cols() * sizeof(Scalar));
     return {reinterpret_cast<Scalar*>(const_cast<std::byte*>(there)), 1, all.cols()};
   }
-  static View<const Scalar> numbers(const Weights& matrix) { return numbers(const_cast<Weights&>(matrix)); }
+  static View<const Scalar> elements(const Weights& matrix) { return elements(const_cast<Weights&>(matrix)); }
 
   static std::size_t matrix_size(std::size_t rows, std::size_t cols) { return reference().matrix_size(rows, cols); }
   static Weights matrix_over(std::size_t rows, std::size_t cols, Scalar* memory) {

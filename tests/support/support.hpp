@@ -66,7 +66,7 @@ struct NarrowKind : K {
 /// Calls check(weight) with a value of each quantised or 16-bit weight format; where few kinds are tested, the formats
 /// are divided among the backends. Golden tests run all of them on every backend.
 template <class K, class Check>
-void each_narrow_format(Check&& check) {
+void for_each_reduced_format(Check&& check) {
 #ifdef MINIMAMBA_TEST_FEW_KINDS
   constexpr bool reference = std::is_base_of_v<minimamba::ReferenceBackend<typename K::Scalar>, typename K::Backend>;
   constexpr bool native = std::is_base_of_v<minimamba::NativeBackend<typename K::Scalar>, typename K::Backend>;

@@ -49,8 +49,8 @@ TEST(NativeTrainingThreads, ChangeNoBit) {
 }
 
 TEST(NativeTrainingThreads, HaveTheGradientsOfTheReferenceOnEveryInstructionSet) {
-  const std::size_t batch = 3, length = 101;  // two blocks of rows, the last chunk of 5
-  for (const std::size_t chunk : support::Sizes{1, 32, 1000}) {
+  constexpr std::size_t batch = 3, length = 101;  // two blocks of rows, the last chunk of 5
+  for (const std::int64_t chunk : {1, 32, 1000}) {
     const auto wanted_model = support::trained_looking_model<Reference>(odd_config());
     const auto tokens = support::random_tokens(batch * length, odd_config().vocab_size);
     auto targets = next_token_targets(tokens, batch);

@@ -79,10 +79,23 @@ TEST(AnyModelOnACard, IsChosenByAutoWhereItFits) {
                 });
   expect_choice("native on CPU, .*computing on the processor: MambaConfig.d_state: expected at most 1024",
                 [&](FakeCuda&) { return chosen(wide, "auto"); });
-  expect_choice("^native on CPU\n", [&](FakeCuda& fake) {  // nothing is wrong with a machine without a card
-    fake.init_error = 100;
+  expect_choice("native on CPU, computing on the processor: CUDA: the driver does not start: a fake error",
+                [&](FakeCuda& fake) {
+                  fake.init_error = 999;
+                  return chosen(folder, "auto");
+                });
+  expect_choice("native on CPU, computing on the processor: CUDA: the driver sees no card", [&](FakeCuda& fake) {
+    fake.init_error = 100;  // as in a container that was not given the card
     return chosen(folder, "auto");
   });
+  expect_choice("native on CPU, computing on the processor: NVRTC: there is no NVRTC of CUDA 13 or 12", [&](FakeCuda&) {
+    ::setenv("MINIMAMBA_NVRTC", "/nowhere/libnvrtc.so", 1);
+    return chosen(folder, "auto");
+  });
+  if (!support::has_driver()) {  // nothing is wrong with a machine without one
+    EXPECT_EXIT(support::end_with([&] { std::fprintf(stderr, "%s\n", chosen(folder, "auto").c_str()); }),
+                testing::ExitedWithCode(0), "^native on CPU\n");
+  }
   expect_problem(CudaProblem::no_device, "the driver sees no card", [&] {
     fake_driver().init_error = 100;
     chosen(folder, "cuda");

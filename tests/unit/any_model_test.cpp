@@ -102,7 +102,7 @@ TYPED_TEST(ModelByName, HasACacheOfTheSameValue) {
   auto b = typed.make_cache(2);
   const auto change = [](const auto& model, auto& cache) {
     cache.keep_every(2);
-    EXPECT_EQ(cache.keeps_every(), 2U);
+    EXPECT_EQ(cache.keeps_every(), 2);
     model.forward_last(random_tokens(12, 50), cache);
     EXPECT_EQ(cache.kept_positions(1), (std::vector<std::int64_t>{0, 2, 4}));
     cache.rollback(1, 4);

@@ -34,7 +34,7 @@ void expect_round_trip(const MambaConfig& config) {
 
 TYPED_TEST(Checkpoint, SavesAndLoadsTheSameModel) {
   expect_round_trip<typename TypeParam::Model>(support::small_config());
-  support::each_narrow_format<TypeParam>([](auto weight) {
+  support::for_each_reduced_format<TypeParam>([](auto weight) {
     expect_round_trip<typename TypeParam::template ModelOf<decltype(weight)>>(support::small_config());
   });
   expect_round_trip<typename TypeParam::Model>({.d_model = 9,

@@ -10,6 +10,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -33,16 +34,14 @@ void expect_refusal(CudaProblem problem, const char* words, const std::function<
 }
 
 TEST(CudaErrors, SayThatThereIsNoDriver) {
-  if (std::filesystem::exists("/proc/driver/nvidia") || std::filesystem::exists("/dev/dxg")) {
-    GTEST_SKIP() << "this machine has a driver";
-  }
+  if (support::has_driver()) GTEST_SKIP() << "this machine has a driver";
   expect_problem(CudaProblem::no_driver,
-                 "no NVIDIA driver on this machine.*install the driver.*or use the native backend|does not start",
+                 "no NVIDIA driver on this machine.*install the driver.*or use the native backend",
                  [] { CudaBackend<float>(); });
   expect_success([] { REQUIRE(CudaBackend<float>::devices() == 0); });
 }
 TEST(CudaErrors, SayThatALibraryIsNoDriver) {
-  expect_refusal(CudaProblem::no_driver, "libcuda.so.1 is not a driver of NVIDIA",
+  expect_refusal(CudaProblem::broken_driver, "libcuda.so.1 is not a driver of NVIDIA",
                  [](FakeCuda& fake) { fake.version_error = 999; });
 }
 TEST(CudaErrors, SayThatTheDriverIsTooOld) {
@@ -51,7 +50,7 @@ TEST(CudaErrors, SayThatTheDriverIsTooOld) {
                  [](FakeCuda& fake) { fake.driver_version = 11010; });
 }
 TEST(CudaErrors, SayThatTheDriverDoesNotStart) {
-  expect_refusal(CudaProblem::no_driver, "does not start: a fake error .CUDA_ERROR_FAKE.; nvidia-smi may say more",
+  expect_refusal(CudaProblem::broken_driver, "does not start: a fake error .CUDA_ERROR_FAKE.; nvidia-smi may say more",
                  [](FakeCuda& fake) { fake.init_error = 999; });
 }
 TEST(CudaErrors, SayThatThereIsNoCard) {
@@ -248,6 +247,84 @@ TEST(Cuda, UploadsValuesOfEverySize) {
   });
 }
 
+TEST(Cuda, MemoryAndMatricesSurviveAMoveToThemselves) {
+  expect_success([] {
+    const FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;
+    const std::size_t before = fake.allocated;
+    auto memory = backend.allocate<float>(8);
+    auto matrix = backend.make_matrix<float>(3, 5);
+    auto& same_memory = memory;
+    auto& same_matrix = matrix;
+    const std::size_t bytes = matrix.bytes(), allocated = fake.allocated;
+    const float* const there = memory.data();
+    memory = std::move(same_memory);
+    matrix = std::move(same_matrix);
+    REQUIRE(memory.size() == 8 && memory.data() == there);
+    REQUIRE(matrix.rows() == 3 && matrix.cols() == 5 && matrix.bytes() == bytes && matrix.weights().data != 0);
+    REQUIRE(fake.allocated == allocated);
+    memory = backend.allocate<float>(16);
+    matrix = backend.make_matrix<float>(0, 0);
+    REQUIRE(memory.size() == 16 && matrix.rows() == 0 && matrix.bytes() == 0);
+    REQUIRE(fake.allocated < allocated && fake.allocated > before);
+  });
+}
+
+/// A product of so many rows that one grid cannot have a block for each eight of them.
+template <class Scalar, class Weight>
+void multiply_many_rows(Activations activations) {
+  constexpr std::size_t rows = 65535 * 8 + 1;
+  fake_driver().memory = std::size_t{1} << 40;  // it only counts
+  const CudaBackend<Scalar> backend({.activations = activations});
+  auto x = backend.template allocate<Scalar>(rows), y = backend.template allocate<Scalar>(rows),
+       sum = backend.template allocate<Scalar>(rows);
+  const auto weight = backend.template make_matrix<Weight>(1, 1);
+  backend.reserve_matmul(rows, weight);
+  backend.matmul({x.data(), rows, 1}, weight, {y.data(), rows, 1});
+  backend.add({y.data(), rows, 1}, {sum.data(), rows, 1});
+  backend.to_host({y.data(), 1, 1});
+}
+TEST(Cuda, MultipliesAnyNumberOfRows) {
+  for (const Activations activations : {Activations::rounded, Activations::exact}) {
+    expect_success([=] { multiply_many_rows<float, float>(activations); });
+    expect_success([=] { multiply_many_rows<float, f16>(activations); });
+    expect_success([=] { multiply_many_rows<float, bf16>(activations); });
+    expect_success([=] { multiply_many_rows<float, q8>(activations); });
+    expect_success([=] { multiply_many_rows<float, q4>(activations); });
+    expect_success([=] { multiply_many_rows<double, double>(activations); });
+    expect_success([=] { multiply_many_rows<double, q4>(activations); });
+  }
+}
+
+TEST(Cuda, RunsOtherKernelsOnAnyNumberOfRowsSequencesAndGroups) {
+  expect_success([] {
+    fake_driver();
+    const CudaBackend<float> backend;
+    constexpr std::size_t many = 70'000;
+    auto x = backend.allocate<float>(many), y = backend.allocate<float>(many), z = backend.allocate<float>(2 * many);
+    const View<float> tall{x.data(), many, 1}, wide{x.data(), 1, many};
+    backend.fill(tall, 1);
+    backend.copy(tall, {y.data(), many, 1});
+    backend.add(tall, {y.data(), many, 1});
+    backend.negative_exp(tall, {y.data(), many, 1});
+    backend.rms_norm(tall, {}, 1e-5, {y.data(), many, 1});
+    const auto sequences = uniform_segments(many, 1);
+    backend.causal_conv1d({.segments = sequences,
+                           .x = tall,
+                           .weight = {z.data(), 1, 2},
+                           .bias = {},
+                           .window = {{z.data(), many, 1}, 1},
+                           .y = {y.data(), many, 1}});
+    backend.gated_rms_norm({.x = wide,
+                            .z = wide,
+                            .weight = {z.data(), 1, many},
+                            .groups = many,
+                            .epsilon = 1e-5,
+                            .y = {y.data(), 1, many}});
+    backend.to_host({y.data(), 1, 1});
+  });
+}
+
 TEST(Cuda, ReplaysListsOfKernelsUnlessMemoryIsShort) {
   expect_success([] {
     FakeCuda& fake = fake_driver();
@@ -355,6 +432,35 @@ TEST(CudaKernels, AreKeptInACacheThatBelongsToTheUser) {
       REQUIRE(error.problem() == CudaProblem::old_driver);
     }
     REQUIRE(fake.compilations == 1);
+  });
+}
+
+TEST(CudaKernels, InACacheBelongToTheVersionOfNvrtcThatMadeThem) {
+  const Folder folder;
+  const CudaKernelOptions options{.cache_folder = folder / "cache"};
+  const auto compilations_by = [&](int version) {
+    fake_driver().compiler_major = version;
+    return compilations(options);
+  };
+  expect_success([&] { REQUIRE(compilations_by(12) == 1); });
+  expect_success([&] { REQUIRE(compilations_by(13) == 1); });
+  expect_success([&] { REQUIRE(compilations_by(12) == 0); });
+  expect_problem(CudaProblem::no_compiler, "there is no NVRTC", [&] {  // which is asked for its version
+    fake_driver();
+    ::setenv("MINIMAMBA_NVRTC", "/nowhere", 1);
+    compilations(options);
+  });
+}
+
+TEST(CudaKernels, OfDifferentProgramsAreCompiledAtOnce) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;  // compiles those that every model needs
+    fake.meeting = 3;
+    std::thread other([&] { backend.make_matrix<q8>(1, 1); });
+    backend.make_matrix<float>(1, 1);
+    other.join();
+    REQUIRE(fake.compilations == 3 && fake.complaint == nullptr);
   });
 }
 

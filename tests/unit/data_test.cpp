@@ -18,16 +18,21 @@ Tokens counted(std::size_t count) {
 
 TEST(Windows, AtRandomPlacesNeedOneTokenMoreThanTheirLength) {
   for (const std::size_t length : {std::size_t{1}, std::size_t{8}}) {
+    const WindowShape shape{2, static_cast<std::int64_t>(length)};
     for (std::size_t size = 0; size <= length; ++size) {
-      EXPECT_THROW(random_windows(counted(size), {2, length}, 0, 0), ArgumentError) << size << " of " << length;
+      EXPECT_THROW(random_windows(counted(size), shape, 0, 0), ArgumentError) << size << " of " << length;
     }
-    const Windows only = random_windows(counted(length + 1), {2, length}, 0, 5);
+    const Windows only = random_windows(counted(length + 1), shape, 0, 5);
     EXPECT_EQ(only.tokens.size(), 2 * length);
     EXPECT_EQ(only.tokens.front(), 0);
     EXPECT_EQ(only.targets.back(), static_cast<std::int32_t>(length));
   }
   EXPECT_THROW(random_windows(Tokens(), {1, 0}, 0, 0), ArgumentError);
-  EXPECT_THROW(random_windows(counted(9), {1, std::numeric_limits<std::size_t>::max()}, 0, 0), ArgumentError);
+  EXPECT_THROW(random_windows(counted(9), {1, std::numeric_limits<std::int64_t>::max()}, 0, 0), ArgumentError);
+  for (const WindowShape shape : {WindowShape{-1, 5}, {2, -1}}) {
+    EXPECT_THROW(random_windows(counted(9), shape, 0, 0), ArgumentError);
+    EXPECT_THROW(windows_in_order(counted(9), shape, 0), ArgumentError);
+  }
 }
 
 TEST(Windows, InOrderEndWithTheTokens) {
@@ -36,8 +41,8 @@ TEST(Windows, InOrderEndWithTheTokens) {
   EXPECT_TRUE(windows_in_order(tokens, {2, 5}, 1).tokens.empty());
   EXPECT_EQ(windows_in_order(tokens, {3, 5}, 0).tokens, counted(10));
   EXPECT_EQ(windows_in_order(std::span(tokens).first(10), {2, 5}, 0).tokens, counted(5));  // the last has no target
-  constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
-  for (const std::size_t number : {most, most / 2, most / 5 + 1, most / 10 + 1}) {
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  for (const std::int64_t number : {most, most / 2, most / 5 + 1, most / 10 + 1, std::int64_t{-1}}) {
     EXPECT_TRUE(windows_in_order(tokens, {2, 5}, number).tokens.empty()) << number;
   }
   EXPECT_TRUE(windows_in_order(tokens, {2, most}, 1).tokens.empty());

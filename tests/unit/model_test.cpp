@@ -127,7 +127,7 @@ TYPED_TEST(Model, RefusesACacheOfAnotherModel) {
 }
 
 TYPED_TEST(Model, RunsWith16BitAndQuantisedWeights) {
-  support::each_narrow_format<TypeParam>([](auto weight) {
+  support::for_each_reduced_format<TypeParam>([](auto weight) {
     using Narrow = typename TypeParam::template ModelOf<decltype(weight)>;
     const auto wide = support::trained_looking_model<typename TypeParam::Model>(small_config());
     auto narrow = Narrow::shapes_only(small_config());

@@ -232,7 +232,7 @@ TYPED_TEST(Runs, RollBackToAnyPositionThatWasKept) {
     auto cache = model.make_cache(3);
     const auto before = random_tokens(5, 50, 9), one = random_tokens(8, 50, 1), two = random_tokens(300, 50, 2);
     model.forward_last(std::vector<OneRun>{{2, before}}, cache);
-    cache.keep_every(every);
+    cache.keep_every(static_cast<std::int64_t>(every));
     const std::vector<OneRun> runs{{2, one}, {0, two}};
     model.forward_last(runs, cache);
     EXPECT_EQ(cache.kept_positions(2).front(), 5);

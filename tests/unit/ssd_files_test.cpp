@@ -221,8 +221,27 @@ TEST(SsdFiles, AreToldFromOtherModelsByTheirType) {
                           "vocab_size": 96})")
                 .n_heads(),
             128);
-  EXPECT_EQ(described(R"({"model_type": "mamba", "dim": 64, "n_layers": 1, "vocab_size": 96, "n_groups": 1})").d_model,
-            64);
+}
+
+TEST(SsdFiles, OfMistralHaveTheDefaultsOfTheOfficialCode) {
+  const Mamba2Config expected{.d_model = 64, .n_layer = 1, .vocab_size = 97, .pad_vocab_size_multiple = 1};
+  const Mamba2Config all = described(
+      R"({"dim": 64, "n_layers": 1, "vocab_size": 97, "n_groups": 1, "rms_norm": true, "residual_in_fp32": true,
+          "fused_add_norm": true, "pad_vocab_size_multiple": 1, "tie_embeddings": true, "model_type": "mamba"})");
+  EXPECT_EQ(all, expected);
+  EXPECT_EQ(described(R"({"dim": 64, "n_layers": 1, "vocab_size": 97, "n_groups": 1})"), expected);
+  EXPECT_EQ(described(R"({"model_type": "mamba", "dim": 64, "n_layers": 1, "vocab_size": 97})"), expected);
+  const Mamba2Config other = described(
+      R"({"dim": 64, "n_layers": 1, "vocab_size": 97, "n_groups": 2, "pad_vocab_size_multiple": 16,
+          "tie_embeddings": false})");
+  EXPECT_EQ(other.n_groups, 2);
+  EXPECT_EQ(other.padded_vocab_size(), 112);
+  EXPECT_FALSE(other.tie_embeddings);
+  support::expect_words(
+      refusal_of(R"({"model_type": "transformer", "dim": 64, "n_layers": 1, "vocab_size": 97, "n_heads": 32})"),
+      {"model_type", "\"transformer\""});
+  support::expect_words(refusal_of(R"({"dim": 64, "n_layers": 1, "vocab_size": 97, "n_groups": 1, "rms_norm": false})"),
+                        {"rms_norm"});
 }
 
 TEST(SsdFiles, AreNamedIfTheirSettingsAreThoseOfAMamba) {

@@ -107,7 +107,7 @@ TYPED_TEST(SsdModel, GivesWhatTheReferenceGivesInEveryWeightFormat) {
     support::expect_outcome(model, tokens, 2, support::expectation<typename TypeParam::Scalar, W>(model, tokens, 2));
   };
   check(typename TypeParam::Scalar());
-  support::each_narrow_format<TypeParam>(check);
+  support::for_each_reduced_format<TypeParam>(check);
 }
 
 using Native = Mamba2<float, NativeBackend>;

@@ -38,7 +38,7 @@ void expect_continuation() {
 
 TYPED_TEST(State, ContinuesAsIfItHadNotBeenSaved) {
   expect_continuation<typename TypeParam::Model>();
-  support::each_narrow_format<TypeParam>(
+  support::for_each_reduced_format<TypeParam>(
       [](auto weight) { expect_continuation<typename TypeParam::template ModelOf<decltype(weight)>>(); });
 }
 
@@ -144,7 +144,7 @@ TEST(StateFile, CutAnywhereOrAlteredInAnyByteIsRefused) {
 TEST(StateFile, WithFalseContentsAndARightChecksumIsRefusedToo) {
   const Saved saved;
   const std::string most(8, '\xFF'), zero(8, '\0');
-  support::expect_words(saved.refusal(saved.with(16, "\1")), {"version 2", "1"});
+  support::expect_words(saved.refusal(saved.with(16, "\1")), {"version 2 to 4", "1"});
   support::expect_words(saved.refusal(saved.with(20, "\x8")), {"scalars of 4 bytes", "8"});
   support::expect_words(saved.refusal(saved.with(24, zero)), {"d_model 2", "another"});
   support::expect_words(saved.refusal(saved.with(32, most)), {"states", "18446744073709551615"});
@@ -187,18 +187,72 @@ TEST(StateFile, OfAnotherModelIsRefused) {
   EXPECT_TRUE(read_text(saved.folder / "state") == saved.file);
 }
 
+/// Fills a parameter of a model.
+template <class Model, class Parameter>
+void fill(const Model& model, Parameter& parameter, float value) {
+  const std::vector<float> values(parameter.size(), value);
+  parameter.upload(model.backend(), 0, View<const float>(values.data(), 1, values.size()));
+}
+
+TEST(StateFile, OfAModelWithOtherScalesIsRefused) {
+  const auto expect_refusal = [](auto model, const auto& parameter_of) {
+    const Folder folder;
+    save_state(model, model.make_cache(), folder / "state");
+    EXPECT_NO_THROW(load_state(folder / "state", model));
+    fill(model, parameter_of(model.layers[0].mixer), 0.5F);
+    EXPECT_THROW(load_state(folder / "state", model), CheckpointError);
+  };
+  const auto d = [](auto& mixer) -> auto& { return mixer.D; };
+  const auto norm = [](auto& mixer) -> auto& { return mixer.norm.weight; };
+  expect_refusal(support::Model(support::tiny_config()), d);
+  using Second = Mamba<float, NativeBackend, float, SSD>;
+  const Mamba2Config config{.d_model = 8, .n_layer = 1, .vocab_size = 16, .d_state = 4, .head_dim = 4};
+  expect_refusal(Second(config), d);
+  expect_refusal(Second(config), norm);
+}
+
+/// The bytes of a state with the fingerprint of an older version.
+template <class Model>
+std::string state_of_version(const Model& model, std::uint32_t version) {
+  std::string bytes;
+  const auto cache = model.make_cache();
+  save_state(model, cache, [&](std::span<const std::byte> piece) {
+    bytes.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+  });
+  const std::uint64_t fingerprint = detail::fingerprint(model, cache.layout(), version);
+  std::memcpy(bytes.data() + 16, &version, sizeof(version));
+  std::memcpy(bytes.data() + 24, &fingerprint, sizeof(fingerprint));
+  return Saved::summed(bytes);
+}
+TEST(StateFile, OfAnOlderVersionIsReadAndOfALaterOneRefused) {
+  const support::Model first(support::tiny_config());
+  const Mamba<float, NativeBackend, float, SSD> second(
+      {.d_model = 8, .n_layer = 1, .vocab_size = 16, .d_state = 4, .head_dim = 4});
+  const auto read = [](const std::string& bytes, const auto& model) {
+    return load_state(ByteSource(std::as_bytes(std::span(bytes)), "some.state"), model).cache.position();
+  };
+  for (const std::uint32_t version : {2U, 3U, 4U}) {
+    EXPECT_EQ(read(state_of_version(first, version), first), 0) << version;
+    EXPECT_EQ(read(state_of_version(second, version), second), 0) << version;
+  }
+  for (const std::uint32_t version : {1U, 5U}) {
+    EXPECT_THROW(read(state_of_version(first, version), first), FormatError) << version;
+  }
+}
+
 TEST(StateFile, OfAnS6ModelHasTheFingerprintThatItAlwaysHad) {
   MambaConfig config{
       .d_model = 6, .n_layer = 2, .vocab_size = 11, .d_state = 3, .d_conv = 2, .expand = 3, .dt_rank = 5};
   const auto fingerprints = [&] {
     const Mamba<float> model(config);
     return std::vector<std::uint64_t>{detail::fingerprint(model, model.state_layout(), 2),
-                                      detail::fingerprint(model, model.state_layout(), 3)};
+                                      detail::fingerprint(model, model.state_layout(), 3),
+                                      detail::fingerprint(model, model.state_layout(), 4)};
   };
-  EXPECT_EQ(fingerprints(), (std::vector<std::uint64_t>{0xaa6de1648be66257, 0x58f95c366abc7b48}));
+  EXPECT_EQ(fingerprints(), (std::vector<std::uint64_t>{0xaa6de1648be66257, 0x58f95c366abc7b48, 0x6a2b8d0c718b9aa8}));
   config.bias = true;
   config.tie_embeddings = false;
-  EXPECT_EQ(fingerprints(), (std::vector<std::uint64_t>{0xbea5f32422f4ea8b, 0x181e315889f06d74}));
+  EXPECT_EQ(fingerprints(), (std::vector<std::uint64_t>{0xbea5f32422f4ea8b, 0x181e315889f06d74, 0xe1b1e2710b88f554}));
 }
 
 TEST(StateFile, OnAFullDiskLeavesTheOldOne) {

@@ -39,7 +39,7 @@ struct Pass {
 template <class Model>
 Pass<Model> random_pass(const Model& model, std::size_t batch, std::size_t length) {
   const auto tokens = support::random_tokens(batch * length, model.config().vocab_size);
-  return {.tokens = tokens, .targets = next_token_targets(tokens, batch), .batch = batch};
+  return {.tokens = tokens, .targets = next_token_targets(tokens, static_cast<std::int64_t>(batch)), .batch = batch};
 }
 
 /// The mean loss plus <d_state, final states>: what backward differentiates.
@@ -226,8 +226,8 @@ TYPED_TEST(Tapes, LimitChunksToTheLengthOfTheSequences) {
   auto pass = random_pass(model, 2, 9);
   pass.options.chunk = 9;
   const auto whole = pass.run(model);
-  constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
-  for (const std::size_t chunk : {std::size_t{1'000'000}, most / 4, most - 1, most}) {
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  for (const std::int64_t chunk : {std::int64_t{1'000'000}, most / 4, most - 1, most}) {
     pass.options.chunk = chunk;
     const auto same = pass.run(model);
     EXPECT_EQ(same.loss.sum, whole.loss.sum) << chunk;
@@ -277,6 +277,7 @@ TYPED_TEST(Tapes, RefuseWhatTheyCannotRead) {
   auto cache = model.make_cache(2), gradients_of_other = model.make_cache(1);
   auto gradients = zeros_like(model);
   EXPECT_THROW(Tape(model, {.chunk = 0}), ArgumentError);
+  EXPECT_THROW(Tape(model, {.chunk = -1}), ArgumentError);
   EXPECT_THROW(Tape(model, {.dropout = 1}), ArgumentError);
   Tape tape(model);
   const std::vector<std::int32_t> tokens{1, 2, 3, 4}, none{}, odd{1, 2, 3}, unknown{1, 2, 3, 50}, negative{1, 2, -1, 4};
@@ -301,6 +302,7 @@ TYPED_TEST(Tapes, RefuseWhatTheyCannotRead) {
   }
   EXPECT_THROW(next_token_targets(odd, 2), ArgumentError);
   EXPECT_THROW(next_token_targets(odd, 0), ArgumentError);
+  EXPECT_THROW(next_token_targets(odd, -1), ArgumentError);
   EXPECT_EQ(next_token_targets(tokens, 2), (std::vector<std::int32_t>{2, ignored_target, 4, ignored_target}));
 }
 

@@ -82,7 +82,7 @@ TEST(LogitsThatAreNotFinite, AreReportedByScoringAndGeneration) {
   EXPECT_FALSE(good.not_finite_after());
   std::vector<float> row(8, std::numeric_limits<float>::quiet_NaN());
   model.embedding.weight.upload(model.backend(), 3, View<float>(row.data(), 1, 8));
-  for (const std::size_t chunk : {1U, 2U, 256U}) {
+  for (const std::int64_t chunk : {1, 2, 256}) {
     Scorer scorer(model, chunk);
     scorer.read(tokens);
     ASSERT_TRUE(scorer.not_finite_after());

@@ -274,8 +274,8 @@ struct BackendTraits {
     return false;
   }();
   /// Maximum states of a channel in selective_scan and ssd_scan; mixers refuse to be made with more.
-  static constexpr std::size_t most_states = [] {
-    if constexpr (requires { B::most_states; }) return std::size_t{B::most_states};
+  static constexpr std::size_t max_states = [] {
+    if constexpr (requires { B::max_states; }) return std::size_t{B::max_states};
     return std::numeric_limits<std::size_t>::max();
   }();
   /// Whether its memory is that of another device, which the program cannot read.

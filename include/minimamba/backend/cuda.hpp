@@ -58,7 +58,7 @@ class CudaBackend {
   using Matrix = CudaMatrix<W>;
 
   static constexpr std::size_t rows_at_once = 4096;
-  static constexpr std::size_t most_states = 1024;
+  static constexpr std::size_t max_states = 1024;
   static constexpr bool on_device = true;
 
   /// Opens a card. Throws CudaError, which says what is missing.
@@ -197,6 +197,9 @@ class CudaBackend {
   void matmul(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
     if (y.empty()) return;
+    for (; y.rows() > max_rows_of_product; x = after(x), y = after(y)) {
+      matmul(x.rows_from(0, max_rows_of_product), weight, y.rows_from(0, max_rows_of_product));
+    }
     if constexpr (std::is_same_v<Scalar, double>) {
       multiply_double(x, weight, y);
     } else if (const auto norm = take_norm<W>(x, y)) {
@@ -212,7 +215,8 @@ class CudaBackend {
   /// Memory for the rounded activations of products of up to `rows` rows.
   template <WeightFormat W>
   void reserve_matmul(std::size_t rows, const Matrix<W>& weight) const {
-    if (const std::size_t bytes = rounded_bytes<W>(rows, weight.cols()); bytes > 0) {
+    const std::size_t at_once = std::min(rows, max_rows_of_product);
+    if (const std::size_t bytes = rounded_bytes<W>(at_once, weight.cols()); bytes > 0) {
       device_->scratch(bytes, device_->lock_scratch());
     }
   }
@@ -236,7 +240,7 @@ class CudaBackend {
     });
   }
 
-  /// Throws ArgumentError for more than most_states states of a channel.
+  /// Throws ArgumentError for more than max_states states of a channel.
   void selective_scan(const ScanArguments<Scalar>& p) const {
     const gpu::ScanArguments<Scalar> arguments(p);
     const std::size_t states = p.a.cols(), channels = p.u.cols();
@@ -250,7 +254,7 @@ class CudaBackend {
 
   /// Makes the kernels of SSD ready.
   void reserve_ssd() const { device_->load(ssd, gpu::ssd_kernels, options_->kernels, gpu::no_shared_memory); }
-  /// Throws ArgumentError for more than most_states states of a channel.
+  /// Throws ArgumentError for more than max_states states of a channel.
   void ssd_scan(const SsdScanArguments<Scalar>& p) const {
     if (p.x.cols() == 0) return;
     reserve_ssd();
@@ -267,9 +271,13 @@ class CudaBackend {
     assert(p.x.cols() % p.groups == 0 && p.x.cols() == p.weight.cols());
     if (p.y.empty()) return;
     reserve_ssd();
-    device_->launch(ssd, gpu::gated_rms_norm, {p.y.rows(), p.groups}, 256, p.x.data(), stride(p.x), p.z.data(),
-                    stride(p.z), p.weight.data(), p.epsilon, p.y.data(), stride(p.y),
-                    static_cast<std::uint32_t>(p.y.cols() / p.groups));
+    const std::size_t size = p.y.cols() / p.groups;
+    for (std::size_t first = 0; first < p.groups; first += gpu::max_blocks) {
+      const std::size_t at = first * size;
+      device_->launch(ssd, gpu::gated_rms_norm, {p.y.rows(), std::min(gpu::max_blocks, p.groups - first)}, 256,
+                      p.x.data() + at, stride(p.x), p.z.data() + at, stride(p.z), p.weight.data() + at, p.epsilon,
+                      p.y.data() + at, stride(p.y), static_cast<std::uint32_t>(size));
+    }
   }
 
   void add(View<const Scalar> x, View<Scalar> y) const {
@@ -318,7 +326,7 @@ class CudaBackend {
   /// Blocks of 256 threads for all elements of a matrix.
   template <class T>
   static gpu::Grid over(const View<T>& y) {
-    return {std::min<std::size_t>((y.cols() + 255) / 256, 1U << 20), std::min<std::size_t>(y.rows(), 65535)};
+    return {std::min<std::size_t>((y.cols() + 255) / 256, 1U << 20), std::min(y.rows(), gpu::max_blocks)};
   }
   template <class... Arguments>
   void launch(std::size_t kernel, const gpu::Grid& grid, unsigned threads, const Arguments&... arguments) const {
@@ -347,6 +355,12 @@ class CudaBackend {
     return sizes.fragment_bytes() + (std::is_same_v<W, bf16> ? 0 : sizes.scale_bytes());
   }
   static constexpr std::size_t few_rows = 8;  // whose activations the products themselves round to bf16
+  /// Of one launch: the lowest tiles have 8 rows.
+  static constexpr std::size_t max_rows_of_product = 8 * gpu::max_blocks;
+  template <class T>
+  static View<T> after(View<T> rows) {
+    return rows.rows_from(max_rows_of_product, rows.rows() - max_rows_of_product);
+  }
   /// Values of a step on tensor cores.
   template <class W>
   static constexpr std::size_t depth = std::is_same_v<W, bf16> ? 16 : 32;
@@ -406,7 +420,7 @@ class CudaBackend {
     const std::size_t elements =
         quantised ? blocks_in<W>(matrix.cols()) * (sizeof(typename Format<W>::Block) - 2) : matrix.cols();
     device_->launch(layers, gpu::first_of_formats + 3 * gpu::Layout<W>::index + which,
-                    {(elements + 255) / 256, std::min<std::size_t>(count, 65535)}, gpu::Block{.writes_weights = true},
+                    {(elements + 255) / 256, std::min(count, gpu::max_blocks)}, gpu::Block{.writes_weights = true},
                     matrix.weights(), there, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count));
   }
 

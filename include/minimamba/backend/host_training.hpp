@@ -25,8 +25,8 @@ class HostTraining : public Inference {
   using Scalar = typename Inference::Scalar;
   using Inference::Inference;
 
-  static View<Scalar> numbers(HostMatrix<Scalar>& matrix) { return {matrix.row(0), 1, matrix.rows() * matrix.cols()}; }
-  static View<const Scalar> numbers(const HostMatrix<Scalar>& matrix) {
+  static View<Scalar> elements(HostMatrix<Scalar>& matrix) { return {matrix.row(0), 1, matrix.rows() * matrix.cols()}; }
+  static View<const Scalar> elements(const HostMatrix<Scalar>& matrix) {
     return {matrix.row(0), 1, matrix.rows() * matrix.cols()};
   }
 

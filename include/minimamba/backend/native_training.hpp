@@ -46,10 +46,10 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
     return this->instruction_set();
   }
 
-  static View<Scalar> numbers(PanelMatrix<Scalar>& matrix) {
+  static View<Scalar> elements(PanelMatrix<Scalar>& matrix) {
     return {matrix.row(0), 1, matrix.bytes() / sizeof(Scalar)};
   }
-  static View<const Scalar> numbers(const PanelMatrix<Scalar>& matrix) {
+  static View<const Scalar> elements(const PanelMatrix<Scalar>& matrix) {
     return {matrix.row(0), 1, matrix.bytes() / sizeof(Scalar)};
   }
 
@@ -174,7 +174,7 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
   }
 
   void causal_conv1d_backward(const Conv1dBackwardArguments<Scalar>& p) const {
-    const std::size_t channels = p.x.cols(), width = p.weight.cols(), part_size = 4 * width * native::most_lanes;
+    const std::size_t channels = p.x.cols(), width = p.weight.cols(), part_size = 4 * width * native::max_lanes;
     const std::vector<native::SegmentTask<Scalar>> segments = segment_tasks(p.segments, p.kept, p.d_window);
     Scalar* const parts = this->scratch(part_size * static_cast<std::size_t>(this->threads()));
     share(ceil(channels, this->strip), this->strip * p.x.rows() * 4 * width,

@@ -171,7 +171,7 @@ struct AdamWArguments {
 };
 
 /// What optimisers need:
-///   numbers(matrix)          all elements of a matrix with its padding, as one row, for elementwise kernels. The order
+///   elements(matrix)         all elements of a matrix with its padding, as one row, for elementwise kernels. The order
 ///                            is the same for matrices of one shape. The padding is zero and must stay zero.
 ///   matrix_size(rows, cols)  the length of this row
 ///   matrix_over(rows, cols, memory)
@@ -186,8 +186,8 @@ concept HasOptimizer = requires(const B& backend, typename B::template Matrix<ty
                                 typename B::Scalar* memory) {
   { backend.matrix_size(size, size) } -> std::same_as<std::size_t>;
   matrix = backend.matrix_over(size, size, memory);
-  { backend.numbers(matrix) } -> std::same_as<View<typename B::Scalar>>;
-  { backend.numbers(constant) } -> std::same_as<View<const typename B::Scalar>>;
+  { backend.elements(matrix) } -> std::same_as<View<typename B::Scalar>>;
+  { backend.elements(constant) } -> std::same_as<View<const typename B::Scalar>>;
   backend.sum_of_squares(x, sum);
   backend.adamw(step);
   backend.dropout(y, Dropout());

@@ -84,7 +84,7 @@ class Sampler {
   template <class Scalar>
   std::int32_t choose_from_largest(std::span<const TokenLogit<Scalar>> largest) {
     assert(!penalises_);
-    if (largest.empty() || !(largest[0].logit > -HUGE_VAL)) throw_nothing_left();
+    if (largest.empty() || !(largest[0].logit > -HUGE_VAL)) throw_no_finite_logit();
     if (options_.temperature == 0) return largest[0].token;
     candidates_.clear();
     const auto best = static_cast<double>(largest[0].logit);
@@ -228,10 +228,10 @@ class Sampler {
         largest = logit;
       }
     }
-    if (best == logits.size()) throw_nothing_left();
+    if (best == logits.size()) throw_no_finite_logit();
     return best;
   }
-  [[noreturn]] static void throw_nothing_left() { throw ArgumentError("logits", "all are NaN or -infinity"); }
+  [[noreturn]] static void throw_no_finite_logit() { throw ArgumentError("logits", "all are NaN or -infinity"); }
 
   template <class Scalar>
   std::int32_t draw(std::span<const Scalar> logits) {

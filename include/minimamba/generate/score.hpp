@@ -39,10 +39,10 @@ class Scorer {
  public:
   using Cache = typename detail::ModelOfLanguage<Model>::Type::Cache;
 
-  /// chunk: how many tokens have their logits in memory at the same time.
-  explicit Scorer(const Model& model, std::size_t chunk = 256)
-      : model_(model), chunk_(std::max<std::size_t>(chunk, 1)), cache_(model.make_cache()) {}
-  explicit Scorer(const Model&&, std::size_t = 256) = delete;  // the model must outlive it
+  /// chunk: how many tokens have their logits in memory at the same time. Throws ArgumentError if it is below 1.
+  explicit Scorer(const Model& model, std::int64_t chunk = 256)
+      : model_(model), chunk_(checked(chunk)), cache_(model.make_cache()) {}
+  explicit Scorer(const Model&&, std::int64_t = 256) = delete;  // the model must outlive it
 
   /// Throws ArgumentError for a token that the model does not have; then nothing of this call is read.
   void read(std::span<const std::int32_t> tokens) {
@@ -67,6 +67,11 @@ class Scorer {
 
  private:
   using Scalar = ScalarOf<Model>;
+
+  static std::size_t checked(std::int64_t chunk) {
+    if (chunk < 1) throw ArgumentError("chunk", "at least 1", std::to_string(chunk));
+    return static_cast<std::size_t>(chunk);
+  }
 
   /// Row i holds the logits from which tokens[i] is predicted. A backend with a kernel for it computes where they are.
   void count_rows(View<const Scalar> logits, std::span<const std::int32_t> tokens) {

@@ -90,8 +90,8 @@ class CacheInterface {
   virtual void reorder(std::span<const std::size_t> slots) = 0;
   virtual void assign(const CacheInterface& other) = 0;
   virtual void assign(std::size_t slot, const CacheInterface& other, std::size_t other_slot) = 0;
-  virtual void keep_every(std::size_t tokens) = 0;
-  virtual std::size_t keeps_every() const = 0;
+  virtual void keep_every(std::int64_t tokens) = 0;
+  virtual std::int64_t keeps_every() const = 0;
   virtual std::vector<std::int64_t> kept_positions(std::size_t slot) const = 0;
   virtual void rollback(std::size_t slot, std::int64_t position) = 0;
   virtual void release_workspace() = 0;
@@ -127,8 +127,8 @@ class AnyCache {
     own().assign(slot, other.own(), other_slot);
   }
 
-  void keep_every(std::size_t tokens) { own().keep_every(tokens); }
-  std::size_t keeps_every() const { return own().keeps_every(); }
+  void keep_every(std::int64_t tokens) { own().keep_every(tokens); }
+  std::int64_t keeps_every() const { return own().keeps_every(); }
   std::vector<std::int64_t> kept_positions(std::size_t slot) const { return own().kept_positions(slot); }
   void rollback(std::size_t slot, std::int64_t position) { own().rollback(slot, position); }
   void release_workspace() { own().release_workspace(); }
@@ -203,10 +203,10 @@ class AnyModel {
   using Cache = AnyCache;
 
   /// Loads a model in the weight format and on the backend that the options name; "auto" is the card if there is one
-  /// and the model fits, or else native, with a note about what is wrong with a card. Throws what minimamba::load
-  /// throws, CudaError, and ArgumentError for a name that is unknown, or for a backend that the program was compiled
-  /// without, before the files are opened. (They are templates so that the models are compiled only in files that call
-  /// them.)
+  /// and the model fits, or else native, with a note about why, unless the machine has no driver of NVIDIA's. Throws
+  /// what minimamba::load throws, CudaError, and ArgumentError for a name that is unknown, or for a backend that the
+  /// program was compiled without, before the files are opened. (They are templates so that the models are compiled
+  /// only in files that call them.)
   template <class Options = AnyModelOptions>
   static AnyModel load(const std::filesystem::path& path, const std::type_identity_t<Options>& options = {});
   template <class Options = AnyModelOptions>
@@ -330,8 +330,8 @@ AnyModel load_where_it_fits(const Checkpoint& checkpoint, const Options& options
     model.forward_last(0, cache);  // needs memory too
     return model;
   } catch (const CudaError& error) {
-    const bool present = error.problem() != CudaProblem::no_driver && error.problem() != CudaProblem::no_device;
-    if (present) say_why(error);
+    const bool usual = error.problem() == CudaProblem::no_driver;
+    if (!usual) say_why(error);
   } catch (const ConfigError& error) {  // more states than a card takes
     say_why(error);
   }

@@ -65,8 +65,8 @@ class ErasedCache final : public CacheInterface {
   void assign(std::size_t slot, const CacheInterface& other, std::size_t other_slot) override {
     cache_.assign(slot, in(other), other_slot);
   }
-  void keep_every(std::size_t tokens) override { cache_.keep_every(tokens); }
-  std::size_t keeps_every() const override { return cache_.keeps_every(); }
+  void keep_every(std::int64_t tokens) override { cache_.keep_every(tokens); }
+  std::int64_t keeps_every() const override { return cache_.keeps_every(); }
   std::vector<std::int64_t> kept_positions(std::size_t slot) const override { return cache_.kept_positions(slot); }
   void rollback(std::size_t slot, std::int64_t position) override { cache_.rollback(slot, position); }
   void release_workspace() override {

@@ -379,15 +379,14 @@ void write_special_tokens(JsonWriter& json, const Config& config) {
   json.key("pad_token_id").value(config.pad_token_id);
 }
 
-}  // namespace detail
-
-/// The text of config.json in the Hugging Face layout. `dtype` is PyTorch's name of the stored type.
-inline std::string hugging_face_config(const MambaConfig& config, const std::string& dtype) {
+/// config.json in the Hugging Face layout: the keys of all mixers, and among them those that write_own(json) writes.
+template <class Config, class WriteOwn>
+std::string hugging_face_text(const Config& config, const char* architecture, const char* model_type,
+                              const std::string& dtype, WriteOwn&& write_own) {
   JsonWriter json(2);
   json.open('{');
-  json.key("architectures").open('[');
-  json.value(config.dt_b_c_rms ? detail::falcon_mamba_class : "MambaForCausalLM").close(']');
-  json.key("model_type").value(config.dt_b_c_rms ? detail::falcon_mamba_type : "mamba");
+  json.key("architectures").open('[').value(architecture).close(']');
+  json.key("model_type").value(model_type);
   json.key("hidden_size").value(config.d_model);
   json.key("num_hidden_layers").value(config.n_layer);
   json.key("vocab_size").value(config.padded_vocab_size());
@@ -397,21 +396,32 @@ inline std::string hugging_face_config(const MambaConfig& config, const std::str
   if (config.inner_size == 0) {
     json.key("expand").value(config.expand);
   } else {
-    json.key("expand").value(detail::expand_of(config));
+    json.key("expand").value(expand_of(config));
   }
-  json.key("intermediate_size").value(config.d_inner());
-  json.key("time_step_rank").value(config.dt_rank);
+  write_own(json);
   json.key("use_bias").value(config.bias);
   json.key("use_conv_bias").value(config.conv_bias);
   json.key("hidden_act").value("silu");
   json.key("layer_norm_epsilon").value(config.norm_epsilon);
-  if (config.dt_b_c_rms) json.key("mixer_rms_eps").value(config.mixer_rms_eps);
   json.key("residual_in_fp32").value(true);
   json.key("tie_word_embeddings").value(config.tie_embeddings);
-  detail::write_special_tokens(json, config);
+  write_special_tokens(json, config);
   json.key("torch_dtype").value(dtype);
   json.close('}');
   return json.text() + "\n";
+}
+
+}  // namespace detail
+
+/// The text of config.json in the Hugging Face layout. `dtype` is PyTorch's name of the stored type.
+inline std::string hugging_face_config(const MambaConfig& config, const std::string& dtype) {
+  const bool falcon = config.dt_b_c_rms;
+  return detail::hugging_face_text(config, falcon ? detail::falcon_mamba_class : "MambaForCausalLM",
+                                   falcon ? detail::falcon_mamba_type : "mamba", dtype, [&](JsonWriter& json) {
+                                     json.key("intermediate_size").value(config.d_inner());
+                                     json.key("time_step_rank").value(config.dt_rank);
+                                     if (falcon) json.key("mixer_rms_eps").value(config.mixer_rms_eps);
+                                   });
 }
 
 }  // namespace minimamba

@@ -195,7 +195,8 @@ struct SsdFiles {
     config.pad_vocab_size_multiple = reader.size("pad_vocab_size_multiple", 1, LargestSize::vocab_size);
     config.inner_size = reader.inner(ssd_mistral_keys.expand, config.expand, config.d_model);
     config.head_dim = reader.size("headdim", config.head_dim, LargestSize::d_model);
-    if (!reader.has("n_groups")) {
+    // Without model_type, only n_groups tells a Mamba-2 from Mistral's transformers, which have dim and n_layers too.
+    if (!reader.has("model_type") && !reader.has("n_groups")) {
       reader.refuse("n_groups", "an integer, which Mistral's files of Mamba-2 models have (other models are refused)");
     }
     config.n_groups = reader.size("n_groups", config.n_groups, LargestSize::d_model);
@@ -206,38 +207,15 @@ struct SsdFiles {
 
 /// The text of config.json in the Hugging Face layout. `dtype` is PyTorch's name of the stored type.
 inline std::string hugging_face_config(const Mamba2Config& config, const std::string& dtype) {
-  JsonWriter json(2);
-  json.open('{');
-  json.key("architectures").open('[').value(detail::ssd_class).close(']');
-  json.key("model_type").value("mamba2");
-  json.key("hidden_size").value(config.d_model);
-  json.key("num_hidden_layers").value(config.n_layer);
-  json.key("vocab_size").value(config.padded_vocab_size());
-  json.key("minimamba_vocab_size").value(config.vocab_size);
-  json.key("state_size").value(config.d_state);
-  json.key("conv_kernel").value(config.d_conv);
-  if (config.inner_size == 0) {
-    json.key("expand").value(config.expand);
-  } else {
-    json.key("expand").value(detail::expand_of(config));
-  }
-  json.key("num_heads").value(config.n_heads());
-  json.key("head_dim").value(config.head_dim);
-  json.key("n_groups").value(config.n_groups);
-  json.key("time_step_limit").open('[');
-  for (const double limit : config.dt_limit) std::isinf(limit) ? json.infinity() : json.value(limit);
-  json.close(']');
-  json.key("use_bias").value(config.bias);
-  json.key("use_conv_bias").value(config.conv_bias);
-  json.key("hidden_act").value("silu");
-  json.key("rms_norm").value(true);
-  json.key("layer_norm_epsilon").value(config.norm_epsilon);
-  json.key("residual_in_fp32").value(true);
-  json.key("tie_word_embeddings").value(config.tie_embeddings);
-  detail::write_special_tokens(json, config);
-  json.key("torch_dtype").value(dtype);
-  json.close('}');
-  return json.text() + "\n";
+  return detail::hugging_face_text(config, detail::ssd_class, "mamba2", dtype, [&](JsonWriter& json) {
+    json.key("num_heads").value(config.n_heads());
+    json.key("head_dim").value(config.head_dim);
+    json.key("n_groups").value(config.n_groups);
+    json.key("time_step_limit").open('[');
+    for (const double limit : config.dt_limit) std::isinf(limit) ? json.infinity() : json.value(limit);
+    json.close(']');
+    json.key("rms_norm").value(true);
+  });
 }
 
 }  // namespace minimamba

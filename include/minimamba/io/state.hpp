@@ -45,12 +45,13 @@ struct SavedState {
 namespace detail {
 
 inline constexpr std::string_view state_magic = "MINIMAMBA STATE\n";
-inline constexpr std::uint32_t state_version = 3;  // in version 2 the fingerprint covered only S6
+/// In version 2 the fingerprint covered only S6, in version 3 no scales but those of the norms of blocks and norm_f.
+inline constexpr std::uint32_t state_version = 4, oldest_state_version = 2;
 inline constexpr std::uint32_t max_state_sections = 64;
 inline constexpr std::uint32_t longest_section_name = 255;
 
 /// A hash that differs between models that would continue from a state differently: it covers their settings, and the
-/// weights of all norms as floats, which every weight format leaves unchanged.
+/// scales (the weights of all norms, and D) as floats, which every weight format leaves unchanged.
 template <class Model>
 std::uint64_t fingerprint(const Model& model, const StateLayout& layout, std::uint32_t version = state_version) {
   Fnv1a sum;
@@ -68,13 +69,21 @@ std::uint64_t fingerprint(const Model& model, const StateLayout& layout, std::ui
     if (setting.is_switch) sum.add_value(setting.value != 0);
   }
   sum.add_value(config.norm_epsilon);
-  const auto add = [&](const auto& norm) {
-    std::vector<typename Model::ScalarType> weight(norm.weight.cols());
-    norm.weight.download(model.backend(), 0, View<typename Model::ScalarType>(weight.data(), 1, weight.size()));
-    for (const auto x : weight) sum.add_value(static_cast<float>(x));
+  const auto add = [&](const auto& scale) {
+    std::vector<typename Model::ScalarType> values(scale.size());
+    scale.download(model.backend(), 0, View<typename Model::ScalarType>(values.data(), 1, values.size()));
+    for (const auto x : values) sum.add_value(static_cast<float>(x));
   };
-  for (const auto& layer : model.layers) add(layer.norm);
-  add(model.norm_f);
+  if (version < 4) {
+    for (const auto& layer : model.layers) add(layer.norm.weight);
+    add(model.norm_f.weight);
+  } else {
+    for_each_parameter(
+        [&](std::string_view, const auto& parameter) {
+          if (parameter.role() == Role::scale) add(parameter);
+        },
+        model);
+  }
   return sum.value();
 }
 
@@ -211,8 +220,10 @@ SavedState<Model> load_state(const ByteSource& source, const Model& model) {
   detail::check_sum(source);
   detail::SequentialBytes bytes(source, detail::state_magic.size(), source.size() - sizeof(std::uint64_t));
   const auto found_version = bytes.value<std::uint32_t>();
-  if (found_version != 2 && found_version != detail::state_version) {
-    throw FormatError(source.name(), "a state file of version 2 or " + std::to_string(detail::state_version),
+  if (found_version < detail::oldest_state_version || found_version > detail::state_version) {
+    throw FormatError(source.name(),
+                      "a state file of version " + std::to_string(detail::oldest_state_version) + " to " +
+                          std::to_string(detail::state_version),
                       "version " + std::to_string(found_version));
   }
   const auto width = bytes.value<std::uint32_t>();
@@ -225,7 +236,7 @@ SavedState<Model> load_state(const ByteSource& source, const Model& model) {
   if (bytes.value<std::uint64_t>() != detail::fingerprint(model, like.layout(), found_version)) {
     throw CheckpointError(
         source.name(),
-        "the state of a model with " + like.layout().settings_text() + " and the same settings and norms",
+        "the state of a model with " + like.layout().settings_text() + " and the same settings, norms and D",
         "the state of another model");
   }
   const auto rows = bytes.value<std::uint64_t>();

@@ -23,18 +23,19 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// Chooses the next rows to read, at most `most` of them: about as many from each run that has rows left, in the order
-/// of the runs. A run has a slot and a length(); read[i] rows of run i have been read. Segment s belongs to run
+/// Chooses the next rows to read, at most `max_rows` of them: about as many from each run that has rows left, in the
+/// order of the runs. A run has a slot and a length(); read[i] rows of run i have been read. Segment s belongs to run
 /// owners[s]. There are no segments when everything has been read.
 template <class AnyRun>
-void choose_rows(std::span<const AnyRun> runs, std::size_t most, std::span<const std::size_t> read,
+void choose_rows(std::span<const AnyRun> runs, std::size_t max_rows, std::span<const std::size_t> read,
                  std::vector<Segment>& segments, std::vector<std::size_t>& owners) {
   segments.clear();
   owners.clear();
   if (runs.size() == 1) {  // a prompt, or a token: nothing is divided
     const std::size_t left = runs[0].length() - read[0];
     if (left == 0) return;
-    segments.push_back({.first = 0, .length = std::min(left, std::max<std::size_t>(most, 1)), .slot = runs[0].slot});
+    segments.push_back(
+        {.first = 0, .length = std::min(left, std::max<std::size_t>(max_rows, 1)), .slot = runs[0].slot});
     owners.push_back(0);
     return;
   }
@@ -44,15 +45,15 @@ void choose_rows(std::span<const AnyRun> runs, std::size_t most, std::span<const
     owners.push_back(i);
   }
   const auto wanted = [&](std::size_t s) { return runs[owners[s]].length() - read[owners[s]] - segments[s].length; };
-  std::size_t hungry = segments.size(), left = std::max(most, hungry);
-  while (hungry > 0 && left >= hungry) {
-    const std::size_t share = left / hungry;
-    hungry = 0;
+  std::size_t unfilled = segments.size(), left = std::max(max_rows, unfilled);
+  while (unfilled > 0 && left >= unfilled) {
+    const std::size_t share = left / unfilled;
+    unfilled = 0;
     for (std::size_t s = 0; s < segments.size(); ++s) {
       const std::size_t taken = std::min(share, wanted(s));
       segments[s].length += taken;
       left -= taken;
-      if (wanted(s) > 0) ++hungry;
+      if (wanted(s) > 0) ++unfilled;
     }
   }
   for (std::size_t s = 1; s < segments.size(); ++s) {
@@ -307,13 +308,13 @@ struct Blocks {
     work.read.assign(call.runs.size(), 0);
     for (std::size_t left = call.rows; left > 0; left -= rows_of(work.segments)) {
       choose_rows(call.runs, call.at_once, work.read, work.segments, work.owners);
-      count += chunks_of(work.segments, call.cache.keeps_every());
+      count += chunks_of(work.segments, static_cast<std::size_t>(call.cache.keeps_every()));
       note_read(work);
     }
     return count;
   }
   static void note_kept(Cache& cache, const Work& work) {
-    const std::size_t every = cache.keeps_every();
+    const auto every = static_cast<std::size_t>(cache.keeps_every());
     for (std::size_t s = 0; every > 0 && s < work.segments.size(); ++s) {
       const Segment& segment = work.segments[s];
       const std::int64_t begin = cache.position(segment.slot) + static_cast<std::int64_t>(work.read[work.owners[s]]);

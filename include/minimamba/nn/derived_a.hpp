@@ -20,7 +20,7 @@ namespace detail {
 /// The states of a channel. Throws ConfigError for more than the backend's scan takes.
 template <class Backend>
 std::size_t check_states(const char* field, std::int64_t states) {
-  constexpr std::size_t most = BackendTraits<Backend>::most_states;
+  constexpr std::size_t most = BackendTraits<Backend>::max_states;
   if (static_cast<std::size_t>(states) <= most) return static_cast<std::size_t>(states);
   throw ConfigError(field, "at most " + std::to_string(most) + " states on this backend", std::to_string(states));
 }

@@ -158,12 +158,14 @@ class InferenceCache {
   /// Makes each call of forward keep, for rollback(), the state of a slot before every `tokens` tokens that it reads
   /// (and before each chunk of a long run). What the previous call kept is dropped. Kept states move with their slot in
   /// reorder(), and are dropped when the slot gets another state. 0 keeps none and frees their memory.
-  void keep_every(std::size_t tokens) {
+  /// Throws ArgumentError for a negative number.
+  void keep_every(std::int64_t tokens) {
+    if (tokens < 0) throw ArgumentError("keep_every", "at least 0 tokens", std::to_string(tokens));
     keep_every_ = tokens;
     kept_.clear();
     if (tokens == 0) kept_states_ = {};
   }
-  std::size_t keeps_every() const { return keep_every_; }
+  std::int64_t keeps_every() const { return keep_every_; }
   /// The positions to which a slot can return, in ascending order.
   std::vector<std::int64_t> kept_positions(std::size_t slot) const {
     std::vector<std::int64_t> positions;
@@ -202,7 +204,9 @@ class InferenceCache {
     const View<Scalar> all(kept_states_.data(), kept_states_.size() / std::max<std::size_t>(layout_.size(), 1),
                            layout_.size());
     const LayerState<Scalar> states(all.rows_from(kept_rows_, all.rows() - kept_rows_), layout_, layer);
-    for (std::size_t part = 0; part < layout_.parts().size(); ++part) parts.push_back({keep_every_, states[part]});
+    for (std::size_t part = 0; part < layout_.parts().size(); ++part) {
+      parts.push_back({static_cast<std::size_t>(keep_every_), states[part]});
+    }
   }
   void note_kept(std::size_t slot, std::int64_t position) { kept_.push_back({slot, position, kept_rows_++}); }
 
@@ -269,7 +273,7 @@ class InferenceCache {
   Backend<Scalar> backend_;
   std::vector<std::int64_t> positions_, order_;
   typename Backend<Scalar>::template Buffer<Scalar> states_;       // [B, layout.size()]
-  std::size_t keep_every_ = 0;                                     // tokens
+  std::int64_t keep_every_ = 0;                                    // tokens
   std::vector<Kept> kept_;                                         // which state is in which row of kept_states_
   std::size_t kept_rows_ = 0;                                      // rows in use
   typename Backend<Scalar>::template Buffer<Scalar> kept_states_;  // [rows, layout.size()]

@@ -153,8 +153,8 @@ class WeightMatrix : public detail::Extents {
 
   /// Gives it memory, filled with zeros.
   void allocate(const Backend& backend) {
-    if constexpr (requires { backend.numbers(matrix_); }) {
-      if (placed_) return backend.fill(backend.numbers(matrix_), Scalar(0));
+    if constexpr (requires { backend.elements(matrix_); }) {
+      if (placed_) return backend.fill(backend.elements(matrix_), Scalar(0));
     }
     matrix_ = backend.template make_matrix<W>(rows(), cols());
   }

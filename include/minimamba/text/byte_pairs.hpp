@@ -43,7 +43,7 @@ class Symbols {
   Symbols() { byte_ids.fill(none); }
 
   /// Whether all symbols of a piece have ids.
-  bool know(std::string_view piece) const {
+  bool covers(std::string_view piece) const {
     for (std::size_t at = 0; at < piece.size(); at += size_at(piece, at)) {
       if (id_at(piece, at) < 0) return false;
     }

@@ -165,10 +165,10 @@ class Pcre2Expression {
       } else {
         return result;
       }
-      pay(few_ << (step - steps_.begin()), std::min(bytes, text.size() - at), work);
+      count_cost(few_ << (step - steps_.begin()), std::min(bytes, text.size() - at), work);
     }
   }
-  void pay(std::uint64_t ways, std::uint64_t bytes, RegexWork& work) const {
+  void count_cost(std::uint64_t ways, std::uint64_t bytes, RegexWork& work) const {
     work.spent += weight_ * (ways + bytes / 16 + ways * bytes / 8192);
     if (work.spent > max_cost_ + 64 * work.bytes) {
       throw RegexError(subject(), "the text exceeds the match limit after " + std::to_string(work.bytes) + " bytes");

@@ -273,7 +273,7 @@ inline Tokenizer::Tokenizer(const TokenizerParts& parts, const TokenizerOptions&
   whole_.reserve(ids_.size());
   for (const auto& [bytes, id] : ids_) {
     merged.clear();
-    if (!parts.ignore_merges && pairs_->alphabet.know(bytes)) pairs_->encode(bytes, merged);
+    if (!parts.ignore_merges && pairs_->alphabet.covers(bytes)) pairs_->encode(bytes, merged);
     if (parts.ignore_merges || (merged.size() == 1 && merged[0] == id)) whole_.emplace(bytes, id);
   }
   read_added(parts);

@@ -88,7 +88,7 @@ inline constexpr std::size_t record_size = 5;
 
 /// Calls body(prefix, module) for the model and for both moments of its gradient.
 template <class Model, class Body>
-void each_module(const Trainer<Model>& trainer, Body&& body) {
+void for_each_module(const Trainer<Model>& trainer, Body&& body) {
   body(std::string("model."), trainer.model());
   body(std::string("mean."), trainer.optimizer().mean());
   body(std::string("variance."), trainer.optimizer().variance());
@@ -149,7 +149,7 @@ std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, 
     throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));
   }
   check_no_other_settings(wanted_settings, set, file);
-  each_module(trainer, [&](const std::string& prefix, const Model& module) {
+  for_each_module(trainer, [&](const std::string& prefix, const Model& module) {
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
           const StoredTensor& tensor = require_tensor(set, file, prefix + std::string(name));
@@ -185,7 +185,7 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   std::vector<StoredTensor> tensors;
   for (const auto& [name, value] : settings) tensors.push_back({"setting." + name, DType::F64, {1}});
   tensors.push_back({"history", DType::F64, {trainer.history().size(), detail::record_size}});
-  detail::each_module(trainer, [&](const std::string& prefix, const Model& module) {
+  detail::for_each_module(trainer, [&](const std::string& prefix, const Model& module) {
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
           tensors.push_back(
@@ -197,7 +197,7 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   SafetensorsWriter writer(file, tensors);
   for (const auto& [name, value] : settings) writer.write(std::span(&value, 1), DType::F64);
   writer.write(std::span<const double>(history), DType::F64);
-  detail::each_module(trainer, [&](const std::string&, const Model& module) {
+  detail::for_each_module(trainer, [&](const std::string&, const Model& module) {
     for_each_parameter(
         [&](std::string_view, const auto& parameter) {
           detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {

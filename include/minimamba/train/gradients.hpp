@@ -34,7 +34,7 @@ std::size_t parameters_in(const Module& module) {
 template <class Backend, class P>
 auto elements_of(const Backend& backend, P& parameter) {
   if constexpr (requires { parameter.packed(); }) {
-    return backend.numbers(parameter.packed());
+    return backend.elements(parameter.packed());
   } else {
     return parameter.view();
   }

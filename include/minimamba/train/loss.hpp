@@ -27,12 +27,12 @@ struct Loss {
 /// The targets [B, L] of a language model, from its tokens [B, L]: the target of each token is the next token of its
 /// sequence, and that of the last token is ignored_target. Tokens may be replaced by ignored_target where no loss is
 /// wanted. Throws ArgumentError unless the number of labels is a multiple of batch.
-inline std::vector<std::int32_t> next_token_targets(std::span<const std::int32_t> labels, std::size_t batch = 1) {
-  if (batch == 0 || labels.size() % batch != 0) {
+inline std::vector<std::int32_t> next_token_targets(std::span<const std::int32_t> labels, std::int64_t batch = 1) {
+  if (batch < 1 || labels.size() % static_cast<std::size_t>(batch) != 0) {
     throw ArgumentError("labels", "a multiple of the batch, " + std::to_string(batch), std::to_string(labels.size()));
   }
   std::vector<std::int32_t> targets(labels.size(), ignored_target);
-  const std::size_t length = labels.size() / batch;
+  const std::size_t length = labels.size() / static_cast<std::size_t>(batch);
   for (std::size_t i = 0; i < labels.size(); ++i) {
     if ((i + 1) % length != 0) targets[i] = labels[i + 1];
   }

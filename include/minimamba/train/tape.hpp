@@ -22,6 +22,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "minimamba/nn/mamba.hpp"
@@ -35,9 +36,9 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 struct TapeOptions {
-  std::size_t chunk = 32;  // the scan keeps the state before every chunk of this many tokens
-  bool recompute = false;  // keep only the input of each layer; backward recomputes the activations from it
-  double dropout = 0;      // probability that an element of a mixer's output is dropped
+  std::int64_t chunk = 32;  // the scan keeps the state before every chunk of this many tokens
+  bool recompute = false;   // keep only the input of each layer; backward recomputes the activations from it
+  double dropout = 0;       // probability that an element of a mixer's output is dropped
 };
 
 template <class Cache>
@@ -60,9 +61,9 @@ class Tape {
   using Cache = typename Model::Cache;
   using Trained = typename detail::Trainable<Model>::Type;
 
-  /// Throws ArgumentError for a chunk of zero or a dropout outside [0, 1).
+  /// Throws ArgumentError for a chunk below 1 or a dropout outside [0, 1).
   explicit Tape(const Model& model, TapeOptions options = {}) : options_(options), backend_(model.backend()) {
-    if (options.chunk == 0) throw ArgumentError("TapeOptions.chunk", "at least 1", "0");
+    if (options.chunk < 1) throw ArgumentError("TapeOptions.chunk", "at least 1", std::to_string(options.chunk));
     if (!(options.dropout >= 0 && options.dropout < 1)) {
       throw ArgumentError("TapeOptions.dropout", "a probability from 0 to below 1", number_text(options.dropout));
     }
@@ -224,7 +225,8 @@ class Tape {
     layer.memory.resize(parts.size());
     layer.kept.resize(parts.size());
     for (std::size_t i = 0; i < parts.size(); ++i) {
-      const std::size_t chunk = parts[i].kept_once ? length : std::min(options_.chunk, length);
+      const bool whole = parts[i].kept_once || std::cmp_greater(options_.chunk, length);
+      const std::size_t chunk = whole ? length : static_cast<std::size_t>(options_.chunk);
       const std::size_t count = detail::chunks_of(segments_, chunk);
       layer.memory[i].reserve(backend_, count * parts[i].rows, parts[i].cols);
       layer.kept[i] = {chunk, {layer.memory[i](count * parts[i].rows), parts[i].rows}};

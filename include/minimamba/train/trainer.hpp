@@ -25,10 +25,10 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 struct TrainerOptions {
-  std::size_t batch = 8, length = 256;  // windows in a batch, and tokens of a window
-  std::size_t accumulate = 1;           // batches whose gradients are added up for one step
-  double validation_fraction = 0.1;     // part of the tokens, their end, that is kept for validation
-  std::uint64_t seed = 0;               // of the windows and of dropout; below 2^53
+  std::int64_t batch = 8, length = 256;  // windows in a batch, and tokens of a window
+  std::int64_t accumulate = 1;           // batches whose gradients are added up for one step
+  double validation_fraction = 0.1;      // part of the tokens, their end, that is kept for validation
+  std::uint64_t seed = 0;                // of the windows and of dropout; below 2^53
   Schedule schedule = {};
   AdamWOptions adamw = {};
   TapeOptions tape = {};
@@ -71,7 +71,7 @@ class Trainer {
         optimizer_(model_, options.adamw),
         tape_(model_, options.tape),
         validation_tape_(model_, {.chunk = options.length, .recompute = true}),
-        cache_(model_.make_cache(static_cast<std::int64_t>(options.batch))) {
+        cache_(model_.make_cache(options.batch)) {
     model_.check({}, cache_);
     model_.check_tokens(tokens_);
   }
@@ -87,9 +87,9 @@ class Trainer {
     const double scale = 1 / static_cast<double>(options_.batch * options_.length * options_.accumulate);
     const std::vector<double> sums = losses_and_squares(static_cast<std::uint64_t>(number), scale);
     double loss = 0;
-    for (std::size_t i = 0; i < options_.accumulate; ++i) loss += sums[i] * scale;
+    for (std::size_t i = 0; i < accumulate(); ++i) loss += sums[i] * scale;
     if (!std::isfinite(loss)) throw_diverged("step " + std::to_string(number + 1), loss);
-    const double norm = optimizer_.norm_of(gradients_, std::span(sums).subspan(options_.accumulate));
+    const double norm = optimizer_.norm_of(gradients_, std::span(sums).subspan(accumulate()));
     const double learning_rate = options_.schedule.learning_rate(number);
     // This allocates, so it comes before the model changes.
     history_.push_back({.step = number + 1, .loss = loss, .learning_rate = learning_rate});
@@ -111,7 +111,7 @@ class Trainer {
   /// are finite. save_training calls it first: only the next loss shows whether the last step has spoiled the model,
   /// and a spoiled model must not replace the last good checkpoint.
   void require_finite() {
-    const Windows windows = read_windows(static_cast<std::uint64_t>(steps()) * options_.accumulate);
+    const Windows windows = read_windows(static_cast<std::uint64_t>(steps()) * accumulate());
     const double loss = tape_.loss(model_, windows.targets).mean();
     if (!std::isfinite(loss) || !not_finite(model_).empty()) {
       throw_diverged("the model after step " + std::to_string(steps()), loss);
@@ -125,14 +125,14 @@ class Trainer {
   /// fewer), and stores it in the record of the last step. Returns NaN if there are no validation tokens. Throws
   /// DivergedError if the loss is not finite. progress(done), if given, is called before each batch with the fraction
   /// done, from 0 to 1; if it returns false, validate stops, stores nothing and returns NaN.
-  double validate(std::size_t batches, const std::function<bool(double)>& progress = {}) {
+  double validate(std::int64_t batches, const std::function<bool(double)>& progress = {}) {
     Loss total;
-    for (std::size_t i = 0; i < batches; ++i) {
+    for (std::int64_t i = 0; i < batches; ++i) {
       const double done = static_cast<double>(i) / static_cast<double>(batches);
       if (progress && !progress(done)) return std::numeric_limits<double>::quiet_NaN();
       const Windows windows = windows_in_order(split_.validation, {options_.batch, options_.length}, i);
       if (windows.tokens.empty()) break;
-      auto cache = model_.make_cache(static_cast<std::int64_t>(windows.tokens.size() / options_.length));
+      auto cache = model_.make_cache(static_cast<std::int64_t>(windows.tokens.size()) / options_.length);
       validation_tape_.forward(model_, windows.tokens, cache);
       const Loss loss = validation_tape_.loss(model_, windows.targets);
       total.sum += loss.sum;
@@ -169,9 +169,10 @@ class Trainer {
     const auto require = [](bool good, const std::string& name, const char* expected, const std::string& found) {
       if (!good) throw ArgumentError(name, expected, found);
     };
-    require(options.batch > 0, "TrainerOptions.batch", "at least 1", "0");
-    require(options.length > 0, "TrainerOptions.length", "at least 1", "0");
-    require(options.accumulate > 0, "TrainerOptions.accumulate", "at least 1", "0");
+    for (const auto& [name, count] :
+         {std::pair("batch", options.batch), {"length", options.length}, {"accumulate", options.accumulate}}) {
+      require(count > 0, std::string("TrainerOptions.") + name, "at least 1", std::to_string(count));
+    }
     require(options.seed < std::uint64_t{1} << 53, "TrainerOptions.seed", "below 2^53", std::to_string(options.seed));
     const Schedule& schedule = options.schedule;
     for (const auto& [name, steps] : {std::pair("steps", schedule.steps), {"warmup_steps", schedule.warmup_steps}}) {
@@ -183,6 +184,8 @@ class Trainer {
     }
     return options;
   }
+
+  std::size_t accumulate() const { return static_cast<std::size_t>(options_.accumulate); }
 
   /// Runs the forward pass of a training batch, and returns its windows.
   Windows read_windows(std::uint64_t batch) {
@@ -196,15 +199,15 @@ class Trainer {
   /// gets all of them: the step waits for the backend only here.
   std::vector<double> losses_and_squares(std::uint64_t number, double scale) {
     const auto& backend = model_.backend();
-    std::vector<double> sums(options_.accumulate + detail::parameters_in(gradients_));
+    std::vector<double> sums(accumulate() + detail::parameters_in(gradients_));
     sums_.reserve(backend, 1, sums.size());
     const View<double> there = sums_.upload(backend, sums);
-    for (std::size_t i = 0; i < options_.accumulate; ++i) {
-      const Windows windows = read_windows(number * options_.accumulate + i);
+    for (std::size_t i = 0; i < accumulate(); ++i) {
+      const Windows windows = read_windows(number * accumulate() + i);
       tape_.backward(model_, windows.targets, gradients_, {.scale = scale}, there.columns(i, 1));
     }
     if (hook_) hook_(gradients_);
-    optimizer_.queue_squares(gradients_, there.columns(options_.accumulate, sums.size() - options_.accumulate));
+    optimizer_.queue_squares(gradients_, there.columns(accumulate(), sums.size() - accumulate()));
     backend.download(there.data(), sums);
     return sums;
   }

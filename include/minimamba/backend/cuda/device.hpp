@@ -33,6 +33,7 @@ Address address(T* there) {
   return reinterpret_cast<std::uintptr_t>(there);
 }
 inline unsigned no_shared_memory(std::size_t) { return 0; }
+inline constexpr std::size_t max_blocks = 65535;  // of a grid in its second and third dimension
 
 /// Shared by all backends of a card, so that they and their caches may be used together, and destroyed in any order.
 /// All calls may come from any thread; each queues its work on the one stream.
@@ -195,13 +196,13 @@ class Device {
     if (before) finish(*before);
   }
 
-  /// Loads kernels that are not loaded yet: from the cache, or compiled. Throws CudaError.
-  /// shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
+  /// Loads kernels that are not loaded yet: from the cache, or compiled. Throws CudaError. Threads wait for one another
+  /// only where they load the same program. shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
   template <class Shared>
   void load(Program program, std::span<const char* const> kernels, const CudaKernelOptions& options,
             Shared&& shared_of) {
-    const std::lock_guard lock(load_mutex_);
     Loaded& loaded = programs_[static_cast<std::size_t>(program)];
+    const std::lock_guard lock(loaded.mutex);
     if (loaded.module != nullptr) return;
     const Current current(*this);
     Handle module = nullptr;
@@ -237,6 +238,7 @@ class Device {
   void launch(Program program, std::size_t kernel, const Grid& grid, const Block& block,
               const Arguments&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    assert(grid.y <= max_blocks && grid.z <= max_blocks);
     const std::lock_guard lock(queue_mutex_);
     if (queue_->recording().list().size() >= most_recorded) {
       const Current current(*this);
@@ -360,6 +362,7 @@ class Device {
   };
 
   struct Loaded {
+    std::mutex mutex;  // for whoever loads it
     Handle module = nullptr;
     std::vector<Handle> functions;
   };
@@ -390,7 +393,7 @@ class Device {
   std::string name_;
   Handle context_ = nullptr;
   mutable std::mutex queue_mutex_;  // the innermost
-  std::mutex load_mutex_, upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
+  std::mutex upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
   mutable std::optional<Queue> queue_;
   std::array<Loaded, program_count> programs_;
   Pieces uploads_, downloads_;

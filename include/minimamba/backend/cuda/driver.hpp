@@ -10,9 +10,15 @@
 #include <utility>
 
 #if defined(_WIN32)
+// As <windows.h> declares them, whose macros no program should get from here.
+struct HINSTANCE__;
 extern "C" {
-__declspec(dllimport) void* __stdcall LoadLibraryA(const char*);
-__declspec(dllimport) void* __stdcall GetProcAddress(void*, const char*);
+__declspec(dllimport) HINSTANCE__* __stdcall LoadLibraryA(const char*);
+#if defined(_WIN64)
+__declspec(dllimport) auto __stdcall GetProcAddress(HINSTANCE__*, const char*) -> long long(__stdcall*)();
+#else
+__declspec(dllimport) auto __stdcall GetProcAddress(HINSTANCE__*, const char*) -> int(__stdcall*)();
+#endif
 }
 #else
 #include <dlfcn.h>
@@ -26,14 +32,15 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 /// What is missing or failed, of CudaError.
 enum class CudaProblem {
-  no_driver,    // the driver's library is not there, or does not start
-  old_driver,   // it is older than CUDA 11.2, or than the kernels need
-  no_device,    // no card, or not the one that was asked for
-  old_device,   // a card before Ampere (compute capability below 8.0)
-  no_compiler,  // NVRTC is not there, or older than CUDA 12
-  compiler,     // NVRTC refused the kernels
-  memory,       // too little memory on the card, or for the transfers on the host
-  kernel        // a call of the driver failed, or a kernel that was queued before
+  no_driver,      // there is none on this machine
+  broken_driver,  // it does not start, or its library is another
+  old_driver,     // it is older than CUDA 11.2, or than the kernels need
+  no_device,      // no card, or not the one that was asked for
+  old_device,     // a card before Ampere (compute capability below 8.0)
+  no_compiler,    // NVRTC is not there, or older than CUDA 12
+  compiler,       // NVRTC refused the kernels
+  memory,         // too little memory on the card, or for the transfers on the host
+  kernel          // a call of the driver failed, or a kernel that was queued before
 };
 
 /// An error of the card, its driver or its compiler. After CudaProblem::kernel, what was queued is lost, and so are the
@@ -67,7 +74,7 @@ class Library {
   Library() = default;
 #if defined(_WIN32)
   explicit Library(const std::string& name) : handle_(::LoadLibraryA(name.c_str())) {}
-  void* find(const char* name) const { return ::GetProcAddress(handle_, name); }
+  void* find(const char* name) const { return reinterpret_cast<void*>(::GetProcAddress(handle_, name)); }
 #else
   explicit Library(const std::string& name) : handle_(::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) {}
   void* find(const char* name) const { return ::dlsym(handle_, name); }
@@ -82,7 +89,11 @@ class Library {
   }
 
  private:
+#if defined(_WIN32)
+  HINSTANCE__* handle_ = nullptr;
+#else
   void* handle_ = nullptr;
+#endif
 };
 
 inline std::string environment(const char* name) {
@@ -158,7 +169,7 @@ struct Driver {
   static constexpr int out_of_memory = 2, no_device = 100;
   static constexpr int oldest_version = 11020;
 
-  /// Opened once in a process. Throws CudaError: no_driver or old_driver.
+  /// Opened once in a process. Throws CudaError: no_driver, broken_driver, old_driver or no_device.
   static const Driver& get() {
     static const Driver driver = open();
     return driver;
@@ -241,7 +252,7 @@ struct Driver {
     library.find("cuGraphExecDestroy", d.destroy_executable);
     int version = 0;
     if (d.driver_version == nullptr || d.driver_version(&version) != 0) {
-      throw CudaError(CudaProblem::no_driver, "CUDA",
+      throw CudaError(CudaProblem::broken_driver, "CUDA",
                       names[0] + " is not a driver of NVIDIA: install that of the card");
     }
     if (version < oldest_version || !whole) {
@@ -255,7 +266,7 @@ struct Driver {
                           "; a container must be given the cards (docker run --gpus all), and CUDA_VISIBLE_DEVICES may "
                           "hide them");
     } else if (error != 0) {
-      throw CudaError(CudaProblem::no_driver, "CUDA",
+      throw CudaError(CudaProblem::broken_driver, "CUDA",
                       "the driver does not start: " + d.text_of(error) + "; nvidia-smi may say more");
     }
     return d;

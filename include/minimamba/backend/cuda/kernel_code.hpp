@@ -23,7 +23,8 @@ struct CudaKernelOptions {
   bool cache = true;              // keep compiled kernels in a folder, for the next start
   std::string cache_folder = {};  // the user's cache folder if empty; must belong to the user alone, or it is not used
   std::string compiled = {};      // a folder that compile_cuda_kernels has filled: NVRTC is then not needed
-  std::function<void(const std::string&)> on_compile = {};  // called before each compilation, which takes seconds
+  /// Called before each compilation, which takes seconds; by several threads at once where they make models at once.
+  std::function<void(const std::string&)> on_compile = {};
 };
 
 namespace gpu {

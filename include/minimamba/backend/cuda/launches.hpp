@@ -44,7 +44,6 @@ struct SegmentTable {
 template <class Body>
 void for_each_table(Device& device, Program program, std::span<const Segment> segments, std::size_t chunk,
                     Body&& body) {
-  constexpr std::size_t most = 65535;
   SegmentEntry* const entries = detail::thread_scratch<SegmentEntry>(segments.size());
   std::size_t count = 0, kept = 0;
   SegmentTable table;
@@ -66,9 +65,9 @@ void for_each_table(Device& device, Program program, std::span<const Segment> se
                                                         static_cast<std::uint32_t>(size / 4), Words(data + done, size));
                                         }
                                       });
-  for (std::size_t first = 0; first < count; first += most) {
+  for (std::size_t first = 0; first < count; first += max_blocks) {
     table.entries = all + first * sizeof(SegmentEntry);
-    table.count = std::min(most, count - first);
+    table.count = std::min(max_blocks, count - first);
     body(std::as_const(table));
   }
 }

@@ -37,7 +37,7 @@ inline constexpr std::size_t round_up(std::size_t count, std::size_t unit) { ret
 
 /// Maximum rows of x that a product of `rows` rows packs at a time: as many as fill about 800 KB, for an L2 cache of
 /// 1 MB. It never decreases when `rows` grows, so scratch memory for a product is enough for each part of it.
-inline constexpr std::size_t most_packed_rows(std::size_t rows, std::size_t in) {
+inline constexpr std::size_t max_packed_rows(std::size_t rows, std::size_t in) {
   const std::size_t most = 800'000 / 4 / (in == 0 ? 1 : in) / row_unit * row_unit;
   const std::size_t wanted = round_up(rows, row_unit);
   return wanted < most ? wanted : most < row_unit ? row_unit : most;
@@ -45,13 +45,13 @@ inline constexpr std::size_t most_packed_rows(std::size_t rows, std::size_t in) 
 /// Rows of each block; the last block has the rest. The blocks are equal up to row_unit, because each block reads all
 /// weights, and a small last block would do so for few rows.
 inline constexpr std::size_t row_block(std::size_t rows, std::size_t in) {
-  const std::size_t most = most_packed_rows(rows, in), blocks = (rows + most - 1) / most;
+  const std::size_t most = max_packed_rows(rows, in), blocks = (rows + most - 1) / most;
   return blocks == 0 ? 0 : round_up((rows + blocks - 1) / blocks, row_unit);
 }
 
 /// Scalars of scratch memory for a product of `rows` rows: one packed block of rows. A single row is not packed.
 inline constexpr std::size_t matmul_scratch(std::size_t rows, std::size_t in) {
-  return rows < 2 ? 0 : most_packed_rows(rows, in) * in;
+  return rows < 2 ? 0 : max_packed_rows(rows, in) * in;
 }
 
 /// The rows and panels that one thread computes.
@@ -87,7 +87,7 @@ struct CompactTask {
 /// Floats of scratch memory for a product with 16-bit or quantised weights: packed rows of x, as floats or quantised,
 /// and a panel of weights as floats.
 inline constexpr std::size_t compact_scratch(std::size_t rows, std::size_t in) {
-  return (most_packed_rows(rows, in) + panel) * round_up(in, panel);
+  return (max_packed_rows(rows, in) + panel) * round_up(in, panel);
 }
 
 /// Channels [first, last) of one segment; see Conv1dArguments.

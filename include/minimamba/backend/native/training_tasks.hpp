@@ -97,10 +97,10 @@ struct ScanBackwardTask {
 };
 
 /// Maximum lanes of a vector register.
-inline constexpr std::size_t most_lanes = 16;
+inline constexpr std::size_t max_lanes = 16;
 
 inline constexpr std::size_t scan_backward_scratch(std::size_t chunk, std::size_t states) {
-  return (chunk * (2 * states + 6 + 8) + 4) * most_lanes;
+  return (chunk * (2 * states + 6 + 8) + 4) * max_lanes;
 }
 
 /// One head in some tokens of a segment; see SsdScanBackwardArguments. Pointers to activations are to the first token.
@@ -120,7 +120,7 @@ struct SsdBackwardTask {
 };
 
 inline constexpr std::size_t ssd_backward_scratch(std::size_t tokens) {
-  return 3 * (tokens + most_lanes) + tokens * most_lanes * (2 + most_lanes + 2 * 4);
+  return 3 * (tokens + max_lanes) + tokens * max_lanes * (2 + max_lanes + 2 * 4);
 }
 
 /// `size` elements of y = x silu(z).
