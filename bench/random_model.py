@@ -4,7 +4,7 @@
     bench/random_model.py falcon-mamba-7b falcon.gguf --type q4_0
     generate --model falcon.gguf --weights q4 --prompt-ids "1 2 3" --max-new-tokens 20 --ignore-eos --ids --stats
 
-The file has no tokenizer. Needs nothing but Python.
+The file has no tokenizer; llama.cpp reads it too. Needs nothing but Python.
 """
 import argparse
 import array
@@ -75,7 +75,8 @@ def metadata_of(shape):
                   ("mamba.ssm.dt_b_c_rms", BOOL, shape.get("falcon", False))]
     else:
         pairs += [("mamba2.ssm.time_step_rank", U32, 2 * d // HEAD_DIM), ("mamba2.ssm.group_count", U32, shape["groups"])]
-    return pairs
+    # llama.cpp asks for both, and reads a file without a tokenizer then.
+    return pairs + [("tokenizer.ggml.model", STRING, "no_vocab"), (kind + ".vocab_size", U32, shape["rows"])]
 
 
 def value(kind, x):

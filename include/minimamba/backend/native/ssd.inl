@@ -7,7 +7,8 @@ inline constexpr std::size_t ssd_registers = state_group / 2;  // of states of e
 
 /// dt and exp(dt A) of some tokens of a head.
 struct SsdSteps {
-  Scalar dt[ssd_tokens], decay[ssd_tokens];
+  static constexpr std::size_t size = native::round_up(ssd_tokens, lanes);  // whole registers
+  Scalar dt[size], decay[size];
 };
 inline void ssd_steps(const native::SsdTask<Scalar>& task, std::size_t head, std::size_t start, std::size_t tokens,
                       SsdSteps& steps) {
@@ -21,18 +22,24 @@ inline void ssd_steps(const native::SsdTask<Scalar>& task, std::size_t head, std
   }
 }
 
+/// Some tokens of at most `lanes` channels.
+struct SsdStrip {
+  Scalar dt_x[ssd_tokens][lanes];
+  Scalar sums[ssd_tokens][lanes][lanes];  // of each channel, those of the lanes
+};
+
 /// Channels e and `other` of some tokens; they are the same for a channel that has no neighbour.
 struct SsdPlace {
   std::size_t e, other, column, start, tokens;  // `column` is where the group begins in b and c
+  const Scalar* dt_x;                           // of both channels; the next token's are `lanes` further
+  Scalar* sums;                                 // two rows
+  std::size_t sums_stride;                      // from token to token
 };
 
-/// The sums of the lanes, for each token and each of `lanes` channels.
-using SsdSums = Scalar[ssd_tokens][lanes][lanes];
-
-/// Scans `registers` registers of states from n, or the `count` states of one register, and adds to two rows of sums.
+/// Scans `registers` registers of states from n, or the `count` states of one register, and adds to the sums.
 template <std::size_t registers>
 inline void ssd_tile(const native::SsdTask<Scalar>& task, const SsdPlace& place, const SsdSteps& steps, std::size_t n,
-                     std::size_t count, SsdSums& sums, std::size_t row) {
+                     std::size_t count) {
   Scalar* const states[2] = {task.h + place.e * task.states + n, task.h + place.other * task.states + n};
   const auto load_part = [&](const Scalar* from, std::size_t r) {
     return registers > 1 ? load(from + r * lanes) : load_channels(from, count);
@@ -42,23 +49,28 @@ inline void ssd_tile(const native::SsdTask<Scalar>& task, const SsdPlace& place,
   for (std::size_t r = 0; r < registers; ++r) h[0][r] = load_part(states[0], r), h[1][r] = load_part(states[1], r);
   const Scalar* b = task.b + place.start * task.b_stride + place.column + n;
   const Scalar* c = task.c + place.start * task.c_stride + place.column + n;
-  const Scalar* x = task.x + place.start * task.x_stride + place.e;
-  const std::size_t b_stride = task.b_stride, c_stride = task.c_stride, x_stride = task.x_stride;
-  const std::size_t other = place.other - place.e, tokens = place.tokens;
-  for (std::size_t t = 0; t < tokens; ++t, b += b_stride, c += c_stride, x += x_stride) {
-    const Vector decayed = splat(steps.decay[t]);
-    const Vector dt_x[2] = {splat(steps.dt[t] * x[0]), splat(steps.dt[t] * x[other])};
+  const std::size_t b_stride = task.b_stride, c_stride = task.c_stride, sums_stride = place.sums_stride;
+  const std::size_t tokens = place.tokens;
+  const Scalar* dt_x = place.dt_x;
+  Scalar* sums = place.sums;
+  if (tokens > 1) {  // the states of the next two channels, while there is something else to do
+    for (std::size_t r = 0; r < registers * lanes; r += line) {
+      prefetch(states[0] + 2 * task.states + r), prefetch(states[1] + 2 * task.states + r);
+    }
+  }
+  for (std::size_t t = 0; t < tokens; ++t, b += b_stride, c += c_stride, dt_x += lanes, sums += sums_stride) {
+    const Vector decayed = splat(steps.decay[t]), inputs[2] = {splat(dt_x[0]), splat(dt_x[1])};
     Vector sum[2] = {splat(0), splat(0)};
-    if (n > 0) sum[0] = load(sums[t][row]), sum[1] = load(sums[t][row + 1]);
+    if (n > 0) sum[0] = load(sums), sum[1] = load(sums + lanes);
     MINIMAMBA_UNROLL
     for (std::size_t r = 0; r < registers; ++r) {
       const Vector of_b = load_part(b, r), of_c = load_part(c, r);
-      h[0][r] = fmadd(dt_x[0], of_b, decayed * h[0][r]);
-      h[1][r] = fmadd(dt_x[1], of_b, decayed * h[1][r]);
+      h[0][r] = fmadd(inputs[0], of_b, decayed * h[0][r]);
+      h[1][r] = fmadd(inputs[1], of_b, decayed * h[1][r]);
       sum[0] = fmadd(h[0][r], of_c, sum[0]);
       sum[1] = fmadd(h[1][r], of_c, sum[1]);
     }
-    store(sums[t][row], sum[0]), store(sums[t][row + 1], sum[1]);
+    store(sums, sum[0]), store(sums + lanes, sum[1]);
   }
   MINIMAMBA_UNROLL
   for (std::size_t r = 0; r < registers; ++r) {
@@ -70,22 +82,30 @@ inline void ssd_tile(const native::SsdTask<Scalar>& task, const SsdPlace& place,
 /// At most `lanes` channels from e, of one head.
 inline void ssd_channels(const native::SsdTask<Scalar>& task, const SsdSteps& steps, std::size_t e, std::size_t count,
                          std::size_t start, std::size_t tokens) {
-  SsdSums sums;
+  SsdStrip strip;
   const std::size_t head = e / task.head_dim, column = head / task.heads_of_group * task.states;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const Scalar* const x = task.x + (start + t) * task.x_stride + e;
+    store(strip.dt_x[t], splat(steps.dt[t]) * load_channels(x, count));
+    if (count % 2 != 0) strip.dt_x[t][count] = strip.dt_x[t][count - 1];  // the last channel is its own neighbour
+    // Of the next channels: the hardware does not prefetch such a stride.
+    prefetch(x + line), prefetch(task.y + (start + t) * task.y_stride + e + line);
+  }
   for (std::size_t row = 0; row < count; row += 2) {
-    const SsdPlace place{e + row, row + 1 < count ? e + row + 1 : e + row, column, start, tokens};
+    const std::size_t other = row + 1 < count ? e + row + 1 : e + row;
+    const SsdPlace place{e + row, other, column, start, tokens, strip.dt_x[0] + row, strip.sums[0][row], lanes * lanes};
     std::size_t n = 0;
     for (; n + ssd_registers * lanes <= task.states; n += ssd_registers * lanes) {
-      ssd_tile<ssd_registers>(task, place, steps, n, lanes, sums, row);
+      ssd_tile<ssd_registers>(task, place, steps, n, lanes);
     }
     for (; n < task.states; n += lanes) {
-      ssd_tile<1>(task, place, steps, n, task.states - n < lanes ? task.states - n : lanes, sums, row);
+      ssd_tile<1>(task, place, steps, n, task.states - n < lanes ? task.states - n : lanes);
     }
   }
   for (std::size_t t = 0; t < tokens; ++t) {
     Vector rows[lanes];
     MINIMAMBA_UNROLL
-    for (std::size_t row = 0; row < lanes; ++row) rows[row] = load(sums[t][row < count ? row : 0]);
+    for (std::size_t row = 0; row < lanes; ++row) rows[row] = load(strip.sums[t][row < count ? row : 0]);
     const Vector x = load_channels(task.x + (start + t) * task.x_stride + e, count);
     store_channels(task.y + (start + t) * task.y_stride + e, fmadd(splat(task.d[head]), x, sums_of(rows)), count);
   }
