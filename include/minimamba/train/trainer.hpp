@@ -84,7 +84,8 @@ class Trainer {
     const std::int64_t number = steps();
     if (gradients_begun_) gradients_.set_zero();  // the last step threw
     gradients_begun_ = true;
-    const double scale = 1 / static_cast<double>(options_.batch * options_.length * options_.accumulate);
+    const double scale = 1 / (static_cast<double>(options_.batch) * static_cast<double>(options_.length) *
+                              static_cast<double>(options_.accumulate));
     const std::vector<double> sums = losses_and_squares(static_cast<std::uint64_t>(number), scale);
     double loss = 0;
     for (std::size_t i = 0; i < accumulate(); ++i) loss += sums[i] * scale;
