@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "minimamba/cuda.hpp"
@@ -59,11 +60,21 @@ double greedy_rate(const Model& model, std::size_t batch, int runs) {
 }
 
 /// Memory on the card, and views of it.
+template <class T = float>
 struct Matrix {
   Matrix(const CudaBackend<float>& backend, std::size_t rows, std::size_t cols)
-      : buffer(backend.allocate<float>(rows * cols)), view(buffer.data(), rows, cols) {}
-  CudaBuffer<float> buffer;
-  View<float> view;
+      : buffer(backend.allocate<T>(rows * cols)), view(buffer.data(), rows, cols) {}
+  void fill(const CudaBackend<float>& backend) const {
+    if constexpr (std::is_same_v<T, float>) {
+      backend.fill(view, 0.1F);
+    } else {
+      const Matrix<float> values(backend, view.rows(), view.cols());
+      backend.fill(values.view, 0.1F);
+      backend.rms_norm(values.view, {}, 1, view);
+    }
+  }
+  CudaBuffer<T> buffer;
+  View<T> view;
 };
 
 /// Microseconds of one call of call(layer), the median of several runs through all layers, one kernel after the other.
@@ -117,10 +128,14 @@ void measure_kernels(const Mamba<float, CudaBackend, W>& model, std::size_t batc
   const auto size = [](auto value) { return static_cast<std::size_t>(value); };
   const std::size_t D = size(config.d_model), E = size(config.d_inner()), N = size(config.d_state),
                     R = size(config.dt_rank), M = batch * length, layers = model.layers.size();
-  Matrix x(backend, M, D), normed(backend, M, D), uz(backend, M, 2 * E), u(backend, M, E),
-      dt_b_c(backend, M, R + 2 * N), delta(backend, M, E), y(backend, M, E), out(backend, M, D),
-      window(backend, batch * E, size(config.d_conv) - 1), state(backend, batch * E, N);
-  for (const Matrix* matrix : {&x, &normed, &uz, &u, &dt_b_c, &delta, &y}) backend.fill(matrix->view, 0.1F);
+  using T = ActivationOf<CudaBackend<float>, W>;
+  Matrix<T> normed(backend, M, D), uz(backend, M, 2 * E), u(backend, M, E), dt_b_c(backend, M, R + 2 * N),
+      delta(backend, M, E), y(backend, M, E);
+  Matrix<> x(backend, M, D), out(backend, M, D), window(backend, batch * E, size(config.d_conv) - 1),
+      state(backend, batch * E, N);
+  x.fill(backend);
+  for (const Matrix<T>* matrix : {&normed, &uz, &u, &dt_b_c, &delta, &y}) matrix->fill(backend);
+  constexpr double bytes = sizeof(T);
   const auto segments = uniform_segments(batch, length);
   const auto weights = [&](const auto& linear) { return static_cast<double>(linear.weight.memory_bytes()); };
   const double m = static_cast<double>(M), d = static_cast<double>(D), e = static_cast<double>(E),
@@ -130,68 +145,75 @@ void measure_kernels(const Mamba<float, CudaBackend, W>& model, std::size_t batc
   print_kernel(
       "rms_norm",
       microseconds(backend, layers, [&](std::size_t i) { model.layers[i].norm.forward(backend, x.view, normed.view); }),
-      {.bytes = 8 * m * d}, limits);
+      {.bytes = (4 + bytes) * m * d}, limits);
   print_kernel("in_proj",
                microseconds(backend, layers,
                             [&](std::size_t i) {
-                              backend.matmul(normed.view, model.layers[i].mixer.in_proj.weight.packed(), uz.view);
+                              backend.matmul(View<const T>(normed.view), model.layers[i].mixer.in_proj.weight.packed(),
+                                             uz.view);
                             }),
-               {weights(first.mixer.in_proj) + 4 * m * (d + 2 * e), 4 * m * d * e, 0, on_tensor_cores}, limits);
-  print_kernel(
-      "conv1d",
-      microseconds(backend, layers,
-                   [&](std::size_t i) {
-                     model.layers[i].mixer.conv1d.forward(
-                         backend,
-                         {.segments = segments, .x = uz.view.columns(0, E), .window = {window.view, E}, .y = u.view});
-                   }),
-      {.bytes = 8 * m * e}, limits);
+               {weights(first.mixer.in_proj) + bytes * m * (d + 2 * e), 4 * m * d * e, 0, on_tensor_cores}, limits);
+  print_kernel("conv1d",
+               microseconds(backend, layers,
+                            [&](std::size_t i) {
+                              model.layers[i].mixer.conv1d.forward(backend,
+                                                                   Conv1dForward<float, T>{.segments = segments,
+                                                                                           .x = uz.view.columns(0, E),
+                                                                                           .window = {window.view, E},
+                                                                                           .y = u.view});
+                            }),
+               {.bytes = 2 * bytes * m * e}, limits);
   print_kernel(
       "x_proj",
-      microseconds(
-          backend, layers,
-          [&](std::size_t i) { backend.matmul(u.view, model.layers[i].mixer.x_proj.weight.packed(), dt_b_c.view); }),
-      {weights(first.mixer.x_proj) + 4 * m * (e + r + 2 * n), 2 * m * e * (r + 2 * n), 0, on_tensor_cores}, limits);
+      microseconds(backend, layers,
+                   [&](std::size_t i) {
+                     backend.matmul(View<const T>(u.view), model.layers[i].mixer.x_proj.weight.packed(), dt_b_c.view);
+                   }),
+      {weights(first.mixer.x_proj) + bytes * m * (e + r + 2 * n), 2 * m * e * (r + 2 * n), 0, on_tensor_cores}, limits);
   print_kernel("dt_proj",
                microseconds(backend, layers,
                             [&](std::size_t i) {
-                              backend.matmul(dt_b_c.view.columns(0, R), model.layers[i].mixer.dt_proj.weight.packed(),
-                                             delta.view);
+                              backend.matmul(View<const T>(dt_b_c.view.columns(0, R)),
+                                             model.layers[i].mixer.dt_proj.weight.packed(), delta.view);
                             }),
-               {weights(first.mixer.dt_proj) + 4 * m * (r + e), 2 * m * e * r, 0, on_tensor_cores}, limits);
+               {weights(first.mixer.dt_proj) + bytes * m * (r + e), 2 * m * e * r, 0, on_tensor_cores}, limits);
   print_kernel("scan",
                microseconds(backend, layers,
                             [&](std::size_t i) {
                               const auto& mixer = model.layers[i].mixer;
-                              backend.selective_scan({.segments = segments,
-                                                      .u = u.view,
-                                                      .delta = delta.view,
-                                                      .delta_bias = mixer.dt_proj.bias.view(),
-                                                      .a = mixer.A.view(),
-                                                      .b = dt_b_c.view.columns(R, N),
-                                                      .c = dt_b_c.view.columns(R + N, N),
-                                                      .d = mixer.D.view(),
-                                                      .z = uz.view.columns(E, E),
-                                                      .h = {state.view, E},
-                                                      .y = y.view});
+                              backend.selective_scan(ScanArguments<float, T>{.segments = segments,
+                                                                             .u = u.view,
+                                                                             .delta = delta.view,
+                                                                             .delta_bias = mixer.dt_proj.bias.view(),
+                                                                             .a = mixer.A.view(),
+                                                                             .b = dt_b_c.view.columns(R, N),
+                                                                             .c = dt_b_c.view.columns(R + N, N),
+                                                                             .d = mixer.D.view(),
+                                                                             .z = uz.view.columns(E, E),
+                                                                             .h = {state.view, E},
+                                                                             .y = y.view});
                             }),
-               {4 * m * (4 * e + 2 * n) + 8 * static_cast<double>(batch) * e * n, 6 * m * e * n, m * e * n}, limits);
+               {bytes * m * (4 * e + 2 * n) + 8 * static_cast<double>(batch) * e * n, 6 * m * e * n, m * e * n},
+               limits);
   print_kernel("out_proj+",
                microseconds(backend, layers,
                             [&](std::size_t i) {
-                              backend.matmul(y.view, model.layers[i].mixer.out_proj.weight.packed(), out.view);
+                              backend.matmul(View<const T>(y.view), model.layers[i].mixer.out_proj.weight.packed(),
+                                             out.view);
                               backend.add(out.view, x.view);
                             }),
-               {weights(first.mixer.out_proj) + 4 * m * (e + 3 * d), 2 * m * d * e, 0, on_tensor_cores}, limits);
+               {weights(first.mixer.out_proj) + m * (bytes * e + 12 * d), 2 * m * d * e, 0, on_tensor_cores}, limits);
   if (M > 256) return;
-  Matrix logits(backend, M, model.embedding.weight.rows());
-  print_kernel(
-      "head",
-      microseconds(backend, 4, [&](std::size_t) { backend.matmul(normed.view, model.head().packed(), logits.view); }),
-      {static_cast<double>(model.embedding.weight.memory_bytes()) +
-           4 * m * (d + static_cast<double>(logits.view.cols())),
-       2 * m * d * static_cast<double>(logits.view.cols()), 0, on_tensor_cores},
-      limits);
+  Matrix<> logits(backend, M, model.embedding.weight.rows());
+  print_kernel("head",
+               microseconds(backend, 4,
+                            [&](std::size_t) {
+                              backend.matmul(View<const T>(normed.view), model.head().packed(), logits.view);
+                            }),
+               {static_cast<double>(model.embedding.weight.memory_bytes()) +
+                    m * (bytes * d + 4 * static_cast<double>(logits.view.cols())),
+                2 * m * d * static_cast<double>(logits.view.cols()), 0, on_tensor_cores},
+               limits);
 }
 
 /// The kernels that models with SSD have in place of the scan.
@@ -203,9 +225,9 @@ void measure_kernels(const Mamba<float, CudaBackend, W, SSD>& model, std::size_t
   const auto size = [](auto value) { return static_cast<std::size_t>(value); };
   const std::size_t E = size(config.d_inner()), N = size(config.d_state), GN = size(config.n_groups) * N,
                     H = size(config.n_heads()), M = batch * length, layers = model.layers.size();
-  Matrix xbc(backend, M, E + 2 * GN), z(backend, M, E), dt(backend, M, H), y(backend, M, E), normed(backend, M, E),
+  Matrix<> xbc(backend, M, E + 2 * GN), z(backend, M, E), dt(backend, M, H), y(backend, M, E), normed(backend, M, E),
       state(backend, batch * E, N);
-  for (const Matrix* matrix : {&xbc, &z, &dt}) backend.fill(matrix->view, 0.1F);
+  for (const Matrix<>* matrix : {&xbc, &z, &dt}) matrix->fill(backend);
   const auto segments = uniform_segments(batch, length);
   const double m = static_cast<double>(M), e = static_cast<double>(E), n = static_cast<double>(N);
   std::printf("  each kernel of SSD, %zu x %zu\n", batch, length);
@@ -240,6 +262,32 @@ void measure_kernels(const Mamba<float, CudaBackend, W, SSD>& model, std::size_t
                                                       .y = normed.view});
                             }),
                {.bytes = 12 * m * e}, limits);
+}
+
+/// The scan alone, with its gate: B 8, E 2048, L 2048, N 16.
+template <class T>
+void measure_scan(const CudaBackend<float>& backend) {
+  constexpr std::size_t B = 8, E = 2048, L = 2048, N = 16;
+  const Matrix<T> u(backend, B * L, E), delta(backend, B * L, E), b(backend, B * L, N), c(backend, B * L, N),
+      z(backend, B * L, E), y(backend, B * L, E);
+  const Matrix<> bias(backend, 1, E), a(backend, E, N), d(backend, 1, E), state(backend, B * E, N);
+  for (const Matrix<T>* matrix : {&u, &delta, &b, &c, &z}) matrix->fill(backend);
+  for (const Matrix<>* matrix : {&bias, &a, &d}) matrix->fill(backend);
+  const auto segments = uniform_segments(B, L);
+  const double time = microseconds(backend, 3, [&](std::size_t) {
+    backend.selective_scan(ScanArguments<float, T>{.segments = segments,
+                                                   .u = u.view,
+                                                   .delta = delta.view,
+                                                   .delta_bias = bias.view,
+                                                   .a = a.view,
+                                                   .b = b.view,
+                                                   .c = c.view,
+                                                   .d = d.view,
+                                                   .z = z.view,
+                                                   .h = {state.view, E},
+                                                   .y = y.view});
+  });
+  std::printf("scan of 8 x 2048, E 2048, N 16, %zu bytes a value: %.3f ms\n", sizeof(T), time / 1e3);
 }
 
 template <class Model>
@@ -283,13 +331,15 @@ int main(int argc, char** argv) {
     std::printf("kernels overlap: %s\n", backend.device().overlaps() ? "yes" : "no");
     const Limits limits(backend.device());
     std::printf("limits: %.2f TB/s of memory, %.1f TFLOP/s in f32\n", limits.bytes / 1e12, limits.operations / 1e12);
-    Matrix from(backend, 1U << 14, 1U << 13), to(backend, 1U << 14, 1U << 13);
+    Matrix<> from(backend, 1U << 14, 1U << 13), to(backend, 1U << 14, 1U << 13);
     const double copied = 2.0 * 4 * (1U << 27);
     std::printf("copy of 512 MB: %.2f TB/s; a small kernel after another: %.2f us\n",
                 copied / microseconds(backend, 4, [&](std::size_t) { backend.copy(from.view, to.view); }) / 1e6,
                 microseconds(backend, 200, [&](std::size_t) {
                   backend.copy(from.view.rows_from(0, 1).columns(0, 768), to.view.rows_from(0, 1).columns(0, 768));
                 }));
+    measure_scan<float>(backend);
+    measure_scan<bf16>(backend);
     std::vector<std::pair<int, int>> shapes{{768, 24}};
     if (argc > 2) shapes.clear();
     for (int i = 1; i + 1 < argc; i += 2) shapes.emplace_back(std::atoi(argv[i]), std::atoi(argv[i + 1]));

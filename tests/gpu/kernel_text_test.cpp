@@ -31,10 +31,12 @@ INSTANTIATE_TEST_SUITE_P(For, KernelText, testing::Values("sm_80", "sm_90a", "sm
 
 TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
   for (const std::size_t size :
-       {sizeof(gpu::text::common), sizeof(gpu::text::layers), sizeof(gpu::text::state_sums), sizeof(gpu::text::scan),
-        sizeof(gpu::text::ssd), sizeof(gpu::text::ssd_scan), sizeof(gpu::text::formats), sizeof(gpu::text::tf32),
+       {sizeof(gpu::text::common), sizeof(gpu::text::layers), sizeof(gpu::text::mixer_layers),
+        sizeof(gpu::text::state_sums), sizeof(gpu::text::scan_one), sizeof(gpu::text::scan), sizeof(gpu::text::ssd),
+        sizeof(gpu::text::ssd_scan), sizeof(gpu::text::formats), sizeof(gpu::text::tf32),
         sizeof(gpu::text::products_tf32), sizeof(gpu::text::products_fma), sizeof(gpu::text::activations),
-        sizeof(gpu::text::products_mma), sizeof(gpu::text::products_double)}) {
+        sizeof(gpu::text::mma), sizeof(gpu::text::products_mma), sizeof(gpu::text::products_wide),
+        sizeof(gpu::text::products_double)}) {
     EXPECT_LT(size, 16U << 10);
   }
 }

@@ -67,22 +67,28 @@ struct Dropout {
 
 namespace detail {
 
-template <class B>
+template <class B, class W>
 struct ActivationOfBackend {
   using Type = typename B::Scalar;
 };
-template <class B>
+template <class B, class W>
 requires requires { typename B::Activation; }
-struct ActivationOfBackend<B> {
+struct ActivationOfBackend<B, W> {
   using Type = typename B::Activation;
+};
+template <class B, class W>
+requires requires { typename B::template ActivationFor<W>; }
+struct ActivationOfBackend<B, W> {
+  using Type = typename B::template ActivationFor<W>;
 };
 
 }  // namespace detail
 
-/// The type of activations between the kernels of a block: the backend's type Activation (bf16, say), or its Scalar.
-/// The residual stream, the state, the parameters and the logits are always Scalar.
-template <class B>
-using ActivationOf = typename detail::ActivationOfBackend<B>::Type;
+/// The type of activations between the kernels of a block whose weights are W: the backend's type Activation (bf16,
+/// say), or its ActivationFor<W>, or its Scalar. A backend with ActivationFor also takes Scalar, which models use if
+/// its option `activations` is exact. The residual stream, the state, the parameters and the logits are always Scalar.
+template <class B, class W = typename B::Scalar>
+using ActivationOf = typename detail::ActivationOfBackend<B, W>::Type;
 
 // There is one concept for each kernel, so that the compiler names the kernel that a backend lacks. A is
 // ActivationOf<B>.

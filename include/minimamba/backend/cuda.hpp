@@ -56,6 +56,9 @@ class CudaBackend {
   using Buffer = CudaBuffer<T>;
   template <WeightFormat W>
   using Matrix = CudaMatrix<W>;
+  /// With bf16 weights, activations between kernels are bf16, unless Activations::exact asks for all their bits.
+  template <class W>
+  using ActivationFor = std::conditional_t<std::is_same_v<Scalar, float> && std::is_same_v<W, bf16>, bf16, Scalar>;
 
   static constexpr std::size_t rows_at_once = 4096;
   static constexpr std::size_t max_states = 1024;
@@ -148,6 +151,7 @@ class CudaBackend {
       device_->load(gpu::Program::products_tf32, gpu::tf32_kernels, options_->kernels, gpu::tf32_shared_memory);
     } else if (on_tensor_cores<W>()) {
       device_->load(gpu::Program::products_mma, gpu::mma_kernels, options_->kernels, gpu::mma_shared_memory);
+      if (std::is_same_v<W, bf16>) load_for_bf16();
     } else {
       device_->load(gpu::Program::products_fma, gpu::fma_kernels, options_->kernels, gpu::no_shared_memory);
     }
@@ -186,11 +190,16 @@ class CudaBackend {
   }
 
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
-    assert(x.rows() == y.rows() && x.cols() == y.cols() && (weight.empty() || weight.cols() == x.cols()));
-    if (y.empty()) return;
-    device_->launch(layers, gpu::rms_norm, {.x = y.rows()}, gpu::Block{.is_norm = y.rows() == 1 && !weight.empty()},
-                    x.data(), stride(x), weight.empty() ? nullptr : weight.data(), epsilon, y.data(), stride(y),
-                    cols(y));
+    normalise(layers, gpu::rms_norm, x, weight, epsilon, y);
+  }
+  /// To bf16, and of bf16.
+  void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<bf16> y) const {
+    load_for_bf16();
+    normalise(gpu::Program::layers_bf16, gpu::rms_norm, x, weight, epsilon, y);
+  }
+  void rms_norm(View<const bf16> x, View<const Scalar> weight, double epsilon, View<bf16> y) const {
+    load_for_bf16();
+    normalise(gpu::Program::layers_bf16, gpu::rms_norm_of_activations, x, weight, epsilon, y);
   }
 
   template <WeightFormat W>
@@ -212,6 +221,19 @@ class CudaBackend {
       gpu::multiply_fma(*device_, gpu::Layout<W>::index - gpu::Layout<bf16>::index, x, weight.weights(), y);
     }
   }
+  /// Of bf16, with bf16 weights, unless activations are exact. Y is bf16 or Scalar.
+  template <class Y>
+  requires std::is_same_v<Scalar, float>
+  void matmul(View<const bf16> x, const Matrix<bf16>& weight, View<Y> y) const {
+    assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
+    assert(on_tensor_cores<bf16>());
+    if (y.empty()) return;
+    if (const auto norm = take_norm<bf16>(x, y)) {
+      gpu::multiply_normed(*device_, gpu::Layout<bf16>::index - gpu::Layout<float>::index, *norm, weight.weights(), y);
+    } else {
+      multiply_on_tensor_cores(x, weight, y);
+    }
+  }
   /// Memory for the rounded activations of products of up to `rows` rows.
   template <WeightFormat W>
   void reserve_matmul(std::size_t rows, const Matrix<W>& weight) const {
@@ -221,34 +243,44 @@ class CudaBackend {
     }
   }
 
-  void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
+  template <class Activation = Scalar>
+  void causal_conv1d(const Conv1dArguments<Scalar, Activation>& p) const {
+    constexpr gpu::Program program = program_of<Activation>;
     const std::uint32_t channels = cols(p.x), width = cols(p.weight);
     const std::uint64_t slots = p.window.stride();
     Scalar* const windows = p.window.first().data();
+    load_for<Activation>();
     gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
       const std::size_t blocks = (p.x.cols() + 127) / 128;
       if (p.kept.chunk != 0 && width > 1) {
-        launch(gpu::keep_windows, {blocks, std::min<std::size_t>(table.most_chunks, 65535), table.count}, 128,
-               p.x.data(), stride(p.x), windows, slots, p.kept.states.first().data(),
-               std::uint64_t{p.kept.states.stride()},
-               static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF)), channels, width,
-               table.entries);
+        device_->launch(program, gpu::keep_windows,
+                        {blocks, std::min<std::size_t>(table.most_chunks, 65535), table.count}, 128, p.x.data(),
+                        stride(p.x), windows, slots, p.kept.states.first().data(),
+                        std::uint64_t{p.kept.states.stride()},
+                        static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF)), channels, width,
+                        table.entries);
       }
-      launch(gpu::causal_conv1d, {(table.longest + 7) / 8, blocks, table.count}, 128, p.x.data(), stride(p.x),
-             p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(), windows, slots, p.y.data(), stride(p.y),
-             channels, width, table.entries);
+      const bool pairs = !std::is_same_v<Activation, Scalar> && width == 4 && channels % 2 == 0 && table.longest > 1 &&
+                         (gpu::address(p.x.data()) | gpu::address(p.y.data())) % 4 == 0 &&
+                         (stride(p.x) | stride(p.y)) % 2 == 0;
+      device_->launch(program, pairs ? gpu::causal_conv1d_of_pairs : std::size_t{gpu::causal_conv1d},
+                      {(table.longest + 7) / 8, pairs ? (blocks + 1) / 2 : blocks, table.count}, 128, p.x.data(),
+                      stride(p.x), p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(), windows, slots,
+                      p.y.data(), stride(p.y), channels, width, table.entries);
     });
   }
 
   /// Throws ArgumentError for more than max_states states of a channel.
-  void selective_scan(const ScanArguments<Scalar>& p) const {
-    const gpu::ScanArguments<Scalar> arguments(p);
+  template <class Activation = Scalar>
+  void selective_scan(const ScanArguments<Scalar, Activation>& p) const {
+    load_for<Activation>();
+    const gpu::ScanArguments<Scalar, Activation> arguments(p);
     const std::size_t states = p.a.cols(), channels = p.u.cols();
     gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
       const gpu::ScanKernel kernel = gpu::scan_kernel(*device_, channels, states, table, p.kept.chunk != 0);
       const gpu::Grid grid{(channels + kernel.channels - 1) / kernel.channels, table.count};
-      device_->launch(layers, kernel.index, grid, gpu::scan_block(*device_, kernel, grid, table), arguments,
-                      table.entries);
+      device_->launch(program_of<Activation>, kernel.index, grid, gpu::scan_block(*device_, kernel, grid, table),
+                      arguments, table.entries);
     });
   }
 
@@ -290,6 +322,12 @@ class CudaBackend {
     const std::uint64_t x_stride = x.rows() == y.rows() ? stride(x) : 0;
     launch(gpu::add, over(y), 256, x.data(), x_stride, y.data(), stride(y), rows(y), cols(y));
   }
+  void add(View<const Scalar> x, View<bf16> y) const {
+    assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
+    load_for_bf16();
+    device_->launch(gpu::Program::layers_bf16, gpu::add, over(y), 256, x.data(), x.rows() == y.rows() ? stride(x) : 0,
+                    y.data(), stride(y), rows(y), cols(y));
+  }
   void negative_exp(View<const Scalar> x, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols());
     launch(gpu::negative_exp, over(y), 256, x.data(), stride(x), y.data(), stride(y), rows(y), cols(y));
@@ -309,6 +347,8 @@ class CudaBackend {
  private:
   static constexpr bool in_double = std::is_same_v<Scalar, double>;
   static constexpr gpu::Program layers = in_double ? gpu::Program::layers_double : gpu::Program::layers;
+  template <class Activation>
+  static constexpr gpu::Program program_of = std::is_same_v<Activation, Scalar> ? layers : gpu::Program::layers_bf16;
   static constexpr gpu::Program ssd = in_double ? gpu::Program::ssd_double : gpu::Program::ssd;
 
   template <class T>
@@ -337,13 +377,40 @@ class CudaBackend {
   bool on_tensor_cores() const {
     return std::is_same_v<Scalar, float> && rounds_activations<W> && options_->activations == Activations::rounded;
   }
+  /// Makes the kernels for activations of bf16 ready.
+  void load_for_bf16() const {
+    device_->load(gpu::Program::layers_bf16, gpu::bf16_layer_kernels, options_->kernels, gpu::no_shared_memory);
+    if (device_->capability() == 90 && device_->has_tensor_maps()) {
+      device_->load(gpu::Program::products_wide, gpu::wide_kernels, options_->kernels, gpu::wide_shared_memory, true);
+    }
+  }
+  template <class Activation>
+  void load_for() const {
+    if constexpr (!std::is_same_v<Activation, Scalar>) load_for_bf16();
+  }
+
+  template <class X, class Y>
+  void normalise(gpu::Program program, std::size_t kernel, View<const X> x, View<const Scalar> weight, double epsilon,
+                 View<Y> y) const {
+    assert(x.rows() == y.rows() && x.cols() == y.cols() && (weight.empty() || weight.cols() == x.cols()));
+    if (y.empty()) return;
+    const bool is_norm = y.rows() == 1 && !weight.empty() && std::is_same_v<X, Scalar>;
+    device_->launch(program, kernel, {.x = y.rows()},
+                    gpu::Block{.is_norm = is_norm, .is_narrow = !std::is_same_v<Y, Scalar>}, x.data(), stride(x),
+                    weight.empty() ? nullptr : weight.data(), epsilon, y.data(), stride(y), cols(y));
+  }
+
   /// The norm that was queued last, for the product y of its row x.
-  template <class W>
-  std::optional<gpu::NormOfRow> take_norm(View<const float> x, View<float> y) const {
+  template <class W, class X, class Y>
+  std::optional<gpu::NormOfRow> take_norm(View<const X> x, View<Y> y) const {
     constexpr bool can = std::is_same_v<W, float> || std::is_same_v<W, f16> || std::is_same_v<W, bf16>;
     if (!can || x.rows() != 1 || (std::is_same_v<W, bf16> && !on_tensor_cores<W>())) return std::nullopt;
     const gpu::Address out = gpu::address(y.data());
-    return device_->take_norm({gpu::address(x.data()), out, out + y.cols() * sizeof(float), x.cols()});
+    return device_->take_norm({.x = gpu::address(x.data()),
+                               .y = out,
+                               .y_end = out + y.cols() * sizeof(Y),
+                               .cols = x.cols(),
+                               .is_narrow = !std::is_same_v<X, Scalar>});
   }
   /// Scratch memory of a product.
   template <class W>
@@ -365,11 +432,17 @@ class CudaBackend {
   template <class W>
   static constexpr std::size_t depth = std::is_same_v<W, bf16> ? 16 : 32;
 
-  template <class W>
-  void multiply_on_tensor_cores(View<const Scalar> x, const Matrix<W>& weight, View<Scalar> y) const {
+  template <class W, class X, class Y>
+  void multiply_on_tensor_cores(View<const X> x, const Matrix<W>& weight, View<Y> y) const {
     constexpr std::size_t format = gpu::Layout<W>::index - gpu::Layout<bf16>::index;
-    gpu::Inputs inputs{gpu::address(x.data()), 0, 0, stride(x), rows(x)};
-    const std::size_t bytes = rounded_bytes<W>(x.rows(), x.cols());
+    constexpr bool narrow = std::is_same_v<X, bf16>;
+    gpu::Inputs inputs{gpu::address(x.data()), 0, 0, stride(x), rows(x), narrow};
+    if (gpu::is_wide(*device_, inputs, weight.weights())) {
+      return gpu::multiply_wide(*device_, inputs, weight.weights(), y);
+    }
+    const bool few =
+        narrow && x.rows() <= 64 && y.cols() < 128 * device_->processors();  // kernels take them as they are
+    const std::size_t bytes = few ? 0 : rounded_bytes<W>(x.rows(), x.cols());
     if (bytes == 0) return gpu::multiply_mma(*device_, format, inputs, weight.weights(), y);
     const auto lock = device_->lock_scratch();
     const gpu::FragmentSizes sizes(x.rows(), x.cols(), depth<W>);

@@ -143,6 +143,7 @@ template <class Scalar, template <class> class Backend, class Weight,
 struct Blocks {
   using Block = MambaBlock<Scalar, Backend, Weight, Mixer>;
   using MixerType = Mixer<Scalar, Backend, Weight>;
+  using ActivationType = ActivationOfMixer<MixerType, Backend<Scalar>>;
   using Config = ConfigOf<MixerType>;
   using Cache = CacheFor<Scalar, Backend>;
   using Work = typename Cache::WorkspaceType;
@@ -262,7 +263,8 @@ struct Blocks {
     work.kept.reserve(layout.parts().size());
     work.x.reserve(backend, call.at_once, width);
     work.out.reserve(backend, std::max(call.at_once, call.filled), width);
-    work.block.reserve(backend, widths, call.at_once);
+    with_activations<ActivationType>(backend,
+                                     [&]<class A>() { work.block.template reserve<A>(backend, widths, call.at_once); });
     work.prepared.value = {number_, call.at_once, runs.size()};
     return call;
   }
@@ -328,16 +330,18 @@ struct Blocks {
   void run(const Layers& layers, std::size_t rows, Cache& cache, Work& work) const {
     work.kept.clear();
     const View<Scalar> x = work.x(rows), out = work.out(rows);
-    const ActivationViews<ActivationOf<Backend<Scalar>>> activations = work.block(rows);
-    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-      if (cache.keeps_every() > 0) cache.kept_of(layer, work.kept);
-      layers[layer].forward(backend, {.segments = work.segments,
-                                      .x = x,
-                                      .state = cache.state(layer),
-                                      .activations = activations,
-                                      .out = out,
-                                      .kept = work.kept});
-    }
+    with_activations<ActivationType>(backend, [&]<class A>() {
+      const auto activations = work.block.template of<A>(rows);
+      for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+        if (cache.keeps_every() > 0) cache.kept_of(layer, work.kept);
+        layers[layer].forward(backend, BlockArguments<Scalar, A>{.segments = work.segments,
+                                                                 .x = x,
+                                                                 .state = cache.state(layer),
+                                                                 .activations = activations,
+                                                                 .out = out,
+                                                                 .kept = work.kept});
+      }
+    });
   }
 
   std::uint64_t number_ = next_version();  // identifies the blocks that a workspace was prepared for

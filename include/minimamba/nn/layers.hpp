@@ -46,10 +46,10 @@ struct Linear {
     if (with_bias) bias = {Shape{out}, role == Role::time_step ? Role::time_step_bias : Role::bias};
   }
 
-  /// x [M, in], y [M, out] of activations or of Scalar
-  template <class Y>
-  void forward(const Backend<Scalar>& backend, View<const ActivationOf<Backend<Scalar>>> x, View<Y> y) const {
-    backend.matmul(x, weight.packed(), y);
+  /// x [M, in] of activations, y [M, out] of activations or of Scalar
+  template <class X, class Y>
+  void forward(const Backend<Scalar>& backend, View<X> x, View<Y> y) const {
+    backend.matmul(View<const X>(x), weight.packed(), y);
     if (bias.present()) backend.add(bias.view(), y);
   }
 
@@ -126,14 +126,15 @@ struct Conv1d {
     if (with_bias) bias = {Shape{channels}, Role::convolution};
   }
 
-  void forward(const Backend<Scalar>& backend, const Conv1dForward<Scalar, ActivationOf<Backend<Scalar>>>& p) const {
-    backend.causal_conv1d({.segments = p.segments,
-                           .x = p.x,
-                           .weight = weight.view(),
-                           .bias = bias.view(),
-                           .window = p.window,
-                           .y = p.y,
-                           .kept = p.kept});
+  template <class A = ActivationOf<Backend<Scalar>>>
+  void forward(const Backend<Scalar>& backend, const Conv1dForward<Scalar, A>& p) const {
+    backend.causal_conv1d(Conv1dArguments<Scalar, A>{.segments = p.segments,
+                                                     .x = p.x,
+                                                     .weight = weight.view(),
+                                                     .bias = bias.view(),
+                                                     .window = p.window,
+                                                     .y = p.y,
+                                                     .kept = p.kept});
   }
   void backward(const Backend<Scalar>& backend, Conv1d& gradient, const Conv1dBackward<Scalar>& p) const {
     backend.causal_conv1d_backward({.segments = p.segments,

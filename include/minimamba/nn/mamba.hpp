@@ -185,8 +185,9 @@ class Mamba {
   auto& head() { return config().tie_embeddings ? embedding.weight : lm_head.weight; }
 
   /// logits = x head()^T      x [M, D], logits [M, V]
-  void head_forward(View<const ActivationOf<BackendType>> x, View<Scalar> logits) const {
-    backend().matmul(x, head().packed(), logits);
+  template <class A>
+  void head_forward(View<A> x, View<Scalar> logits) const {
+    backend().matmul(View<const A>(x), head().packed(), logits);
   }
   /// dx = dlogits head(), and dhead += dlogits^T x
   template <class Gradient>  // of a backend that trains
@@ -251,7 +252,7 @@ class Mamba {
         call, [&](View<Scalar> x) { embed_chosen(runs, x, work); },
         [&](View<Scalar> x) { every_token ? head_of_all(runs, x, logits, work) : take_last(runs, x, last, work); },
         [&] {
-          if (!every_token) head_of_rows(last, work.block(last.rows())[0], logits);
+          if (!every_token) head_of_rows(last, logits, work);
         });
     return Logits(logits);
   }
@@ -281,10 +282,12 @@ class Mamba {
 
   /// One product for each group of rows whose logits are adjacent.
   void head_of_all(std::span<const Run> runs, View<const Scalar> x, View<Scalar> logits, WorkspaceType& work) const {
-    const auto normed = work.block(x.rows())[0];
-    norm_f.forward(backend(), x, normed);
-    detail::for_each_place(runs, work, [&](std::size_t first, std::size_t count, std::size_t place) {
-      head_forward(normed.rows_from(first, count), logits.rows_from(place, count));
+    detail::with_activations<typename Blocks::ActivationType>(backend(), [&]<class A>() {
+      const View<A> normed = work.block.template of<A>(x.rows())[0];
+      norm_f.forward(backend(), x, normed);
+      detail::for_each_place(runs, work, [&](std::size_t first, std::size_t count, std::size_t place) {
+        head_forward(normed.rows_from(first, count), logits.rows_from(place, count));
+      });
     });
   }
   void take_last(std::span<const Run> runs, View<const Scalar> x, View<Scalar> last, const WorkspaceType& work) const {
@@ -292,9 +295,12 @@ class Mamba {
       backend().copy(x.rows_from(row, 1), last.rows_from(place, 1));
     });
   }
-  void head_of_rows(View<const Scalar> x, View<ActivationOf<BackendType>> normed, View<Scalar> logits) const {
-    norm_f.forward(backend(), x, normed);
-    head_forward(normed, logits);
+  void head_of_rows(View<const Scalar> x, View<Scalar> logits, WorkspaceType& work) const {
+    detail::with_activations<typename Blocks::ActivationType>(backend(), [&]<class A>() {
+      const View<A> normed = work.block.template of<A>(x.rows())[0];
+      norm_f.forward(backend(), x, normed);
+      head_forward(normed, logits);
+    });
   }
 
   using Blocks = detail::Blocks<Scalar, Backend, Weight, Mixer>;

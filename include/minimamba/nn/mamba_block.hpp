@@ -56,15 +56,19 @@ struct MambaBlock {
     return widths;
   }
 
-  void forward(const Backend<Scalar>& backend, const BlockArguments<Scalar, ActivationOf<Backend<Scalar>>>& p) const {
+  using ActivationType = detail::ActivationOfMixer<Mixer<Scalar, Backend, Weight>, Backend<Scalar>>;
+
+  /// A is ActivationType, or Scalar where the backend keeps all bits.
+  template <class A = ActivationType>
+  void forward(const Backend<Scalar>& backend, const BlockArguments<Scalar, A>& p) const {
     const auto normed = p.activations[0];
     norm.forward(backend, p.x, normed);
-    mixer.forward(backend, {.segments = p.segments,
-                            .x = normed,
-                            .state = p.state,
-                            .activations = p.activations.from(1),
-                            .y = p.out,
-                            .kept = p.kept});
+    mixer.forward(backend, MixerArguments<Scalar, A>{.segments = p.segments,
+                                                     .x = normed,
+                                                     .state = p.state,
+                                                     .activations = p.activations.from(1),
+                                                     .y = p.out,
+                                                     .kept = p.kept});
     drop(backend, p.out, p.dropout);
     backend.add(p.out, p.x);
   }

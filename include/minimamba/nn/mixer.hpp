@@ -8,6 +8,8 @@
 //   static std::vector<StatePart> state_parts(const Config&);                   its state
 //   static std::vector<std::size_t> activation_widths(const Config&);           columns of its activations
 //   void forward(const Backend<Scalar>&, const MixerArguments<Scalar, ActivationOf<Backend<Scalar>>>&) const;
+// A mixer whose activations may have the type that suits its weights has using ActivationType =
+// ActivationOf<Backend<Scalar>, Weight>; its forward is then a template, and also called with Scalar.
 // A mixer whose rows may depend on later rows has static constexpr bool causal = false; a language model of it does not
 // compile. For training it also has
 //   static std::size_t backward_scratch(const Config&);                         scratch values that backward needs
@@ -32,9 +34,11 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "minimamba/backend/concept.hpp"
 #include "minimamba/core/config.hpp"
 #include "minimamba/core/view.hpp"
 
@@ -181,18 +185,21 @@ class LayerState {
 };
 
 /// Matrices of M rows and several widths: the activations of a layer, or their gradients.
+struct ActivationMatrix {
+  void* data;
+  std::size_t cols;
+};
 template <class T>
 class ActivationViews {
  public:
-  struct Matrix {
-    T* data;
-    std::size_t cols;
-  };
+  using Matrix = ActivationMatrix;
 
   ActivationViews() = default;
   ActivationViews(std::span<const Matrix> matrices, std::size_t rows) : matrices_(matrices), rows_(rows) {}
 
-  View<T> operator[](std::size_t index) const { return {matrices_[index].data, rows_, matrices_[index].cols}; }
+  View<T> operator[](std::size_t index) const {
+    return {static_cast<T*>(matrices_[index].data), rows_, matrices_[index].cols};
+  }
   /// The matrices from index `first` on.
   ActivationViews from(std::size_t first) const { return {matrices_.subspan(first), rows_}; }
 
@@ -228,6 +235,29 @@ struct MixerBackwardArguments {
 };
 
 namespace detail {
+
+/// The type of a mixer's activations.
+template <class MixerType, class B>
+struct TypeOfActivations {
+  using Type = ActivationOf<B>;
+};
+template <class MixerType, class B>
+requires requires { typename MixerType::ActivationType; }
+struct TypeOfActivations<MixerType, B> {
+  using Type = typename MixerType::ActivationType;
+};
+template <class MixerType, class B>
+using ActivationOfMixer = typename TypeOfActivations<MixerType, B>::Type;
+
+/// Calls body.template operator()<T>() for the type that activations have: A, or Scalar where the backend keeps all
+/// bits.
+template <class A, class B, class Body>
+void with_activations(const B& backend, Body&& body) {
+  if constexpr (!std::is_same_v<A, ActivationOf<B>>) {
+    if (backend.activations() == Activations::exact) return body.template operator()<typename B::Scalar>();
+  }
+  body.template operator()<A>();
+}
 
 /// Whether no row depends on later ones.
 template <class MixerType>

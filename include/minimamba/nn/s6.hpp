@@ -44,6 +44,7 @@ struct SelectionFormat<q8> {
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar>
 struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   using Selection = typename SelectionFormat<Weight>::type;
+  using ActivationType = ActivationOf<Backend<Scalar>, Weight>;
   static constexpr const char* gguf_architecture = "mamba";
 
   Linear<Scalar, Backend, Weight> in_proj;    // [2E, D], rows 0..E-1 are u, E..2E-1 are z
@@ -98,31 +99,33 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   }
 
   /// Throws ArgumentError for an A that is missing or out of date: see check_derived.
-  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar, ActivationOf<Backend<Scalar>>>& p) const {
+  /// T is ActivationType, or Scalar where the backend keeps all bits.
+  template <class T = ActivationType>
+  void forward(const Backend<Scalar>& backend, const MixerArguments<Scalar, T>& p) const {
     this->check_derived();
     const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
     in_proj.forward(backend, p.x, uz);
-    conv1d.forward(backend, {.segments = p.segments,
-                             .x = uz.columns(0, E),
-                             .window = p.state[conv_part],
-                             .y = u,
-                             .kept = p.kept_of(conv_part)});
+    conv1d.forward(backend, Conv1dForward<Scalar, T>{.segments = p.segments,
+                                                     .x = uz.columns(0, E),
+                                                     .window = p.state[conv_part],
+                                                     .y = u,
+                                                     .kept = p.kept_of(conv_part)});
     x_proj.forward(backend, u, dt_b_c);
     normalise(backend, dt_b_c, selected);
-    backend.matmul(selected.columns(0, R), dt_proj.weight.packed(), delta);
-    backend.selective_scan({.segments = p.segments,
-                            .u = u,
-                            .delta = delta,
-                            .delta_bias = dt_proj.bias.view(),
-                            .a = A.view(),
-                            .b = selected.columns(R, N),
-                            .c = selected.columns(R + N, N),
-                            .d = D.view(),
-                            .z = uz.columns(E, E),
-                            .h = p.state[ssm_part],
-                            .y = y,
-                            .kept = p.kept_of(ssm_part)});
+    backend.matmul(View<const T>(selected.columns(0, R)), dt_proj.weight.packed(), delta);
+    backend.selective_scan(ScanArguments<Scalar, T>{.segments = p.segments,
+                                                    .u = u,
+                                                    .delta = delta,
+                                                    .delta_bias = dt_proj.bias.view(),
+                                                    .a = A.view(),
+                                                    .b = selected.columns(R, N),
+                                                    .c = selected.columns(R + N, N),
+                                                    .d = D.view(),
+                                                    .z = uz.columns(E, E),
+                                                    .h = p.state[ssm_part],
+                                                    .y = y,
+                                                    .kept = p.kept_of(ssm_part)});
     out_proj.forward(backend, y, p.y);
   }
 

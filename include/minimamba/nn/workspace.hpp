@@ -55,12 +55,16 @@ class ActivationBuffer {
   using T = ActivationOf<Backend>;
   using Views = ActivationViews<T>;
 
+  /// A: the type of the activations, T or, on a backend with ActivationFor, a narrower one.
+  template <class A = T>
   void reserve(const Backend& backend, std::span<const std::size_t> widths, std::size_t rows) {
-    constexpr std::size_t line = std::max<std::size_t>(16, 64 / sizeof(T));  // values: each begins at a cache line
-    const auto same = [](const typename Views::Matrix& matrix, std::size_t width) { return matrix.cols == width; };
-    if (rows == rows_ && std::ranges::equal(matrices_, widths, same)) return;
+    static_assert(sizeof(T) % sizeof(A) == 0);
+    constexpr std::size_t line = std::max<std::size_t>(16, 64 / sizeof(A));  // values: each begins at a cache line
+    const auto same = [](const ActivationMatrix& matrix, std::size_t width) { return matrix.cols == width; };
+    if (rows == rows_ && sizeof(A) == value_bytes_ && std::ranges::equal(matrices_, widths, same)) return;
     std::size_t size = 0;
     for (const std::size_t width : widths) size += (rows * width + line - 1) / line * line;
+    size = (size * sizeof(A) + sizeof(T) - 1) / sizeof(T);
     matrices_.reserve(widths.size());
     if (buffer_.size() < size) {
       matrices_.clear();
@@ -68,23 +72,28 @@ class ActivationBuffer {
       buffer_ = backend.template allocate<T>(size);
     }
     matrices_.clear();
-    T* data = buffer_.data();
+    A* data = reinterpret_cast<A*>(buffer_.data());
     for (const std::size_t width : widths) {
       matrices_.push_back({data, width});
       data += (rows * width + line - 1) / line * line;
     }
     rows_ = rows;
+    value_bytes_ = sizeof(A);
   }
-  /// The first `rows` rows, at most as many as were reserved.
+  /// The first `rows` rows, at most as many as were reserved, of the type that they were reserved for.
   Views operator()(std::size_t rows) { return Views(matrices_, rows); }
+  template <class A>
+  ActivationViews<A> of(std::size_t rows) {
+    return {matrices_, rows};
+  }
   std::size_t memory_bytes() const {
-    return buffer_.size() * sizeof(T) + matrices_.capacity() * sizeof(typename Views::Matrix);
+    return buffer_.size() * sizeof(T) + matrices_.capacity() * sizeof(ActivationMatrix);
   }
 
  private:
   typename Backend::template Buffer<T> buffer_;
-  std::vector<typename Views::Matrix> matrices_;
-  std::size_t rows_ = 0;  // for which they were laid out
+  std::vector<ActivationMatrix> matrices_;
+  std::size_t rows_ = 0, value_bytes_ = 0;  // for which they were laid out
 };
 
 /// Tokens to read in a slot of a cache: they continue its sequence.

@@ -6,8 +6,12 @@ struct Inputs {
   const float* values;  // [M, K]
   uint4* fragments;
   float* scales;
-  u64 stride;  // of values
-  u32 rows, unused;
+  u64 stride;        // of values
+  u32 rows, narrow;  // narrow: values are of bf16
+
+  __device__ float value(u32 row, u32 k) const {
+    return narrow ? (float)((const Bf16Value*)values)[row * stride + k] : values[row * stride + k];
+  }
 };
 
 // bf16: a warp for each half of a slice of 8 rows.
@@ -17,13 +21,12 @@ extern "C" __global__ void round_to_bf16(Inputs x, u32 cols) {
   const u64 halves = (u64)((x.rows + 7) / 8) * slices * 2;
   for (u64 at = (u64)blockIdx.x * 8 + threadIdx.x / 32; at < halves; at += (u64)gridDim.x * 8) {
     const u32 slice = (u32)(at / 2 % slices), row = (u32)(at / 2 / slices) * 8 + lane / 4;
-    const float* const values = x.values + row * x.stride;
     u32 words[4];
 #pragma unroll
     for (u32 j = 0; j < 4; ++j) {
       const u32 k = slice * 64 + (u32)(at % 2) * 32 + j * 8 + lane % 4 * 2;
-      words[j] = to_bf16_pair(row < x.rows && k < cols ? values[k] : 0.0f,
-                              row < x.rows && k + 1 < cols ? values[k + 1] : 0.0f);
+      words[j] = to_bf16_pair(row < x.rows && k < cols ? x.value(row, k) : 0.0f,
+                              row < x.rows && k + 1 < cols ? x.value(row, k + 1) : 0.0f);
     }
     x.fragments[at * 32 + lane] = make_uint4(words[0], words[1], words[2], words[3]);
   }

@@ -21,11 +21,29 @@ struct Segment {
   u32 kept;  // the first of the kept states of this segment
 };
 
-// Where a product goes: y = product, and sum += product unless sum is null. The host has the same struct.
+// bf16, as activations between kernels may be.
+struct Bf16Value {
+  u16 bits;
+  Bf16Value() = default;
+  __device__ Bf16Value(float x) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x)); }
+  __device__ operator float() const { return __uint_as_float((u32)bits << 16); }
+};
+#ifdef MINIMAMBA_NARROW
+typedef Bf16Value Activation;
+#else
+typedef Scalar Activation;
+#endif
+
+// Where a product goes: y = product, and sum += product unless sum is null. `narrow`: y is of bf16, and sum is null.
+// The host has the same struct.
 struct Output {
   float *y, *sum;
-  u64 y_stride, sum_stride;
+  u64 y_stride, sum_stride, narrow;
   __device__ void store(u32 row, u32 col, float value) const {
+    if (narrow) {
+      ((Bf16Value*)y)[row * y_stride + col] = value;
+      return;
+    }
     y[row * y_stride + col] = value;
     if (sum) sum[row * sum_stride + col] += value;
   }
@@ -150,7 +168,8 @@ struct RmsScale {
   double scale = 1, half = 1;
 
   RmsScale() = default;
-  __device__ RmsScale(const Scalar* x, u32 cols, double epsilon) {
+  template <class Value>
+  __device__ RmsScale(const Value* x, u32 cols, double epsilon) {
     double squares = 0, whole = 1;
     for (u32 j = threadIdx.x; j < cols; j += 256) squares = multiply_add((double)x[j], (double)x[j], squares);
     squares = block_sum(squares);
@@ -158,7 +177,7 @@ struct RmsScale {
       half = 2.53869994604126e-116;  // 2^-384
       whole = half * half;
       double scaled = 0;
-      for (u32 j = threadIdx.x; j < cols; j += 256) scaled += (x[j] * whole) * (x[j] * whole);
+      for (u32 j = threadIdx.x; j < cols; j += 256) scaled += ((double)x[j] * whole) * ((double)x[j] * whole);
       squares = block_sum(scaled);
     }
     scale = 1 / sqrt(squares / cols + epsilon * whole * whole) * half;

@@ -24,12 +24,15 @@ enum class Program {
   products_mma,
   products_double,
   ssd,
-  ssd_double
+  ssd_double,
+  layers_bf16,   // with activations of bf16
+  products_wide  // without kernels but on Hopper
 };
 inline constexpr std::array program_names = {"layers",       "layers_double",   "products_tf32", "products_fma",
-                                             "products_mma", "products_double", "ssd",           "ssd_double"};
+                                             "products_mma", "products_double", "ssd",           "ssd_double",
+                                             "layers_bf16",  "products_wide"};
 inline constexpr std::size_t program_count = program_names.size();
-static_assert(program_count == static_cast<std::size_t>(Program::ssd_double) + 1);
+static_assert(program_count == static_cast<std::size_t>(Program::products_wide) + 1);
 
 namespace text {
 inline constexpr char common[] =
@@ -37,6 +40,9 @@ inline constexpr char common[] =
     ;
 inline constexpr char layers[] =
 #include "minimamba/backend/cuda/layers.cuh"
+    ;
+inline constexpr char mixer_layers[] =
+#include "minimamba/backend/cuda/mixer_layers.cuh"
     ;
 inline constexpr char state_sums[] =
 #include "minimamba/backend/cuda/state_sums.cuh"
@@ -46,6 +52,9 @@ inline constexpr char ssd[] =
     ;
 inline constexpr char ssd_scan[] =
 #include "minimamba/backend/cuda/ssd_scan.cuh"
+    ;
+inline constexpr char scan_one[] =
+#include "minimamba/backend/cuda/scan_one.cuh"
     ;
 inline constexpr char scan[] =
 #include "minimamba/backend/cuda/scan.cuh"
@@ -65,8 +74,14 @@ inline constexpr char products_fma[] =
 inline constexpr char activations[] =
 #include "minimamba/backend/cuda/activations.cuh"
     ;
+inline constexpr char mma[] =
+#include "minimamba/backend/cuda/mma.cuh"
+    ;
 inline constexpr char products_mma[] =
 #include "minimamba/backend/cuda/products_mma.cuh"
+    ;
+inline constexpr char products_wide[] =
+#include "minimamba/backend/cuda/products_wide.cuh"
     ;
 inline constexpr char products_double[] =
 #include "minimamba/backend/cuda/products_double.cuh"
@@ -78,7 +93,11 @@ inline std::string text_of(Program program) {
   constexpr const char* in_double = "#define MINIMAMBA_DOUBLE\n";
   switch (program) {
     case Program::layers:
-      return joined(text::common, text::layers, text::state_sums, text::scan, text::formats);
+      return joined(text::common, text::mixer_layers, text::layers, text::state_sums, text::scan_one, text::scan,
+                    text::formats);
+    case Program::layers_bf16:
+      return joined("#define MINIMAMBA_NARROW\n", text::common, text::mixer_layers, text::state_sums, text::scan_one,
+                    text::scan);
     case Program::layers_double:
       return joined(in_double, text_of(Program::layers));
     case Program::ssd:
@@ -90,7 +109,9 @@ inline std::string text_of(Program program) {
     case Program::products_fma:
       return joined(text::common, text::formats, text::products_fma);
     case Program::products_mma:
-      return joined(text::common, text::formats, text::activations, text::products_mma);
+      return joined(text::common, text::formats, text::activations, text::mma, text::products_mma);
+    case Program::products_wide:
+      return joined(text::common, text::formats, text::products_wide);
     case Program::products_double:
       break;
   }

@@ -198,9 +198,10 @@ class Device {
 
   /// Loads kernels that are not loaded yet: from the cache, or compiled. Throws CudaError. Threads wait for one another
   /// only where they load the same program. shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
+  /// `may_lack`: code for older cards, which has none of these kernels, will do; see has.
   template <class Shared>
-  void load(Program program, std::span<const char* const> kernels, const CudaKernelOptions& options,
-            Shared&& shared_of) {
+  void load(Program program, std::span<const char* const> kernels, const CudaKernelOptions& options, Shared&& shared_of,
+            bool may_lack = false) {
     Loaded& loaded = programs_[static_cast<std::size_t>(program)];
     const std::lock_guard lock(loaded.mutex);
     if (loaded.module != nullptr) return;
@@ -218,6 +219,10 @@ class Device {
         error = driver_.set_function_attribute(functions[i], most_dynamic_shared_memory, shared);
         if (error == 0) error = driver_.set_function_attribute(functions[i], share_of_shared_memory, 100);
       }
+      if (error != 0 && may_lack) {
+        functions.clear();
+        break;
+      }
       if (error != 0) {
         driver_.unload_module(module);
         driver_.check(error, kernels[i]);
@@ -225,6 +230,25 @@ class Device {
     }
     loaded.functions = std::move(functions);
     loaded.module = module;
+  }
+
+  /// Whether the kernels of a program are loaded.
+  bool has(Program program) const { return !programs_[static_cast<std::size_t>(program)].functions.empty(); }
+  /// Of newer drivers: describes rows of `cols` values of 2 or 8 bytes, of which boxes are copied at once, of 64 or 256
+  /// values of `box_rows` rows. Those of 64 values have their pieces of 16 bytes exchanged as wgmma expects it.
+  bool has_tensor_maps() const { return driver_.make_tensor_map != nullptr; }
+  TensorMap tensor_map(Address data, std::size_t value_bytes, std::size_t rows, std::size_t cols,
+                       std::size_t stride_bytes, std::size_t box_rows) const {
+    const Current current(*this);
+    constexpr int of_2_bytes = 1, of_8_bytes = 4, exchanged_in_128_bytes = 3, read_256_bytes = 3;
+    const bool exchanged = value_bytes == 2;
+    const std::uint64_t sizes[] = {cols, rows}, strides[] = {stride_bytes};
+    const std::uint32_t box[] = {exchanged ? 64U : 256U, static_cast<std::uint32_t>(box_rows)}, steps[] = {1, 1};
+    TensorMap map;
+    driver_.check(driver_.make_tensor_map(map.words, exchanged ? of_2_bytes : of_8_bytes, 2, data, sizes, strides, box,
+                                          steps, 0, exchanged ? exchanged_in_128_bytes : 0, read_256_bytes, 0),
+                  "describing a matrix");
+    return map;
   }
 
   /// Queues a kernel of a program that is loaded. Arguments have exactly the types of the kernel's parameters.

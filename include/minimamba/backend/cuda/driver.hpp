@@ -159,6 +159,9 @@ struct Driver {
   int (*launch_graph)(Handle executable, Handle stream) = nullptr;
   int (*destroy_graph)(Handle graph) = nullptr;
   int (*destroy_executable)(Handle executable) = nullptr;
+  int (*make_tensor_map)(void* map, int type, unsigned rank, Address data, const std::uint64_t* sizes,
+                         const std::uint64_t* strides, const std::uint32_t* box, const std::uint32_t* steps,
+                         int interleave, int swizzle, int promotion, int fill) = nullptr;
 
   /// Whether a list of launches can be made a graph.
   bool has_graphs() const {
@@ -250,6 +253,7 @@ struct Driver {
     library.find("cuGraphLaunch", d.launch_graph);
     library.find("cuGraphDestroy", d.destroy_graph);
     library.find("cuGraphExecDestroy", d.destroy_executable);
+    library.find("cuTensorMapEncodeTiled", d.make_tensor_map);
     int version = 0;
     if (d.driver_version == nullptr || d.driver_version(&version) != 0) {
       throw CudaError(CudaProblem::broken_driver, "CUDA",

@@ -72,14 +72,20 @@ void for_each_table(Device& device, Program program, std::span<const Segment> se
   }
 }
 
-template <class Scalar>
+template <class Scalar, class Activation>
 struct ScanArguments {
-  const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z;
-  Scalar *h, *y, *kept;
+  const Activation *u, *delta;
+  const Scalar *delta_bias, *a;
+  const Activation *b, *c;
+  const Scalar* d;
+  const Activation* z;
+  Scalar* h;
+  Activation* y;
+  Scalar* kept;
   std::uint64_t u_stride, delta_stride, b_stride, c_stride, z_stride, y_stride, slot_stride, kept_stride;
   std::uint32_t channels, states, chunk, unused = 0;
 
-  explicit ScanArguments(const minimamba::ScanArguments<Scalar>& p)
+  explicit ScanArguments(const minimamba::ScanArguments<Scalar, Activation>& p)
       : u(p.u.data()),
         delta(p.delta.data()),
         delta_bias(p.delta_bias.data()),
@@ -177,12 +183,20 @@ inline Block scan_block(const Device& device, const ScanKernel& kernel, const Gr
 struct Inputs {
   Address values, fragments, scales;
   std::uint64_t stride;
-  std::uint32_t rows, unused = 0;
+  std::uint32_t rows, narrow = 0;  // narrow: values are of bf16
+
+  std::size_t value_bytes() const { return narrow != 0 ? 2 : 4; }
 };
 
+template <class Y>
+Output output_to(View<Y> y) {
+  return {.y = address(y.data()), .y_stride = y.stride(), .narrow = sizeof(Y) == 2};
+}
+
 /// A product that reads [input, input_end).
-inline Block product_block(View<float> y, std::uint16_t output, Address input, Address input_end, unsigned threads,
-                           unsigned shared) {
+template <class Y>
+Block product_block(View<Y> y, std::uint16_t output, Address input, Address input_end, unsigned threads,
+                    unsigned shared) {
   return {.threads = threads,
           .shared = shared,
           .output = output,
@@ -203,8 +217,8 @@ struct FragmentSizes {
 };
 
 /// `format` counts from bf16.
-inline void multiply_mma(const Device& device, std::size_t format, const Inputs& x, const Weights& weight,
-                         View<float> y) {
+template <class Y>
+void multiply_mma(const Device& device, std::size_t format, const Inputs& x, const Weights& weight, View<Y> y) {
   const std::size_t rows = y.rows(), outputs = y.cols();
   const auto tiles = [&](std::size_t height) { return (rows + height - 1) / height * ((outputs + 127) / 128); };
   std::size_t kind = mma_few_64;
@@ -219,27 +233,62 @@ inline void multiply_mma(const Device& device, std::size_t format, const Inputs&
   const bool is_many = kind > mma_few_64;
   const std::size_t height = is_many ? std::size_t{64} << (kind - mma_many_64) : std::size_t{8} << kind;
   const Grid grid{is_many ? (outputs + 127) / 128 : (outputs + 15) / 16, (rows + height - 1) / height};
-  const Address end = x.values + (rows * x.stride + weight.cols) * sizeof(float);
+  const Address end = x.values + (rows * x.stride + weight.cols) * x.value_bytes();
   const std::size_t kernel = mma_kinds * format + kind;
   device.launch(Program::products_mma, kernel, grid,
                 product_block(y, 3, x.values, end, is_many ? 128 : 256, mma_shared_memory(kernel)), x, weight,
-                Output{.y = address(y.data()), .y_stride = y.stride()});
+                output_to(y));
+}
+
+/// The kernel of products_wide that is likely to be the fastest. Its blocks take tiles in turns.
+inline std::size_t wide_kernel(const Device& device, std::size_t rows, std::size_t outputs, std::size_t cols) {
+  std::size_t best = 0, least = static_cast<std::size_t>(-1);
+  for (std::size_t i = 0; i < wide_tiles.size(); ++i) {
+    const WideTile& tile = wide_tiles[i];
+    const std::size_t tiles = (rows + tile.rows - 1) / tile.rows * ((outputs + tile.outputs - 1) / tile.outputs);
+    const std::size_t turns = (tiles + device.processors() - 1) / device.processors();
+    const std::size_t clocks = turns * ((cols + 63) / 64 * tile.slice + tile.end);
+    if (clocks < least) best = i, least = clocks;
+  }
+  return best;
+}
+/// Whether a product of bf16 values is to be computed so. With few rows, a kernel whose warps share the slices is
+/// quicker, unless the outputs fill the card.
+inline bool is_wide(const Device& device, const Inputs& x, const Weights& weight) {
+  const bool fits = x.values % 16 == 0 && x.stride % 8 == 0 && weight.rows > 0 && weight.cols > 0;
+  const std::size_t tiles = (x.rows + std::size_t{31}) / 32 * ((weight.rows + std::size_t{63}) / 64);
+  return device.has(Program::products_wide) && x.narrow != 0 && fits && x.rows > 16 &&
+         (x.rows > 256 || tiles >= device.processors() / 3);
+}
+template <class Y>
+void multiply_wide(const Device& device, const Inputs& x, const Weights& weight, View<Y> y) {
+  const std::size_t rows = y.rows(), outputs = y.cols(), panels = (outputs + 15) / 16;
+  const std::size_t kernel = wide_kernel(device, rows, outputs, weight.cols), row_bytes = (weight.cols + 15) / 16 * 512;
+  const WideTile& tile = wide_tiles[kernel];
+  const std::size_t tiles = (rows + tile.rows - 1) / tile.rows * ((outputs + tile.outputs - 1) / tile.outputs);
+  device.launch(
+      Program::products_wide, kernel, {std::min(tiles, device.processors())},
+      product_block(y, 5, x.values, x.values + (rows * x.stride + weight.cols) * 2, tile.threads, tile.shared()),
+      device.tensor_map(x.values, 2, rows, weight.cols, x.stride * 2, tile.rows),
+      device.tensor_map(weight.data, 8, panels, row_bytes / 8, row_bytes, tile.outputs / 16), x.rows, weight,
+      output_to(y));
 }
 
 template <class W>
 inline constexpr bool in_tf32 = std::is_same_v<W, float> || std::is_same_v<W, f16>;
 
 /// The product of one row, which it normalises first. `format` counts from f32: f32, f16 or bf16.
-inline void multiply_normed(const Device& device, std::size_t format, const NormOfRow& norm, const Weights& weight,
-                            View<float> y) {
+template <class Y>
+void multiply_normed(const Device& device, std::size_t format, const NormOfRow& norm, const Weights& weight,
+                     View<Y> y) {
   const Address end = norm.x + weight.cols * sizeof(float);
-  const Output output{.y = address(y.data()), .y_stride = y.stride()};
   if (format == Layout<bf16>::index - Layout<float>::index) {
     device.launch(Program::products_mma, bf16_normed, {(y.cols() + 15) / 16}, product_block(y, 3, norm.x, end, 256, 0),
-                  Inputs{norm.x, 0, 0, weight.cols, 1}, weight, output, norm.weight, norm.epsilon, norm.y);
+                  Inputs{norm.x, 0, 0, weight.cols, 1, norm.is_narrow}, weight, output_to(y), norm.weight, norm.epsilon,
+                  norm.y);
   } else {
     device.launch(Program::products_tf32, tf32_kinds * format + tf32_normed, {(y.cols() + 7) / 8},
-                  product_block(y, 4, norm.x, end, 256, 0), norm.x, std::uint64_t{weight.cols}, weight, output,
+                  product_block(y, 4, norm.x, end, 256, 0), norm.x, std::uint64_t{weight.cols}, weight, output_to(y),
                   std::uint32_t{1}, norm.weight, norm.epsilon, norm.y);
   }
 }
@@ -254,8 +303,7 @@ inline void multiply_tiles(const Device& device, Program program, std::size_t ke
   device.launch(
       program, kernel, {(y.cols() + tile.outputs - 1) / tile.outputs, (y.rows() + tile.rows - 1) / tile.rows},
       product_block(y, 4, address(x.data()), address(x.data() + x.rows() * x.stride()), tile.threads, tile.shared),
-      x.data(), std::uint64_t{x.stride()}, weight, Output{.y = address(y.data()), .y_stride = y.stride()},
-      static_cast<std::uint32_t>(y.rows()));
+      x.data(), std::uint64_t{x.stride()}, weight, output_to(y), static_cast<std::uint32_t>(y.rows()));
 }
 
 /// `format` counts from bf16.

@@ -1,10 +1,6 @@
 R"cuda(
-// Everything but products, embedding and scan. Matrices are given as a pointer and a stride in values.
-
-// A loop over the elements of a [rows, cols] matrix, for any grid of blocks of 256 threads.
-#define FOR_EACH_ELEMENT(i, j, rows, cols)             \
-  for (u32 i = blockIdx.y; i < (rows); i += gridDim.y) \
-    for (u32 j = blockIdx.x * 256 + threadIdx.x; j < (cols); j += gridDim.x * 256)
+// Everything but products, embedding, scan and mixer_layers.cuh, which comes before. Matrices are given as a pointer
+// and a stride in values.
 
 extern "C" __global__ void fill(Scalar* y, u64 y_stride, u32 rows, u32 cols, Scalar value) {
   begin();
@@ -47,91 +43,10 @@ extern "C" __global__ void move_rows(Scalar* y, u64 y_stride, u32 moves, u32 col
   }
 }
 
-// y += x; x_stride is 0 for a single row
-extern "C" __global__ void add(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
-  begin();
-  FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] += x[i * x_stride + j];
-}
-
 // y = -exp(x), computed in double as on every other backend
 extern "C" __global__ void negative_exp(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
   begin();
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = (Scalar)-exp((double)x[i * x_stride + j]);
-}
-
-// y = x / sqrt(mean(x^2) + epsilon) * weight, where no weight is 1: a block for each row
-extern "C" __global__ void rms_norm(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Scalar* y,
-                                    u64 y_stride, u32 cols) {
-  begin();
-  x += blockIdx.x * x_stride;
-  y += blockIdx.x * y_stride;
-  const RmsScale scale(x, cols, epsilon);
-  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = scale.of(x[j]) * (weight ? weight[j] : Scalar(1));
-}
-
-// Input i of a channel, counted from the start of the window, which x follows.
-__device__ inline Scalar conv1d_input(const Scalar* x, u64 x_stride, const Scalar* window, u32 past, u32 i) {
-  return i < past ? window[i] : x[(i - past) * x_stride];
-}
-
-// A thread computes a tile of 8 tokens of a channel. That of a segment's first tile also slides the window, which it
-// alone reads: if the window is wider than a tile, it computes all tokens.
-extern "C" __global__ void __launch_bounds__(128)
-    causal_conv1d(const Scalar* x, u64 x_stride, const Scalar* weight, const Scalar* bias, Scalar* windows,
-                  u64 slot_stride, Scalar* y, u64 y_stride, u32 channels, u32 width, const Segment* segments) {
-  begin();
-  constexpr u32 tile = 8;
-  const Segment segment = segments[blockIdx.z];
-  const u32 e = blockIdx.y * 128 + threadIdx.x, start = blockIdx.x * tile, past = width - 1;
-  const bool alone = past > tile;
-  if (e >= channels || start >= segment.length || (alone && start > 0)) return;
-  const u32 tokens = alone ? segment.length : min(tile, segment.length - start);
-  x += segment.first * x_stride + e;
-  y += (segment.first + start) * y_stride + e;
-  weight += (u64)e * width;
-  Scalar* const window = windows + segment.slot * slot_stride + (u64)e * past;
-  const Scalar first = bias ? bias[e] : Scalar(0);
-  if (width == 4) {
-    Scalar inputs[tile + 3];
-#pragma unroll
-    for (u32 i = 0; i < tile + 3; ++i) {
-      inputs[i] = i < tokens + 3 ? conv1d_input(x, x_stride, window, 3, start + i) : Scalar(0);
-    }
-    const Scalar w[4] = {weight[0], weight[1], weight[2], weight[3]};
-#pragma unroll
-    for (u32 t = 0; t < tile; ++t) {
-      Scalar sum = first;
-#pragma unroll
-      for (u32 k = 0; k < 4; ++k) sum = multiply_add(w[k], inputs[t + k], sum);
-      if (t < tokens) y[t * y_stride] = silu(sum);
-    }
-  } else {
-    for (u32 t = 0; t < tokens; ++t) {
-      Scalar sum = first;
-      for (u32 k = 0; k < width; ++k) {
-        sum = multiply_add(weight[k], conv1d_input(x, x_stride, window, past, start + t + k), sum);
-      }
-      y[t * y_stride] = silu(sum);
-    }
-  }
-  if (start > 0) return;
-  for (u32 j = 0; j < past; ++j) window[j] = conv1d_input(x, x_stride, window, past, segment.length + j);
-}
-
-// The window before each chunk of tokens.
-extern "C" __global__ void keep_windows(const Scalar* x, u64 x_stride, const Scalar* windows, u64 slot_stride,
-                                        Scalar* kept, u64 kept_stride, u32 chunk, u32 channels, u32 width,
-                                        const Segment* segments) {
-  begin();
-  const Segment segment = segments[blockIdx.z];
-  const u32 e = blockIdx.x * 128 + threadIdx.x, past = width - 1;
-  if (e >= channels) return;
-  x += segment.first * x_stride + e;
-  windows += segment.slot * slot_stride + (u64)e * past;
-  for (u64 c = blockIdx.y; c * chunk < segment.length; c += gridDim.y) {
-    Scalar* const there = kept + (segment.kept + c) * kept_stride + (u64)e * past;
-    for (u32 j = 0; j < past; ++j) there[j] = conv1d_input(x, x_stride, windows, past, (u32)(c * chunk) + j);
-  }
 }
 
 // nats[i] = log(sum_v exp(logits[i,v])) - logits[i,targets[i]], a block for each row

@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_BACKEND_CUDA_MEMORY_HPP
 #define MINIMAMBA_BACKEND_CUDA_MEMORY_HPP
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -18,47 +19,47 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace gpu {
 
-/// Kernels of Program::layers and layers_double, in the order of their names below. Those of the formats begin at
-/// place, fetch and embed, three for each format.
+/// Kernels of Program::layers and layers_double, in the order of their names below. The first ones are also those of
+/// layers_bf16. Those of the formats begin at place, fetch and embed, three for each format.
 enum LayerKernel : std::size_t {
-  fill,
-  copy,
-  write_words,
-  gather_rows,
-  move_rows,
   add,
-  negative_exp,
   rms_norm,
   causal_conv1d,
   keep_windows,
-  negative_log_likelihood,
-  top_k,
   scan_one,
   scan_to_16,
   scan_many_to_16,
   scan_to_64,
   scan_to_256,
   scan_to_1024,
+  fill,
+  copy,
+  write_words,
+  gather_rows,
+  move_rows,
+  negative_exp,
+  negative_log_likelihood,
+  top_k,
   first_of_formats
 };
-inline constexpr std::array layer_kernels = {"fill",
-                                             "copy",
-                                             "write_words",
-                                             "gather_rows",
-                                             "move_rows",
-                                             "add",
-                                             "negative_exp",
+inline constexpr std::array layer_kernels = {"add",
                                              "rms_norm",
                                              "causal_conv1d",
                                              "keep_windows",
-                                             "negative_log_likelihood",
-                                             "top_k",
                                              "scan_one",
                                              "scan_8x2",
                                              "scan_4x4",
                                              "scan_16x4",
                                              "scan_32x8",
                                              "scan_32x32",
+                                             "fill",
+                                             "copy",
+                                             "write_words",
+                                             "gather_rows",
+                                             "move_rows",
+                                             "negative_exp",
+                                             "negative_log_likelihood",
+                                             "top_k",
                                              "place_f64",
                                              "fetch_f64",
                                              "embed_f64",
@@ -79,6 +80,21 @@ inline constexpr std::array layer_kernels = {"fill",
                                              "embed_q4"};
 
 static_assert(layer_kernels.size() == first_of_formats + 18);
+/// Kernels of Program::layers_bf16.
+inline constexpr std::array bf16_layer_kernels = {"add",
+                                                  "rms_norm",
+                                                  "causal_conv1d",
+                                                  "keep_windows",
+                                                  "scan_one",
+                                                  "scan_8x2",
+                                                  "scan_4x4",
+                                                  "scan_16x4",
+                                                  "scan_32x8",
+                                                  "scan_32x32",
+                                                  "rms_norm_of_activations",
+                                                  "causal_conv1d_of_pairs"};
+inline constexpr std::size_t rms_norm_of_activations = fill, causal_conv1d_of_pairs = fill + 1;
+static_assert(bf16_layer_kernels.size() == causal_conv1d_of_pairs + 1);
 
 /// Kernels of Program::ssd and ssd_double.
 enum SsdKernel : std::size_t {
@@ -146,6 +162,25 @@ constexpr unsigned mma_shared_memory(std::size_t kernel) {
   const unsigned groups = kind == mma_many_64 ? 8 : 16, stages = format == 1 ? 2 : 3;
   return stages * (8 * 4 * (format == 2 ? 256 : 512) + groups * 1024 + (format == 0 ? 0 : (8 + groups) * 128));
 }
+
+/// Kernels of Program::products_wide: tiles of so many outputs and rows. `slice` and `end` are about how many clocks a
+/// slice of a tile takes, and what comes after.
+struct WideTile {
+  std::size_t outputs, rows;
+  unsigned threads, stages, slice, end;
+
+  constexpr unsigned shared() const {
+    const std::size_t results = std::max(rows * 144, std::min<std::size_t>(rows, 128) * 272);
+    return static_cast<unsigned>(1024 + stages * (outputs + rows) * 128 + outputs / 64 * results);
+  }
+};
+inline constexpr std::array wide_kernels = {"multiply_bf16_wide_256", "multiply_bf16_wide_128", "multiply_bf16_wide_64",
+                                            "multiply_bf16_wide_32"};
+inline constexpr std::array<WideTile, 4> wide_tiles = {{{128, 256, 384, 3, 1600, 3000},
+                                                        {128, 128, 288, 4, 920, 1500},
+                                                        {64, 64, 160, 8, 370, 900},
+                                                        {64, 32, 160, 8, 250, 600}}};
+constexpr unsigned wide_shared_memory(std::size_t kernel) { return wide_tiles[kernel].shared(); }
 
 /// Kernels of Program::products_double: one for each format, and the rounding of activations.
 inline constexpr std::array double_kernels = {"multiply_f64", "multiply_f32", "multiply_f16", "multiply_bf16",

@@ -6,73 +6,6 @@ R"cuda(
 // values. Within a slice, step after step is added to zero: for bf16 by the instruction itself; for q8 and q4 the exact
 // sum of a block times both scales, by a fused multiply-add. Slices are added to zero, in ascending order.
 
-// Of one lane, for a slice: the operand A of 16 outputs and the operand B of 8 rows of x.
-struct Fragments {
-  uint4 half[2];
-  __device__ u32 low(u32 step) const { return step % 2 ? half[step / 2].z : half[step / 2].x; }
-  __device__ u32 high(u32 step) const { return step % 2 ? half[step / 2].w : half[step / 2].y; }
-};
-
-struct Bf16Product {
-  static const u32 depth = 16, bytes = 512, scaled = 0, stages = 3, together = 2;  // bytes: of 16 outputs, for a step
-  typedef uint4 Packed;                                                            // 16 outputs of a lane, for a step
-  __device__ static uint4 unpack(const Packed& packed) { return packed; }
-  // Rounds values itself, which value(row, k) has: for a few rows.
-  template <class Value>
-  __device__ static Fragments round(u32 rows, u32 cols, u32 row, u32 slice, u32 lane, const Value& value) {
-    const u32 i = row + lane / 4;
-    Fragments b;
-    u32* const words = &b.half[0].x;
-#pragma unroll
-    for (u32 j = 0; j < 8; ++j) {
-      const u32 at = slice * 64 + j * 8 + lane % 4 * 2;
-      const float first = i < rows && at < cols ? value(i, at) : 0.0f;
-      const float second = i < rows && at + 1 < cols ? value(i, at + 1) : 0.0f;
-      words[j] = to_bf16_pair(first, second);
-    }
-    return b;
-  }
-  __device__ static void add(float (&sum)[4], const uint4& a, u32 low, u32 high, const float*, const float*) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
-  }
-};
-
-struct BlockProduct {
-  static const u32 depth = 32, scaled = 1, together = 1;
-  // Scales: of outputs lane / 4 and lane / 4 + 8, and of rows lane % 4 * 2 and the next.
-  __device__ static void add(float (&sum)[4], const uint4& a, u32 low, u32 high, const float* a_scale,
-                             const float* b_scale) {
-    int whole[4];
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
-        : "=r"(whole[0]), "=r"(whole[1]), "=r"(whole[2]), "=r"(whole[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high), "r"(0));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[i] = __fmaf_rn((float)whole[i], __fmul_rn(a_scale[i / 2], b_scale[i % 2]), sum[i]);
-    }
-  }
-};
-struct Q8Product : BlockProduct {
-  static const u32 bytes = 512, stages = 2;  // three are more than 99 KB, which smaller cards have
-  typedef uint4 Packed;
-  __device__ static uint4 unpack(const Packed& packed) { return packed; }
-};
-struct Q4Product : BlockProduct {
-  static const u32 bytes = 256, stages = 3;
-  typedef uint2 Packed;
-  // Four integers plus 8, one in each byte, become signed bytes.
-  __device__ static u32 to_signed(u32 nibbles) {
-    const u32 two = nibbles ^ 0x08080808u;            // two's complement in 4 bits
-    return two | ((two & 0x08080808u) >> 3) * 0xF0u;  // the sign goes into the upper bits
-  }
-  __device__ static uint4 unpack(const Packed& both) {
-    return make_uint4(to_signed(both.x & 0x0F0F0F0Fu), to_signed(both.y & 0x0F0F0F0Fu),
-                      to_signed(both.x >> 4 & 0x0F0F0F0Fu), to_signed(both.y >> 4 & 0x0F0F0F0Fu));
-  }
-};
-
 template <class Product>
 __device__ inline u32 steps_of(const Weights& w) {
   return (w.cols + Product::depth - 1) / Product::depth;
@@ -86,7 +19,8 @@ __device__ inline const u16* weight_scales(const Weights& w, u32 panel, u32 step
 
 // 16 outputs of 8 * TILES rows of x in a block, whose warps share the slices: for few rows, which need every warp to
 // read weights, some before x is there. ROUNDS: x may be without fragments, to be rounded here. With a norm_weight, x
-// is a row that every block normalises, and the first one writes it to `normed`.
+// is a row of floats that every block normalises, and the first one writes it to `normed`, which is of bf16 if
+// x.narrow.
 template <class Product, int TILES, bool ROUNDS>
 __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Output& output,
                                     const float* norm_weight = nullptr, double epsilon = 0, float* normed = nullptr) {
@@ -116,7 +50,12 @@ __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Out
   if (norm_weight) {
     scale = RmsScale(x.values, w.cols, epsilon);
     for (u32 k = threadIdx.x; blockIdx.x == 0 && k < w.cols; k += 256) {
-      normed[k] = scale.of(x.values[k]) * norm_weight[k];
+      const float plain = scale.of(x.values[k]) * norm_weight[k];
+      if (x.narrow) {
+        ((Bf16Value*)normed)[k] = plain;
+      } else {
+        normed[k] = plain;
+      }
     }
   }
   const auto value = [&](u32 i, u32 k) {
@@ -134,7 +73,11 @@ __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Out
         bool rounded = true;
         if constexpr (ROUNDS) {
           rounded = x.fragments != nullptr;
-          if (!rounded) b = Product::round(x.rows, w.cols, row + 8 * tile, slice, lane, value);
+          if (!rounded && x.narrow && !norm_weight) {
+            b = Product::take(x, w.cols, row + 8 * tile, slice, lane);
+          } else if (!rounded) {
+            b = Product::round(x.rows, w.cols, row + 8 * tile, slice, lane, value);
+          }
         }
         if (rounded && group < groups) {
           const uint4* const fragments = x.fragments + ((u64)group * slices + slice) * 64 + lane;
@@ -301,12 +244,12 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
     let_next_begin();                                                                        \
     __VA_ARGS__(x, w, output);                                                               \
   }
-#define PRODUCTS(NAME, PRODUCT, ROUNDS)                        \
-  MULTIPLY(NAME, few_8, 256, multiply_few<PRODUCT, 1, ROUNDS>) \
-  MULTIPLY(NAME, few_16, 256, multiply_few<PRODUCT, 2, false>) \
-  MULTIPLY(NAME, few_32, 256, multiply_few<PRODUCT, 4, false>) \
-  MULTIPLY(NAME, few_64, 256, multiply_few<PRODUCT, 8, false>) \
-  MULTIPLY(NAME, many_64, 128, multiply_many<PRODUCT, 1>)      \
+#define PRODUCTS(NAME, PRODUCT, ROUNDS)                         \
+  MULTIPLY(NAME, few_8, 256, multiply_few<PRODUCT, 1, ROUNDS>)  \
+  MULTIPLY(NAME, few_16, 256, multiply_few<PRODUCT, 2, ROUNDS>) \
+  MULTIPLY(NAME, few_32, 256, multiply_few<PRODUCT, 4, ROUNDS>) \
+  MULTIPLY(NAME, few_64, 256, multiply_few<PRODUCT, 8, ROUNDS>) \
+  MULTIPLY(NAME, many_64, 128, multiply_many<PRODUCT, 1>)       \
   MULTIPLY(NAME, many_128, 128, multiply_many<PRODUCT, 2>)
 extern "C" __global__ void __launch_bounds__(256, 2)
     multiply_bf16_normed(Inputs x, Weights w, const __grid_constant__ Output output, const float* norm_weight,

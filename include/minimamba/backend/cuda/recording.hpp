@@ -31,10 +31,16 @@ struct Launch {
 };
 static_assert(std::has_unique_object_representations_v<Launch>);
 
-/// Where a product goes: y = product, and sum += product unless sum is null. The kernels' struct of this name.
+/// Where a product goes: y = product, and sum += product unless sum is null. `narrow`: y is of bf16. The kernels'
+/// struct of this name.
 struct Output {
   Address y = 0, sum = 0;
-  std::uint64_t y_stride = 0, sum_stride = 0;
+  std::uint64_t y_stride = 0, sum_stride = 0, narrow = 0;
+};
+
+/// A matrix of which kernels copy boxes at once: see Device::tensor_map.
+struct alignas(64) TensorMap {
+  std::uint64_t words[16] = {};
 };
 
 /// Kernels with their arguments, in order.
@@ -116,6 +122,7 @@ struct Block {
   std::size_t rows = 0, cols = 0;      // of a product
   Address input = 0, input_end = 0;    // what a product reads
   bool is_norm = false;                // an rms_norm of one row
+  bool is_narrow = false;              // ... to bf16
   bool is_copy = false;                // of rows
   bool writes_weights = false;         // the kernel writes what products read before they wait for other kernels
   bool is_alone = false;               // the kernel does not begin before the one before has ended
@@ -125,12 +132,14 @@ struct Block {
 struct NormOfRow {
   Address x = 0, weight = 0, y = 0;
   double epsilon = 0;
+  bool is_narrow = false;  // y is of bf16
 };
 
-/// A product that reads a row of floats.
+/// A product that reads a row of floats or bf16.
 struct ProductOfRow {
   Address x = 0, y = 0, y_end = 0;
-  std::size_t cols = 0;  // of x
+  std::size_t cols = 0;    // of x
+  bool is_narrow = false;  // x is of bf16
 };
 
 struct CopyOfRows {
@@ -173,7 +182,9 @@ class Recording {
     const Address sum_end = add.sum + add.rows * add.sum_stride * sizeof(float);
     if (add.sum < last_.input_end && last_.input < sum_end) return false;
     auto output = list_.get<Output>(last, last.output - 1U);
-    if (output.y != add.rows_at || output.y_stride != add.stride || output.sum != 0) return false;
+    if (output.y != add.rows_at || output.y_stride != add.stride || output.sum != 0 || output.narrow != 0) {
+      return false;
+    }
     output.sum = add.sum;
     output.sum_stride = add.sum_stride;
     list_.set(last, last.output - 1U, output);
@@ -203,12 +214,14 @@ class Recording {
     const NormOfRow norm{.x = list_.get<Address>(last, 0),
                          .weight = list_.get<Address>(last, 2),
                          .y = list_.get<Address>(last, 4),
-                         .epsilon = list_.get<double>(last, 3)};
+                         .epsilon = list_.get<double>(last, 3),
+                         .is_narrow = last_.is_narrow};
     const auto cols = list_.get<std::uint32_t>(last, 6);
     const Address x_end = norm.x + cols * sizeof(float);
     const auto apart = [&](Address begin, Address end) { return end <= norm.x || x_end <= begin; };
-    if (norm.y != product.x || cols != product.cols || !apart(norm.y, norm.y + cols * sizeof(float)) ||
-        !apart(product.y, product.y_end)) {
+    const std::size_t value_bytes = norm.is_narrow ? 2 : sizeof(float);
+    if (norm.y != product.x || cols != product.cols || norm.is_narrow != product.is_narrow ||
+        !apart(norm.y, norm.y + cols * value_bytes) || !apart(product.y, product.y_end)) {
       return std::nullopt;
     }
     list_.remove_last();

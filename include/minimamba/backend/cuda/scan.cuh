@@ -7,50 +7,6 @@ R"cuda(
 //
 // C . h is summed as a binary tree over the states, so its bits depend neither on LANES nor on how tokens are divided
 // into tiles or calls. States beyond N are zeros, which change no sum.
-struct ScanArguments {
-  const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z;
-  Scalar *h, *y, *kept;
-  u64 u_stride, delta_stride, b_stride, c_stride, z_stride, y_stride, slot_stride, kept_stride;
-  u32 channels, states, chunk;  // chunk: tokens between kept states, or 0
-  u32 unused;
-};
-
-// PER states of a channel.
-template <int PER>
-struct States {
-  Scalar h[PER], a[PER];
-
-  // States [first, first + PER) of a channel that has `count`.
-  __device__ void read(const Scalar* state, const Scalar* log_decay, u32 first, u32 count) {
-#pragma unroll
-    for (int i = 0; i < PER; ++i) {
-      const bool real = first + i < count;
-      h[i] = real ? state[first + i] : Scalar(0);
-      a[i] = real ? log_decay[first + i] * decay_scale(Scalar(0)) : Scalar(0);
-    }
-  }
-  __device__ void write(Scalar* state, u32 first, u32 count) const {
-#pragma unroll
-    for (int i = 0; i < PER; ++i) {
-      if (first + i < count) state[first + i] = h[i];
-    }
-  }
-  // One token. Returns the part of C . h of these states.
-  __device__ Scalar advance(Scalar step, Scalar input, const Scalar (&b)[PER], const Scalar (&c)[PER]) {
-    Scalar products[PER];
-#pragma unroll
-    for (int i = 0; i < PER; ++i) {
-      h[i] = multiply_add(decay(step * a[i]), h[i], input * b[i]);
-      products[i] = c[i] * h[i];
-    }
-    return tree_sum(products);
-  }
-};
-
-__device__ inline Scalar scan_output(Scalar d, Scalar u, Scalar sum, Scalar gate) {
-  return multiply_add(d, u, sum) * gate;
-}
-
 template <int SCANNERS, int LANES, int PER, int TILE>
 struct Scan {
   static constexpr int channels = SCANNERS / LANES, states = LANES * PER;
@@ -174,15 +130,43 @@ struct Scan {
   }
 
   // A preparer or writer has one channel, and its value j of a tile is of token number / channels + j * apart. Its
-  // values of an array: they are copied to there[j][number], tile after tile.
+  // values of an array: they are copied to there[j][number], tile after tile. bf16 is read a tile before, into
+  // registers, and widened.
   struct Source {
-    const Scalar* from;
+    const Activation* from;
     u64 token_stride, tile_stride;
+#ifdef MINIMAMBA_NARROW
+    Activation next[values];
+    u32 left;  // tokens after those in `next`, counted from the start of their tile
+#endif
 
-    __device__ Source(const Scan& scan, const Scalar* x, u64 stride, u32 number)
+    __device__ Source(const Scan& scan, const Activation* x, u64 stride, u32 number, bool real)
         : from(x + ((u64)scan.segment.first + number / channels) * stride + scan.first_channel + number % channels),
           token_stride((u64)apart * stride),
-          tile_stride((u64)TILE * stride) {}
+          tile_stride((u64)TILE * stride) {
+#ifdef MINIMAMBA_NARROW
+      left = real ? scan.segment.length : 0;
+      read(number);
+#endif
+    }
+#ifdef MINIMAMBA_NARROW
+    __device__ void read(u32 number) {
+      const u32 tokens = min(left, (u32)TILE);
+#pragma unroll
+      for (int j = 0; j < values; ++j) {
+        if (number / channels + j * apart < tokens) next[j] = from[j * token_stride];
+      }
+      from += tile_stride;
+      left -= tokens;
+    }
+    __device__ void copy(Scalar (&there)[values][SCANNERS], u32 tokens, u32 number) {
+#pragma unroll
+      for (int j = 0; j < values; ++j) {
+        if (number / channels + j * apart < tokens) there[j][number] = next[j];
+      }
+      read(number);
+    }
+#else
     __device__ void copy(Scalar (&there)[values][SCANNERS], u32 tokens, u32 number) {
 #pragma unroll
       for (int j = 0; j < values; ++j) {
@@ -190,12 +174,61 @@ struct Scan {
       }
       from += tile_stride;
     }
+#endif
   };
+#ifdef MINIMAMBA_NARROW
+  // B and C of a tile, likewise: two neighbours at once.
+  struct PairSource {
+    static constexpr u32 pairs = states / 2, each = (TILE * pairs + SCANNERS - 1) / SCANNERS;
+    const Activation *b, *c;
+    const u64 b_stride, c_stride;
+    const u32 count;
+    const bool whole;  // pairs are neighbours at multiples of 4 bytes
+    u32 next_b[each], next_c[each], left;
+
+    __device__ PairSource(const Scan& scan, u32 number)
+        : b(scan.p.b + (u64)scan.segment.first * scan.p.b_stride),
+          c(scan.p.c + (u64)scan.segment.first * scan.p.c_stride),
+          b_stride(scan.p.b_stride),
+          c_stride(scan.p.c_stride),
+          count(scan.p.states),
+          whole((((u64)b | (u64)c | (count | b_stride | c_stride) * 2) & 3) == 0),
+          left(scan.segment.length) {
+      read(number);
+    }
+    __device__ u32 pair(const Activation* at, u32 n) const {
+      if (n >= count) return 0;
+      if (whole) return *(const u32*)(at + n);
+      return at[n].bits | (n + 1 < count ? (u32)at[n + 1].bits << 16 : 0u);
+    }
+    __device__ void read(u32 number) {
+      const u32 tokens = min(left, (u32)TILE);
+#pragma unroll
+      for (u32 i = 0; i < each; ++i) {
+        const u32 at = i * SCANNERS + number, t = at / pairs, n = at % pairs * 2;
+        if (t < tokens) next_b[i] = pair(b + t * b_stride, n), next_c[i] = pair(c + t * c_stride, n);
+      }
+      b += TILE * b_stride;
+      c += TILE * c_stride;
+      left -= tokens;
+    }
+    __device__ void copy(Vectors& there, u32 tokens, u32 number) {
+#pragma unroll
+      for (u32 i = 0; i < each; ++i) {
+        const u32 at = i * SCANNERS + number, t = at / pairs, n = at % pairs * 2;
+        if (t >= tokens) break;
+        there.b[t][n] = __uint_as_float(next_b[i] << 16), there.b[t][n + 1] = __uint_as_float(next_b[i] & 0xFFFF0000u);
+        there.c[t][n] = __uint_as_float(next_c[i] << 16), there.c[t][n + 1] = __uint_as_float(next_c[i] & 0xFFFF0000u);
+      }
+      read(number);
+    }
+  };
+#endif
   __device__ void prepare(u32 number) const {
     const u32 channel = number % channels, own = first_channel + channel;
     const bool real = own < p.channels;
     const Scalar bias = real ? p.delta_bias[own] : Scalar(0);
-    Source delta(*this, p.delta, p.delta_stride, number), u(*this, p.u, p.u_stride, number);
+    Source delta(*this, p.delta, p.delta_stride, number, real), u(*this, p.u, p.u_stride, number, real);
     ValuesTurn to, now;
     const auto copy_tile = [&](u32 tile) {
       const u32 tokens = real ? tokens_of(tile) : 0;
@@ -234,15 +267,23 @@ struct Scan {
     const u32 channel = number % channels, own = first_channel + channel, first = number / channels;
     const bool real = own < p.channels;
     const Scalar d = real ? p.d[own] : Scalar(0);
+#ifdef MINIMAMBA_NARROW
+    PairSource source(*this, number);
+#else
     const VectorSource source(p.b, p.b_stride, p.c, p.c_stride, p.states);
-    Source z(*this, p.z, p.z_stride, number);
-    Scalar* y = p.y + ((u64)segment.first + first) * p.y_stride + own;
+#endif
+    Source z(*this, p.z, p.z_stride, number, real);
+    Activation* y = p.y + ((u64)segment.first + first) * p.y_stride + own;
     ValuesTurn to, now;
     VectorsTurn vectors_to;
     const auto copy_tile = [&](u32 tile) {
       z.copy(shared.values[to.at].z, real ? tokens_of(tile) : 0, number);
+#ifdef MINIMAMBA_NARROW
+      source.copy(shared.vectors[vectors_to.at], tokens_of(tile), number);
+#else
       shared.vectors[vectors_to.at].template copy<SCANNERS>(source, (u64)segment.first + tile * TILE, tokens_of(tile),
                                                             number);
+#endif
       end_copies();
       to.next();
       vectors_to.next();
@@ -295,31 +336,4 @@ SCAN(64, 4, 4, 64 / (int)sizeof(Scalar))   // the same with fewer threads, for m
 SCAN(64, 16, 4, 64 / (int)sizeof(Scalar))  // up to 64
 SCAN(64, 32, 8, 32 / (int)sizeof(Scalar))  // up to 256
 SCAN(64, 32, 32, 8 / (int)sizeof(Scalar))  // up to 1024
-
-// Segments of one token, with up to 16 states: 4 lanes for each channel, and no tiles.
-extern "C" __global__ void __launch_bounds__(128)
-    scan_one(const __grid_constant__ ScanArguments p, const Segment* segments) {
-  begin();
-  const Segment segment = segments[blockIdx.y];
-  const u32 own = blockIdx.x * 32 + threadIdx.x / 4, lane = threadIdx.x % 4, e = min(own, p.channels - 1);
-  const u32 count = own < p.channels ? p.states : 0;
-  Scalar* const state = p.h + segment.slot * p.slot_stride + (u64)e * p.states;
-  const u64 row = segment.first;
-  States<4> of;
-  of.read(state, p.a + (u64)e * p.states, lane * 4, count);
-  const Scalar u = p.u[row * p.u_stride + e], z = p.z[row * p.z_stride + e], d = p.d[e];
-  const Scalar delta = p.delta[row * p.delta_stride + e], bias = p.delta_bias[e];
-  Scalar b[4], c[4];
-#pragma unroll
-  for (u32 i = 0; i < 4; ++i) {
-    const bool real = lane * 4 + i < p.states;
-    b[i] = real ? p.b[row * p.b_stride + lane * 4 + i] : Scalar(0);
-    c[i] = real ? p.c[row * p.c_stride + lane * 4 + i] : Scalar(0);
-  }
-  const Scalar step = softplus(delta + bias);
-  Scalar sum = of.advance(step, step * u, b, c);
-  for (int other = 1; other < 4; other *= 2) sum += __shfl_xor_sync(every_lane, sum, other);
-  of.write(state, lane * 4, count);
-  if (lane == 0 && own < p.channels) p.y[row * p.y_stride + own] = scan_output(d, u, sum, silu(z));
-}
 )cuda"

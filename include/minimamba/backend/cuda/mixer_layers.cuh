@@ -1,0 +1,150 @@
+R"cuda(
+// Kernels that read or write activations of blocks, but for products and scans: add, rms_norm and the convolution.
+// A loop over the elements of a [rows, cols] matrix, for any grid of blocks of 256 threads.
+#define FOR_EACH_ELEMENT(i, j, rows, cols)             \
+  for (u32 i = blockIdx.y; i < (rows); i += gridDim.y) \
+    for (u32 j = blockIdx.x * 256 + threadIdx.x; j < (cols); j += gridDim.x * 256)
+
+// y += x; x_stride is 0 for a single row
+extern "C" __global__ void add(const Scalar* x, u64 x_stride, Activation* y, u64 y_stride, u32 rows, u32 cols) {
+  begin();
+  FOR_EACH_ELEMENT(i, j, rows, cols) { y[i * y_stride + j] = (Scalar)y[i * y_stride + j] + x[i * x_stride + j]; }
+}
+
+// y = x / sqrt(mean(x^2) + epsilon) * weight, where no weight is 1: a block for each row
+template <class Value>
+__device__ inline void normalise(const Value* x, u64 x_stride, const Scalar* weight, double epsilon, Activation* y,
+                                 u64 y_stride, u32 cols) {
+  begin();
+  x += blockIdx.x * x_stride;
+  y += blockIdx.x * y_stride;
+  const RmsScale scale(x, cols, epsilon);
+  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = scale.of(x[j]) * (weight ? weight[j] : Scalar(1));
+}
+extern "C" __global__ void rms_norm(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Activation* y,
+                                    u64 y_stride, u32 cols) {
+  normalise(x, x_stride, weight, epsilon, y, y_stride, cols);
+}
+#ifdef MINIMAMBA_NARROW
+extern "C" __global__ void rms_norm_of_activations(const Activation* x, u64 x_stride, const Scalar* weight,
+                                                   double epsilon, Activation* y, u64 y_stride, u32 cols) {
+  normalise(x, x_stride, weight, epsilon, y, y_stride, cols);
+}
+#endif
+
+// Input i of a channel, counted from the start of the window, which x follows.
+__device__ inline Scalar conv1d_input(const Activation* x, u64 x_stride, const Scalar* window, u32 past, u32 i) {
+  return i < past ? window[i] : (Scalar)x[(i - past) * x_stride];
+}
+
+// A thread computes a tile of 8 tokens of a channel. That of a segment's first tile also slides the window, which it
+// alone reads: if the window is wider than a tile, it computes all tokens.
+extern "C" __global__ void __launch_bounds__(128)
+    causal_conv1d(const Activation* x, u64 x_stride, const Scalar* weight, const Scalar* bias, Scalar* windows,
+                  u64 slot_stride, Activation* y, u64 y_stride, u32 channels, u32 width, const Segment* segments) {
+  begin();
+  constexpr u32 tile = 8;
+  const Segment segment = segments[blockIdx.z];
+  const u32 e = blockIdx.y * 128 + threadIdx.x, start = blockIdx.x * tile, past = width - 1;
+  const bool alone = past > tile;
+  if (e >= channels || start >= segment.length || (alone && start > 0)) return;
+  const u32 tokens = alone ? segment.length : min(tile, segment.length - start);
+  x += segment.first * x_stride + e;
+  y += (segment.first + start) * y_stride + e;
+  weight += (u64)e * width;
+  Scalar* const window = windows + segment.slot * slot_stride + (u64)e * past;
+  const Scalar first = bias ? bias[e] : Scalar(0);
+  if (width == 4) {
+    Scalar inputs[tile + 3];
+#pragma unroll
+    for (u32 i = 0; i < tile + 3; ++i) {
+      inputs[i] = i < tokens + 3 ? conv1d_input(x, x_stride, window, 3, start + i) : Scalar(0);
+    }
+    const Scalar w[4] = {weight[0], weight[1], weight[2], weight[3]};
+#pragma unroll
+    for (u32 t = 0; t < tile; ++t) {
+      Scalar sum = first;
+#pragma unroll
+      for (u32 k = 0; k < 4; ++k) sum = multiply_add(w[k], inputs[t + k], sum);
+      if (t < tokens) y[t * y_stride] = silu(sum);
+    }
+  } else {
+    for (u32 t = 0; t < tokens; ++t) {
+      Scalar sum = first;
+      for (u32 k = 0; k < width; ++k) {
+        sum = multiply_add(weight[k], conv1d_input(x, x_stride, window, past, start + t + k), sum);
+      }
+      y[t * y_stride] = silu(sum);
+    }
+  }
+  if (start > 0) return;
+  for (u32 j = 0; j < past; ++j) window[j] = conv1d_input(x, x_stride, window, past, segment.length + j);
+}
+
+#ifdef MINIMAMBA_NARROW
+// The same for windows of 3 inputs and an even number of channels: a thread has two neighbours.
+extern "C" __global__ void __launch_bounds__(128)
+    causal_conv1d_of_pairs(const Activation* x, u64 x_stride, const Scalar* weight, const Scalar* bias, Scalar* windows,
+                           u64 slot_stride, Activation* y, u64 y_stride, u32 channels, u32, const Segment* segments) {
+  begin();
+  constexpr u32 tile = 8;
+  const Segment segment = segments[blockIdx.z];
+  const u32 e = (blockIdx.y * 128 + threadIdx.x) * 2, start = blockIdx.x * tile;
+  if (e >= channels || start >= segment.length) return;
+  const u32 tokens = min(tile, segment.length - start);
+  x += segment.first * x_stride + e;
+  y += (segment.first + start) * y_stride + e;
+  weight += (u64)e * 4;
+  Scalar* const window = windows + segment.slot * slot_stride + (u64)e * 3;
+  Scalar inputs[2][tile + 3];
+#pragma unroll
+  for (u32 i = 0; i < tile + 3; ++i) {
+    if (i >= tokens + 3) {
+      inputs[0][i] = inputs[1][i] = 0;
+    } else if (start + i < 3) {
+      inputs[0][i] = window[start + i], inputs[1][i] = window[3 + start + i];
+    } else {
+      const u32 both = *(const u32*)(x + (start + i - 3) * x_stride);
+      inputs[0][i] = __uint_as_float(both << 16), inputs[1][i] = __uint_as_float(both & 0xFFFF0000u);
+    }
+  }
+  Scalar w[2][4];
+#pragma unroll
+  for (u32 k = 0; k < 8; ++k) w[k / 4][k % 4] = weight[k];
+  const Scalar first[2] = {bias ? bias[e] : Scalar(0), bias ? bias[e + 1] : Scalar(0)};
+#pragma unroll
+  for (u32 t = 0; t < tile; ++t) {
+    Scalar sums[2];
+#pragma unroll
+    for (u32 c = 0; c < 2; ++c) {
+      sums[c] = first[c];
+#pragma unroll
+      for (u32 k = 0; k < 4; ++k) sums[c] = multiply_add(w[c][k], inputs[c][t + k], sums[c]);
+    }
+    if (t < tokens) *(u32*)(y + t * y_stride) = to_bf16_pair(silu(sums[0]), silu(sums[1]));
+  }
+  if (start > 0) return;
+  for (u32 c = 0; c < 2; ++c) {
+    for (u32 j = 0; j < 3; ++j) {
+      window[c * 3 + j] = conv1d_input(x + c, x_stride, window + c * 3, 3, segment.length + j);
+    }
+  }
+}
+#endif
+
+// The window before each chunk of tokens.
+extern "C" __global__ void keep_windows(const Activation* x, u64 x_stride, const Scalar* windows, u64 slot_stride,
+                                        Scalar* kept, u64 kept_stride, u32 chunk, u32 channels, u32 width,
+                                        const Segment* segments) {
+  begin();
+  const Segment segment = segments[blockIdx.z];
+  const u32 e = blockIdx.x * 128 + threadIdx.x, past = width - 1;
+  if (e >= channels) return;
+  x += segment.first * x_stride + e;
+  windows += segment.slot * slot_stride + (u64)e * past;
+  for (u64 c = blockIdx.y; c * chunk < segment.length; c += gridDim.y) {
+    Scalar* const there = kept + (segment.kept + c) * kept_stride + (u64)e * past;
+    for (u32 j = 0; j < past; ++j) there[j] = conv1d_input(x, x_stride, windows, past, (u32)(c * chunk) + j);
+  }
+}
+)cuda"
