@@ -48,6 +48,13 @@ class TestedCuda : public minimamba::CudaBackend<Number> {
     minimamba::detail::check_threads(options.threads);
   }
 
+  // Those of activations in bf16, which are in the card's memory.
+  using Base::add;
+  using Base::causal_conv1d;
+  using Base::matmul;
+  using Base::rms_norm;
+  using Base::selective_scan;
+
   void fill(View<Scalar> y, Scalar value) const {
     Mirror mirror(*this);
     Base::fill(mirror.of(y), value);

@@ -77,7 +77,23 @@ int cuDeviceGetName(char* name, int size, int) {
   return 0;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
-  *value = attribute == 75 ? fake.capability / 10 : attribute == 76 ? fake.capability % 10 : 132;
+  constexpr int cooperative_launch = 95, most_shared_memory = 97;
+  switch (attribute) {
+    case 75:
+      *value = fake.capability / 10;
+      break;
+    case 76:
+      *value = fake.capability % 10;
+      break;
+    case cooperative_launch:
+      *value = fake.cooperative ? 1 : 0;
+      break;
+    case most_shared_memory:
+      *value = 232448;
+      break;
+    default:
+      *value = 132;
+  }
   return 0;
 }
 int cuDeviceTotalMem_v2(std::size_t* bytes, int) {
@@ -156,6 +172,14 @@ int cuLaunchKernel(void*, unsigned grid_x, unsigned grid_y, unsigned grid_z, uns
   if (capturing) return 0;
   ++fake.launches;
   return lost ? fake.wait_error : fake.launch_error;
+}
+
+int cuLaunchCooperativeKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*,
+                              void** arguments) {
+  if (lost || fake.cooperative_error != 0) return lost ? fake.wait_error : fake.cooperative_error;
+  ++fake.grids;
+  std::memcpy(fake.arguments, arguments[0], 384);  // DecodeArguments
+  return 0;
 }
 
 // A stream that captures, and the graphs made of it.

@@ -13,6 +13,8 @@ struct FakeCuda {
   std::size_t memory = std::size_t{1} << 30;  // bytes of a card
   int load_error = 0, launch_error = 0;
   int graph_error = 0;              // of making a graph that can be started
+  bool cooperative = false;         // whether the card can start a grid whose blocks all run at once
+  int cooperative_error = 0;        // of starting one
   int wait_error = 0;               // of the first wait, and of every call after it
   int compiler_major = 12;          // NVRTC's version
   int newest_architecture = 120;    // that NVRTC knows, besides 80 and 90
@@ -22,6 +24,8 @@ struct FakeCuda {
   std::size_t allocated = 0, pinned = 0;  // bytes
   int contexts = 0, streams = 0, events = 0, modules = 0, graphs = 0;
   int compilations = 0, launches = 0;  // launches: those outside of graphs
+  int grids = 0;                       // started cooperatively
+  unsigned char arguments[512] = {};   // of the last of them
   char loaded[64] = {};                // the target of the code that was loaded last
 };
 

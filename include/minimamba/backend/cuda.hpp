@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "minimamba/backend/concept.hpp"
+#include "minimamba/backend/cuda/decoding.hpp"
 #include "minimamba/backend/cuda/launches.hpp"
 #include "minimamba/backend/cuda/memory.hpp"
 
@@ -185,6 +186,12 @@ class CudaBackend {
   template <WeightFormat W>
   void embed(View<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
     assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
+    if constexpr (!in_double) {
+      if (!rounds_activations<W> || on_tensor_cores<W>()) {
+        device_->load_decoding(gpu::Layout<W>::index - gpu::Layout<float>::index, gpu::translate_step,
+                               options_->kernels);
+      }
+    }
     launch(gpu::first_of_formats + 3 * gpu::Layout<W>::index + 2, over(y), 256, tokens.data(), weight.weights(),
            y.data(), stride(y), rows(y));
   }
@@ -224,7 +231,7 @@ class CudaBackend {
   /// Of bf16, with bf16 weights, unless activations are exact. Y is bf16 or Scalar.
   template <class Y>
   requires std::is_same_v<Scalar, float>
-  void matmul(View<const bf16> x, const Matrix<bf16>& weight, View<Y> y) const {
+  void matmul(View<const bf16> x, const CudaMatrix<bf16>& weight, View<Y> y) const {
     assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
     assert(on_tensor_cores<bf16>());
     if (y.empty()) return;

@@ -14,6 +14,22 @@ struct Inputs {
   }
 };
 
+// q8, q4: 32 integers with one scale, as core/activations.hpp describes: of a warp, whose lanes have a value each.
+struct Quantised {
+  float scale;
+  signed char whole;
+
+  __device__ explicit Quantised(float value) {
+    const bool bad = __any_sync(every_lane, !(fabsf(value) <= 3.4028234663852886e38f));
+    float largest = fabsf(value);
+    for (int other = 16; other > 0; other /= 2) largest = fmaxf(largest, __shfl_xor_sync(every_lane, largest, other));
+    scale = bad ? __int_as_float(0x7FC00000) : largest / 127.0f;
+    const float inverse = scale > 1e-36f ? 1.0f / scale : 0.0f;
+    whole = (signed char)(int)(bad ? 0.0f : rintf(fminf(fmaxf(value * inverse, -127.0f), 127.0f)));
+  }
+};
+
+#ifndef MINIMAMBA_DECODE  // which shares the functions alone
 // bf16: a warp for each half of a slice of 8 rows.
 extern "C" __global__ void round_to_bf16(Inputs x, u32 cols) {
   begin();
@@ -32,7 +48,7 @@ extern "C" __global__ void round_to_bf16(Inputs x, u32 cols) {
   }
 }
 
-// q8, q4: blocks of 32 integers with one scale, as core/activations.hpp describes: a warp for each block of a row.
+// q8, q4: a warp for each block of a row.
 extern "C" __global__ void quantise(Inputs x, u32 cols) {
   begin();
   const u32 slices = (cols + 127) / 128, lane = threadIdx.x % 32;
@@ -43,17 +59,13 @@ extern "C" __global__ void quantise(Inputs x, u32 cols) {
     const u64 group = at / 32 / slices;
     const u32 row = (u32)group * 8 + own, k = (slice * 4 + step) * 32 + lane;
     const float value = row < x.rows && k < cols ? x.values[row * x.stride + k] : 0.0f;
-    const bool bad = __any_sync(every_lane, !(fabsf(value) <= 3.4028234663852886e38f));
-    float largest = fabsf(value);
-    for (int other = 16; other > 0; other /= 2) largest = fmaxf(largest, __shfl_xor_sync(every_lane, largest, other));
-    const float scale = bad ? __int_as_float(0x7FC00000) : largest / 127.0f;
-    const float inverse = scale > 1e-36f ? 1.0f / scale : 0.0f;
-    const float whole = bad ? 0.0f : rintf(fminf(fmaxf(value * inverse, -127.0f), 127.0f));
+    const Quantised block(value);
     // Integer k of a block belongs to lane own * 4 + k % 16 / 4, byte k % 4 of its lower or upper word.
     const u64 half = (group * slices + slice) * 2 + step / 2;
     signed char* const there = (signed char*)(x.fragments + half * 32 + own * 4 + lane % 16 / 4);
-    there[step % 2 * 8 + lane / 16 * 4 + lane % 4] = (signed char)(int)whole;
-    if (lane == 0) x.scales[((group * slices + slice) * 4 + step) * 8 + own] = scale;
+    there[step % 2 * 8 + lane / 16 * 4 + lane % 4] = block.whole;
+    if (lane == 0) x.scales[((group * slices + slice) * 4 + step) * 8 + own] = block.scale;
   }
 }
+#endif
 )cuda"

@@ -151,13 +151,15 @@ __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// The sum over all threads of a block of 256, in an order that depends on nothing else.
+// Waits for the first 256 threads of a block, all of which call it.
+__device__ inline void meet_256() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+// The sum over the first 256 threads of a block, in an order that depends on nothing else.
 __device__ inline double block_sum(double value) {
   __shared__ double parts[8];
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(every_lane, value, step);
-  __syncthreads();  // parts may still be read from an earlier sum
+  meet_256();  // parts may still be read from an earlier sum
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
-  __syncthreads();
+  meet_256();
   double sum = 0;
   for (int i = 0; i < 8; ++i) sum += parts[i];
   return sum;

@@ -25,14 +25,20 @@ enum class Program {
   products_double,
   ssd,
   ssd_double,
-  layers_bf16,   // with activations of bf16
-  products_wide  // without kernels but on Hopper
+  layers_bf16,    // with activations of bf16
+  products_wide,  // without kernels but on Hopper
+  decode_f32,
+  decode_f16,
+  decode_bf16,
+  decode_q8,
+  decode_q4
 };
 inline constexpr std::array program_names = {"layers",       "layers_double",   "products_tf32", "products_fma",
                                              "products_mma", "products_double", "ssd",           "ssd_double",
-                                             "layers_bf16",  "products_wide"};
+                                             "layers_bf16",  "products_wide",   "decode_f32",    "decode_f16",
+                                             "decode_bf16",  "decode_q8",       "decode_q4"};
 inline constexpr std::size_t program_count = program_names.size();
-static_assert(program_count == static_cast<std::size_t>(Program::products_wide) + 1);
+static_assert(program_count == static_cast<std::size_t>(Program::decode_q4) + 1);
 
 namespace text {
 inline constexpr char common[] =
@@ -86,11 +92,25 @@ inline constexpr char products_wide[] =
 inline constexpr char products_double[] =
 #include "minimamba/backend/cuda/products_double.cuh"
     ;
+inline constexpr char decode_exchange[] =
+#include "minimamba/backend/cuda/decode_exchange.cuh"
+    ;
+inline constexpr char decode_products[] =
+#include "minimamba/backend/cuda/decode_products.cuh"
+    ;
+inline constexpr char decode[] =
+#include "minimamba/backend/cuda/decode.cuh"
+    ;
 }  // namespace text
 
 inline std::string text_of(Program program) {
   const auto joined = [](auto... parts) { return (std::string() + ... + parts); };
   constexpr const char* in_double = "#define MINIMAMBA_DOUBLE\n";
+  const auto decode = [&](const char* formats) {  // of all matrices but x_proj, and of x_proj
+    return joined("#define MINIMAMBA_DECODE ", formats, "\n", text::common, text::mixer_layers, text::layers,
+                  text::state_sums, text::scan_one, text::formats, text::tf32, text::products_tf32, text::activations,
+                  text::mma, text::products_mma, text::decode_exchange, text::decode_products, text::decode);
+  };
   switch (program) {
     case Program::layers:
       return joined(text::common, text::mixer_layers, text::layers, text::state_sums, text::scan_one, text::scan,
@@ -112,6 +132,16 @@ inline std::string text_of(Program program) {
       return joined(text::common, text::formats, text::activations, text::mma, text::products_mma);
     case Program::products_wide:
       return joined(text::common, text::formats, text::products_wide);
+    case Program::decode_f32:
+      return decode("F32Units, F32Units");
+    case Program::decode_f16:
+      return decode("F16Units, F16Units");
+    case Program::decode_bf16:
+      return joined("#define MINIMAMBA_NARROW\n", decode("Bf16Units, Bf16Units"));
+    case Program::decode_q8:
+      return decode("Q8Units, Bf16Units");
+    case Program::decode_q4:
+      return decode("Q4Units, Q4Units");
     case Program::products_double:
       break;
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
@@ -251,6 +252,26 @@ class Device {
     return map;
   }
 
+  /// Makes the kernel ready that reads one token by itself, if the card can run it: see decode_program.hpp. `format`
+  /// is that of the weights, counted from f32; lists are translated by `translate`.
+  void load_decoding(std::size_t format, DecodeTranslator* translate, const CudaKernelOptions& options) {
+    constexpr int cooperative_launch = 95, most_shared_memory = 97, static_shared_memory = 1024;
+    if (!decodes_) return;
+    if (capability_ < 90 || driver_.launch_cooperatively == nullptr || attribute(cooperative_launch) == 0) {
+      decodes_ = false;
+      return;
+    }
+    const auto program = static_cast<Program>(static_cast<std::size_t>(Program::decode_f32) + format);
+    const int shared = attribute(most_shared_memory) - static_shared_memory;
+    load(program, decode_kernels, options, [&](std::size_t) { return shared; });
+    const std::lock_guard lock(queue_mutex_);
+    queue_->set_decoder(format,
+                        {.function = programs_[static_cast<std::size_t>(program)].functions[0],
+                         .shared_bytes = static_cast<std::size_t>(shared),
+                         .processors = processors_},
+                        translate);
+  }
+
   /// Queues a kernel of a program that is loaded. Arguments have exactly the types of the kernel's parameters.
   template <class... Arguments>
   void launch(Program program, std::size_t kernel, const Grid& grid, unsigned threads,
@@ -297,6 +318,16 @@ class Device {
   std::size_t replayed() const {
     const std::lock_guard lock(queue_mutex_);
     return queue_->replayed();
+  }
+  /// How many of them were read by one kernel: see decode_program.hpp.
+  std::size_t decoded() const {
+    const std::lock_guard lock(queue_mutex_);
+    return queue_->decoded();
+  }
+  /// Whether that is done at all, for tests and to measure what it brings.
+  void set_decoding(bool wanted) const {
+    const std::lock_guard lock(queue_mutex_);
+    queue_->set_decoding(wanted);
   }
   /// Whether kernels begin before those before them have ended.
   bool overlaps() const {
@@ -363,9 +394,9 @@ class Device {
   template <class... Arguments>
   void record(Program program, std::size_t kernel, const Grid& grid, const Block& block,
               const Arguments&... arguments) const {
-    const Loaded& loaded = programs_[static_cast<std::size_t>(program)];
-    assert(kernel < loaded.functions.size());
-    queue_->recording().add(loaded.functions[kernel], grid, block, arguments...);
+    const std::size_t number = static_cast<std::size_t>(program);
+    assert(kernel < programs_[number].functions.size());
+    queue_->recording().add({programs_[number].functions[kernel], number, kernel}, grid, block, arguments...);
   }
 
   /// Makes the card's context current in this thread, for the calls of a scope.
@@ -413,6 +444,7 @@ class Device {
 
   const Driver& driver_;
   int device_ = 0, capability_ = 0;
+  std::atomic<bool> decodes_ = true;
   std::size_t processors_ = 0;
   std::string name_;
   Handle context_ = nullptr;

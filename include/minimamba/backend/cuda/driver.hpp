@@ -153,6 +153,9 @@ struct Driver {
   int (*error_text)(int error, const char** text) = nullptr;
   // Of newer drivers; null in older ones.
   int (*launch_with)(const LaunchConfig* config, Handle function, void** arguments, void** extra) = nullptr;
+  int (*launch_cooperatively)(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                              unsigned block_y, unsigned block_z, unsigned shared, Handle stream,
+                              void** arguments) = nullptr;
   int (*begin_capture)(Handle stream, int mode) = nullptr;
   int (*end_capture)(Handle stream, Handle* graph) = nullptr;
   int (*make_executable)(Handle* executable, Handle graph, unsigned long long flags) = nullptr;
@@ -247,6 +250,7 @@ struct Driver {
         library.find("cuFuncSetAttribute", d.set_function_attribute) && library.find("cuGetErrorName", d.error_name) &&
         library.find("cuGetErrorString", d.error_text);
     library.find("cuLaunchKernelEx", d.launch_with);
+    library.find("cuLaunchCooperativeKernel", d.launch_cooperatively);
     library.find("cuStreamBeginCapture_v2", d.begin_capture);
     library.find("cuStreamEndCapture", d.end_capture);
     library.find("cuGraphInstantiateWithFlags", d.make_executable);

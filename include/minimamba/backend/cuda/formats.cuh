@@ -126,6 +126,7 @@ __device__ inline void embed(const int* tokens, const Weights& w, Scalar* y, u64
   }
 }
 
+#ifndef MINIMAMBA_DECODE  // which shares the functions alone
 #define FORMAT(NAME, FORMAT_TYPE, UNIT, TRANSFER)                                                            \
   extern "C" __global__ void place_##NAME(Weights w, UNIT* rows, u32 first, u32 count) {                     \
     begin();                                                                                                 \
@@ -145,4 +146,5 @@ FORMAT(f16, F16, u16, transfer_numbers)
 FORMAT(bf16, Bf16, u16, transfer_numbers)
 FORMAT(q8, Q8, u8, transfer_blocks)
 FORMAT(q4, Q4, u8, transfer_blocks)
+#endif
 )cuda"

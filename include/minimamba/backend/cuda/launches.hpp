@@ -179,15 +179,6 @@ inline Block scan_block(const Device& device, const ScanKernel& kernel, const Gr
   return {.threads = kernel.threads, .is_alone = table.longest > 256 && grid.x * grid.y <= device.processors()};
 }
 
-/// The kernels' struct of this name.
-struct Inputs {
-  Address values, fragments, scales;
-  std::uint64_t stride;
-  std::uint32_t rows, narrow = 0;  // narrow: values are of bf16
-
-  std::size_t value_bytes() const { return narrow != 0 ? 2 : 4; }
-};
-
 template <class Y>
 Output output_to(View<Y> y) {
   return {.y = address(y.data()), .y_stride = y.stride(), .narrow = sizeof(Y) == 2};

@@ -2,6 +2,8 @@ R"cuda(
 // Everything but products, embedding, scan and mixer_layers.cuh, which comes before. Matrices are given as a pointer
 // and a stride in values.
 
+#ifndef MINIMAMBA_DECODE  // which shares some functions
+
 extern "C" __global__ void fill(Scalar* y, u64 y_stride, u32 rows, u32 cols, Scalar value) {
   begin();
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = value;
@@ -70,6 +72,8 @@ extern "C" __global__ void negative_log_likelihood(const Scalar* logits, u64 str
   if (threadIdx.x == 0) nats[blockIdx.x] = log(sum) + ((double)largest - (double)logits[targets[blockIdx.x]]);
 }
 
+#endif
+
 // A logit and its column, in the order of top_k: larger logits first, of equal ones the lower column. The host has the
 // same struct.
 struct Candidate {
@@ -91,6 +95,7 @@ struct Candidate {
   }
 };
 
+#ifndef MINIMAMBA_DECODE
 // The largest logits of each row: a block for a row. A thread has the columns whose number is its own, modulo 1024, and
 // knows the first of them that is not taken yet.
 struct LargestOfRow {
@@ -131,4 +136,5 @@ extern "C" __global__ void __launch_bounds__(1024)
     __syncthreads();
   }
 }
+#endif
 )cuda"

@@ -225,12 +225,6 @@ struct Layout<q4> {
   }
 };
 
-/// The kernels' struct of this name.
-struct Weights {
-  Address data = 0;
-  std::uint32_t rows = 0, cols = 0;
-};
-
 }  // namespace gpu
 
 /// Owns `size` elements of a card's memory, initialised to zero. Movable; copies are made by a backend. Only kernels

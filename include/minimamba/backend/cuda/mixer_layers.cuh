@@ -1,5 +1,15 @@
 R"cuda(
 // Kernels that read or write activations of blocks, but for products and scans: add, rms_norm and the convolution.
+// The output of a channel, of as many inputs as it has weights.
+template <u32 WIDTH>
+__device__ inline Scalar conv1d_output(Scalar bias, const Scalar (&weight)[WIDTH], const Scalar* inputs) {
+  Scalar sum = bias;
+#pragma unroll
+  for (u32 k = 0; k < WIDTH; ++k) sum = multiply_add(weight[k], inputs[k], sum);
+  return silu(sum);
+}
+
+#ifndef MINIMAMBA_DECODE  // which shares that alone
 // A loop over the elements of a [rows, cols] matrix, for any grid of blocks of 256 threads.
 #define FOR_EACH_ELEMENT(i, j, rows, cols)             \
   for (u32 i = blockIdx.y; i < (rows); i += gridDim.y) \
@@ -63,10 +73,8 @@ extern "C" __global__ void __launch_bounds__(128)
     const Scalar w[4] = {weight[0], weight[1], weight[2], weight[3]};
 #pragma unroll
     for (u32 t = 0; t < tile; ++t) {
-      Scalar sum = first;
-#pragma unroll
-      for (u32 k = 0; k < 4; ++k) sum = multiply_add(w[k], inputs[t + k], sum);
-      if (t < tokens) y[t * y_stride] = silu(sum);
+      const Scalar output = conv1d_output(first, w, inputs + t);
+      if (t < tokens) y[t * y_stride] = output;
     }
   } else {
     for (u32 t = 0; t < tokens; ++t) {
@@ -114,14 +122,9 @@ extern "C" __global__ void __launch_bounds__(128)
   const Scalar first[2] = {bias ? bias[e] : Scalar(0), bias ? bias[e + 1] : Scalar(0)};
 #pragma unroll
   for (u32 t = 0; t < tile; ++t) {
-    Scalar sums[2];
-#pragma unroll
-    for (u32 c = 0; c < 2; ++c) {
-      sums[c] = first[c];
-#pragma unroll
-      for (u32 k = 0; k < 4; ++k) sums[c] = multiply_add(w[c][k], inputs[c][t + k], sums[c]);
-    }
-    if (t < tokens) *(u32*)(y + t * y_stride) = to_bf16_pair(silu(sums[0]), silu(sums[1]));
+    const Scalar outputs[2] = {conv1d_output(first[0], w[0], inputs[0] + t),
+                               conv1d_output(first[1], w[1], inputs[1] + t)};
+    if (t < tokens) *(u32*)(y + t * y_stride) = to_bf16_pair(outputs[0], outputs[1]);
   }
   if (start > 0) return;
   for (u32 c = 0; c < 2; ++c) {
@@ -147,4 +150,5 @@ extern "C" __global__ void keep_windows(const Activation* x, u64 x_stride, const
     for (u32 j = 0; j < past; ++j) there[j] = conv1d_input(x, x_stride, windows, past, (u32)(c * chunk) + j);
   }
 }
+#endif
 )cuda"

@@ -17,6 +17,7 @@ __device__ inline const u16* weight_scales(const Weights& w, u32 panel, u32 step
   return (const u16*)(w.data + (w.rows + 15) / 16 * steps * Product::bytes) + (panel * steps + step) * 16;
 }
 
+#ifndef MINIMAMBA_DECODE  // which shares the functions alone
 // 16 outputs of 8 * TILES rows of x in a block, whose warps share the slices: for few rows, which need every warp to
 // read weights, some before x is there. ROUNDS: x may be without fragments, to be rounded here. With a norm_weight, x
 // is a row of floats that every block normalises, and the first one writes it to `normed`, which is of bf16 if
@@ -260,4 +261,5 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 PRODUCTS(bf16, Bf16Product, true)
 PRODUCTS(q8, Q8Product, false)
 PRODUCTS(q4, Q4Product, false)
+#endif
 )cuda"

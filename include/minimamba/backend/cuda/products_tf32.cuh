@@ -13,6 +13,7 @@ __device__ inline void add_few(float (&sum)[4], const uint4 (&steps)[2], const P
   }
 }
 
+#ifndef MINIMAMBA_DECODE  // which shares the functions alone
 // One row of x and 8 outputs in a block of 8 warps. Each warp takes DEPTH slices at a time, all of whose weights are on
 // their way, the first of them before x is there. With NORM, every block normalises x, and the first one writes it to
 // `normed`.
@@ -313,4 +314,5 @@ __device__ inline void multiply_many(const Product<Format>& p) {
   MULTIPLY_NORMED(NAME, normed, 4, multiply_row<FORMAT_TYPE, 6, true>)
 PRODUCTS(f32, F32)
 PRODUCTS(f16, F16)
+#endif
 )cuda"

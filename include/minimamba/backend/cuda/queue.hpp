@@ -1,6 +1,7 @@
 // What is to be done on a card. Kernels are recorded, and started when something waits for them or must follow them. A
-// list of kernels that was seen before is replayed as a CUDA graph: generation repeats the same list for every token,
-// and starting its kernels one by one would take longer than running them.
+// list of kernels that was seen before is replayed, as one kernel if it is a step of one token, or else as a CUDA
+// graph: generation repeats the same list for every token, and starting its kernels one by one would take longer than
+// running them.
 #ifndef MINIMAMBA_BACKEND_CUDA_QUEUE_HPP
 #define MINIMAMBA_BACKEND_CUDA_QUEUE_HPP
 
@@ -9,10 +10,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "minimamba/backend/cuda/decode_program.hpp"
 #include "minimamba/backend/cuda/driver.hpp"
 #include "minimamba/backend/cuda/recording.hpp"
 
@@ -25,20 +28,27 @@ namespace gpu {
 class Queue {
  public:
   /// Kernels of cards that can do so overlap: see wait_for_inputs in common.cuh.
-  Queue(const Driver& driver, bool overlaps) : driver_(driver), overlaps_(overlaps && driver.launch_with != nullptr) {
+  Queue(const Driver& driver, bool overlaps)
+      : driver_(driver), overlaps_(overlaps && driver.launch_with != nullptr), decode_memory_(driver) {
     driver_.check(driver_.create_stream(&stream_, stream_without_default), "making a stream");
     replays_ = driver_.has_graphs() && driver_.create_stream(&capture_, stream_without_default) == 0;
   }
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
   ~Queue() {
-    for (const Replay& replay : kept_) driver_.destroy_executable(replay.executable);
+    for (Replay& replay : kept_) forget(replay);
     if (capture_ != nullptr) driver_.destroy_stream(capture_);
     driver_.destroy_stream(stream_);
   }
 
   Handle stream() const { return stream_; }
   std::size_t replayed() const { return replayed_; }
+  std::size_t decoded() const { return decoded_; }
+  void set_decoding(bool wanted) { decodes_ = wanted; }
+  void set_decoder(std::size_t format, const Decoder& decoder, DecodeTranslator* translator) {
+    decoders_[format] = decoder;
+    translate_ = translator;
+  }
   bool overlaps() const { return overlaps_; }
   Recording& recording() { return recording_; }
 
@@ -72,20 +82,37 @@ class Queue {
   static constexpr std::size_t shortest = 4, most_replays = 32;
   struct Replay {
     LaunchList list;
-    Handle executable;
-    std::uint64_t last_use;
+    std::optional<DecodeProgram> program = {};
+    Handle executable = nullptr;
+    std::uint64_t last_use = 0;
   };
 
   int start_all() {
     if (Replay* const replay = find()) {
       replay->last_use = ++uses_;
-      ++replayed_;
-      return driver_.launch_graph(replay->executable, stream_);
+      if (replay->program && decodes_ && decode(*replay->program) == 0) {
+        ++replayed_, ++decoded_;
+        return start_from(replay->program->launches);
+      }
+      if (replay->executable != nullptr || make(replay->executable) == 0) {
+        ++replayed_;
+        return driver_.launch_graph(replay->executable, stream_);
+      }
+      replay->executable = nullptr;
     }
+    return start_from(0);
+  }
+  int start_from(std::size_t first) {
     int error = 0;
-    for (const Launch& launch : list_.launches()) {
-      if (error == 0) error = start(launch, stream_);
+    for (std::size_t i = first; i < list_.size(); ++i) {
+      if (error == 0) error = start(list_.launches()[i], stream_);
     }
+    return error;
+  }
+  /// Once this fails, as where the card has no place for the whole grid, lists are replayed as graphs.
+  int decode(DecodeProgram& program) {
+    const int error = decode_memory_.start(program, decoders_[program.format], stream_);
+    if (error != 0) decodes_ = false;
     return error;
   }
   int start(const Launch& launch, Handle stream) {
@@ -102,7 +129,23 @@ class Queue {
                           arguments_.data(), nullptr);
   }
 
-  /// The graph of the list, if the list was seen before.
+  /// The program of the list, if it is a step that a kernel can do.
+  std::optional<DecodeProgram> translate() {
+    if (!decodes_ || translate_ == nullptr) return std::nullopt;
+    std::optional<DecodeProgram> program = translate_(list_);
+    if (!program) return std::nullopt;
+    const Decoder& decoder = decoders_[program->format];
+    if (decoder.function == nullptr || !arrange(*program, decoder)) return std::nullopt;
+    if (decode_memory_.place(*program, decoder, stream_) == 0) return program;
+    decode_memory_.release(*program);
+    return std::nullopt;
+  }
+  void forget(Replay& replay) {
+    if (replay.program) decode_memory_.release(*replay.program);
+    if (replay.executable != nullptr) driver_.destroy_executable(replay.executable);
+  }
+
+  /// What the list was made into, if the list was seen before.
   Replay* find() {
     if (!replays_ || list_.size() < shortest) return nullptr;
     for (Replay& replay : kept_) {
@@ -113,21 +156,25 @@ class Queue {
       seen_[seen_turn_++ % seen_.size()] = hash;
       return nullptr;
     }
-    Handle executable = nullptr;
-    int error = make(executable);
-    if (error != 0 && error != Driver::out_of_memory && std::exchange(overlaps_, false)) error = make(executable);
-    if (error != 0) {
-      replays_ = error == Driver::out_of_memory;  // or else this driver cannot do it
-      return nullptr;
+    Replay made{list_, translate()};
+    if (!made.program) {
+      int error = make(made.executable);
+      if (error != 0 && error != Driver::out_of_memory && std::exchange(overlaps_, false)) {
+        error = make(made.executable);
+      }
+      if (error != 0) {
+        replays_ = error == Driver::out_of_memory;  // or else this driver cannot do it
+        return nullptr;
+      }
     }
     if (kept_.size() < most_replays) {
-      kept_.push_back({list_, executable, 0});
+      kept_.push_back(std::move(made));
       return &kept_.back();
     }
     Replay& oldest = *std::min_element(kept_.begin(), kept_.end(),
                                        [](const Replay& a, const Replay& b) { return a.last_use < b.last_use; });
-    driver_.destroy_executable(oldest.executable);
-    oldest = {list_, executable, 0};
+    forget(oldest);
+    oldest = std::move(made);
     return &oldest;
   }
   /// Makes a graph of the list. Returns the number of an error, or 0.
@@ -153,8 +200,12 @@ class Queue {
   LaunchList& list_ = recording_.list();
   std::vector<void*> arguments_;
   std::vector<Replay> kept_;
+  DecodeMemory decode_memory_;
+  std::array<Decoder, 5> decoders_ = {};  // of each format
+  DecodeTranslator* translate_ = nullptr;
+  bool decodes_ = true;
   std::array<std::uint64_t, 64> seen_ = {};
-  std::size_t seen_turn_ = 0, replayed_ = 0;
+  std::size_t seen_turn_ = 0, replayed_ = 0, decoded_ = 0;
   int error_ = 0;  // of the first kernel that could not be started
   std::uint64_t uses_ = 0;
 };

@@ -28,9 +28,23 @@ struct Launch {
   std::uint32_t first = 0, count = 0;                          // of its arguments
   std::uint16_t follows = 0;                                   // 1: must not begin before the kernel before has ended
   std::uint16_t output = 0;                                    // of a product: 1 + the number of its Output argument
+  std::uint16_t program = 0, kernel = 0;                       // which it is
+  std::uint32_t unused = 0;
 };
 static_assert(std::has_unique_object_representations_v<Launch>);
 
+/// The kernels' structs of these names.
+struct Weights {
+  Address data = 0;
+  std::uint32_t rows = 0, cols = 0;
+};
+struct Inputs {
+  Address values, fragments, scales;
+  std::uint64_t stride;
+  std::uint32_t rows, narrow = 0;  // narrow: values are of bf16
+
+  std::size_t value_bytes() const { return narrow != 0 ? 2 : 4; }
+};
 /// Where a product goes: y = product, and sum += product unless sum is null. `narrow`: y is of bf16. The kernels'
 /// struct of this name.
 struct Output {
@@ -155,6 +169,12 @@ struct SumOfRows {
   std::size_t rows = 0, cols = 0;
 };
 
+/// A kernel that is loaded, and the numbers of its program and of itself in that.
+struct Kernel {
+  Handle function = nullptr;
+  std::size_t program = 0, number = 0;
+};
+
 /// A list that grows by one kernel after the other. Some kernels need not be added, as the one before them, or the one
 /// after them, can do their work too.
 class Recording {
@@ -162,15 +182,17 @@ class Recording {
   LaunchList& list() { return list_; }
 
   template <class... Arguments>
-  void add(Handle function, const Grid& grid, const Block& block, const Arguments&... arguments) {
-    list_.add({.function = function,
+  void add(const Kernel& kernel, const Grid& grid, const Block& block, const Arguments&... arguments) {
+    list_.add({.function = kernel.function,
                .x = static_cast<std::uint32_t>(grid.x),
                .y = static_cast<std::uint32_t>(grid.y),
                .z = static_cast<std::uint32_t>(grid.z),
                .threads = block.threads,
                .shared = block.shared,
                .follows = static_cast<std::uint16_t>(last_.writes_weights || block.is_alone),
-               .output = block.output},
+               .output = block.output,
+               .program = static_cast<std::uint16_t>(kernel.program),
+               .kernel = static_cast<std::uint16_t>(kernel.number)},
               arguments...);
     last_ = block;
   }

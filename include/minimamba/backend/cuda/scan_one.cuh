@@ -50,6 +50,7 @@ __device__ inline Scalar scan_output(Scalar d, Scalar u, Scalar sum, Scalar gate
   return multiply_add(d, u, sum) * gate;
 }
 
+#ifndef MINIMAMBA_DECODE  // which shares what is above alone
 // Segments of one token, with up to 16 states: 4 lanes for each channel, and no tiles.
 extern "C" __global__ void __launch_bounds__(128)
     scan_one(const __grid_constant__ ScanArguments p, const Segment* segments) {
@@ -76,4 +77,5 @@ extern "C" __global__ void __launch_bounds__(128)
   of.write(state, lane * 4, count);
   if (lane == 0 && own < p.channels) p.y[row * p.y_stride + own] = scan_output(d, u, sum, silu(z));
 }
+#endif
 )cuda"

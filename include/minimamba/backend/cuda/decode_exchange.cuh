@@ -1,0 +1,136 @@
+R"cuda(
+// What the kernel that reads one token is given, and how its blocks work together: see decode.cuh.
+
+static const u32 workers = 512;  // threads of a block that compute
+__device__ inline void meet() { asm volatile("bar.sync 2, 512;" ::: "memory"); }
+
+// A value on its way from one block to the others lies beside a tag, in a word that is written and read at once: who
+// finds the tag has the value, and needs no barrier. Tags do not recur.
+__device__ inline void send(u64* to, float value, u32 tag) {
+  const u64 word = (u64)tag << 32 | __float_as_uint(value);
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+}
+__device__ inline float value_of(u64 word) { return __uint_as_float((u32)word); }
+// All blocks of the grid run at once, so what is waited for comes. Seconds without it are an error of ours.
+struct Patience {
+  u32 left = 1u << 25;
+  __device__ void wait() {
+    if (--left == 0) __trap();
+  }
+};
+__device__ inline u64 look_at(const u64* from) {
+  u64 word;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+  return word;
+}
+__device__ inline float2 receive_two(const u64* first_from, const u64* second_from, u32 tag) {
+  for (Patience patience;; patience.wait()) {
+    const u64 first = look_at(first_from), second = look_at(second_from);
+    if (first >> 32 == tag && second >> 32 == tag) return make_float2(value_of(first), value_of(second));
+  }
+}
+// `count` values, by all workers: body(k, value k, value k + 1) for every even k. Beyond the last is zero.
+template <class Body>
+__device__ inline void receive_all(const u64* from, u32 count, u32 tag, const Body& body) {
+  constexpr u32 deep = 4;
+  for (u32 first = 2 * threadIdx.x; first < count; first += 2 * workers * deep) {
+    u64 words[deep][2];
+    bool ready;
+    Patience patience;
+    do {
+      patience.wait();
+      ready = true;
+#pragma unroll
+      for (u32 d = 0; d < deep; ++d) {
+        const u32 k = first + 2 * workers * d;
+        if (k >= count) continue;
+        asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                     : "=l"(words[d][0]), "=l"(words[d][1])
+                     : "l"(from + k)
+                     : "memory");
+        ready = ready && words[d][0] >> 32 == tag && (k + 1 == count || words[d][1] >> 32 == tag);
+      }
+    } while (!ready);
+#pragma unroll
+    for (u32 d = 0; d < deep; ++d) {
+      const u32 k = first + 2 * workers * d;
+      if (k < count) body(k, value_of(words[d][0]), k + 1 < count ? value_of(words[d][1]) : 0.0f);
+    }
+  }
+}
+
+// Barriers in shared memory, and copies that arrive at them.
+__device__ inline u32 shared_address(const void* there) { return (u32)__cvta_generic_to_shared(there); }
+__device__ inline void make_barrier(u64* barrier, u32 arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+__device__ inline void arrive(u64* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ inline void arrive_with(u64* barrier, u32 bytes) {  // once so many bytes are copied, too
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+__device__ inline void wait_at(u64* barrier, u32 parity) {
+  for (Patience patience;; patience.wait()) {
+    u32 done;
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+    if (done) return;
+  }
+}
+__device__ inline void copy_bulk(void* to, const void* from, u32 bytes, u64* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// Panels of a matrix that are the work of a block.
+struct Share {
+  u32 first, count;
+};
+
+// The host has the same structs.
+struct DecodeJob {
+  u32 rows, cols, steps, slices;
+  u32 at_once;            // panels of a round
+  u32 tiles, reciprocal;  // of a panel; of the number of tiles, in parts of 2^32
+  u32 offset;             // of the first block that has one panel more, if there are some left over
+
+  __device__ Share share(u32 outputs) const {
+    const u32 panels = (rows + outputs - 1) / outputs, blocks = gridDim.x, more = panels % blocks;
+    const u32 own = (blockIdx.x + blocks - offset) % blocks;
+    return {own * (panels / blocks) + min(own, more), panels / blocks + (own < more)};
+  }
+};
+struct DecodeLayer {
+  Weights matrices[4];  // in_proj, x_proj, dt_proj, out_proj
+  const float *norm, *conv_weight, *conv_bias, *delta_bias, *a, *d;
+  float *windows, *h;
+  u64 window_stride, h_stride;  // between slots
+  double epsilon;
+  u64 unused;
+};
+struct DecodeArguments {
+  const DecodeLayer* layers;
+  u64* exchange;  // [2][x, u, z, selected, y], for layers in turn, and the candidates of all blocks
+  const int* token;
+  const Segment* segments;
+  Weights embedding, head;
+  const float* norm;  // the last one
+  double epsilon;
+  // Where the activations of the layers go, as from the other kernels. `last` may be null, and `choice` too.
+  float* x;
+  Activation *normed, *uz, *u, *selected, *delta, *y;
+  float *out, *last;
+  Activation* last_normed;
+  float* logits;
+  Candidate* choice;
+  u32 layer_count, width, channels, rank, states, tag;
+  u32 slots, slot_bytes, x_at, norm_at, operand_at, ring_at;  // the ring, and bytes in shared memory
+  DecodeJob jobs[5];                                          // of the matrices, and of the head
+};
+)cuda"

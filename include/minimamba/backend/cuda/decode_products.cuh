@@ -1,0 +1,289 @@
+R"cuda(
+// Products of the kernel that reads one token: weights come through a ring, and the arithmetic is that of the other
+// kernels.
+// Weights on their way, in tiles. One thread has them copied, far ahead of the warps that use them. Warps take tiles in
+// turn, and the number of places is a multiple of theirs, so that each place serves one warp.
+struct Ring {
+  u8* slots;
+  u64 *full, *empty;
+  u32 slot_bytes, count, at = 0, parity = 0;
+
+  __device__ u8* tile() const { return slots + at * slot_bytes; }
+  __device__ void advance(u32 tiles) {
+    at += tiles;
+    while (at >= count) at -= count, parity ^= 1;
+  }
+};
+
+// What a lane reads of a row's values: the first four lanes have them, the others read zeros.
+struct LaneInputs {
+  const u8* from;
+  u32 stride;  // of a slice, in bytes
+
+  __device__ LaneInputs(const u8* operand, const u8* zeros, u32 lane, u32 lane_bytes, u32 slice_bytes)
+      : from(lane < 4 ? operand + lane * lane_bytes : zeros), stride(lane < 4 ? slice_bytes : 0) {}
+  __device__ const float* scales_of(u32) const { return nullptr; }
+  __device__ u32 sums_after() const { return 0; }
+};
+
+// The formats: how the arithmetic of one row divides a matrix. A unit is a slice of a panel; a unit has `steps` steps,
+// or less at the end of a panel: steps that are not there count as zeros, which change no sum. `together` neighbours of
+// a panel are a tile, or less at its end. Inputs of a product are put in pairs into shared memory, the operand.
+struct Bf16Units {
+  typedef Bf16 Format;
+  static const u32 outputs = 16, values = 64, steps = 4, step_bytes = 512, scale_bytes = 0, together = 4;
+  static const bool late = false;  // the operand is still needed when a result is known
+  typedef float2 Sums;
+
+  __device__ static u32 steps_of(u32 cols) { return (cols + 15) / 16; }
+  __device__ static void put(u8* operand, u32 k, float first, float second) {
+    ((u32*)operand)[(k / 64 * 4 + k % 8 / 2) * 8 + k % 64 / 8] = to_bf16_pair(first, second);
+  }
+  __device__ static void finish(u8*, u32) {}
+  typedef LaneInputs Lane;
+  __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32, u32 lane) {
+    return {operand, zeros, lane, 32, 128};
+  }
+  template <bool WHOLE>
+  __device__ static Sums multiply(const u8* unit, const u8*, u32 here, const u8* inputs, const float*, u32, u32 lane) {
+    uint4 a[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+      a[i] = ((const uint4*)unit)[(WHOLE ? i : min(i, here - 1)) * 32 + lane];
+      if (!WHOLE && i >= here) a[i] = make_uint4(0, 0, 0, 0);
+    }
+    Fragments b;
+    b.half[0] = ((const uint4*)inputs)[0], b.half[1] = ((const uint4*)inputs)[1];
+    float sum[4] = {};
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) Bf16Product::add(sum, a[i], b.low(i), b.high(i), nullptr, nullptr);
+    return make_float2(sum[0], sum[2]);
+  }
+  __device__ static void store(float* partial, const Sums& sums, u32 lane) {
+    if (lane % 4 == 0) partial[lane / 4] = sums.x, partial[lane / 4 + 8] = sums.y;
+  }
+  __device__ static float result(float total, const Weights&, u32, const u8*) { return total; }
+};
+
+// f32 and f16.
+template <class FORMAT>
+struct Tf32Units {
+  typedef FORMAT Format;
+  typedef typename Format::Unit Unit;
+  static const u32 outputs = 8, values = 16, steps = 1, step_bytes = 128 * sizeof(Unit), scale_bytes = 0;
+  static const u32 together = 16 / sizeof(Unit) * 2;
+  static const bool late = true, all_high = sizeof(Unit) == 2;
+  typedef float2 Sums;
+
+  __device__ static u32 steps_of(u32 cols) { return (cols + 15) / 16; }
+  __device__ static void put(u8* operand, u32 k, float first, float second) {
+    *(float2*)((float*)operand + k) = make_float2(first, second);
+  }
+  __device__ static void finish(u8*, u32) {}
+  typedef LaneInputs Lane;
+  __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32, u32 lane) {
+    return {operand, zeros, lane, 16, 64};
+  }
+  template <bool WHOLE>
+  __device__ static Sums multiply(const u8* unit, const u8*, u32, const u8* inputs, const float*, u32, u32 lane) {
+    const float4 w = four_floats((const Unit*)unit + lane * 4);
+    const float4 x = *(const float4*)inputs;
+    const Parts part = split(x);
+    const uint4 both[2] = {make_uint4(part.high[0], part.low[0], part.high[1], part.low[1]),
+                           make_uint4(part.high[2], part.low[2], part.high[3], part.low[3])};
+    float sum[4] = {};
+    add_few<all_high>(sum, both, split_weights<all_high>(w));
+    return make_float2(sum[0] + sum[2], sum[1] + sum[3]);
+  }
+  __device__ static void store(float* partial, const Sums& sums, u32 lane) {
+    if (lane < 4) *(float2*)(partial + lane * 2) = sums;
+  }
+  // What is not finite is computed once more.
+  __device__ static float result(float total, const Weights& w, u32 output, const u8* operand) {
+    if (Product<Format>::is_finite(total)) return total;
+    float sum = 0;
+#pragma unroll 1
+    for (u32 k = 0; k < w.cols; ++k) sum = __fmaf_rn(((const float*)operand)[k], Format::get(w, output, k), sum);
+    return sum;
+  }
+};
+
+// q8 and q4. The operand: values, integers, scales and, for q4, -8 times the sums of the integers. The weights of q4
+// are multiplied as they are stored, 8 too large, and begin with that: sums of whole numbers are exact in any order.
+template <class FORMAT, class PRODUCT, u32 TOGETHER>
+struct BlockUnits {
+  typedef FORMAT Format;
+  static const u32 outputs = 16, values = 128, steps = 4, step_bytes = PRODUCT::bytes, scale_bytes = 32;
+  static const u32 together = TOGETHER;
+  static const bool late = false;
+  typedef float2 Sums;
+
+  __device__ static u32 steps_of(u32 cols) { return (cols + 31) / 32; }
+  __device__ static u32 padded(u32 cols) { return (cols + 127) / 128 * 128; }
+  __device__ static uint4 unsigned_bytes(const uint4& bytes) { return bytes; }
+  __device__ static uint4 unsigned_bytes(const uint2& both) {
+    return make_uint4(both.x & 0x0F0F0F0Fu, both.y & 0x0F0F0F0Fu, both.x >> 4 & 0x0F0F0F0Fu, both.y >> 4 & 0x0F0F0F0Fu);
+  }
+  __device__ static void put(u8* operand, u32 k, float first, float second) {
+    *(float2*)((float*)operand + k) = make_float2(first, second);
+  }
+  __device__ static void finish(u8* operand, u32 cols) {
+    meet();
+    const u32 lane = threadIdx.x % 32, all = padded(cols);
+    signed char* const integers = (signed char*)(operand + 4 * all);
+    float* const scales = (float*)(operand + 5 * all);
+    constexpr u32 deep = 2;  // blocks that do not wait for each other
+    for (u32 first = threadIdx.x / 32; first < all / 32; first += workers / 32 * deep) {
+      float values[deep];
+#pragma unroll
+      for (u32 d = 0; d < deep; ++d) {
+        const u32 block = first + d * (workers / 32);
+        values[d] = block < all / 32 ? ((const float*)operand)[block * 32 + lane] : 0.0f;
+      }
+#pragma unroll
+      for (u32 d = 0; d < deep; ++d) {
+        const u32 block = first + d * (workers / 32);
+        const Quantised quantised(values[d]);
+        if (block < all / 32) integers[block * 32 + lane] = quantised.whole;
+        const int sum = __reduce_add_sync(every_lane, (int)quantised.whole);
+        if (block < all / 32 && lane == 0) scales[block] = quantised.scale, ((int*)scales)[all / 32 + block] = -8 * sum;
+      }
+    }
+  }
+  struct Lane : LaneInputs {
+    const float* scales;
+    u32 blocks;
+    __device__ const float* scales_of(u32 slice) const { return scales + slice * 4; }
+    __device__ u32 sums_after() const { return blocks; }
+  };
+  __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32 cols, u32 lane) {
+    const u32 all = padded(cols);
+    return {{operand + 4 * all, zeros, lane, 4, 128}, (const float*)(operand + 5 * all), all / 32};
+  }
+  template <bool WHOLE>
+  __device__ static Sums multiply(const u8* unit, const u8* unit_scales, u32 here, const u8* inputs,
+                                  const float* scales, u32 blocks, u32 lane) {
+    const u32* const integers = (const u32*)inputs;
+    const float4 four = *(const float4*)scales;
+    const float b_scales[4] = {four.x, four.y, four.z, four.w};
+    const u16* const w_scales = (const u16*)unit_scales + lane / 4;
+    float sum[4] = {};
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+      const u32 step = WHOLE ? i : min(i, here - 1);
+      const bool real = WHOLE || i < here;
+      uint4 a = unsigned_bytes(((const typename PRODUCT::Packed*)unit)[step * 32 + lane]);
+      if (!real) a = make_uint4(0, 0, 0, 0);
+      const float low = from_f16(w_scales[step * 16]), high = from_f16(w_scales[step * 16 + 8]);
+      const float a_scale[2] = {real ? low : 0.0f, real ? high : 0.0f};
+      const float b_scale[2] = {b_scales[i], 0};
+      if (PRODUCT::bytes == 512) {
+        PRODUCT::add(sum, a, integers[i * 8], integers[i * 8 + 4], a_scale, b_scale);
+      } else {
+        const int begin = ((const int*)scales)[blocks + i];
+        int whole[4];
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+            : "=r"(whole[0]), "=r"(whole[1]), "=r"(whole[2]), "=r"(whole[3])
+            : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(integers[i * 8]), "r"(integers[i * 8 + 4]), "r"(begin));
+        for (u32 n = 0; n < 4; n += 2) {
+          sum[n] = __fmaf_rn((float)whole[n], __fmul_rn(a_scale[n / 2], b_scale[0]), sum[n]);
+        }
+      }
+    }
+    return make_float2(sum[0], sum[2]);
+  }
+  __device__ static void store(float* partial, const Sums& sums, u32 lane) {
+    if (lane % 4 == 0) partial[lane / 4] = sums.x, partial[lane / 4 + 8] = sums.y;
+  }
+  __device__ static float result(float total, const Weights&, u32, const u8*) { return total; }
+};
+
+// The product of a block's share of a matrix: rounds of panels, whose units' sums have room at the same time.
+static const u32 partial_floats = 4096;
+template <class W>
+struct Job {
+  const u8* const data;
+  const DecodeJob& of;
+  const Share share;
+
+  __device__ Weights weights() const { return {data, of.rows, of.cols}; }
+  // That this thread sums up in the round that begins with panel `first` of the share.
+  __device__ u32 output_of(u32 first) const { return (share.first + first) * W::outputs + threadIdx.x; }
+  __device__ u32 panels_of(u32 first) const { return min(of.at_once, share.count - first); }
+
+  // Has the tiles copied: the work of one thread.
+  __device__ void feed(Ring& ring) const {
+    const u8* from = data + (u64)share.first * of.steps * W::step_bytes;
+    const u8* scales =
+        data + (u64)((of.rows + 15) / 16) * of.steps * W::step_bytes + (u64)share.first * of.steps * W::scale_bytes;
+#pragma unroll 1
+    for (u32 panel = 0; panel < share.count; ++panel) {
+#pragma unroll 1
+      for (u32 step = 0; step < of.steps; step += W::together * W::steps) {
+        const u32 count = min(W::together * W::steps, of.steps - step);
+        u64* const full = ring.full + ring.at;
+        wait_at(ring.empty + ring.at, ring.parity ^ 1);
+        arrive_with(full, count * (W::step_bytes + W::scale_bytes));
+        copy_bulk(ring.tile(), from, count * W::step_bytes, full);
+        from += count * W::step_bytes;
+        if (W::scale_bytes) {
+          copy_bulk(ring.tile() + W::together * W::steps * W::step_bytes, scales, count * W::scale_bytes, full);
+          scales += count * W::scale_bytes;
+        }
+        ring.advance(1);
+      }
+    }
+  }
+
+  // The sums of all units of a round: the work of all workers. `turn` is the warp that takes the next tile.
+  __device__ void multiply(Ring& ring, u32& turn, u32 first, const u8* operand, const u8* zeros, float* partial) const {
+    constexpr u32 warps = workers / 32;
+    const u32 tiles = panels_of(first) * of.tiles, warp = __shfl_sync(every_lane, threadIdx.x / 32, 0);
+    const u32 lane = threadIdx.x % 32, begin = (warp + warps - turn) % warps;
+    const typename W::Lane inputs = W::lane_of(operand, zeros, of.cols, lane);
+    Ring own = ring;
+    own.advance(begin);
+#pragma unroll 1
+    for (u32 tile = begin; tile < tiles; tile += warps, own.advance(warps)) {
+      const u32 panel = of.tiles == 1 ? tile : __umulhi(tile, of.reciprocal);
+      const u32 slice = (tile - panel * of.tiles) * W::together, left = of.steps - slice * W::steps;
+      const u8 *const unit = own.tile(), *const scales = unit + W::together * W::steps * W::step_bytes;
+      const u8* const from = inputs.from + slice * inputs.stride;
+      float* const to = partial + (panel * of.slices + slice) * W::outputs;
+      wait_at(own.full + own.at, own.parity);
+      if (left >= W::together * W::steps) {
+        typename W::Sums sums[W::together];
+#pragma unroll
+        for (u32 i = 0; i < W::together; ++i) {
+          sums[i] = W::template multiply<true>(
+              unit + i * W::steps * W::step_bytes, scales + i * W::steps * W::scale_bytes, W::steps,
+              from + i * inputs.stride, inputs.scales_of(slice + i), inputs.sums_after(), lane);
+        }
+#pragma unroll
+        for (u32 i = 0; i < W::together; ++i) W::store(to + i * W::outputs, sums[i], lane);
+      } else {
+#pragma unroll 1
+        for (u32 i = 0; i * W::steps < left; ++i) {
+          const typename W::Sums sums =
+              W::template multiply<false>(unit + i * W::steps * W::step_bytes, scales + i * W::steps * W::scale_bytes,
+                                          min(W::steps, left - i * W::steps), from + i * inputs.stride,
+                                          inputs.scales_of(slice + i), inputs.sums_after(), lane);
+          W::store(to + i * W::outputs, sums, lane);
+        }
+      }
+      __syncwarp();
+      if (lane == 0) arrive(own.empty + own.at);
+    }
+    turn = (turn + tiles) % warps;
+    ring.advance(tiles);
+  }
+  // The sum of the slices of an output, in their order.
+  __device__ float total(const float* partial) const {
+    partial += threadIdx.x / W::outputs * of.slices * W::outputs + threadIdx.x % W::outputs;
+    float sum = 0;
+#pragma unroll 16
+    for (u32 s = 0; s < of.slices; ++s) sum += partial[s * W::outputs];
+    return sum;
+  }
+};
+)cuda"

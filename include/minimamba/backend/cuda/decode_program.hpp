@@ -1,0 +1,184 @@
+// A step of one token as one kernel. The list of a step that was seen before is translated into a table of layers, and
+// a grid that fills the card once walks through it: see decode.cuh. It gives the bits that the list gives.
+#ifndef MINIMAMBA_BACKEND_CUDA_DECODE_PROGRAM_HPP
+#define MINIMAMBA_BACKEND_CUDA_DECODE_PROGRAM_HPP
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "minimamba/backend/cuda/driver.hpp"
+#include "minimamba/backend/cuda/recording.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+namespace gpu {
+
+inline constexpr std::array decode_kernels = {"decode"};
+
+/// The kernel's structs of these names.
+struct DecodeLayer {
+  Weights in_proj, x_proj, dt_proj, out_proj;
+  Address norm = 0, conv_weight = 0, conv_bias = 0, delta_bias = 0, a = 0, d = 0, windows = 0, h = 0;
+  std::uint64_t window_stride = 0, h_stride = 0;
+  double epsilon = 0;
+  std::uint64_t unused = 0;
+};
+struct DecodeJob {
+  std::uint32_t rows = 0, cols = 0, steps = 0, slices = 0, at_once = 0, tiles = 0, reciprocal = 0, offset = 0;
+};
+struct DecodeArguments {
+  Address layers = 0, exchange = 0, token = 0, segments = 0;
+  Weights embedding, head;
+  Address norm = 0;
+  double epsilon = 0;
+  Address x = 0, normed = 0, uz = 0, u = 0, selected = 0, delta = 0, y = 0, out = 0, last = 0, last_normed = 0,
+          logits = 0, choice = 0;
+  std::uint32_t layer_count = 0, width = 0, channels = 0, rank = 0, states = 0, tag = 0;
+  std::uint32_t slots = 0, slot_bytes = 0, x_at = 0, norm_at = 0, operand_at = 0, ring_at = 0;
+  std::array<DecodeJob, 5> jobs = {};  // in_proj, x_proj, dt_proj, out_proj, head
+};
+
+/// What the first kernels of a list do, if they are a step.
+struct DecodeProgram {
+  std::size_t format = 0;    // of the weights, counted from f32
+  std::size_t launches = 0;  // of the list, that are translated
+  DecodeArguments arguments;
+  std::vector<DecodeLayer> layers;
+};
+using DecodeTranslator = std::optional<DecodeProgram>(const LaunchList&);
+
+/// The kernel for one format of weights.
+struct Decoder {
+  Handle function = nullptr;
+  std::size_t shared_bytes = 0, processors = 0;
+};
+
+/// How the arithmetic of one row divides a matrix of a format: see decode_products.cuh.
+struct DecodeUnits {
+  std::size_t outputs, values, steps, together;  // of a panel; of a step; of a slice; slices of a tile
+};
+inline constexpr std::array<DecodeUnits, 5> decode_units = {
+    {{8, 16, 1, 8}, {8, 16, 1, 16}, {16, 16, 4, 4}, {16, 32, 4, 4}, {16, 32, 4, 4}}};
+
+/// A product of the kernel. `most_outputs` are computed at once.
+inline DecodeJob decode_job(std::size_t format, std::size_t rows, std::size_t cols, std::size_t most_outputs,
+                            std::size_t offset) {
+  constexpr std::size_t partial_sums = 4096;
+  const DecodeUnits& of = decode_units[format];
+  const std::size_t steps = (cols + of.values - 1) / of.values, slices = (steps + of.steps - 1) / of.steps;
+  const std::size_t tiles = (slices + of.together - 1) / of.together;
+  const std::size_t room = partial_sums / of.outputs / slices;
+  return {.rows = static_cast<std::uint32_t>(rows),
+          .cols = static_cast<std::uint32_t>(cols),
+          .steps = static_cast<std::uint32_t>(steps),
+          .slices = static_cast<std::uint32_t>(slices),
+          .at_once = static_cast<std::uint32_t>(std::clamp<std::size_t>(room, 1, most_outputs / of.outputs)),
+          .tiles = static_cast<std::uint32_t>(tiles),
+          .reciprocal = static_cast<std::uint32_t>(0xFFFFFFFFU / tiles + 1),
+          .offset = static_cast<std::uint32_t>(offset)};
+}
+/// Divides the products among blocks. Those with one panel more of in_proj are the first, those with more of out_proj
+/// the last; x_proj and then dt_proj go to those after the first.
+inline void divide(DecodeProgram& program, std::size_t blocks) {
+  constexpr std::size_t q8_format = 3, bf16_format = 2, most = 256, channels_at_once = 64;
+  DecodeArguments& p = program.arguments;
+  const std::size_t format = program.format, x_format = format == q8_format ? bf16_format : format;
+  const auto left_over = [&](std::size_t rows, std::size_t of) {
+    return (rows + decode_units[of].outputs - 1) / decode_units[of].outputs % blocks;
+  };
+  const std::size_t selection = p.rank + 2 * std::size_t{p.states}, inner = 2 * std::size_t{p.channels};
+  const std::size_t after_in = left_over(inner, format), after_x = (after_in + left_over(selection, x_format)) % blocks;
+  p.jobs[0] = decode_job(format, inner, p.width, most, 0);
+  p.jobs[1] = decode_job(x_format, selection, p.channels, most, after_in);
+  p.jobs[2] = decode_job(format, p.channels, p.rank, channels_at_once, after_x);
+  p.jobs[3] = decode_job(format, p.width, p.channels, most, (blocks - left_over(p.width, format)) % blocks);
+  p.jobs[4] = decode_job(format, p.head.rows, p.width, most, 0);
+}
+
+/// Places the parts of shared memory. Returns whether they fit, with a ring that is worth while.
+inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
+  constexpr std::size_t fixed = 1024 + 4 * 2 * 4096 + 2 * sizeof(DecodeLayer) + 256 + 128 + 128;  // see decode.cuh
+  constexpr std::array<std::size_t, 5> slot_bytes = {4096, 4096, 8192, 8704, 4608};
+  constexpr std::array<std::size_t, 5> longest = {8192, 8192, 16384, 16384, 32768};  // sums whose slices have room
+  DecodeArguments& p = program.arguments;
+  const std::size_t cols = (std::size_t{std::max({p.width, p.channels, p.rank})} + 127) / 128 * 128;
+  const std::size_t operand = program.format >= 3 ? 5 * cols + cols / 4 : program.format == 2 ? 2 * cols : 4 * cols;
+  const std::size_t norm_at = fixed + 4 * std::size_t{p.width}, operand_at = norm_at + 4 * std::size_t{p.width};
+  const std::size_t ring_at = (operand_at + operand + 127) / 128 * 128;
+  if (cols > longest[program.format] || ring_at > decoder.shared_bytes) return false;
+  p.x_at = fixed;
+  p.norm_at = static_cast<std::uint32_t>(norm_at);
+  p.operand_at = static_cast<std::uint32_t>(operand_at);
+  p.ring_at = static_cast<std::uint32_t>(ring_at);
+  p.slot_bytes = static_cast<std::uint32_t>(slot_bytes[program.format]);
+  const std::size_t room = (decoder.shared_bytes - ring_at) / p.slot_bytes;
+  p.slots = static_cast<std::uint32_t>(std::min<std::size_t>(48, room / 16 * 16));  // of which each warp has as many
+  divide(program, decoder.processors);
+  return p.slots > 0;
+}
+
+/// Programs of a stream, and what blocks exchange. Each function that returns an int returns the number of an error, or
+/// 0.
+class DecodeMemory {
+ public:
+  explicit DecodeMemory(const Driver& driver) : driver_(driver) {}
+  DecodeMemory(const DecodeMemory&) = delete;
+  DecodeMemory& operator=(const DecodeMemory&) = delete;
+  ~DecodeMemory() {
+    if (exchange_ != 0) driver_.release(exchange_);
+  }
+
+  /// Copies the table of layers to the card. It is freed by release.
+  int place(DecodeProgram& program, const Decoder& decoder, Handle stream) {
+    DecodeArguments& p = program.arguments;
+    const std::size_t selection = (p.rank + 2 * std::size_t{p.states} + 1) / 2 * 2;
+    const std::size_t words = 2 * (p.width + 3 * std::size_t{p.channels} + selection) + 2 * decoder.processors;
+    if (const int error = reserve(8 * words, stream); error != 0) return error;
+    const std::size_t bytes = program.layers.size() * sizeof(DecodeLayer);
+    if (const int error = driver_.allocate(&p.layers, bytes); error != 0) return error;
+    return driver_.copy_to_device(p.layers, program.layers.data(), bytes, stream);
+  }
+  void release(DecodeProgram& program) {
+    if (program.arguments.layers != 0) driver_.release(std::exchange(program.arguments.layers, 0));
+  }
+  int start(DecodeProgram& program, const Decoder& decoder, Handle stream) {
+    DecodeArguments& p = program.arguments;
+    if (tag_ > 0xFFFFFFFF - 2 * p.layer_count - 4) {
+      tag_ = 1;
+      if (const int error = driver_.set_bytes(exchange_, 0, bytes_, stream); error != 0) return error;
+    }
+    p.tag = tag_;
+    p.exchange = exchange_;
+    tag_ += p.layer_count + 1;
+    void* arguments[] = {&p};
+    return driver_.launch_cooperatively(decoder.function, static_cast<unsigned>(decoder.processors), 1, 1, 544, 1, 1,
+                                        p.ring_at + p.slots * p.slot_bytes, stream, arguments);
+  }
+
+ private:
+  int reserve(std::size_t bytes, Handle stream) {
+    if (bytes <= bytes_) return 0;
+    if (exchange_ != 0) driver_.release(std::exchange(exchange_, 0));
+    bytes_ = 0;
+    if (const int error = driver_.allocate(&exchange_, bytes); error != 0) return error;
+    bytes_ = bytes;
+    return driver_.set_bytes(exchange_, 0, bytes, stream);
+  }
+
+  const Driver& driver_;
+  Address exchange_ = 0;
+  std::size_t bytes_ = 0;
+  std::uint32_t tag_ = 1;  // of the next kernel's first layer
+};
+
+}  // namespace gpu
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,180 @@
+// The translation of a step of one token into one kernel: which lists it takes, and with which memory. The driver is
+// that of support/fake_cuda.cpp, so nothing is computed here; tests/gpu compares bits.
+#include "minimamba/backend/cuda/decoding.hpp"
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "minimamba/cuda.hpp"
+#include "minimamba/generate/last_logits.hpp"
+#include "support/fake_driver.hpp"
+
+namespace decoding_cuda_test {
+
+using namespace minimamba;
+using support::expect_success;
+using support::fake_driver;
+using support::FakeCuda;
+
+static_assert(sizeof(gpu::DecodeLayer) == 160 && sizeof(gpu::DecodeArguments) == 384);  // as in decode.cuh
+
+FakeCuda& fake_with_grids() {
+  FakeCuda& fake = fake_driver();
+  fake.cooperative = true;
+  return fake;
+}
+MambaConfig small() { return {.d_model = 64, .n_layer = 2, .vocab_size = 40}; }
+
+/// How many of four equal steps were one kernel: the list of the first holds more, the second is seen for the first
+/// time.
+template <class Model>
+std::size_t decoded(const Model& model, std::int64_t batch = 1) {
+  auto cache = model.make_cache(batch);
+  const std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch), 3);
+  for (int i = 0; i < 4; ++i) model.backend().to_host(model.forward(tokens, cache));
+  return model.backend().device().decoded();
+}
+template <class W>
+void expect_decoded(std::size_t expected, MambaConfig config, std::int64_t batch = 1, CudaOptions options = {}) {
+  expect_success([&] {
+    fake_with_grids();
+    const Mamba<float, CudaBackend, W> model(config, CudaBackend<float>(options));
+    REQUIRE(decoded(model, batch) == expected);
+  });
+}
+
+TEST(CudaDecoding, TakesAStepThatWasSeenBeforeInEveryFormat) {
+  expect_decoded<float>(2, small());
+  expect_decoded<f16>(2, small());
+  expect_decoded<bf16>(2, small());
+  expect_decoded<q8>(2, small());
+  expect_decoded<q4>(2, small());
+}
+TEST(CudaDecoding, TakesShapesThatPeopleRun) {
+  MambaConfig config{.d_model = 2560, .n_layer = 1, .vocab_size = 40};
+  expect_decoded<bf16>(2, config);
+  config.d_model = 768;
+  config.tie_embeddings = false;
+  expect_decoded<float>(2, config);
+}
+TEST(CudaDecoding, LeavesOtherStepsToGraphs) {
+  MambaConfig config = small();
+  expect_decoded<float>(0, config, 2);
+  expect_decoded<bf16>(0, config, 1, {.activations = Activations::exact});
+  config.d_conv = 3;
+  expect_decoded<float>(0, config);
+  config = small();
+  config.d_state = 32;
+  expect_decoded<float>(0, config);
+  config = small();
+  config.bias = true;
+  expect_decoded<float>(0, config);
+  config = small();
+  config.dt_b_c_rms = true;
+  expect_decoded<float>(0, config);
+  expect_success([] {
+    fake_with_grids();
+    REQUIRE(decoded(Mamba<double, CudaBackend>(small())) == 0);
+  });
+  expect_success([] {
+    fake_with_grids();
+    const Mamba<float, CudaBackend, float, SSD> model(Mamba2Config{.d_model = 64, .n_layer = 1, .vocab_size = 40});
+    REQUIRE(decoded(model) == 0);
+  });
+}
+TEST(CudaDecoding, NeedsACardThatStartsGridsAtOnce) {
+  for (const bool old : {false, true}) {
+    expect_success([old] {
+      FakeCuda& fake = fake_driver();
+      fake.cooperative = old;
+      if (old) fake.capability = 80;
+      const Mamba<float, CudaBackend> model(small());
+      REQUIRE(decoded(model) == 0 && model.backend().device().replayed() == 2);
+    });
+  }
+}
+TEST(CudaDecoding, GivesWayToGraphsWhereTheGridDoesNotFit) {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    fake.cooperative_error = 720;
+    {
+      const Mamba<float, CudaBackend> model(small());
+      REQUIRE(decoded(model) == 0 && model.backend().device().replayed() == 2 && fake.graphs == 1);
+    }
+    REQUIRE(fake.allocated == 0 && fake.graphs == 0);
+  });
+}
+TEST(CudaDecoding, GivesItsMemoryBack) {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    decoded(Mamba<float, CudaBackend, q8>(small()));
+    REQUIRE(fake.grids == 2 && fake.allocated == 0 && fake.graphs == 0);
+  });
+}
+
+TEST(CudaDecoding, KnowsTheMemoryOfAllLayers) {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    const Mamba<float, CudaBackend, q8> model(small());
+    decoded(model);
+    gpu::DecodeArguments p;
+    std::memcpy(&p, fake.arguments, sizeof(p));
+    REQUIRE(p.layer_count == 2 && p.width == 64 && p.channels == 128 && p.rank == 4 && p.states == 16);
+    REQUIRE(p.last == 0 && p.choice == 0 && p.slots >= 8);
+    REQUIRE(p.ring_at + p.slots * p.slot_bytes <= 232448 - 1024 && p.ring_at % 128 == 0);
+    const auto same = [](const gpu::Weights& a, const gpu::Weights& b) {
+      return a.data == b.data && a.rows == b.rows && a.cols == b.cols;
+    };
+    REQUIRE(same(p.embedding, model.embedding.weight.packed().weights()) && same(p.head, p.embedding));
+    std::vector<gpu::DecodeLayer> layers(2);
+    std::memcpy(layers.data(), reinterpret_cast<const void*>(static_cast<std::uintptr_t>(p.layers)), 320);
+    for (std::size_t i = 0; i < 2; ++i) {
+      const auto& mixer = model.layers[i].mixer;
+      REQUIRE(same(layers[i].in_proj, mixer.in_proj.weight.packed().weights()));
+      REQUIRE(same(layers[i].x_proj, mixer.x_proj.weight.packed().weights()));
+      REQUIRE(same(layers[i].dt_proj, mixer.dt_proj.weight.packed().weights()));
+      REQUIRE(same(layers[i].out_proj, mixer.out_proj.weight.packed().weights()));
+      REQUIRE(layers[i].norm == gpu::address(model.layers[i].norm.weight.view().data()));
+      REQUIRE(layers[i].a == gpu::address(mixer.A.view().data()) && layers[i].d == gpu::address(mixer.D.view().data()));
+      REQUIRE(layers[i].delta_bias == gpu::address(mixer.dt_proj.bias.view().data()));
+    }
+    REQUIRE(layers[0].h != layers[1].h && layers[0].windows != layers[1].windows);
+  });
+}
+TEST(CudaDecoding, ChoosesTheLargestLogitInTheSameKernel) {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    const Mamba<float, CudaBackend> model(small());
+    auto cache = model.make_cache();
+    Sampler sampler({}, 40);
+    detail::LastLogits<CudaBackend<float>> last;
+    int launches = 0;
+    for (int i = 0; i < 4; ++i) {
+      launches = fake.launches;
+      last.take(model.backend(), model.forward_last({1}, cache), sampler);
+      last.choose(sampler, 0);
+    }
+    gpu::DecodeArguments p;
+    std::memcpy(&p, fake.arguments, sizeof(p));
+    REQUIRE(fake.grids == 2 && p.choice != 0 && p.last != 0 && fake.launches - launches == 1);  // the token's upload
+  });
+}
+TEST(CudaDecoding, TagsDoNotRecur) {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    const Mamba<float, CudaBackend> model(small());
+    auto cache = model.make_cache();
+    std::uint32_t before = 0;
+    for (int i = 0; i < 4; ++i) {
+      model.backend().to_host(model.forward(1, cache));
+      if (i < 2) continue;
+      gpu::DecodeArguments p;
+      std::memcpy(&p, fake.arguments, sizeof(p));
+      REQUIRE(p.tag > before);
+      before = p.tag + p.layer_count;
+    }
+  });
+}
+
+}  // namespace decoding_cuda_test
