@@ -2,7 +2,7 @@
 # with the project's compiler and flags. Nothing is built unless something links it. A project that needs some of the
 # backends alone says so before, as in set(MINIMAMBA_BACKENDS native cuda).
 if(NOT TARGET minimamba_models)
-  if(NOT DEFINED MINIMAMBA_BACKENDS)
+  if(NOT MINIMAMBA_BACKENDS)
     set(MINIMAMBA_BACKENDS native eigen reference cuda)
   endif()
   set(minimamba_models_sources "")

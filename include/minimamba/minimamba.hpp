@@ -25,7 +25,8 @@
 #include "minimamba/generate/logits.hpp"
 #include "minimamba/generate/score.hpp"
 
-#ifdef MINIMAMBA_COMPILED_KERNELS  // by minimamba/kernels.hpp, which compiles the default model too
+// minimamba/kernels.hpp compiles the default model too; _GLIBCXX_DEBUG, perhaps of one file, changes its layout.
+#if defined(MINIMAMBA_COMPILED_KERNELS) && !defined(MINIMAMBA_KERNELS_HPP) && !defined(_GLIBCXX_DEBUG)
 namespace minimamba {
 
 extern template class NativeBackend<float>;

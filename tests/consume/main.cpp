@@ -24,6 +24,9 @@ int main() {
 #ifdef WITH_MODELS
   const auto any = minimamba::AnyModel::load("saved-by-consumer", {.weights = "q8"});
   if (any.parameter_count() != model.parameter_count()) return 4;
+  int notes = 0;
+  minimamba::AnyModel::load("saved-by-consumer", {.backend = "auto", .on_note = [&](const std::string&) { ++notes; }});
+  if (notes != 1) return 7;  // that the program has no models for cards
   try {
     minimamba::AnyModel::load("saved-by-consumer", {.backend = "eigen"});
     return 5;

@@ -338,6 +338,13 @@ AnyModel load_where_it_fits(const Checkpoint& checkpoint, const Options& options
   return any_loader_on<Files, NativeBackend>(options.weights)(checkpoint, options);
 }
 
+/// What "auto" is in a program without models for cards.
+template <class Files, class Options>
+AnyModel load_without_cards(const Checkpoint& checkpoint, const Options& options) {
+  if (options.on_note) options.on_note("computing on the processor: the program was compiled without cuda");
+  return any_loader_on<Files, NativeBackend>(options.weights)(checkpoint, options);
+}
+
 /// For models of the mixer that Files describe.
 template <class Files, class Options>
 AnyLoader any_loader(const Options& options) {
@@ -352,7 +359,11 @@ AnyLoader any_loader(const Options& options) {
     }
   }
   if constexpr (has_models_on("native")) {
-    if (is("native") || is("auto")) return any_loader_on<Files, NativeBackend>(options.weights);
+    if (is("auto")) {
+      static_cast<void>(any_loader_on<Files, NativeBackend>(options.weights));
+      return &load_without_cards<Files, Options>;
+    }
+    if (is("native")) return any_loader_on<Files, NativeBackend>(options.weights);
   }
   if constexpr (has_models_on("reference")) {
     if (is("reference")) return any_loader_on<Files, ReferenceBackend>(options.weights);

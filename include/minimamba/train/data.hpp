@@ -22,12 +22,13 @@ struct TokenSplit {
   std::span<const std::int32_t> training, validation;
 };
 
-/// Splits tokens; both parts refer to them. Throws ArgumentError for a fraction outside [0, 1), or if a part is not
-/// longer than a window of `length` tokens (a window needs one more token, the last target).
+/// Splits tokens; both parts refer to them. Throws ArgumentError for a fraction outside [0, 1), a negative length, or
+/// if a part is not longer than a window of `length` tokens (a window needs one more token, the last target).
 inline TokenSplit split_tokens(std::span<const std::int32_t> tokens, double validation_fraction, std::int64_t length) {
   if (!(validation_fraction >= 0 && validation_fraction < 1)) {
     throw ArgumentError("validation fraction", "at least 0 and below 1", number_text(validation_fraction));
   }
+  if (length < 0) throw ArgumentError("length", "at least 0", std::to_string(length));
   const auto size = static_cast<double>(tokens.size());
   const std::size_t validation = static_cast<std::size_t>(size * validation_fraction);
   const auto require = [&](std::size_t found, const char* part) {

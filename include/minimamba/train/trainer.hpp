@@ -124,9 +124,11 @@ class Trainer {
 
   /// Returns the mean loss, in nats per token, of the first `batches` validation batches (or of all, if there are
   /// fewer), and stores it in the record of the last step. Returns NaN if there are no validation tokens. Throws
-  /// DivergedError if the loss is not finite. progress(done), if given, is called before each batch with the fraction
-  /// done, from 0 to 1; if it returns false, validate stops, stores nothing and returns NaN.
+  /// DivergedError if the loss is not finite, and ArgumentError for a negative number. progress(done), if given, is
+  /// called before each batch with the fraction done, from 0 to 1; if it returns false, validate stops, stores nothing
+  /// and returns NaN.
   double validate(std::int64_t batches, const std::function<bool(double)>& progress = {}) {
+    if (batches < 0) throw ArgumentError("batches", "at least 0", std::to_string(batches));
     Loss total;
     for (std::int64_t i = 0; i < batches; ++i) {
       const double done = static_cast<double>(i) / static_cast<double>(batches);
