@@ -40,12 +40,16 @@ struct Output {
   float *y, *sum;
   u64 y_stride, sum_stride, narrow;
   __device__ void store(u32 row, u32 col, float value) const {
-    if (narrow) {
-      ((Bf16Value*)y)[row * y_stride + col] = value;
-      return;
-    }
     y[row * y_stride + col] = value;
     if (sum) sum[row * sum_stride + col] += value;
+  }
+  // Of bf16 weights, whose outputs alone may be narrow.
+  __device__ void store_activation(u32 row, u32 col, float value) const {
+    if (narrow) {
+      ((Bf16Value*)y)[row * y_stride + col] = value;
+    } else {
+      store(row, col, value);
+    }
   }
   // Whether neighbours, the first of an even number, can be stored at once.
   __device__ bool takes_pairs() const { return (((u64)y | (u64)sum | (y_stride | sum_stride) * 4) & 7) == 0; }

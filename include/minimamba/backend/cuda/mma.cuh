@@ -45,6 +45,9 @@ struct Bf16Product {
     }
     return b;
   }
+  __device__ static void store(const Output& output, u32 row, u32 col, float value) {
+    output.store_activation(row, col, value);
+  }
   __device__ static void add(float (&sum)[4], const uint4& a, u32 low, u32 high, const float*, const float*) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
@@ -54,6 +57,7 @@ struct Bf16Product {
 
 struct BlockProduct {
   static const u32 depth = 32, scaled = 1, together = 1;
+  __device__ static void store(const Output& output, u32 row, u32 col, float value) { output.store(row, col, value); }
   // Scales: of outputs lane / 4 and lane / 4 + 8, and of rows lane % 4 * 2 and the next.
   __device__ static void add(float (&sum)[4], const uint4& a, u32 low, u32 high, const float* a_scale,
                              const float* b_scale) {

@@ -115,7 +115,7 @@ __device__ inline void multiply_few(const Inputs& x, const Weights& w, const Out
 #pragma unroll
   for (u32 i = 0; i < each; ++i) {
     const u32 at = i * 256 + threadIdx.x, r = row + at / 16, j = panel * 16 + at % 16;
-    if (at < outputs && r < x.rows && j < w.rows) output.store(r, j, total[i]);
+    if (at < outputs && r < x.rows && j < w.rows) Product::store(output, r, j, total[i]);
   }
 }
 
@@ -235,7 +235,7 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
     const u32 panel = i / 32, tile = i / 4 % 8;
     const u32 r = (first_group + own_group + tile) * 8 + lane % 4 * 2 + i % 2;
     const u32 j = (first_panel + own_panel + panel) * 16 + lane / 4 + i % 4 / 2 * 8;
-    if (r < x.rows && j < w.rows) output.store(r, j, total[panel][tile][i % 4]);
+    if (r < x.rows && j < w.rows) Product::store(output, r, j, total[panel][tile][i % 4]);
   }
 }
 

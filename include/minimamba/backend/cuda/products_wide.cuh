@@ -232,10 +232,10 @@ struct Wide {
         *(float4*)(output.sum + r * output.sum_stride + c) =
             make_float4(before[i].x + own.x, before[i].y + own.y, before[i].z + own.z, before[i].w + own.w);
       } else {
-        if (c < w.rows) output.store(r, c, own.x);
-        if (c + 1 < w.rows) output.store(r, c + 1, own.y);
-        if (c + 2 < w.rows) output.store(r, c + 2, own.z);
-        if (c + 3 < w.rows) output.store(r, c + 3, own.w);
+        if (c < w.rows) output.store_activation(r, c, own.x);
+        if (c + 1 < w.rows) output.store_activation(r, c + 1, own.y);
+        if (c + 2 < w.rows) output.store_activation(r, c + 2, own.z);
+        if (c + 3 < w.rows) output.store_activation(r, c + 3, own.w);
       }
     }
   }
