@@ -447,8 +447,8 @@ class CudaBackend {
     if (gpu::is_wide(*device_, inputs, weight.weights())) {
       return gpu::multiply_wide(*device_, inputs, weight.weights(), y);
     }
-    const bool few =
-        narrow && x.rows() <= 64 && y.cols() < 128 * device_->processors();  // kernels take them as they are
+    // The kernels for few rows, which multiply_mma then chooses, take them as they are.
+    const bool few = narrow && x.rows() <= 64 && (y.cols() + 127) / 128 < device_->processors();
     const std::size_t bytes = few ? 0 : rounded_bytes<W>(x.rows(), x.cols());
     if (bytes == 0) return gpu::multiply_mma(*device_, format, inputs, weight.weights(), y);
     const auto lock = device_->lock_scratch();

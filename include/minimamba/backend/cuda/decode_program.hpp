@@ -162,13 +162,19 @@ class DecodeMemory {
   }
 
  private:
+  /// After an error, the old memory is there still, for the programs that use it.
   int reserve(std::size_t bytes, Handle stream) {
     if (bytes <= bytes_) return 0;
-    if (exchange_ != 0) driver_.release(std::exchange(exchange_, 0));
-    bytes_ = 0;
-    if (const int error = driver_.allocate(&exchange_, bytes); error != 0) return error;
+    Address larger = 0;
+    if (const int error = driver_.allocate(&larger, bytes); error != 0) return error;
+    if (const int error = driver_.set_bytes(larger, 0, bytes, stream); error != 0) {
+      driver_.release(larger);
+      return error;
+    }
+    if (exchange_ != 0) driver_.release(exchange_);  // which waits for the kernels that use it
+    exchange_ = larger;
     bytes_ = bytes;
-    return driver_.set_bytes(exchange_, 0, bytes, stream);
+    return 0;
   }
 
   const Driver& driver_;

@@ -263,7 +263,12 @@ class Device {
     }
     const auto program = static_cast<Program>(static_cast<std::size_t>(Program::decode_f32) + format);
     const int shared = attribute(most_shared_memory) - static_shared_memory;
-    load(program, decode_kernels, options, [&](std::size_t) { return shared; });
+    try {
+      load(program, decode_kernels, options, [&](std::size_t) { return shared; });
+    } catch (const CudaError&) {  // the other kernels do the same, more slowly
+      decodes_ = false;
+      return;
+    }
     const std::lock_guard lock(queue_mutex_);
     queue_->set_decoder(format,
                         {.function = programs_[static_cast<std::size_t>(program)].functions[0],

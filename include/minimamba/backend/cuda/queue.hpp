@@ -30,6 +30,7 @@ class Queue {
   /// Kernels of cards that can do so overlap: see wait_for_inputs in common.cuh.
   Queue(const Driver& driver, bool overlaps)
       : driver_(driver), overlaps_(overlaps && driver.launch_with != nullptr), decode_memory_(driver) {
+    kept_.reserve(most_replays);  // so that nothing is lost when one is added
     driver_.check(driver_.create_stream(&stream_, stream_without_default), "making a stream");
     replays_ = driver_.has_graphs() && driver_.create_stream(&capture_, stream_without_default) == 0;
   }
