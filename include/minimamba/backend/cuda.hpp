@@ -89,7 +89,7 @@ class CudaBackend {
   template <class T>
   void upload(std::type_identity_t<std::span<const T>> host, T* there) const {
     if (host.empty()) return;
-    if (host.size_bytes() > gpu::Words::most_bytes || sizeof(T) % 4 != 0) {
+    if (host.size_bytes() > gpu::Words::max_bytes || sizeof(T) % 4 != 0) {
       return device_->upload(host.data(), host.size_bytes(), gpu::address(there));
     }
     const gpu::Words words(host.data(), host.size_bytes());
@@ -126,8 +126,8 @@ class CudaBackend {
   }
   void gather_rows(View<const Scalar> x, std::span<const std::size_t> sources, View<Scalar> y) const {
     assert(sources.size() == y.rows() && x.cols() == y.cols());
-    for (std::size_t first = 0; first < sources.size(); first += gpu::Words::most) {
-      const auto some = sources.subspan(first, std::min(gpu::Words::most, sources.size() - first));
+    for (std::size_t first = 0; first < sources.size(); first += gpu::Words::max_count) {
+      const auto some = sources.subspan(first, std::min(gpu::Words::max_count, sources.size() - first));
       gpu::Words words;
       for (std::size_t i = 0; i < some.size(); ++i) words.at[i] = static_cast<std::uint32_t>(some[i]);
       const View<Scalar> part = y.rows_from(first, some.size());
@@ -261,7 +261,7 @@ class CudaBackend {
       const std::size_t blocks = (p.x.cols() + 127) / 128;
       if (p.kept.chunk != 0 && width > 1) {
         device_->launch(program, gpu::keep_windows,
-                        {blocks, std::min<std::size_t>(table.most_chunks, 65535), table.count}, 128, p.x.data(),
+                        {blocks, std::min<std::size_t>(table.max_chunks, 65535), table.count}, 128, p.x.data(),
                         stride(p.x), windows, slots, p.kept.states.first().data(),
                         std::uint64_t{p.kept.states.stride()},
                         static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF)), channels, width,

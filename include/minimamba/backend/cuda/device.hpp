@@ -214,10 +214,10 @@ class Device {
     if (module == nullptr) driver_.check(driver_.load_module(&module, code.c_str()), "loading the kernels");
     std::vector<Handle> functions(kernels.size());
     for (std::size_t i = 0; i < kernels.size(); ++i) {
-      constexpr int most_dynamic_shared_memory = 8, share_of_shared_memory = 9;  // and the rest is cache
+      constexpr int max_dynamic_shared_memory = 8, share_of_shared_memory = 9;  // and the rest is cache
       int error = driver_.get_function(&functions[i], module, kernels[i]);
       if (const int shared = static_cast<int>(shared_of(i)); error == 0 && shared > 0) {
-        error = driver_.set_function_attribute(functions[i], most_dynamic_shared_memory, shared);
+        error = driver_.set_function_attribute(functions[i], max_dynamic_shared_memory, shared);
         if (error == 0) error = driver_.set_function_attribute(functions[i], share_of_shared_memory, 100);
       }
       if (error != 0 && may_lack) {
@@ -290,7 +290,7 @@ class Device {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     assert(grid.y <= max_blocks && grid.z <= max_blocks);
     const std::lock_guard lock(queue_mutex_);
-    if (queue_->recording().list().size() >= most_recorded) {
+    if (queue_->recording().list().size() >= max_recorded) {
       const Current current(*this);
       queue_->flush();
     }
@@ -394,7 +394,7 @@ class Device {
   }
 
  private:
-  static constexpr std::size_t piece_bytes = std::size_t{4} << 20, most_recorded = 8192;
+  static constexpr std::size_t piece_bytes = std::size_t{4} << 20, max_recorded = 8192;
 
   template <class... Arguments>
   void record(Program program, std::size_t kernel, const Grid& grid, const Block& block,

@@ -23,8 +23,8 @@ namespace gpu {
 
 /// Data that comes with a call.
 struct Words {
-  static constexpr std::size_t most = 768, most_bytes = 4 * most;
-  std::uint32_t at[most];
+  static constexpr std::size_t max_count = 768, max_bytes = 4 * max_count;
+  std::uint32_t at[max_count];
 
   Words() : at() {}
   Words(const void* data, std::size_t bytes) : at() { std::memcpy(at, data, bytes); }
@@ -37,7 +37,7 @@ struct SegmentEntry {
 /// Some segments of a call, in the card's memory, for one launch.
 struct SegmentTable {
   Address entries = 0;
-  std::size_t count = 0, longest = 0, most_chunks = 0;
+  std::size_t count = 0, longest = 0, max_chunks = 0;
 };
 
 /// Calls body(table) for the segments that have tokens, in groups that a grid can have.
@@ -53,14 +53,14 @@ void for_each_table(Device& device, Program program, std::span<const Segment> se
     entries[count++] = {static_cast<std::uint32_t>(segment.first), static_cast<std::uint32_t>(segment.length),
                         static_cast<std::uint32_t>(segment.slot), static_cast<std::uint32_t>(kept)};
     table.longest = std::max(table.longest, segment.length);
-    table.most_chunks = std::max(table.most_chunks, chunks);
+    table.max_chunks = std::max(table.max_chunks, chunks);
     kept += chunks;
   }
   const auto lock = device.lock_segments();
   const Address all = device.segments(std::span<const SegmentEntry>(entries, count), lock,
                                       [&](Address to, std::size_t bytes, const std::byte* data) {
-                                        for (std::size_t done = 0; done < bytes; done += Words::most_bytes) {
-                                          const std::size_t size = std::min(Words::most_bytes, bytes - done);
+                                        for (std::size_t done = 0; done < bytes; done += Words::max_bytes) {
+                                          const std::size_t size = std::min(Words::max_bytes, bytes - done);
                                           device.launch(program, write_words, {}, 256, to + done,
                                                         static_cast<std::uint32_t>(size / 4), Words(data + done, size));
                                         }
@@ -345,7 +345,7 @@ void for_each_group_of_moves(std::span<const std::size_t> sources, Body&& body) 
   const auto move = [&](std::size_t to, std::size_t from, std::uint32_t how) {
     pairs.at[2 * count] = static_cast<std::uint32_t>(to);
     pairs.at[2 * count + 1] = static_cast<std::uint32_t>(from) | how;
-    if (++count < Words::most / 2) return;
+    if (++count < Words::max_count / 2) return;
     body(count, std::as_const(pairs));
     count = 0;
   };

@@ -80,21 +80,15 @@ inline constexpr std::array layer_kernels = {"add",
                                              "embed_q4"};
 
 static_assert(layer_kernels.size() == first_of_formats + 18);
-/// Kernels of Program::layers_bf16.
-inline constexpr std::array bf16_layer_kernels = {"add",
-                                                  "rms_norm",
-                                                  "causal_conv1d",
-                                                  "keep_windows",
-                                                  "scan_one",
-                                                  "scan_8x2",
-                                                  "scan_4x4",
-                                                  "scan_16x4",
-                                                  "scan_32x8",
-                                                  "scan_32x32",
-                                                  "rms_norm_of_activations",
-                                                  "causal_conv1d_of_pairs"};
+/// Kernels of Program::layers_bf16: those before fill, and two of its own.
+inline constexpr auto bf16_layer_kernels = [] {
+  std::array<const char*, fill + 2> names{};
+  std::copy_n(layer_kernels.begin(), fill, names.begin());
+  names[fill] = "rms_norm_of_activations";
+  names[fill + 1] = "causal_conv1d_of_pairs";
+  return names;
+}();
 inline constexpr std::size_t rms_norm_of_activations = fill, causal_conv1d_of_pairs = fill + 1;
-static_assert(bf16_layer_kernels.size() == causal_conv1d_of_pairs + 1);
 
 /// Kernels of Program::ssd and ssd_double.
 enum SsdKernel : std::size_t {

@@ -30,7 +30,7 @@ class Queue {
   /// Kernels of cards that can do so overlap: see wait_for_inputs in common.cuh.
   Queue(const Driver& driver, bool overlaps)
       : driver_(driver), overlaps_(overlaps && driver.launch_with != nullptr), decode_memory_(driver) {
-    kept_.reserve(most_replays);  // so that nothing is lost when one is added
+    kept_.reserve(max_kept);  // so that nothing is lost when one is added
     driver_.check(driver_.create_stream(&stream_, stream_without_default), "making a stream");
     replays_ = driver_.has_graphs() && driver_.create_stream(&capture_, stream_without_default) == 0;
   }
@@ -80,7 +80,7 @@ class Queue {
 
  private:
   static constexpr unsigned stream_without_default = 1;
-  static constexpr std::size_t shortest = 4, most_replays = 32;
+  static constexpr std::size_t shortest = 4, max_kept = 32;
   struct Replay {
     LaunchList list;
     std::optional<DecodeProgram> program = {};
@@ -168,7 +168,7 @@ class Queue {
         return nullptr;
       }
     }
-    if (kept_.size() < most_replays) {
+    if (kept_.size() < max_kept) {
       kept_.push_back(std::move(made));
       return &kept_.back();
     }
