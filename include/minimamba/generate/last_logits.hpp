@@ -25,11 +25,15 @@ class LastLogits {
 
   /// Takes logits [M, V] that forward_last returned, for samplers with the options of this one.
   void take(const Backend& backend, View<const Scalar> logits, const Sampler& sampler) {
+    take(backend, logits, sampler.logits_needed(), sampler.vocab_size());
+  }
+  /// The same for samplers that need at most `needed` logits, each from the ids below vocab_size.
+  void take(const Backend& backend, View<const Scalar> logits, std::size_t needed, std::size_t vocab_size) {
     logits_ = logits;
     whole_ = false;
     if constexpr (HasTopK<Backend>) {
-      count_ = std::min(sampler.logits_needed(), logits.cols());
-      const std::size_t vocab_size = std::min(sampler.vocab_size(), logits.cols());
+      count_ = std::min(needed, logits.cols());
+      vocab_size = std::min(vocab_size, logits.cols());
       if (count_ < vocab_size) return take_largest(backend, logits.columns(0, vocab_size));
     }
     download(backend);

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -93,6 +94,7 @@ class Sampler {
     filter(candidates_);
     return draw_candidate();
   }
+  const SamplerOptions& options() const { return options_; }
   /// Tokens from this id on are never chosen.
   std::size_t vocab_size() const { return vocab_size_; }
 
@@ -218,6 +220,7 @@ class Sampler {
   /// The index of the largest logit after the penalties.
   template <class Scalar>
   std::size_t most_likely(std::span<const Scalar> logits) const {
+    if (!penalises_) return first_largest(logits);
     std::size_t best = logits.size();
     double largest = 0;
     for (std::size_t i = 0; i < logits.size(); ++i) {
@@ -230,6 +233,25 @@ class Sampler {
     }
     if (best == logits.size()) throw_no_finite_logit();
     return best;
+  }
+  /// Without branches in the loop over all logits, which compilers then vectorise.
+  template <class Scalar>
+  static std::size_t first_largest(std::span<const Scalar> logits) {
+    constexpr std::size_t lanes = 16;
+    constexpr Scalar none = -std::numeric_limits<Scalar>::infinity();
+    Scalar largest[lanes];
+    std::fill_n(largest, lanes, none);
+    std::size_t i = 0;
+    for (; i + lanes <= logits.size(); i += lanes) {
+      for (std::size_t j = 0; j < lanes; ++j) {
+        const Scalar logit = logits[i + j];
+        largest[j] = logit > largest[j] ? logit : largest[j];  // not NaN
+      }
+    }
+    for (; i < logits.size(); ++i) largest[0] = logits[i] > largest[0] ? logits[i] : largest[0];
+    const Scalar best = *std::max_element(largest, largest + lanes);
+    if (best == none) throw_no_finite_logit();
+    return static_cast<std::size_t>(std::find(logits.begin(), logits.end(), best) - logits.begin());
   }
   [[noreturn]] static void throw_no_finite_logit() { throw ArgumentError("logits", "all are NaN or -infinity"); }
 
@@ -252,15 +274,42 @@ class Sampler {
   void keep_candidates(std::span<const Scalar> logits, std::vector<Candidate>& kept) const {
     const double largest = penalised(logits, most_likely(logits));
     kept.clear();
-    for (std::size_t i = 0; i < logits.size(); ++i) {
-      add_candidate(penalised(logits, i), largest, static_cast<std::int32_t>(i), kept);
+    const auto count = static_cast<std::size_t>(options_.top_k);
+    if (count > 0 && count < logits.size()) {
+      keep_most_likely(logits, count, kept);
+      for (Candidate& c : kept) c.weight = weight(c.logit, largest);
+    } else {
+      for (std::size_t i = 0; i < logits.size(); ++i) {
+        add_candidate(penalised(logits, i), largest, static_cast<std::int32_t>(i), kept);
+      }
     }
     filter(kept);
   }
+  /// The `count` most likely tokens, and one more, so that filter() treats them as a whole row. A heap of them, whose
+  /// least likely is first, so that most of a row costs one comparison a token.
+  template <class Scalar>
+  void keep_most_likely(std::span<const Scalar> logits, std::size_t count, std::vector<Candidate>& kept) const {
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      const Candidate candidate{penalised(logits, i), 0, static_cast<std::int32_t>(i)};
+      if (!(candidate.logit > -HUGE_VAL)) continue;
+      if (kept.size() > count) {
+        if (candidate.logit <= kept.front().logit) continue;  // of equal ones the first is the more likely
+        std::pop_heap(kept.begin(), kept.end(), more_likely);
+        kept.back() = candidate;
+      } else {
+        kept.push_back(candidate);
+      }
+      std::push_heap(kept.begin(), kept.end(), more_likely);
+    }
+    std::sort(kept.begin(), kept.end(), [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
+  }
 
+  double weight(double logit, double largest) const {
+    return logit == largest ? 1 : std::exp((logit - largest) / options_.temperature);
+  }
   void add_candidate(double logit, double largest, std::int32_t token, std::vector<Candidate>& kept) const {
     if (!(logit > -HUGE_VAL)) return;
-    kept.push_back({logit, logit == largest ? 1 : std::exp((logit - largest) / options_.temperature), token});
+    kept.push_back({logit, weight(logit, largest), token});
   }
   /// Removes what the filters do not let pass from tokens that are sorted by their ids.
   void filter(std::vector<Candidate>& kept) const {
