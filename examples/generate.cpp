@@ -16,120 +16,14 @@
 #include <utility>
 #include <vector>
 
+#include "generate_modes.hpp"
+#include "generate_output.hpp"
 #include "program.hpp"
 
 namespace {
 
 using minimamba::AnyModel;
-using program::stop;
-
-struct Arguments {
-  std::string model, tokenizer, prompt, prompt_file, prompt_ids, save_state, load_state;
-  std::string weights = "f32", backend = "native";
-  std::vector<std::string> stops;
-  minimamba::GenerateOptions options;
-  int threads = 0;
-  bool ids = false, stats = false, saturate = false, special_tokens_as_text = false;
-};
-
-/// Parses integers separated by white space or commas.
-std::vector<std::int32_t> parse_ids(const std::string& text) {
-  std::vector<std::int32_t> ids;
-  for (std::size_t at = 0; (at = text.find_first_not_of(" \t\r\n,", at)) != text.npos;) {
-    const std::size_t end = std::min(text.find_first_of(" \t\r\n,", at), text.size());
-    std::int32_t id = 0;
-    const auto [rest, error] = std::from_chars(text.data() + at, text.data() + end, id);
-    if (error != std::errc() || rest != text.data() + end) {
-      throw minimamba::ArgumentError("--prompt-ids", "integers", "\"" + text.substr(at, end - at) + "\"");
-    }
-    ids.push_back(id);
-    at = end;
-  }
-  return ids;
-}
-
-std::string as_bytes(std::span<const std::int32_t> ids) {
-  return {reinterpret_cast<const char*>(ids.data()), ids.size_bytes()};
-}
-std::vector<std::int32_t> as_ids(const std::string& bytes) {
-  std::vector<std::int32_t> ids(bytes.size() / sizeof(std::int32_t));
-  if (!ids.empty()) std::memcpy(ids.data(), bytes.data(), ids.size() * sizeof(std::int32_t));
-  return ids;
-}
-
-/// Prints tokens as text or as ids. If printing fails, only the output ends: the program still saves its state.
-class Output {
- public:
-  Output(const std::optional<minimamba::Tokenizer>& tokenizer, const Arguments& arguments)
-      : stops_(arguments.stops), ids_(arguments.ids || !tokenizer) {
-    if (tokenizer) decoder_.emplace(*tokenizer);
-  }
-
-  /// Whether to generate more: the output still works, and no stop string was found.
-  bool open() const { return open_ && !stops_.found(); }
-
-  void push(std::int32_t token) {
-    const std::string text = decoder_ ? stops_.push(decoder_->push(token)) : "";
-    show(ids_ ? (std::exchange(first_, false) ? "" : " ") + std::to_string(token) : text);
-  }
-  void show_prompt(const std::string& text) {
-    if (!ids_) show(text);
-  }
-  /// Says that a prompt precedes: a space before the first word that follows it is printed.
-  void follow() {
-    if (decoder_) decoder_->restore({});
-  }
-  /// Prints the text that was held back (part of a character or of a stop string), unless a saved state keeps it.
-  void finish(bool saved) {
-    const bool rest = !ids_ && !saved;
-    show((rest ? stops_.push(decoder_->finish()) + stops_.finish() : "") + "\n");
-  }
-  /// Rethrows the error of a failed print.
-  void check() const {
-    if (failure_) std::rethrow_exception(failure_);
-  }
-
-  void save(minimamba::StateSections& sections) const {
-    if (!decoder_) return;
-    sections["pending"] = decoder_->pending();
-    sections["held"] = stops_.pending();
-  }
-  void restore(minimamba::StateSections& sections) {
-    if (!decoder_) return;
-    decoder_->restore(sections["pending"]);
-    show_prompt(stops_.push(sections["held"]));
-  }
-
- private:
-  void show(const std::string& text) {
-    try {
-      open_ = open_ && program::print(text);
-    } catch (const minimamba::FileError&) {
-      failure_ = std::current_exception();
-      open_ = false;
-    }
-  }
-
-  std::optional<minimamba::StreamingDecoder> decoder_;
-  minimamba::StopStrings stops_;
-  bool ids_, first_ = true, open_ = true;
-  std::exception_ptr failure_;
-};
-
-/// Prints the prompt, if it is text, and returns its tokens. At the beginning of a text they include the special tokens
-/// of the tokenizer's template.
-std::vector<std::int32_t> read_prompt(const Arguments& arguments, const std::optional<minimamba::Tokenizer>& tokenizer,
-                                      bool beginning, Output& output) {
-  if (arguments.prompt.empty() && arguments.prompt_file.empty()) return parse_ids(arguments.prompt_ids);
-  if (!tokenizer) {
-    throw minimamba::ArgumentError("--prompt", "the model has no tokenizer; use --tokenizer or --prompt-ids");
-  }
-  const std::string text = arguments.prompt_file.empty() ? arguments.prompt : program::read_file(arguments.prompt_file);
-  output.show_prompt(text);
-  if (beginning && !text.empty()) output.follow();
-  return tokenizer->encode(
-      text, {.special_tokens_as_text = arguments.special_tokens_as_text, .add_special_tokens = beginning});
-}
+using program::Arguments, program::Output, program::stop;
 
 /// Reads the prompt except for its last token, in pieces, so that Ctrl-C is noticed soon. Removes the tokens that were
 /// read; generation reads the rest.
@@ -204,45 +98,130 @@ void choose_tokens(const AnyModel& model, const AnyModel::Cache& cache, const mi
   }
 }
 
-void continue_text(const AnyModel& model, AnyModel::Cache& cache, minimamba::StateSections sections,
-                   const minimamba::Checkpoint& checkpoint, const std::optional<minimamba::Tokenizer>& tokenizer,
-                   const Arguments& arguments, Output& output, Times& times) {
-  minimamba::GenerateOptions options = arguments.options;
-  if (tokenizer) options.vocabulary = tokenizer->size();
-  minimamba::Sampler sampler(options, model.config().vocab_size);
-  if (sections.contains("sampler")) sampler.restore(sections["sampler"]);
-  output.restore(sections);
-  std::vector<std::int32_t> prompt = as_ids(sections["unread"]);
-  const bool beginning = prompt.empty() && cache.position(0) == 0;
-  const std::vector<std::int32_t> added = read_prompt(arguments, tokenizer, beginning, output);
-  for (const std::int32_t token : added) sampler.accept(token);
-  prompt.insert(prompt.end(), added.begin(), added.end());
-  if (prompt.empty()) prompt.push_back(model.config().bos_token_id.value_or(0));
+/// What `generate` does once the model is loaded: one continuation, or with --interactive one for each line of standard
+/// input, all in one state.
+class Conversation {
+ public:
+  Conversation(const AnyModel& model, AnyModel::Cache& cache, const minimamba::Checkpoint& checkpoint,
+               const std::optional<minimamba::Tokenizer>& tokenizer, const Arguments& arguments, Times& times)
+      : model_(model),
+        cache_(cache),
+        checkpoint_(checkpoint),
+        tokenizer_(tokenizer),
+        arguments_(arguments),
+        options_(with_vocabulary(arguments.options, tokenizer)),
+        sampler_(options_, model.config().vocab_size),
+        output_(tokenizer, arguments),
+        times_(times) {}
 
-  auto start = std::chrono::steady_clock::now();
-  times.prompt_tokens = prompt.size();
-  if (output.open()) read_ahead(model, cache, prompt);
-  times.prompt_tokens -= prompt.size();
-  times.prompt = program::seconds_since(start);
-  minimamba::Generation<AnyModel> tokens(model, cache, prompt, options, std::move(sampler));
-  if (!stop && output.open()) {
-    choose_tokens(model, cache, checkpoint, tokens, [&](std::int32_t token) {
-      const double seconds = program::seconds_since(start);
-      (times.new_tokens++ == 0 ? times.prompt : times.generation) = seconds;
-      if (times.new_tokens == 1) {
-        times.prompt_tokens += prompt.size();
-        start = std::chrono::steady_clock::now();
-      }
-      output.push(token);
-      return !stop && output.open();
-    });
+  void run(minimamba::StateSections sections) {
+    if (sections.contains("sampler")) sampler_.restore(sections["sampler"]);
+    output_.restore(sections);
+    unread_ = program::as_ids(sections["unread"]);
+    const bool beginning = unread_.empty() && cache_.position(0) == 0;
+    add(program::read_prompt(arguments_, tokenizer_, beginning, output_));
+    if (unread_.empty() && !arguments_.interactive) prompt_ = unread_ = {model_.config().bos_token_id.value_or(0)};
+    if (!unread_.empty() && (!arguments_.interactive || beginning)) turn();
+    while (arguments_.interactive && !stop && next_line()) turn();
+    output_.check();
   }
-  output.finish(!arguments.save_state.empty());
-  if (arguments.save_state.empty()) return;
-  minimamba::StateSections state{{"unread", as_bytes(tokens.unread())}, {"sampler", tokens.sampler().state()}};
-  output.save(state);
-  minimamba::save_state(model, cache, arguments.save_state, state);
-}
+
+  void save() {
+    if (arguments_.save_state.empty()) return;
+    minimamba::StateSections state{{"unread", program::as_bytes(unread_)}, {"sampler", sampler_.state()}};
+    output_.save(state);
+    minimamba::save_state(model_, cache_, arguments_.save_state, state);
+  }
+
+ private:
+  static minimamba::GenerateOptions with_vocabulary(minimamba::GenerateOptions options,
+                                                    const std::optional<minimamba::Tokenizer>& tokenizer) {
+    if (tokenizer) options.vocabulary = tokenizer->size();
+    return options;
+  }
+
+  void add(const std::vector<std::int32_t>& tokens) {
+    sampler_.accept(tokens);
+    unread_.insert(unread_.end(), tokens.begin(), tokens.end());
+    if (!arguments_.interactive) prompt_ = unread_;
+  }
+
+  /// Adds the next line of standard input to what is unread. Returns false at the end of the input.
+  bool next_line() {
+    if (program::is_terminal(0)) std::fputs("> ", stderr);
+    std::string line;
+    for (int x = 0; (x = std::fgetc(stdin)) != EOF && !stop;) {
+      line += static_cast<char>(x);
+      if (x == '\n') break;
+    }
+    if (line.empty() || stop) return false;
+    const bool beginning = unread_.empty() && cache_.position(0) == 0;
+    output_.begin();
+    add(tokenizer_ ? tokenizer_->encode(line, {.special_tokens_as_text = arguments_.special_tokens_as_text,
+                                               .add_special_tokens = beginning})
+                   : program::parse_ids(line));
+    return true;
+  }
+
+  /// Reads the prompt and generates.
+  void turn() {
+    auto start = std::chrono::steady_clock::now();
+    const std::size_t prompt_tokens = unread_.size();
+    if (output_.open()) read_ahead(model_, cache_, unread_);
+    if (stop || !output_.open()) return output_.finish(!arguments_.save_state.empty());
+    times_.prompt_tokens += prompt_tokens;
+    times_.prompt += program::seconds_since(start);
+    minimamba::GenerateOptions options = options_;
+    if (!prompt_.empty()) {
+      options.history.assign(prompt_.begin(), prompt_.end() - static_cast<std::ptrdiff_t>(unread_.size()));
+    }
+    const program::Prompted prompted{model_, cache_, tokenizer_, arguments_, options, unread_};
+    start = std::chrono::steady_clock::now();
+    if (arguments_.beams > 0) {
+      times_.new_tokens += program::search_beams(prompted);
+    } else if (arguments_.samples > 1) {
+      times_.new_tokens += program::generate_samples(prompted);
+    } else if (arguments_.lookup || !arguments_.draft.empty()) {
+      times_.new_tokens += program::generate_from_drafts(prompted, output_);
+    } else {
+      return generate(prompted, start);
+    }
+    times_.generation += program::seconds_since(start);
+  }
+
+  /// Token by token.
+  void generate(const program::Prompted& prompted, std::chrono::steady_clock::time_point start) {
+    minimamba::Generation<AnyModel> tokens(model_, cache_, unread_, options_, sampler_);
+    bool first = true;
+    choose_tokens(model_, cache_, checkpoint_, tokens, [&](std::int32_t token) {
+      (first ? times_.prompt : times_.generation) += program::seconds_since(start);
+      first = false;
+      start = std::chrono::steady_clock::now();
+      ++times_.new_tokens;
+      if (arguments_.log_probabilities >= 0) {
+        program::print_probabilities(prompted, token, tokens.log_probability(), tokens.logits());
+      } else {
+        output_.push(token);
+      }
+      return !stop && output_.open();
+    });
+    if (arguments_.log_probabilities < 0) output_.finish(!arguments_.save_state.empty());
+    unread_.assign(tokens.unread().begin(), tokens.unread().end());
+    sampler_ = tokens.sampler();
+  }
+
+  const AnyModel& model_;
+  AnyModel::Cache& cache_;
+  const minimamba::Checkpoint& checkpoint_;
+  const std::optional<minimamba::Tokenizer>& tokenizer_;
+  const Arguments& arguments_;
+  minimamba::GenerateOptions options_;
+  minimamba::Sampler sampler_;
+  Output output_;
+  Times& times_;
+  std::vector<std::int32_t> unread_;  // what the cache has not read yet
+  std::vector<std::int32_t> prompt_;  // of one continuation
+};
 
 int run(const Arguments& arguments) {
   Times times;
@@ -263,11 +242,43 @@ int run(const Arguments& arguments) {
   auto cache = model.make_cache();
   minimamba::StateSections sections = load_cache(model, cache, arguments);
   times.load = program::seconds_since(start);
-  Output output(tokenizer, arguments);
-  continue_text(model, cache, std::move(sections), checkpoint, tokenizer, arguments, output, times);
+  Conversation conversation(model, cache, checkpoint, tokenizer, arguments, times);
+  conversation.run(std::move(sections));
+  conversation.save();
   if (arguments.stats) print_stats(model, times, cache.state_bytes());
-  output.check();
   return stop ? program::interrupted : 0;
+}
+
+/// Other ways to continue than token by token.
+void add_mode_options(CLI::App& app, Arguments& arguments) {
+  const auto positive = CLI::Range(std::int64_t{1}, std::int64_t{4096});
+  auto* several = app.add_option("--n", arguments.samples, "Print this many continuations: samples, or the best beams")
+                      ->check(positive)
+                      ->capture_default_str();
+  auto* beam = app.add_option("--beam", arguments.beams, "Search with this many beams")->check(positive);
+  app.add_option("--length-penalty", arguments.length_penalty,
+                 "Of beams: above 0 favours long continuations (score = log-probability / length^penalty)")
+      ->needs(beam)
+      ->capture_default_str();
+  auto* draft = app.add_option("--draft", arguments.draft,
+                               "Checkpoint of a smaller model with the same tokens, which proposes what to generate");
+  auto* lookup = app.add_flag("--lookup", arguments.lookup, "Propose what followed the same tokens before");
+  auto* probabilities =
+      app.add_option("--logprobs", arguments.log_probabilities,
+                     "Print a line for each token: its log-probability, and this many of the most likely tokens")
+          ->check(CLI::Range(std::int64_t{0}, std::int64_t{1000}));
+  auto* interactive = app.add_flag("--interactive", arguments.interactive,
+                                   "Continue after each line of standard input; the state is kept between them");
+  const std::vector<CLI::Option*> modes{several, beam, draft, lookup, probabilities, interactive};
+  for (std::size_t i = 0; i < modes.size(); ++i) {
+    for (std::size_t j = 0; j < i; ++j) {
+      const bool agree =
+          (modes[i] == beam && modes[j] == several) || (modes[i] == interactive && modes[j] == probabilities);
+      if (!agree) modes[i]->excludes(modes[j]);
+    }
+  }
+  for (CLI::Option* mode : {several, beam, draft, lookup}) mode->excludes("--save-state");
+  for (CLI::Option* mode : {draft, lookup}) mode->excludes("--load-state");
 }
 
 void add_options(CLI::App& app, Arguments& arguments) {
@@ -320,6 +331,7 @@ void add_options(CLI::App& app, Arguments& arguments) {
       ->capture_default_str();
   app.add_option("--save-state", arguments.save_state, "Save the state at the end to this file");
   app.add_option("--load-state", arguments.load_state, "Continue from a saved state; a prompt is appended");
+  add_mode_options(app, arguments);
   app.add_flag("--ids", arguments.ids, "Print token ids instead of text");
   app.add_flag("--stats", arguments.stats, "Print speed and sizes to standard error at the end");
 }
@@ -328,7 +340,7 @@ void add_options(CLI::App& app, Arguments& arguments) {
 void use_shipped_model(const CLI::App& app, Arguments& arguments) {
   arguments.model = program::shipped_model("shakespeare").string();
   const bool prompted = app.count("--prompt") + app.count("--prompt-file") + app.count("--prompt-ids") > 0;
-  if (!prompted && arguments.load_state.empty()) arguments.prompt = "ROMEO:\n";
+  if (!prompted && !arguments.interactive && arguments.load_state.empty()) arguments.prompt = "ROMEO:\n";
   if (app.count("--temperature") == 0) arguments.options.temperature = 0.8;
   if (app.count("--max-new-tokens") == 0) arguments.options.max_new_tokens = 500;
 }

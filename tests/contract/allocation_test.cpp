@@ -4,6 +4,7 @@
 #include <fstream>
 #include <new>
 
+#include "minimamba/serving.hpp"
 #include "support/support.hpp"
 
 #if defined(__GLIBC__)
@@ -116,6 +117,25 @@ TYPED_TEST(Allocation, NoneFromTokenToTokenOfAGeneration) {
   ++token;
   const long before = allocations;
   for (; token != tokens.end(); ++token) continue;
+  EXPECT_EQ(allocations - before, 0);
+}
+
+TYPED_TEST(Allocation, NoneInAStepOfASchedulerInWhichNoRequestBeginsOrEnds) {
+#ifdef WITHOUT_COUNTING
+  GTEST_SKIP() << "malloc cannot be counted in this build";
+#endif
+  if (!TypeParam::exact) GTEST_SKIP() << "several rows at once allocate in Eigen's products";
+  const typename TypeParam::Model model(support::small_config());
+  Scheduler scheduler(model, {.slots = 8, .prompt_tokens = 20});
+  for (std::size_t i = 0; i < 8; ++i) {
+    const std::size_t length = i < 7 ? 3 : 2000;  // the last one reads its prompt all the time
+    scheduler.submit({.prompt = random_tokens(length, 50),
+                      .options = {.max_new_tokens = 1000, .temperature = i % 2 == 0 ? 0.0 : 1.0, .ignore_eos = true},
+                      .on_token = [](const auto& token) { return token.token >= 0; }});
+  }
+  for (int i = 0; i < 4; ++i) scheduler.step();
+  const long before = allocations;
+  for (int i = 0; i < 50; ++i) scheduler.step();
   EXPECT_EQ(allocations - before, 0);
 }
 

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "minimamba/io.hpp"
+#include "minimamba/serving.hpp"
 #include "minimamba/train/checkpoint.hpp"
 #include "support/poison.hpp"
 #include "support/support.hpp"
@@ -241,6 +242,46 @@ TYPED_TEST(Layers, ScoreAndBatchWithoutTouchingATensor) {
     EXPECT_EQ(expected[row].log_probabilities, found[row].log_probabilities);
   }
   this->expect_identical(this->states(a), this->states(b));
+}
+
+TYPED_TEST(Layers, ServeAndSearchWithoutTouchingATensor) {
+  const auto plain = support::trained_looking_model<typename TestFixture::Plain>(this->config());
+  const auto poisoned = support::trained_looking_model<typename TestFixture::Poisoned>(this->config());
+  const auto served = [](const auto& model) {
+    std::vector<std::vector<std::int32_t>> tokens(6);
+    std::vector<double> probabilities;
+    Scheduler scheduler(
+        model, {.slots = 3, .prompt_tokens = 9, .prefix_cache_bytes = std::size_t{1} << 24, .prefix_interval = 8});
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      scheduler.submit({.prompt = random_tokens(20 + i % 2, 50),
+                        .options = {.max_new_tokens = 5, .temperature = i % 2 == 0 ? 0.0 : 1.0, .seed = i},
+                        .top_log_probabilities = static_cast<std::int64_t>(i % 3),
+                        .score_prompt = i == 4,
+                        .on_end =
+                            [&, i](auto& result) {
+                              tokens[i] = result.tokens;
+                              for (const double x : result.log_probabilities) probabilities.push_back(x);
+                              for (const double x : result.prompt_log_probabilities) probabilities.push_back(x);
+                            },
+                        .keep_state = true});
+    }
+    scheduler.run();
+    const auto start = model.make_cache();
+    const auto prompt = random_tokens(7, 50);
+    for (const auto& one : generate_several(model, start, prompt, 2, {.max_new_tokens = 5, .temperature = 1})) {
+      tokens.push_back(one.tokens);
+    }
+    for (const auto& one : beam_search(model, start, prompt, {.beams = 3, .best = 2, .max_new_tokens = 5})) {
+      tokens.push_back(one.tokens);
+      probabilities.push_back(one.score);
+    }
+    auto cache = model.make_cache();
+    const auto small = model.clone();
+    Speculator speculator(model, DraftModel(small));
+    tokens.push_back(speculator.generate(cache, prompt, {.max_new_tokens = 9, .temperature = 1}).tokens);
+    return std::pair(tokens, probabilities);
+  };
+  EXPECT_EQ(served(plain), served(poisoned));
 }
 
 TYPED_TEST(Layers, KeepTheirStateInFilesWithoutTouchingATensor) {

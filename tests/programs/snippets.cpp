@@ -3,7 +3,9 @@
 #include <minimamba/cuda.hpp>
 #include <minimamba/io.hpp>
 #include <minimamba/io/any_model.hpp>
+#include <minimamba/io/session_store.hpp>
 #include <minimamba/minimamba.hpp>
+#include <minimamba/serving.hpp>
 #include <minimamba/text.hpp>
 #include <minimamba/train.hpp>
 
@@ -53,6 +55,44 @@ void inference_bytes(const minimamba::Mamba<float>& model, const minimamba::Mamb
   std::vector<std::byte> bytes;
   minimamba::save_state(model, session, [&](std::span<const std::byte> piece) { bytes.insert(bytes.end(), piece.begin(), piece.end()); });
   auto back = minimamba::load_state(minimamba::ByteSource(bytes, "session 7"), model);  // the name is for error messages
+}
+
+void serving_prefixes(const minimamba::Mamba<float>& model, const std::vector<std::int32_t>& system_and_question, std::size_t system_tokens) {
+  minimamba::Scheduler scheduler(model, {.slots = 16, .prefix_cache_bytes = std::size_t{1} << 30});
+  scheduler.submit({.prompt = system_and_question, .shared_tokens = system_tokens});
+}
+
+void serving_conversation(minimamba::Scheduler<minimamba::Mamba<float>>& scheduler, const std::vector<std::int32_t>& turn) {
+  minimamba::RequestResult<minimamba::Mamba<float>::Cache> kept;
+  scheduler.submit({.prompt = turn, .on_end = [&](auto& result) { kept = std::move(result); }, .start = kept.state, .keep_state = true});
+}
+
+void serving_sessions(const minimamba::Mamba<float>& model, const minimamba::RequestResult<minimamba::Mamba<float>::Cache>& kept) {
+  minimamba::SessionStore store(model, {.max_bytes = std::size_t{1} << 30, .folder = "sessions"});
+  store.put("alice", {.state = kept.state, .sections = {{"unread", "42"}}});
+  if (const auto session = store.get("alice")) std::printf("%lld tokens\n", static_cast<long long>(session->state->position()));
+}
+
+void serving_runs(const minimamba::Mamba<float>& model, minimamba::Mamba<float>::Cache& cache, const std::vector<std::int32_t>& tokens,
+                  const std::vector<std::int32_t>& rows, const std::vector<std::int64_t>& lengths, const std::vector<std::int64_t>& attention_mask) {
+  auto runs = minimamba::packed_runs(tokens, {0, 5, 12});                             // cu_seqlens: sequences of 5 and 7 tokens
+  auto padded = minimamba::padded_runs(rows, lengths, minimamba::Padding::left);      // [B, L] tokens, B lengths
+  auto masked = minimamba::masked_runs(rows, attention_mask, 4);                      // [4, L] tokens and mask
+  const auto logits = model.forward_last(runs, cache);
+}
+
+void serving_search(const minimamba::Mamba<float>& model, const std::vector<std::int32_t>& prompt) {
+  const auto start = model.make_cache();  // or one that has read something
+  const auto samples = minimamba::generate_several(model, start, prompt, 5, {.temperature = 0.9});
+  const auto best = minimamba::beam_search(model, start, prompt, {.beams = 8, .best = 3, .max_new_tokens = 50});
+  std::printf("%zu tokens, score %f\n", best[0].tokens.size(), best[0].score);
+}
+
+void serving_speculation(const minimamba::Mamba<float>& model, const minimamba::Mamba<float>& small_model, minimamba::Mamba<float>::Cache& cache,
+                         const std::vector<std::int32_t>& prompt) {
+  minimamba::Speculator speculator(model, minimamba::DraftModel(small_model));  // or minimamba::PromptLookup()
+  const auto result = speculator.generate(cache, prompt, {.max_new_tokens = 200});
+  std::printf("%lld calls\n", static_cast<long long>(speculator.statistics().calls));
 }
 
 void gpu_compiled() {

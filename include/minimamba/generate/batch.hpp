@@ -121,7 +121,6 @@ class BatchGeneration {
 /// called with each token when it is chosen, and returns true to continue that row. Rows that have ended cost nothing.
 /// Afterwards each slot has read everything but `unread`. Throws ArgumentError as generate() does, and unless there are
 /// as many prompts as slots; after an exception, also one thrown by on_token, the cache is unchanged.
-/// too, the cache is as it was.
 template <class Model, class OnToken>
 std::vector<GenerationResult> generate_batch(const Model& model, typename Model::Cache& cache,
                                              const std::vector<std::vector<std::int32_t>>& prompts,

@@ -63,6 +63,7 @@ enum class EndReason {
   max_new_tokens,  // it has max_new_tokens tokens
   eos,             // the model chose a token that ends the text
   cancelled,       // the caller stopped it
+  failed,          // no token could be chosen; only from a Scheduler, whose result says why
 };
 
 /// What was generated for one prompt.
