@@ -229,6 +229,24 @@ class PoisonBackend {
   }
 
   template <WeightFormat W>
+  void upload_blocks(View<const typename minimamba::Format<W>::Block> from, std::size_t first,
+                     OpaqueMatrix<W>& matrix) const {
+    using Block = typename minimamba::Format<W>::Block;
+    host(from.data());
+    std::vector<Block> rows(from.data(), from.data() + from.rows() * from.cols());
+    later([rows = std::move(rows), count = from.rows(), cols = from.cols(), first, hidden = matrix.hidden_] {
+      reference().upload_blocks(View<const Block>(rows.data(), count, cols), first, *hidden);
+    });
+  }
+  template <WeightFormat W>
+  void download_blocks(const OpaqueMatrix<W>& matrix, std::size_t first,
+                       View<typename minimamba::Format<W>::Block> to) const {
+    host(to.data());
+    Device::get().finish();
+    reference().download_blocks(*matrix.hidden_, first, to);
+  }
+
+  template <WeightFormat W>
   void embed(View<const std::int32_t> tokens, const OpaqueMatrix<W>& weight, View<Scalar> y) const {
     later([tokens = real(tokens), hidden = weight.hidden_, y = real(y)] { reference().embed(tokens, *hidden, y); });
   }

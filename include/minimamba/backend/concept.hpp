@@ -137,6 +137,18 @@ concept HasMatrix = requires(const B& backend, typename B::template Matrix<W>& m
   backend.download_rows(matrix, count, host);
 };
 
+/// Optional: rows of weights as blocks of W, which files in that format hold too. upload_blocks copies the rows of
+/// `source`, one after the other in memory, into rows [first, first + source.rows()) of the matrix, download_blocks
+/// from there; no value is rounded. Without both, the values of such files are packed again, which takes longer and may
+/// change them.
+template <class B, class W>
+concept HasBlocks = requires(const B& backend, typename B::template Matrix<W>& matrix,
+                             View<const typename Format<W>::Block> source, View<typename Format<W>::Block> host,
+                             std::size_t first) {
+  backend.upload_blocks(source, first, matrix);
+  backend.download_blocks(matrix, first, host);
+};
+
 /// embed: y[i,:] = weight[tokens[i],:]                               tokens [1, M], weight [V, D], y [M, D]
 template <class B, class W = typename B::Scalar>
 concept HasEmbed = requires(const B& backend, View<const std::int32_t> tokens,

@@ -184,6 +184,23 @@ class CudaBackend {
   }
 
   template <WeightFormat W>
+  void upload_blocks(View<const typename Format<W>::Block> host, std::size_t first, Matrix<W>& matrix) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
+    transfer_rows<W>(host.rows(), matrix.cols(), [&](std::size_t begin, std::size_t count, auto&, auto scratch) {
+      device_->upload(host.row(begin).data(), count * host.cols() * sizeof(host(0, 0)), scratch);
+      launch_transfer<W>(0, matrix, first + begin, count, scratch);
+    });
+  }
+  template <WeightFormat W>
+  void download_blocks(const Matrix<W>& matrix, std::size_t first, View<typename Format<W>::Block> host) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
+    transfer_rows<W>(host.rows(), matrix.cols(), [&](std::size_t begin, std::size_t count, auto&, auto scratch) {
+      launch_transfer<W>(1, matrix, first + begin, count, scratch);
+      device_->download(scratch, count * host.cols() * sizeof(host(0, 0)), host.row(begin).data());
+    });
+  }
+
+  template <WeightFormat W>
   void embed(View<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
     assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
     if constexpr (!in_double) {

@@ -258,6 +258,16 @@ class HostMemory {
     }
   }
   template <WeightFormat W>
+  void upload_blocks(View<const typename Format<W>::Block> host, std::size_t first, HostMatrix<W>& matrix) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
+    for (std::size_t i = 0; i < host.rows(); ++i) std::copy_n(host.row(i).data(), host.cols(), matrix.row(first + i));
+  }
+  template <WeightFormat W>
+  void download_blocks(const HostMatrix<W>& matrix, std::size_t first, View<typename Format<W>::Block> host) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
+    for (std::size_t i = 0; i < host.rows(); ++i) std::copy_n(matrix.row(first + i), host.cols(), host.row(i).data());
+  }
+  template <WeightFormat W>
   void embed(View<const std::int32_t> tokens, const HostMatrix<W>& weight, View<Scalar> y) const {
     assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
     for (std::size_t i = 0; i < y.rows(); ++i) {

@@ -95,20 +95,36 @@ class NativeBackend : public detail::HostMemory<Number> {
   template <class W>
   void upload_rows(View<const Scalar> host, std::size_t first, CompactPanelMatrix<W>& matrix) const {
     assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    // Each thread writes whole panels, because rows of one panel share bytes and cache lines.
-    const std::size_t before = first % native::panel,
-                      panels = (before + host.rows() + native::panel - 1) / native::panel;
-    parallel_for(*pool_, panels, grain(64 * native::panel * host.cols()), [&](std::size_t begin, std::size_t end) {
-      const std::size_t last = std::min(end * native::panel - before, host.rows());
-      for (std::size_t i = begin == 0 ? 0 : begin * native::panel - before; i < last; ++i) {
-        matrix.put_row(first + i, host.row(i).data());
-      }
+    each_panel_of_rows(first, host.rows(), 64 * host.cols(), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) matrix.put_row(first + i, host.row(i).data());
     });
   }
   template <class W>
   void download_rows(const CompactPanelMatrix<W>& matrix, std::size_t first, View<Scalar> host) const {
     assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
     for (std::size_t i = 0; i < host.rows(); ++i) matrix.get_row(first + i, host.row(i).data());
+  }
+
+  using detail::HostMemory<Number>::upload_blocks;
+  using detail::HostMemory<Number>::download_blocks;
+  template <class W>
+  requires(Format<W>::block_size > 1) void upload_blocks(View<const typename Format<W>::Block> host, std::size_t first,
+                                                         CompactPanelMatrix<W>& matrix) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
+    each_panel_of_rows(first, host.rows(), 16 * host.cols(), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t b = 0; b < host.cols();
+           ++b) {  // block by block, because a panel holds those of its rows together
+        for (std::size_t i = begin; i < end; ++i) matrix.put_block(first + i, b, host(i, b));
+      }
+    });
+  }
+  template <class W>
+  requires(Format<W>::block_size > 1) void download_blocks(const CompactPanelMatrix<W>& matrix, std::size_t first,
+                                                           View<typename Format<W>::Block> host) const {
+    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
+    for (std::size_t b = 0; b < host.cols(); ++b) {
+      for (std::size_t i = 0; i < host.rows(); ++i) matrix.get_block(first + i, b, host(i, b));
+    }
   }
 
   template <class M>
@@ -292,6 +308,19 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
  private:
+  /// Calls body(first, end) on parts of rows [0, rows) of the host's, which are rows from `first` on of a matrix. Each
+  /// is one panel's, because rows of one panel share bytes and cache lines; each row takes `operations`.
+  template <class Body>
+  void each_panel_of_rows(std::size_t first, std::size_t rows, std::size_t operations, Body&& body) const {
+    const std::size_t before = first % native::panel, panels = (before + rows + native::panel - 1) / native::panel;
+    parallel_for(*pool_, panels, grain(native::panel * operations), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t panel = begin; panel < end; ++panel) {
+        const std::size_t from = panel == 0 ? 0 : panel * native::panel - before;
+        body(from, std::min((panel + 1) * native::panel - before, rows));
+      }
+    });
+  }
+
   void norm_row(std::span<const Scalar> x, std::span<const Scalar> weight, double epsilon, std::span<Scalar> y) const {
     if (kernels().rms_norm({x.data(), weight.data(), y.data(), x.size(), static_cast<Scalar>(epsilon)})) return;
     detail::rms_norm_row(x, weight, epsilon, y);

@@ -65,7 +65,7 @@ struct Format<f16> : detail::ScalarFormat<f16> {
   static constexpr std::string_view name = "f16";
 };
 
-/// 8-bit weights: blocks of 32 integers from -127 to 127 with one scale: 8.5 bits per weight.
+/// 8-bit weights: blocks of 32 integers from -127 to 127 (of files also -128) with one scale: 8.5 bits per weight.
 struct q8 {};
 /// 4-bit weights: blocks of 32 integers from -8 to 7 with one scale: 4.5 bits per weight.
 struct q4 {};

@@ -43,19 +43,16 @@ class CheckpointParameters {
   /// The number of values in all parameters.
   std::size_t parameter_count() const { return shapes_.parameter_count(); }
 
-  /// Calls body(SavedParameter, pieces) for each; pieces(f) calls f(first row, View) until all its rows are read.
+  /// Calls body(SavedParameter, pieces) for each; pieces(f) calls f(first row, View) until all its rows are read, and
+  /// pieces.blocks(dtype, f) calls f(bytes) if they are stored in blocks of that type.
   /// Throws FileError, FormatError or CheckpointError if they cannot be read.
   template <class Body>
   void for_each(Body&& body) const {
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
           constexpr bool is_matrix = detail::is_weight_matrix<std::remove_cvref_t<decltype(parameter)>>;
-          body(SavedParameter{name, parameter, is_matrix, checkpoint_.find(name)->dtype}, [&](auto&& piece_body) {
-            detail::in_pieces<double>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<double> piece) {
-              checkpoint_.read(name, first * parameter.cols(), detail::values_of(piece));
-              piece_body(first, piece);
-            });
-          });
+          body(SavedParameter{name, parameter, is_matrix, checkpoint_.find(name)->dtype},
+               Pieces{checkpoint_, name, parameter});
         },
         shapes_);
   }
@@ -71,6 +68,35 @@ class CheckpointParameters {
 
  private:
   using Shapes = typename Files::template Model<float, ReferenceBackend>;  // never allocated
+
+  /// The stored values of a parameter: see detail::ParameterPieces.
+  struct Pieces {
+    const Checkpoint& checkpoint;
+    std::string_view name;
+    const detail::Extents& extents;
+
+    template <class Body>
+    void operator()(Body&& body) const {
+      detail::in_pieces<double>(extents.rows(), extents.cols(), [&](std::size_t first, View<double> piece) {
+        checkpoint.read(name, first * extents.cols(), detail::values_of(piece));
+        body(first, piece);
+      });
+    }
+    template <class Body>
+    bool blocks(DType dtype, Body&& body) const {
+      const StoredTensor& stored = *checkpoint.find(name);
+      if (block_size_of(dtype) == 1 || stored.dtype != dtype) return false;
+      const std::size_t block_size = block_size_of(dtype), bytes = bytes_of(dtype);
+      std::vector<std::byte> piece(bytes << 12);
+      for (std::uint64_t first = 0, all = stored.size() / block_size; first < all; first += 1U << 12) {
+        const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(all - first, 1U << 12));
+        const auto part = std::span(piece).first(count * bytes);
+        checkpoint.tensors.read_stored(stored, first, part);
+        body(std::span<const std::byte>(part));
+      }
+      return true;
+    }
+  };
 
   const Checkpoint& checkpoint_;
   Shapes shapes_;

@@ -232,6 +232,16 @@ void write_gguf_rows(AtomicFile& file, DType dtype, View<Scalar> rows) {
   }
 }
 
+/// Writes the blocks of a parameter as they are, if it has them in the type of the file. Returns whether it does.
+template <class Pieces>
+bool write_blocks([[maybe_unused]] AtomicFile& file, [[maybe_unused]] DType dtype,
+                  [[maybe_unused]] const Pieces& pieces) {
+  if constexpr (requires { pieces.blocks(dtype, [](std::span<const std::byte>) {}); }) {
+    return pieces.blocks(dtype, [&](std::span<const std::byte> bytes) { file.write(bytes); });
+  }
+  return false;
+}
+
 /// The tensors with their offsets within the data. When a q8 model is saved with its own types, its x_proj stays in
 /// bf16, as in SelectionFormat, so that it is loaded again unchanged.
 template <class Parameters>
@@ -286,10 +296,12 @@ void save_gguf_file(const Parameters& parameters, const std::filesystem::path& p
     file.write(std::string_view(zeros, static_cast<std::size_t>(tensor.begin - end)));
     end = tensor.begin + *tensor_bytes(tensor.dtype, tensor.shape);
     const RangeCheck range(parameter.dtype, tensor.dtype);
-    pieces([&](std::size_t, auto piece) {
-      saturation.apply(range, piece);
-      write_gguf_rows(file, tensor.dtype, piece);
-    });
+    if (!write_blocks(file, tensor.dtype, pieces)) {
+      pieces([&](std::size_t, auto piece) {
+        saturation.apply(range, piece);
+        write_gguf_rows(file, tensor.dtype, piece);
+      });
+    }
     progress.add(parameter.extents.size());
   });
   saturation.report(path.string(), options.on_note);

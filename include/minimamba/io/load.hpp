@@ -191,8 +191,10 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
       [&](std::string_view name, auto& parameter) {
         const StoredTensor& stored = *checkpoint.find(name);
         const std::string subject = checkpoint.tensors.source_name(stored) + ": " + printable(stored.name);
-        detail::read_parameter(parameter, model.backend(), {stored.dtype, subject, saturation},
-                               [&](std::size_t first, auto values) { checkpoint.read(name, first, values); });
+        if (!detail::read_blocks(checkpoint.tensors, stored, parameter, model.backend())) {
+          detail::read_parameter(parameter, model.backend(), {stored.dtype, subject, saturation},
+                                 [&](std::size_t first, auto values) { checkpoint.read(name, first, values); });
+        }
         progress.add(parameter.size());
       },
       model);
@@ -204,7 +206,8 @@ Model load(const Checkpoint& checkpoint, const LoadOptions<Model>& options = {})
 
 /// Loads a model from a folder or a file of weights (see open_checkpoint), in the official, the Hugging Face or GGUF's
 /// layout, stored in any floating-point type or block format of GGUF; how the model stores them is up to the model.
-/// Tensors are read one by one into the model's own format, and nothing refers to the files afterwards. Throws
+/// Tensors are read one by one into the model's own format, and nothing refers to the files afterwards. Blocks of Q8_0
+/// and Q4_0 in matrices of q8 and q4 are copied as they are. Throws
 /// FileError, FormatError, ConfigError or CheckpointError, which name the file and the tensor or key, and
 /// CancelledError.
 template <class Model>

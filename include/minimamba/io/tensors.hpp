@@ -88,6 +88,17 @@ class TensorSet {
   template <class Scalar>
   void read(const StoredTensor& tensor, std::uint64_t first, std::span<Scalar> out) const;
 
+  /// Copies the bytes of a tensor of a block type as they are, from block `first` on. Throws ArgumentError if the
+  /// tensor has fewer, FileError or FormatError if they cannot be read.
+  void read_stored(const StoredTensor& tensor, std::uint64_t first, std::span<std::byte> out) const {
+    const std::uint64_t blocks = tensor.size() / block_size_of(tensor.dtype), bytes = bytes_of(tensor.dtype);
+    if (first > blocks || out.size() > (blocks - first) * bytes) {
+      throw ArgumentError(source_name(tensor) + ": " + tensor.name, "at most " + std::to_string(blocks) + " blocks",
+                          std::to_string(out.size()) + " bytes from block " + std::to_string(first) + " on");
+    }
+    sources_[tensor.source].read(tensor.begin + first * bytes, out);
+  }
+
  private:
   [[noreturn]] void refuse_type(const StoredTensor& tensor) const {
     throw CheckpointError(source_name(tensor) + ": " + tensor.name, "floating-point values", type_of(tensor));

@@ -48,6 +48,12 @@ inline constexpr bool is_weight_matrix = requires {
   typename P::Weight;
 };
 
+/// Whether a parameter can be copied as the blocks of its quantised format.
+template <class P>
+inline constexpr bool has_blocks = false;
+template <class P>
+requires(P::has_blocks) inline constexpr bool has_blocks<P> = true;
+
 /// The type in which a parameter is kept in memory.
 template <class P>
 constexpr DType kept_as() {
@@ -166,8 +172,64 @@ void read_parameter(P& parameter, const Backend& backend, const StoredValues& st
   });
 }
 
+/// Allocates a matrix and fills it with the blocks of a stored tensor as they are, if it holds them in the matrix's own
+/// format: nothing is rounded. Returns whether it does.
+template <class P, class Backend>
+bool read_blocks([[maybe_unused]] const TensorSet& tensors, [[maybe_unused]] const StoredTensor& stored,
+                 [[maybe_unused]] P& parameter, [[maybe_unused]] const Backend& backend) {
+  if constexpr (has_blocks<P>) {
+    using Block = typename P::Block;
+    if (stored.dtype != kept_as<P>()) return false;
+    parameter.allocate(backend);
+    const std::size_t in_row = blocks_in<typename P::Weight>(parameter.cols());
+    in_pieces<Block>(parameter.rows(), in_row, [&](std::size_t first, View<Block> piece) {
+      tensors.read_stored(stored, first * in_row, std::as_writable_bytes(values_of(piece)));
+      parameter.upload_blocks(backend, first, piece);
+    });
+    return true;
+  }
+  return false;
+}
+
+/// The values of a parameter that is to be saved, in pieces.
+template <class P, class Backend>
+class ParameterPieces {
+ public:
+  using Scalar = typename Backend::Scalar;
+
+  ParameterPieces(const P& parameter, const Backend& backend) : parameter_(parameter), backend_(backend) {}
+
+  /// Calls body(first row, View) until all rows are done.
+  template <class Body>
+  void operator()(Body&& body) const {
+    in_pieces<Scalar>(parameter_.rows(), parameter_.cols(), [&](std::size_t first, View<Scalar> piece) {
+      parameter_.download(backend_, first, piece);
+      body(first, piece);
+    });
+  }
+  /// If the parameter is kept in blocks of this type: calls body(bytes) with them as they are, and returns true.
+  template <class Body>
+  bool blocks([[maybe_unused]] DType dtype, [[maybe_unused]] Body&& body) const {
+    if constexpr (has_blocks<P>) {
+      using Block = typename P::Block;
+      if (dtype != kept_as<P>()) return false;
+      in_pieces<Block>(parameter_.rows(), blocks_in<typename P::Weight>(parameter_.cols()),
+                       [&](std::size_t first, View<Block> piece) {
+                         parameter_.download_blocks(backend_, first, piece);
+                         body(std::as_bytes(values_of(piece)));
+                       });
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  const P& parameter_;
+  const Backend& backend_;
+};
+
 /// The parameters of a module to save: for_each calls body(SavedParameter, pieces) for each, and pieces(f) calls
-/// f(first row, View) until all rows are done.
+/// f(first row, View) until all rows are done; see ParameterPieces.
 template <class Module, class Backend>
 class ModuleParameters {
  public:
@@ -183,12 +245,8 @@ class ModuleParameters {
     for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
           using P = std::remove_cvref_t<decltype(parameter)>;
-          body(SavedParameter{name, parameter, is_weight_matrix<P>, kept_as<P>()}, [&](auto&& piece_body) {
-            in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
-              parameter.download(backend_, first, piece);
-              piece_body(first, piece);
-            });
-          });
+          body(SavedParameter{name, parameter, is_weight_matrix<P>, kept_as<P>()},
+               ParameterPieces<P, Backend>(parameter, backend_));
         },
         module_);
   }

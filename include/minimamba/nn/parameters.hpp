@@ -184,6 +184,17 @@ class WeightMatrix : public detail::Extents {
     backend.download_rows(matrix_, first, host);
   }
 
+  using Block = typename Format<W>::Block;
+  /// Whether rows can be copied as the blocks of a quantised format, which files hold too.
+  static constexpr bool has_blocks = Format<W>::block_size > 1 && HasBlocks<Backend, W>;
+  /// Copies rows [first, first + host.rows()) as they are from or to blocks of the host, blocks_in<W>(cols()) a row.
+  void upload_blocks(const Backend& backend, std::size_t first, View<const Block> host) requires has_blocks {
+    backend.upload_blocks(host, first, matrix_);
+  }
+  void download_blocks(const Backend& backend, std::size_t first, View<Block> host) const requires has_blocks {
+    backend.download_blocks(matrix_, first, host);
+  }
+
  private:
   typename Backend::template Matrix<W> matrix_;
   std::shared_ptr<void> placed_;  // owner of the memory in which it was placed

@@ -66,6 +66,9 @@ struct BlockLayout {
   static constexpr std::size_t unit = Format<W>::block_size;
   static constexpr std::size_t integer_bytes = unit * panel / per_byte, unit_bytes = integer_bytes + panel * 2;
 
+  static constexpr std::uint32_t signs = per_byte == 1 ? 0x80808080U : 0;
+  static_assert(sizeof(Block) == 2 + unit / per_byte && zero_point == (per_byte == 1 ? 128 : 8));
+
   static constexpr std::size_t at(std::size_t j, std::size_t i) { return (i / 4 * panel + j) * 4 + i % 4; }
 
   template <class Scalar>
@@ -73,15 +76,30 @@ struct BlockLayout {
     for (std::size_t k = 0; k < cols; k += unit, to += unit_bytes) {
       Block block;
       Format<W>::pack(row + k, std::min(unit, cols - k), &block);
-      for (std::size_t i = 0; i < unit / per_byte; ++i) {
-        unsigned byte = static_cast<unsigned>(Format<W>::integer(block, i) + zero_point);
-        if constexpr (per_byte == 2) {
-          byte |= static_cast<unsigned>(Format<W>::integer(block, i + unit / 2) + zero_point) << 4;
-        }
-        to[at(j, i)] = static_cast<std::uint8_t>(byte);
-      }
-      std::memcpy(to + integer_bytes + j * 2, &block.scale, 2);
+      put_block(block, j, to);
     }
+  }
+  /// A block holds its scale, and then bytes that differ from those of a panel only in signs: those of q8, where a
+  /// panel has integer + 128. Four bytes at a time stay together.
+  static void put_block(const Block& block, std::size_t j, std::uint8_t* to) {
+    const std::uint8_t* const bytes = reinterpret_cast<const std::uint8_t*>(&block) + sizeof(block.scale);
+    for (std::size_t i = 0; i < unit / per_byte; i += 4) {
+      std::uint32_t four;
+      std::memcpy(&four, bytes + i, 4);
+      four ^= signs;
+      std::memcpy(to + at(j, i), &four, 4);
+    }
+    std::memcpy(to + integer_bytes + j * 2, &block.scale, 2);
+  }
+  static void get_block(const std::uint8_t* from, std::size_t j, Block& block) {
+    std::uint8_t* const bytes = reinterpret_cast<std::uint8_t*>(&block) + sizeof(block.scale);
+    for (std::size_t i = 0; i < unit / per_byte; i += 4) {
+      std::uint32_t four;
+      std::memcpy(&four, from + at(j, i), 4);
+      four ^= signs;
+      std::memcpy(bytes + i, &four, 4);
+    }
+    std::memcpy(&block.scale, from + integer_bytes + j * 2, 2);
   }
   template <class Scalar>
   static void get(const std::uint8_t* from, std::size_t j, std::size_t cols, Scalar* row) {
@@ -170,9 +188,18 @@ class CompactPanelMatrix {
   void get_row(std::size_t i, Scalar* row) const {
     native::PanelLayout<W>::get(values_.get() + offset(i), i % native::panel, cols_, row);
   }
+  /// Block b of row i, as it is.
+  void put_block(std::size_t i, std::size_t b, const typename Format<W>::Block& block) {
+    native::PanelLayout<W>::put_block(block, i % native::panel, values_.get() + offset(i, b));
+  }
+  void get_block(std::size_t i, std::size_t b, typename Format<W>::Block& block) const {
+    native::PanelLayout<W>::get_block(values_.get() + offset(i, b), i % native::panel, block);
+  }
 
  private:
-  std::size_t offset(std::size_t i) const { return i / native::panel * native::panel_bytes<W>(cols_); }
+  std::size_t offset(std::size_t i, std::size_t block = 0) const {
+    return i / native::panel * native::panel_bytes<W>(cols_) + block * native::PanelLayout<W>::unit_bytes;
+  }
 
   std::size_t rows_ = 0, cols_ = 0;
   std::shared_ptr<std::uint8_t> values_;

@@ -127,7 +127,7 @@ inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
 }
 
 /// What is added to each weight. AVX2 multiplies unsigned by signed bytes, and adds two products in 16 bits. That does
-/// not overflow for weights from 0 to 15 (q4 plus 8), nor for |w| <= 127 (q8), where x takes the sign of w.
+/// not overflow for weights from 0 to 15 (q4 plus 8), nor for |w| <= 128 (q8), where x takes the sign of w.
 template <class W>
 inline constexpr std::int32_t zero_point = std::is_same_v<W, q8> ? 0 : 8;
 
