@@ -228,10 +228,11 @@ int run(const Arguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // fails now rather than at the end
   minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
-  const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
+  const bool text = !arguments.prompt.empty() || !arguments.prompt_file.empty() || !arguments.stops.empty();
+  const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint, text);
   if (tokenizer) minimamba::count_named_tokens(checkpoint.config, *tokenizer);
   if (!tokenizer && !arguments.stops.empty()) {
-    throw minimamba::ArgumentError("--stop", "the model has no tokenizer; use --tokenizer");
+    throw minimamba::ArgumentError("--stop", "the model has no tokenizer; use --tokenizer FILE");
   }
   const auto model = AnyModel::load(checkpoint, {.weights = arguments.weights,
                                                  .backend = arguments.backend,

@@ -128,7 +128,7 @@ inline std::vector<std::int32_t> read_prompt(const Arguments& arguments,
                                              Output& output) {
   if (arguments.prompt.empty() && arguments.prompt_file.empty()) return parse_ids(arguments.prompt_ids);
   if (!tokenizer) {
-    throw minimamba::ArgumentError("--prompt", "the model has no tokenizer; use --tokenizer or --prompt-ids");
+    throw minimamba::ArgumentError("--prompt", "the model has no tokenizer; use --tokenizer FILE or --prompt-ids");
   }
   const std::string text = arguments.prompt_file.empty() ? arguments.prompt : read_file(arguments.prompt_file);
   output.show_prompt(text);

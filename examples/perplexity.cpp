@@ -129,7 +129,7 @@ int run(const Arguments& arguments) {
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint);
   if (tokenizer) minimamba::count_named_tokens(checkpoint.config, *tokenizer);
   if (!tokenizer) {
-    throw minimamba::ArgumentError("--model", "the model has no tokenizer; use --tokenizer");
+    throw minimamba::ArgumentError("--model", "the model has no tokenizer; use --tokenizer FILE");
   }
   const Text text = read_text(arguments, *tokenizer);
   std::vector<Result> results;

@@ -231,13 +231,21 @@ inline minimamba::TokenizerOptions tokenizer_options() {
   return options;
 }
 
-/// The tokenizer at `path` or, if that is empty, the model's own, if it has one. Prints its notes.
+/// The tokenizer at `path` or, if that is empty, the model's own, if it has one. Prints its notes. A tokenizer of the
+/// model that is damaged or not supported is an error if the program needs one, and otherwise a note.
 inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& path,
-                                                          const minimamba::Checkpoint& checkpoint) {
+                                                          const minimamba::Checkpoint& checkpoint, bool needed = true) {
   const minimamba::TokenizerOptions options = tokenizer_options();
   if (!path.empty()) return with_notes(minimamba::Tokenizer::load(std::filesystem::path(path), options));
-  auto own = minimamba::find_tokenizer(checkpoint, options);
-  if (own) return with_notes(*std::move(own));
+  try {
+    auto own = minimamba::find_tokenizer(checkpoint, options);
+    if (own) return with_notes(*std::move(own));
+  } catch (const minimamba::FormatError& error) {
+    const minimamba::FormatError named(error.subject(), error.expected(),
+                                       error.found() + " (--tokenizer FILE reads another tokenizer)");
+    if (needed) throw named;
+    print_note(named.what());
+  }
   return std::nullopt;
 }
 

@@ -105,7 +105,7 @@ inline Vocabulary find_vocabulary(const Arguments& arguments, const std::optiona
   if (!init) return {minimamba::Tokenizer::bytes(), ""};
   auto own = program::find_tokenizer("", *init);
   if (!own) {
-    throw minimamba::ArgumentError("--init " + arguments.init, "the model has no tokenizer; use --tokenizer");
+    throw minimamba::ArgumentError("--init " + arguments.init, "the model has no tokenizer; use --tokenizer FILE");
   }
   if (init->format == minimamba::CheckpointFormat::gguf) return {*std::move(own), program::gguf_tokenizer_json(*init)};
   const fs::path json = init->folder / "tokenizer.json";

@@ -91,6 +91,20 @@ if(NOT "${turns}" STREQUAL "${first}\n${second}\n")
   message(FATAL_ERROR "two turns were\n${turns}\nand not\n${first}\n${second}")
 endif()
 
+# A GGUF file without a tokenizer, or with one that is not supported: ids in and out, or a tokenizer of its own.
+if(NOT CMAKE_HOST_WIN32)
+  get_filename_component(programs ${GENERATE} DIRECTORY)
+  execute_process(COMMAND ${programs}/convert ${model} ${WORK}/none.gguf OUTPUT_QUIET ERROR_QUIET COMMAND_ERROR_IS_FATAL ANY)
+  execute_process(COMMAND sh -c "LC_ALL=C sed 's/no_vocab/no_model/' '${WORK}/none.gguf' > '${WORK}/other.gguf'")
+  foreach(name IN ITEMS none other)
+    expect(0 "^[0-9]+( [0-9]+)*\n(note: .*other.gguf.*no_model.*--tokenizer FILE reads another tokenizer.\n)?$"
+           --model ${WORK}/${name}.gguf --prompt-ids "1 2 3" --max-new-tokens 3)
+    expect(1 "--tokenizer FILE" --model ${WORK}/${name}.gguf --prompt "text")
+    expect(1 "--tokenizer FILE" --model ${WORK}/${name}.gguf --stop "text")
+    expect(1 "token id from 0 to 95, found 259" --model ${WORK}/${name}.gguf --prompt "the" --tokenizer ${TOKENIZER})
+  endforeach()
+endif()
+
 # FalconMamba and Mamba-2: states too, which belong to one kind of model.
 foreach(name IN ITEMS tiny-falcon tiny-mamba2 tiny-mamba2-official tiny-mamba2-state)
   set(model ${DATA}/${name})

@@ -50,6 +50,16 @@ TEST(FindTokenizer, ReadsTheMetadataOfGguf) {
   EXPECT_FALSE(find_tokenizer(open_checkpoint(other / "without.gguf")));
 }
 
+TEST(FindTokenizer, KnowsBothNamesForNone) {
+  const Folder folder;
+  for (const char* const name : {"no_vocab", "none"}) {
+    save_gguf(support::Model(config_of(264)), folder / "model.gguf", {}, {{"tokenizer.ggml.model", std::string(name)}});
+    EXPECT_FALSE(find_tokenizer(open_checkpoint(folder / "model.gguf"))) << name;
+  }
+  save_gguf(support::Model(config_of(264)), folder / "model.gguf", {}, {{"tokenizer.ggml.model", std::string("t5")}});
+  EXPECT_THROW(find_tokenizer(open_checkpoint(folder / "model.gguf")), FormatError);
+}
+
 TEST(FindTokenizer, TakesBytesForAModelWith256Tokens) {
   const Folder folder;
   save(support::Model(config_of(250)), folder.path());

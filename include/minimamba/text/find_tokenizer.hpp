@@ -23,7 +23,8 @@ namespace minimamba::inline MINIMAMBA_ISA {
 /// 256 tokens. Otherwise there is none. Throws what Tokenizer::load throws.
 inline std::optional<Tokenizer> find_tokenizer(const Checkpoint& checkpoint, const TokenizerOptions& options = {}) {
   const auto model = checkpoint.metadata.find("tokenizer.ggml.model");
-  if (model != checkpoint.metadata.end() && model->second != GgufValue(std::string("no_vocab"))) {
+  const auto is = [&](const char* name) { return model->second == GgufValue(std::string(name)); };
+  if (model != checkpoint.metadata.end() && !is("no_vocab") && !is("none")) {  // llama.cpp has both names for none
     return Tokenizer::load(checkpoint.metadata, checkpoint.weights_name, options);
   }
   const bool in_folder = checkpoint.has_folder && checkpoint.format != CheckpointFormat::gguf;
