@@ -1,6 +1,10 @@
 // Narrow weights on the native backend, with each instruction set that this machine has: products against sums in
 // double of exactly what is multiplied, and the bits of a row whatever is multiplied beside it.
 #include "support/support.hpp"
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
 
 namespace narrow_test {
 
@@ -155,6 +159,56 @@ TEST_P(NarrowWeights, OfAnyBlocksMultiplyAsTheirSum) {
     check_any_blocks<q4>(rows);
   }
 }
+
+#if defined(__unix__) || defined(__APPLE__)
+/// Memory of which the last `bytes` are used: whoever reads beyond them faults.
+class Guarded {
+ public:
+  explicit Guarded(std::size_t bytes) {
+    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    const std::size_t whole = (bytes + page - 1) / page * page;
+    size_ = whole + page;
+    void* const pages = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) throw std::bad_alloc();
+    pages_ = static_cast<std::uint8_t*>(pages);
+    ::mprotect(pages_ + whole, page, PROT_NONE);
+    data_ = pages_ + whole - bytes;
+  }
+  ~Guarded() { ::munmap(pages_, size_); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+  const std::uint8_t* data() const { return data_; }
+
+ private:
+  std::uint8_t *pages_ = nullptr, *data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// The products of every number of panels, whose weights end where memory ends.
+template <class W>
+void read_no_further_than_the_weights(InstructionSet set) {
+  constexpr std::size_t in = 64;
+  const auto x = random_matrix<float>(13, in, 1);
+  std::vector<float> scratch(native::compact_scratch(13, in));
+  for (std::size_t panels = 1; panels <= 9; ++panels) {
+    const Guarded weights(panels * native::panel_bytes<W>(in));
+    HostMatrix<float> y(13, panels * native::panel);
+    for (const std::size_t rows : support::Sizes{1, 2, 13}) {
+      native::compact_matmul_for<W>(set)({{x.values.data(), in, nullptr, y.values.data(), y.cols, in, y.cols, 0, rows,
+                                           0, panels, scratch.data(), scratch.size()},
+                                          weights.data()});
+    }
+    EXPECT_EQ(y.values, HostMatrix<float>(13, y.cols).values);
+  }
+}
+
+TEST_P(NarrowWeights, AreReadNoFurtherThanTheyGo) {
+  read_no_further_than_the_weights<bf16>(GetParam());
+  read_no_further_than_the_weights<f16>(GetParam());
+  read_no_further_than_the_weights<q8>(GetParam());
+  read_no_further_than_the_weights<q4>(GetParam());
+}
+#endif
 
 TEST_P(NarrowWeights, GiveARowTheSameBitsWhateverIsBesideIt) {
   check_bits<bf16>();

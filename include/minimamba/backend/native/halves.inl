@@ -3,6 +3,8 @@
 // because a copy of the panel in floats, twice as large, was slower. The exception is f16 with many rows.
 
 static_assert(half_registers % panel_registers == 0);
+/// There is code for fewer registers of a single row in steps of this.
+inline constexpr std::size_t half_step = half_registers / 2 < panel_registers ? half_registers / 2 : panel_registers;
 /// How many bytes ahead the product of a single row prefetches 16-bit and quantised weights. A cache line of them takes
 /// so many instructions that the processor's own prefetching does not run far enough ahead.
 inline constexpr std::size_t stream_ahead = 2048;
@@ -69,7 +71,7 @@ inline void matmul_halves(const native::CompactTask& task) {
   const std::size_t rows = product.last_row - product.first_row, columns = native::PanelLayout<W>::unit;
   const Tiling tiling{tile_rows, in, (in + columns - 1) / columns, task.weight, panel_size};
   if (rows == 1) {
-    multiply_row<half_registers, half_registers / 2>(product, [&](std::size_t first, auto& acc) {
+    multiply_row<half_registers, half_step>(product, [&](std::size_t first, auto& acc) {
       multiply_halves<W>(product.x + product.first_row * product.x_stride, in,
                          task.weight + first / native::panel * panel_size, 0, Ahead(), acc);
     });

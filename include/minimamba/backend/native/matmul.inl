@@ -189,9 +189,10 @@ inline void multiply_outputs(const native::MatmulTask<Scalar>& task, std::size_t
 }
 
 /// One row: reads the weights once, several panels side by side. sums(first, acc) computes the outputs from `first`,
-/// which begins a panel.
+/// which begins a panel. A step is no more than a panel, so that no panel beyond the last one is read.
 template <std::size_t registers, std::size_t step, class Sums>
 inline void multiply_row(const native::MatmulTask<Scalar>& task, Sums sums) {
+  static_assert(panel_registers % step == 0);
   constexpr std::size_t most = registers * lanes;
   const std::size_t end = task.last_panel * native::panel < task.out ? task.last_panel * native::panel : task.out;
   for (std::size_t first = task.first_panel * native::panel; first < end; first += most) {

@@ -70,7 +70,7 @@ inline void matmul_pairs(const native::CompactTask& task) {
   if (product.last_row - product.first_row == 1) {
     assert(pairs <= product.scratch_size);
     pack_pairs(product, product.first_row, 1, 1, product.scratch);
-    multiply_row<half_registers, half_registers / 2>(product, [&](std::size_t first, auto& acc) {
+    multiply_row<half_registers, half_step>(product, [&](std::size_t first, auto& acc) {
       multiply_pairs(product.scratch, pairs, task.weight + first / native::panel * panel_size, 0, Ahead(), acc);
     });
     return;

@@ -6,7 +6,7 @@ inline constexpr std::size_t tile_rows = 12;      // rows of x in a register til
 inline constexpr std::size_t tile_registers = 2;  // registers of outputs in a register tile
 inline constexpr std::size_t row_registers = 8;   // maximum registers of outputs for a single row
 inline constexpr std::size_t row_step = 1;        // there is also code for fewer, in steps of this
-inline constexpr std::size_t half_registers = 8;  // row_registers for 16-bit weights; there is also code for half
+inline constexpr std::size_t half_registers = 8;  // row_registers for 16-bit weights
 inline constexpr std::size_t state_group = 16;    // states of a channel that stay in registers, a multiple of lanes
 inline constexpr bool by_lane = false;            // whether multiply_by_lane exists
 
