@@ -41,7 +41,7 @@ need() {
 
 need g++ gcc-c++ - have "${CXX:-c++}"
 need cmake cmake cmake have cmake
-need make make make have make
+need ninja-build ninja-build ninja have ninja
 need pkg-config pkgconf-pkg-config pkg-config have pkg-config
 need libeigen3-dev eigen3-devel eigen have_header Eigen/Core
 need nlohmann-json3-dev json-devel nlohmann-json have_header nlohmann/json.hpp
@@ -86,4 +86,8 @@ if ! cmake --help-full 2>/dev/null | grep -q -- '--workflow'; then
 fi
 CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}
 export CMAKE_BUILD_PARALLEL_LEVEL
+if [ ! -e "build/$what/CMakeCache.txt" ]; then
+  CMAKE_GENERATOR=${CMAKE_GENERATOR:-Ninja}  # keeps every core busy: make compiles no program before its libraries
+  export CMAKE_GENERATOR
+fi
 exec cmake --workflow --preset "$what"
