@@ -29,10 +29,12 @@ macro(run)
   endif()
 endmacro()
 
-# Compiles the headers once, for the many units of a check; adds what uses them to `compile`. The code of kernels and of
-# readers is left to other tests.
+# The code of kernels and of readers is left to other tests.
+set(declared -DMINIMAMBA_COMPILED_KERNELS -DMINIMAMBA_COMPILED_FILES)
+
+# Compiles the headers once, for the many units of a check; adds what uses them to `compile`.
 macro(precompile)
-  list(APPEND compile -DMINIMAMBA_COMPILED_KERNELS -DMINIMAMBA_COMPILED_FILES)
+  list(APPEND compile ${declared})
   set(text "")
   foreach(header IN ITEMS ${ARGN})
     string(APPEND text "#include <minimamba/${header}>\n")
@@ -69,16 +71,20 @@ endfunction()
 # No name of ours is in the way of one of the standard library's, where both are used unqualified.
 function(check_unqualified)
   write_all_headers(${work}/all.hpp)
-  run(${compile} -fsyntax-only "-DALL_HEADERS=\"${work}/all.hpp\"" ${here}/unqualified.cpp)
+  run(${compile} ${declared} -fsyntax-only "-DALL_HEADERS=\"${work}/all.hpp\"" ${here}/unqualified.cpp)
 endfunction()
 
 # Flags that give up reproducible bits and tests for NaN are refused by every header, once, in words.
 function(check_fast_math)
   foreach(header IN ITEMS minimamba/minimamba.hpp minimamba/core/view.hpp)
     file(WRITE ${work}/unit.cpp "#include <${header}>\n#include <minimamba/core/version.hpp>\n")
-    run(${compile} -O3 -fsyntax-only unit.cpp)
-    foreach(flag IN ITEMS -ffast-math -Ofast -ffinite-math-only)
-      try_to(${compile} ${flag} -fsyntax-only unit.cpp)
+    run(${compile} ${declared} -O3 -fsyntax-only unit.cpp)
+    set(flags -ffast-math -Ofast -ffinite-math-only)
+    if(header STREQUAL "minimamba/minimamba.hpp")  # of the flags, one is enough
+      set(flags -ffast-math)
+    endif()
+    foreach(flag IN LISTS flags)
+      try_to(${compile} ${declared} ${flag} -fsyntax-only unit.cpp)
       string(REGEX MATCHALL "error: [^\n]*minimamba cannot be compiled with -ffast-math" complaints "${complaint}")
       list(LENGTH complaints count)
       if(result EQUAL 0 OR NOT count EQUAL 1)
@@ -213,6 +219,7 @@ endfunction()
 
 # Results of a card that are read in place are refused: they must be copied first.
 function(check_device)
+  precompile(cuda.hpp)
   set(words "are in the memory of another device: read row\\(i\\) of model.backend\\(\\).to_host\\(logits\\)")
   expect_words(device.cpp 1 "${words}" "${words}" "${words}")
 endfunction()
@@ -266,7 +273,7 @@ function(check_instruction_sets)
   set(flags_of_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma)
   set(units "")
   foreach(unit IN ITEMS plain avx2 avx512)
-    run(${compile} -O2 ${flags_of_${unit}} -DUNIT=${unit} -c ${here}/isa_unit.cpp -o ${unit}.o)
+    run(${compile} -O1 ${flags_of_${unit}} -DUNIT=${unit} -c ${here}/isa_unit.cpp -o ${unit}.o)
     run_units(${unit})
     if(ran)
       list(APPEND units ${unit})
