@@ -4,6 +4,6 @@
 
 namespace support {
 
-INSTANTIATE_TYPED_TEST_SUITE_P(SSD, Golden, SsdKinds, KindNames);
+INSTANTIATE_TYPED_TEST_SUITE_P(SSD, Golden, SsdKindsOf<GoldenKinds>::Type, KindNames);
 
 }  // namespace support

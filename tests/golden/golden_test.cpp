@@ -3,6 +3,6 @@
 
 namespace support {
 
-INSTANTIATE_TYPED_TEST_SUITE_P(S6, Golden, KernelKinds, KindNames);
+INSTANTIATE_TYPED_TEST_SUITE_P(S6, Golden, GoldenKinds, KindNames);
 
 }  // namespace support

@@ -27,6 +27,21 @@
   F(STORAGE, minimamba::Mamba<double, minimamba::ReferenceBackend>); \
   F(STORAGE, minimamba::Mamba<double, minimamba::ReferenceBackend, minimamba::q8>)
 
+/// The kernels of the reference, with which much is compared: it is slow unless it is optimised.
+#define SUPPORT_REFERENCE_MATMUL(STORAGE, Scalar, W)                    \
+  STORAGE template void minimamba::ReferenceBackend<Scalar>::matmul<W>( \
+      minimamba::View<const Scalar>, const minimamba::HostMatrix<W>&, minimamba::View<Scalar>) const
+#define SUPPORT_REFERENCE_KERNELS(STORAGE, Scalar)                \
+  STORAGE template class minimamba::detail::ReferenceSsd<Scalar>; \
+  STORAGE template class minimamba::ReferenceBackend<Scalar>;     \
+  SUPPORT_REFERENCE_MATMUL(STORAGE, Scalar, Scalar);              \
+  SUPPORT_REFERENCE_MATMUL(STORAGE, Scalar, minimamba::bf16);     \
+  SUPPORT_REFERENCE_MATMUL(STORAGE, Scalar, minimamba::f16);      \
+  SUPPORT_REFERENCE_MATMUL(STORAGE, Scalar, minimamba::q8);       \
+  SUPPORT_REFERENCE_MATMUL(STORAGE, Scalar, minimamba::q4)
+
+SUPPORT_REFERENCE_KERNELS(extern, float);
+SUPPORT_REFERENCE_KERNELS(extern, double);
 SUPPORT_NATIVE_MODELS(SUPPORT_MODEL, extern);
 SUPPORT_EIGEN_MODELS(SUPPORT_MODEL, extern);
 SUPPORT_REFERENCE_MODELS(SUPPORT_MODEL, extern);

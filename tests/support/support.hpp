@@ -112,7 +112,7 @@ using KernelKinds = Kinds;
 #elif defined(MINIMAMBA_TEST_FEW_KINDS)  // for a second compiler, and for sanitizers and emulation, which take long
 using Kinds = testing::Types<Kind<double, minimamba::ReferenceBackend>, Kind<float, minimamba::EigenBackend>,
                              Kind<float, minimamba::NativeBackend>>;
-#if defined(__aarch64__)                 // where compilers fuse products and sums unless they are told not to
+#if defined(__aarch64__) || defined(__FMA__)  // where compilers fuse products and sums unless they are told not to
 using KernelKinds = testing::Types<Kind<double, minimamba::ReferenceBackend>, Kind<float, minimamba::EigenBackend>,
                                    Kind<float, minimamba::NativeBackend>, Kind<float, PortableBackend>>;
 #else
