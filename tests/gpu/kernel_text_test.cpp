@@ -35,8 +35,8 @@ TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
         sizeof(gpu::text::state_sums), sizeof(gpu::text::scan_one), sizeof(gpu::text::scan), sizeof(gpu::text::ssd),
         sizeof(gpu::text::ssd_scan), sizeof(gpu::text::formats), sizeof(gpu::text::tf32),
         sizeof(gpu::text::products_tf32), sizeof(gpu::text::products_fma), sizeof(gpu::text::activations),
-        sizeof(gpu::text::mma), sizeof(gpu::text::products_mma), sizeof(gpu::text::products_wide),
-        sizeof(gpu::text::products_double)}) {
+        sizeof(gpu::text::mma), sizeof(gpu::text::products_mma), sizeof(gpu::text::wgmma),
+        sizeof(gpu::text::products_wide), sizeof(gpu::text::products_some), sizeof(gpu::text::products_double)}) {
     EXPECT_LT(size, 16U << 10);
   }
 }

@@ -461,6 +461,9 @@ class CudaBackend {
     constexpr std::size_t format = gpu::Layout<W>::index - gpu::Layout<bf16>::index;
     constexpr bool narrow = std::is_same_v<X, bf16>;
     gpu::Inputs inputs{gpu::address(x.data()), 0, 0, stride(x), rows(x), narrow};
+    if (const auto kernel = gpu::some_kernel(*device_, inputs, weight.weights())) {
+      return gpu::multiply_some(*device_, inputs, weight.weights(), y, *kernel);
+    }
     if (gpu::is_wide(*device_, inputs, weight.weights())) {
       return gpu::multiply_wide(*device_, inputs, weight.weights(), y);
     }

@@ -86,8 +86,14 @@ inline constexpr char mma[] =
 inline constexpr char products_mma[] =
 #include "minimamba/backend/cuda/products_mma.cuh"
     ;
+inline constexpr char wgmma[] =
+#include "minimamba/backend/cuda/wgmma.cuh"
+    ;
 inline constexpr char products_wide[] =
 #include "minimamba/backend/cuda/products_wide.cuh"
+    ;
+inline constexpr char products_some[] =
+#include "minimamba/backend/cuda/products_some.cuh"
     ;
 inline constexpr char products_double[] =
 #include "minimamba/backend/cuda/products_double.cuh"
@@ -106,6 +112,7 @@ inline constexpr char decode[] =
 inline std::string text_of(Program program) {
   const auto joined = [](auto... parts) { return (std::string() + ... + parts); };
   constexpr const char* in_double = "#define MINIMAMBA_DOUBLE\n";
+  constexpr const char* functions_alone = "#define MINIMAMBA_DECODE\n";
   const auto decode = [&](const char* formats) {  // of all matrices but x_proj, and of x_proj
     return joined("#define MINIMAMBA_DECODE ", formats, "\n", text::common, text::mixer_layers, text::layers,
                   text::state_sums, text::scan_one, text::formats, text::tf32, text::products_tf32, text::activations,
@@ -131,7 +138,8 @@ inline std::string text_of(Program program) {
     case Program::products_mma:
       return joined(text::common, text::formats, text::activations, text::mma, text::products_mma);
     case Program::products_wide:
-      return joined(text::common, text::formats, text::products_wide);
+      return joined(functions_alone, text::common, text::formats, text::activations, text::mma, text::wgmma,
+                    text::products_wide, text::products_some);
     case Program::decode_f32:
       return decode("F32Units, F32Units");
     case Program::decode_f16:

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -248,8 +249,8 @@ inline std::size_t wide_kernel(const Device& device, std::size_t rows, std::size
 inline bool is_wide(const Device& device, const Inputs& x, const Weights& weight) {
   const bool fits = x.values % 16 == 0 && x.stride % 8 == 0 && weight.rows > 0 && weight.cols > 0;
   const std::size_t tiles = (x.rows + std::size_t{31}) / 32 * ((weight.rows + std::size_t{63}) / 64);
-  return device.has(Program::products_wide) && x.narrow != 0 && fits && x.rows > 16 &&
-         (x.rows > 256 || tiles >= device.processors() / 3);
+  return device.has(Program::products_wide) && x.narrow != 0 && fits && x.rows > 8 &&
+         (x.rows > 256 || tiles >= device.processors() / 4);
 }
 template <class Y>
 void multiply_wide(const Device& device, const Inputs& x, const Weights& weight, View<Y> y) {
@@ -263,6 +264,27 @@ void multiply_wide(const Device& device, const Inputs& x, const Weights& weight,
       device.tensor_map(x.values, 2, rows, weight.cols, x.stride * 2, tile.rows),
       device.tensor_map(weight.data, 8, panels, row_bytes / 8, row_bytes, tile.outputs / 16), x.rows, weight,
       output_to(y));
+}
+
+/// The kernels of products_wide for few rows.
+template <class Y>
+void multiply_some(const Device& device, const Inputs& x, const Weights& weight, View<Y> y, std::size_t number) {
+  const SomeTile& tile = some_tiles[number];
+  device.launch(Program::products_wide, wide_tiles.size() + number,
+                {(y.cols() + 15) / 16, (y.rows() + tile.rows - 1) / tile.rows},
+                product_block(y, 3, x.values, x.values + (y.rows() * x.stride + weight.cols) * 2, 256, tile.shared()),
+                x, weight, output_to(y));
+}
+/// Which of them, if one is likely to be the fastest: there is place for about a block on each multiprocessor.
+inline std::optional<std::size_t> some_kernel(const Device& device, const Inputs& x, const Weights& weight) {
+  const bool fits = x.values % 16 == 0 && x.stride % 8 == 0 && weight.rows > 0 && weight.cols > 64;
+  if (!device.has(Program::products_wide) || x.narrow == 0 || !fits || x.rows < 2 || x.rows > 128) return std::nullopt;
+  for (std::size_t i = 0; i < some_tiles.size(); ++i) {
+    const std::size_t rows = some_tiles[i].rows;
+    if (rows > 8 && x.rows <= rows / 2) break;
+    if ((weight.rows + std::size_t{15}) / 16 * ((x.rows + rows - 1) / rows) <= device.processors()) return i;
+  }
+  return std::nullopt;
 }
 
 template <class W>

@@ -80,15 +80,15 @@ inline constexpr std::array layer_kernels = {"add",
                                              "embed_q4"};
 
 static_assert(layer_kernels.size() == first_of_formats + 18);
-/// Kernels of Program::layers_bf16: those before fill, and two of its own.
+/// Kernels of Program::layers_bf16: those before fill, and some of its own.
+inline constexpr std::size_t rms_norm_of_activations = fill, causal_conv1d_of_pairs = fill + 1;
 inline constexpr auto bf16_layer_kernels = [] {
-  std::array<const char*, fill + 2> names{};
+  std::array<const char*, causal_conv1d_of_pairs + 1> names{};
   std::copy_n(layer_kernels.begin(), fill, names.begin());
-  names[fill] = "rms_norm_of_activations";
-  names[fill + 1] = "causal_conv1d_of_pairs";
+  names[rms_norm_of_activations] = "rms_norm_of_activations";
+  names[causal_conv1d_of_pairs] = "causal_conv1d_of_pairs";
   return names;
 }();
-inline constexpr std::size_t rms_norm_of_activations = fill, causal_conv1d_of_pairs = fill + 1;
 
 /// Kernels of Program::ssd and ssd_double.
 enum SsdKernel : std::size_t {
@@ -169,12 +169,28 @@ struct WideTile {
   }
 };
 inline constexpr std::array wide_kernels = {"multiply_bf16_wide_256", "multiply_bf16_wide_128", "multiply_bf16_wide_64",
-                                            "multiply_bf16_wide_32"};
+                                            "multiply_bf16_wide_32",  "multiply_bf16_some_8",   "multiply_bf16_some_16",
+                                            "multiply_bf16_some_32"};
 inline constexpr std::array<WideTile, 4> wide_tiles = {{{128, 256, 384, 3, 1600, 3000},
-                                                        {128, 128, 288, 4, 920, 1500},
+                                                        {128, 128, 384, 4, 920, 1500},
                                                         {64, 64, 160, 8, 370, 900},
                                                         {64, 32, 160, 8, 250, 600}}};
-constexpr unsigned wide_shared_memory(std::size_t kernel) { return wide_tiles[kernel].shared(); }
+/// And others for few rows: blocks of 16 outputs and so many rows, whose warps copy so many stages ahead. The result is
+/// [2 turns][8 warps][16 outputs][pitch].
+struct SomeTile {
+  std::size_t rows;
+  unsigned stages;
+
+  constexpr unsigned shared() const {
+    const std::size_t pitch = rows == 8 ? 8 : rows + 8;
+    return static_cast<unsigned>(8 * stages * (2048 + rows * 128) + 2 * 8 * 16 * pitch * 4);
+  }
+};
+inline constexpr std::array<SomeTile, 3> some_tiles = {{{8, 4}, {16, 4}, {32, 3}}};
+static_assert(wide_kernels.size() == wide_tiles.size() + some_tiles.size());
+constexpr unsigned wide_shared_memory(std::size_t kernel) {
+  return kernel < wide_tiles.size() ? wide_tiles[kernel].shared() : some_tiles[kernel - wide_tiles.size()].shared();
+}
 
 /// Kernels of Program::products_double: one for each format, and the rounding of activations.
 inline constexpr std::array double_kernels = {"multiply_f64", "multiply_f32", "multiply_f16", "multiply_bf16",

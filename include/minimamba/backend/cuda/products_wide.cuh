@@ -4,86 +4,13 @@ R"cuda(
 // mma.m16n8k16, so these kernels follow the arithmetic of products_mma.cuh: slices of 64 values, each summed from zero,
 // are added in their order.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// A tensor and the size of its boxes: made by the driver.
-struct __align__(64) TensorMap {
-  u8 bytes[128];
-};
-__device__ inline u32 shared_address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
-__device__ inline void make_barrier(u64* barrier, u32 count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-__device__ inline void arrive(u64* barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ inline void wait_for(u64* barrier, u32 parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@done bra over;\nbra again;\nover:\n}" ::"r"(
-          shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
-// A box is copied to shared memory, with zeros beyond the edges of the tensor. A barrier waits for so many bytes.
-__device__ inline void expect_bytes(u64* barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-}
-__device__ inline void copy_box(void* shared, const TensorMap& from, u32 col, u32 row, u64* barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-          shared_address(shared)),
-      "l"(&from), "r"(col), "r"(row), "r"(shared_address(barrier))
-      : "memory");
-}
-// Threads of a warpgroup wait for each other.
-__device__ inline void meet_warpgroup(u32 warpgroup) {
-  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
-}
-__device__ inline void begin_wgmma() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void end_wgmma() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-
-// Sums of 64 outputs of WIDTH rows: those of a lane.
-template <int WIDTH>
-struct Sums {
-  float at[WIDTH / 2];
-  // Waits until at most PENDING groups of instructions go on, of which none uses these sums.
-  template <int PENDING>
-  __device__ void wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-#pragma unroll
-    for (int i = 0; i < WIDTH / 2; ++i) asm volatile("" : "+f"(at[i])::"memory");
-  }
-};
-#define MINIMAMBA_SUMS_OF_8(s, i)                                                                             \
-  "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), \
-      "+f"(s[i + 7])
-// sums = (keep ? sums : 0) + a b for 16 values
-__device__ inline void multiply_wide(Sums<64>& sums, const uint4& a, u64 b, u32 keep) {
-  asm volatile(
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-      "%30,%31}, {%32,%33,%34,%35}, %36, keep, 1, 1, 0;\n}"
-      : MINIMAMBA_SUMS_OF_8(sums.at, 0), MINIMAMBA_SUMS_OF_8(sums.at, 8), MINIMAMBA_SUMS_OF_8(sums.at, 16),
-        MINIMAMBA_SUMS_OF_8(sums.at, 24)
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(keep));
-}
-__device__ inline void multiply_wide(Sums<32>& sums, const uint4& a, u64 b, u32 keep) {
-  asm volatile(
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, %21, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, keep, 1, 1, 0;\n}"
-      : MINIMAMBA_SUMS_OF_8(sums.at, 0), MINIMAMBA_SUMS_OF_8(sums.at, 8)
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(keep));
-}
-
 // 64 WARPGROUPS outputs of PARTS * WIDTH rows of x are a tile. One warp more copies what the others multiply. Blocks
 // take tiles in turns. BUFFERS: sums that a warpgroup has under way.
 template <int WARPGROUPS, int PARTS, int WIDTH, int STAGES, int BUFFERS>
 struct Wide {
   static constexpr u32 outputs = 64 * WARPGROUPS, rows = PARTS * WIDTH;
-  // Tiles of 256 rows need more registers than all threads can have: a warpgroup that copies gives some away.
-  static constexpr bool moves_registers = rows == 256;
+  // High tiles need more registers than all threads can have: a warpgroup that copies gives some away.
+  static constexpr bool moves_registers = rows >= 128;
   static constexpr u32 threads = 128 * WARPGROUPS + (moves_registers ? 128 : 32);
   static constexpr u32 weight_bytes = outputs * 128, stage_bytes = weight_bytes + rows * 128;  // of a slice
   static constexpr u32 narrow_pitch = 144, pitch = 272;         // bytes of a row of results
@@ -118,16 +45,19 @@ struct Wide {
 
   __device__ void run() const {
     if (threadIdx.x == 0) {
-      for (u32 i = 0; i < STAGES; ++i) make_barrier(&barriers.full[i], 1), make_barrier(&barriers.empty[i], WARPGROUPS);
+      for (u32 i = 0; i < STAGES; ++i) {
+        make_barrier(&barriers.full[i], 1);
+        make_barrier(&barriers.empty[i], 4 * WARPGROUPS);  // every warp says that it has read a stage
+      }
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
     if (threadIdx.x < 128 * WARPGROUPS) {
-      if (moves_registers) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+      if (moves_registers) asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
       wait_for_inputs();
       multiply_all(threadIdx.x / 128, threadIdx.x % 128);
     } else {
-      if (moves_registers) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+      if (moves_registers) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
       if (threadIdx.x == 128 * WARPGROUPS) copy_all();
     }
   }
@@ -167,14 +97,20 @@ struct Wide {
       for (u32 i = 0; i < WIDTH / 2; ++i) of[part].at[i] += sums.at[i];
     }
   };
-  __device__ void multiply_slice(Totals& totals, u32 stage_number, u32 warpgroup, u32 thread) const {
-    const u8* const stage = shared + stage_number * stage_bytes;
-    const uint4* const weights = (const uint4*)(stage + (warpgroup * 4 + thread / 32) * 2048) + thread % 32;
-    uint4 a[4];
+  __device__ const u8* stage_at(u32 number) const { return shared + number * stage_bytes; }
+  __device__ void read_weights(uint4 (&a)[4], u32 stage, u32 warpgroup, u32 thread) const {
+    const uint4* const weights = (const uint4*)(stage_at(stage) + (warpgroup * 4 + thread / 32) * 2048) + thread % 32;
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) a[i] = weights[i * 32];
-    constexpr u64 layout = (u64)1 << 62 | (u64)64 << 32 | (u64)1 << 16;  // 8 rows of 128 bytes follow one another
-    const u64 inputs = layout | (shared_address(stage + weight_bytes) & 0x3FFFF) >> 4;
+  }
+  __device__ u64 inputs_at(u32 stage) const {  // 8 rows of 128 bytes follow one another
+    constexpr u64 layout = (u64)1 << 62 | (u64)64 << 32 | (u64)1 << 16;
+    return layout | (shared_address(stage_at(stage) + weight_bytes) & 0x3FFFF) >> 4;
+  }
+  __device__ void multiply_slice(Totals& totals, u32 stage_number, u32 warpgroup, u32 thread) const {
+    uint4 a[4];
+    read_weights(a, stage_number, warpgroup, thread);
+    const u64 inputs = inputs_at(stage_number);
     Sums<WIDTH> sums[BUFFERS];
 #pragma unroll
     for (u32 part = 0; part < PARTS; ++part) {
@@ -191,7 +127,46 @@ struct Wide {
       sums[(PARTS + 1) % 2].template wait<0>();
       totals.add(PARTS - 1, sums[(PARTS + 1) % 2]);
     }
-    if (thread == 0) arrive(&barriers.empty[stage_number]);
+    if (thread % 32 == 0) arrive(&barriers.empty[stage_number]);
+  }
+  // Tiles of one part: a slice is multiplied while the one before is added.
+  struct Slice {
+    uint4 a[4];
+    Sums<WIDTH> sums;
+  };
+  __device__ void begin_slice(Slice& slice, const Turn& turn, u32 warpgroup, u32 thread) const {
+    wait_for(&barriers.full[turn.stage], turn.parity);
+    read_weights(slice.a, turn.stage, warpgroup, thread);
+    const u64 inputs = inputs_at(turn.stage);
+    begin_wgmma();
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) multiply_wide(slice.sums, slice.a[i], inputs + i * 2, i);
+    end_wgmma();
+  }
+  template <int PENDING>
+  __device__ void end_slice(Totals& totals, Slice& slice, u32 stage, u32 thread) const {
+    slice.sums.template wait<PENDING>();
+    totals.add(0, slice.sums);
+    if (thread % 32 == 0) arrive(&barriers.empty[stage]);
+  }
+  __device__ void multiply_slices(Totals& totals, Turn& turn, u32 warpgroup, u32 thread) const {
+    Slice even, odd;
+    u32 before = turn.stage;
+    begin_slice(even, turn, warpgroup, thread);
+    turn.next();
+#pragma unroll 1
+    for (u32 left = slices() - 1;; left -= 2) {
+      if (left == 0) return end_slice<0>(totals, even, before, thread);
+      const u32 middle = turn.stage;
+      begin_slice(odd, turn, warpgroup, thread);
+      turn.next();
+      end_slice<1>(totals, even, before, thread);
+      if (left == 1) return end_slice<0>(totals, odd, middle, thread);
+      before = turn.stage;
+      begin_slice(even, turn, warpgroup, thread);
+      turn.next();
+      end_slice<1>(totals, odd, middle, thread);
+    }
   }
   __device__ void multiply_all(u32 warpgroup, u32 thread) const {
     Turn turn;
@@ -202,9 +177,13 @@ struct Wide {
 #pragma unroll
         for (u32 i = 0; i < WIDTH / 2; ++i) totals.of[part].at[i] = 0;
       }
-      for (u32 slice = 0; slice < slices(); ++slice, turn.next()) {
-        wait_for(&barriers.full[turn.stage], turn.parity);
-        multiply_slice(totals, turn.stage, warpgroup, thread);
+      if constexpr (PARTS == 1) {
+        multiply_slices(totals, turn, warpgroup, thread);
+      } else {
+        for (u32 slice = 0; slice < slices(); ++slice, turn.next()) {
+          wait_for(&barriers.full[turn.stage], turn.parity);
+          multiply_slice(totals, turn.stage, warpgroup, thread);
+        }
       }
       store(totals, tile, warpgroup, thread);
     }
@@ -295,7 +274,7 @@ struct Wide {
 };
 
 #define WIDE(NAME, BLOCKS, WARPGROUPS, PARTS, WIDTH, STAGES, BUFFERS)                                           \
-  extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + (PARTS * WIDTH == 256 ? 128 : 32), BLOCKS)    \
+  extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + (PARTS * WIDTH >= 128 ? 128 : 32), BLOCKS)    \
       multiply_bf16_wide_##NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights, \
                                 u32 x_rows, Weights w, const __grid_constant__ Output output) {                 \
     extern __shared__ __align__(16) u8 dynamic[];                                                               \
@@ -308,7 +287,7 @@ struct Wide {
   }
 WIDE(256, 1, 2, 4, 64, 3, 2)
 WIDE(128, 1, 2, 2, 64, 4, 2)
-WIDE(64, 1, 1, 1, 64, 8, 1)
-WIDE(32, 1, 1, 1, 32, 8, 1)
+WIDE(64, 1, 1, 1, 64, 8, 2)
+WIDE(32, 1, 1, 1, 32, 8, 2)
 #endif
 )cuda"

@@ -51,6 +51,28 @@ __device__ inline Scalar scan_output(Scalar d, Scalar u, Scalar sum, Scalar gate
 }
 
 #ifndef MINIMAMBA_DECODE  // which shares what is above alone
+// Four neighbours of a row, which begins at a multiple of 16 bytes if `whole`; zeros beyond the last.
+__device__ inline void read_four(Scalar (&to)[4], const Scalar* row, u32 first, u32 count, bool whole) {
+  if (whole && first + 4 <= count) return read_run(to, row + first);
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) to[i] = first + i < count ? row[first + i] : Scalar(0);
+}
+__device__ inline void write_four(const Scalar (&from)[4], Scalar* row, u32 first, u32 count, bool whole) {
+  if (whole && first + 4 <= count) {
+    Scalar* const run = (Scalar*)__builtin_assume_aligned(row + first, 16);
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) run[i] = from[i];
+    return;
+  }
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) {
+    if (first + i < count) row[first + i] = from[i];
+  }
+}
+__device__ inline bool states_are_whole(const ScanArguments& p) {
+  return ((((u64)p.h | (u64)p.a) & 15) | (p.states | p.slot_stride) % 4) == 0;
+}
+
 // Segments of one token, with up to 16 states: 4 lanes for each channel, and no tiles.
 extern "C" __global__ void __launch_bounds__(128)
     scan_one(const __grid_constant__ ScanArguments p, const Segment* segments) {
@@ -61,7 +83,11 @@ extern "C" __global__ void __launch_bounds__(128)
   Scalar* const state = p.h + segment.slot * p.slot_stride + (u64)e * p.states;
   const u64 row = segment.first;
   States<4> of;
-  of.read(state, p.a + (u64)e * p.states, lane * 4, count);
+  const bool whole = states_are_whole(p);
+  read_four(of.h, state, lane * 4, count, whole);
+  read_four(of.a, p.a + (u64)e * p.states, lane * 4, count, whole);
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) of.a[i] *= decay_scale(Scalar(0));
   const Scalar u = p.u[row * p.u_stride + e], z = p.z[row * p.z_stride + e], d = p.d[e];
   const Scalar delta = p.delta[row * p.delta_stride + e], bias = p.delta_bias[e];
   Scalar b[4], c[4];
@@ -74,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(128)
   const Scalar step = softplus(delta + bias);
   Scalar sum = of.advance(step, step * u, b, c);
   for (int other = 1; other < 4; other *= 2) sum += __shfl_xor_sync(every_lane, sum, other);
-  of.write(state, lane * 4, count);
+  write_four(of.h, state, lane * 4, count, whole);
   if (lane == 0 && own < p.channels) p.y[row * p.y_stride + own] = scan_output(d, u, sum, silu(z));
 }
 #endif
