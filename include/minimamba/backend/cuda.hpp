@@ -22,6 +22,7 @@
 #include "minimamba/backend/cuda/decoding.hpp"
 #include "minimamba/backend/cuda/launches.hpp"
 #include "minimamba/backend/cuda/memory.hpp"
+#include "minimamba/backend/cuda/product_launches.hpp"
 
 #include "minimamba/core/isa.hpp"
 
