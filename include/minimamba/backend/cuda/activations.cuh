@@ -20,12 +20,24 @@ struct Quantised {
   signed char whole;
 
   __device__ explicit Quantised(float value) {
-    const bool bad = __any_sync(every_lane, !(fabsf(value) <= 3.4028234663852886e38f));
-    float largest = fabsf(value);
-    for (int other = 16; other > 0; other /= 2) largest = fmaxf(largest, __shfl_xor_sync(every_lane, largest, other));
-    scale = bad ? __int_as_float(0x7FC00000) : largest / 127.0f;
-    const float inverse = scale > 1e-36f ? 1.0f / scale : 0.0f;
-    whole = (signed char)(int)(bad ? 0.0f : rintf(fminf(fmaxf(value * inverse, -127.0f), 127.0f)));
+    const Scale of_block(largest_of(value));
+    scale = of_block.scale;
+    whole = rounded(value, of_block.inverse);
+  }
+
+  // Bits of the largest absolute value: these are in the order of the values, and what is not finite comes last.
+  __device__ static u32 largest_of(float value) { return __reduce_max_sync(every_lane, __float_as_uint(fabsf(value))); }
+  // The inverse is no number if a value is not finite.
+  struct Scale {
+    float scale, inverse;
+    __device__ explicit Scale(u32 largest) {
+      scale = largest > 0x7F7FFFFFu ? __int_as_float(0x7FC00000) : __uint_as_float(largest) / 127.0f;
+      inverse = scale <= 1e-36f ? 0.0f : 1.0f / scale;
+    }
+  };
+  __device__ static signed char rounded(float value, float inverse) {
+    const bool bad = !(inverse == inverse);
+    return (signed char)(int)(bad ? 0.0f : rintf(fminf(fmaxf(value * inverse, -127.0f), 127.0f)));
   }
 };
 

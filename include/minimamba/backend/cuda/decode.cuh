@@ -1,6 +1,6 @@
 R"cuda(
 // One token of one sequence through a whole model of S6, by a grid that fills the card once, so that all of its blocks
-// run at the same time. Sixteen warps of a block compute. One thread has the block's weights copied to shared memory,
+// run at the same time. Fifteen warps of a block compute. One thread has the block's weights copied to shared memory,
 // layer after layer: weights depend on no activation, so they come while the others wait for other blocks.
 //
 // A layer has four phases, each of which needs results of all blocks: norm, in_proj and convolution; x_proj; dt_proj
@@ -10,36 +10,38 @@ struct Decoder {
   const DecodeArguments& p;
   u8* const shared;
   Ring ring;
-  const Share in_share, x_share, dt_share, out_share, head_share;
-  const u32 selection, slot;
+  const u32 slot;
   u32 rounds = 0, turn = 0;
 
-  static const u32 partial_at = 1024, layers_at = partial_at + 8 * partial_floats;
-  static const u32 deltas_at = layers_at + 2 * sizeof(DecodeLayer), bc_at = deltas_at + 256, zeros_at = bc_at + 128;
+  static const u32 shares_at = 960, partial_at = 1024, layers_at = partial_at + 8 * partial_floats;
+  static const u32 bc_at = layers_at + 2 * sizeof(DecodeLayer), zeros_at = bc_at + 128;
 
   __device__ Decoder(const DecodeArguments& arguments, u8* memory)
-      : p(arguments),
-        shared(memory),
-        in_share(p.jobs[0].share(W::outputs)),
-        x_share(p.jobs[1].share(S::outputs)),
-        dt_share(p.jobs[2].share(W::outputs)),
-        out_share(p.jobs[3].share(W::outputs)),
-        head_share(p.jobs[4].share(W::outputs)),
-        selection(p.rank + 2 * p.states),
-        slot(p.segments->slot) {
+      : p(arguments), shared(memory), slot(p.segments->slot) {
     ring.slots = shared + p.ring_at, ring.slot_bytes = p.slot_bytes, ring.count = p.slots;
-    ring.full = (u64*)shared, ring.empty = ring.full + 64;
+    ring.full = (u64*)shared, ring.empty = ring.full + max_slots;
   }
+  // Before the others use it: the work of one thread.
+  __device__ void begin() const {
+    for (u32 i = 0; i < p.slots; ++i) {
+      make_barrier(ring.full + i, 1);
+      make_barrier(ring.empty + i, 1);
+    }
+    for (u32 i = 0; i < 5; ++i) shares()[i] = i == 1 ? p.jobs[i].share(S::outputs) : p.jobs[i].share(W::outputs);
+  }
+  // Of in_proj, x_proj, dt_proj, out_proj and the head.
+  __device__ Share* shares() const { return (Share*)(shared + shares_at); }
+  __device__ Share share(u32 i) const { return shares()[i]; }
+  __device__ u32 selection() const { return p.rank + 2 * p.states; }
   __device__ float* x() const { return (float*)(shared + p.x_at); }
   __device__ float* norm_weight() const { return (float*)(shared + p.norm_at); }
   __device__ u8* operand() const { return shared + p.operand_at; }
   __device__ u8* zeros() const { return shared + zeros_at; }
-  __device__ float* deltas() const { return (float*)(shared + deltas_at); }
   __device__ float* b_and_c() const { return (float*)(shared + bc_at); }
   __device__ DecodeLayer* layer_copy(u32 layer) const { return (DecodeLayer*)(shared + layers_at) + layer % 2; }
   // Where blocks exchange what a layer computes.
   __device__ u64* exchange_of(u32 layer) const {
-    return p.exchange + layer % 2 * (u64)(p.width + 3 * p.channels + (selection + 1) / 2 * 2);
+    return p.exchange + layer % 2 * (u64)(p.width + 3 * p.channels + (selection() + 1) / 2 * 2);
   }
   __device__ u64* x_of(u32 layer) const { return exchange_of(layer); }
   __device__ u64* u_of(u32 layer) const { return x_of(layer) + p.width; }
@@ -47,14 +49,16 @@ struct Decoder {
   __device__ u64* y_of(u32 layer) const { return z_of(layer) + p.channels; }
   __device__ u64* selected_of(u32 layer) const { return y_of(layer) + p.channels; }
   __device__ u32 tag_of(u32 layer) const { return p.tag + layer; }
-  __device__ Job<W> in_part(const u8* data) const { return {data, p.jobs[0], in_share}; }
-  __device__ Job<S> x_part(const u8* data) const { return {data, p.jobs[1], x_share}; }
-  __device__ Job<W> dt_part(const u8* data) const { return {data, p.jobs[2], dt_share}; }
-  __device__ Job<W> out_part(const u8* data) const { return {data, p.jobs[3], out_share}; }
-  __device__ Job<W> head_part() const { return {p.head.data, p.jobs[4], head_share}; }
+  __device__ Job<W> in_part(const u8* data) const { return {data, p.jobs[0], share(0)}; }
+  __device__ Job<S> x_part(const u8* data) const { return {data, p.jobs[1], share(1)}; }
+  __device__ Job<W> dt_part(const u8* data) const { return {data, p.jobs[2], share(2)}; }
+  __device__ Job<W> out_part(const u8* data) const { return {data, p.jobs[3], share(3)}; }
+  __device__ Job<W> head_part() const { return {p.head.data, p.jobs[4], share(4)}; }
 
   // Has all weights copied, in the order in which they are used.
   __device__ void produce() {
+    Ring landed = ring;
+    ring.free = p.on_the_way;
     const u8* next[4];
     for (u32 i = 0; i < 4; ++i) next[i] = p.layers->matrices[i].data;
 #pragma unroll 1
@@ -62,12 +66,12 @@ struct Decoder {
       const u8* now[4];
       for (u32 i = 0; i < 4; ++i) now[i] = next[i];
       for (u32 i = 0; i < 4; ++i) next[i] = p.layers[min(l + 1, p.layer_count - 1)].matrices[i].data;
-      in_part(now[0]).feed(ring);
-      x_part(now[1]).feed(ring);
-      dt_part(now[2]).feed(ring);
-      out_part(now[3]).feed(ring);
+      in_part(now[0]).feed(ring, landed);
+      x_part(now[1]).feed(ring, landed);
+      dt_part(now[2]).feed(ring, landed);
+      out_part(now[3]).feed(ring, landed);
     }
-    head_part().feed(ring);
+    head_part().feed(ring, landed);
   }
 
   __device__ void consume() {
@@ -76,73 +80,113 @@ struct Decoder {
     wait_for_copies<0>();
     meet();
     copy_norm(layer_copy(0)->norm);
+#pragma unroll 1
     for (u32 l = 0; l < p.layer_count; ++l) {
       const DecodeLayer& layer = *layer_copy(l);
       if (l + 1 < p.layer_count) copy_layer(l + 1);
       end_copies();
       read_in(l, layer);
-      if (x_share.count) select(l, layer);
-      if (dt_share.count) scan(l, layer);
-      if (out_share.count) write_out(l, layer);
-      wait_for_copies<0>();
-      meet();
-      copy_norm(l + 1 < p.layer_count ? layer_copy(l + 1)->norm : p.norm);
+      if (share(1).count) select(l, layer);
+      if (share(2).count) scan(l, layer);
+      if (share(3).count) {
+        write_out(l, layer);
+      } else {
+        end_layer(l);
+      }
     }
     choose(head());
   }
 
+  // From here on, the next layer's pointers are there for all threads, and its norm is on the way.
+  __device__ void end_layer(u32 l) const {
+    wait_for_copies<0>();
+    meet();
+    copy_norm(l + 1 < p.layer_count ? layer_copy(l + 1)->norm : p.norm);
+  }
   __device__ void copy_layer(u32 l) const {
     const u32 piece = threadIdx.x * 16;
     if (piece < sizeof(DecodeLayer)) copy_async((u8*)layer_copy(l) + piece, (const u8*)(p.layers + l) + piece, true);
   }
   __device__ void copy_norm(const float* weight) const {
+#pragma unroll 1
     for (u32 k = threadIdx.x * 4; k < p.width; k += workers * 4) copy_async(norm_weight() + k, weight + k, true);
     end_copies();
   }
   __device__ void embed() const {
     const u32 token = (u32)*p.token;
+#pragma unroll 1
     for (u32 k = threadIdx.x; k < p.width; k += workers) x()[k] = W::Format::get(p.embedding, token, k);
     if (threadIdx.x < 32) ((u32*)zeros())[threadIdx.x] = 0;
   }
   template <class Units>
-  __device__ void finish_operand(u32 cols) const {
+  __device__ void pad(u32 cols) const {
+    if (cols % Units::values == 0) return;
     const u32 padded = (cols + Units::values - 1) / Units::values * Units::values;
+#pragma unroll 1
     for (u32 k = (cols + 1) / 2 * 2 + 2 * threadIdx.x; k < padded; k += 2 * workers) Units::put(operand(), k, 0, 0);
-    Units::finish(operand(), cols);
-    meet();
   }
   // Of x, to the operand.
   __device__ void normalise(double epsilon, Activation* to) const {
-    if (threadIdx.x < 256) {  // as many as add up the squares in every kernel
-      const RmsScale scale(x(), p.width, epsilon);
-      const float* const weight = norm_weight();
-      for (u32 k = 2 * threadIdx.x; k < p.width; k += 512) {
-        const float first = scale.of(x()[k]) * weight[k];
-        const float second = scale.of(x()[k + 1]) * weight[k + 1];
+    __shared__ double scales[2];
+    RmsScale scale;
+    const float* const weight = norm_weight();
+    if (threadIdx.x < 256) scale = RmsScale(x(), p.width, epsilon);  // as many as add up the squares in every kernel
+    if constexpr (W::in_blocks) {
+      if (threadIdx.x == 0) scales[0] = scale.scale, scales[1] = scale.half;
+      meet();
+      scale.scale = scales[0], scale.half = scales[1];
+      const u32 blocks = W::padded(p.width) / 32;
+#pragma unroll 1
+      for (u32 first = threadIdx.x / 32; first < blocks; first += workers / 32 * blocks_at_once) {
+        float values[blocks_at_once];
+#pragma unroll
+        for (u32 d = 0; d < blocks_at_once; ++d) {
+          const u32 k = first * 32 + threadIdx.x % 32 + workers * d;
+          values[d] = k < p.width ? scale.of(x()[k]) * weight[k] : 0.0f;
+          if (blockIdx.x == 0 && k < p.width) to[k] = values[d];
+        }
+        W::put_blocks(operand(), p.width, first, values);
+      }
+    } else {
+      for (u32 k = 2 * threadIdx.x; threadIdx.x < 256 && k < p.width; k += 512) {
+        const float2 two = *(const float2*)(x() + k), both = *(const float2*)(weight + k);
+        const float first = scale.of(two.x) * both.x, second = scale.of(two.y) * both.y;
         W::put(operand(), k, first, second);
         if (blockIdx.x == 0) to[k] = first, to[k + 1] = second;
       }
+      pad<W>(p.width);
     }
-    finish_operand<W>(p.width);
+    meet();
   }
   template <class Units>
   __device__ void receive_operand(const u64* from, u32 cols, u32 tag) const {
     if (Units::late || W::late) meet();
-    receive_all(from, cols, tag, [&](u32 k, float first, float second) { Units::put(operand(), k, first, second); });
-    finish_operand<Units>(cols);
+    if constexpr (Units::in_blocks) {
+      receive_blocks(from, cols, Units::padded(cols) / 32, tag,
+                     [&](u32 first, const auto& values) { Units::put_blocks(operand(), cols, first, values); });
+    } else {
+      receive_all(from, cols, tag, [&](u32 k, float first, float second) { Units::put(operand(), k, first, second); });
+      pad<Units>(cols);
+    }
+    meet();
   }
   // prepare(j), what emit(j, result j, prepared) will need from memory, begins with `prepared` for the first round.
-  template <class Units, class Prepared, class Prepare, class Emit>
-  __device__ void multiply(const Job<Units>& job, Prepared prepared, const Prepare& prepare, const Emit& emit) {
+  // LAST: of the layer.
+  template <bool LAST, class Units, class Prepared, class Prepare, class Emit>
+  __device__ void multiply(const Job<Units>& job, u32 l, Prepared prepared, const Prepare& prepare, const Emit& emit) {
+#pragma unroll 1
     for (u32 first = 0; first < job.share.count; first += job.of.at_once) {
       const u32 j = job.output_of(first);
       if (first > 0) prepared = prepare(j);
       float* const partial = (float*)(shared + partial_at) + rounds++ % 2 * partial_floats;
       job.multiply(ring, turn, first, operand(), zeros(), partial);
-      meet();
-      const u32 outputs = min(job.of.at_once, job.share.count - first) * Units::outputs;
-      if (threadIdx.x < outputs && j < job.of.rows) {
-        emit(j, Units::result(job.total(partial), job.weights(), j, operand()), prepared);
+      if (LAST && first + job.of.at_once >= job.share.count) {
+        end_layer(l);
+      } else {
+        meet();
+      }
+      if (threadIdx.x < job.panels_of(first) * Units::outputs && j < job.of.rows) {
+        emit(j, Units::result(job.total(partial, threadIdx.x), job.weights(), j, operand()), prepared);
       }
     }
   }
@@ -162,31 +206,34 @@ struct Decoder {
     }
     __device__ float output(float input) {
       inputs[3] = input;
-      for (u32 i = 0; i < 3; ++i) window[i] = inputs[i + 1];
       return conv1d_output(bias, weight, inputs);
+    }
+    __device__ void slide() const {
+      for (u32 i = 0; i < 3; ++i) window[i] = inputs[i + 1];
     }
   };
   __device__ void read_in(u32 l, const DecodeLayer& layer) {
-    if (!in_share.count && !out_share.count) return;
+    if (!share(0).count && !share(3).count) return;
     const u32 tag = tag_of(l);
-    const auto prepare = [&](u32 j) { return ConvInputs(layer, slot, j, j < p.channels); };
+    const auto prepare = [&](u32 j) { return ConvInputs(layer, slot, j, threadIdx.x < 256 && j < p.channels); };
     const Job<W> job = in_part(layer.matrices[0].data);
     const ConvInputs first = prepare(job.output_of(0));
     if (l > 0) receive_x(l);
-    if (!in_share.count) return;
+    if (!share(0).count) return;
     wait_for_copies<1>();
     meet();
     normalise(layer.epsilon, p.normed);
-    multiply(job, first, prepare, [&](u32 j, float value, ConvInputs& conv) {
+    multiply<false>(job, l, first, prepare, [&](u32 j, float value, ConvInputs& conv) {
       const Activation own = value;
-      p.uz[j] = own;
       if (j < p.channels) {
         const Activation u = conv.output(own);
         send(u_of(l) + j, u, tag);
         p.u[j] = u;
+        conv.slide();
       } else {
         send(z_of(l) + j - p.channels, own, tag);
       }
+      p.uz[j] = own;
     });
   }
   // What layer l - 1 has made of x.
@@ -197,7 +244,7 @@ struct Decoder {
   __device__ void select(u32 l, const DecodeLayer& layer) {
     receive_operand<S>(u_of(l), p.channels, tag_of(l));
     const auto nothing = [](u32) { return Nothing(); };
-    multiply(x_part(layer.matrices[1].data), Nothing(), nothing, [&](u32 j, float value, Nothing) {
+    multiply<false>(x_part(layer.matrices[1].data), l, Nothing(), nothing, [&](u32 j, float value, Nothing) {
       const Activation own = value;
       send(selected_of(l) + j, own, tag_of(l));
       p.selected[j] = own;
@@ -207,40 +254,33 @@ struct Decoder {
   // Four threads share a channel.
   struct Channel {
     States<4> of;
-    float d, bias, u, z;
+    float d, bias, u, gate;
     float* state;
     u32 e, count, lane;
   };
   __device__ Channel channel_of(const DecodeLayer& layer, const Job<W>& job, u32 first) const {
     Channel c;
     const u32 own = (job.share.first + first) * W::outputs + threadIdx.x / 4;
-    const bool real = threadIdx.x / 4 < min(job.of.at_once, job.share.count - first) * W::outputs && own < p.channels;
+    const bool real = threadIdx.x / 4 < job.panels_of(first) * W::outputs && own < p.channels;
     c.e = min(own, p.channels - 1), c.count = real ? p.states : 0, c.lane = threadIdx.x % 4;
     c.state = layer.h + slot * layer.h_stride + (u64)c.e * p.states;
     c.of.read(c.state, layer.a + (u64)c.e * p.states, c.lane * 4, c.count);
     c.d = layer.d[c.e], c.bias = layer.delta_bias[c.e];
-    c.u = c.z = 0;
+    c.u = c.gate = 0;
     return c;
   }
   __device__ void receive_u_and_z(u32 l, Channel& c) const {
     if (c.count == 0) return;
     const float2 both = receive_two(u_of(l) + c.e, z_of(l) + c.e, tag_of(l));
-    c.u = both.x, c.z = both.y;
+    c.u = both.x, c.gate = silu(both.y);
   }
   __device__ void scan(u32 l, const DecodeLayer& layer) {
-    const u32 tag = tag_of(l);
     const Job<W> job = dt_part(layer.matrices[2].data);
     Channel c = channel_of(layer, job, 0);
     if (W::late || S::late) meet();
     receive_u_and_z(l, c);
-    receive_all(selected_of(l), selection, tag, [&](u32 k, float first, float second) {
-      const float values[2] = {first, second};
-      for (u32 i = 0; i < 2; ++i) {
-        if (k + i >= p.rank && k + i < selection) b_and_c()[k + i - p.rank] = values[i];
-      }
-      if (k < p.rank) W::put(operand(), k, first, k + 1 < p.rank ? second : 0.0f);
-    });
-    finish_operand<W>(p.rank);
+    receive_selected(l);
+#pragma unroll 1
     for (u32 first = 0; first < job.share.count; first += job.of.at_once) {
       if (first > 0) {
         c = channel_of(layer, job, first);
@@ -249,17 +289,39 @@ struct Decoder {
       float* const partial = (float*)(shared + partial_at) + rounds++ % 2 * partial_floats;
       job.multiply(ring, turn, first, operand(), zeros(), partial);
       meet();
-      const u32 j = job.output_of(first), outputs = min(job.of.at_once, job.share.count - first) * W::outputs;
-      if (threadIdx.x < outputs && j < job.of.rows) {
-        const Activation delta = W::result(job.total(partial), job.weights(), j, operand());
-        deltas()[threadIdx.x] = delta;
-        p.delta[j] = delta;
-      }
-      meet();
-      if (threadIdx.x < 256) advance(l, c);
+      if (threadIdx.x >= 4 * channels_at_once) continue;
+      const u32 own = min(threadIdx.x / 4, job.panels_of(first) * W::outputs - 1);
+      const Activation delta = W::result(job.total(partial, own), job.weights(), c.e, operand());
+      advance(l, c, delta);
+      if (c.lane == 0 && c.count > 0) p.delta[c.e] = delta;
     }
   }
-  __device__ void advance(u32 l, Channel& c) const {
+  // dt, to the operand, and B and C.
+  __device__ void receive_selected(u32 l) const {
+    const auto put = [&](u32 k, float value) {
+      if (k >= p.rank && k < selection()) b_and_c()[k - p.rank] = value;
+    };
+    if constexpr (W::in_blocks) {
+      const u32 blocks = max(W::padded(p.rank), (selection() + 31) / 32 * 32) / 32;
+      receive_blocks(selected_of(l), selection(), blocks, tag_of(l), [&](u32 first, auto& values) {
+#pragma unroll
+        for (u32 d = 0; d < blocks_at_once; ++d) {
+          const u32 k = first * 32 + threadIdx.x % 32 + workers * d;
+          put(k, values[d]);
+          if (k >= p.rank) values[d] = 0;
+        }
+        W::put_blocks(operand(), p.rank, first, values);
+      });
+    } else {
+      receive_all(selected_of(l), selection(), tag_of(l), [&](u32 k, float first, float second) {
+        put(k, first), put(k + 1, second);
+        if (k < p.rank) W::put(operand(), k, first, k + 1 < p.rank ? second : 0.0f);
+      });
+      pad<W>(p.rank);
+    }
+    meet();
+  }
+  __device__ void advance(u32 l, Channel& c, float delta) const {
     float b[4], c_of[4];
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
@@ -267,11 +329,11 @@ struct Decoder {
       b[i] = n < p.states ? b_and_c()[n] : 0.0f;
       c_of[i] = n < p.states ? b_and_c()[p.states + n] : 0.0f;
     }
-    const float step = softplus(deltas()[threadIdx.x / 4] + c.bias);
+    const float step = softplus(delta + c.bias);
     float sum = c.of.advance(step, step * c.u, b, c_of);
     for (int other = 1; other < 4; other *= 2) sum += __shfl_xor_sync(every_lane, sum, other);
     if (c.lane == 0 && c.count > 0) {
-      const Activation y = scan_output(c.d, c.u, sum, silu(c.z));
+      const Activation y = scan_output(c.d, c.u, sum, c.gate);
       send(y_of(l) + c.e, y, tag_of(l));
       p.y[c.e] = y;
     }
@@ -281,7 +343,7 @@ struct Decoder {
   __device__ void write_out(u32 l, const DecodeLayer& layer) {
     receive_operand<W>(y_of(l), p.channels, tag_of(l));
     const auto nothing = [](u32) { return Nothing(); };
-    multiply(out_part(layer.matrices[3].data), Nothing(), nothing, [&](u32 j, float value, Nothing) {
+    multiply<true>(out_part(layer.matrices[3].data), l, Nothing(), nothing, [&](u32 j, float value, Nothing) {
       const float sum = x()[j] + value;
       send(x_of(l) + j, sum, tag_of(l));
       p.out[j] = value;
@@ -292,14 +354,15 @@ struct Decoder {
   // Returns the largest logit of those that this thread has computed.
   __device__ Candidate head() {
     Candidate largest = {-__int_as_float(0x7F800000), 0x7FFFFFFF};
-    if (!head_share.count) return largest;
+    if (!share(4).count) return largest;
     receive_x(p.layer_count);
     wait_for_copies<0>();
     meet();
+#pragma unroll 1
     for (u32 k = threadIdx.x; p.last && blockIdx.x == 0 && k < p.width; k += workers) p.last[k] = x()[k];
     normalise(p.epsilon, p.last_normed);
     const auto nothing = [](u32) { return Nothing(); };
-    multiply(head_part(), Nothing(), nothing, [&](u32 j, float value, Nothing) {
+    multiply<false>(head_part(), p.layer_count, Nothing(), nothing, [&](u32 j, float value, Nothing) {
       p.logits[j] = value;
       const Candidate own = {value == value ? value : -__int_as_float(0x7F800000), (int)j};
       if (own.before(largest)) largest = own;
@@ -318,6 +381,7 @@ struct Decoder {
     }
     if (blockIdx.x != 0) return;
     Candidate first = {-__int_as_float(0x7F800000), 0x7FFFFFFF};
+#pragma unroll 1
     for (u32 i = threadIdx.x; i < gridDim.x; i += workers) {
       const float2 both = receive_two(candidates + 2 * i, candidates + 2 * i + 1, tag);
       const Candidate other = {both.x, __float_as_int(both.y)};
@@ -345,10 +409,7 @@ extern "C" __global__ void __launch_bounds__(workers + 32, 1) decode(const __gri
   extern __shared__ __align__(128) u8 shared[];
   Decoder<MINIMAMBA_DECODE> decoder(p, shared);
   if (threadIdx.x == 0) {
-    for (u32 i = 0; i < p.slots; ++i) {
-      make_barrier(decoder.ring.full + i, 1);
-      make_barrier(decoder.ring.empty + i, 1);
-    }
+    decoder.begin();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();

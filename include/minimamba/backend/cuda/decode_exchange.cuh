@@ -1,8 +1,12 @@
 R"cuda(
 // What the kernel that reads one token is given, and how its blocks work together: see decode.cuh.
 
-static const u32 workers = 512;  // threads of a block that compute
-__device__ inline void meet() { asm volatile("bar.sync 2, 512;" ::: "memory"); }
+// Threads of a block that compute. With the warp that has weights copied they are 512, of which each may have 128
+// registers: what does not find room in registers goes to the second-level cache and back.
+static const u32 workers = 480;
+static const u32 max_slots = 60;  // places of the ring
+static const u32 channels_at_once = 64;
+__device__ inline void meet() { asm volatile("bar.sync 2, 480;" ::: "memory"); }
 
 // A value on its way from one block to the others lies beside a tag, in a word that is written and read at once: who
 // finds the tag has the value, and needs no barrier. Tags do not recur.
@@ -29,33 +33,70 @@ __device__ inline float2 receive_two(const u64* first_from, const u64* second_fr
     if (first >> 32 == tag && second >> 32 == tag) return make_float2(value_of(first), value_of(second));
   }
 }
-// `count` values, by all workers: body(k, value k, value k + 1) for every even k. Beyond the last is zero.
+// `count` values, by all workers: body(k, value k, value k + 1) for every even k. Beyond the last is zero. What is
+// there is not looked at again: that would keep the others waiting.
 template <class Body>
 __device__ inline void receive_all(const u64* from, u32 count, u32 tag, const Body& body) {
-  constexpr u32 deep = 4;
+  constexpr u32 deep = 5;
+#pragma unroll 1
   for (u32 first = 2 * threadIdx.x; first < count; first += 2 * workers * deep) {
     u64 words[deep][2];
-    bool ready;
-    Patience patience;
-    do {
-      patience.wait();
-      ready = true;
+    u32 missing = 0;
+#pragma unroll
+    for (u32 d = 0; d < deep; ++d) missing |= (first + 2 * workers * d < count) << d;
+#pragma unroll 1
+    for (Patience patience; missing; patience.wait()) {
 #pragma unroll
       for (u32 d = 0; d < deep; ++d) {
-        const u32 k = first + 2 * workers * d;
-        if (k >= count) continue;
+        if (!(missing >> d & 1)) continue;
         asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
                      : "=l"(words[d][0]), "=l"(words[d][1])
-                     : "l"(from + k)
+                     : "l"(from + first + 2 * workers * d)
                      : "memory");
-        ready = ready && words[d][0] >> 32 == tag && (k + 1 == count || words[d][1] >> 32 == tag);
       }
-    } while (!ready);
+#pragma unroll
+      for (u32 d = 0; d < deep; ++d) {
+        if (!(missing >> d & 1)) continue;
+        const bool alone = first + 2 * workers * d + 1 == count;
+        if (words[d][0] >> 32 == tag && (alone || words[d][1] >> 32 == tag)) missing ^= 1u << d;
+      }
+    }
 #pragma unroll
     for (u32 d = 0; d < deep; ++d) {
       const u32 k = first + 2 * workers * d;
       if (k < count) body(k, value_of(words[d][0]), k + 1 < count ? value_of(words[d][1]) : 0.0f);
     }
+  }
+}
+// The same in blocks of 32, of which each warp takes several at once: body(block, values), of the blocks that follow at
+// a distance of as many as there are warps. There are `blocks` in all; beyond `count` are zeros.
+static const u32 blocks_at_once = 5;
+template <class Body>
+__device__ inline void receive_blocks(const u64* from, u32 count, u32 blocks, u32 tag, const Body& body) {
+  constexpr u32 deep = blocks_at_once, apart = workers;
+#pragma unroll 1
+  for (u32 first = threadIdx.x / 32; first < blocks; first += workers / 32 * deep) {
+    const u32 k = first * 32 + threadIdx.x % 32;
+    u64 words[deep] = {};
+    u32 missing = 0;
+#pragma unroll
+    for (u32 d = 0; d < deep; ++d) missing |= (k + apart * d < count) << d;
+#pragma unroll 1
+    for (Patience patience; missing; patience.wait()) {
+#pragma unroll
+      for (u32 d = 0; d < deep; ++d) {
+        if (missing >> d & 1) words[d] = look_at(from + k + apart * d);
+      }
+#pragma unroll
+      for (u32 d = 0; d < deep; ++d) {
+        if ((missing >> d & 1) && words[d] >> 32 == tag) missing ^= 1u << d;
+      }
+    }
+    __syncwarp();
+    float values[deep];
+#pragma unroll
+    for (u32 d = 0; d < deep; ++d) values[d] = value_of(words[d]);
+    body(first, values);
   }
 }
 
@@ -131,6 +172,7 @@ struct DecodeArguments {
   Candidate* choice;
   u32 layer_count, width, channels, rank, states, tag;
   u32 slots, slot_bytes, x_at, norm_at, operand_at, ring_at;  // the ring, and bytes in shared memory
+  u32 on_the_way, unused;                                     // tiles that are copied at the same time: see struct Ring
   DecodeJob jobs[5];                                          // of the matrices, and of the head
 };
 )cuda"

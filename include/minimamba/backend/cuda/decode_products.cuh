@@ -1,12 +1,15 @@
 R"cuda(
 // Products of the kernel that reads one token: weights come through a ring, and the arithmetic is that of the other
 // kernels.
-// Weights on their way, in tiles. One thread has them copied, far ahead of the warps that use them. Warps take tiles in
-// turn, and the number of places is a multiple of theirs, so that each place serves one warp.
+// Weights on their way, in tiles. One thread has them copied, far ahead of the warps that use them, but few at the same
+// time: what blocks exchange would wait behind them. Warps take tiles in turn. So that a warp, which looks for the
+// parity of a place, never meets that of two uses before, the number of places is that of the warps, or at least that
+// and those on the way: of the tiles up to the last that a warp has used, all but the last of these have come.
 struct Ring {
   u8* slots;
   u64 *full, *empty;
   u32 slot_bytes, count, at = 0, parity = 0;
+  u32 free = 0;  // tiles that may begin to be copied before one of those on the way has come
 
   __device__ u8* tile() const { return slots + at * slot_bytes; }
   __device__ void advance(u32 tiles) {
@@ -26,6 +29,14 @@ struct LaneInputs {
   __device__ u32 sums_after() const { return 0; }
 };
 
+// Sums of four slices of 16 outputs, as mma leaves them: row by row, `stride` apart.
+__device__ inline void store_fragment(float* partial, u32 stride, const float2 (&sums)[4], u32 lane) {
+  if (lane % 4 != 0) return;
+  float* const to = partial + lane / 4 * stride;
+  *(float4*)to = make_float4(sums[0].x, sums[1].x, sums[2].x, sums[3].x);
+  *(float4*)(to + 8 * stride) = make_float4(sums[0].y, sums[1].y, sums[2].y, sums[3].y);
+}
+
 // The formats: how the arithmetic of one row divides a matrix. A unit is a slice of a panel; a unit has `steps` steps,
 // or less at the end of a panel: steps that are not there count as zeros, which change no sum. `together` neighbours of
 // a panel are a tile, or less at its end. Inputs of a product are put in pairs into shared memory, the operand.
@@ -33,13 +44,13 @@ struct Bf16Units {
   typedef Bf16 Format;
   static const u32 outputs = 16, values = 64, steps = 4, step_bytes = 512, scale_bytes = 0, together = 4;
   static const bool late = false;  // the operand is still needed when a result is known
+  static const bool in_blocks = false;
   typedef float2 Sums;
 
   __device__ static u32 steps_of(u32 cols) { return (cols + 15) / 16; }
   __device__ static void put(u8* operand, u32 k, float first, float second) {
     ((u32*)operand)[(k / 64 * 4 + k % 8 / 2) * 8 + k % 64 / 8] = to_bf16_pair(first, second);
   }
-  __device__ static void finish(u8*, u32) {}
   typedef LaneInputs Lane;
   __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32, u32 lane) {
     return {operand, zeros, lane, 32, 128};
@@ -59,8 +70,8 @@ struct Bf16Units {
     for (u32 i = 0; i < 4; ++i) Bf16Product::add(sum, a[i], b.low(i), b.high(i), nullptr, nullptr);
     return make_float2(sum[0], sum[2]);
   }
-  __device__ static void store(float* partial, const Sums& sums, u32 lane) {
-    if (lane % 4 == 0) partial[lane / 4] = sums.x, partial[lane / 4 + 8] = sums.y;
+  __device__ static void store(float* partial, u32 stride, const Sums (&sums)[4], u32 lane) {
+    store_fragment(partial, stride, sums, lane);
   }
   __device__ static float result(float total, const Weights&, u32, const u8*) { return total; }
 };
@@ -72,14 +83,13 @@ struct Tf32Units {
   typedef typename Format::Unit Unit;
   static const u32 outputs = 8, values = 16, steps = 1, step_bytes = 128 * sizeof(Unit), scale_bytes = 0;
   static const u32 together = 16 / sizeof(Unit) * 2;
-  static const bool late = true, all_high = sizeof(Unit) == 2;
+  static const bool late = true, in_blocks = false, all_high = sizeof(Unit) == 2;
   typedef float2 Sums;
 
   __device__ static u32 steps_of(u32 cols) { return (cols + 15) / 16; }
   __device__ static void put(u8* operand, u32 k, float first, float second) {
     *(float2*)((float*)operand + k) = make_float2(first, second);
   }
-  __device__ static void finish(u8*, u32) {}
   typedef LaneInputs Lane;
   __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32, u32 lane) {
     return {operand, zeros, lane, 16, 64};
@@ -95,8 +105,10 @@ struct Tf32Units {
     add_few<all_high>(sum, both, split_weights<all_high>(w));
     return make_float2(sum[0] + sum[2], sum[1] + sum[3]);
   }
-  __device__ static void store(float* partial, const Sums& sums, u32 lane) {
-    if (lane < 4) *(float2*)(partial + lane * 2) = sums;
+  __device__ static void store(float* partial, u32 stride, const Sums (&sums)[4], u32 lane) {
+    if (lane >= 4) return;
+    *(float4*)(partial + 2 * lane * stride) = make_float4(sums[0].x, sums[1].x, sums[2].x, sums[3].x);
+    *(float4*)(partial + (2 * lane + 1) * stride) = make_float4(sums[0].y, sums[1].y, sums[2].y, sums[3].y);
   }
   // What is not finite is computed once more.
   __device__ static float result(float total, const Weights& w, u32 output, const u8* operand) {
@@ -108,14 +120,14 @@ struct Tf32Units {
   }
 };
 
-// q8 and q4. The operand: values, integers, scales and, for q4, -8 times the sums of the integers. The weights of q4
+// q8 and q4. The operand: integers, scales and, for q4, -8 times the sums of the integers. The weights of q4
 // are multiplied as they are stored, 8 too large, and begin with that: sums of whole numbers are exact in any order.
 template <class FORMAT, class PRODUCT, u32 TOGETHER>
 struct BlockUnits {
   typedef FORMAT Format;
   static const u32 outputs = 16, values = 128, steps = 4, step_bytes = PRODUCT::bytes, scale_bytes = 32;
   static const u32 together = TOGETHER;
-  static const bool late = false;
+  static const bool late = false, in_blocks = true;
   typedef float2 Sums;
 
   __device__ static u32 steps_of(u32 cols) { return (cols + 31) / 32; }
@@ -124,31 +136,30 @@ struct BlockUnits {
   __device__ static uint4 unsigned_bytes(const uint2& both) {
     return make_uint4(both.x & 0x0F0F0F0Fu, both.y & 0x0F0F0F0Fu, both.x >> 4 & 0x0F0F0F0Fu, both.y >> 4 & 0x0F0F0F0Fu);
   }
-  __device__ static void put(u8* operand, u32 k, float first, float second) {
-    *(float2*)((float*)operand + k) = make_float2(first, second);
-  }
-  __device__ static void finish(u8* operand, u32 cols) {
-    meet();
+  // A value of this lane of each of several blocks: see receive_blocks.
+  __device__ static void put_blocks(u8* operand, u32 cols, u32 first, const float (&values)[blocks_at_once]) {
     const u32 lane = threadIdx.x % 32, all = padded(cols);
-    signed char* const integers = (signed char*)(operand + 4 * all);
-    float* const scales = (float*)(operand + 5 * all);
-    constexpr u32 deep = 2;  // blocks that do not wait for each other
-    for (u32 first = threadIdx.x / 32; first < all / 32; first += workers / 32 * deep) {
-      float values[deep];
+    float* const scales = (float*)(operand + all);
+    u32 largest = 0;  // lane d has that of block d, and its scale
 #pragma unroll
-      for (u32 d = 0; d < deep; ++d) {
-        const u32 block = first + d * (workers / 32);
-        values[d] = block < all / 32 ? ((const float*)operand)[block * 32 + lane] : 0.0f;
-      }
-#pragma unroll
-      for (u32 d = 0; d < deep; ++d) {
-        const u32 block = first + d * (workers / 32);
-        const Quantised quantised(values[d]);
-        if (block < all / 32) integers[block * 32 + lane] = quantised.whole;
-        const int sum = __reduce_add_sync(every_lane, (int)quantised.whole);
-        if (block < all / 32 && lane == 0) scales[block] = quantised.scale, ((int*)scales)[all / 32 + block] = -8 * sum;
-      }
+    for (u32 d = 0; d < blocks_at_once; ++d) {
+      const u32 of_block = Quantised::largest_of(values[d]);
+      if (lane == d) largest = of_block;
     }
+    const Quantised::Scale own(largest);
+    int own_sum = 0;
+#pragma unroll
+    for (u32 d = 0; d < blocks_at_once; ++d) {
+      const u32 block = first + d * (workers / 32);
+      const signed char whole = Quantised::rounded(values[d], __shfl_sync(every_lane, own.inverse, d));
+      const int sum = PRODUCT::bytes == 512 ? 0 : __reduce_add_sync(every_lane, (int)whole);
+      if (lane == d) own_sum = sum;
+      if (block < all / 32) ((signed char*)operand)[block * 32 + lane] = whole;
+    }
+    const u32 block = first + lane * (workers / 32);
+    if (lane >= blocks_at_once || block >= all / 32) return;
+    scales[block] = own.scale;
+    if (PRODUCT::bytes != 512) ((int*)scales)[all / 32 + block] = -8 * own_sum;
   }
   struct Lane : LaneInputs {
     const float* scales;
@@ -158,7 +169,7 @@ struct BlockUnits {
   };
   __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32 cols, u32 lane) {
     const u32 all = padded(cols);
-    return {{operand + 4 * all, zeros, lane, 4, 128}, (const float*)(operand + 5 * all), all / 32};
+    return {{operand, zeros, lane, 4, 128}, (const float*)(operand + all), all / 32};
   }
   template <bool WHOLE>
   __device__ static Sums multiply(const u8* unit, const u8* unit_scales, u32 here, const u8* inputs,
@@ -192,14 +203,14 @@ struct BlockUnits {
     }
     return make_float2(sum[0], sum[2]);
   }
-  __device__ static void store(float* partial, const Sums& sums, u32 lane) {
-    if (lane % 4 == 0) partial[lane / 4] = sums.x, partial[lane / 4 + 8] = sums.y;
+  __device__ static void store(float* partial, u32 stride, const Sums (&sums)[4], u32 lane) {
+    store_fragment(partial, stride, sums, lane);
   }
   __device__ static float result(float total, const Weights&, u32, const u8*) { return total; }
 };
 
 // The product of a block's share of a matrix: rounds of panels, whose units' sums have room at the same time.
-static const u32 partial_floats = 4096;
+static const u32 partial_floats = 4224;
 template <class W>
 struct Job {
   const u8* const data;
@@ -207,12 +218,12 @@ struct Job {
   const Share share;
 
   __device__ Weights weights() const { return {data, of.rows, of.cols}; }
-  // That this thread sums up in the round that begins with panel `first` of the share.
+  // That this thread sums up in the round that begins with panel `first` of the share, and the panels of that.
   __device__ u32 output_of(u32 first) const { return (share.first + first) * W::outputs + threadIdx.x; }
   __device__ u32 panels_of(u32 first) const { return min(of.at_once, share.count - first); }
 
   // Has the tiles copied: the work of one thread.
-  __device__ void feed(Ring& ring) const {
+  __device__ void feed(Ring& ring, Ring& landed) const {
     const u8* from = data + (u64)share.first * of.steps * W::step_bytes;
     const u8* scales =
         data + (u64)((of.rows + 15) / 16) * of.steps * W::step_bytes + (u64)share.first * of.steps * W::scale_bytes;
@@ -222,6 +233,12 @@ struct Job {
       for (u32 step = 0; step < of.steps; step += W::together * W::steps) {
         const u32 count = min(W::together * W::steps, of.steps - step);
         u64* const full = ring.full + ring.at;
+        if (ring.free > 0) {
+          --ring.free;
+        } else {
+          wait_at(landed.full + landed.at, landed.parity);
+          landed.advance(1);
+        }
         wait_at(ring.empty + ring.at, ring.parity ^ 1);
         arrive_with(full, count * (W::step_bytes + W::scale_bytes));
         copy_bulk(ring.tile(), from, count * W::step_bytes, full);
@@ -248,28 +265,12 @@ struct Job {
       const u32 panel = of.tiles == 1 ? tile : __umulhi(tile, of.reciprocal);
       const u32 slice = (tile - panel * of.tiles) * W::together, left = of.steps - slice * W::steps;
       const u8 *const unit = own.tile(), *const scales = unit + W::together * W::steps * W::step_bytes;
-      const u8* const from = inputs.from + slice * inputs.stride;
-      float* const to = partial + (panel * of.slices + slice) * W::outputs;
+      float* const to = partial + panel * W::outputs * stride() + slice;
       wait_at(own.full + own.at, own.parity);
-      if (left >= W::together * W::steps) {
-        typename W::Sums sums[W::together];
-#pragma unroll
-        for (u32 i = 0; i < W::together; ++i) {
-          sums[i] = W::template multiply<true>(
-              unit + i * W::steps * W::step_bytes, scales + i * W::steps * W::scale_bytes, W::steps,
-              from + i * inputs.stride, inputs.scales_of(slice + i), inputs.sums_after(), lane);
-        }
-#pragma unroll
-        for (u32 i = 0; i < W::together; ++i) W::store(to + i * W::outputs, sums[i], lane);
-      } else {
 #pragma unroll 1
-        for (u32 i = 0; i * W::steps < left; ++i) {
-          const typename W::Sums sums =
-              W::template multiply<false>(unit + i * W::steps * W::step_bytes, scales + i * W::steps * W::scale_bytes,
-                                          min(W::steps, left - i * W::steps), from + i * inputs.stride,
-                                          inputs.scales_of(slice + i), inputs.sums_after(), lane);
-          W::store(to + i * W::outputs, sums, lane);
-        }
+      for (u32 i = 0; i < W::together && i * W::steps < left; i += 4) {
+        four_slices(unit + i * W::steps * W::step_bytes, scales + i * W::steps * W::scale_bytes, left - i * W::steps,
+                    inputs, slice + i, to + i, lane);
       }
       __syncwarp();
       if (lane == 0) arrive(own.empty + own.at);
@@ -277,12 +278,53 @@ struct Job {
     turn = (turn + tiles) % warps;
     ring.advance(tiles);
   }
-  // The sum of the slices of an output, in their order.
-  __device__ float total(const float* partial) const {
-    partial += threadIdx.x / W::outputs * of.slices * W::outputs + threadIdx.x % W::outputs;
+  // Sums of slices lie in memory output by output, in fours, an odd number of them for each output.
+  __device__ u32 fours() const { return (of.slices + 3) / 4; }
+  __device__ u32 stride() const { return (fours() | 1) * 4; }
+  __device__ void four_slices(const u8* unit, const u8* scales, u32 left, const typename W::Lane& inputs, u32 slice,
+                              float* to, u32 lane) const {
+    const u8* const from = inputs.from + slice * inputs.stride;
+    typename W::Sums sums[4] = {};
+    if (left >= 4 * W::steps) {
+#pragma unroll
+      for (u32 i = 0; i < 4; ++i) {
+        sums[i] = W::template multiply<true>(unit + i * W::steps * W::step_bytes,
+                                             scales + i * W::steps * W::scale_bytes, W::steps, from + i * inputs.stride,
+                                             inputs.scales_of(slice + i), inputs.sums_after(), lane);
+      }
+    } else {
+#pragma unroll
+      for (u32 i = 0; i < 4; ++i) {
+        if (i * W::steps >= left) continue;
+        sums[i] =
+            W::template multiply<false>(unit + i * W::steps * W::step_bytes, scales + i * W::steps * W::scale_bytes,
+                                        min(W::steps, left - i * W::steps), from + i * inputs.stride,
+                                        inputs.scales_of(slice + i), inputs.sums_after(), lane);
+      }
+    }
+    W::store(to, stride(), sums, lane);
+  }
+  // The sum of the slices of output `own` of a round, in their order. Zeros after the last change nothing.
+  __device__ float total(const float* partial, u32 own) const {
+    constexpr u32 deep = 4;
+    const float4* const from = (const float4*)(partial + own * stride());
+    const u32 count = fours();
+    float4 next[deep];
     float sum = 0;
-#pragma unroll 16
-    for (u32 s = 0; s < of.slices; ++s) sum += partial[s * W::outputs];
+    const auto read = [&](u32 first) {
+#pragma unroll
+      for (u32 i = 0; i < deep; ++i) next[i] = first + i < count ? from[first + i] : make_float4(0, 0, 0, 0);
+    };
+    read(0);
+#pragma unroll 1
+    for (u32 first = deep; first < count + deep; first += deep) {
+      float4 now[deep];
+#pragma unroll
+      for (u32 i = 0; i < deep; ++i) now[i] = next[i];
+      read(first);
+#pragma unroll
+      for (u32 i = 0; i < deep; ++i) sum += now[i].x, sum += now[i].y, sum += now[i].z, sum += now[i].w;
+    }
     return sum;
   }
 };

@@ -41,6 +41,7 @@ struct DecodeArguments {
           logits = 0, choice = 0;
   std::uint32_t layer_count = 0, width = 0, channels = 0, rank = 0, states = 0, tag = 0;
   std::uint32_t slots = 0, slot_bytes = 0, x_at = 0, norm_at = 0, operand_at = 0, ring_at = 0;
+  std::uint32_t on_the_way = 0, unused = 0;
   std::array<DecodeJob, 5> jobs = {};  // in_proj, x_proj, dt_proj, out_proj, head
 };
 
@@ -69,11 +70,11 @@ inline constexpr std::array<DecodeUnits, 5> decode_units = {
 /// A product of the kernel. `most_outputs` are computed at once.
 inline DecodeJob decode_job(std::size_t format, std::size_t rows, std::size_t cols, std::size_t most_outputs,
                             std::size_t offset) {
-  constexpr std::size_t partial_sums = 4096;
+  constexpr std::size_t partial_sums = 4224;
   const DecodeUnits& of = decode_units[format];
   const std::size_t steps = (cols + of.values - 1) / of.values, slices = (steps + of.steps - 1) / of.steps;
   const std::size_t tiles = (slices + of.together - 1) / of.together;
-  const std::size_t room = partial_sums / of.outputs / slices;
+  const std::size_t stride = ((slices + 3) / 4 | 1) * 4, room = partial_sums / of.outputs / stride;
   return {.rows = static_cast<std::uint32_t>(rows),
           .cols = static_cast<std::uint32_t>(cols),
           .steps = static_cast<std::uint32_t>(steps),
@@ -103,12 +104,13 @@ inline void divide(DecodeProgram& program, std::size_t blocks) {
 
 /// Places the parts of shared memory. Returns whether they fit, with a ring that is worth while.
 inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
-  constexpr std::size_t fixed = 1024 + 4 * 2 * 4096 + 2 * sizeof(DecodeLayer) + 256 + 128 + 128;  // see decode.cuh
+  constexpr std::size_t fixed = 1024 + 4 * 2 * 4224 + 2 * sizeof(DecodeLayer) + 128 + 128;  // see decode.cuh
   constexpr std::array<std::size_t, 5> slot_bytes = {4096, 4096, 8192, 8704, 4608};
   constexpr std::array<std::size_t, 5> longest = {8192, 8192, 16384, 16384, 32768};  // sums whose slices have room
   DecodeArguments& p = program.arguments;
   const std::size_t cols = (std::size_t{std::max({p.width, p.channels, p.rank})} + 127) / 128 * 128;
-  const std::size_t operand = program.format >= 3 ? 5 * cols + cols / 4 : program.format == 2 ? 2 * cols : 4 * cols;
+  constexpr std::array<std::size_t, 5> quarters = {16, 16, 8, 8, 5};  // of a byte of the operand, for each value
+  const std::size_t operand = cols / 4 * quarters[program.format];
   const std::size_t norm_at = fixed + 4 * std::size_t{p.width}, operand_at = norm_at + 4 * std::size_t{p.width};
   const std::size_t ring_at = (operand_at + operand + 127) / 128 * 128;
   if (cols > longest[program.format] || ring_at > decoder.shared_bytes) return false;
@@ -117,8 +119,13 @@ inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   p.operand_at = static_cast<std::uint32_t>(operand_at);
   p.ring_at = static_cast<std::uint32_t>(ring_at);
   p.slot_bytes = static_cast<std::uint32_t>(slot_bytes[program.format]);
-  const std::size_t room = (decoder.shared_bytes - ring_at) / p.slot_bytes;
-  p.slots = static_cast<std::uint32_t>(std::min<std::size_t>(48, room / 16 * 16));  // of which each warp has as many
+  // A place for each warp, or for each warp and all that is on the way: see struct Ring.
+  constexpr std::size_t warps = 15, most_slots = 60, bytes_on_the_way = 40960;
+  const std::size_t room = std::min(most_slots, (decoder.shared_bytes - ring_at) / p.slot_bytes);
+  const std::size_t few = 3, most = bytes_on_the_way / p.slot_bytes;
+  const bool any_number = room >= warps + few;
+  p.slots = static_cast<std::uint32_t>(any_number ? room : room / warps * warps);
+  p.on_the_way = static_cast<std::uint32_t>(any_number ? std::min(most, room - warps) : most);
   divide(program, decoder.processors);
   return p.slots > 0;
 }
@@ -157,7 +164,7 @@ class DecodeMemory {
     p.exchange = exchange_;
     tag_ += p.layer_count + 1;
     void* arguments[] = {&p};
-    return driver_.launch_cooperatively(decoder.function, static_cast<unsigned>(decoder.processors), 1, 1, 544, 1, 1,
+    return driver_.launch_cooperatively(decoder.function, static_cast<unsigned>(decoder.processors), 1, 1, 512, 1, 1,
                                         p.ring_at + p.slots * p.slot_bytes, stream, arguments);
   }
 
