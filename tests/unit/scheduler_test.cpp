@@ -149,7 +149,7 @@ TYPED_TEST(SchedulerOf, ScoresPromptsOfAnyLength) {
       sum -= result.prompt_log_probabilities[i];
       EXPECT_GE(result.prompt_top[i][0].log_probability, result.prompt_log_probabilities[i]);
     }
-    EXPECT_DOUBLE_EQ(sum, scorer.score().nats);
+    EXPECT_NEAR(sum, scorer.score().nats, 1e-8 * (1 + sum));  // a card's kernel sums in another order
   }
 }
 

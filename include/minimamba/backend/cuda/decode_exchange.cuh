@@ -4,8 +4,11 @@ R"cuda(
 // Threads of a block that compute. With the warp that has weights copied they are 512, of which each may have 128
 // registers: what does not find room in registers goes to the second-level cache and back.
 static const u32 workers = 480;
-static const u32 max_slots = 60;  // places of the ring
-static const u32 channels_at_once = 64;
+// Not variables: older cards compile none of what uses them.
+enum : u32 {
+  max_slots = 60,  // places of the ring
+  channels_at_once = 64
+};
 __device__ inline void meet() { asm volatile("bar.sync 2, 480;" ::: "memory"); }
 
 // A value on its way from one block to the others lies beside a tag, in a word that is written and read at once: who
