@@ -169,7 +169,7 @@ class Conversation {
     const std::size_t prompt_tokens = unread_.size();
     if (output_.open()) read_ahead(model_, cache_, unread_);
     if (stop || !output_.open()) return output_.finish(!arguments_.save_state.empty());
-    times_.prompt_tokens += prompt_tokens;
+    times_.prompt_tokens += prompt_tokens - unread_.size();
     times_.prompt += program::seconds_since(start);
     minimamba::GenerateOptions options = options_;
     if (!prompt_.empty()) {
@@ -186,6 +186,7 @@ class Conversation {
     } else {
       return generate(prompted, start);
     }
+    times_.prompt_tokens += unread_.size();
     times_.generation += program::seconds_since(start);
   }
 
@@ -195,6 +196,7 @@ class Conversation {
     bool first = true;
     choose_tokens(model_, cache_, checkpoint_, tokens, [&](std::int32_t token) {
       (first ? times_.prompt : times_.generation) += program::seconds_since(start);
+      if (first) times_.prompt_tokens += unread_.size();
       first = false;
       start = std::chrono::steady_clock::now();
       ++times_.new_tokens;
