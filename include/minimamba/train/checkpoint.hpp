@@ -33,9 +33,10 @@ inline double fingerprint(std::span<const std::int32_t> tokens) {
   return static_cast<double>(hash.value() >> 11);
 }
 
-/// The backend and its instruction set: another one rounds differently.
+/// The backend and its instruction set, or the kind of card: another one rounds differently.
 template <class Backend>
 std::string kernels_text(const Backend& backend) {
+  if constexpr (requires { backend.training_kernels_name(); }) return backend.training_kernels_name();
   std::string text = backend.name();
   if constexpr (requires { backend.training_set(); }) text.append(" ").append(name_of(backend.training_set()));
   return text;
@@ -101,37 +102,46 @@ inline const StoredTensor& require_tensor(const TensorSet& set, const std::strin
   return *tensor;
 }
 
-/// Throws CheckpointError if the checkpoint comes from another backend or instruction set.
+/// Throws CheckpointError if the checkpoint comes from another backend or instruction set. From or to a card it may be
+/// moved: then a note about it is returned, otherwise an empty string.
 template <class Model>
-void check_kernels(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
+std::string check_kernels(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
   const std::string key = "setting." + std::string(kernels_key), wanted = kernels_text(trainer.model().backend());
   const auto found = set.tensors().lower_bound(key);
   const bool any = found != set.tensors().end() && found->first.starts_with(key);
-  if (!any || found->first.substr(key.size()) == wanted) return;
-  throw CheckpointError(file, key.substr(key.find('.') + 1) + wanted, printable(found->first.substr(key.size())));
+  const std::string from = any ? printable(found->first.substr(key.size())) : wanted;
+  if (from == wanted) return "";
+  const auto on_card = [](const std::string& kernels) { return kernels.starts_with("cuda"); };
+  if (on_card(from) || on_card(wanted)) {
+    return file + ": the training run began on " + from + " and goes on on " + wanted +
+           ", which rounds differently, so its bits differ from those of a run on one of them";
+  }
+  throw CheckpointError(file, key.substr(key.find('.') + 1) + wanted, from);
 }
 
-/// Throws CheckpointError if the checkpoint has a setting that the trainer does not have: one of another mixer.
+/// Throws CheckpointError if the checkpoint has a setting that the trainer does not have: one of another mixer. That of
+/// the backend was checked before.
 inline void check_no_other_settings(const std::map<std::string, double>& wanted, const TensorSet& set,
                                     const std::string& file) {
   constexpr std::string_view prefix = "setting.";
   for (auto found = set.tensors().lower_bound(std::string(prefix)); found != set.tensors().end(); ++found) {
     if (!found->first.starts_with(prefix)) return;
     const std::string name = found->first.substr(prefix.size());
-    if (wanted.contains(name)) continue;
+    if (wanted.contains(name) || name.starts_with(kernels_key)) continue;
     throw CheckpointError(file, "the checkpoint has the setting " + printable(name) + ", which this model lacks");
   }
 }
 
 /// Throws CheckpointError unless the checkpoint has the settings and parameters of this trainer. The number of steps
-/// may be larger than in the checkpoint: then a note about it is returned, otherwise an empty string.
+/// may be larger than in the checkpoint, and a card may be involved: each gives a note.
 template <class Model>
-std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
-  std::string note;
-  check_kernels(trainer, set, file);
+std::vector<std::string> check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
+  std::vector<std::string> notes;
+  if (const std::string moved = check_kernels(trainer, set, file); !moved.empty()) notes.push_back(moved);
   const auto wanted_settings = settings_of(trainer);
   for (const auto& [name, wanted] : wanted_settings) {
     if (name == chunk_key && set.find("setting." + name) == nullptr) continue;
+    if (name.starts_with(kernels_key) && !notes.empty()) continue;
     const StoredTensor& tensor = require_tensor(set, file, "setting." + name);
     if (tensor.dtype != DType::F64 || tensor.size() != 1) {
       throw CheckpointError(file + ": " + tensor.name, "F64 [1]", type_of(tensor) + " " + shape_text(tensor.shape));
@@ -140,9 +150,9 @@ std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, 
     set.read(tensor, 0, std::span(&found, 1));
     if (found == wanted) continue;
     if (name == "steps" && found < wanted) {
-      note = file + ": the training run was planned for " + number_text(found) +
-             " steps; from here on it follows the " + "schedule for " + number_text(wanted) +
-             ", so its bits differ from those of a single run of that length";
+      notes.push_back(file + ": the training run was planned for " + number_text(found) +
+                      " steps; from here on it follows the " + "schedule for " + number_text(wanted) +
+                      ", so its bits differ from those of a single run of that length");
       continue;
     }
     if (name == "text") throw CheckpointError(file, "the checkpoint was trained on another text");
@@ -164,7 +174,7 @@ std::string check_training(const Trainer<Model>& trainer, const TensorSet& set, 
         module);
   });
   const StoredTensor& history = require_tensor(set, file, "history");
-  if (history.dtype == DType::F64 && history.shape.size() == 2 && history.shape[1] == record_size) return note;
+  if (history.dtype == DType::F64 && history.shape.size() == 2 && history.shape[1] == record_size) return notes;
   throw CheckpointError(file + ": history", "F64 [steps, 5]", type_of(history) + " " + shape_text(history.shape));
 }
 
@@ -245,15 +255,16 @@ inline std::vector<StepRecord> read_history(const TensorSet& set) {
 }  // namespace detail
 
 /// Restores a training run from a file that save_training wrote. The trainer's schedule may have more steps than the
-/// file's; on_note is called with a sentence about it. While reading, a second model and its moments are in memory.
-/// Throws FileError or FormatError if the file cannot be read, CheckpointError for a setting that differs, which it
-/// names, and std::bad_alloc. After an exception the trainer is unchanged.
+/// file's, and a run may move between a card and the processor; on_note is called with a sentence about each. While
+/// reading, a second model and its moments are in memory. Throws FileError or FormatError if the file cannot be read,
+/// CheckpointError for a setting that differs, which it names, and std::bad_alloc. After an exception the trainer is
+/// unchanged.
 template <class Model>
 void resume_training(Trainer<Model>& trainer, const ByteSource& source,
                      const std::function<void(const std::string&)>& on_note = {}) {
   TensorSet set;
   read_safetensors(source, set);
-  const std::string note = detail::check_training(trainer, set, source.name());
+  const std::vector<std::string> notes = detail::check_training(trainer, set, source.name());
   const Model& like = trainer.model();
   TrainingState<Model> state{.model = Model::shapes_only(like.config(), like.backend()),
                              .mean = zeros_like(like),
@@ -264,7 +275,9 @@ void resume_training(Trainer<Model>& trainer, const ByteSource& source,
   detail::read_module(set, "mean.", state.mean);
   detail::read_module(set, "variance.", state.variance);
   state.model.refresh();
-  if (!note.empty() && on_note) on_note(note);
+  for (const std::string& note : notes) {
+    if (on_note) on_note(note);
+  }
   trainer.restore(std::move(state));
 }
 template <class Model>
