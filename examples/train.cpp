@@ -62,8 +62,9 @@ int main(int argc, char** argv) {
   app.add_flag("--resume", arguments.resume, "Continue the training run in --out");
   add_model_options(app, arguments);
   add_training_options(app, arguments);
-  app.add_option("--backend", arguments.backend, "Backend that computes")
-      ->check(CLI::IsMember({"native", "eigen", "reference"}))
+  app.add_option("--backend", arguments.backend,
+                 "Backend that computes; auto is cuda if there is a card, or else native")
+      ->check(CLI::IsMember({"native", "eigen", "reference", "cuda", "auto"}))
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
       ->capture_default_str();
@@ -75,6 +76,8 @@ int main(int argc, char** argv) {
   if (arguments.prompt.empty()) arguments.prompt = "\n";
   program::handle_signals();
   try {
+    if (arguments.backend == "cuda") return training::train_on<minimamba::CudaTraining>(arguments);
+    if (arguments.backend == "auto") return training::train_where_possible(arguments);
     if (arguments.backend == "reference") return training::train_on<minimamba::ReferenceTraining>(arguments);
     if (arguments.backend == "eigen") return training::train_on<minimamba::EigenTraining>(arguments);
     return training::train_on<minimamba::NativeTraining>(arguments);

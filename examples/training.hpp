@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_EXAMPLES_TRAINING_HPP
 #define MINIMAMBA_EXAMPLES_TRAINING_HPP
 
+#include <minimamba/backend/cuda_training.hpp>
 #include <minimamba/train.hpp>
 
 #include <cstdint>
@@ -40,6 +41,19 @@ int train_on(const Arguments& arguments) {
   const minimamba::AnyConfig config = init ? init->config : program::config_of(arguments.sizes);
   return program::with_model_type<Backend>(
       config, [&]<class Model>(const auto& own) { return train<Model>(arguments, init, own); });
+}
+
+/// On a card if there is one, or else on the processor.
+inline int train_where_possible(const Arguments& arguments) {
+  std::optional<minimamba::CudaTraining<float>> card;  // stays open
+  try {
+    card.emplace(minimamba::CudaOptions{.kernels = {.on_compile = program::print_note}});
+  } catch (const minimamba::CudaError& error) {
+    if (error.problem() != minimamba::CudaProblem::no_driver) {
+      program::print_note(std::string("computing on the processor: ") + error.what());
+    }
+  }
+  return card ? train_on<minimamba::CudaTraining>(arguments) : train_on<minimamba::NativeTraining>(arguments);
 }
 
 }  // namespace training

@@ -173,7 +173,7 @@ class Program {
   }
 
   Model make_model(const std::optional<minimamba::Checkpoint>& init, typename Model::Config config) const {
-    Backend backend({.threads = arguments_.threads});
+    Backend backend = make_backend();
     const minimamba::Tokenizer& tokenizer = vocabulary_.tokenizer;
     if (init) {
       Model model = minimamba::load<Model>(*init, {.backend = backend});
@@ -184,6 +184,14 @@ class Program {
     }
     config.vocab_size = tokenizer.size();
     return Model(config, backend, arguments_.options.seed);
+  }
+
+  Backend make_backend() const {
+    if constexpr (minimamba::BackendTraits<Backend>::on_device) {
+      return Backend({.kernels = {.on_compile = program::print_note}});
+    } else {
+      return Backend({.threads = arguments_.threads});
+    }
   }
 
   std::vector<std::int32_t> read_tokens() const {

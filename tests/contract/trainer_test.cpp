@@ -30,8 +30,12 @@ std::vector<std::int32_t> tokens() {
 }
 
 template <class K>
-class Trainings : public testing::Test {};
+class Trainings : public support::KernelTest<K> {};
+#ifdef MINIMAMBA_TEST_CUDA  // the same tests, on a card
+using Kinds = testing::Types<support::Kind<float, support::TestedCudaTraining>>;
+#else
 using Kinds = testing::Types<support::Kind<float, ReferenceTraining>, support::Kind<float, NativeTraining>>;
+#endif
 TYPED_TEST_SUITE(Trainings, Kinds, support::KindNames);
 
 TYPED_TEST(Trainings, Learn) {

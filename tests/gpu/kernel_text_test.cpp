@@ -30,13 +30,30 @@ INSTANTIATE_TEST_SUITE_P(For, KernelText, testing::Values("sm_80", "sm_90a", "sm
                          [](const auto& target) { return std::string(target.param); });
 
 TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
-  for (const std::size_t size :
-       {sizeof(gpu::text::common), sizeof(gpu::text::layers), sizeof(gpu::text::mixer_layers),
-        sizeof(gpu::text::state_sums), sizeof(gpu::text::scan_one), sizeof(gpu::text::scan), sizeof(gpu::text::ssd),
-        sizeof(gpu::text::ssd_scan), sizeof(gpu::text::formats), sizeof(gpu::text::tf32),
-        sizeof(gpu::text::products_tf32), sizeof(gpu::text::products_fma), sizeof(gpu::text::activations),
-        sizeof(gpu::text::mma), sizeof(gpu::text::products_mma), sizeof(gpu::text::wgmma),
-        sizeof(gpu::text::products_wide), sizeof(gpu::text::products_some), sizeof(gpu::text::products_double)}) {
+  for (const std::size_t size : {sizeof(gpu::text::common),
+                                 sizeof(gpu::text::layers),
+                                 sizeof(gpu::text::mixer_layers),
+                                 sizeof(gpu::text::state_sums),
+                                 sizeof(gpu::text::scan_one),
+                                 sizeof(gpu::text::scan),
+                                 sizeof(gpu::text::ssd),
+                                 sizeof(gpu::text::ssd_scan),
+                                 sizeof(gpu::text::formats),
+                                 sizeof(gpu::text::tf32),
+                                 sizeof(gpu::text::products_tf32),
+                                 sizeof(gpu::text::products_fma),
+                                 sizeof(gpu::text::activations),
+                                 sizeof(gpu::text::mma),
+                                 sizeof(gpu::text::products_mma),
+                                 sizeof(gpu::text::products_wide),
+                                 sizeof(gpu::text::products_double),
+                                 sizeof(gpu::text::training),
+                                 sizeof(gpu::text::training_tiles),
+                                 sizeof(gpu::text::training_scan),
+                                 sizeof(gpu::text::training_products),
+                                 sizeof(gpu::text::training_sums),
+                                 sizeof(gpu::text::ssd_backward),
+                                 sizeof(gpu::text::ssd_backward_sums)}) {
     EXPECT_LT(size, 16U << 10);
   }
 }

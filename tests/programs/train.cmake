@@ -135,6 +135,8 @@ expect(0 "step 61/61" ${ssd} --head-dim 16 --steps 61 --warmup 5 --max-lr 0.01 -
 expect(0 "step 2/2" --init ${WORK}/ssd --steps 2 --text ${WORK}/text.txt --out ${WORK}/ssd-again --backend eigen --sample-every 0)
 expect(1 "training.safetensors.*(setting|head_dim)" ${model} --steps 61 --warmup 5 --max-lr 0.01 --text ${WORK}/text.txt --out ${WORK}/ssd --resume)
 expect(1 "head_dim: expected a divisor of d_inner = 64, found 48" ${ssd} --head-dim 48 --steps 1 --out ${WORK}/none)
+expect(0 "step 1/1" ${ssd} --backend auto --steps 1 --out ${WORK}/auto-ssd)
+expect(0 "step 1/1" ${other} --backend auto --text ${WORK}/text.txt --out ${WORK}/auto)
 expect(1 "--dt-b-c-rms: use it with --mixer s6" ${ssd} --dt-b-c-rms --steps 1 --out ${WORK}/none)
 expect(1 "--head-dim: use it with --mixer ssd" ${other} --head-dim 16 --text ${WORK}/text.txt --out ${WORK}/none)
 expect(2 "--mixer.*excludes.*--init|--init.*excludes.*--mixer" --mixer ssd --init ${WORK}/ssd --steps 1 --text ${WORK}/text.txt --out ${WORK}/none)

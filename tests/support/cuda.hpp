@@ -31,20 +31,18 @@ inline bool on_card(const void* pointer) {
   return attribute(&type, memory_type, reinterpret_cast<std::uintptr_t>(pointer)) == 0 && type == device;
 }
 
-/// CudaBackend with the options of the others, whose kernels also take memory of the host: it is copied to the card,
-/// and back when the kernel is done.
-template <class Number>
-class TestedCuda : public minimamba::CudaBackend<Number> {
-  using Base = minimamba::CudaBackend<Number>;
-
+/// A backend of cards, CudaBackend or CudaTraining, with the options of the others, whose kernels also take memory of
+/// the host: it is copied to the card, and back when the kernel is done.
+template <class Base>
+class WithMemoryOfTheHost : public Base {
  public:
-  using Scalar = Number;
+  using Scalar = typename Base::Scalar;
   template <WeightFormat W>
   using Matrix = minimamba::CudaMatrix<W>;
   static constexpr const char* kind = "cuda";
   static bool present() { return Base::devices() > 0; }
 
-  explicit TestedCuda(minimamba::CpuOptions options = {}) : Base({.activations = options.activations}) {
+  explicit WithMemoryOfTheHost(minimamba::CpuOptions options = {}) : Base({.activations = options.activations}) {
     minimamba::detail::check_threads(options.threads);
   }
 
@@ -116,7 +114,7 @@ class TestedCuda : public minimamba::CudaBackend<Number> {
     Base::top_k(p);
   }
 
- private:
+ protected:
   class Mirror {
    public:
     explicit Mirror(const Base& backend) : backend_(backend) {}
@@ -156,6 +154,13 @@ class TestedCuda : public minimamba::CudaBackend<Number> {
     const Base& backend_;
     std::vector<std::function<void()>> at_end_;
   };
+};
+
+template <class Number>
+class TestedCuda : public WithMemoryOfTheHost<minimamba::CudaBackend<Number>> {
+ public:
+  using Scalar = Number;
+  using WithMemoryOfTheHost<minimamba::CudaBackend<Number>>::WithMemoryOfTheHost;
 };
 
 }  // namespace support

@@ -13,7 +13,7 @@ namespace support {
 using namespace minimamba;
 
 template <class K>
-class GoldenGradients : public testing::Test {
+class GoldenGradients : public KernelTest<K> {
  public:
   using Scalar = typename K::Scalar;
   using Model = typename K::Model;

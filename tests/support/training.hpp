@@ -14,10 +14,15 @@
 #include "minimamba/train/tape.hpp"
 #include "minimamba/train/trainer.hpp"
 #include "support/support.hpp"
+#ifdef MINIMAMBA_TEST_CUDA
+#include "support/cuda_training.hpp"
+#endif
 
 namespace support {
 
-#ifdef MINIMAMBA_TEST_FEW_KINDS
+#ifdef MINIMAMBA_TEST_CUDA  // the same tests, on a card
+using TrainingKinds = testing::Types<Kind<float, TestedCudaTraining>, Kind<double, TestedCudaTraining>>;
+#elif defined(MINIMAMBA_TEST_FEW_KINDS)
 using TrainingKinds = testing::Types<Kind<double, minimamba::ReferenceTraining>, Kind<float, minimamba::EigenTraining>,
                                      Kind<float, minimamba::NativeTraining>>;
 #else
@@ -63,10 +68,10 @@ typename Model::Cache random_states(const Model& model, std::size_t batch, std::
   auto cache = model.make_cache(static_cast<std::int64_t>(batch));
   minimamba::Random random(seed);
   for (std::size_t slot = 0; slot < batch; ++slot) {
-    const auto states = cache.slot(slot).row(0);
-    for (Scalar& value : states) {
-      value = static_cast<Scalar>(static_cast<float>(0.3 * random.normal()));
-    }
+    const minimamba::View<Scalar> states = cache.slot(slot);
+    std::vector<Scalar> values(states.cols());
+    for (Scalar& value : values) value = static_cast<Scalar>(static_cast<float>(0.3 * random.normal()));
+    model.backend().template upload<Scalar>(values, states.data());
   }
   return cache;
 }

@@ -8,6 +8,9 @@
 #include "minimamba/backend/native_training.hpp"
 #include "minimamba/backend/reference_training.hpp"
 #include "support/ssd_scan.hpp"
+#ifdef MINIMAMBA_TEST_CUDA
+#include "support/cuda_training.hpp"
+#endif
 
 namespace ssd_training_test {
 
@@ -25,6 +28,7 @@ struct TrainingWith : NativeTraining<Scalar> {
 };
 template <class Backend>
 bool is_available() {
+  if constexpr (requires { Backend::present(); }) return Backend::present();
   if constexpr (requires { Backend::needed; }) return available(Backend::needed);
   return true;
 }
@@ -32,7 +36,12 @@ bool is_available() {
 struct BackendNames {
   template <class Backend>
   static std::string GetName(int) {
-    std::string name = Backend().name();
+    std::string name;
+    if constexpr (requires { Backend::kind; }) {
+      name = Backend::kind;
+    } else {
+      name = Backend().name();
+    }
     if constexpr (requires { Backend::needed; }) name += "_" + std::string(name_of(Backend::needed));
     return name + (sizeof(typename Backend::Scalar) == 4 ? "_float" : "_double");
   }
@@ -87,9 +96,21 @@ void each_gradient(Body&& body, const A& a, const B& b) {
   body("delta_bias", a.delta_bias, b.delta_bias), body("a", a.a, b.a), body("d", a.d, b.d), body("h", a.h, b.h);
 }
 
+#ifdef MINIMAMBA_TEST_CUDA  // the same tests, on a card
+using Doubles = testing::Types<support::TestedCudaTraining<double>>;
+using Kinds = testing::Types<support::TestedCudaTraining<float>>;
+#else
 using Doubles = testing::Types<ReferenceTraining<double>, EigenTraining<double>, NativeTraining<double>>;
+using Kinds = testing::Types<ReferenceTraining<float>, EigenTraining<float>, NativeTraining<float>,
+                             TrainingWith<float, InstructionSet::avx2>, TrainingWith<float, InstructionSet::portable>>;
+#endif
+/// Skips the tests of what this machine lacks.
 template <class Backend>
-class SsdTraining : public testing::Test {};
+class SsdTraining : public testing::Test {
+  void SetUp() override {
+    if (!is_available<Backend>()) GTEST_SKIP() << "this machine lacks the instructions, or an NVIDIA card";
+  }
+};
 TYPED_TEST_SUITE(SsdTraining, Doubles, BackendNames);
 
 /// Compares some of the gradients of loss(), spread over x, with finite differences.
@@ -181,14 +202,11 @@ TYPED_TEST(SsdTraining, DifferentiatesNormsOfGatedGroups) {
   }
 }
 
-using Kinds = testing::Types<ReferenceTraining<float>, EigenTraining<float>, NativeTraining<float>,
-                             TrainingWith<float, InstructionSet::avx2>, TrainingWith<float, InstructionSet::portable>>;
 template <class Backend>
-class SsdTrainingInFloat : public testing::Test {};
+class SsdTrainingInFloat : public SsdTraining<Backend> {};
 TYPED_TEST_SUITE(SsdTrainingInFloat, Kinds, BackendNames);
 
 TYPED_TEST(SsdTrainingInFloat, IsTheReferenceButForItsRounding) {
-  if (!is_available<TypeParam>()) GTEST_SKIP() << "this machine lacks the instructions";
   const ReferenceTraining<double> reference;
   for (const ScanShape& shape : support::scan_shapes()) {
     const auto expected = gradients_of(reference, support::Scan<double>(shape, rows, slots));
@@ -204,7 +222,6 @@ TYPED_TEST(SsdTrainingInFloat, IsTheReferenceButForItsRounding) {
 }
 
 TYPED_TEST(SsdTrainingInFloat, GivesTheSameBitsForAnyNumberOfThreads) {
-  if (!is_available<TypeParam>()) GTEST_SKIP() << "this machine lacks the instructions";
   for (const ScanShape& shape : support::scan_shapes()) {
     const support::Scan<float> scan(shape, rows, slots);
     const auto alone = gradients_of(TypeParam({.threads = 1}), scan);

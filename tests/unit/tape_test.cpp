@@ -136,7 +136,7 @@ static_assert(!walks_back<Gradients<Reference>, Reference> &&
               !walks_back<Reference, Reference>);  // swapped, or twice one
 
 template <class K>
-class Tapes : public testing::Test {
+class Tapes : public support::KernelTest<K> {
  public:
   using Scalar = typename K::Scalar;
   using Model = typename K::Model;

@@ -6,6 +6,9 @@
 #include "minimamba/backend/eigen_training.hpp"
 #include "minimamba/backend/native_training.hpp"
 #include "minimamba/backend/reference_training.hpp"
+#ifdef MINIMAMBA_TEST_CUDA
+#include "support/cuda_training.hpp"
+#endif
 
 namespace train_kernels_test {
 
@@ -18,13 +21,31 @@ static_assert(TrainingBackend<NativeTraining<float>> && TrainingBackend<NativeTr
 static_assert(TrainingBackend<EigenTraining<float>> && TrainingBackend<EigenTraining<double>>);
 static_assert(!TrainingBackend<ReferenceBackend<double>> && !TrainingBackend<NativeBackend<float>>);
 
+/// Skips the tests of a card where there is none.
 template <class Backend>
-class TrainingKernels : public testing::Test {};
+class BackendTest : public testing::Test {
+  void SetUp() override {
+    if constexpr (requires { Backend::present(); }) {
+      if (!Backend::present()) GTEST_SKIP() << "this machine has no NVIDIA card";
+    }
+  }
+};
+
+template <class Backend>
+class TrainingKernels : public BackendTest<Backend> {};
+#ifdef MINIMAMBA_TEST_CUDA  // the same tests, on a card
+using Backends = testing::Types<support::TestedCudaTraining<double>>;
+#else
 using Backends = testing::Types<ReferenceTraining<double>, EigenTraining<double>, NativeTraining<double>>;
+#endif
 struct BackendNames {
   template <class Backend>
   static std::string GetName(int) {
-    return Backend().name();
+    if constexpr (requires { Backend::kind; }) {
+      return Backend::kind;
+    } else {
+      return Backend().name();
+    }
   }
 };
 TYPED_TEST_SUITE(TrainingKernels, Backends, BackendNames);
@@ -179,9 +200,13 @@ TYPED_TEST(TrainingKernels, DifferentiateNormsOfSlicesWithoutAWeight) {
 }
 
 template <class Backend>
-class TrainingKernelsOfAnyScalar : public testing::Test {};
+class TrainingKernelsOfAnyScalar : public BackendTest<Backend> {};
+#ifdef MINIMAMBA_TEST_CUDA
+using ScalarBackends = testing::Types<support::TestedCudaTraining<float>, support::TestedCudaTraining<double>>;
+#else
 using ScalarBackends = testing::Types<ReferenceTraining<float>, ReferenceTraining<double>, EigenTraining<float>,
                                       EigenTraining<double>, NativeTraining<float>, NativeTraining<double>>;
+#endif
 TYPED_TEST_SUITE(TrainingKernelsOfAnyScalar, ScalarBackends);
 
 /// Against the equation in long double: a row of ordinary numbers, an extreme one, and another ordinary one.

@@ -369,7 +369,7 @@ class CudaBackend {
            p.largest.data(), stride(p.largest), cols(p.largest));
   }
 
- private:
+ protected:  // for CudaTraining
   static constexpr bool in_double = std::is_same_v<Scalar, double>;
   static constexpr gpu::Program layers = in_double ? gpu::Program::layers_double : gpu::Program::layers;
   template <class Activation>

@@ -31,14 +31,37 @@ enum class Program {
   decode_f16,
   decode_bf16,
   decode_q8,
-  decode_q4
+  decode_q4,
+  training,
+  training_double,
+  training_products,
+  training_products_double,
+  training_ssd,
+  training_ssd_double
 };
-inline constexpr std::array program_names = {"layers",       "layers_double",   "products_tf32", "products_fma",
-                                             "products_mma", "products_double", "ssd",           "ssd_double",
-                                             "layers_bf16",  "products_wide",   "decode_f32",    "decode_f16",
-                                             "decode_bf16",  "decode_q8",       "decode_q4"};
+inline constexpr std::array program_names = {"layers",
+                                             "layers_double",
+                                             "products_tf32",
+                                             "products_fma",
+                                             "products_mma",
+                                             "products_double",
+                                             "ssd",
+                                             "ssd_double",
+                                             "layers_bf16",
+                                             "products_wide",
+                                             "decode_f32",
+                                             "decode_f16",
+                                             "decode_bf16",
+                                             "decode_q8",
+                                             "decode_q4",
+                                             "training",
+                                             "training_double",
+                                             "training_products",
+                                             "training_products_double",
+                                             "training_ssd",
+                                             "training_ssd_double"};
 inline constexpr std::size_t program_count = program_names.size();
-static_assert(program_count == static_cast<std::size_t>(Program::decode_q4) + 1);
+static_assert(program_count == static_cast<std::size_t>(Program::training_ssd_double) + 1);
 
 namespace text {
 inline constexpr char common[] =
@@ -107,6 +130,27 @@ inline constexpr char decode_products[] =
 inline constexpr char decode[] =
 #include "minimamba/backend/cuda/decode.cuh"
     ;
+inline constexpr char training_sums[] =
+#include "minimamba/backend/cuda/training_sums.cuh"
+    ;
+inline constexpr char training[] =
+#include "minimamba/backend/cuda/training.cuh"
+    ;
+inline constexpr char training_tiles[] =
+#include "minimamba/backend/cuda/training_tiles.cuh"
+    ;
+inline constexpr char training_scan[] =
+#include "minimamba/backend/cuda/training_scan.cuh"
+    ;
+inline constexpr char ssd_backward[] =
+#include "minimamba/backend/cuda/ssd_backward.cuh"
+    ;
+inline constexpr char ssd_backward_sums[] =
+#include "minimamba/backend/cuda/ssd_backward_sums.cuh"
+    ;
+inline constexpr char training_products[] =
+#include "minimamba/backend/cuda/training_products.cuh"
+    ;
 }  // namespace text
 
 inline std::string text_of(Program program) {
@@ -150,6 +194,19 @@ inline std::string text_of(Program program) {
       return decode("Q8Units, Bf16Units");
     case Program::decode_q4:
       return decode("Q4Units, Q4Units");
+    case Program::training:
+      return joined(text::common, text::formats, text::training_sums, text::training, text::training_tiles,
+                    text::training_scan);
+    case Program::training_double:
+      return joined(in_double, text_of(Program::training));
+    case Program::training_products:
+      return joined(text::common, text::formats, text::tf32, text::training_products);
+    case Program::training_products_double:
+      return joined(in_double, text::common, text::formats, text::training_products);
+    case Program::training_ssd:
+      return joined(text::common, text::training_sums, text::ssd_backward, text::ssd_backward_sums);
+    case Program::training_ssd_double:
+      return joined(in_double, text_of(Program::training_ssd));
     case Program::products_double:
       break;
   }

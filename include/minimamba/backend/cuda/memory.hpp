@@ -250,6 +250,8 @@ class CudaBuffer {
     if (size > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_array_new_length();
     address_ = device_->allocate(size * sizeof(T));
   }
+  /// Memory that it does not own.
+  CudaBuffer(T* memory, std::size_t size) : address_(gpu::address(memory)), size_(size) {}
   CudaBuffer(CudaBuffer&& other) noexcept
       : device_(std::move(other.device_)),
         address_(std::exchange(other.address_, 0)),
@@ -287,6 +289,9 @@ class CudaMatrix {
   CudaMatrix() = default;
   CudaMatrix(std::shared_ptr<gpu::Device> device, std::size_t rows, std::size_t cols)
       : rows_(rows), cols_(cols), memory_(std::move(device), rows == 0 ? 0 : gpu::Layout<W>::bytes(rows, cols)) {}
+  /// In memory that it does not own, of Layout<W>::bytes.
+  CudaMatrix(std::size_t rows, std::size_t cols, std::byte* memory)
+      : rows_(rows), cols_(cols), memory_(memory, gpu::Layout<W>::bytes(rows, cols)) {}
   CudaMatrix(CudaMatrix&& other) noexcept
       : rows_(std::exchange(other.rows_, 0)), cols_(std::exchange(other.cols_, 0)), memory_(std::move(other.memory_)) {}
   CudaMatrix& operator=(CudaMatrix&& other) noexcept {

@@ -1,0 +1,199 @@
+R"cuda(
+// The backward of the selective scan: see ScanBackwardArguments. A block has some channels of one segment and walks
+// through its tokens from the end, tile by tile of TILE tokens. In a tile, LANES threads share a channel and have 4 of
+// its states each:
+//   prepare   dt, dt u and do of the tile's tokens, once for each channel; what the next tile needs is then on its way
+//   forward   h of all tokens, from the state before the tile, into shared memory; C . h in parts
+//   between   dz, and the sum of do h over the block's channels, for dC
+//   backward  dh of all tokens, in the place of h; sums of dh B and of p A in parts
+//   finish    du and ddelta, and the sum of dh dt u over the block's channels, for dB
+// Nothing is summed across threads but through shared memory, in a fixed order. The sums over channels are made in
+// parts, those of each block's channels, and add_channel_groups adds these; the sums over tokens likewise for each
+// segment.
+//
+// Tiles begin where chunks do, and where a chunk is longer than a tile, also within it: scan_tile_states then computes
+// the states before the other tiles.
+// The host has the same struct.
+struct ScanBackward {
+  const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z, *kept, *d_y;
+  Scalar *d_u, *d_delta, *d_z, *d_h;
+  Scalar* tile_states;   // [chunks, tiles of a chunk - 1, E N]
+  Scalar* vector_parts;  // [groups of channels, M, 2 N]: dB and dC
+  Scalar* a_parts;       // [segments, E N]
+  double* sum_parts;     // [segments, 2 E]: dD and d_delta_bias
+  u64 u_stride, delta_stride, b_stride, c_stride, z_stride, d_y_stride, d_u_stride, d_delta_stride, d_z_stride;
+  u64 slot_stride, kept_stride;
+  u32 rows, channels, states, chunk;
+};
+
+// What a block has, and what the phases share.
+template <int THREADS, int LANES, int TILE>
+struct BackwardTiles {
+  static constexpr u32 channels = THREADS / LANES, states = LANES * 4, pairs = TILE * channels;
+  static constexpr u32 each = (pairs + THREADS - 1) / THREADS;  // pairs of a token and a channel that a thread has
+  static constexpr u32 quads = TILE * LANES;                    // of dB, and of dC
+  static constexpr u32 shares = quads < THREADS ? THREADS / quads : 1;
+  static_assert(channels * LANES == THREADS && channels % shares == 0);
+
+  struct __align__(16) Quad {
+    Scalar of[4];
+  };
+  struct Shared {
+    Quad h[TILE][THREADS + 16 / sizeof(Scalar)];
+    Scalar b[2][TILE][states], c[2][TILE][states];
+    Quad shared_sums[shares][quads];
+    Scalar sums[TILE][THREADS / 2];  // of four neighbouring threads: two each, see store_sums
+    Scalar dt[TILE][channels + 1], dt_u[TILE][channels + 1], d_out[TILE][channels + 1];
+  };
+  // Of a thread's pairs, as they were read.
+  struct Values {
+    Scalar delta[each], u[each], z[each], d_y[each];
+  };
+
+  const ScanBackward& p;
+  const Segment segment;
+  Shared& shared;
+  const u32 first_channel, lane, channel;  // of the states of this thread
+  const bool real;
+
+  __device__ BackwardTiles(const ScanBackward& scan, const Segment& of, Shared& memory)
+      : p(scan),
+        segment(of),
+        shared(memory),
+        first_channel(blockIdx.x * channels),
+        lane(threadIdx.x % LANES),
+        channel(threadIdx.x / LANES),
+        real(first_channel + channel < scan.channels) {}
+
+  // A tile: where it begins in the segment, its tokens, and the state before it.
+  struct Tile {
+    u32 start, count;
+    const Scalar* state;
+  };
+  __device__ u32 tiles_of_chunk() const { return p.chunk <= TILE ? 1 : (p.chunk - 1) / TILE + 1; }
+  __device__ u32 tiles() const {
+    const u32 whole = segment.length / p.chunk, rest = segment.length % p.chunk;
+    return whole * tiles_of_chunk() + (rest + TILE - 1) / TILE;
+  }
+  __device__ Tile tile(u32 number) const {
+    const u32 of_chunk = tiles_of_chunk(), chunk = number / of_chunk, i = number % of_chunk;
+    const u32 start = chunk * p.chunk + i * TILE;
+    const u32 chunk_end = p.chunk < segment.length - chunk * p.chunk ? (chunk + 1) * p.chunk : segment.length;
+    const u64 kept = segment.kept + chunk, size = (u64)p.channels * p.states;
+    return {start, min((u32)TILE, chunk_end - start),
+            i == 0 ? p.kept + kept * p.kept_stride : p.tile_states + (kept * (of_chunk - 1) + i - 1) * size};
+  }
+  __device__ u64 state_at() const { return (u64)(first_channel + channel) * p.states + lane * 4; }
+  __device__ void read_states(Scalar (&to)[4], const Scalar* from) const {
+#pragma unroll
+    for (u32 n = 0; n < 4; ++n) to[n] = real && lane * 4 + n < p.states ? from[state_at() + n] : Scalar(0);
+  }
+  __device__ void write_states(Scalar* to, const Scalar (&from)[4]) const {
+#pragma unroll
+    for (u32 n = 0; n < 4; ++n) {
+      if (real && lane * 4 + n < p.states) to[state_at() + n] = from[n];
+    }
+  }
+  // A scaled so that a decay is decay(dt a).
+  __device__ void read_a(Scalar (&a)[4]) const {
+    read_states(a, p.a);
+#pragma unroll
+    for (u32 n = 0; n < 4; ++n) a[n] *= decay_scale(Scalar(0));
+  }
+
+  // Calls body(j, token of the tile, channel of the block, row of activations, channel) for this thread's real pairs.
+  template <class Body>
+  __device__ void for_each_pair(const Tile& tile, const Body& body) const {
+    const u32 e = threadIdx.x % channels;
+#pragma unroll
+    for (u32 j = 0; j < each; ++j) {
+      const u32 t = (threadIdx.x + j * THREADS) / channels;
+      if (t < tile.count && first_channel + e < p.channels) {
+        body(j, t, e, (u64)segment.first + tile.start + t, first_channel + e);
+      }
+    }
+  }
+  __device__ void read(Values& values, const Tile& tile) const {
+    for_each_pair(tile, [&](u32 j, u32, u32, u64 row, u32 e) {
+      values.delta[j] = p.delta[row * p.delta_stride + e];
+      values.u[j] = p.u[row * p.u_stride + e];
+      values.z[j] = p.z[row * p.z_stride + e];
+      values.d_y[j] = p.d_y[row * p.d_y_stride + e];
+    });
+  }
+  // B, and C unless it is null, of a tile; those of states beyond N and of tokens that there are not are zeros.
+  __device__ void copy_vectors(u32 buffer, const Tile& tile, bool with_c) const {
+    for (u32 at = threadIdx.x; at < TILE * states; at += THREADS) {
+      const u32 t = at / states, n = at % states;
+      const bool is = t < tile.count && n < p.states;
+      const u64 row = (u64)segment.first + tile.start + t;
+      copy_value_async(&shared.b[buffer][t][n], p.b + (is ? row * p.b_stride + n : 0), is);
+      if (with_c) copy_value_async(&shared.c[buffer][t][n], p.c + (is ? row * p.c_stride + n : 0), is);
+    }
+    end_copies();
+  }
+  // Tokens that there are not have a step of zero, which changes nothing.
+  __device__ void clear_steps(const Tile& tile) const {
+    for (u32 at = threadIdx.x; at < pairs; at += THREADS) {
+      const u32 t = at / channels, e = at % channels;
+      if (t < tile.count && first_channel + e < p.channels) continue;
+      shared.dt[t][e] = shared.dt_u[t][e] = shared.d_out[t][e] = 0;
+    }
+  }
+
+  // The sum of weight h or weight dh over the channels, of one quad: this thread's share of it.
+  template <class Weight>
+  __device__ void sum_channels(const Weight& weight) const {
+    constexpr u32 count = channels / shares;
+#pragma unroll
+    for (u32 at = threadIdx.x; at < quads * shares; at += THREADS) {
+      const u32 quad = at % quads, share = at / quads, t = quad / LANES, n = quad % LANES;
+      Quad sum = {{0, 0, 0, 0}};
+#pragma unroll
+      for (u32 i = 0; i < count; ++i) {
+        const u32 e = share * count + i;
+        const Quad value = shared.h[t][e * LANES + n];
+        const Scalar factor = weight[t][e];
+#pragma unroll
+        for (u32 k = 0; k < 4; ++k) sum.of[k] = multiply_add(factor, value.of[k], sum.of[k]);
+      }
+      shared.shared_sums[share][quad] = sum;
+    }
+  }
+  // Adds the shares; `second` is 0 for dB and N for dC.
+  __device__ void write_sums(const Tile& tile, u32 second) const {
+#pragma unroll
+    for (u32 quad = threadIdx.x; quad < quads; quad += THREADS) {
+      const u32 t = quad / LANES, n = quad % LANES * 4;
+      if (t >= tile.count) continue;
+      Quad sum = shared.shared_sums[0][quad];
+#pragma unroll
+      for (u32 i = 1; i < shares; ++i) {
+#pragma unroll
+        for (u32 k = 0; k < 4; ++k) sum.of[k] += shared.shared_sums[i][quad].of[k];
+      }
+      const u64 row = (u64)blockIdx.x * p.rows + segment.first + tile.start + t;
+      Scalar* const to = p.vector_parts + row * 2 * p.states + second + n;
+#pragma unroll
+      for (u32 k = 0; k < 4; ++k) {
+        if (n + k < p.states) to[k] = sum.of[k];
+      }
+    }
+  }
+  // Two sums over the states of a channel: those of this thread's states are added to those of its three neighbours,
+  // and stored; sum_lanes then adds what is left, number `which` of the two.
+  __device__ void store_sums(u32 t, Scalar first, Scalar second) const {
+    const bool odd = threadIdx.x & 1;
+    Scalar sum = (odd ? second : first) + __shfl_xor_sync(every_lane, odd ? first : second, 1);
+    sum += __shfl_xor_sync(every_lane, sum, 2);
+    if ((threadIdx.x & 2) == 0) shared.sums[t][threadIdx.x / 4 * 2 + odd] = sum;
+  }
+  __device__ Scalar sum_lanes(u32 t, u32 e, u32 which) const {
+    constexpr u32 count = LANES / 4;
+    Scalar sum = shared.sums[t][e * count * 2 + which];
+#pragma unroll 4
+    for (u32 i = 1; i < count; ++i) sum += shared.sums[t][(e * count + i) * 2 + which];
+    return sum;
+  }
+};
+)cuda"

@@ -1,0 +1,154 @@
+// CudaTraining without a card: what it queues, gives back and refuses, and how products are divided. The driver and
+// NVRTC are those of support/fake_cuda.cpp: see cuda_test.cpp. Kernels compute nothing there, so all numbers are zero.
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "minimamba/backend/cuda_training.hpp"
+#include "minimamba/train.hpp"
+#include "support/fake_driver.hpp"
+
+namespace training_cuda_test {
+
+using namespace minimamba;
+using support::expect_problem;
+using support::expect_success;
+using support::fake_driver;
+using support::FakeCuda;
+
+static_assert(TrainingBackend<CudaTraining<float>> && TrainingBackend<CudaTraining<double>>);
+static_assert(!TrainingBackend<CudaBackend<float>>);
+static_assert(std::is_same_v<Mamba<float, CudaTraining>::Cache, Mamba<float, CudaBackend>::Cache>);
+
+TEST(CudaTrainings, CompileTheKernelsOfTrainingWithTheirBackend) {
+  expect_success([] {
+    const FakeCuda& fake = fake_driver();
+    const CudaBackend<float> inference;
+    REQUIRE(fake.compilations == 1);
+    const CudaTraining<float> backend;
+    REQUIRE(fake.compilations == 3);
+    const CudaTraining<float> other;
+    REQUIRE(fake.compilations == 3);
+    REQUIRE(backend.training_kernels_name() == "cuda sm_90a");
+  });
+}
+
+template <class Scalar>
+void train() {
+  FakeCuda& fake = fake_driver();
+  {
+    using Model = Mamba<Scalar, CudaTraining>;
+    const MambaConfig config{.d_model = 16, .n_layer = 2, .vocab_size = 32};
+    Trainer<Model> trainer(Model(config, CudaTraining<Scalar>()), std::vector<std::int32_t>(500, 1),
+                           {.batch = 2, .length = 40, .accumulate = 2, .schedule = {.steps = 3}});
+    const int before = fake.launches;
+    while (!trainer.ended()) {
+      const StepRecord step = trainer.step();
+      REQUIRE(step.loss == 0 && step.gradient_norm == 0);
+    }
+    REQUIRE(fake.launches > before);
+    REQUIRE(trainer.validate(1) == 0);
+  }
+  REQUIRE(fake.allocated == 0 && fake.contexts == 0 && fake.events == 0 && fake.modules == 0 && fake.graphs == 0);
+}
+TEST(CudaTrainings, TakeStepsAndGiveEverythingBack) {
+  expect_success(train<float>);
+  expect_success(train<double>);
+}
+
+TEST(CudaTrainings, SayHowMuchMemoryIsMissing) {
+  expect_problem(CudaProblem::memory, "too little memory", [] {
+    FakeCuda& fake = fake_driver();
+    using Model = Mamba<float, CudaTraining>;
+    const Model model({.d_model = 64, .n_layer = 1, .vocab_size = 32}, CudaTraining<float>());
+    Tape tape(model);
+    auto cache = model.make_cache();
+    fake.memory = fake.allocated + (1U << 20);
+    tape.forward(model, std::vector<std::int32_t>(10'000, 1), cache);
+  });
+}
+
+TEST(CudaTrainings, RunKernelsOnAnyNumberOfRowsAndSequences) {
+  expect_success([] {
+    fake_driver();
+    const CudaTraining<float> backend;
+    constexpr std::size_t many = 600'000, sequences = 70'000;
+    auto x = backend.allocate<float>(many), y = backend.allocate<float>(many), small = backend.allocate<float>(64);
+    auto sum = backend.allocate<double>(1);
+    auto tokens = backend.allocate<std::int32_t>(many);
+    const auto tall = [](auto& buffer, std::size_t rows) { return View<float>(buffer.data(), rows, 1); };
+    const View<float> one = tall(small, 1);
+    auto weight = backend.make_matrix<float>(1, 1);
+    backend.matmul_backward_input(tall(x, many), weight, tall(y, many));
+    backend.matmul_backward_weight(tall(x, many), tall(y, many), weight);
+    backend.embed_backward({tokens.data(), 1, many}, tall(x, many), weight);
+    backend.add_backward(tall(x, many), one);
+    backend.negative_exp_backward(tall(x, many), tall(x, many), tall(y, many));
+    backend.rms_norm_backward({tall(x, many), one, 1e-5, tall(x, many), tall(y, many), one});
+    backend.cross_entropy({tall(x, many), {tokens.data(), 1, many}, 1, tall(y, many), {sum.data(), 1, 1}});
+    backend.dropout(tall(x, many), {.rate = 0.1});
+    backend.sum_of_squares(View<const float>(x.data(), many, 1), {sum.data(), 1, 1});
+    const auto segments = uniform_segments(sequences, 2);
+    const std::size_t rows = 2 * sequences;
+    const SlotView<float> states(tall(y, sequences), 1);
+    backend.causal_conv1d_backward({.segments = segments,
+                                    .x = tall(x, rows),
+                                    .weight = {small.data(), 1, 2},
+                                    .bias = {},
+                                    .kept = {2, SlotView<const float>(states)},
+                                    .d_y = tall(x, rows),
+                                    .d_x = tall(y, rows),
+                                    .d_weight = {small.data(), 1, 2},
+                                    .d_bias = {},
+                                    .d_window = states});
+    backend.selective_scan_backward({.segments = segments,
+                                     .u = tall(x, rows),
+                                     .delta = tall(x, rows),
+                                     .delta_bias = one,
+                                     .a = one,
+                                     .b = tall(x, rows),
+                                     .c = tall(x, rows),
+                                     .d = one,
+                                     .z = tall(x, rows),
+                                     .kept = {2, SlotView<const float>(states)},
+                                     .d_y = tall(x, rows),
+                                     .d_u = tall(y, rows),
+                                     .d_delta = tall(y, rows),
+                                     .d_b = tall(y, rows),
+                                     .d_c = tall(y, rows),
+                                     .d_z = tall(y, rows),
+                                     .d_delta_bias = one,
+                                     .d_a = one,
+                                     .d_d = one,
+                                     .d_h = states});
+    std::vector<double> host(1);
+    backend.download(sum.data(), host);
+  });
+}
+
+/// Every slice of tokens is in one part, and no part is so short that a block would do little.
+TEST(CudaTrainings, DivideProductsOfWeightsIntoPartsThatDependOnSizesAlone) {
+  for (const std::uint32_t tokens : {1U, 16U, 17U, 300U, 4096U, 16'384U, 1'000'000U}) {
+    for (const auto& [outputs, inputs] : {std::pair(1U, 1U), {80U, 1536U}, {3072U, 768U}, {50'280U, 768U}}) {
+      gpu::BackwardProduct p{.m = outputs, .n = inputs, .k = tokens};
+      const gpu::WeightParts parts = gpu::weight_parts(p);
+      p.slices = parts.slices;
+      const std::size_t count = p.grid(gpu::backward_tiles[parts.tile]).z, slices = (tokens + 15) / 16;
+      EXPECT_GE(count * parts.slices, slices);
+      EXPECT_LT((count - 1) * parts.slices, slices);
+      EXPECT_TRUE(count == 1 || parts.slices >= 8) << tokens << ", " << outputs << ", " << inputs;
+      EXPECT_TRUE(count == 1 || count * outputs * inputs * sizeof(float) <= std::size_t{1} << 27);
+    }
+  }
+}
+
+TEST(CudaTrainings, ChooseTheScanByItsStatesAndRefuseMoreThan1024) {
+  for (const auto& [states, lanes] : {std::pair(1, 4), {16, 4}, {17, 16}, {64, 16}, {256, 64}, {1024, 256}}) {
+    const auto kernel = gpu::scan_backward_kernel(static_cast<std::size_t>(states));
+    EXPECT_EQ(gpu::scan_backward_kernels[kernel].lanes, static_cast<std::size_t>(lanes)) << states;
+  }
+  EXPECT_THROW(gpu::scan_backward_kernel(1025), ArgumentError);
+}
+
+}  // namespace training_cuda_test
