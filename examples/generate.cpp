@@ -123,17 +123,21 @@ class Conversation {
     if (unread_.empty() && !arguments_.interactive) prompt_ = unread_ = {model_.config().bos_token_id.value_or(0)};
     if (!unread_.empty() && (!arguments_.interactive || beginning)) turn();
     while (arguments_.interactive && !stop && next_line()) turn();
+  }
+
+  /// Throws the error of a failed print afterwards.
+  void save() {
+    save_state();
     output_.check();
   }
 
-  void save() {
+ private:
+  void save_state() {
     if (arguments_.save_state.empty()) return;
     minimamba::StateSections state{{"unread", program::as_bytes(unread_)}, {"sampler", sampler_.state()}};
     output_.save(state);
     minimamba::save_state(model_, cache_, arguments_.save_state, state);
   }
-
- private:
   static minimamba::GenerateOptions with_vocabulary(minimamba::GenerateOptions options,
                                                     const std::optional<minimamba::Tokenizer>& tokenizer) {
     if (tokenizer) options.vocabulary = tokenizer->size();
