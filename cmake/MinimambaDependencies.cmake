@@ -27,10 +27,13 @@ minimamba_dependency(GTest GTest::gtest_main libgtest-dev gtest-devel googletest
                      https://github.com/google/googletest.git 52eb8108c5bdec04579160ae17225d66034bd723)
 minimamba_dependency(benchmark benchmark::benchmark libbenchmark-dev google-benchmark-devel google-benchmark benchmark  # 1.9.4
                      https://github.com/google/benchmark.git eddb0241389718a23a42db6af5f0164b6e0139af)
+minimamba_dependency(httplib httplib::httplib libcpp-httplib-dev - - -  # 0.11.4, optional; others have newer versions
+                     https://github.com/yhirose/cpp-httplib.git 7992b148969fbf8093230b37a6a36c2f61135937 .)
+set(minimamba_cure_httplib "Install it with apt install libcpp-httplib-dev, or configure with -DMINIMAMBA_FETCH_DEPENDENCIES=ON.")
 
 macro(minimamba_find name)
   if(NOT TARGET ${minimamba_target_${name}})
-    if("${name}" MATCHES "^(Utf8proc|Pcre2)$")
+    if("${name}" MATCHES "^(Utf8proc|Pcre2|httplib)$")
       find_package(${name} QUIET MODULE)
     else()
       find_package(${name} QUIET CONFIG)  # no version here: Eigen 5 would not match 3.4

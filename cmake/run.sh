@@ -50,6 +50,7 @@ need libcli11-dev cli11-devel cli11 have_header CLI/CLI.hpp
 if [ "$what" = test ]; then
   need libpcre2-dev pcre2-devel pcre2 have_header pcre2.h
   need libgtest-dev gtest-devel googletest have_header gtest/gtest.h
+  need libcpp-httplib-dev - - have_header httplib.h
   need libbenchmark-dev google-benchmark-devel google-benchmark have_header benchmark/benchmark.h
 fi
 

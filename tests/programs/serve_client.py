@@ -1,0 +1,123 @@
+"""What the tests of serve share: a server that is started and stopped, and clients."""
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+
+class Server:
+    """serve on a port of its choice: with Server(program, "--slots", "4") as server: ..."""
+
+    def __init__(self, program, *flags):
+        self.process = subprocess.Popen([program, "--port", "0", "--threads", "1", *flags], stdout=subprocess.PIPE,
+                                        text=True)
+        line = self.process.stdout.readline()
+        assert line.startswith("serving "), f"serve {flags} printed {line!r}"
+        self.port = int(line.rsplit(":", 1)[1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            self.process.kill()
+            self.process.wait()
+            return
+        status = self.stop()
+        assert status == 0, f"serve ended with {status}"
+
+    def signal(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.signal()
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def connection(self, timeout=60):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def socket(self, timeout=30):
+        return socket.create_connection(("127.0.0.1", self.port), timeout)
+
+    def ask(self, method, path, body=None, headers=None):
+        """Status, headers and body of an answer."""
+        connection = self.connection()
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        finally:
+            connection.close()
+
+    def post(self, path, fields, headers=None):
+        """Status and JSON of an answer."""
+        body = fields if isinstance(fields, (bytes, str)) else json.dumps(fields)
+        status, _, text = self.ask("POST", path, body, headers)
+        return status, json.loads(text)
+
+    def complete(self, **fields):
+        status, answer = self.post("/v1/completions", {"temperature": 0, "max_tokens": 16, **fields})
+        assert status == 200, (status, answer)
+        return answer
+
+    def text(self, **fields):
+        return self.complete(**fields)["choices"][0]["text"]
+
+    def refused(self, status, fields, mention="", path="/v1/completions", headers=None):
+        """Checks that a request is refused with this status, and a message that has these words."""
+        found, answer = self.post(path, fields, headers)
+        error = answer.get("error", {})
+        assert found == status and set(error) == {"message", "type", "param", "code"}, (found, answer)
+        assert mention in error["message"], (mention, error["message"])
+        return error
+
+    def events(self, path, fields):
+        """The events of a stream, which must end in [DONE]."""
+        body = json.dumps({"temperature": 0, **fields, "stream": True})
+        status, headers, text = self.ask("POST", path, body)
+        assert status == 200 and headers["Content-Type"] == "text/event-stream", (status, headers, text)
+        parts = text.decode().split("\n\n")
+        assert parts[-2:] == ["data: [DONE]", ""], parts[-2:]
+        return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
+
+    def metric(self, name):
+        _, _, text = self.ask("GET", "/metrics")
+        for line in text.decode().splitlines():
+            if line.startswith(f"minimamba_{name} "):
+                return float(line.split()[1])
+        raise KeyError(name)
+
+    def wait_until_idle(self, seconds=20):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.metric("answers_running") + self.metric("answers_waiting") == 0:
+                return
+            time.sleep(0.05)
+        raise AssertionError("answers are still being generated")
+
+    def resident_megabytes(self):
+        """0 where /proc is missing."""
+        path = f"/proc/{self.process.pid}/status"
+        if not os.path.exists(path):
+            return 0
+        with open(path, encoding="utf-8") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1000
+
+
+def read_all(connection):
+    """What a socket still gives, until its end or a reset."""
+    text = b""
+    try:
+        while part := connection.recv(1 << 16):
+            text += part
+    except (ConnectionError, socket.timeout):
+        pass
+    return text
