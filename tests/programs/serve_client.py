@@ -88,20 +88,21 @@ class Server:
         assert parts[-2:] == ["data: [DONE]", ""], parts[-2:]
         return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
 
-    def metric(self, name):
-        _, _, text = self.ask("GET", "/metrics")
+    def metric(self, name, headers=None):
+        _, _, text = self.ask("GET", "/metrics", headers=headers)
         for line in text.decode().splitlines():
             if line.startswith(f"minimamba_{name} "):
                 return float(line.split()[1])
         raise KeyError(name)
 
-    def wait_until_idle(self, seconds=20):
+    def wait_until(self, condition, seconds=20):
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if self.metric("answers_running") + self.metric("answers_waiting") == 0:
-                return
-            time.sleep(0.05)
-        raise AssertionError("answers are still being generated")
+        while not condition():
+            assert time.monotonic() < end, f"not so within {seconds} s"
+            time.sleep(0.02)
+
+    def wait_until_idle(self, seconds=20, headers=None):
+        self.wait_until(lambda: self.metric("answers_running", headers) + self.metric("answers_waiting", headers) == 0, seconds)
 
     def resident_megabytes(self):
         """0 where /proc is missing."""
