@@ -16,13 +16,13 @@
 #include <span>
 #include <string>
 #include <type_traits>
-#include <vector>
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/cuda/decoding.hpp"
 #include "minimamba/backend/cuda/launches.hpp"
 #include "minimamba/backend/cuda/memory.hpp"
 #include "minimamba/backend/cuda/product_launches.hpp"
+#include "minimamba/backend/cuda/transfers.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -32,22 +32,6 @@ struct CudaOptions {
   int device = 0;                                  // the number of the card
   Activations activations = Activations::rounded;  // of products with bf16, q8 and q4 weights
   CudaKernelOptions kernels = {};
-};
-
-/// Numbers of a card, copied to the host: see CudaBackend::to_host.
-template <class T>
-class HostRows {
- public:
-  HostRows(std::size_t rows, std::size_t cols) : rows_(rows), cols_(cols), values_(rows * cols) {}
-  std::size_t rows() const { return rows_; }
-  std::size_t cols() const { return cols_; }
-  std::span<const T> row(std::size_t i) const { return view().row(i); }
-  View<const T> view() const { return {values_.data(), rows_, cols_}; }
-  View<T> view() { return {values_.data(), rows_, cols_}; }
-
- private:
-  std::size_t rows_, cols_;
-  std::vector<T> values_;
 };
 
 template <class Number>
@@ -161,44 +145,19 @@ class CudaBackend {
   }
   template <WeightFormat W>
   void upload_rows(View<const Scalar> host, std::size_t first, Matrix<W>& matrix) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    transfer_rows<W>(host.rows(), host.cols(), [&](std::size_t begin, std::size_t count, auto& blocks, auto scratch) {
-      const std::size_t in_row = blocks_in<W>(host.cols());
-      for (std::size_t i = 0; i < count; ++i) {
-        Format<W>::pack(host.row(begin + i).data(), host.cols(), blocks.data() + i * in_row);
-      }
-      device_->upload(blocks.data(), count * in_row * sizeof(blocks[0]), scratch);
-      launch_transfer<W>(0, matrix, first + begin, count, scratch);
-    });
+    gpu::RowTransfer<W>(*device_, layers, matrix).upload(host, first);
   }
   template <WeightFormat W>
   void download_rows(const Matrix<W>& matrix, std::size_t first, View<Scalar> host) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    transfer_rows<W>(host.rows(), host.cols(), [&](std::size_t begin, std::size_t count, auto& blocks, auto scratch) {
-      const std::size_t in_row = blocks_in<W>(host.cols());
-      launch_transfer<W>(1, matrix, first + begin, count, scratch);
-      device_->download(scratch, count * in_row * sizeof(blocks[0]), blocks.data());
-      for (std::size_t i = 0; i < count; ++i) {
-        Format<W>::unpack(blocks.data() + i * in_row, host.cols(), host.row(begin + i).data());
-      }
-    });
+    gpu::RowTransfer<W>(*device_, layers, matrix).download(first, host);
   }
-
   template <WeightFormat W>
   void upload_blocks(View<const typename Format<W>::Block> host, std::size_t first, Matrix<W>& matrix) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
-    transfer_rows<W>(host.rows(), matrix.cols(), [&](std::size_t begin, std::size_t count, auto&, auto scratch) {
-      device_->upload(host.row(begin).data(), count * host.cols() * sizeof(host(0, 0)), scratch);
-      launch_transfer<W>(0, matrix, first + begin, count, scratch);
-    });
+    gpu::RowTransfer<W>(*device_, layers, matrix).upload_blocks(host, first);
   }
   template <WeightFormat W>
   void download_blocks(const Matrix<W>& matrix, std::size_t first, View<typename Format<W>::Block> host) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
-    transfer_rows<W>(host.rows(), matrix.cols(), [&](std::size_t begin, std::size_t count, auto&, auto scratch) {
-      launch_transfer<W>(1, matrix, first + begin, count, scratch);
-      device_->download(scratch, count * host.cols() * sizeof(host(0, 0)), host.row(begin).data());
-    });
+    gpu::RowTransfer<W>(*device_, layers, matrix).download_blocks(first, host);
   }
 
   template <WeightFormat W>
@@ -235,7 +194,7 @@ class CudaBackend {
       matmul(x.rows_from(0, max_rows_of_product), weight, y.rows_from(0, max_rows_of_product));
     }
     if constexpr (std::is_same_v<Scalar, double>) {
-      multiply_double(x, weight, y);
+      multiply_in_double(x, weight, y);
     } else if (const auto norm = take_norm<W>(x, y)) {
       gpu::multiply_normed(*device_, gpu::Layout<W>::index - gpu::Layout<float>::index, *norm, weight.weights(), y);
     } else if (on_tensor_cores<W>()) {
@@ -482,47 +441,14 @@ class CudaBackend {
     gpu::multiply_mma(*device_, format, inputs, weight.weights(), y);
   }
   template <class W>
-  void multiply_double(View<const double> x, const Matrix<W>& weight, View<double> y) const {
-    const auto multiply = [&](View<const double> taken) {
-      device_->launch(gpu::Program::products_double, gpu::Layout<W>::index, {(y.cols() + 31) / 32, (y.rows() + 7) / 8},
-                      256, taken.data(), stride(taken), rows(taken), weight.weights(), y.data(), stride(y));
-    };
+  void multiply_in_double(View<const double> x, const Matrix<W>& weight, View<double> y) const {
     const std::size_t bytes = rounded_bytes<W>(x.rows(), x.cols());
-    if (bytes == 0) return multiply(x);
+    if (bytes == 0) return gpu::multiply_double(*device_, gpu::Layout<W>::index, x, weight.weights(), y);
     const auto lock = device_->lock_scratch();
-    auto* const rounded = reinterpret_cast<double*>(static_cast<std::uintptr_t>(device_->scratch(bytes, lock)));
-    const bool blocks = !std::is_same_v<W, bf16>;
-    device_->launch(
-        gpu::Program::products_double, blocks ? gpu::round_blocks : gpu::round_bf16,
-        blocks ? gpu::Grid{std::min<std::size_t>((x.rows() * ((x.cols() + 31) / 32) + 7) / 8, 1U << 20)} : over(x), 256,
-        x.data(), stride(x), rows(x), cols(x), rounded);
-    multiply({rounded, x.rows(), x.cols()});
-  }
-
-  /// Calls body(first row, rows, blocks on the host, scratch on the card) for pieces of about 4 MB.
-  template <class W, class Body>
-  void transfer_rows(std::size_t rows, std::size_t cols, Body&& body) const {
-    using Block = typename Format<W>::Block;
-    if (rows == 0 || cols == 0) return;
-    const std::size_t in_row = blocks_in<W>(cols);
-    const std::size_t at_once = std::clamp<std::size_t>((std::size_t{4} << 20) / (in_row * sizeof(Block)), 1, rows);
-    std::vector<Block> blocks(at_once * in_row);
-    const auto lock = device_->lock_scratch();
-    const gpu::Address scratch = device_->scratch(blocks.size() * sizeof(Block), lock);
-    for (std::size_t first = 0; first < rows; first += at_once) {
-      body(first, std::min(at_once, rows - first), blocks, scratch);
-    }
-  }
-  /// place (0) or fetch (1).
-  template <class W>
-  void launch_transfer(std::size_t which, const Matrix<W>& matrix, std::size_t first, std::size_t count,
-                       gpu::Address there) const {
-    constexpr bool quantised = Format<W>::block_size > 1;
-    const std::size_t elements =
-        quantised ? blocks_in<W>(matrix.cols()) * (sizeof(typename Format<W>::Block) - 2) : matrix.cols();
-    device_->launch(layers, gpu::first_of_formats + 3 * gpu::Layout<W>::index + which,
-                    {(elements + 255) / 256, std::min(count, gpu::max_blocks)}, gpu::Block{.writes_weights = true},
-                    matrix.weights(), there, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count));
+    const View<double> rounded(reinterpret_cast<double*>(static_cast<std::uintptr_t>(device_->scratch(bytes, lock))),
+                               x.rows(), x.cols());
+    gpu::round_double(*device_, !std::is_same_v<W, bf16>, x, rounded);
+    gpu::multiply_double(*device_, gpu::Layout<W>::index, View<const double>(rounded), weight.weights(), y);
   }
 
   std::shared_ptr<gpu::Device> device_;

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "minimamba/core/error.hpp"
@@ -26,6 +27,23 @@ struct SchedulerOptions {
   std::size_t prefix_cache_bytes = 0;         // for the states after prompts; 0: none are kept
   std::int64_t prefix_interval = 256;         // a state is kept after every so many tokens of a prompt
 };
+
+namespace detail {
+
+/// Throws ArgumentError for an option out of its range.
+inline const SchedulerOptions& checked(const SchedulerOptions& options) {
+  const auto require = [](const char* name, std::int64_t value) {
+    if (value < 1) throw ArgumentError(name, "at least 1", std::to_string(value));
+  };
+  require("slots", options.slots);
+  require("prompt_tokens", options.prompt_tokens);
+  require("max_waiting", options.max_waiting);
+  require("max_waiting_tokens", options.max_waiting_tokens);
+  require("prefix_interval", options.prefix_interval);
+  return options;
+}
+
+}  // namespace detail
 
 /// A request was refused because too many wait. Try again later.
 class BusyError : public Error {

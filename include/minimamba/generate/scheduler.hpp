@@ -12,7 +12,6 @@
 #include <deque>
 #include <exception>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -25,6 +24,7 @@
 #include "minimamba/generate/last_logits.hpp"
 #include "minimamba/generate/logits.hpp"
 #include "minimamba/generate/prefix_cache.hpp"
+#include "minimamba/generate/prompt_plan.hpp"
 #include "minimamba/generate/request.hpp"
 #include "minimamba/generate/request_queue.hpp"
 #include "minimamba/generate/sampler.hpp"
@@ -59,7 +59,8 @@ class Scheduler {
   /// The model must outlive it. Throws ArgumentError for an option out of its range.
   explicit Scheduler(const Model& model, const SchedulerOptions& options = {})
       : model_(model),
-        options_(checked(options)),
+        options_(detail::checked(options)),
+        prompts_(options_),
         empty_(model.make_cache()),
         cache_(model.make_cache(options.slots)),
         rows_(cache_.batch()),
@@ -116,35 +117,7 @@ class Scheduler {
   using Scalar = ScalarOf<Model>;
 
   using Waiting = detail::WaitingRequest<Cache>;
-  /// A request that has a slot.
-  struct Row {
-    RequestId id;
-    Request request;
-    Sampler sampler;
-    Result result = {};
-    std::size_t read = 0;      // tokens of the prompt
-    std::size_t parts_at = 0;  // where the prompt departs from others
-    std::int32_t next = 0;     // the token chosen last
-    bool has_token = false;    // which on_token has not been given
-    bool has_ended = false;
-    double log_probability = std::numeric_limits<double>::quiet_NaN();
-    std::vector<TokenLogProbability> top = {};
-
-    bool generates() const { return read == request.prompt.size(); }
-    bool reads() const { return !has_ended && !generates(); }
-  };
-
-  static const SchedulerOptions& checked(const SchedulerOptions& options) {
-    const auto require = [](const char* name, std::int64_t value) {
-      if (value < 1) throw ArgumentError(name, "at least 1", std::to_string(value));
-    };
-    require("slots", options.slots);
-    require("prompt_tokens", options.prompt_tokens);
-    require("max_waiting", options.max_waiting);
-    require("max_waiting_tokens", options.max_waiting_tokens);
-    require("prefix_interval", options.prefix_interval);
-    return options;
-  }
+  using Row = detail::RequestRow<Cache>;
 
   void check(const Request& request) const {
     if (request.prompt.empty()) throw ArgumentError("prompt", "at least one token", "none");
@@ -195,7 +168,7 @@ class Scheduler {
     row.result.request = row.id;
     row.result.tokens.reserve(static_cast<std::size_t>(std::min<std::int64_t>(request.options.max_new_tokens, 4096)));
     if (request.options.log_probabilities) row.result.log_probabilities.reserve(row.result.tokens.capacity());
-    row.has_ended = request.options.max_new_tokens == 0 && !is_scored(row);
+    row.has_ended = request.options.max_new_tokens == 0 && !row.is_scored();
     if (request.start != nullptr) {
       cache_.assign(slot, *request.start, 0);
     } else if (const auto found = find_prefix(row); found.state != nullptr) {
@@ -208,12 +181,8 @@ class Scheduler {
     }
   }
 
-  bool keeps_prefixes(const Row& row) const {
-    return options_.prefix_cache_bytes > 0 && row.request.start == nullptr && !row.request.score_prompt;
-  }
-
   typename PrefixCache<Cache>::Found find_prefix(Row& row) {
-    if (!keeps_prefixes(row)) return {};
+    if (!prompts_.keeps_prefixes(row)) return {};
     const std::span<const std::int32_t> prompt(row.request.prompt);
     row.parts_at = std::min(prefixes_.common(prompt), prompt.size() - 1);
     return prefixes_.find(prompt, prompt.size() - 1);
@@ -222,7 +191,7 @@ class Scheduler {
   // Reading
 
   void read() {
-    plan(score());
+    prompts_.plan(rows_, order_, score(), runs_);
     if (runs_.empty()) return count(0);
     const auto logits = model_.forward_last(runs_, cache_);
     std::size_t needed = 0, prompt_tokens = 0;
@@ -239,10 +208,6 @@ class Scheduler {
     for (const Run& run : runs_) keep_prefix(run.slot);
   }
 
-  /// Whether the next tokens of the prompt are read with the logits of each. The last one is read like others' tokens.
-  static bool is_scored(const Row& row) {
-    return row.request.score_prompt && !row.has_ended && row.read + 1 < row.request.prompt.size();
-  }
   /// Scores a share of each prompt that asked for it. Returns how many more tokens of prompts this step may read.
   std::size_t score() {
     std::size_t prompts = 0;
@@ -250,7 +215,7 @@ class Scheduler {
     auto left = static_cast<std::size_t>(options_.prompt_tokens);
     const std::size_t share = std::max<std::size_t>(left / std::max<std::size_t>(prompts, 1), 1);
     for (const std::size_t slot : order_) {
-      if (is_scored(*rows_[slot])) left -= std::min(left, score_some(slot, share));
+      if (rows_[slot]->is_scored()) left -= std::min(left, score_some(slot, share));
     }
     return left;
   }
@@ -262,7 +227,7 @@ class Scheduler {
     const Run run{.slot = slot, .tokens = prompt.subspan(first, size)};
     const auto logits = model_.forward(std::span(&run, 1), cache_);
     row.read += size;
-    row.has_ended = row.request.options.max_new_tokens == 0 && !is_scored(row);
+    row.has_ended = row.request.options.max_new_tokens == 0 && !row.is_scored();
     try {
       scored_.resize(logits.rows() * logits.cols());
       model_.backend().download(logits.data(), std::span(scored_));
@@ -306,54 +271,9 @@ class Scheduler {
     }
   }
 
-  /// One token of each request that generates, and chunks of prompts: equal shares, and then what is left over to the
-  /// prompts that have waited longest.
-  void plan(std::size_t left) {
-    runs_.clear();
-    std::size_t prompts = 0;
-    for (const std::size_t slot : order_) {
-      const Row& row = *rows_[slot];
-      if (row.has_ended || is_scored(row)) continue;
-      if (row.generates()) {
-        runs_.push_back({.slot = slot, .tokens = {&row.next, 1}});
-      } else {
-        ++prompts;
-      }
-    }
-    if (prompts == 0) return;
-    const std::size_t first = runs_.size();
-    const std::size_t share = std::max<std::size_t>(left / prompts, 1);
-    for (const std::size_t slot : order_) {
-      const Row& row = *rows_[slot];
-      if (row.has_ended || row.generates() || is_scored(row)) continue;
-      const std::size_t size = std::min(share, next_stop(row, row.read) - row.read);
-      runs_.push_back({.slot = slot, .tokens = std::span(row.request.prompt).subspan(row.read, size)});
-      left -= std::min(left, size);
-    }
-    for (std::size_t i = first; i < runs_.size() && left > 0; ++i) {
-      const Row& row = *rows_[runs_[i].slot];
-      const std::size_t size = runs_[i].tokens.size();
-      const std::size_t more = std::min(left, next_stop(row, row.read) - row.read - size);
-      runs_[i].tokens = std::span(row.request.prompt).subspan(row.read, size + more);
-      left -= more;
-    }
-  }
-
-  /// Where reading a prompt stops next after `read` tokens: at its end, or where a state is kept.
-  std::size_t next_stop(const Row& row, std::size_t read) const {
-    const std::size_t size = row.request.prompt.size();
-    if (!keeps_prefixes(row)) return size;
-    const auto interval = static_cast<std::size_t>(options_.prefix_interval);
-    std::size_t stop = std::min(size, (read / interval + 1) * interval);
-    // All but the last token: with the same prompt again, that one gives the logits.
-    for (const std::size_t place : {row.parts_at, row.request.shared_tokens, size > interval ? size - 1 : 0}) {
-      if (place > read) stop = std::min(stop, place);
-    }
-    return stop;
-  }
   void keep_prefix(std::size_t slot) {
     const Row& row = *rows_[slot];
-    if (row.generates() || !keeps_prefixes(row) || row.read != next_stop(row, row.read - 1)) return;
+    if (row.generates() || !prompts_.keeps_prefixes(row) || row.read != prompts_.next_stop(row, row.read - 1)) return;
     const std::span<const std::int32_t> prefix = std::span(row.request.prompt).first(row.read);
     if (!prefixes_.contains(prefix)) prefixes_.insert({prefix.begin(), prefix.end()}, state_of(slot));
   }
@@ -469,7 +389,7 @@ class Scheduler {
                                row.request.prompt.end());
     } else if (!failed) {
       row.result.unread.push_back(row.next);
-      if (keeps_prefixes(row)) keep_answer(slot);
+      if (prompts_.keeps_prefixes(row)) keep_answer(slot);
     }
     if (row.request.keep_state) row.result.state = state_of(slot);
     const std::unique_ptr<Row> ended = std::move(rows_[slot]);
@@ -494,6 +414,7 @@ class Scheduler {
 
   const Model& model_;
   const SchedulerOptions options_;
+  const detail::PromptPlan prompts_;
   const Cache empty_;                       // a state that has read nothing
   Cache cache_;                             // a slot for each row
   std::vector<std::unique_ptr<Row>> rows_;  // [slots]; null: free

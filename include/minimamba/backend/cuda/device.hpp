@@ -22,6 +22,7 @@
 #include "minimamba/backend/cuda/kernel_code.hpp"
 #include "minimamba/backend/cuda/pinned_memory.hpp"
 #include "minimamba/backend/cuda/queue.hpp"
+#include "minimamba/backend/cuda/tensor_maps.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -235,29 +236,13 @@ class Device {
 
   /// Whether the kernels of a program are loaded.
   bool has(Program program) const { return !programs_[static_cast<std::size_t>(program)].functions.empty(); }
-  /// Of newer drivers: describes rows of `cols` values of 2 or 8 bytes, of which boxes are copied at once, of 64 or 256
-  /// values of `box_rows` rows. Those of 64 values have their pieces of 16 bytes exchanged as wgmma expects it. Maps
-  /// are kept: a step of many rows needs some for each layer, and making one takes as long as recording a kernel.
   bool has_tensor_maps() const { return driver_.make_tensor_map != nullptr; }
-  TensorMap tensor_map(Address data, std::size_t value_bytes, std::size_t rows, std::size_t cols,
-                       std::size_t stride_bytes, std::size_t box_rows) const {
-    const std::array<std::uint64_t, 6> key{data, value_bytes, rows, cols, stride_bytes, box_rows};
-    std::uint64_t hash = 0;
-    for (const std::uint64_t word : key) hash = (hash ^ word) * 0x9E3779B97F4A7C15U, hash ^= hash >> 32;
-    const std::lock_guard lock(maps_mutex_);
-    KnownMap& known = known_maps_[hash % known_maps_.size()];
-    if (known.key == key) return known.map;
-    const Current current(*this);
-    constexpr int of_2_bytes = 1, of_8_bytes = 4, exchanged_in_128_bytes = 3, read_256_bytes = 3;
-    const bool exchanged = value_bytes == 2;
-    const std::uint64_t sizes[] = {cols, rows}, strides[] = {stride_bytes};
-    const std::uint32_t box[] = {exchanged ? 64U : 256U, static_cast<std::uint32_t>(box_rows)}, steps[] = {1, 1};
-    known.key = {};
-    driver_.check(driver_.make_tensor_map(known.map.words, exchanged ? of_2_bytes : of_8_bytes, 2, data, sizes, strides,
-                                          box, steps, 0, exchanged ? exchanged_in_128_bytes : 0, read_256_bytes, 0),
-                  "describing a matrix");
-    known.key = key;
-    return known.map;
+  /// See TensorMaps.
+  TensorMap tensor_map(const TensorMaps::Boxes& boxes) const {
+    return maps_.get(boxes, [&](TensorMap& map) {
+      const Current current(*this);
+      make_tensor_map(driver_, boxes, map);
+    });
   }
 
   /// Makes the kernel ready that reads one token by itself, if the card can run it: see decode_program.hpp. `format`
@@ -434,10 +419,6 @@ class Device {
     Handle module = nullptr;
     std::vector<Handle> functions;
   };
-  struct KnownMap {
-    std::array<std::uint64_t, 6> key = {};
-    TensorMap map;
-  };
   using Pieces = std::array<std::unique_ptr<PinnedMemory>, 2>;
 
   int attribute(int number) const {
@@ -468,8 +449,7 @@ class Device {
   mutable std::mutex queue_mutex_;  // the innermost
   std::mutex upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
   mutable std::optional<Queue> queue_;
-  mutable std::mutex maps_mutex_;
-  mutable std::vector<KnownMap> known_maps_ = std::vector<KnownMap>(1024);
+  mutable TensorMaps maps_;
   std::array<Loaded, program_count> programs_;
   Pieces uploads_, downloads_;
   std::size_t upload_turn_ = 0, download_turn_ = 0;

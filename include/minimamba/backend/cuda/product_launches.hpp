@@ -97,9 +97,19 @@ void multiply_wide(const Device& device, const Inputs& x, const Weights& weight,
   device.launch(
       Program::products_wide, kernel, {std::min(tiles, device.processors())},
       product_block(y, 5, x.values, x.values + (rows * x.stride + weight.cols) * 2, tile.threads, tile.shared()),
-      device.tensor_map(x.values, 2, rows, weight.cols, x.stride * 2, tile.rows),
-      device.tensor_map(weight.data, 8, panels, row_bytes / 8, row_bytes, tile.outputs / 16), x.rows, weight,
-      output_to(y));
+      device.tensor_map({.data = x.values,
+                         .value_bytes = 2,
+                         .rows = rows,
+                         .cols = weight.cols,
+                         .stride_bytes = x.stride * 2,
+                         .box_rows = tile.rows}),
+      device.tensor_map({.data = weight.data,
+                         .value_bytes = 8,
+                         .rows = panels,
+                         .cols = row_bytes / 8,
+                         .stride_bytes = row_bytes,
+                         .box_rows = tile.outputs / 16}),
+      x.rows, weight, output_to(y));
 }
 
 /// The kernels of products_wide for few rows.
@@ -189,6 +199,23 @@ inline void multiply_tf32(const Device& device, std::size_t format, View<const f
   if (rows > 16 && tiles(32, 16) >= processors) return launch(tf32_some_32x16, 32, 16);
   if (tiles(16, 16) >= processors) return launch(tf32_some_16x16, 16, 16);
   launch(tf32_some_16x8, 16, 8);
+}
+
+/// `format` counts from double. x [rows, in], y [rows, out].
+inline void multiply_double(const Device& device, std::size_t format, View<const double> x, const Weights& weight,
+                            View<double> y) {
+  device.launch(Program::products_double, format, {(y.cols() + 31) / 32, (y.rows() + 7) / 8}, 256, x.data(),
+                std::uint64_t{x.stride()}, static_cast<std::uint32_t>(x.rows()), weight, y.data(),
+                std::uint64_t{y.stride()});
+}
+/// Activations as products with bf16 weights round them, or, in blocks, as those with q8 and q4 weights quantise them.
+inline void round_double(const Device& device, bool in_blocks, View<const double> x, View<double> rounded) {
+  const std::size_t warps = x.rows() * ((x.cols() + 31) / 32);
+  const Grid of_blocks{std::min<std::size_t>((warps + 7) / 8, 1U << 20)};
+  const Grid of_elements{std::min<std::size_t>((x.cols() + 255) / 256, 1U << 20), std::min(x.rows(), max_blocks)};
+  device.launch(Program::products_double, in_blocks ? round_blocks : round_bf16, in_blocks ? of_blocks : of_elements,
+                256, x.data(), std::uint64_t{x.stride()}, static_cast<std::uint32_t>(x.rows()),
+                static_cast<std::uint32_t>(x.cols()), rounded.data());
 }
 
 }  // namespace gpu
