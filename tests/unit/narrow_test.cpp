@@ -93,8 +93,8 @@ class NarrowWeights : public testing::TestWithParam<InstructionSet> {
     Random random(6);
     for (std::size_t b = 0; b < blocks.size(); ++b) {
       blocks[b].scale = f16(static_cast<float>(random.uniform(-1, 1)));
-      char bytes[sizeof(Block) - 2];
-      for (char& byte : bytes) byte = static_cast<char>(b % 4 == 0 ? 0x80 : random.uniform(0, 256));
+      std::int8_t bytes[sizeof(Block) - 2];
+      for (std::int8_t& byte : bytes) byte = static_cast<std::int8_t>(b % 4 == 0 ? -128 : random.uniform(-128, 128));
       std::memcpy(reinterpret_cast<char*>(&blocks[b]) + 2, bytes, sizeof(bytes));
     }
     auto x = random_matrix<float>(rows, in, 1);
