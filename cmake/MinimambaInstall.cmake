@@ -20,7 +20,7 @@ endif()
 configure_package_config_file(cmake/minimambaConfig.cmake.in minimambaConfig.cmake INSTALL_DESTINATION "${package_folder}")
 write_basic_package_version_file(minimambaConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES "${PROJECT_BINARY_DIR}/minimambaConfig.cmake" "${PROJECT_BINARY_DIR}/minimambaConfigVersion.cmake"
-              cmake/MinimambaKernels.cmake cmake/MinimambaFiles.cmake cmake/MinimambaModels.cmake
+              cmake/MinimambaKernels.cmake cmake/MinimambaFiles.cmake cmake/MinimambaModels.cmake cmake/MinimambaMpi.cmake
               cmake/FindUtf8proc.cmake cmake/FindPcre2.cmake
         DESTINATION "${package_folder}")
 

@@ -51,6 +51,7 @@ if [ "$what" = test ]; then
   need libpcre2-dev pcre2-devel pcre2 have_header pcre2.h
   need libgtest-dev gtest-devel googletest have_header gtest/gtest.h
   need libcpp-httplib-dev - - have_header httplib.h
+  need libopenmpi-dev openmpi-devel open-mpi have mpirun
   need libbenchmark-dev google-benchmark-devel google-benchmark have_header benchmark/benchmark.h
 fi
 

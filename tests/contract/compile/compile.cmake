@@ -55,7 +55,7 @@ endfunction()
 # Every public header, in the order of their names.
 function(write_all_headers file)
   file(GLOB_RECURSE headers RELATIVE ${INCLUDE} ${INCLUDE}/minimamba/*.hpp)
-  list(REMOVE_ITEM headers minimamba/core/isa.hpp)
+  list(REMOVE_ITEM headers minimamba/core/isa.hpp minimamba/mpi.hpp)  # MPI is not everywhere
   list(SORT headers)
   list(TRANSFORM headers REPLACE "(.+)" "#include <\\1>\n")
   string(CONCAT text ${headers})
