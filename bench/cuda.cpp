@@ -341,8 +341,9 @@ int main(int argc, char** argv) {
     measure_scan<float>(backend);
     measure_scan<bf16>(backend);
     std::vector<std::pair<int, int>> shapes{{768, 24}};
-    if (argc > 2) shapes.clear();
-    for (int i = 1; i + 1 < argc; i += 2) shapes.emplace_back(std::atoi(argv[i]), std::atoi(argv[i + 1]));
+    const int given = argc > 2 && argv[1][0] != '-' ? argc : 0;  // not the flags of the other benchmarks
+    if (given > 0) shapes.clear();
+    for (int i = 1; i + 1 < given; i += 2) shapes.emplace_back(std::atoi(argv[i]), std::atoi(argv[i + 1]));
     for (const auto& [d_model, n_layer] : shapes) {
       const MambaConfig config{.d_model = d_model, .n_layer = n_layer, .vocab_size = 50280};
       std::printf("d_model %d, n_layer %d\n", d_model, n_layer);

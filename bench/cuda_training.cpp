@@ -204,8 +204,12 @@ void bench_layer(const Backend& backend, std::size_t M, const MambaConfig& confi
 
 int main(int argc, char** argv) {
   try {
+    if (CudaBackend<float>::devices() == 0) {
+      std::printf("no NVIDIA card: nothing was measured\n");
+      return 0;
+    }
     MambaConfig config{.d_model = 768, .n_layer = 24, .vocab_size = 50280};
-    if (argc > 2) config.d_model = std::atoi(argv[1]), config.n_layer = std::atoi(argv[2]);
+    if (argc > 2 && argv[1][0] != '-') config.d_model = std::atoi(argv[1]), config.n_layer = std::atoi(argv[2]);
     {
       const Backend backend;
       std::printf("%s\n", backend.device_name().c_str());
