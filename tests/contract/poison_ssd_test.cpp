@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "minimamba/nn/selection.hpp"
 #include "minimamba/nn/ssd.hpp"
 #include "support/poison.hpp"
 #include "support/support.hpp"
@@ -43,6 +44,21 @@ TEST(PoisonSsd, ReadsWhatTheReferenceReads) {
   a.rollback(1, position);
   b.rollback(1, position);
   EXPECT_TRUE(identical(on_host(poisoned.backend(), View<const float>(b.ssm(1, 1))), support::copy_of(a.ssm(1, 1))));
+}
+
+TEST(PoisonSsd, SelectsWhatTheReferenceSelects) {
+  const auto plain = support::trained_looking_model<Mamba<float, ReferenceBackend, float, SSD>>(config());
+  const auto poisoned = support::trained_looking_model<Mamba<float, support::PoisonBackend, float, SSD>>(config());
+  const auto tokens = random_tokens(40, 50);
+  std::vector<LayerSelection> expected;
+  for_each_selection(plain, tokens, [&](std::size_t, const auto& selection) { expected.push_back(selection); });
+  for_each_selection(
+      poisoned, tokens,
+      [&](std::size_t layer, const auto& selection) {
+        EXPECT_EQ(selection.dt, expected.at(layer).dt);
+        EXPECT_EQ(selection.a, expected.at(layer).a);
+      },
+      7);
 }
 
 TEST(PoisonSsd, TakesTheStepsOfTheReferenceAndWaitsOnceInEach) {

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "minimamba/io.hpp"
+#include "minimamba/nn/selection.hpp"
 #include "minimamba/serving.hpp"
 #include "minimamba/train/checkpoint.hpp"
 #include "support/poison.hpp"
@@ -179,6 +180,21 @@ TYPED_TEST(Layers, RunWithoutTouchingATensor) {
     const auto poisoned = support::trained_looking_model<typename TestFixture::Poisoned>(config);
     this->expect_identical(this->read(plain), this->read(poisoned));
   }
+}
+
+TYPED_TEST(Layers, SelectWithoutTouchingATensor) {
+  const auto plain = support::trained_looking_model<typename TestFixture::Plain>(this->config());
+  const auto poisoned = support::trained_looking_model<typename TestFixture::Poisoned>(this->config());
+  const auto tokens = support::random_tokens(40, this->config().vocab_size);
+  std::vector<LayerSelection> expected;
+  for_each_selection(plain, tokens, [&](std::size_t, const auto& selection) { expected.push_back(selection); });
+  for_each_selection(
+      poisoned, tokens,
+      [&](std::size_t layer, const auto& selection) {
+        EXPECT_EQ(selection.dt, expected.at(layer).dt);
+        EXPECT_EQ(selection.a, expected.at(layer).a);
+      },
+      7);
 }
 
 TYPED_TEST(Layers, GenerateWithoutTouchingATensor) {

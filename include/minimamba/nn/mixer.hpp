@@ -20,8 +20,9 @@
 //   void copy_derived(const Backend<Scalar>&, const Mixer& from);  std::size_t derived_bytes() const;
 // for tensors that it derives from its parameters (compute, allocate, check, copy and count them), and
 //   template <class F, class... Self> static void visit_derived(F&& f, Self&... self);
-// for derived tensors that a file may hold in place of a parameter. What files say of its models is in
-// io/known_mixers.hpp.
+// for derived tensors that a file may hold in place of a parameter, and
+//   template <class T> SelectionViews<Scalar, T> selection(const ActivationViews<T>&) const;
+// for nn/selection.hpp, which shows what it selects. What files say of its models is in io/known_mixers.hpp.
 #ifndef MINIMAMBA_NN_MIXER_HPP
 #define MINIMAMBA_NN_MIXER_HPP
 
@@ -30,6 +31,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -232,6 +234,16 @@ struct MixerBackwardArguments {
   ActivationViews<Scalar> d_activations;  // overwritten
   View<Scalar> scratch;                   // [1, backward_scratch], overwritten
   LayerState<Scalar> d_state;             // in: of the final state; out: of the initial one
+};
+
+/// What a mixer selects with: at each token, it multiplies state n of channel c by exp(dt a(c, n)), where dt is
+/// softplus(delta + bias) of that token and channel, clamped to dt_min and dt_max.
+template <class Scalar, class Activation = Scalar>
+struct SelectionViews {
+  View<const Activation> delta;  // [M, C], of the last forward
+  View<const Scalar> bias;       // [1, C]
+  View<const Scalar> a;          // [C, N], not above 0
+  double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();
 };
 
 namespace detail {

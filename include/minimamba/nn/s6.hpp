@@ -129,6 +129,12 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     out_proj.forward(backend, y, p.y);
   }
 
+  /// What forward with these activations selected.
+  template <class T>
+  SelectionViews<Scalar, T> selection(const ActivationViews<T>& activations) const {
+    return {.delta = computed(activations).delta, .bias = dt_proj.bias.view(), .a = A.view()};
+  }
+
   /// The backward of forward. Throws ArgumentError as forward does.
   void backward(const Backend<Scalar>& backend, S6& gradient, const MixerBackwardArguments<Scalar>& p) const {
     this->check_derived();

@@ -140,6 +140,16 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
     out_proj.forward(backend, v.normed, p.y);
   }
 
+  /// What forward with these activations selected: a channel is a head here, and all its states decay alike.
+  template <class T>
+  SelectionViews<Scalar, T> selection(const ActivationViews<T>& activations) const {
+    return {.delta = dt_of(computed(activations).zxbcdt),
+            .bias = dt_bias.view(),
+            .a = View<const Scalar>(A.view().data(), A.cols(), 1),
+            .dt_min = dt_limit[0],
+            .dt_max = dt_limit[1]};
+  }
+
   /// The backward of forward. Throws ArgumentError as forward does.
   void backward(const Backend<Scalar>& backend, SSD& gradient, const MixerBackwardArguments<Scalar>& p) const {
     static_assert(HasSsdBackward<Backend<Scalar>>,
