@@ -3,7 +3,6 @@
 #define MINIMAMBA_EXAMPLES_GENERATE_OUTPUT_HPP
 
 #include <algorithm>
-#include <charconv>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -29,22 +28,6 @@ struct Arguments {
   std::string draft;
   bool lookup = false, interactive = false;
 };
-
-/// Parses integers separated by white space or commas.
-inline std::vector<std::int32_t> parse_ids(const std::string& text) {
-  std::vector<std::int32_t> ids;
-  for (std::size_t at = 0; (at = text.find_first_not_of(" \t\r\n,", at)) != text.npos;) {
-    const std::size_t end = std::min(text.find_first_of(" \t\r\n,", at), text.size());
-    std::int32_t id = 0;
-    const auto [rest, error] = std::from_chars(text.data() + at, text.data() + end, id);
-    if (error != std::errc() || rest != text.data() + end) {
-      throw minimamba::ArgumentError("--prompt-ids", "integers", "\"" + text.substr(at, end - at) + "\"");
-    }
-    ids.push_back(id);
-    at = end;
-  }
-  return ids;
-}
 
 inline std::string as_bytes(std::span<const std::int32_t> ids) {
   return {reinterpret_cast<const char*>(ids.data()), ids.size_bytes()};

@@ -184,6 +184,22 @@ inline std::string read_file(const std::filesystem::path& path) {
   return text;
 }
 
+/// Parses integers separated by white space or commas.
+inline std::vector<std::int32_t> parse_ids(const std::string& text) {
+  std::vector<std::int32_t> ids;
+  for (std::size_t at = 0; (at = text.find_first_not_of(" \t\r\n,", at)) != text.npos;) {
+    const std::size_t end = std::min(text.find_first_of(" \t\r\n,", at), text.size());
+    std::int32_t id = 0;
+    const auto [rest, error] = std::from_chars(text.data() + at, text.data() + end, id);
+    if (error != std::errc() || rest != text.data() + end) {
+      throw minimamba::ArgumentError("--prompt-ids", "integers", "\"" + text.substr(at, end - at) + "\"");
+    }
+    ids.push_back(id);
+    at = end;
+  }
+  return ids;
+}
+
 /// The number of tokens to read per call, chosen so that Ctrl-C is noticed soon: it starts small and doubles while a
 /// call takes less than 0.1 s. On the Eigen backend, whose bits depend on it, it is constant.
 class Pieces {
