@@ -360,6 +360,9 @@ int main(int argc, char** argv) {
   add_options(app, arguments);
   try {
     app.parse(argc, argv);
+    if (arguments.beams > 0 && arguments.samples > arguments.beams) {
+      throw CLI::ValidationError("--n", "at most --beam, " + std::to_string(arguments.beams));
+    }
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : program::usage;
   }

@@ -69,7 +69,8 @@ inline std::size_t search_beams(const Prompted& p) {
                                             .best = p.arguments.samples,
                                             .max_new_tokens = p.options.max_new_tokens,
                                             .length_penalty = p.arguments.length_penalty,
-                                            .ignore_eos = p.options.ignore_eos});
+                                            .ignore_eos = p.options.ignore_eos},
+                                           [](std::int64_t) { return !stop; });
   for (const minimamba::Hypothesis& one : best) {
     print_one(p, number++, one.log_probability, one.tokens);
     count += one.tokens.size();

@@ -78,7 +78,7 @@ expect(0 "--- 2, -[0-9.]+ nats\n${sampled}\n--- 3" --model ${model} --ignore-eos
        --seed 5 --repetition-penalty 1.3 --n 3)
 expect(0 "^[0-9]+\t-[0-9.]+\t[0-9]+ -[0-9.]+\t[0-9]+ -[0-9.]+\n[0-9]+\t" --model ${model} --max-new-tokens 2 --logprobs 2)
 expect(0 "accepted" --model ${model} --max-new-tokens 8 --lookup --stats)
-expect(1 "best: expected from 1 to the number of beams" --model ${model} --beam 2 --n 3)
+expect(2 "--n: at most --beam, 2" --model ${model} --beam 2 --n 3)
 expect(1 "draft model: expected a vocabulary of 96, found" --model ${model} --draft ${DATA}/tiny-falcon)
 expect(2 "excludes" --model ${model} --n 2 --lookup)
 expect(2 "excludes" --model ${model} --lookup --save-state ${WORK}/state)
@@ -223,6 +223,15 @@ kill -INT $pid; wait $pid
     message(FATAL_ERROR "interrupted, generate ended with ${result} and printed:\n${printed}")
   endif()
   expect(0 "\n$" --model ${model} --load-state ${WORK}/interrupted --max-new-tokens 3)
+  file(WRITE ${WORK}/interrupt.sh "'${GENERATE}' --model '${model}' --ignore-eos --prompt 'the quick' --max-new-tokens 100000000 \\
+  --beam 2 > '${WORK}/interrupted.txt' &
+pid=$!; sleep 1; kill -INT $pid; wait $pid
+")
+  execute_process(COMMAND sh ${WORK}/interrupt.sh RESULT_VARIABLE result TIMEOUT 60)
+  file(READ ${WORK}/interrupted.txt printed)
+  if(NOT result EQUAL 130 OR NOT printed MATCHES "^(the quick)?(--- 1, -[0-9.]+ nats\n.*)?$")
+    message(FATAL_ERROR "interrupted, generate --beam ended with ${result} and printed:\n${printed}")
+  endif()
 endif()
 if(EXISTS /dev/full)
   execute_process(COMMAND ${GENERATE} --model ${model} ${prompt} --save-state ${WORK}/full --max-new-tokens 3

@@ -84,6 +84,11 @@ TYPED_TEST(Search, OneBeamIsTheGreedyChoice) {
   const auto more = beam_search(model, start, prompt, {.beams = 6, .best = 6, .max_new_tokens = 12});
   EXPECT_GE(more[0].score, found[0].score);
   EXPECT_TRUE(std::is_sorted(more.begin(), more.end(), [](auto& a, auto& b) { return a.score > b.score; }));
+  const auto cut = beam_search(model, start, prompt, {.beams = 1, .max_new_tokens = 12, .ignore_eos = true},
+                               [](std::int64_t length) { return length < 5; });
+  ASSERT_EQ(cut.size(), 1U);
+  EXPECT_EQ(cut[0].tokens, std::vector<std::int32_t>(greedy.tokens.begin(), greedy.tokens.begin() + 5));
+  EXPECT_EQ(cut[0].reason, EndReason::cancelled);
   EXPECT_EQ(beam_search(model, start, prompt, {.max_new_tokens = 0})[0].tokens.size(), 0U);
   EXPECT_THROW(beam_search(model, start, std::vector<std::int32_t>{}), ArgumentError);
   EXPECT_THROW(beam_search(model, start, std::vector<std::int32_t>{99}), ArgumentError);

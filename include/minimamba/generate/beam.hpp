@@ -55,15 +55,20 @@ class BeamSearch {
     }
   }
 
-  std::vector<Hypothesis> run(std::span<const std::int32_t> prompt) {
+  template <class OnStep>
+  std::vector<Hypothesis> run(std::span<const std::int32_t> prompt, OnStep&& on_step) {
     if (prompt.empty()) throw ArgumentError("prompt", "at least one token", "none");
     live_.push_back({});
     runs_.push_back({.slot = 0, .tokens = prompt});
+    auto reason = EndReason::max_new_tokens;
     for (std::int64_t length = 1; length <= options_.max_new_tokens && !live_.empty(); ++length) {
       follow(length);
       if (is_decided(length)) break;
+      if (on_step(length)) continue;
+      reason = EndReason::cancelled;
+      break;
     }
-    for (Beam& beam : live_) end(std::move(beam), EndReason::max_new_tokens, 0);
+    for (Beam& beam : live_) end(std::move(beam), reason, 0);
     sort_ended();
     return std::move(ended_);
   }
@@ -193,12 +198,19 @@ class BeamSearch {
 /// Follows the `beams` most likely continuations of a prompt together, token by token; each may end at every step.
 /// Returns the `best` with the largest scores, the largest first, or fewer if there are not so many. `start` is a cache
 /// of one slot that may have read something before; it is not changed. With as many beams as there are continuations
-/// this is an exhaustive search. Throws ArgumentError for an empty prompt, a token or cache that does not fit the
+/// this is an exhaustive search. on_step(n), called when the beams have n tokens, returns true to continue; otherwise
+/// the best so far are returned. Throws ArgumentError for an empty prompt, a token or cache that does not fit the
 /// model, an option out of its range, and logits that are not a distribution.
+template <class Model, class OnStep>
+std::vector<Hypothesis> beam_search(const Model& model, const typename Model::Cache& start,
+                                    std::span<const std::int32_t> prompt, const BeamOptions& options,
+                                    OnStep&& on_step) {
+  return detail::BeamSearch<Model>(model, start, options).run(prompt, on_step);
+}
 template <class Model>
 std::vector<Hypothesis> beam_search(const Model& model, const typename Model::Cache& start,
                                     std::span<const std::int32_t> prompt, const BeamOptions& options = {}) {
-  return detail::BeamSearch<Model>(model, start, options).run(prompt);
+  return beam_search(model, start, prompt, options, [](std::int64_t) { return true; });
 }
 
 }  // namespace minimamba
