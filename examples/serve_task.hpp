@@ -218,14 +218,10 @@ class TextTask {
     const ChatTemplate& chat = *service_.chat.chat;
     const Session& session = session_.session();
     std::vector<std::int32_t> ids = session.unread;
-    std::string text;
-    if (session.state != nullptr) {  // the last answer ends first, with a token that may be there already
-      text = chat.answer_end();
-      if (session.answer_ended && text.starts_with(chat.end_token())) text.erase(0, chat.end_token().size());
-    }
-    text += chat(request_.messages);
     const bool beginning = session.state == nullptr;
-    const auto encoded = service_.tokenizer.encode(text, {.add_special_tokens = beginning});
+    const std::string before = beginning ? "" : chat.answer_end(session.answer_ended);
+    const auto encoded = service_.tokenizer.encode(before + chat(request_.messages),
+                                                   {.add_special_tokens = beginning && !chat.is_own()});
     const auto bos = service_.model.config().bos_token_id;
     const bool has_bos = !encoded.empty() && bos == encoded.front();
     if (beginning && chat.begins_with_bos() && bos && !has_bos) ids.push_back(*bos);

@@ -329,29 +329,6 @@ def test_draining():
         idle.close()
 
 
-def test_chat_templates():
-    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"},
-                {"role": "user", "content": "V"}]
-    cases = {"chatml": ("{{'<|im_start|>' + role}} <|im_end|>", "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
-                        "<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n"),
-             "inst": ("[INST] {{x}}[/INST]", "[INST] S\n\nU[/INST] A[INST] V[/INST]"),
-             "falcon": ("<|user|>\n{{x}} <|assistant|>", "<|system|>\nS\n<|user|>\nU\n<|assistant|>\nA\n<|user|>\nV\n<|assistant|>\n"),
-             "unknown": ("{{something}}", None)}
-    for name, (template, prompt) in cases.items():
-        folder = os.path.join(WORK, name)
-        shutil.copytree(MODEL, folder)
-        with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as file:
-            json.dump({"chat_template": template}, file)
-        with Server(PROGRAM, "--model", folder) as server:
-            fields = {"messages": messages, "max_tokens": 8, "temperature": 0}
-            if prompt is None:
-                server.refused(400, fields, "tokenizer_config.json", "/v1/chat/completions")
-                continue
-            status, answer = server.post("/v1/chat/completions", fields)
-            assert status == 200 and answer["usage"]["prompt_tokens"] == len(prompt), answer
-            assert answer["choices"][0]["message"]["content"] == server.text(prompt=prompt, max_tokens=8)
-
-
 def main():
     shutil.rmtree(WORK, ignore_errors=True)
     os.makedirs(WORK)
