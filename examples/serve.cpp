@@ -1,6 +1,7 @@
 // Serves a Mamba model over HTTP, with the interface of OpenAI's API and a page to try it.
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -49,24 +50,27 @@ void add_model_options(CLI::App& app, Arguments& arguments) {
 void add_server_options(CLI::App& app, Arguments& arguments) {
   serve::Options& options = arguments.options;
   const auto some = CLI::Range(std::int64_t{1}, std::int64_t{1} << 40);
+  const auto megabytes = CLI::Range(std::int64_t{0}, std::int64_t{1} << 30);
   const auto add = [&](const char* name, auto& value, const char* what) {
     return app.add_option(name, value, what)->capture_default_str();
   };
   add("--host", options.host, "Address to listen on; with 0.0.0.0, other machines can connect");
   add("--port", options.port, "Port to listen on (0: any that is free)")->check(CLI::Range(0, 65535));
   app.add_option("--api-key", options.api_key, "Key that clients must give (also from MINIMAMBA_API_KEY)")
+      ->check([](const std::string& key) { return key.empty() ? "the key is empty" : ""; })
       ->envname("MINIMAMBA_API_KEY");
   add("--connections", options.connections, "Connections that are served at the same time")->check(CLI::Range(1, 800));
   add("--slots", arguments.scheduler.slots, "Answers that are generated together; each costs a state")->check(some);
   add("--prompt-tokens", arguments.scheduler.prompt_tokens, "Tokens of prompts that are read in a step")->check(some);
   add("--max-waiting", arguments.scheduler.max_waiting, "Answers that may wait for a slot")->check(some);
-  add("--prefix-cache-mb", arguments.prefix_cache_mb, "Memory for states after prompts that begin alike (0: none)");
+  add("--prefix-cache-mb", arguments.prefix_cache_mb, "Memory for states after prompts that begin alike (0: none)")
+      ->check(megabytes);
   add("--max-body-mb", arguments.body_mb, "Largest body of a request")->check(CLI::Range(1, 1024));
   add("--max-prompt-tokens", options.limits.prompt_tokens, "Longest prompt")->check(some);
   add("--max-tokens", options.limits.max_tokens, "Longest answer")->check(some);
   add("--max-choices", options.limits.choices, "Most answers to a request")->check(some);
   add("--max-seconds", options.limits.seconds, "Longest time for a request")->check(CLI::PositiveNumber);
-  add("--session-mb", arguments.session_mb, "Memory for the states of sessions");
+  add("--session-mb", arguments.session_mb, "Memory for the states of sessions")->check(megabytes);
   add("--session-folder", arguments.session_folder,
       "Folder for sessions that do not fit in memory, and for all at the end (default: they are forgotten)");
   add("--drain-seconds", options.drain_seconds, "Time to finish answers when the server is told to end")
@@ -125,7 +129,9 @@ int main(int argc, char** argv) {
     program::stop = true;
   });
   arguments.scheduler.prefix_cache_bytes = arguments.prefix_cache_mb << 20;
-  arguments.options.limits.body_bytes = arguments.body_mb << 20;
+  serve::Limits& limits = arguments.options.limits;
+  limits.body_bytes = arguments.body_mb << 20;
+  limits.choices = std::min(limits.choices, arguments.scheduler.max_waiting);  // as all of them may wait
   try {
     if (app.count("--model") == 0) arguments.model = program::shipped_model("shakespeare").string();
     return serve_model(arguments);

@@ -50,13 +50,19 @@ class ApiError : public std::exception {
   std::string message_, param_, code_;
 };
 
+/// Too much is going on: the client is to try again.
+inline ApiError too_busy(const std::string& what) {
+  return ApiError(429, what + "; try again later", "", "rate_limit_exceeded");
+}
+
 /// What one request may ask for.
 struct Limits {
   std::size_t body_bytes = std::size_t{8} << 20;
   std::int64_t prompt_tokens = 1 << 20;
   std::int64_t max_tokens = 4096;
-  std::int64_t choices = 64;  // answers that are generated for one request
-  double seconds = 600;       // from its arrival to its end
+  std::int64_t choices = 64;                          // answers that are generated for one request
+  double seconds = 600;                               // from its arrival to its end
+  std::size_t answer_bytes = std::size_t{128} << 20;  // of all answers to it, in memory
   std::size_t stops = 16, stop_bytes = 256;
   std::int64_t top_logprobs = 20;
 };
@@ -249,11 +255,13 @@ inline void read_sampling(Fields& fields, minimamba::GenerateOptions& options) {
   options.min_p = fields.number("min_p", 0, 0, 1);
   options.repetition_penalty = fields.number("repetition_penalty", 1, 0.01, 100);
   options.ignore_eos = fields.flag("ignore_eos");
-  if (const Json* const seed = fields.find("seed"); seed != nullptr) {
+  const Json* const seed = fields.find("seed");
+  if (seed != nullptr && seed->unsigned_integer() != nullptr) {
+    options.seed = *seed->unsigned_integer();
+  } else if (seed != nullptr) {
     const auto x = seed->number();
-    if (!x || *x != std::floor(*x) || std::fabs(*x) > 0x1p63) fields.refuse("seed", "an integer", *seed);
-    const std::uint64_t* const natural = seed->unsigned_integer();
-    options.seed = natural != nullptr ? *natural : static_cast<std::uint64_t>(static_cast<std::int64_t>(*x));
+    if (!x || *x != std::floor(*x) || *x < -0x1p63 || *x >= 0x1p64) fields.refuse("seed", "an integer", *seed);
+    options.seed = *x < 0 ? static_cast<std::uint64_t>(static_cast<std::int64_t>(*x)) : static_cast<std::uint64_t>(*x);
   } else {
     std::random_device random;
     options.seed = std::uint64_t{random()} << 32 | random();

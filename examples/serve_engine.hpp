@@ -18,6 +18,7 @@
 #include <mutex>
 #include <numeric>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,7 +34,9 @@ using Scheduler = minimamba::Scheduler<AnyModel>;
 class Engine {
  public:
   Engine(const AnyModel& model, const minimamba::Tokenizer& tokenizer, const minimamba::SchedulerOptions& options)
-      : model_(model), tokenizer_(tokenizer), scheduler_(model, options) {}
+      : tokenizer_(tokenizer), scheduler_(model, options) {
+    memory_bytes = scheduler_.memory_bytes();
+  }
 
   /// Throws ArgumentError for a prompt that the model cannot read, and ApiError if too many wait.
   void submit(const std::shared_ptr<Job>& job) {
@@ -46,7 +49,7 @@ class Engine {
       for (std::size_t i = 0; i < job->request.prompts.size(); ++i) submit_prompt(job, i);
     } catch (const minimamba::BusyError& error) {
       cancel(*job);
-      throw ApiError(429, std::string(error.what()) + "; try again later", "", "rate_limit_exceeded");
+      throw too_busy(error.what());
     } catch (const minimamba::ArgumentError& error) {
       cancel(*job);
       throw ApiError(400, error.what(), error.subject(), "invalid_value");
@@ -72,6 +75,7 @@ class Engine {
       } catch (...) {  // such as a card that does not answer
         if (++failures_ >= 3) fail_all(std::current_exception());
       }
+      memory_bytes = scheduler_.memory_bytes();
       step_seconds = step_seconds + std::chrono::duration<double>(Clock::now() - begin).count();
     }
   }
@@ -83,10 +87,12 @@ class Engine {
   }
 
   minimamba::SchedulerStatistics statistics() const { return scheduler_.statistics(); }
-  std::size_t memory_bytes() const { return scheduler_.memory_bytes(); }
   std::size_t unfinished() const { return unfinished_; }  // requests to the scheduler
 
-  std::atomic<double> step_seconds = 0, callback_seconds = 0;  // written by the scheduler's thread alone
+  // Written by the scheduler's thread alone:
+  std::atomic<double> step_seconds = 0, callback_seconds = 0;
+  std::atomic<std::size_t> memory_bytes = 0;           // of the states and the workspace
+  std::atomic<std::uint64_t> answers = 0, tokens = 0;  // answers that have ended, and their tokens so far
 
  private:
   using JobPointer = std::shared_ptr<Job>;
@@ -126,14 +132,10 @@ class Engine {
       made.options = {.max_new_tokens = 1};
     }
     made.on_end = [this, job, prompt](Scheduler::Result& result) {
-      if (!take_end(*job, result)) return;
-      note_prompt(*job, prompt, result);
-      const std::vector<std::int32_t>& ids = job->request.prompts[prompt].ids;
-      Scheduler::Request next{.prompt = {ids.back()}, .options = job->request.options};
-      next.options.history.insert(next.options.history.end(), ids.begin(), ids.end() - 1);
-      next.start = std::move(result.state);
       try {
-        submit_answers(job, prompt, std::move(next));
+        if (take_end(*job, result)) answer_prompt(job, prompt, result);
+      } catch (const minimamba::BusyError& error) {
+        job->fail(std::make_exception_ptr(too_busy(error.what())));
       } catch (...) {
         job->fail(std::current_exception());
       }
@@ -141,23 +143,35 @@ class Engine {
     submit_one(*job, std::move(made));
   }
 
+  /// Goes on after a prompt that was read but for its last token.
+  void answer_prompt(const JobPointer& job, std::size_t prompt, Scheduler::Result& result) {
+    note_prompt(*job, prompt, result);
+    const std::vector<std::int32_t>& ids = job->request.prompts[prompt].ids;
+    Scheduler::Request next{.prompt = {ids.back()}, .options = job->request.options};
+    add_recent(next.options.history, std::span(ids).first(ids.size() - 1));
+    next.start = std::move(result.state);
+    submit_answers(job, prompt, std::move(next));
+  }
+
   void submit_answers(const JobPointer& job, std::size_t prompt, Scheduler::Request made) {
     const JobRequest& request = job->request;
-    const auto answers = static_cast<std::size_t>(request.answers);
+    const auto count = static_cast<std::size_t>(request.answers);
     made.top_log_probabilities = request.top_logprobs;
     made.options.log_probabilities = request.logprobs || request.ranks;
     made.keep_state = request.keep_state;
-    for (std::size_t i = 0; i < answers; ++i) {
-      const std::size_t choice = prompt * answers + i;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t choice = prompt * count + i;
       auto answer = std::make_shared<Answer>(tokenizer_, request.stops, request.follows, request.logprobs);
       Scheduler::Request one = made;
       one.options.seed += i;
       one.on_token = [this, job, answer, choice](const minimamba::RequestToken& token) {
         const Timed timed(callback_seconds);
+        ++tokens;
         return on_token(*job, *answer, choice, token);
       };
       one.on_end = [this, job, answer, choice](Scheduler::Result& result) {
         const Timed timed(callback_seconds);
+        ++answers;
         if (take_end(*job, result)) on_end(*job, *answer, choice, result);
       };
       submit_one(*job, std::move(one));
@@ -248,7 +262,6 @@ class Engine {
     }
   }
 
-  const AnyModel& model_;
   const minimamba::Tokenizer& tokenizer_;
   Scheduler scheduler_;
   std::atomic<std::size_t> unfinished_ = 0;

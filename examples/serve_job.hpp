@@ -20,6 +20,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -66,6 +67,14 @@ struct Piece {
 inline std::size_t characters_of(std::string_view text) {
   return static_cast<std::size_t>(
       std::count_if(text.begin(), text.end(), [](char x) { return (static_cast<unsigned char>(x) & 0xC0U) != 0x80; }));
+}
+
+/// Adds tokens to those that penalties count: the last ones.
+inline void add_recent(std::vector<std::int32_t>& recent, std::span<const std::int32_t> tokens) {
+  const auto most = static_cast<std::size_t>(minimamba::GenerateOptions().penalty_window);
+  tokens = tokens.last(std::min(tokens.size(), most));
+  recent.insert(recent.end(), tokens.begin(), tokens.end());
+  recent.erase(recent.begin(), recent.end() - static_cast<std::ptrdiff_t>(std::min(recent.size(), most)));
 }
 
 /// One answer while it is generated. Used by the thread of the scheduler alone.
@@ -190,22 +199,25 @@ class Job {
   friend class Engine;
 
   void add(Piece&& piece, bool ends) {
-    const std::lock_guard lock(mutex_);
     if (piece.text.empty() && piece.tokens.empty() && !ends) return;
+    std::unique_lock lock(mutex_);
     const std::size_t begun = bytes_;
     bytes_ += piece.text.size() + sizeof(Piece);
     for (const AnswerToken& token : piece.tokens) bytes_ += 64 + 32 * token.top.size();
-    if (!pieces_.empty() && pieces_.back().choice == piece.choice && pieces_.back().finish_reason.empty()) {
-      Piece& last = pieces_.back();
-      last.text += piece.text;
-      std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(last.tokens));
-      last.finish_reason = std::move(piece.finish_reason);
+    const auto last = std::find_if(pieces_.rbegin(), pieces_.rend(),
+                                   [&](const Piece& other) { return other.choice == piece.choice; });
+    if (last != pieces_.rend()) {  // the answers of a request come by turns
+      last->text += piece.text;
+      std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(last->tokens));
+      last->finish_reason = std::move(piece.finish_reason);
     } else {
       pieces_.push_back(std::move(piece));
     }
     left_ -= ends ? 1 : 0;
     overflowed_ = overflowed_ || (request.streams && bytes_ > most_bytes);
-    if ((waits_for_text_ && begun == 0) || left_ == 0 || overflowed_) work_.notify_all();
+    const bool wakes = (waits_for_text_ && begun == 0) || left_ == 0 || overflowed_;
+    lock.unlock();  // which the thread that wakes takes
+    if (wakes) work_.notify_all();
   }
   void fail(std::exception_ptr error) {
     const std::lock_guard lock(mutex_);

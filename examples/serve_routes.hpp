@@ -3,11 +3,14 @@
 #define MINIMAMBA_EXAMPLES_SERVE_ROUTES_HPP
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -18,6 +21,29 @@
 #include "serve_task.hpp"
 
 namespace serve {
+
+/// The part of a body in the memory that all bodies share. Small bodies need none of it.
+class BodyMemory {
+ public:
+  static constexpr std::size_t small = std::size_t{64} << 10;
+
+  BodyMemory(std::atomic<std::size_t>& total, std::size_t most) : total_(total), most_(most) {}
+  BodyMemory(const BodyMemory&) = delete;
+  BodyMemory& operator=(const BodyMemory&) = delete;
+  ~BodyMemory() { total_ -= held_; }
+
+  /// Returns false if a body of this size does not fit.
+  bool grow(std::size_t size) {
+    if (size <= small) return true;
+    const std::size_t more = size - held_;
+    held_ = size;
+    return (total_ += more) <= most_;
+  }
+
+ private:
+  std::atomic<std::size_t>& total_;
+  std::size_t most_, held_ = 0;
+};
 
 /// Connects a service to a server, which must not outlive it.
 class Routes {
@@ -35,8 +61,7 @@ class Routes {
         const ApiError error(response.status,
                              response.status == 400 ? "the request is not HTTP" : "the request is refused");
         response.set_content(error.json(), "application/json");
-        Connection::current().closes = true;
-        response.set_header("Connection", "close");
+        close_after(response);
       }
     });
     server.set_expect_100_continue_handler([this](const auto& request, auto& response) {
@@ -85,12 +110,13 @@ class Routes {
       throw ApiError(405, "use " + std::string(method) + " for " + request.path, "", "method_not_allowed");
     }
     if (method != "POST") return;
+    const bool sized = request.has_header("Content-Length"), chunked = request.has_header("Transfer-Encoding");
+    if (sized && chunked) throw ApiError(400, "the body has both a length and a transfer encoding", "", "invalid_body");
+    if (!sized && !chunked) throw ApiError(400, "the body is empty: expected a JSON object", "", "invalid_json");
     if (request.is_multipart_form_data()) throw ApiError(400, "expected JSON, found a form", "", "invalid_json");
     if (std::strtoull(request.get_header_value("Content-Length").c_str(), nullptr, 10) > service_.limits.body_bytes) {
       throw too_large();
     }
-    const bool has_body = request.has_header("Content-Length") || request.has_header("Transfer-Encoding");
-    if (!has_body) throw ApiError(400, "the body is empty: expected a JSON object", "", "invalid_json");
   }
   /// Compares all characters, so that the time tells nothing.
   bool has_key(const httplib::Request& request) const {
@@ -112,6 +138,8 @@ class Routes {
       std::rethrow_exception(error);
     } catch (const ApiError& known) {
       return known;
+    } catch (const minimamba::BusyError& known) {
+      return too_busy(known.what());
     } catch (const minimamba::ArgumentError& known) {
       return ApiError(400, known.what(), known.subject(), "invalid_value");
     } catch (const std::exception& other) {  // such as a lack of memory
@@ -123,43 +151,52 @@ class Routes {
     response.status = known.status();
     response.set_content(known.json(), "application/json");
     if (known.status() == 429 || known.status() == 409) response.set_header("Retry-After", "1");
-    if (request.method == "POST" && !body_was_read) {
-      Connection::current().closes = true;
-      response.set_header("Connection", "close");
-    }
-    body_was_read = false;
+    if (request.method == "POST" && !Connection::current().body_was_read) close_after(response);
+  }
+  static void close_after(httplib::Response& response) {
+    Connection::current().closes = true;
+    response.set_header("Connection", "close");
   }
 
   template <class Reader>
-  std::string read_body(const Reader& reader) const {
+  std::string read_body(const Reader& reader, BodyMemory& memory) const {
     std::string body;
-    bool exceeds = false;
+    bool exceeds = false, fits = true;
     const bool complete = reader([&](const char* data, std::size_t size) {
       exceeds = size > service_.limits.body_bytes - body.size();
-      if (!exceeds) body.append(data, size);
-      return !exceeds;
+      fits = fits && (exceeds || memory.grow(body.size() + size));
+      if (!exceeds && fits) body.append(data, size);
+      return !exceeds && fits;
     });
-    const Connection& connection = Connection::current();
+    Connection& connection = Connection::current();
     if (exceeds || connection.too_large) throw too_large();
+    if (!fits) throw too_busy("many large bodies are being read");
     if (connection.too_slow) throw ApiError(408, "the body did not arrive in time", "", "timeout");
     if (!complete) throw ApiError(400, "the body could not be read", "", "invalid_json");
-    body_was_read = true;
+    connection.body_was_read = true;
     return body;
   }
 
   template <class Reader>
   void post(const httplib::Request& request, httplib::Response& response, const Reader& reader) {
-    body_was_read = false;
-    const Json json = parse_body(read_body(reader), service_.limits);
-    if (const Json* const model = json.find("model"); model != nullptr && !model->is_null()) check_model(*model);
-    if (request.path == "/tokenize") {
-      response.set_content(tokenize(json), "application/json");
-    } else if (request.path == "/detokenize") {
-      response.set_content(detokenize(json), "application/json");
-    } else {
-      const bool chat = request.path == "/v1/chat/completions";
-      generate(chat ? read_chat(json, service_.limits) : read_completion(json, service_.limits), response);
+    std::optional<TextRequest> asked;
+    {
+      BodyMemory memory(body_bytes_, most_bodies * service_.limits.body_bytes);
+      const std::string body = read_body(reader, memory);
+      std::unique_lock one_at_a_time(parsing_, std::defer_lock);  // in memory, JSON may be 20 times as large
+      if (body.size() > BodyMemory::small) one_at_a_time.lock();
+      const Json json = parse_body(body, service_.limits);
+      if (const Json* const model = json.find("model"); model != nullptr && !model->is_null()) check_model(*model);
+      if (request.path == "/tokenize") {
+        response.set_content(tokenize(json), "application/json");
+      } else if (request.path == "/detokenize") {
+        response.set_content(detokenize(json), "application/json");
+      } else {
+        const bool chat = request.path == "/v1/chat/completions";
+        asked = chat ? read_chat(json, service_.limits) : read_completion(json, service_.limits);
+      }
     }
+    if (asked) generate(*std::move(asked), request, response);
     response.status = 200;
   }
   void check_model(const Json& model) const {
@@ -169,7 +206,7 @@ class Routes {
                    "model_not_found");
   }
 
-  void generate(TextRequest asked, httplib::Response& response) {
+  void generate(TextRequest asked, const httplib::Request& request, httplib::Response& response) {
     const auto is_closed = [] { return Connection::current().is_closed(); };
     auto task = std::make_shared<TextTask>(service_, std::move(asked));
     if (!task->streams()) {
@@ -177,8 +214,7 @@ class Routes {
       return;
     }
     response.set_header("Cache-Control", "no-cache");
-    response.set_chunked_content_provider("text/event-stream", [task = std::move(task), is_closed](
-                                                                   std::size_t, httplib::DataSink& sink) mutable {
+    auto provider = [task = std::move(task), is_closed](std::size_t, httplib::DataSink& sink) {
       try {
         task->stream([&](const std::string& events) { return sink.write(events.data(), events.size()); }, is_closed);
       } catch (const DisconnectedError&) {
@@ -186,7 +222,13 @@ class Routes {
       }
       sink.done();
       return true;
-    });
+    };
+    if (request.version == "HTTP/1.0") {  // which has no chunks: the end of the connection ends the answer
+      close_after(response);
+      response.set_content_provider("text/event-stream", std::move(provider));
+    } else {
+      response.set_chunked_content_provider("text/event-stream", std::move(provider));
+    }
   }
 
   std::string tokenize(const Json& json) const {
@@ -259,17 +301,17 @@ class Routes {
     const std::size_t unfinished = service_.engine.unfinished();
     add("answers_waiting", "gauge", done.waiting);
     add("answers_running", "gauge", unfinished - std::min(unfinished, done.waiting));
-    add("answers_total", "counter", done.requests);
+    add("answers_total", "counter", service_.engine.answers.load());
     add("prompt_tokens_total", "counter", done.prompt_tokens);
     add("reused_tokens_total", "counter", done.reused_tokens);
-    add("generated_tokens_total", "counter", done.generated_tokens);
+    add("generated_tokens_total", "counter", service_.engine.tokens.load());
     add("steps_total", "counter", done.steps);
     add("step_seconds_total", "counter", service_.engine.step_seconds.load());
     add("callback_cpu_seconds_total", "counter", service_.engine.callback_seconds.load());
     add("prefix_cache_bytes", "gauge", done.prefix_cache_bytes);
-    add("state_bytes", "gauge", service_.engine.memory_bytes());
+    add("state_bytes", "gauge", service_.engine.memory_bytes.load());
     add("connections", "gauge", server_.open_connections());
-    add("connections_refused_total", "counter", server_.refused.load());
+    add("connections_refused_total", "counter", server_.refused());
     add("requests_total", "counter", server_.requests.load());
     add("disconnects_total", "counter", service_.disconnects.load());
     add("connection_cpu_seconds_total", "counter", server_.connection_seconds());
@@ -279,11 +321,13 @@ class Routes {
     return text + service_.waits.text("minimamba_first_token_seconds");
   }
 
-  inline static thread_local bool body_was_read = false;
+  static constexpr std::size_t most_bodies = 16;  // of the largest size, at the same time
 
   Service& service_;
   HttpServer& server_;
   const std::string api_key_;
+  std::atomic<std::size_t> body_bytes_ = 0;
+  std::mutex parsing_;
 };
 
 }  // namespace serve

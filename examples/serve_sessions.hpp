@@ -11,6 +11,7 @@
 #include <iterator>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -45,7 +46,7 @@ class Sessions {
       throw ApiError(409, "session " + id + " is in use by another request", "session", "session_in_use");
     }
     Session session;
-    if (auto kept = store_.get(id)) {
+    if (auto kept = get(id)) {
       session.unread = ids(kept->sections["unread"]);
       session.recent = ids(kept->sections["recent"]);
       session.answer_ended = kept->sections["answer_ended"] == "1";
@@ -97,6 +98,13 @@ class Sessions {
   void flush() { store_.flush(); }
 
  private:
+  std::optional<minimamba::SessionStore<AnyModel>::Session> get(const std::string& id) {
+    try {
+      return store_.get(id);
+    } catch (const minimamba::Error&) {  // a damaged file, or one of another model
+      throw ApiError(500, "session " + id + " cannot be read: delete it", "session", "session_unreadable");
+    }
+  }
   static std::string bytes(std::span<const std::int32_t> tokens) {
     return {reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes()};
   }

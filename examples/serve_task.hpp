@@ -83,8 +83,9 @@ class DisconnectedError : public ApiError {
 
 class TextTask {
  public:
-  static constexpr std::chrono::milliseconds flush_time{40};  // between two writes to one client
-  static constexpr std::chrono::milliseconds look_time{500};  // between two looks at whether the client is still there
+  static constexpr std::chrono::milliseconds flush_time{40};   // between two writes to one client,
+  static constexpr std::chrono::milliseconds crowd_time{100};  // or up to this while many answers are generated
+  static constexpr std::chrono::milliseconds look_time{500};   // between two looks at whether the client is still there
 
   /// Submits the job. Throws ApiError for what cannot be done.
   TextTask(Service& service, TextRequest request)
@@ -106,6 +107,9 @@ class TextTask {
     }
     request_.chat ? add_chat(made) : add_prompts(made);
     for (const JobPrompt& prompt : made.prompts) check_length(prompt.ids);
+    check_size(made);
+    if (!request_.echo) request_.prompts.clear();
+    request_.messages.clear();
     job_ = std::make_shared<Job>(std::move(made));
     writer_.emplace(request_, *job_, service.tokenizer, service.name, ++service.tasks);
     try {
@@ -137,9 +141,7 @@ class TextTask {
         answer.finish_reason = std::move(piece.finish_reason);
       }
     }
-    if (!job_->ended() && job_->first_token() == Clock::time_point{}) {
-      throw ApiError(429, "the request has waited too long", "", "timeout");
-    }
+    check_begun();
     for (WholeAnswer& answer : answers) {
       if (answer.finish_reason.empty()) answer.finish_reason = "length";  // the time is over
     }
@@ -151,7 +153,9 @@ class TextTask {
   template <class Write, class IsClosed>
   void stream(const Write& write, const IsClosed& is_closed) {
     const auto send = [&](const std::string& events) {
-      if (!events.empty() && !write(events)) throw DisconnectedError();
+      if (events.empty() || write(events)) return;
+      ++service_.disconnects;
+      throw DisconnectedError();
     };
     std::vector<bool> finished(job_->choices());
     try {
@@ -163,8 +167,10 @@ class TextTask {
         }
         if (events.empty()) continue;
         send(events);
-        job_->rest(Clock::now() + flush_time);  // tokens that come in this time share an event
+        const std::chrono::milliseconds more(service_.engine.unfinished());
+        job_->rest(Clock::now() + std::min(flush_time + more, crowd_time));  // tokens of this time share an event
       }
+      check_begun();
       for (std::size_t i = 0; i < finished.size(); ++i) {  // if the time is over
         if (!finished[i]) send(writer_->chunk({.choice = i, .finish_reason = "length"}));
       }
@@ -182,13 +188,22 @@ class TextTask {
  private:
   template <class IsClosed>
   bool is_over(const IsClosed& is_closed) {
-    if (is_closed()) {
-      ++service_.disconnects;
-      throw DisconnectedError();
+    const auto now = Clock::now();
+    if (now >= look_) {
+      look_ = now + look_time;
+      if (is_closed()) {
+        ++service_.disconnects;
+        throw DisconnectedError();
+      }
     }
-    const bool over = Clock::now() > begin_ + std::chrono::duration<double>(service_.limits.seconds);
+    const bool over = now > begin_ + std::chrono::duration<double>(service_.limits.seconds);
     if (over) service_.engine.end(job_);
     return over;
+  }
+
+  void check_begun() const {
+    if (job_->ended() || job_->first_token() != Clock::time_point{}) return;
+    throw ApiError(429, "the request has waited too long", "", "timeout");
   }
 
   /// What an empty prompt is.
@@ -239,16 +254,31 @@ class TextTask {
                    request_.chat ? "messages" : "prompt", "context_length_exceeded");
   }
 
+  /// Refuses what would need too much memory before it can be sent.
+  void check_size(const JobRequest& made) const {
+    constexpr double of_value = 64;  // bytes of a log-probability in JSON, about
+    const double values = request_.logprobs ? of_value * static_cast<double>(1 + request_.top_logprobs) : 0;
+    double bytes = 0;
+    for (std::size_t i = 0; i < made.prompts.size(); ++i) {
+      if (!request_.stream) bytes += values * static_cast<double>(request_.options.max_new_tokens);
+      if (!request_.echo) continue;
+      const auto* const text = std::get_if<std::string>(&request_.prompts[i]);
+      const auto tokens = static_cast<double>(made.prompts[i].ids.size());
+      bytes += values * tokens + (text != nullptr ? static_cast<double>(text->size()) : 4 * tokens);
+    }
+    bytes *= static_cast<double>(made.answers);
+    if (bytes <= static_cast<double>(service_.limits.answer_bytes)) return;
+    throw ApiError(400, "the answer would be too large: ask for fewer tokens, choices or log-probabilities",
+                   request_.logprobs ? "logprobs" : "echo", "answer_too_large");
+  }
+
   /// The session goes on after this answer.
   void keep_session() {
     if (session_.id().empty() || !job_->ended() || job_->state == nullptr) return;
     Session session = session_.session();
     for (const auto* const tokens : {&job_->request.prompts.front().ids, &job_->tokens}) {
-      session.recent.insert(session.recent.end(), tokens->begin(), tokens->end());
+      add_recent(session.recent, *tokens);
     }
-    constexpr std::ptrdiff_t window = 64;  // of penalties
-    const auto spare = std::max<std::ptrdiff_t>(std::ssize(session.recent) - window, 0);
-    session.recent.erase(session.recent.begin(), session.recent.begin() + spare);
     session.state = job_->state;
     session.unread = job_->unread;
     session.tokens = session.state->position() + std::ssize(session.unread);
@@ -262,6 +292,7 @@ class TextTask {
 
   Service& service_;
   const Clock::time_point begin_ = Clock::now();
+  Clock::time_point look_ = begin_ + look_time;  // at whether the client is still there
   TextRequest request_;
   TakenSession session_;
   std::shared_ptr<Job> job_;

@@ -104,13 +104,38 @@ class Server:
     def wait_until_idle(self, seconds=20, headers=None):
         self.wait_until(lambda: self.metric("answers_running", headers) + self.metric("answers_waiting", headers) == 0, seconds)
 
-    def resident_megabytes(self):
-        """0 where /proc is missing."""
+    def resident_megabytes(self, name="VmRSS"):
+        """0 where /proc is missing. VmHWM: the most so far."""
         path = f"/proc/{self.process.pid}/status"
         if not os.path.exists(path):
             return 0
         with open(path, encoding="utf-8") as lines:
-            return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1000
+            return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000
+
+
+def request_of(fields, path="/v1/completions", version="1.1", headers=b""):
+    """The bytes of a POST request."""
+    body = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
+    return b"POST %s HTTP/%s\r\n%sContent-Length: %d\r\n\r\n%s" % (path.encode(), version.encode(), headers, len(body), body)
+
+
+def run_tests(functions, program, flags, wanted, slow=1):
+    """Runs the functions named test_*: those with a parameter on one server, which must be idle at the end."""
+    tests = [(name, test) for name, test in functions.items() if name.startswith("test_") and (not wanted or name in wanted)]
+    begin = time.monotonic()
+
+    def run(name, test, *server):
+        test(*server)
+        print(f"{name} {time.monotonic() - begin:.1f} s", flush=True)
+
+    with Server(program, *flags) as server:
+        for name, test in tests:
+            if test.__code__.co_argcount == 1:
+                run(name, test, server)
+        server.wait_until_idle(20 * slow)
+    for name, test in tests:
+        if test.__code__.co_argcount == 0:
+            run(name, test)
 
 
 def read_all(connection):
