@@ -4,6 +4,7 @@
 #include <fstream>
 #include <new>
 
+#include "minimamba/nn/adapters.hpp"
 #include "minimamba/serving.hpp"
 #include "support/support.hpp"
 
@@ -104,6 +105,19 @@ TYPED_TEST(Allocation, NoneAfterWarmUpWithNarrowWeights) {
   support::for_each_reduced_format<TypeParam>([](auto weight) {
     expect_no_allocation<typename TypeParam::template ModelOf<decltype(weight)>>(TypeParam::exact);
   });
+}
+
+TEST(AllocationOfAdapters, NoneAfterWarmUp) {
+#ifdef WITHOUT_COUNTING
+  GTEST_SKIP() << "malloc cannot be counted in this build";
+#endif
+  for (const int threads : {1, 2}) {
+    using Model = Mamba<float, NativeBackend, Lora<q8>>;
+    Model model(support::small_config(), NativeBackend<float>({.threads = threads}));
+    add_adapter(model, {.targets = {"in_proj", "x_proj", "dt_proj", "out_proj"}});
+    expect_no_allocation(model, 1, true);
+    expect_no_allocation(model, 4, true);
+  }
 }
 
 TYPED_TEST(Allocation, NoneFromTokenToTokenOfAGeneration) {

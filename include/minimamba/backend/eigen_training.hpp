@@ -26,7 +26,10 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
 
  public:
   using Scalar = Number;
-  using Base::Base;
+
+  EigenTraining() : EigenTraining(CpuOptions()) {}
+  /// As EigenBackend, but always with exact activations.
+  explicit EigenTraining(CpuOptions options) : Base(CpuOptions{options.threads, Activations::exact}) {}
 
   void matmul_backward_input(View<const Scalar> d_y, const HostMatrix<Scalar>& weight, View<Scalar> d_x) const {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
@@ -35,6 +38,29 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
       this->matrix(d_x.columns(first, count)).noalias() =
           of(d_y) * this->matrix(weight.row(0) + first, weight.rows(), count, weight.cols());
     });
+  }
+
+  /// The same for frozen weights in another format: some rows of them at a time are unpacked.
+  template <WeightFormat W>
+  void matmul_backward_input(View<const Scalar> d_y, const HostMatrix<W>& weight, View<Scalar> d_x) const {
+    assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
+    if (d_x.empty()) return;
+    constexpr std::size_t at_once = 256;
+    const std::size_t in = weight.cols();
+    std::vector<Scalar> unpacked(std::min(at_once, weight.rows()) * in);
+    this->fill(d_x, Scalar(0));
+    for (std::size_t row = 0; row < weight.rows(); row += at_once) {
+      const std::size_t count = std::min(at_once, weight.rows() - row);
+      share(count, 4 * in, [&](std::size_t first, std::size_t rows) {
+        for (std::size_t j = first; j < first + rows; ++j) {
+          Format<W>::unpack(weight.row(row + j), in, unpacked.data() + j * in);
+        }
+      });
+      share(in, d_y.rows() * count, [&](std::size_t first, std::size_t cols) {
+        this->matrix(d_x.columns(first, cols)).noalias() +=
+            of(d_y.columns(row, count)) * this->matrix(unpacked.data() + first, count, cols, in);
+      });
+    }
   }
 
   void matmul_backward_weight(View<const Scalar> d_y, View<const Scalar> x, HostMatrix<Scalar>& d_weight) const {

@@ -31,7 +31,11 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
 
  public:
   using Scalar = Number;
-  using Base::Base;
+
+  NativeTraining() : NativeTraining(NativeOptions()) {}
+  /// As NativeBackend, but always with exact activations.
+  explicit NativeTraining(NativeOptions options)
+      : Base(NativeOptions{options.threads, options.instruction_set, Activations::exact}) {}
 
   const native::TrainingKernels<Scalar>& training_kernels() const {
     return native::training_kernels_for<Scalar>(this->instruction_set());
@@ -62,38 +66,26 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
 
   void matmul_backward_input(View<const Scalar> d_y, const PanelMatrix<Scalar>& weight, View<Scalar> d_x) const {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
-    const std::size_t tile = training_kernels().tile, panels = ceil(weight.cols(), native::panel);
-    const std::size_t widest = std::min(ceil(d_y.cols(), native::panel) * native::panel, native::block_outputs);
-    const std::size_t part_size = widest * native::panel, threads = static_cast<std::size_t>(this->threads());
     each_block(d_y.rows(), [&](std::size_t row, std::size_t rows) {
-      Scalar* const packed = this->scratch(ceil(rows, tile) * tile * widest + part_size * threads);
-      Scalar* const parts = packed + ceil(rows, tile) * tile * widest;
+      Scalar* const scratch = this->scratch(input_gradient_scratch(rows, d_y.cols()));
       for (std::size_t first = 0; first < d_y.cols(); first += native::block_outputs) {
         const std::size_t outputs = std::min(native::block_outputs, d_y.cols() - first);
-        share(ceil(rows, tile), tile * outputs, [&](std::size_t begin, std::size_t end, std::size_t) {
-          training_kernels().pack_rows({.d_y = d_y.data() + row * d_y.stride() + first,
-                                        .d_y_stride = d_y.stride(),
-                                        .rows = rows,
-                                        .outputs = outputs,
-                                        .first_tile = begin,
-                                        .last_tile = end,
-                                        .packed = packed});
-        });
-        share(panels, native::panel * rows * outputs, [&](std::size_t begin, std::size_t end, std::size_t part) {
-          training_kernels().input_gradient({.packed = packed,
-                                             .weight = weight.row(first),
-                                             .rows = rows,
-                                             .in = weight.cols(),
-                                             .outputs = outputs,
-                                             .first = begin,
-                                             .last = end,
-                                             .accumulate = first != 0,
-                                             .d_x = d_x.data() + row * d_x.stride(),
-                                             .d_x_stride = d_x.stride(),
-                                             .scratch = parts + part * part_size});
-        });
+        input_gradient(d_y.rows_from(row, rows).columns(first, outputs), weight.row(first), first != 0,
+                       d_x.rows_from(row, rows), scratch);
       }
     });
+  }
+
+  /// The same for frozen weights in another format: some rows of them at a time are unpacked into panels of Scalar.
+  template <class W>
+  void matmul_backward_input(View<const Scalar> d_y, const CompactPanelMatrix<W>& weight, View<Scalar> d_x) const {
+    frozen_backward_input(d_y, {weight.rows(), weight.cols()}, d_x,
+                          [&](std::size_t j, Scalar* row) { weight.get_row(j, row); });
+  }
+  template <WeightFormat W>
+  void matmul_backward_input(View<const Scalar> d_y, const HostMatrix<W>& weight, View<Scalar> d_x) const {
+    frozen_backward_input(d_y, {weight.rows(), weight.cols()}, d_x,
+                          [&](std::size_t j, Scalar* row) { Format<W>::unpack(weight.row(j), weight.cols(), row); });
   }
 
   void matmul_backward_weight(View<const Scalar> d_y, View<const Scalar> x, PanelMatrix<Scalar>& d_weight) const {
@@ -295,6 +287,73 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
   template <class Body>
   void share(std::size_t count, std::size_t operations, Body&& body) const {
     parallel_for(this->pool(), count, this->grain(operations), body);
+  }
+
+  /// Scratch of input_gradient for so many rows of all outputs.
+  std::size_t input_gradient_scratch(std::size_t rows, std::size_t outputs) const {
+    const std::size_t tile = training_kernels().tile;
+    const std::size_t widest = std::min(ceil(outputs, native::panel) * native::panel, native::block_outputs);
+    return (ceil(rows, tile) * tile + native::panel * static_cast<std::size_t>(this->threads())) * widest;
+  }
+  /// dx = dy weight, or dx += it, for a block of rows and outputs; `weight` has the outputs' panels.
+  void input_gradient(View<const Scalar> d_y, const Scalar* weight, bool accumulate, View<Scalar> d_x,
+                      Scalar* packed) const {
+    const std::size_t tile = training_kernels().tile, panels = ceil(d_x.cols(), native::panel);
+    const std::size_t rows = d_y.rows(), outputs = d_y.cols(),
+                      part_size = ceil(outputs, native::panel) * native::panel * native::panel;
+    Scalar* const parts = packed + ceil(rows, tile) * tile * outputs;
+    share(ceil(rows, tile), tile * outputs, [&](std::size_t begin, std::size_t end, std::size_t) {
+      training_kernels().pack_rows({.d_y = d_y.data(),
+                                    .d_y_stride = d_y.stride(),
+                                    .rows = rows,
+                                    .outputs = outputs,
+                                    .first_tile = begin,
+                                    .last_tile = end,
+                                    .packed = packed});
+    });
+    share(panels, native::panel * rows * outputs, [&](std::size_t begin, std::size_t end, std::size_t part) {
+      training_kernels().input_gradient({.packed = packed,
+                                         .weight = weight,
+                                         .rows = rows,
+                                         .in = d_x.cols(),
+                                         .outputs = outputs,
+                                         .first = begin,
+                                         .last = end,
+                                         .accumulate = accumulate,
+                                         .d_x = d_x.data(),
+                                         .d_x_stride = d_x.stride(),
+                                         .scratch = parts + part * part_size});
+    });
+  }
+
+  struct Extent {
+    std::size_t out, in;
+  };
+  /// dx = dy weight, where unpack(j, row) writes row j of the weights.
+  template <class Unpack>
+  void frozen_backward_input(View<const Scalar> d_y, const Extent& weight, View<Scalar> d_x, Unpack&& unpack) const {
+    assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.out && d_x.cols() == weight.in);
+    if (d_x.empty()) return;
+    const std::size_t in = weight.in, panel = native::panel, rows_at_once = std::min(d_y.rows(), native::block_rows);
+    const std::size_t widest = std::min(ceil(weight.out, panel) * panel, native::block_outputs);
+    const std::size_t threads = static_cast<std::size_t>(this->threads());
+    Scalar* const unpacked = this->scratch((widest + threads) * in + input_gradient_scratch(rows_at_once, weight.out));
+    Scalar *const lines = unpacked + widest * in, *const scratch = lines + threads * in;
+    for (std::size_t first = 0; first < weight.out; first += native::block_outputs) {
+      const std::size_t outputs = std::min(native::block_outputs, weight.out - first);
+      share(ceil(outputs, panel), 4 * panel * in, [&](std::size_t begin, std::size_t end, std::size_t part) {
+        Scalar* const line = lines + part * in;
+        for (std::size_t j = begin * panel; j < std::min(end * panel, outputs); ++j) {
+          unpack(first + j, line);
+          Scalar* const to = unpacked + j / panel * panel * in + j % panel;
+          for (std::size_t k = 0; k < in; ++k) to[k * panel] = line[k];
+        }
+      });
+      each_block(d_y.rows(), [&](std::size_t row, std::size_t rows) {
+        input_gradient(d_y.rows_from(row, rows).columns(first, outputs), unpacked, first != 0, d_x.rows_from(row, rows),
+                       scratch);
+      });
+    }
   }
 
   /// Calls body(first row, rows) for blocks of rows of nearly equal size, which do not depend on the number of threads.

@@ -28,12 +28,16 @@ class LoopTraining : public LoopSsdTraining<Inference> {
   using Scalar = typename Inference::Scalar;
   using LoopSsdTraining<Inference>::LoopSsdTraining;
 
-  void matmul_backward_input(View<const Scalar> d_y, const HostMatrix<Scalar>& weight, View<Scalar> d_x) const {
+  /// W is Scalar, or the format of frozen weights.
+  template <WeightFormat W>
+  void matmul_backward_input(View<const Scalar> d_y, const HostMatrix<W>& weight, View<Scalar> d_x) const {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
     for (std::size_t i = 0; i < d_x.rows(); ++i) {
       for (std::size_t k = 0; k < d_x.cols(); ++k) {
         double sum = 0;
-        for (std::size_t j = 0; j < d_y.cols(); ++j) sum += wide(d_y(i, j)) * wide(weight.row(j)[k]);
+        for (std::size_t j = 0; j < d_y.cols(); ++j) {
+          sum += wide(d_y(i, j)) * wide(Format<W>::template get<Scalar>(weight.row(j), k));
+        }
         d_x(i, k) = static_cast<Scalar>(sum);
       }
     }
@@ -203,7 +207,10 @@ template <class Number>
 class ReferenceTraining : public detail::LoopTraining<ReferenceBackend<Number>> {
  public:
   using Scalar = Number;
-  using detail::LoopTraining<ReferenceBackend<Number>>::LoopTraining;
+  ReferenceTraining() : ReferenceTraining(CpuOptions()) {}
+  /// As ReferenceBackend, but always with exact activations.
+  explicit ReferenceTraining(CpuOptions options)
+      : detail::LoopTraining<ReferenceBackend<Number>>(CpuOptions{options.threads, Activations::exact}) {}
 };
 
 template <class Scalar>

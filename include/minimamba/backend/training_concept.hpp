@@ -201,10 +201,14 @@ typename B::Scalar > &&HasMatmulBackward<B>&& HasElementwiseBackward<B>&& HasRms
 
 namespace detail {
 
+/// Whether models with this weight argument can be trained: nn/lora.hpp adds Lora<W>.
+template <class Weight, class Scalar>
+inline constexpr bool trains_weights = std::is_same_v<Weight, Scalar>;
+
 template <class Model>
 inline constexpr bool has_trainable_weights = [] {
   if constexpr (requires { typename Model::WeightType; }) {
-    return std::is_same_v<typename Model::WeightType, typename Model::ScalarType>;
+    return trains_weights<typename Model::WeightType, typename Model::ScalarType>;
   }
   return true;
 }();
@@ -233,7 +237,7 @@ struct Trainable<Model, true> {
   using Backend = std::remove_cvref_t<decltype(std::declval<const Model&>().backend())>;
   static_assert(HasMatmulBackward<Backend> && HasElementwiseBackward<Backend> && HasRmsNormBackward<Backend>);
   static_assert(HasMixerBackward<Backend> && HasCrossEntropy<Backend> && HasOptimizer<Backend>);
-  static_assert(has_trainable_weights<Model>, "only weights in Scalar can be trained");
+  static_assert(has_trainable_weights<Model>, "only weights in Scalar can be trained, or adapters of others: Lora<q8>");
 };
 
 }  // namespace detail

@@ -22,7 +22,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 
 /// An option of every backend, for products with bf16, q8 and q4 weights: `rounded` rounds the activations as described
-/// above; `exact` keeps all their bits, which is slower.
+/// above; `exact` keeps all their bits, which is slower. Training backends are always exact, because a gradient is that
+/// of the function without rounding.
 enum class Activations { rounded, exact };
 
 /// Whether products with weights of format W round their activations.

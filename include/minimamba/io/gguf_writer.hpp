@@ -343,6 +343,8 @@ void save_gguf(const Model& model, const std::filesystem::path& path, const Save
                const GgufMetadata& metadata = {}) {
   static_assert(detail::has_vocabulary<Model>,
                 "a GGUF file holds a language model; for other modules use save_parameters");
+  static_assert(!detail::is_lora<typename Model::WeightType>,
+                "save_adapter saves the adapter of a model, and merge(model) is one that can be saved");
   static_assert(
       requires { Model::MixerType::gguf_architecture; }, "GGUF has no names for the parameters of this mixer");
   detail::save_gguf_file(detail::GgufParameters<detail::ModelParameters<Model>>(model), path, options, metadata);

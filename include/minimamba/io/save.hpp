@@ -169,6 +169,8 @@ template <class Model>
 void save(const Model& model, const std::filesystem::path& folder, const SaveOptions& options = {}) {
   static_assert(detail::has_vocabulary<Model>,
                 "a folder holds a language model; for other modules use save_parameters");
+  static_assert(!detail::is_lora<typename Model::WeightType>,
+                "save_adapter saves the adapter of a model, and merge(model) is one that can be saved");
   detail::save_folder(detail::ModelParameters<Model>(model), folder, options);
 }
 

@@ -295,7 +295,7 @@ struct Blocks {
   /// Scratch of this thread.
   void reserve_scratch(const Layers& layers, std::size_t rows) const {
     if constexpr (requires(const MixerType& mixer) { mixer.reserve(backend, rows); }) {
-      layers.front().mixer.reserve(backend, rows);  // the others have the same shapes
+      for (const Block& layer : layers) layer.mixer.reserve(backend, rows);  // an adapter may be in some of them only
     }
   }
   static void note_read(Work& work) {

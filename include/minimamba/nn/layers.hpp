@@ -17,16 +17,6 @@ namespace minimamba::inline MINIMAMBA_ISA {
 template <class Scalar>
 class NativeBackend;
 
-namespace detail {
-
-/// Allocates scratch memory for products in advance, if the backend offers it.
-template <class Backend, class Matrix>
-void reserve_matmul(const Backend& backend, std::size_t rows, const Matrix& weight) {
-  if constexpr (requires { backend.reserve_matmul(rows, weight); }) backend.reserve_matmul(rows, weight);
-}
-
-}  // namespace detail
-
 /// For a layer from x [M, in] to y [M, out].
 template <class Scalar>
 struct BackwardArguments {
@@ -49,21 +39,18 @@ struct Linear {
   /// x [M, in] of activations, y [M, out] of activations or of Scalar
   template <class X, class Y>
   void forward(const Backend<Scalar>& backend, View<X> x, View<Y> y) const {
-    backend.matmul(View<const X>(x), weight.packed(), y);
+    weight.multiply(backend, x, y);
     if (bias.present()) backend.add(bias.view(), y);
   }
 
   /// dx = dy weight, dweight += dy^T x, dbias += the sum of dy's rows.
   void backward(const Backend<Scalar>& backend, Linear& gradient, const BackwardArguments<Scalar>& p) const {
-    backend.matmul_backward_weight(p.d_y, p.x, gradient.weight.packed());
-    backend.matmul_backward_input(p.d_y, weight.packed(), p.d_x);
-    if (bias.present()) backend.add_backward(p.d_y, gradient.bias.view());
+    weight.multiply_backward(backend, gradient.weight, p);
+    if (bias.present() && !gradient.bias.frozen()) backend.add_backward(p.d_y, gradient.bias.view());
   }
 
   /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
-  void reserve(const Backend<Scalar>& backend, std::size_t rows) const {
-    detail::reserve_matmul(backend, rows, weight.packed());
-  }
+  void reserve(const Backend<Scalar>& backend, std::size_t rows) const { weight.reserve(backend, rows); }
 
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
@@ -82,12 +69,12 @@ struct Embedding {
 
   /// tokens [1, M], in the backend's memory; y [M, D]
   void forward(const Backend<Scalar>& backend, View<const std::int32_t> tokens, View<Scalar> y) const {
-    backend.embed(tokens, weight.packed(), y);
+    weight.embed(backend, tokens, y);
   }
   /// dweight[tokens[i],:] += dy[i,:]
   void backward(const Backend<Scalar>& backend, Embedding& gradient, View<const std::int32_t> tokens,
                 View<const Scalar> d_y) const {
-    backend.embed_backward(tokens, d_y, gradient.weight.packed());
+    weight.embed_backward(backend, gradient.weight, tokens, d_y);
   }
 
   template <class F, class... Self>

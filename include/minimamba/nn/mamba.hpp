@@ -65,7 +65,11 @@ class Mamba {
 
   Mamba clone() const { return detail::cloned(*this, blocks_); }
   /// A model with the same configuration: parameters of the same names and shapes, without memory.
-  Mamba shapes() const { return shapes_only(config(), backend()); }
+  Mamba shapes() const {
+    Mamba shapes = shapes_only(config(), backend());
+    detail::copy_layout(*this, shapes);
+    return shapes;
+  }
 
   const Config& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }
@@ -187,13 +191,12 @@ class Mamba {
   /// logits = x head()^T      x [M, D], logits [M, V]
   template <class A>
   void head_forward(View<A> x, View<Scalar> logits) const {
-    backend().matmul(View<const A>(x), head().packed(), logits);
+    head().multiply(backend(), x, logits);
   }
   /// dx = dlogits head(), and dhead += dlogits^T x
   template <class Gradient>  // of a backend that trains
   void head_backward(Gradient& gradient, const BackwardArguments<Scalar>& p) const {
-    backend().matmul_backward_weight(p.d_y, p.x, gradient.head().packed());
-    backend().matmul_backward_input(p.d_y, head().packed(), p.d_x);
+    head().multiply_backward(backend(), gradient.head(), p);
   }
 
   template <class F, class First, class... Self>
@@ -246,7 +249,7 @@ class Mamba {
     work.ids.reserve(backend(), 1, call.at_once);
     if (!every_token) work.last.reserve(backend(), call.filled, size(config().d_model));
     reserve_logits(results, work);
-    detail::reserve_matmul(backend(), std::max(call.at_once, call.filled), head().packed());
+    head().reserve(backend(), std::max(call.at_once, call.filled));
     const View<Scalar> logits = work.logits(results), last = every_token ? View<Scalar>() : work.last(call.filled);
     blocks_.read(
         call, [&](View<Scalar> x) { embed_chosen(runs, x, work); },

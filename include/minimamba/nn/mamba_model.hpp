@@ -59,7 +59,11 @@ class MambaModel {
 
   MambaModel clone() const { return detail::cloned(*this, blocks_); }
   /// A model with the same configuration: parameters of the same names and shapes, without memory.
-  MambaModel shapes() const { return shapes_only(config(), backend()); }
+  MambaModel shapes() const {
+    MambaModel shapes = shapes_only(config(), backend());
+    detail::copy_layout(*this, shapes);
+    return shapes;
+  }
 
   const Config& config() const { return blocks_.config; }
   const Backend<Scalar>& backend() const { return blocks_.backend; }

@@ -12,6 +12,7 @@
 #include <numeric>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -57,9 +58,14 @@ class Extents {
   std::size_t cols() const { return shape_.empty() ? 0 : shape_.back(); }
   std::size_t size() const { return rows() * cols(); }
 
+  /// Training leaves it as it is, and it has neither gradient nor moments: see freeze().
+  bool frozen() const { return frozen_; }
+  void set_frozen(bool frozen) { frozen_ = frozen; }
+
  private:
   Shape shape_;
   Role role_ = Role::linear;
+  bool frozen_ = false;
 };
 
 /// Matrices and the convolution have weight decay, but A_log does not.
@@ -92,6 +98,7 @@ class Tensor : public detail::Extents {
  public:
   using Scalar = typename Backend::Scalar;
   using Extents::Extents;
+  static constexpr bool can_train = true;
 
   /// Gives it memory, filled with zeros.
   void allocate(const Backend& backend) {
@@ -150,6 +157,8 @@ class WeightMatrix : public detail::Extents {
   using Scalar = typename Backend::Scalar;
   using Weight = W;
   using Extents::Extents;
+  /// Only values in Scalar can be trained.
+  static constexpr bool can_train = std::is_same_v<W, Scalar>;
 
   /// Gives it memory, filled with zeros.
   void allocate(const Backend& backend) {
@@ -195,10 +204,43 @@ class WeightMatrix : public detail::Extents {
     backend.download_blocks(matrix_, first, host);
   }
 
+  /// y = x W^T                                         x [M, cols] of activations, y [M, rows]
+  template <class X, class Y>
+  void multiply(const Backend& backend, View<X> x, View<Y> y) const {
+    backend.matmul(View<const X>(x), matrix_, y);
+  }
+  /// dx = dy W and, unless the gradient is frozen, dW += dy^T x
+  template <class Arguments>
+  void multiply_backward(const Backend& backend, WeightMatrix& gradient, const Arguments& p) const {
+    if (!gradient.frozen()) backend.matmul_backward_weight(p.d_y, p.x, gradient.packed());
+    backend.matmul_backward_input(p.d_y, matrix_, p.d_x);
+  }
+  /// y[i,:] = W[tokens[i],:]                           tokens [1, M], y [M, cols]
+  void embed(const Backend& backend, View<const std::int32_t> tokens, View<Scalar> y) const {
+    backend.embed(tokens, matrix_, y);
+  }
+  /// Unless the gradient is frozen, dW[tokens[i],:] += dy[i,:]
+  template <class DY>
+  void embed_backward(const Backend& backend, WeightMatrix& gradient, View<const std::int32_t> tokens, DY d_y) const {
+    if (!gradient.frozen()) backend.embed_backward(tokens, d_y, gradient.packed());
+  }
+  /// After this call, products of up to `rows` rows allocate nothing in this thread, if the backend can guarantee it.
+  void reserve(const Backend& backend, std::size_t rows) const {
+    if constexpr (requires { backend.reserve_matmul(rows, matrix_); }) backend.reserve_matmul(rows, matrix_);
+  }
+
  private:
   typename Backend::template Matrix<W> matrix_;
   std::shared_ptr<void> placed_;  // owner of the memory in which it was placed
 };
+
+namespace detail {
+
+/// Whether a model with this weight argument has adapters: see nn/lora.hpp.
+template <class Weight>
+inline constexpr bool is_lora = false;
+
+}  // namespace detail
 
 /// A parameter, not a module made of named parts.
 template <class P>
@@ -206,9 +248,10 @@ concept Parameter = std::derived_from<std::remove_const_t<P>, detail::Extents>;
 
 namespace detail {
 
+/// An empty part has the name of the whole.
 inline std::string joined(const std::string& name, std::string_view part) {
   std::string whole = name;
-  if (!whole.empty()) whole += '.';
+  if (!whole.empty() && !part.empty()) whole += '.';
   return whole.append(part);
 }
 
@@ -244,6 +287,18 @@ void for_each_parameter(Body&& body, Modules&... modules) {
   detail::walk(std::string(), body, modules...);
 }
 
+/// The same for the parameters that training changes: those that are not frozen in the first module.
+template <class Body, class... Modules>
+void for_each_trainable(Body&& body, Modules&... modules) {
+  for_each_parameter(
+      [&](std::string_view name, auto& first, auto&... rest) {
+        if constexpr (std::remove_cvref_t<decltype(first)>::can_train) {
+          if (!first.frozen()) body(name, first, rest...);
+        }
+      },
+      modules...);
+}
+
 /// The number of values in all parameters of a module.
 template <class Module>
 std::size_t count_parameters(const Module& module) {
@@ -266,11 +321,42 @@ void allocate_parameters(Module& module, const Backend& backend) {
   for_each_parameter([&](std::string_view, auto& parameter) { parameter.allocate(backend); }, module);
 }
 
+namespace detail {
+
+/// Gives the parameters of `to` the shapes and roles of those of `from`, without memory, and freezes the same ones.
+template <class Module>
+void copy_layout(const Module& from, Module& to) {
+  if constexpr (Parameter<Module>) {
+    if (!from.present()) return;
+    to = Module(from.shape(), from.role());
+    to.set_frozen(from.frozen());
+  } else {
+    if constexpr (requires { to.copy_settings(from); }) to.copy_settings(from);
+    Module::visit([](std::string_view, const auto& source, auto& target) { copy_layout(source, target); }, from, to);
+  }
+}
+
+/// Copies a matrix in blocks of a quantised format, as they are.
+template <class P, class FromBackend, class ToBackend>
+void copy_blocks(const P& from, const FromBackend& from_backend, P& to, const ToBackend& to_backend) {
+  using Block = typename P::Block;
+  in_pieces<Block>(from.rows(), blocks_in<typename P::Weight>(from.cols()), [&](std::size_t first, View<Block> piece) {
+    from.download_blocks(from_backend, first, piece);
+    to.upload_blocks(to_backend, first, View<const Block>(piece));
+  });
+}
+
+}  // namespace detail
+
 /// Copies all parameters, through the host, to a module of the same configuration; backend and format may differ.
 template <class From, class FromBackend, class To, class ToBackend>
 void copy_parameters(const From& from, const FromBackend& from_backend, To& to, const ToBackend& to_backend) {
   for_each_parameter(
       [&](std::string_view, const auto& source, auto& target) {
+        if constexpr (requires { requires std::remove_cvref_t<decltype(target)>::has_blocks; } &&
+                      std::is_same_v<std::remove_cvref_t<decltype(source)>, std::remove_cvref_t<decltype(target)>>) {
+          return detail::copy_blocks(source, from_backend, target, to_backend);  // packing them again may change them
+        }
         using Source = typename FromBackend::Scalar;
         using Target = typename ToBackend::Scalar;
         detail::in_pieces<Source>(source.rows(), source.cols(), [&](std::size_t first, View<Source> piece) {

@@ -113,7 +113,7 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
                                                      .kept = p.kept_of(conv_part)});
     x_proj.forward(backend, u, dt_b_c);
     normalise(backend, dt_b_c, selected);
-    backend.matmul(View<const T>(selected.columns(0, R)), dt_proj.weight.packed(), delta);
+    dt_proj.weight.multiply(backend, selected.columns(0, R), delta);
     backend.selective_scan(ScanArguments<Scalar, T>{.segments = p.segments,
                                                     .u = u,
                                                     .delta = delta,
@@ -165,8 +165,9 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
                                      .d_d = gradient.D.view(),
                                      .d_h = p.d_state[ssm_part]});
     backend.negative_exp_backward(A.view(), d_a, gradient.A_log.view());
-    backend.matmul_backward_weight(d_delta, selected.columns(0, R), gradient.dt_proj.weight.packed());
-    backend.matmul_backward_input(d_delta, dt_proj.weight.packed(), d_selected.columns(0, R));
+    dt_proj.weight.multiply_backward(
+        backend, gradient.dt_proj.weight,
+        BackwardArguments<Scalar>{.x = selected.columns(0, R), .d_y = d_delta, .d_x = d_selected.columns(0, R)});
     normalise_backward(backend, {.x = dt_b_c, .d_y = d_selected, .d_x = d_dt_b_c});
     // u goes into the scan and into x_proj: both gradients are added. d_y is no longer needed and takes the second.
     x_proj.backward(backend, gradient.x_proj, {.x = u, .d_y = d_dt_b_c, .d_x = d_y});

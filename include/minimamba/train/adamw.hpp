@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
+#include "minimamba/nn/freeze.hpp"
 #include "minimamba/nn/model.hpp"
 #include "minimamba/nn/workspace.hpp"
 #include "minimamba/backend/training_concept.hpp"
@@ -30,10 +32,18 @@ class DivergedError : public Error {
   using Error::Error;
 };
 
+/// Parameters whose learning rate or weight decay differs from those of the others.
+struct ParameterGroup {
+  std::string part;                         // of their names: see freeze()
+  double rate = 1;                          // times the learning rate
+  std::optional<double> weight_decay = {};  // instead of AdamWOptions::weight_decay
+};
+
 struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
-  double weight_decay = 0.1;  // for matrices and conv1d; A_log, D, norms and biases have none
-  double clip = 1;            // maximum norm of the gradient; 0: no clipping
+  double weight_decay = 0.1;                // for matrices and conv1d; A_log, D, norms and biases have none
+  double clip = 1;                          // maximum norm of the gradient; 0: no clipping
+  std::vector<ParameterGroup> groups = {};  // a parameter belongs to the first whose part it has
 };
 
 /// The optimiser of a language model, or of any other TrainableModel. It owns both moments of the gradient.
@@ -48,7 +58,7 @@ class AdamW {
 
   /// Throws ArgumentError for an option outside its range.
   explicit AdamW(const Model& model, AdamWOptions options = {})
-      : options_(checked(options)), mean_(zeros_like(model)), variance_(zeros_like(model)) {}
+      : options_(checked(std::move(options), model)), mean_(zeros_like(model)), variance_(zeros_like(model)) {}
 
   /// Updates the parameters, sets the gradients to zero and recomputes the values derived from the parameters.
   /// Returns the norm of the gradient before clipping. Throws DivergedError if that norm is not finite, ArgumentError
@@ -65,7 +75,7 @@ class AdamW {
   }
 
   /// Writes the sum of squares of each parameter's gradient to squares [1, parameters], in the order of
-  /// for_each_parameter, without waiting for the backend.
+  /// for_each_trainable, without waiting for the backend.
   void queue_squares(const Gradients<Model>& gradients, View<double> squares) const {
     detail::queue_squares(gradients.backend(), gradients, squares);
   }
@@ -73,7 +83,7 @@ class AdamW {
   double norm_of(const Gradients<Model>& gradients, std::span<const double> squares) const {
     double total = 0;
     std::size_t i = 0;
-    for_each_parameter(
+    for_each_trainable(
         [&](std::string_view name, const auto&) {
           const double sum = squares[i++];
           if (!std::isfinite(sum)) {
@@ -117,15 +127,16 @@ class AdamW {
     const auto corrected = [&](double beta) { return 1 - std::pow(beta, static_cast<double>(steps_ + 1)); };
     const auto& backend = model.backend();
     std::vector<KernelArguments> kernels;
-    for_each_parameter(
-        [&](std::string_view, auto& weight, auto& gradient, auto& mean, auto& variance) {
+    for_each_trainable(
+        [&](std::string_view name, auto& weight, auto& gradient, auto& mean, auto& variance) {
+          const ParameterGroup group = group_of(name);
           if constexpr (requires { weight.touch(); }) written.push_back(&weight);
           kernels.push_back({.weight = detail::elements_of(backend, weight),
                              .gradient = detail::elements_of(backend, gradient),
                              .mean = detail::elements_of(backend, mean),
                              .variance = detail::elements_of(backend, variance),
-                             .rate = learning_rate,
-                             .decay = detail::decays(weight) ? options_.weight_decay : 0,
+                             .rate = group.rate * learning_rate,
+                             .decay = detail::decays(weight) ? *group.weight_decay : 0,
                              .beta1 = options_.beta1,
                              .beta2 = options_.beta2,
                              .epsilon = options_.epsilon,
@@ -137,7 +148,19 @@ class AdamW {
     return kernels;
   }
 
-  static AdamWOptions checked(AdamWOptions options) {
+  /// The group of a parameter, with the weight decay of all if it has none of its own.
+  ParameterGroup group_of(std::string_view name) const {
+    ParameterGroup found;
+    for (const ParameterGroup& group : options_.groups) {
+      if (!detail::names_part(group.part, name)) continue;
+      found = group;
+      break;
+    }
+    found.weight_decay = found.weight_decay.value_or(options_.weight_decay);
+    return found;
+  }
+
+  static AdamWOptions checked(AdamWOptions options, const Model& model) {
     const auto require = [](bool good, const char* name, const char* expected, double found) {
       if (!good) throw ArgumentError(name, expected, number_text(found));
     };
@@ -150,6 +173,12 @@ class AdamW {
             "a finite number, at least 0", options.weight_decay);
     require(options.clip >= 0 && finite(options.clip), "AdamWOptions.clip", "a finite number, at least 0",
             options.clip);
+    for (const ParameterGroup& group : options.groups) {
+      detail::check_parts(model, {group.part}, "ParameterGroup.part");
+      for (const double value : {group.rate, group.weight_decay.value_or(0)}) {
+        require(value >= 0 && finite(value), "AdamWOptions.groups", "finite numbers, at least 0", value);
+      }
+    }
     return options;
   }
 

@@ -14,6 +14,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -48,6 +49,40 @@ inline constexpr std::string_view kernels_key = "backend ";
 /// the chunk: if both differ, the message names the length.
 inline constexpr const char* chunk_key = "scan_chunk";
 
+/// A hash of the first and the last row of each frozen parameter, which checkpoints do not have: it recognises the
+/// model that the training run began from. 0 if nothing is frozen.
+template <class Model>
+double frozen_fingerprint(const Model& model) {
+  using Scalar = typename Model::ScalarType;
+  Fnv1a hash;
+  const std::uint64_t none = hash.value();
+  for_each_parameter(
+      [&](std::string_view name, const auto& parameter) {
+        if (std::remove_cvref_t<decltype(parameter)>::can_train && !parameter.frozen()) return;
+        hash.add(name);
+        std::vector<Scalar> row(parameter.cols());
+        for (const std::size_t i : {std::size_t{0}, parameter.rows() - 1}) {
+          parameter.download(model.backend(), i, {row.data(), 1, row.size()});
+          hash.add(std::as_bytes(std::span(row)));
+        }
+      },
+      model);
+  return hash.value() == none ? 0 : static_cast<double>(hash.value() >> 11);
+}
+
+/// Settings of parts of the model, which most training runs do not have.
+template <class Model>
+void add_settings_of_parts(const Trainer<Model>& trainer, std::map<std::string, double>& settings) {
+  for (const ParameterGroup& group : trainer.options().adamw.groups) {
+    settings["group " + group.part + " rate"] = group.rate;
+    if (group.weight_decay) settings["group " + group.part + " weight_decay"] = *group.weight_decay;
+  }
+  if (const double frozen = frozen_fingerprint(trainer.model()); frozen != 0) settings["frozen"] = frozen;
+  if constexpr (requires { adapter_fingerprint(trainer.model()); }) {
+    settings["adapter"] = adapter_fingerprint(trainer.model());
+  }
+}
+
 /// All settings that the bits of the next step depend on. The backend is not a number, so it is part of its setting's
 /// name.
 template <class Model>
@@ -75,6 +110,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
                                          {chunk_key, number(std::min(o.tape.chunk, o.length))},
                                          {"text", fingerprint(trainer.tokens())},
                                          {std::string(kernels_key) + kernels_text(trainer.model().backend()), 1}};
+  add_settings_of_parts(trainer, settings);
   for (const ModelSetting& setting : trainer.model().state_layout().settings()) {
     if (setting.name == "d_inner") {
       settings["expand"] = setting.as_double() / number(c.d_model);  // as in older files
@@ -156,11 +192,13 @@ std::vector<std::string> check_training(const Trainer<Model>& trainer, const Ten
       continue;
     }
     if (name == "text") throw CheckpointError(file, "the checkpoint was trained on another text");
+    if (name == "frozen") throw CheckpointError(file, "the checkpoint was trained with other frozen parameters");
+    if (name == "adapter") throw CheckpointError(file, "the checkpoint was trained with adapters of another scale");
     throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));
   }
   check_no_other_settings(wanted_settings, set, file);
   for_each_module(trainer, [&](const std::string& prefix, const Model& module) {
-    for_each_parameter(
+    for_each_trainable(
         [&](std::string_view name, const auto& parameter) {
           const StoredTensor& tensor = require_tensor(set, file, prefix + std::string(name));
           const bool same =
@@ -180,8 +218,9 @@ std::vector<std::string> check_training(const Trainer<Model>& trainer, const Ten
 
 }  // namespace detail
 
-/// Saves the state of a training run. An existing file is replaced once the new one is complete on the disk. Throws
-/// FileError, and DivergedError if training has diverged (see Trainer::require_finite); the old file is unchanged then.
+/// Saves the state of a training run, without frozen parameters. An existing file is replaced once the new one is
+/// complete on the disk. Throws FileError, and DivergedError if training has diverged (see Trainer::require_finite);
+/// the old file is unchanged then.
 template <class Model>
 void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   using Scalar = typename Model::ScalarType;
@@ -196,7 +235,7 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   for (const auto& [name, value] : settings) tensors.push_back({"setting." + name, DType::F64, {1}});
   tensors.push_back({"history", DType::F64, {trainer.history().size(), detail::record_size}});
   detail::for_each_module(trainer, [&](const std::string& prefix, const Model& module) {
-    for_each_parameter(
+    for_each_trainable(
         [&](std::string_view name, const auto& parameter) {
           tensors.push_back(
               {prefix + std::string(name), dtype_of<Scalar>(), {parameter.shape().begin(), parameter.shape().end()}});
@@ -208,7 +247,7 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
   for (const auto& [name, value] : settings) writer.write(std::span(&value, 1), DType::F64);
   writer.write(std::span<const double>(history), DType::F64);
   detail::for_each_module(trainer, [&](const std::string&, const Model& module) {
-    for_each_parameter(
+    for_each_trainable(
         [&](std::string_view, const auto& parameter) {
           detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
             parameter.download(module.backend(), first, piece);
@@ -222,11 +261,11 @@ void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
 
 namespace detail {
 
-/// Reads the parameters of a module from a checkpoint that check_training has accepted.
+/// Reads the parameters of a module that train from a checkpoint that check_training has accepted.
 template <class Module>
 void read_module(const TensorSet& set, const std::string& prefix, Module& module) {
   using Scalar = typename Module::ScalarType;
-  for_each_parameter(
+  for_each_trainable(
       [&](std::string_view name, auto& parameter) {
         const StoredTensor& tensor = *set.find(prefix + std::string(name));
         in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
@@ -235,6 +274,20 @@ void read_module(const TensorSet& set, const std::string& prefix, Module& module
         });
       },
       module);
+}
+
+/// A model with the shapes of another, and with its frozen parameters.
+template <class Model>
+Model with_frozen_parameters(const Model& like) {
+  Model model = like.shapes();
+  allocate_parameters(model, model.backend());
+  for_each_parameter(
+      [&](std::string_view, const auto& source, auto& target) {
+        const bool frozen = source.frozen() || !std::remove_cvref_t<decltype(source)>::can_train;
+        if (frozen) copy_parameters(source, like.backend(), target, model.backend());
+      },
+      like, model);
+  return model;
 }
 
 inline std::vector<StepRecord> read_history(const TensorSet& set) {
@@ -255,8 +308,9 @@ inline std::vector<StepRecord> read_history(const TensorSet& set) {
 }  // namespace detail
 
 /// Restores a training run from a file that save_training wrote. The trainer's schedule may have more steps than the
-/// file's, and a run may move between a card and the processor; on_note is called with a sentence about each. While
-/// reading, a second model and its moments are in memory. Throws FileError or FormatError if the file cannot be read,
+/// file's, and a run may move between a card and the processor; on_note is called with a sentence about each. Its model
+/// must have the frozen parameters and the adapters that the training run had. While reading, a second model and its
+/// moments are in memory. Throws FileError or FormatError if the file cannot be read,
 /// CheckpointError for a setting that differs, which it names, and std::bad_alloc. After an exception the trainer is
 /// unchanged.
 template <class Model>
@@ -266,11 +320,10 @@ void resume_training(Trainer<Model>& trainer, const ByteSource& source,
   read_safetensors(source, set);
   const std::vector<std::string> notes = detail::check_training(trainer, set, source.name());
   const Model& like = trainer.model();
-  TrainingState<Model> state{.model = Model::shapes_only(like.config(), like.backend()),
+  TrainingState<Model> state{.model = detail::with_frozen_parameters(like),
                              .mean = zeros_like(like),
                              .variance = zeros_like(like),
                              .history = detail::read_history(set)};
-  allocate_parameters(state.model, state.model.backend());
   detail::read_module(set, "model.", state.model);
   detail::read_module(set, "mean.", state.mean);
   detail::read_module(set, "variance.", state.variance);

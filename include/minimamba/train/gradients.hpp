@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_TRAIN_GRADIENTS_HPP
 #define MINIMAMBA_TRAIN_GRADIENTS_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -22,11 +23,11 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 namespace detail {
 
-/// The number of parameters of a module; a matrix or a vector counts as one.
+/// The number of parameters of a module that train; a matrix or a vector counts as one.
 template <class Module>
 std::size_t parameters_in(const Module& module) {
   std::size_t count = 0;
-  for_each_parameter([&](std::string_view, const auto&) { ++count; }, module);
+  for_each_trainable([&](std::string_view, const auto&) { ++count; }, module);
   return count;
 }
 
@@ -40,11 +41,20 @@ auto elements_of(const Backend& backend, P& parameter) {
   }
 }
 
+/// The beginning of a parameter's name that is that of its layer, "backbone.layers.3"; the whole name outside of
+/// layers.
+inline std::string_view layer_of(std::string_view name) {
+  constexpr std::string_view layers = "layers.";
+  const std::size_t begin = name.find(layers);
+  return begin == name.npos ? name : name.substr(0, name.find('.', begin + layers.size()));
+}
+
 }  // namespace detail
 
 /// The gradients of a model, or one of their moments: a module with the model's shape that starts at zero and that
-/// for_each_parameter can visit together with the model. It is a separate type, so that a model cannot be passed where
-/// gradients are expected, nor the reverse. All elements are in one allocation: see memory().
+/// for_each_trainable can visit together with the model. It is a separate type, so that a model cannot be passed where
+/// gradients are expected, nor the reverse. All elements are in one allocation: see memory(). Frozen parameters have
+/// none.
 template <class Model>
 class Gradients : public detail::ModelForTraining<Model>::Type {
   using Backend = BackendOf<Model>;
@@ -52,20 +62,26 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
  public:
   using Scalar = typename Backend::Scalar;
 
+  /// Throws ArgumentError for a model that is frozen as a whole.
   explicit Gradients(const Model& model) : Model(model.shapes()) {
     if constexpr (detail::is_on_training_backend<Model>) {
       const auto& backend = this->backend();
+      for_each_parameter(
+          [](std::string_view, auto& parameter, const auto& of_model) { parameter.set_frozen(of_model.frozen()); },
+          *this, model);
       std::size_t size = 0;
-      for_each_parameter([&](std::string_view, auto& parameter) { size += lines(parameter.memory_size(backend)); },
+      for_each_trainable([&](std::string_view, auto& parameter) { size += lines(parameter.memory_size(backend)); },
                          *this);
+      if (size == 0) throw ArgumentError("model", "a parameter that is not frozen", "none");
       memory_ = std::make_shared<Buffer>(backend.template allocate<Scalar>(size));
       Scalar* next = memory_->data();
-      for_each_parameter(
+      for_each_trainable(
           [&](std::string_view, auto& parameter) {
             parameter.place(backend, next, memory_);
             next += lines(parameter.memory_size(backend));
           },
           *this);
+      place_unread(backend);
     }
   }
 
@@ -78,6 +94,34 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
   View<const Scalar> memory() const { return {memory_->data(), 1, memory_->size()}; }
 
  private:
+  /// The kernels that compute the gradients of activations also write those of frozen vectors. Nobody reads these, and
+  /// they are in memory of their own, which all layers share.
+  void place_unread(const Backend& backend) {
+    std::size_t most = 0;
+    for_each_unread([&](auto& parameter, std::size_t offset) { most = std::max(most, offset + parameter.size()); });
+    if (most == 0) return;
+    const auto unread = std::make_shared<Buffer>(backend.template allocate<Scalar>(most));
+    for_each_unread(
+        [&](auto& parameter, std::size_t offset) { parameter.place(backend, unread->data() + offset, unread); });
+  }
+  /// Calls body(parameter, its offset) for each frozen vector.
+  template <class Body>
+  void for_each_unread(Body&& body) {
+    std::size_t next = 0;
+    std::string last;  // the layer of the last one
+    for_each_parameter(
+        [&](std::string_view name, auto& parameter) {
+          if constexpr (requires { parameter.view(); }) {
+            if (!parameter.frozen()) return;
+            const std::string layer(detail::layer_of(name));
+            if (std::exchange(last, layer) != layer) next = 0;
+            body(parameter, next);
+            next += lines(parameter.size());
+          }
+        },
+        *this);
+  }
+
   /// A size rounded up to whole cache lines.
   static std::size_t lines(std::size_t size) {
     constexpr std::size_t line = 64 / sizeof(Scalar);
@@ -110,12 +154,12 @@ Gradients<Model> zeros_like(const Model& model) {
 
 namespace detail {
 
-/// Writes the sum of squares of each parameter to squares [1, parameters], in the order of for_each_parameter, without
+/// Writes the sum of squares of each parameter to squares [1, parameters], in the order of for_each_trainable, without
 /// waiting for the backend.
 template <class Backend, class Module>
 void queue_squares(const Backend& backend, const Module& module, View<double> squares) {
   std::size_t i = 0;
-  for_each_parameter(
+  for_each_trainable(
       [&](std::string_view, const auto& parameter) {
         backend.sum_of_squares(elements_of(backend, parameter), squares.columns(i++, 1));
       },
@@ -132,7 +176,7 @@ std::vector<double> squares_of(const Backend& backend, const Module& module, Act
   return squares;
 }
 
-/// Throws ArgumentError unless the parameters of a module have the expected names and shapes.
+/// Throws ArgumentError unless the parameters of a module that train have the expected names and shapes.
 template <class Expected, class Module>
 void require_same_parameters(const Expected& expected, const Module& module, const char* argument) {
   std::vector<std::string> names;
@@ -141,10 +185,10 @@ void require_same_parameters(const Expected& expected, const Module& module, con
     for (const std::size_t extent : parameter.shape()) text += " " + std::to_string(extent);
     return text;
   };
-  for_each_parameter([&](std::string_view name, const auto& parameter) { names.push_back(described(name, parameter)); },
+  for_each_trainable([&](std::string_view name, const auto& parameter) { names.push_back(described(name, parameter)); },
                      expected);
   std::size_t number = 0;
-  for_each_parameter(
+  for_each_trainable(
       [&](std::string_view name, const auto& parameter) {
         const std::string text = described(name, parameter);
         if (number >= names.size() || names[number] != text) {

@@ -228,14 +228,14 @@ class Trainer {
     return all;
   }
 
-  /// The name of the first parameter with an element that is not finite; empty if there is none.
+  /// The name of the first parameter that trains and has an element that is not finite; empty if there is none.
   static std::string not_finite(const Model& module) {
     const auto& backend = module.backend();
     Activation<typename Model::BackendType, double> there;
     const std::vector<double> squares = detail::squares_of(backend, module, there);
     std::string found;
     std::size_t number = 0;
-    for_each_parameter(
+    for_each_trainable(
         [&](std::string_view name, const auto& parameter) {
           if (std::isfinite(squares[number++]) || !found.empty()) return;
           if (!are_finite(backend, parameter)) found = name;  // a sum of squares may overflow for finite elements
