@@ -35,6 +35,8 @@ class CheckpointParameters {
   explicit CheckpointParameters(const Checkpoint& checkpoint)
       : checkpoint_(checkpoint), shapes_(detail::shapes_of<Shapes>(checkpoint)) {}
   const auto& config() const { return shapes_.config(); }
+  /// A model that has the parameters, without memory.
+  const auto& shapes() const { return shapes_; }
   /// The subject of error messages about a parameter.
   std::string subject(std::string_view name) const {
     const StoredTensor& tensor = *checkpoint_.find(name);
