@@ -1,6 +1,7 @@
 // Converts a checkpoint of any format into a Hugging Face folder or a GGUF file, or describes its contents.
 #include <minimamba/io.hpp>
 #include <minimamba/io/checkpoint_parameters.hpp>
+#include <minimamba/io/merge_adapter.hpp>
 #include <minimamba/text.hpp>
 
 #include <CLI/CLI.hpp>
@@ -34,7 +35,7 @@ const std::map<std::string, DType> types{{"f32", DType::F32},   {"f16", DType::F
                                          {"q8_0", DType::Q8_0}, {"q4_0", DType::Q4_0}, {"f64", DType::F64}};
 
 struct Arguments {
-  std::string input, output, type, tokenizer;
+  std::string input, output, type, tokenizer, adapter;
   bool force = false, info = false, saturate = false;
 };
 
@@ -238,7 +239,16 @@ int convert(const Arguments& arguments) {
     }
     return !stop.load();
   };
-  if (gguf) {
+  if (!arguments.adapter.empty()) {
+    const minimamba::AdapterFiles adapter = minimamba::open_adapter(arguments.adapter);
+    for (const std::string& note : adapter.notes) program::print_note(note);
+    if (gguf) {
+      minimamba::save_merged_gguf(checkpoint, adapter, arguments.output, options,
+                                  carried_metadata(arguments, checkpoint));
+    } else {
+      minimamba::save_merged(checkpoint, adapter, arguments.output, options);
+    }
+  } else if (gguf) {
     minimamba::save_gguf(checkpoint, arguments.output, options, carried_metadata(arguments, checkpoint));
   } else {
     minimamba::save(checkpoint, arguments.output, options);
@@ -265,6 +275,8 @@ int main(int argc, char** argv) {
                  "Type of the matrices in the output (default: that of the input, if all have the same, else F32)")
       ->check(CLI::IsMember(names));
   app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json to include instead of the input's tokenizer");
+  app.add_option("--adapter", arguments.adapter,
+                 "Folder of a LoRA adapter, as PEFT writes it, to merge into the weights");
   app.add_flag("--saturate", arguments.saturate, "Clamp weights outside the range of the type instead of failing");
   app.add_flag("--force", arguments.force, "Overwrite an existing model");
   auto* info = app.add_flag("--info", arguments.info, "Only describe the input");

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "adapted_model.hpp"
 #include "generate_modes.hpp"
 #include "generate_output.hpp"
 #include "program.hpp"
@@ -240,12 +241,14 @@ int run(const Arguments& arguments) {
   if (!tokenizer && !arguments.stops.empty()) {
     throw minimamba::ArgumentError("--stop", "the model has no tokenizer; use --tokenizer FILE");
   }
-  const auto model = AnyModel::load(checkpoint, {.weights = arguments.weights,
-                                                 .backend = arguments.backend,
-                                                 .threads = arguments.threads,
-                                                 .progress = [](double) { return !stop; },
-                                                 .on_note = program::print_note,
-                                                 .saturate = arguments.saturate});
+  const minimamba::AnyModelOptions loading{.weights = arguments.weights,
+                                           .backend = arguments.backend,
+                                           .threads = arguments.threads,
+                                           .progress = [](double) { return !stop; },
+                                           .on_note = program::print_note,
+                                           .saturate = arguments.saturate};
+  const auto model = arguments.adapter.empty() ? AnyModel::load(checkpoint, loading)
+                                               : program::load_adapted(checkpoint, arguments.adapter, loading);
   auto cache = model.make_cache();
   minimamba::StateSections sections = load_cache(model, cache, arguments);
   times.load = program::seconds_since(start);
@@ -293,6 +296,7 @@ void add_options(CLI::App& app, Arguments& arguments) {
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
   app.add_option("--model", arguments.model,
                  "Checkpoint folder or file, in any format (default: the model that ships with minimamba)");
+  app.add_option("--adapter", arguments.adapter, "Folder of a LoRA adapter, as PEFT and train write it");
   app.add_option("--tokenizer", arguments.tokenizer,
                  "tokenizer.json or GGUF file to use instead of the model's tokenizer");
   auto* text = app.add_option("--prompt", arguments.prompt, "Text to continue");

@@ -17,7 +17,7 @@
 namespace program {
 
 struct Arguments {
-  std::string model, tokenizer, prompt, prompt_file, prompt_ids, save_state, load_state;
+  std::string model, adapter, tokenizer, prompt, prompt_file, prompt_ids, save_state, load_state;
   std::string weights = "f32", backend = "native";
   std::vector<std::string> stops;
   minimamba::GenerateOptions options;

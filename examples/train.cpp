@@ -18,6 +18,23 @@ void add_model_options(CLI::App& app, Arguments& arguments) {
   for (CLI::Option* const option : program::add_model_options(app, arguments.sizes)) option->excludes(init);
 }
 
+/// Fine-tuning with LoRA. Returns whether it is wanted, once the arguments are read.
+void add_lora_options(CLI::App& app, Arguments& arguments) {
+  CLI::Option* const rank =
+      app.add_option("--lora-rank", arguments.lora_rank, "Train a LoRA adapter of this rank for the model of --init")
+          ->check(CLI::Range(std::int64_t{1}, std::int64_t{4096}))
+          ->needs("--init");
+  const auto add = [&](const char* name, auto& value, const char* what) {
+    return app.add_option(name, value, what)->needs(rank)->capture_default_str();
+  };
+  add("--lora-alpha", arguments.lora_alpha, "LoRA: the adapter is scaled by alpha / rank");
+  add("--lora-targets", arguments.lora_targets,
+      "LoRA: matrices to adapt, of in_proj, x_proj, dt_proj, out_proj, embedding and lm_head")
+      ->delimiter(',');
+  add("--lora-weights", arguments.lora_weights, "LoRA: format of the frozen matrices in memory")
+      ->check(CLI::IsMember({"f32", "q8"}));
+}
+
 void add_training_options(CLI::App& app, Arguments& arguments) {
   auto& options = arguments.options;
   const auto add = [&](const char* name, auto& value, const char* what) {
@@ -61,6 +78,7 @@ int main(int argc, char** argv) {
                  "tokenizer.json, or its folder (default: that of --init, or bytes)");
   app.add_flag("--resume", arguments.resume, "Continue the training run in --out");
   add_model_options(app, arguments);
+  add_lora_options(app, arguments);
   add_training_options(app, arguments);
   app.add_option("--backend", arguments.backend,
                  "Backend that computes; auto is cuda if there is a card, or else native")
@@ -76,6 +94,7 @@ int main(int argc, char** argv) {
   if (arguments.prompt.empty()) arguments.prompt = "\n";
   program::handle_signals();
   try {
+    if (arguments.lora_rank > 0) return training::train_adapter(arguments);
     if (arguments.backend == "cuda") return training::train_on<minimamba::CudaTraining>(arguments);
     if (arguments.backend == "auto") return training::train_where_possible(arguments);
     if (arguments.backend == "reference") return training::train_on<minimamba::ReferenceTraining>(arguments);

@@ -3,6 +3,7 @@
 #define MINIMAMBA_EXAMPLES_TRAINING_HPP
 
 #include <minimamba/backend/cuda_training.hpp>
+#include <minimamba/nn/adapters.hpp>
 #include <minimamba/train.hpp>
 
 #include <cstdint>
@@ -25,6 +26,10 @@ struct Arguments {
   std::int64_t validation_batches = 16;
   int threads = 0;
   bool resume = false;
+  std::int64_t lora_rank = 0;  // 0: all parameters train
+  double lora_alpha = 16;
+  std::vector<std::string> lora_targets{"in_proj", "x_proj", "out_proj"};
+  std::string lora_weights = "f32";
 };
 
 /// Trains a model of this type, that of --init or a new one of this configuration, but for the size of the vocabulary.
@@ -41,6 +46,21 @@ int train_on(const Arguments& arguments) {
   const minimamba::AnyConfig config = init ? init->config : program::config_of(arguments.sizes);
   return program::with_model_type<Backend>(
       config, [&]<class Model>(const auto& own) { return train<Model>(arguments, init, own); });
+}
+
+/// Trains an adapter of the model of --init.
+inline int train_adapter(const Arguments& arguments) {
+  using minimamba::Lora, minimamba::NativeTraining;
+  if (arguments.backend != "native") {
+    throw minimamba::ArgumentError("--backend", "native with --lora-rank", arguments.backend);
+  }
+  const std::optional<minimamba::Checkpoint> init = program::open_model(std::filesystem::path(arguments.init));
+  return init->config.visit([&]<class Files>(Files, const auto& own) {
+    if (arguments.lora_weights == "q8") {
+      return train<typename Files::template Model<float, NativeTraining, Lora<minimamba::q8>>>(arguments, init, own);
+    }
+    return train<typename Files::template Model<float, NativeTraining, Lora<float>>>(arguments, init, own);
+  });
 }
 
 /// On a card if there is one, or else on the processor.

@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_EXAMPLES_TRAINING_RUN_HPP
 #define MINIMAMBA_EXAMPLES_TRAINING_RUN_HPP
 
+#include <minimamba/io/adapter.hpp>
 #include <minimamba/text.hpp>
 #include <minimamba/train.hpp>
 #include <minimamba/train/checkpoint.hpp>
@@ -17,6 +18,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -134,8 +136,10 @@ class Program {
       throw minimamba::FileError(checkpoint_.string(), "this training run exists already; continue it with --resume");
     }
     minimamba::AtomicFile::remove_strays(arguments_.out);
-    say("%zu parameters, %zu tokens to train on, %zu to validate on\n", trainer_.model().parameter_count(),
-        trainer_.split().training.size(), trainer_.split().validation.size());
+    const std::size_t all = trainer_.model().parameter_count(), some = count_trainable(trainer_.model());
+    if (some != all) say("%zu of %zu parameters train\n", some, all);
+    say("%zu parameters, %zu tokens to train on, %zu to validate on\n", all, trainer_.split().training.size(),
+        trainer_.split().validation.size());
     for (const auto& record : trainer_.history()) note(record);
     Progress progress(trainer_.steps());
     if (trainer_.steps() > 0)
@@ -158,6 +162,7 @@ class Program {
 
  private:
   using Backend = typename Model::BackendType;
+  static constexpr bool is_adapted = !std::is_same_v<typename Model::WeightType, float>;
 
   /// Prints the last step. Returns the error if standard output cannot be written.
   std::exception_ptr report_step(Progress& progress) {
@@ -177,13 +182,19 @@ class Program {
     const minimamba::Tokenizer& tokenizer = vocabulary_.tokenizer;
     if (init) {
       Model model = minimamba::load<Model>(*init, {.backend = backend});
+      if constexpr (is_adapted) {
+        add_adapter(model, {.rank = arguments_.lora_rank,
+                            .alpha = arguments_.lora_alpha,
+                            .targets = arguments_.lora_targets,
+                            .seed = arguments_.options.seed});
+      }
       if (tokenizer.size() <= model.config().vocab_size) return model;
       throw minimamba::ArgumentError(
           "tokenizer", "at most " + std::to_string(model.config().vocab_size) + " tokens, the vocabulary of the model",
           std::to_string(tokenizer.size()));
     }
     config.vocab_size = tokenizer.size();
-    return Model(config, backend, arguments_.options.seed);
+    return Model(config, backend, arguments_.options.seed);  // not reached with adapters, which need --init
   }
 
   Backend make_backend() const {
@@ -218,7 +229,11 @@ class Program {
   void save_all() {
     const fs::path out(arguments_.out);
     save_training(trainer_, checkpoint_);
-    minimamba::save(trainer_.model(), out);
+    if constexpr (is_adapted) {
+      save_adapter(trainer_.model(), out, arguments_.init);
+    } else {
+      minimamba::save(trainer_.model(), out);
+    }
     if (!vocabulary_.json.empty()) write_file(out / "tokenizer.json", vocabulary_.json);
     write_file(out / "loss.csv", program::loss_csv(trainer_.history()));
     write_file(out / "loss.svg", program::loss_svg(trainer_.history()));

@@ -162,6 +162,14 @@ void training_creation() {
   model.refresh();
 }
 
+void finetuning_parts(std::vector<std::int32_t> tokens) {
+  using Plain = Mamba<float, NativeTraining>;
+  Plain model({.d_model = 64, .n_layer = 2, .vocab_size = 256});
+  freeze(model, {"embedding", "layers.0", "norm_f"});  // parameters whose names contain these words
+  Trainer<Plain> trainer(std::move(model), tokens,
+                         {.adamw = {.groups = {{.part = "in_proj", .rate = 0.5, .weight_decay = 0.0}}}});
+}
+
 void training_step(Forecaster& model, Tape<MambaModel<float, NativeTraining>>& tape, AdamW<Forecaster>& optimizer,
                    MambaModel<float, NativeTraining>::Cache& cache, View<float> series, View<float> x, View<float> y, View<float> d_y,
                    View<float> d_outputs, View<float> d_x, View<float> d_series, double learning_rate) {

@@ -142,6 +142,35 @@ expect(1 "--head-dim: use it with --mixer ssd" ${other} --head-dim 16 --text ${W
 expect(2 "--mixer.*excludes.*--init|--init.*excludes.*--mixer" --mixer ssd --init ${WORK}/ssd --steps 1 --text ${WORK}/text.txt --out ${WORK}/none)
 expect(2 "--mixer" --mixer s7 --text ${WORK}/text.txt --out ${WORK}/none)
 
+# An adapter of both kinds of model, resumed, beside the model and merged into it.
+get_filename_component(folder ${TRAIN} DIRECTORY)
+get_filename_component(suffix ${TRAIN} EXT)
+foreach(base IN ITEMS whole ssd)
+  set(lora --init ${WORK}/${base} --lora-rank 4 --lora-targets in_proj,out_proj --batch 2 --length 32 --sample-every 0 --text ${WORK}/text.txt
+           --out ${WORK}/${base}-adapter)
+  expect(0 "[0-9]+ of [0-9]+ parameters train.*step 4/4" ${lora} --steps 4 --lora-weights q8)
+  expect(0 "step 5/5" ${lora} --steps 5 --lora-weights q8 --resume)
+  expect(1 "other frozen parameters" ${lora} --steps 5 --resume)
+  file(READ ${WORK}/${base}-adapter/adapter_config.json text)
+  if(NOT text MATCHES "\"peft_type\": \"LORA\"" OR EXISTS ${WORK}/${base}-adapter/model.safetensors)
+    message(FATAL_ERROR "train --lora-rank wrote\n${text}")
+  endif()
+  execute_process(COMMAND ${folder}/convert${suffix} ${WORK}/${base} ${WORK}/${base}-merged --adapter ${WORK}/${base}-adapter RESULT_VARIABLE result)
+  foreach(model IN ITEMS "${WORK}/${base};--adapter;${WORK}/${base}-adapter" "${WORK}/${base}-merged")
+    execute_process(COMMAND ${GENERATE} --model ${model} --prompt "the quick" --max-new-tokens 8 --temperature 0 RESULT_VARIABLE failed
+                    OUTPUT_VARIABLE printed)
+    if(result OR failed OR DEFINED before AND NOT printed STREQUAL before)
+      message(FATAL_ERROR "generate --model ${model} ended with ${failed} and printed ${printed} in place of ${before}")
+    endif()
+    set(before "${printed}")
+  endforeach()
+  unset(before)
+endforeach()
+expect(2 "--lora-rank requires --init" --lora-rank 4 --text ${WORK}/text.txt --out ${WORK}/none)
+expect(2 "--lora-alpha requires --lora-rank" --lora-alpha 4 --text ${WORK}/text.txt --out ${WORK}/none)
+expect(1 "LoraOptions.targets: .*tie_embeddings" --init ${WORK}/whole --lora-rank 4 --lora-targets embedding --length 32 --text ${WORK}/text.txt --out ${WORK}/none)
+expect(1 "--backend: expected native with --lora-rank" --init ${WORK}/whole --lora-rank 4 --backend eigen --text ${WORK}/text.txt --out ${WORK}/none)
+
 # A model to start from brings its tokenizer; one without needs --tokenizer, which is a tokenizer.json.
 set(vocabulary "")
 set(shifted 256)
