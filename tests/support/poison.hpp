@@ -289,6 +289,13 @@ class PoisonBackend {
   void add(View<const Scalar> x, View<Scalar> y) const {
     later([x = real(x), y = real(y)] { reference().add(x, y); });
   }
+  void pool_rows(minimamba::PoolArguments<Scalar> p) const {
+    make_real(p.x, p.y);
+    later([p, segments = copied(p.segments)]() mutable {
+      p.segments = segments;
+      reference().pool_rows(p);
+    });
+  }
   void negative_exp(View<const Scalar> x, View<Scalar> y) const {
     later([x = real(x), y = real(y)] { reference().negative_exp(x, y); });
   }
@@ -406,6 +413,13 @@ class PoisonTraining : public PoisonBackend<Number> {
   void gated_rms_norm_backward(minimamba::GatedRmsNormBackwardArguments<Scalar> p) const {
     make_real(p.x, p.z, p.weight, p.d_y, p.d_x, p.d_z, p.d_weight);
     later([p] { reference().gated_rms_norm_backward(p); });
+  }
+  void pool_rows_backward(minimamba::PoolBackwardArguments<Scalar> p) const {
+    make_real(p.x, p.d_y, p.d_x);
+    later([p, segments = copied(p.segments)]() mutable {
+      p.segments = segments;
+      reference().pool_rows_backward(p);
+    });
   }
   void cross_entropy(minimamba::CrossEntropyArguments<Scalar> p) const {
     make_real(p.logits, p.targets, p.d_logits, p.loss);

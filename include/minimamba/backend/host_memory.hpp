@@ -22,6 +22,7 @@
 #endif
 
 #include "minimamba/backend/host_kernels.hpp"
+#include "minimamba/backend/pooling.hpp"
 #include "minimamba/core/formats.hpp"
 #include "minimamba/core/view.hpp"
 
@@ -176,8 +177,8 @@ T* thread_scratch(std::size_t size) {
   return static_cast<T*>(ThreadMemory::at_least(size * sizeof(T)));
 }
 
-/// The base of the CPU backends: their memory, and the kernels embed, negative_log_likelihood and negative_exp. Derived
-/// backends add the other kernels.
+/// The base of the CPU backends: their memory, and the kernels embed, negative_log_likelihood, pool_rows and
+/// negative_exp. Derived backends add the other kernels.
 template <class Number>
 class HostMemory {
  public:
@@ -280,6 +281,8 @@ class HostMemory {
       p.nats(0, i) = detail::negative_log_likelihood(p.logits.row(i), static_cast<std::size_t>(p.targets(0, i)));
     }
   }
+
+  void pool_rows(const PoolArguments<Scalar>& p) const { detail::pool_rows(p); }
 
   /// Computed in double, so that all backends get the same A.
   void negative_exp(View<const Scalar> x, View<Scalar> y) const {

@@ -49,6 +49,8 @@ class HostTraining : public Inference {
     }
   }
 
+  void pool_rows_backward(const PoolBackwardArguments<Scalar>& p) const { detail::pool_rows_backward(p); }
+
   void dropout(View<Scalar> x, const Dropout& dropout) const {
     for (std::size_t i = 0; i < x.rows(); ++i) dropout_row(x, i, dropout);
   }

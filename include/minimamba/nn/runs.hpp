@@ -4,6 +4,7 @@
 #ifndef MINIMAMBA_NN_RUNS_HPP
 #define MINIMAMBA_NN_RUNS_HPP
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -19,6 +20,41 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
+
+/// Writes the segments of sequences that are packed one after another: sequence i has lengths[i] rows, for slot i.
+/// Throws ArgumentError unless there is a length for each of `batch` slots, each is at least 1, and they add up to
+/// `rows`.
+inline void pack_segments(std::span<const std::int64_t> lengths, std::size_t rows, std::size_t batch,
+                          std::vector<Segment>& segments) {
+  if (lengths.size() != batch) {
+    throw ArgumentError("lengths", "one for each of " + std::to_string(batch) + " sequences",
+                        std::to_string(lengths.size()));
+  }
+  segments.resize(batch);
+  std::size_t first = 0;
+  bool fits = true;
+  for (std::size_t i = 0; i < batch && fits; ++i) {
+    if (lengths[i] < 1) {
+      throw ArgumentError("lengths[" + std::to_string(i) + "]", "at least 1", std::to_string(lengths[i]));
+    }
+    segments[i] = {first, static_cast<std::size_t>(lengths[i]), i};
+    fits = segments[i].length <= rows - first;
+    if (fits) first += segments[i].length;
+  }
+  if (fits && first == rows) return;
+  std::string sum;
+  for (const std::int64_t length : lengths.first(std::min<std::size_t>(batch, 8))) {
+    sum += (sum.empty() ? "" : " + ") + std::to_string(length);
+  }
+  throw ArgumentError("lengths", "lengths that add up to " + std::to_string(rows) + " rows",
+                      batch > 8 ? sum + " + ..." : sum);
+}
+inline std::vector<Segment> packed_segments(std::span<const std::int64_t> lengths, std::size_t rows,
+                                            std::size_t batch) {
+  std::vector<Segment> segments;
+  pack_segments(lengths, rows, batch, segments);
+  return segments;
+}
 
 /// Which end of a padded sequence has the padding.
 enum class Padding { left, right };

@@ -135,12 +135,15 @@ struct Workspace {
   Activation<Backend> last;         // [runs, D] the residual stream after the last token of each run
   Activation<Backend> logits;       // [rows of the result, V]
   Activation<Backend> outputs;      // [rows of the result, D], of a model without a head
+  Activation<Backend> inputs;       // [M, D] what a backbone reads, of a model with layers around it
+  Activation<Backend> pooled;       // [sequences, D], of such a model
 
   Activation<Backend, std::int32_t> ids;  // [1, M] the tokens in the backend's memory
 
   std::vector<std::int32_t> tokens;  // of the chosen rows
   std::vector<Segment> segments;
-  std::vector<Run> runs;  // of a uniform call, like the next
+  std::vector<Segment> packed;  // the sequences of a call of a model with layers around a backbone
+  std::vector<Run> runs;        // of a uniform call, like the next
   std::vector<InputRun<typename Backend::Scalar>> input_runs;
   std::vector<std::size_t> read;                           // tokens of each run that have been read
   std::vector<std::size_t> owners;                         // the run of each segment
@@ -154,8 +157,8 @@ struct Workspace {
       return (std::size_t{0} + ... + (vectors.capacity() * sizeof(vectors[0])));
     };
     return x.memory_bytes() + out.memory_bytes() + block.memory_bytes() + last.memory_bytes() + logits.memory_bytes() +
-           outputs.memory_bytes() + ids.memory_bytes() + held(tokens, segments, runs, input_runs, read, owners, kept) +
-           named.capacity() / 8;
+           outputs.memory_bytes() + inputs.memory_bytes() + pooled.memory_bytes() + ids.memory_bytes() +
+           held(tokens, segments, packed, runs, input_runs, read, owners, kept) + named.capacity() / 8;
   }
 };
 

@@ -27,11 +27,14 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
-/// A hash of the training tokens, cut to the 53 bits that a double can hold.
-inline double fingerprint(std::span<const std::int32_t> tokens) {
-  Fnv1a hash;
-  for (const std::int32_t token : tokens) hash.add(std::uint64_t{static_cast<std::uint32_t>(token)});
-  return static_cast<double>(hash.value() >> 11);
+/// The configuration of a model's backbone, which may be its own.
+template <class Model>
+const auto& backbone_config(const Model& model) {
+  if constexpr (requires { model.backbone.config(); }) {
+    return model.backbone.config();
+  } else {
+    return model.config();
+  }
 }
 
 /// The backend and its instruction set, or the kind of card: another one rounds differently.
@@ -71,8 +74,8 @@ double frozen_fingerprint(const Model& model) {
 }
 
 /// Settings of parts of the model, which most training runs do not have.
-template <class Model>
-void add_settings_of_parts(const Trainer<Model>& trainer, std::map<std::string, double>& settings) {
+template <class Model, class... Rest>
+void add_settings_of_parts(const Trainer<Model, Rest...>& trainer, std::map<std::string, double>& settings) {
   for (const ParameterGroup& group : trainer.options().adamw.groups) {
     settings["group " + group.part + " rate"] = group.rate;
     if (group.weight_decay) settings["group " + group.part + " weight_decay"] = *group.weight_decay;
@@ -85,9 +88,9 @@ void add_settings_of_parts(const Trainer<Model>& trainer, std::map<std::string, 
 
 /// All settings that the bits of the next step depend on. The backend is not a number, so it is part of its setting's
 /// name.
-template <class Model>
-std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
-  const auto& c = trainer.model().config();
+template <class Model, class... Rest>
+std::map<std::string, double> settings_of(const Trainer<Model, Rest...>& trainer) {
+  const auto& c = backbone_config(trainer.model());
   const TrainerOptions& o = trainer.options();
   const auto number = [](auto value) { return static_cast<double>(value); };
   std::map<std::string, double> settings{{"vocab_size", number(c.vocab_size)},
@@ -108,7 +111,7 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
                                          {"clip", o.adamw.clip},
                                          {"dropout", o.tape.dropout},
                                          {chunk_key, number(std::min(o.tape.chunk, o.length))},
-                                         {"text", fingerprint(trainer.tokens())},
+                                         {"text", number(trainer.data().fingerprint() >> 11)},  // 53 bits
                                          {std::string(kernels_key) + kernels_text(trainer.model().backend()), 1}};
   add_settings_of_parts(trainer, settings);
   for (const ModelSetting& setting : trainer.model().state_layout().settings()) {
@@ -118,14 +121,17 @@ std::map<std::string, double> settings_of(const Trainer<Model>& trainer) {
       settings[setting.name] = setting.as_double();
     }
   }
+  if constexpr (requires { trainer.model().head_settings(); }) {
+    for (const ModelSetting& setting : trainer.model().head_settings()) settings[setting.name] = setting.as_double();
+  }
   return settings;
 }
 
 inline constexpr std::size_t record_size = 5;
 
 /// Calls body(prefix, module) for the model and for both moments of its gradient.
-template <class Model, class Body>
-void for_each_module(const Trainer<Model>& trainer, Body&& body) {
+template <class Model, class... Rest, class Body>
+void for_each_module(const Trainer<Model, Rest...>& trainer, Body&& body) {
   body(std::string("model."), trainer.model());
   body(std::string("mean."), trainer.optimizer().mean());
   body(std::string("variance."), trainer.optimizer().variance());
@@ -140,8 +146,8 @@ inline const StoredTensor& require_tensor(const TensorSet& set, const std::strin
 
 /// Throws CheckpointError if the checkpoint comes from another backend or instruction set. From or to a card it may be
 /// moved: then a note about it is returned, otherwise an empty string.
-template <class Model>
-std::string check_kernels(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
+template <class Model, class... Rest>
+std::string check_kernels(const Trainer<Model, Rest...>& trainer, const TensorSet& set, const std::string& file) {
   const std::string key = "setting." + std::string(kernels_key), wanted = kernels_text(trainer.model().backend());
   const auto found = set.tensors().lower_bound(key);
   const bool any = found != set.tensors().end() && found->first.starts_with(key);
@@ -170,8 +176,9 @@ inline void check_no_other_settings(const std::map<std::string, double>& wanted,
 
 /// Throws CheckpointError unless the checkpoint has the settings and parameters of this trainer. The number of steps
 /// may be larger than in the checkpoint, and a card may be involved: each gives a note.
-template <class Model>
-std::vector<std::string> check_training(const Trainer<Model>& trainer, const TensorSet& set, const std::string& file) {
+template <class Model, class... Rest>
+std::vector<std::string> check_training(const Trainer<Model, Rest...>& trainer, const TensorSet& set,
+                                        const std::string& file) {
   std::vector<std::string> notes;
   if (const std::string moved = check_kernels(trainer, set, file); !moved.empty()) notes.push_back(moved);
   const auto wanted_settings = settings_of(trainer);
@@ -221,8 +228,8 @@ std::vector<std::string> check_training(const Trainer<Model>& trainer, const Ten
 /// Saves the state of a training run, without frozen parameters. An existing file is replaced once the new one is
 /// complete on the disk. Throws FileError, and DivergedError if training has diverged (see Trainer::require_finite);
 /// the old file is unchanged then.
-template <class Model>
-void save_training(Trainer<Model>& trainer, const std::filesystem::path& file) {
+template <class Model, class... Rest>
+void save_training(Trainer<Model, Rest...>& trainer, const std::filesystem::path& file) {
   using Scalar = typename Model::ScalarType;
   trainer.require_finite();
   const auto settings = detail::settings_of(trainer);
@@ -313,8 +320,8 @@ inline std::vector<StepRecord> read_history(const TensorSet& set) {
 /// moments are in memory. Throws FileError or FormatError if the file cannot be read,
 /// CheckpointError for a setting that differs, which it names, and std::bad_alloc. After an exception the trainer is
 /// unchanged.
-template <class Model>
-void resume_training(Trainer<Model>& trainer, const ByteSource& source,
+template <class Model, class... Rest>
+void resume_training(Trainer<Model, Rest...>& trainer, const ByteSource& source,
                      const std::function<void(const std::string&)>& on_note = {}) {
   TensorSet set;
   read_safetensors(source, set);
@@ -333,8 +340,8 @@ void resume_training(Trainer<Model>& trainer, const ByteSource& source,
   }
   trainer.restore(std::move(state));
 }
-template <class Model>
-void resume_training(Trainer<Model>& trainer, const std::filesystem::path& file,
+template <class Model, class... Rest>
+void resume_training(Trainer<Model, Rest...>& trainer, const std::filesystem::path& file,
                      const std::function<void(const std::string&)>& on_note = {}) {
   resume_training(trainer, ByteSource::open(file), on_note);
 }

@@ -1,8 +1,10 @@
-// Training data: tokens split into a training and a validation part, and batches of windows of them.
+// Training data: what a Trainer asks of a data set, and that of language models: tokens split into a training and a
+// validation part, and batches of windows of them.
 #ifndef MINIMAMBA_TRAIN_DATA_HPP
 #define MINIMAMBA_TRAIN_DATA_HPP
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
+#include "minimamba/core/hash.hpp"
 #include "minimamba/backend/training_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -47,6 +50,8 @@ TokenSplit split_tokens(const std::vector<Token>&&, double,
 /// A batch of windows, and the next token of each of their tokens.
 struct Windows {
   std::vector<std::int32_t> tokens, targets;  // [B, L]
+
+  bool empty() const { return tokens.empty(); }
 };
 
 /// The number of windows in a batch (B), and the tokens of a window (L).
@@ -106,6 +111,57 @@ inline Windows windows_in_order(std::span<const std::int32_t> tokens, WindowShap
   }
   return windows;
 }
+
+/// A batch that a Trainer asks of a data set.
+struct BatchRequest {
+  std::int64_t batch = 0, length = 0;  // TrainerOptions: sequences, and rows of each where the data set cuts them
+  std::uint64_t seed = 0;              // of training batches
+  std::uint64_t number = 0;            // counted from 0
+};
+
+/// What a Trainer trains on. A training batch depends only on the data and on the request, so that a resumed run draws
+/// the same batches. Validation batches come in order; after the last, they are empty(). Two data sets with the same
+/// fingerprint, a hash, hold the same data.
+template <class D>
+concept Dataset = requires(D& data, const BatchRequest& request) {
+  typename D::Batch;
+  { data.training_batch(request) } -> std::same_as<typename D::Batch>;
+  { data.validation_batch(request) } -> std::same_as<typename D::Batch>;
+  { data.training_batch(request).empty() } -> std::convertible_to<bool>;
+  { data.fingerprint() } -> std::convertible_to<std::uint64_t>;
+};
+
+/// The data set of a language model: windows of its tokens.
+class TokenWindows {
+ public:
+  using Batch = Windows;
+
+  /// Throws ArgumentError as split_tokens does.
+  TokenWindows(std::vector<std::int32_t> tokens, double validation_fraction, std::int64_t length)
+      : tokens_(std::move(tokens)), split_(split_tokens(tokens_, validation_fraction, length)) {}
+  TokenWindows(TokenWindows&&) = default;  // which does not move the tokens in memory
+  TokenWindows& operator=(TokenWindows&&) = default;
+
+  std::span<const std::int32_t> tokens() const { return tokens_; }
+  const TokenSplit& split() const { return split_; }
+
+  Windows training_batch(const BatchRequest& request) const {
+    return random_windows(split_.training, {request.batch, request.length}, request.seed, request.number);
+  }
+  Windows validation_batch(const BatchRequest& request) const {
+    return windows_in_order(split_.validation, {request.batch, request.length},
+                            static_cast<std::int64_t>(request.number));
+  }
+  std::uint64_t fingerprint() const {
+    detail::Fnv1a hash;
+    for (const std::int32_t token : tokens_) hash.add(std::uint64_t{static_cast<std::uint32_t>(token)});
+    return hash.value();
+  }
+
+ private:
+  std::vector<std::int32_t> tokens_;
+  TokenSplit split_;
+};
 
 }  // namespace minimamba
 

@@ -9,6 +9,8 @@
 //   const auto outputs = tape.forward(model, inputs, cache);     // [M, D], the output of norm_f
 //   tape.backward(model, d_outputs, gradients, {.d_inputs = d_inputs});
 //
+// Sequences of unequal lengths are packed, without padding: tape.forward(model, tokens, lengths, cache).
+//
 // A sequence may be split over several calls (truncated back-propagation through time). The cache carries the states
 // from call to call. With one tape for each call, BackwardOptions::d_state carries the gradient of the states back from
 // the last call to the first.
@@ -27,6 +29,7 @@
 
 #include "minimamba/nn/mamba.hpp"
 #include "minimamba/nn/mamba_model.hpp"
+#include "minimamba/nn/runs.hpp"
 #include "minimamba/backend/training_concept.hpp"
 #include "minimamba/train/gradients.hpp"
 #include "minimamba/train/loss.hpp"
@@ -76,22 +79,33 @@ class Tape {
   void forward(const Model& model, std::span<const std::int32_t> tokens, Cache& cache, std::uint64_t seed = 0) {
     model.check(tokens, cache);
     if (tokens.empty()) throw ArgumentError("tokens", "at least one of each sequence", "none");
-    read_ = Read::nothing;
-    reserve(model, cache, tokens.size() / cache.batch());
-    reserve_head(model);
-    tokens_.assign(tokens.begin(), tokens.end());
-    walk(model, cache, seed, [&] { model.embedding.forward(backend_, ids_.upload(backend_, tokens_), input(0)); });
-    read_ = Read::tokens;
+    read_tokens(model, tokens, uniform_segments(cache.batch(), tokens.size() / cache.batch()), {cache, seed});
+  }
+  /// The same for sequences of unequal lengths, one for each slot of the cache, packed one after another: the gradients
+  /// are the sums of those of each sequence alone. Also throws ArgumentError for a number of lengths other than the
+  /// batch, a length below 1, and lengths that do not add up to the number of tokens.
+  void forward(const Model& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths,
+               Cache& cache, std::uint64_t seed = 0) {
+    model.check_cache(cache);
+    model.check_derived();
+    std::vector<Segment> segments = packed_segments(lengths, tokens.size(), cache.batch());
+    model.check_tokens(tokens);
+    read_tokens(model, tokens, std::move(segments), {cache, seed});
   }
   /// The same for inputs [B L, D] of the first block, in the backend's memory. Returns the output of the final norm,
   /// [B L, D], which is valid until the next call of this tape. Throws ArgumentError also for inputs of another width.
   View<const Scalar> forward(const Model& model, View<const Scalar> inputs, Cache& cache, std::uint64_t seed = 0) {
     check_inputs(model, inputs, cache);
-    read_ = Read::nothing;
-    reserve(model, cache, inputs.rows() / cache.batch());
-    walk(model, cache, seed, [&] { backend_.copy(inputs, input(0)); });
-    read_ = Read::inputs;
-    return head_input();
+    return read_inputs(model, inputs, uniform_segments(cache.batch(), inputs.rows() / cache.batch()), {cache, seed});
+  }
+  /// The same for sequences of unequal lengths, packed: inputs [sum of the lengths, D].
+  View<const Scalar> forward(const Model& model, View<const Scalar> inputs, std::span<const std::int64_t> lengths,
+                             Cache& cache, std::uint64_t seed = 0) {
+    model.check_cache(cache);
+    model.check_derived();
+    std::vector<Segment> segments = packed_segments(lengths, inputs.rows(), cache.batch());
+    check_width(model, inputs);
+    return read_inputs(model, inputs, std::move(segments), {cache, seed});
   }
 
   /// The loss of the tokens that forward read: targets[i] is the token after tokens[i], or ignored_target. Throws
@@ -150,18 +164,40 @@ class Tape {
     std::vector<KeptStates<Scalar>> kept;     // views of that memory, for each part of the state
   };
 
+  struct Pass {
+    Cache& cache;
+    std::uint64_t seed;
+  };
+  void read_tokens(const Model& model, std::span<const std::int32_t> tokens, std::vector<Segment> segments,
+                   const Pass& pass) {
+    read_ = Read::nothing;
+    reserve(model, pass.cache, std::move(segments));
+    reserve_head(model);
+    tokens_.assign(tokens.begin(), tokens.end());
+    walk(model, pass, [&] { model.embedding.forward(backend_, ids_.upload(backend_, tokens_), input(0)); });
+    read_ = Read::tokens;
+  }
+  View<const Scalar> read_inputs(const Model& model, View<const Scalar> inputs, std::vector<Segment> segments,
+                                 const Pass& pass) {
+    read_ = Read::nothing;
+    reserve(model, pass.cache, std::move(segments));
+    walk(model, pass, [&] { backend_.copy(inputs, input(0)); });
+    read_ = Read::inputs;
+    return head_input();
+  }
+
   template <class Start>
-  void walk(const Model& model, Cache& cache, std::uint64_t seed, Start&& start) {
-    seed_ = seed;
-    before_->assign(cache);
+  void walk(const Model& model, const Pass& pass, Start&& start) {
+    seed_ = pass.seed;
+    before_->assign(pass.cache);
     try {
       start();
-      run_layers(model, cache);
+      run_layers(model, pass.cache);
     } catch (...) {
-      cache.assign(*before_);
+      pass.cache.assign(*before_);
       throw;
     }
-    cache.advance(rows() / cache.batch());
+    for (const Segment& segment : segments_) pass.cache.advance_slot(segment.slot, segment.length);
   }
 
   /// Computes the gradient of the first block's input, in d_x(), from that of the last norm's output, in
@@ -192,16 +228,17 @@ class Tape {
     if (!options.d_inputs.empty()) backend_.copy(d_x(), options.d_inputs);
   }
 
-  void reserve(const Model& model, const Cache& cache, std::size_t length) {
+  void reserve(const Model& model, const Cache& cache, std::vector<Segment> segments) {
     const std::size_t n_layer = model.layers.size(), D = model.norm_f.weight.cols();
-    segments_ = uniform_segments(cache.batch(), length);
+    segments_ = std::move(segments);
+    const std::size_t longest = detail::longest(segments_);
     inputs_.resize(n_layer + 1);
     for (Activation<Backend>& x : inputs_) x.reserve(backend_, rows(), D);
     layers_.resize(options_.recompute ? 1 : n_layer);
     const std::vector<std::size_t> widths = Model::Block::activation_widths(model.config());
     for (LayerTape& layer : layers_) {
       layer.activations.reserve(backend_, widths, rows());
-      reserve_kept(cache.layout().parts(), length, layer);
+      reserve_kept(cache.layout().parts(), longest, layer);
     }
     d_activations_.reserve(backend_, widths, rows());
     scratch_.reserve(backend_, 1, Model::MixerType::backward_scratch(model.config()));
@@ -221,12 +258,12 @@ class Tape {
     sum_.reserve(backend_, 1, 1);
   }
 
-  void reserve_kept(const std::vector<StatePart>& parts, std::size_t length, LayerTape& layer) {
+  void reserve_kept(const std::vector<StatePart>& parts, std::size_t longest, LayerTape& layer) {
     layer.memory.resize(parts.size());
     layer.kept.resize(parts.size());
     for (std::size_t i = 0; i < parts.size(); ++i) {
-      const bool whole = parts[i].kept_once || std::cmp_greater(options_.chunk, length);
-      const std::size_t chunk = whole ? length : static_cast<std::size_t>(options_.chunk);
+      const bool whole = parts[i].kept_once || std::cmp_greater(options_.chunk, longest);
+      const std::size_t chunk = whole ? longest : static_cast<std::size_t>(options_.chunk);
       const std::size_t count = detail::chunks_of(segments_, chunk);
       layer.memory[i].reserve(backend_, count * parts[i].rows, parts[i].cols);
       layer.kept[i] = {chunk, {layer.memory[i](count * parts[i].rows), parts[i].rows}};
@@ -271,6 +308,11 @@ class Tape {
       throw ArgumentError("inputs", "shape [B L, " + std::to_string(D) + "] with B = " + std::to_string(cache.batch()),
                           shape_of(inputs));
     }
+  }
+  static void check_width(const Model& model, View<const Scalar> inputs) {
+    const std::size_t D = model.norm_f.weight.cols();
+    if (inputs.cols() == D) return;
+    throw ArgumentError("inputs", "rows of d_model = " + std::to_string(D) + " values", std::to_string(inputs.cols()));
   }
   static std::string shape_of(View<const Scalar> x) {
     return "[" + std::to_string(x.rows()) + ", " + std::to_string(x.cols()) + "]";

@@ -1,11 +1,13 @@
-// Trainer: a model, its optimiser and its training tokens, trained step by step.
+// Trainer: a model, its optimiser and its training data, trained step by step. The data are tokens, or any Dataset.
 //
 //   minimamba::Trainer trainer(std::move(model), tokens, {.batch = 8, .length = 256, .schedule = {.steps = 1000}});
 //   while (!trainer.ended()) std::printf("%f\n", trainer.step().loss);
 #ifndef MINIMAMBA_TRAIN_TRAINER_HPP
 #define MINIMAMBA_TRAIN_TRAINER_HPP
 
+#include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -17,22 +19,11 @@
 
 #include "minimamba/train/adamw.hpp"
 #include "minimamba/train/data.hpp"
-#include "minimamba/train/schedule.hpp"
-#include "minimamba/train/tape.hpp"
+#include "minimamba/train/pass.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-struct TrainerOptions {
-  std::int64_t batch = 8, length = 256;  // windows in a batch, and tokens of a window
-  std::int64_t accumulate = 1;           // batches whose gradients are added up for one step
-  double validation_fraction = 0.1;      // part of the tokens, their end, that is kept for validation
-  std::uint64_t seed = 0;                // of the windows and of dropout; below 2^53
-  Schedule schedule = {};
-  AdamWOptions adamw = {};
-  TapeOptions tape = {};
-};
 
 /// The results of one step.
 struct StepRecord {
@@ -52,41 +43,48 @@ struct TrainingState {
   std::vector<StepRecord> history;  // of all steps
 };
 
+/// A language model in training, or another model with its data set. Pass is how the model is run on a batch: see
+/// train/pass.hpp.
+///
 /// The same seed gives the same bits with any number of threads, on backends with BackendTraits::splits_exactly.
-template <class Model>
+template <class Model, class Data = TokenWindows, class Pass = typename PassOf<Model>::Type>
 class Trainer {
   static_assert(detail::is_on_training_backend<Model>,
                 "training needs a backend such as NativeTraining: Mamba<float, NativeTraining>");
 
  public:
   using Trained = typename detail::Trainable<Model>::Type;
+  using Batch = typename Data::Batch;
 
   /// Throws ArgumentError for an option outside its range, a token outside the vocabulary, or too few tokens.
-  Trainer(Model model, std::vector<std::int32_t> tokens, TrainerOptions options)
-      : options_(checked(options)),
-        tokens_(std::move(tokens)),
-        split_(split_tokens(tokens_, options.validation_fraction, options.length)),
-        model_(std::move(model)),
-        gradients_(zeros_like(model_)),
-        optimizer_(model_, options.adamw),
-        tape_(model_, options.tape),
-        validation_tape_(model_, {.chunk = options.length, .recompute = true}),
-        cache_(model_.make_cache(options.batch)) {
-    model_.check({}, cache_);
-    model_.check_tokens(tokens_);
+  Trainer(Model model, std::vector<std::int32_t> tokens,
+          TrainerOptions options) requires std::same_as<Data, TokenWindows>
+      : Trainer(std::move(model), checked(options), [&](const TrainerOptions& all) {
+        return TokenWindows(std::move(tokens), all.validation_fraction, all.length);
+      }) {
+    model_.check_tokens(data_.tokens());
   }
-  Trainer(Trainer&&) = delete;  // split_ refers to tokens_
+  /// The same on any data set: validation_fraction, and length unless it asks for it, have no effect. `loss` replaces
+  /// that of the model's task.
+  template <class... Loss>
+  Trainer(Model model, Data data, TrainerOptions options, Loss... loss) requires Dataset<Data>
+      : Trainer(
+            std::move(model), checked(options), [&](const TrainerOptions&) -> Data { return std::move(data); },
+            std::move(loss)...) {}
+  Trainer(Trainer&&) = delete;
 
-  /// One step: trains on the next windows. Throws DivergedError if the loss or a gradient is not finite; the model is
+  /// One step: trains on the next batches. Throws DivergedError if the loss or a gradient is not finite; the model is
   /// then unchanged, and further steps throw too. After any other exception, such as std::bad_alloc, the trainer is
   /// unchanged, and repeating step() gives the same bits.
   StepRecord step() {
     const std::int64_t number = steps();
     if (gradients_begun_) gradients_.set_zero();  // the last step threw
     gradients_begun_ = true;
-    const double scale = 1 / (static_cast<double>(options_.batch) * static_cast<double>(options_.length) *
-                              static_cast<double>(options_.accumulate));
-    const std::vector<double> sums = losses_and_squares(static_cast<std::uint64_t>(number), scale);
+    const std::vector<Batch> batches = batches_of(number);
+    std::size_t count = 0;
+    for (const Batch& batch : batches) count += pass_.count(batch);
+    const double scale = 1 / static_cast<double>(std::max<std::size_t>(count, 1));
+    const std::vector<double> sums = losses_and_squares(batches, scale);
     double loss = 0;
     for (std::size_t i = 0; i < accumulate(); ++i) loss += sums[i] * scale;
     if (!std::isfinite(loss)) throw_diverged("step " + std::to_string(number + 1), loss);
@@ -112,8 +110,10 @@ class Trainer {
   /// are finite. save_training calls it first: only the next loss shows whether the last step has spoiled the model,
   /// and a spoiled model must not replace the last good checkpoint.
   void require_finite() {
-    const Windows windows = read_windows(static_cast<std::uint64_t>(steps()) * accumulate());
-    const double loss = tape_.loss(model_, windows.targets).mean();
+    const auto number = static_cast<std::uint64_t>(steps()) * accumulate();
+    const Batch batch = data_.training_batch(request(number));
+    pass_.forward(model_, batch, dropout_seed(number));
+    const double loss = pass_.loss(model_, batch).mean();
     if (!std::isfinite(loss) || !not_finite(model_).empty()) {
       throw_diverged("the model after step " + std::to_string(steps()), loss);
     }
@@ -133,11 +133,9 @@ class Trainer {
     for (std::int64_t i = 0; i < batches; ++i) {
       const double done = static_cast<double>(i) / static_cast<double>(batches);
       if (progress && !progress(done)) return std::numeric_limits<double>::quiet_NaN();
-      const Windows windows = windows_in_order(split_.validation, {options_.batch, options_.length}, i);
-      if (windows.tokens.empty()) break;
-      auto cache = model_.make_cache(static_cast<std::int64_t>(windows.tokens.size()) / options_.length);
-      validation_tape_.forward(model_, windows.tokens, cache);
-      const Loss loss = validation_tape_.loss(model_, windows.targets);
+      const Batch batch = data_.validation_batch(request(static_cast<std::uint64_t>(i)));
+      if (batch.empty()) break;
+      const Loss loss = pass_.validate(model_, batch);
       total.sum += loss.sum;
       total.count += loss.count;
     }
@@ -151,8 +149,9 @@ class Trainer {
 
   const Model& model() const { return model_; }
   const TrainerOptions& options() const { return options_; }
-  std::span<const std::int32_t> tokens() const { return tokens_; }
-  const TokenSplit& split() const { return split_; }
+  const Data& data() const { return data_; }
+  std::span<const std::int32_t> tokens() const requires std::same_as<Data, TokenWindows> { return data_.tokens(); }
+  const TokenSplit& split() const requires std::same_as<Data, TokenWindows> { return data_.split(); }
   const std::vector<StepRecord>& history() const { return history_; }
 
   /// For changing parameters by hand between steps; call refresh() on the model afterwards.
@@ -168,6 +167,15 @@ class Trainer {
   }
 
  private:
+  template <class Make, class... Loss>
+  Trainer(Model model, const TrainerOptions& options, Make&& make_data, Loss... loss)
+      : options_(options),
+        data_(make_data(options_)),
+        model_(std::move(model)),
+        gradients_(zeros_like(model_)),
+        optimizer_(model_, options.adamw),
+        pass_(model_, options_, std::move(loss)...) {}
+
   static TrainerOptions checked(TrainerOptions options) {
     const auto require = [](bool good, const std::string& name, const char* expected, const std::string& found) {
       if (!good) throw ArgumentError(name, expected, found);
@@ -190,24 +198,30 @@ class Trainer {
 
   std::size_t accumulate() const { return static_cast<std::size_t>(options_.accumulate); }
 
-  /// Runs the forward pass of a training batch, and returns its windows.
-  Windows read_windows(std::uint64_t batch) {
-    Windows windows = random_windows(split_.training, {options_.batch, options_.length}, options_.seed, batch);
-    cache_.reset();
-    tape_.forward(model_, windows.tokens, cache_, detail::random_bits(~options_.seed, batch));
-    return windows;
+  BatchRequest request(std::uint64_t number) const {
+    return {.batch = options_.batch, .length = options_.length, .seed = options_.seed, .number = number};
+  }
+  std::uint64_t dropout_seed(std::uint64_t batch) const { return detail::random_bits(~options_.seed, batch); }
+
+  /// The batches of a step.
+  std::vector<Batch> batches_of(std::int64_t step) {
+    std::vector<Batch> batches;
+    for (std::size_t i = 0; i < accumulate(); ++i) {
+      batches.push_back(data_.training_batch(request(static_cast<std::uint64_t>(step) * accumulate() + i)));
+    }
+    return batches;
   }
 
   /// The summed loss of each batch of a step, followed by the sum of squares of each parameter's gradient. One download
-  /// gets all of them: the step waits for the backend only here.
-  std::vector<double> losses_and_squares(std::uint64_t number, double scale) {
+  /// gets all of them: the step of a language model waits for the backend only here.
+  std::vector<double> losses_and_squares(const std::vector<Batch>& batches, double scale) {
     const auto& backend = model_.backend();
     std::vector<double> sums(accumulate() + detail::parameters_in(gradients_));
     sums_.reserve(backend, 1, sums.size());
     const View<double> there = sums_.upload(backend, sums);
     for (std::size_t i = 0; i < accumulate(); ++i) {
-      const Windows windows = read_windows(number * accumulate() + i);
-      tape_.backward(model_, windows.targets, gradients_, {.scale = scale}, there.columns(i, 1));
+      pass_.forward(model_, batches[i], dropout_seed(static_cast<std::uint64_t>(steps()) * accumulate() + i));
+      pass_.backward(model_, batches[i], gradients_, {.scale = scale, .sum = there.columns(i, 1)});
     }
     if (hook_) hook_(gradients_);
     optimizer_.queue_squares(gradients_, there.columns(accumulate(), sums.size() - accumulate()));
@@ -253,14 +267,12 @@ class Trainer {
   }
 
   TrainerOptions options_;
-  std::vector<std::int32_t> tokens_;
-  TokenSplit split_;
+  Data data_;
   Model model_;
   Gradients<Model> gradients_;
   bool gradients_begun_ = false;  // gradients_ may hold the part of a step that threw
   AdamW<Model> optimizer_;
-  Tape<Model> tape_, validation_tape_;
-  typename Model::Cache cache_;
+  Pass pass_;
   std::vector<StepRecord> history_;
   Activation<typename Model::BackendType, double> sums_;  // [1, accumulate + parameters]
   std::function<void(Gradients<Model>&)> hook_;
