@@ -3,11 +3,13 @@
 #include <minimamba/cuda.hpp>
 #include <minimamba/io.hpp>
 #include <minimamba/io/any_model.hpp>
+#include <minimamba/io/sequence_files.hpp>
 #include <minimamba/io/session_store.hpp>
 #include <minimamba/minimamba.hpp>
 #include <minimamba/serving.hpp>
 #include <minimamba/text.hpp>
 #include <minimamba/train.hpp>
+#include <minimamba/train/sequence_trainer.hpp>
 
 #include <cstdio>
 #include <string>
@@ -29,6 +31,19 @@ void readme_load() {
     std::printf("%s", decoder.push(token).c_str());
   }
   minimamba::save(model, "a-copy");  // a folder in the Hugging Face layout; save_gguf writes a file for llama.cpp
+}
+
+void training_heads(std::vector<minimamba::SequenceBatch> examples, const std::vector<std::int32_t>& tokens) {
+  using Model = minimamba::SequenceModel<float, minimamba::NativeTraining>;
+  Model model({.backbone = {.d_model = 64, .n_layer = 2, .vocab_size = 256}, .labels = {"bad", "good"}});
+  minimamba::ShuffledExamples data(minimamba::ExampleList(std::move(examples)), 0.1);  // a tenth to validate on
+  minimamba::Trainer trainer(std::move(model), std::move(data), {.batch = 16, .schedule = {.steps = 500}});
+  while (!trainer.ended()) trainer.step();
+  minimamba::save(trainer.model(), "my-classifier");                                   // minimamba/io/sequence_files.hpp
+
+  const auto classifier = minimamba::load_sequence_model<minimamba::SequenceModel<float>>("my-classifier");
+  auto cache = classifier.make_cache(2);
+  const auto logits = classifier.forward(tokens, std::vector<std::int64_t>{5, 12}, cache);  // of 5 and 12 tokens: [2, 2]
 }
 
 void readme_slots(const minimamba::Mamba<float>& model, const std::vector<std::int32_t>& prompt, const std::vector<std::int32_t>& next) {
