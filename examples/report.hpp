@@ -73,7 +73,8 @@ inline std::vector<PlotPoint> smoothed(std::span<const minimamba::StepRecord> hi
 }
 
 /// An SVG plot of the training and the validation loss over the steps.
-inline std::string loss_svg(std::span<const minimamba::StepRecord> history) {
+inline std::string loss_svg(std::span<const minimamba::StepRecord> history,
+                            const std::string& unit = "nats per token") {
   const std::vector<PlotPoint> losses = smoothed(history);
   std::vector<PlotPoint> validations;
   for (const minimamba::StepRecord& record : history) {
@@ -100,7 +101,7 @@ inline std::string loss_svg(std::span<const minimamba::StepRecord> history) {
                      minimamba::number_text(std::round(frame.last_step * part)));
   }
   svg += plot_curve(frame, losses, "#1f77b4") + plot_curve(frame, validations, "#d62728");
-  svg += plot_text(420, 392, "middle", "steps; loss in nats per token (blue: training, red: validation)");
+  svg += plot_text(420, 392, "middle", "steps; loss in " + unit + " (blue: training, red: validation)");
   return svg + "</svg>\n";
 }
 

@@ -1,0 +1,177 @@
+// What the programs that train a model with a head share: their flags, the loop over the steps with a progress line,
+// checkpoints and the record of the losses.
+#ifndef MINIMAMBA_EXAMPLES_FITTING_HPP
+#define MINIMAMBA_EXAMPLES_FITTING_HPP
+
+#include <minimamba/io/sequence_files.hpp>
+#include <minimamba/train/checkpoint.hpp>
+#include <minimamba/train/sequence_trainer.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "program.hpp"
+#include "report.hpp"
+
+namespace fitting {
+
+using Model = minimamba::SequenceModel<float, minimamba::NativeTraining>;
+using Predictor = minimamba::SequenceModel<float>;
+
+struct Options {
+  std::int64_t d_model = 32, n_layer = 2, d_state = 16;
+  minimamba::TrainerOptions training{.batch = 16,
+                                     .schedule = {.max_lr = 5e-3, .min_lr = 5e-4, .warmup_steps = 20, .steps = 400}};
+  std::int64_t validate_every = 50, validation_batches = 16, save_every = 0;
+  int threads = 0;
+  std::string out;
+  bool resume = false;
+};
+
+inline void add_options(CLI::App& app, Options& options) {
+  const auto add = [&](const char* name, auto& value, const char* what) {
+    return app.add_option(name, value, what)->capture_default_str();
+  };
+  const auto size = CLI::Range(1, 1 << 24);
+  app.add_option("--out", options.out, "Folder for the model, the checkpoint of the training, loss.csv and loss.svg")
+      ->required();
+  add("--d-model", options.d_model, "Model width")->check(size);
+  add("--n-layer", options.n_layer, "Number of blocks")->check(size);
+  add("--d-state", options.d_state, "States per channel")->check(size);
+  add("--steps", options.training.schedule.steps, "Total number of steps")->check(CLI::NonNegativeNumber);
+  add("--batch", options.training.batch, "Sequences per step")->check(size);
+  add("--max-lr", options.training.schedule.max_lr, "Learning rate after the warm-up");
+  add("--min-lr", options.training.schedule.min_lr, "Learning rate at the end");
+  add("--warmup", options.training.schedule.warmup_steps, "Warm-up steps")->check(CLI::NonNegativeNumber);
+  add("--weight-decay", options.training.adamw.weight_decay, "Weight decay of the matrices");
+  add("--dropout", options.training.tape.dropout, "Dropout probability of each block's output");
+  add("--validation-fraction", options.training.validation_fraction, "Part of the data kept for validation");
+  add("--validate-every", options.validate_every, "Steps between validations (0: only at the end)")
+      ->check(CLI::NonNegativeNumber);
+  add("--validation-batches", options.validation_batches, "Maximum number of validation batches")
+      ->check(CLI::NonNegativeNumber);
+  add("--save-every", options.save_every, "Steps between checkpoints (0: only at the end)")
+      ->check(CLI::NonNegativeNumber);
+  add("--seed", options.training.seed, "Random seed of the weights and of the batches")->check(program::check_seed);
+  add("--threads", options.threads, "Number of threads (0: one for each available core)");
+  app.add_flag("--resume", options.resume, "Continue the training run in --out");
+}
+
+/// The sizes of a new backbone.
+inline minimamba::MambaConfig backbone(const Options& options) {
+  return {.d_model = options.d_model, .n_layer = options.n_layer, .d_state = options.d_state};
+}
+inline Model new_model(const minimamba::SequenceConfig<>& config, const Options& options) {
+  return Model(config, minimamba::NativeTraining<float>({.threads = options.threads}), options.training.seed);
+}
+
+inline void print(const char* format, auto... values) {
+  char text[400];
+  std::snprintf(text, sizeof text, format, values...);
+  program::print(text);
+}
+
+inline void write_file(const std::filesystem::path& path, const std::string& text) {
+  minimamba::AtomicFile file(path);
+  file.write(text);
+  file.commit();
+}
+
+/// A training run in the folder --out.
+template <class Trainer>
+class Fit {
+ public:
+  /// files: further ones to save with the model.
+  Fit(Trainer& trainer, const Options& options, std::vector<std::pair<std::string, minimamba::ByteSource>> files = {})
+      : trainer_(trainer),
+        options_(options),
+        files_(std::move(files)),
+        checkpoint_(folder() / "training.safetensors") {}
+
+  /// Trains to the last step, or until Ctrl-C. Returns the exit code.
+  int run() {
+    minimamba::MadeFolders folders(folder());
+    if (options_.resume) {
+      resume_training(trainer_, checkpoint_, program::print_note);
+    } else if (minimamba::is_there(checkpoint_)) {
+      throw minimamba::FileError(checkpoint_.string(), "this training run exists already; continue it with --resume");
+    }
+    print("%zu parameters\n", trainer_.model().parameter_count());
+    first_ = trainer_.steps();
+    start_ = std::chrono::steady_clock::now();
+    while (!trainer_.ended() && !program::stop) {
+      trainer_.step();
+      const bool validates = due(options_.validate_every);
+      if (validates) trainer_.validate(options_.validation_batches, [](double) { return !program::stop; });
+      show(validates);
+      if (due(options_.save_every)) save();
+    }
+    save();
+    folders.keep();
+    line_.clear();
+    if (program::stop) print("stopped after step %lld; --resume continues\n", static_cast<long long>(trainer_.steps()));
+    return program::stop ? program::interrupted : 0;
+  }
+
+ private:
+  std::filesystem::path folder() const { return options_.out; }
+  std::string unit() const {
+    const auto& config = trainer_.model().config();
+    if (config.task == minimamba::Task::classification) return "nats per label";
+    return config.quantiles.empty() ? "mean squares" : "the mean quantile loss";
+  }
+  bool due(std::int64_t every) const { return trainer_.ended() || (every > 0 && trainer_.steps() % every == 0); }
+
+  /// A line that overwrites itself on a terminal; one with a validation stays.
+  void show(bool keep) {
+    const minimamba::StepRecord& last = trainer_.history().back();
+    const double seconds = program::seconds_since(start_);
+    const double rate = static_cast<double>(last.step - first_) / std::max(seconds, 1e-9);
+    const double left = static_cast<double>(trainer_.options().schedule.steps - last.step) / rate;
+    smooth_ = smooth_ < 0 ? last.loss : 0.95 * smooth_ + 0.05 * last.loss;
+    char text[200];
+    const int size = std::snprintf(text, sizeof text, "step %lld/%lld  loss %.4f", static_cast<long long>(last.step),
+                                   static_cast<long long>(trainer_.options().schedule.steps), smooth_);
+    std::string all(text, static_cast<std::size_t>(size));
+    if (!std::isnan(last.validation_loss)) {
+      all += "  validation " + minimamba::number_text(std::round(last.validation_loss * 1e4) / 1e4);
+    }
+    std::snprintf(text, sizeof text, "  %.1f steps/s  %.0f s left", rate, left);
+    all += text;
+    if (!keep) return line_.show(all);
+    line_.clear();
+    program::print(all + "\n");
+  }
+
+  /// The training first, so that it can be resumed if anything after it fails.
+  void save() {
+    save_training(trainer_, checkpoint_);
+    minimamba::SaveOptions options;
+    options.files = files_;
+    minimamba::save(trainer_.model(), folder(), options);
+    write_file(folder() / "loss.csv", program::loss_csv(trainer_.history()));
+    write_file(folder() / "loss.svg", program::loss_svg(trainer_.history(), unit()));
+  }
+
+  Trainer& trainer_;
+  const Options& options_;
+  std::vector<std::pair<std::string, minimamba::ByteSource>> files_;
+  std::filesystem::path checkpoint_;
+  program::LiveLine line_;
+  std::int64_t first_ = 0;
+  double smooth_ = -1;
+  std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace fitting
+
+#endif

@@ -1,0 +1,276 @@
+// Forecasts a series of numbers: trains a model on a column of a CSV file, measures it against naive forecasts, and
+// reads a stream of values one at a time, each followed by a range for the next.
+#include <CLI/CLI.hpp>
+
+#include <minimamba/train/example_files.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fitting.hpp"
+#include "forecasting.hpp"
+#include "program.hpp"
+
+namespace {
+
+using forecasting::Forecasts, forecasting::Scaling;
+
+struct Arguments {
+  fitting::Options fit;
+  Scaling scaling{.horizon = 12};
+  std::string csv, column, task, model, plot;
+  std::vector<double> quantiles{0.1, 0.5, 0.9};
+  bool fill = false, no_level = false;
+  std::int64_t ahead = 1;
+};
+
+/// The task "waves": a season of 24 steps, whose size drifts, and noise that remembers.
+std::vector<double> waves(std::uint64_t seed) {
+  minimamba::Random random(seed, "waves");
+  std::vector<double> values;
+  double noise = 0, size = 0;
+  for (int t = 0; t < 6000; ++t) {
+    noise = 0.9 * noise + 0.5 * random.normal();
+    size = 0.995 * size + 0.03 * random.normal();
+    const double angle = t * 2 * 3.14159265358979323846 / 24;
+    values.push_back(20 + (3 + size) * std::sin(angle) + std::sin(3 * angle) + noise);
+  }
+  return values;
+}
+
+std::vector<double> read_values(const Arguments& arguments) {
+  if (!arguments.task.empty()) return waves(7);
+  const minimamba::Table table = minimamba::read_csv(minimamba::ByteSource::open(std::filesystem::path(arguments.csv)),
+                                                     {.columns = {arguments.column}, .fill = arguments.fill});
+  return table.values;
+}
+
+/// The values to train on: the same for training and evaluation.
+std::size_t training_size(std::size_t rows, const Arguments& arguments) {
+  return rows - static_cast<std::size_t>(static_cast<double>(rows) * arguments.fit.training.validation_fraction);
+}
+
+int train(Arguments& arguments) {
+  const std::vector<double> values = read_values(arguments);
+  const std::size_t training = training_size(values.size(), arguments);
+  arguments.scaling.level = !arguments.no_level;
+  if (training < 3) throw minimamba::ArgumentError("series", "at least 3 values to train on", std::to_string(training));
+  const Scaling scaling = forecasting::measured(
+      {values.begin(), values.begin() + static_cast<std::ptrdiff_t>(training)}, arguments.scaling);
+  minimamba::SequenceConfig<> config{.backbone = fitting::backbone(arguments.fit),
+                                     .columns = static_cast<std::int64_t>(scaling.columns()),
+                                     .task = minimamba::Task::regression,
+                                     .pooling = minimamba::Pooling::none,
+                                     .targets = scaling.horizon,
+                                     .quantiles = arguments.quantiles};
+  fitting::print("%zu values to train on, %zu to validate on\n", training, values.size() - training);
+  minimamba::Trainer trainer(
+      fitting::new_model(config, arguments.fit),
+      minimamba::SeriesWindows(forecasting::series_of(values, training, scaling),
+                               arguments.fit.training.validation_fraction, arguments.fit.training.length),
+      arguments.fit.training);
+  const std::string text = to_json(scaling);
+  return fitting::Fit(trainer, arguments.fit,
+                      {{"forecast.json", minimamba::ByteSource(std::as_bytes(std::span(text)), "forecast.json")}})
+      .run();
+}
+
+/// A model that reads a stream of values.
+class Stream {
+ public:
+  explicit Stream(const Arguments& arguments)
+      : model_(minimamba::load_sequence_model<fitting::Predictor>(
+            std::filesystem::path(arguments.model),
+            minimamba::NativeBackend<float>({.threads = arguments.fit.threads}))),
+        scaling_(forecasting::from_json(
+            minimamba::ByteSource::open(std::filesystem::path(arguments.model) / "forecast.json"))),
+        inputs_(scaling_),
+        row_(scaling_.columns()),
+        cache_(model_.make_cache()) {
+    const auto& config = model_.config();
+    if (config.columns == static_cast<std::int64_t>(row_.size()) && config.targets == scaling_.horizon &&
+        config.pooling == minimamba::Pooling::none && !config.quantiles.empty()) {
+      return;
+    }
+    throw minimamba::ArgumentError("--model", "a model that forecast has trained", "a model for something else");
+  }
+  const Scaling& scaling() const { return scaling_; }
+  const std::vector<double>& quantiles() const { return model_.config().quantiles; }
+
+  /// Reads a value; returns the quantiles of the next H, [H, Q], in ascending order, in the units of the series.
+  const std::vector<double>& push(double value) {
+    inputs_.push(value, row_.data());
+    const auto outputs = model_.forward(minimamba::View<const float>(row_.data(), 1, row_.size()), cache_);
+    ahead_.resize(outputs.cols());
+    for (std::size_t j = 0; j < outputs.cols(); ++j) {
+      ahead_[j] = value + scaling_.ahead * static_cast<double>(outputs(0, j));
+    }
+    const auto Q = static_cast<std::ptrdiff_t>(quantiles().size());
+    for (auto first = ahead_.begin(); first != ahead_.end(); first += Q) std::sort(first, first + Q);
+    return ahead_;
+  }
+
+ private:
+  fitting::Predictor model_;
+  Scaling scaling_;
+  forecasting::Inputs inputs_;
+  std::vector<float> row_;
+  fitting::Predictor::Cache cache_;
+  std::vector<double> ahead_;
+};
+
+void print_scores(const forecasting::Scores& scores, const Stream& stream) {
+  const auto better = [&](double other) { return 100 * (1 - scores.model / other); };
+  fitting::print("mean absolute error of %zu forecasts, 1 to %lld steps ahead\n", scores.count,
+                 static_cast<long long>(stream.scaling().horizon));
+  fitting::print("  model           %10.4f\n", scores.model);
+  fitting::print("  last value      %10.4f  the model is %.1f %% better\n", scores.last, better(scores.last));
+  if (stream.scaling().period > 0) {
+    fitting::print("  seasonal naive  %10.4f  the model is %.1f %% better\n", scores.seasonal, better(scores.seasonal));
+  }
+  const double expected = stream.quantiles().back() - stream.quantiles().front();
+  fitting::print("%.1f %% of the values lie in the range of their forecast (of %.0f %% it was to be)\n",
+                 100 * scores.inside, 100 * expected);
+}
+
+/// Reads the whole series, one value at a time, and measures the forecasts from the end of the training part on.
+int evaluate(const Arguments& arguments) {
+  const std::vector<double> values = read_values(arguments);
+  Stream stream(arguments);
+  const auto H = static_cast<std::size_t>(stream.scaling().horizon);
+  Forecasts forecasts{.first = training_size(values.size(), arguments), .quantiles = stream.quantiles()};
+  if (values.size() - forecasts.first <= H) {
+    throw minimamba::ArgumentError("--validation-fraction", "more values to evaluate than the horizon",
+                                   std::to_string(values.size() - forecasts.first));
+  }
+  std::vector<double> microseconds;
+  for (std::size_t t = 0; t < values.size() && !program::stop; ++t) {
+    const auto start = std::chrono::steady_clock::now();
+    const std::vector<double>& ahead = stream.push(values[t]);
+    microseconds.push_back(1e6 * program::seconds_since(start));
+    if (t >= forecasts.first) forecasts.values.insert(forecasts.values.end(), ahead.begin(), ahead.end());
+  }
+  if (program::stop) return program::interrupted;
+  print_scores(scores_of(values, forecasts, stream.scaling()), stream);
+  const auto middle = microseconds.begin() + static_cast<std::ptrdiff_t>(microseconds.size() / 2);
+  std::nth_element(microseconds.begin(), middle, microseconds.end());
+  fitting::print("%.1f microseconds a step (median)\n", *middle);
+  if (!arguments.plot.empty()) {
+    const std::string name = arguments.task.empty() ? arguments.column : arguments.task;
+    fitting::write_file(arguments.plot, forecasting::plot_svg(values, forecasts, H, name));
+  }
+  return 0;
+}
+
+/// After each value of standard input, prints the quantiles of the value --ahead steps later.
+int stream_values(const Arguments& arguments) {
+  Stream stream(arguments);
+  if (arguments.ahead > stream.scaling().horizon) {
+    throw minimamba::ArgumentError("--ahead", "at most " + std::to_string(stream.scaling().horizon) + ", the horizon",
+                                   std::to_string(arguments.ahead));
+  }
+  std::string header = "value";
+  for (const double quantile : stream.quantiles()) header += "," + minimamba::number_text(quantile);
+  if (!program::print(header + "\n")) return 0;
+  std::size_t number = 0;
+  for (std::string line; !program::stop && std::getline(std::cin, line);) {
+    ++number;
+    const double value = minimamba::detail::csv_number(line.ends_with('\r') ? line.substr(0, line.size() - 1) : line);
+    if (!std::isfinite(value)) {
+      throw minimamba::FormatError("standard input: line " + std::to_string(number), "a finite number",
+                                   "\"" + minimamba::printable(line, 40) + "\"");
+    }
+    const std::vector<double>& ahead = stream.push(value);
+    std::string text = minimamba::number_text(value);
+    const std::size_t Q = stream.quantiles().size();
+    for (std::size_t k = 0; k < Q; ++k) {
+      text += "," + minimamba::number_text(ahead[static_cast<std::size_t>(arguments.ahead - 1) * Q + k]);
+    }
+    if (!program::print(text + "\n")) break;
+  }
+  return program::stop ? program::interrupted : 0;
+}
+
+void add_data(CLI::App& command, Arguments& arguments) {
+  auto* const csv =
+      command.add_option("--csv", arguments.csv, "CSV file with the names of its columns in the first line");
+  command.add_option("--column", arguments.column, "Name of the column")->needs(csv);
+  command.add_flag("--fill", arguments.fill, "Missing values are the value before them");
+  command.add_option("--task", arguments.task, "A series that is made here instead: waves")
+      ->check(CLI::IsMember({"waves"}))
+      ->excludes(csv);
+  command.callback([&arguments] {
+    if (!arguments.task.empty() || (!arguments.csv.empty() && !arguments.column.empty())) return;
+    throw CLI::RequiredError("--csv and --column, or --task");
+  });
+}
+
+void add_training(CLI::App& command, Arguments& arguments) {
+  fitting::add_options(command, arguments.fit);
+  const auto size = CLI::Range(1, 1 << 16);
+  command.add_option("--length", arguments.fit.training.length, "Values of a window to train on")
+      ->check(size)
+      ->capture_default_str();
+  command.add_option("--horizon", arguments.scaling.horizon, "Steps ahead that are forecast")
+      ->check(size)
+      ->capture_default_str();
+  command.add_option("--period", arguments.scaling.period, "Steps of a season (0: none)")
+      ->check(CLI::Range(0, 1 << 16))
+      ->capture_default_str();
+  command.add_flag("--no-level", arguments.no_level, "Show the model only changes, for a series that goes on growing");
+  command.add_option("--quantiles", arguments.quantiles, "Quantiles to forecast, ascending, between 0 and 1")
+      ->delimiter(',')
+      ->capture_default_str();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  arguments.fit.training.length = 128;
+  arguments.fit.training.validation_fraction = 0.2;
+  CLI::App app("Forecasts a series of numbers.");
+  app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
+  app.require_subcommand(1);
+  CLI::App& training = *app.add_subcommand("train", "Train a model on a series");
+  CLI::App& evaluation = *app.add_subcommand("evaluate", "Compare a model with naive forecasts on the end of a series");
+  CLI::App& streaming = *app.add_subcommand("stream", "Forecast after each value of standard input");
+  add_data(training, arguments);
+  add_data(evaluation, arguments);
+  add_training(training, arguments);
+  for (CLI::App* const command : {&evaluation, &streaming}) {
+    command->add_option("--model", arguments.model, "Folder of a trained model")->required();
+    command->add_option("--threads", arguments.fit.threads, "Number of threads (0: one for each available core)")
+        ->capture_default_str();
+  }
+  evaluation
+      .add_option("--validation-fraction", arguments.fit.training.validation_fraction,
+                  "Part of the series, its end, that was kept for validation")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  evaluation.add_option("--plot", arguments.plot, "SVG file for a picture of the forecasts");
+  streaming.add_option("--ahead", arguments.ahead, "Steps ahead to print")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : program::usage;
+  }
+  program::handle_signals();
+  try {
+    return training.parsed() ? train(arguments) : evaluation.parsed() ? evaluate(arguments) : stream_values(arguments);
+  } catch (const std::exception& error) {
+    return program::refuse("forecast", error);
+  }
+}

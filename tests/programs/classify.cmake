@@ -1,0 +1,68 @@
+# What classify prints and leaves, and how it ends: cmake -DPROGRAM=... -DWORK=... -P classify.cmake
+function(expect status output)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE errors
+                  WORKING_DIRECTORY ${WORK})
+  if(NOT result STREQUAL "${status}" OR NOT "${printed}${errors}" MATCHES "${output}")
+    message(FATAL_ERROR "${ARGN}\nended with ${result} and printed:\n${printed}${errors}\nexpected ${status}: ${output}")
+  endif()
+endfunction()
+
+file(REMOVE_RECURSE ${WORK})
+file(MAKE_DIRECTORY ${WORK})
+foreach(i RANGE 30)
+  string(REPEAT "u" ${i} up)
+  string(REPEAT "d" ${i} down)
+  string(APPEND lines "{\"text\": \"x${up}\", \"label\": \"rises\"}\n{\"label\": \"falls\", \"text\": \"y${down}\"}\n")
+endforeach()
+file(WRITE ${WORK}/lines.jsonl "${lines}")
+set(small --d-model 8 --n-layer 1 --max-lr 0.02 --batch 8 --warmup 4)
+set(train ${PROGRAM} train --data lines.jsonl ${small})
+set(refused ${PROGRAM} train ${small} --out none)
+
+expect(0 "50 examples to train on, 12 to validate on, 2 labels.*step 40/40  loss [0-9.]+  validation [0-9.]+"
+       ${train} --steps 40 --out a --threads 1 --validation-fraction 0.2)
+foreach(file IN ITEMS model.safetensors config.json training.safetensors loss.csv loss.svg)
+  if(NOT EXISTS ${WORK}/a/${file})
+    message(FATAL_ERROR "no ${file}")
+  endif()
+endforeach()
+expect(0 "rows: the labels.*falls +rises\n +falls +31 +0\n +rises +0 +31\naccuracy 100.00 % .62 of 62."
+       ${PROGRAM} evaluate --model a --data lines.jsonl)
+file(WRITE ${WORK}/texts "xuuu\nyd\n")
+expect(0 "^rises\t[01].[0-9]+\nfalls\t[01].[0-9]+\n$" sh -c "'${PROGRAM}' predict --model a < texts")
+
+# Resumed with other threads: the same bytes as without.
+expect(0 "step 20/20" ${train} --out b --threads 2 --validation-fraction 0.2 --steps 20)
+expect(0 "step 40/40.*note:" ${train} --out b --threads 2 --validation-fraction 0.2 --resume --steps 40)
+expect(1 "exists already; continue it with --resume" ${train} --steps 40 --out a)
+expect(0 "step 40/40" ${train} --steps 40 --out c --threads 2 --validation-fraction 0.2)
+execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/a/model.safetensors ${WORK}/c/model.safetensors
+                RESULT_VARIABLE differ)
+if(differ)
+  message(FATAL_ERROR "the bits depend on the number of threads")
+endif()
+
+# A text that is made, of one length and of several.
+set(order --task order --length 20 --examples 30)
+expect(0 "27 examples to train on, 3 to validate on.*step 2/2" ${PROGRAM} train ${order} --out order --steps 2 --d-model 8)
+expect(0 "A first +B first.*accuracy [0-9.]+ %" ${PROGRAM} evaluate ${order} --model order)
+expect(1 "--task order" ${PROGRAM} evaluate ${order} --model a)
+
+# What is refused names the line.
+expect(1 "standard input: line 2: expected a text of at least one token" sh -c "printf 'x\\n\\n' | '${PROGRAM}' predict --model a")
+file(WRITE ${WORK}/bad.jsonl "${lines}{\"text\": \"\", \"label\": \"rises\"}\n")
+expect(1 "bad.jsonl: line 63: expected a text of at least one token" ${refused} --data bad.jsonl)
+file(WRITE ${WORK}/other.jsonl "{\"text\": \"x\", \"label\": \"stays\"}\n")
+expect(1 "other.jsonl: line 1: expected one of the labels falls, rises, found \"stays\"" ${PROGRAM} evaluate --model a --data other.jsonl)
+expect(1 "SequenceConfig.labels: expected from 2" ${refused} --data other.jsonl --validation-fraction 0)
+file(WRITE ${WORK}/empty.jsonl "")
+expect(1 "examples: expected at least one" ${refused} --data empty.jsonl)
+expect(1 "no-such-file" ${PROGRAM} predict --model no-such-file)
+if(EXISTS ${WORK}/none)
+  message(FATAL_ERROR "a training that was refused left a folder")
+endif()
+expect(2 "--data or --task" ${PROGRAM} train --out none)
+expect(2 "excludes" ${train} --task order --out none)
+expect(2 "subcommand" ${PROGRAM})
+expect(0 "minimamba [0-9]" ${PROGRAM} --version)
+expect(0 "train.*evaluate.*predict" ${PROGRAM} --help)
