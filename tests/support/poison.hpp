@@ -255,7 +255,7 @@ class PoisonBackend {
   }
   template <WeightFormat W>
   void matmul(View<const Scalar> x, const OpaqueMatrix<W>& weight, View<Scalar> y) const {
-    later([x = real(x), hidden = weight.hidden_, y = real(y)] { reference().matmul(x, *hidden, y); });
+    later([x = real(x), hidden = weight.hidden_, y = real(y)] { rounding().matmul(x, *hidden, y); });
   }
   void causal_conv1d(minimamba::Conv1dArguments<Scalar> p) const {
     make_real(p.x, p.weight, p.bias, p.window, p.y, p.kept.states);
@@ -303,6 +303,11 @@ class PoisonBackend {
  protected:
   static const minimamba::ReferenceTraining<Scalar>& reference() {
     static const minimamba::ReferenceTraining<Scalar> backend;
+    return backend;
+  }
+  /// For products, whose activations a training backend does not round.
+  static const minimamba::ReferenceBackend<Scalar>& rounding() {
+    static const minimamba::ReferenceBackend<Scalar> backend;
     return backend;
   }
   template <class Work>
