@@ -89,7 +89,7 @@ TEST(PoisonSequences, TrainOnADataSet) {
                           .tokens = std::vector<std::int32_t>(static_cast<std::size_t>(1 + i % 4), i % 9),
                           .labels = {i % 2}});
     }
-    Trainer trainer(Model(configs()[2]), ShuffledExamples(ExampleList(examples), 0.2),
+    Trainer trainer(Model{configs()[2]}, ShuffledExamples(ExampleList(examples), 0.2),
                     TrainerOptions{.batch = 4, .accumulate = 2, .schedule = {.steps = 4}});
     std::vector<double> all;
     while (!trainer.ended()) all.push_back(trainer.step().loss);
