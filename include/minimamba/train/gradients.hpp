@@ -49,6 +49,65 @@ inline std::string_view layer_of(std::string_view name) {
   return begin == name.npos ? name : name.substr(0, name.find('.', begin + layers.size()));
 }
 
+/// A size in Scalar, rounded up to whole cache lines.
+template <class Scalar>
+std::size_t whole_lines(std::size_t size) {
+  constexpr std::size_t line = 64 / sizeof(Scalar);
+  return (size + line - 1) / line * line;
+}
+
+// These are no members of Gradients, whose base is the user's model: names in them would hide its own.
+
+/// Places all parameters that train in one allocation, and returns it. Throws ArgumentError if there is none.
+template <class Scalar, class Backend, class Module>
+auto place_trainable(const Backend& backend, Module& module) {
+  std::size_t size = 0;
+  for_each_trainable(
+      [&](std::string_view, auto& parameter) { size += whole_lines<Scalar>(parameter.memory_size(backend)); }, module);
+  if (size == 0) throw ArgumentError("model", "a parameter that is not frozen", "none");
+  const auto memory =
+      std::make_shared<typename Backend::template Buffer<Scalar>>(backend.template allocate<Scalar>(size));
+  Scalar* next = memory->data();
+  for_each_trainable(
+      [&](std::string_view, auto& parameter) {
+        parameter.place(backend, next, memory);
+        next += whole_lines<Scalar>(parameter.memory_size(backend));
+      },
+      module);
+  return memory;
+}
+
+/// Calls body(parameter, its offset) for each frozen vector; those of each layer begin at 0.
+template <class Scalar, class Module, class Body>
+void for_each_unread(Module& module, Body&& body) {
+  std::size_t next = 0;
+  std::string last;  // the layer of the last one
+  for_each_parameter(
+      [&](std::string_view name, auto& parameter) {
+        if constexpr (requires { parameter.view(); }) {
+          if (!parameter.frozen()) return;
+          const std::string layer(layer_of(name));
+          if (std::exchange(last, layer) != layer) next = 0;
+          body(parameter, next);
+          next += whole_lines<Scalar>(parameter.size());
+        }
+      },
+      module);
+}
+/// The kernels that compute the gradients of activations also write those of frozen vectors. Nobody reads these, and
+/// they are in memory of their own, which all layers share.
+template <class Scalar, class Backend, class Module>
+void place_unread(const Backend& backend, Module& module) {
+  std::size_t most = 0;
+  for_each_unread<Scalar>(
+      module, [&](auto& parameter, std::size_t offset) { most = std::max(most, offset + parameter.size()); });
+  if (most == 0) return;
+  const auto unread =
+      std::make_shared<typename Backend::template Buffer<Scalar>>(backend.template allocate<Scalar>(most));
+  for_each_unread<Scalar>(
+      module, [&](auto& parameter, std::size_t offset) { parameter.place(backend, unread->data() + offset, unread); });
+}
+
 }  // namespace detail
 
 /// The gradients of a model, or one of their moments: a module with the model's shape that starts at zero and that
@@ -65,23 +124,11 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
   /// Throws ArgumentError for a model that is frozen as a whole.
   explicit Gradients(const Model& model) : Model(model.shapes()) {
     if constexpr (detail::is_on_training_backend<Model>) {
-      const auto& backend = this->backend();
       for_each_parameter(
           [](std::string_view, auto& parameter, const auto& of_model) { parameter.set_frozen(of_model.frozen()); },
           *this, model);
-      std::size_t size = 0;
-      for_each_trainable([&](std::string_view, auto& parameter) { size += lines(parameter.memory_size(backend)); },
-                         *this);
-      if (size == 0) throw ArgumentError("model", "a parameter that is not frozen", "none");
-      memory_ = std::make_shared<Buffer>(backend.template allocate<Scalar>(size));
-      Scalar* next = memory_->data();
-      for_each_trainable(
-          [&](std::string_view, auto& parameter) {
-            parameter.place(backend, next, memory_);
-            next += lines(parameter.memory_size(backend));
-          },
-          *this);
-      place_unread(backend);
+      memory_ = detail::place_trainable<Scalar>(this->backend(), static_cast<Model&>(*this));
+      detail::place_unread<Scalar>(this->backend(), static_cast<Model&>(*this));
     }
   }
 
@@ -94,40 +141,6 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
   View<const Scalar> memory() const { return {memory_->data(), 1, memory_->size()}; }
 
  private:
-  /// The kernels that compute the gradients of activations also write those of frozen vectors. Nobody reads these, and
-  /// they are in memory of their own, which all layers share.
-  void place_unread(const Backend& backend) {
-    std::size_t most = 0;
-    for_each_unread([&](auto& parameter, std::size_t offset) { most = std::max(most, offset + parameter.size()); });
-    if (most == 0) return;
-    const auto unread = std::make_shared<Buffer>(backend.template allocate<Scalar>(most));
-    for_each_unread(
-        [&](auto& parameter, std::size_t offset) { parameter.place(backend, unread->data() + offset, unread); });
-  }
-  /// Calls body(parameter, its offset) for each frozen vector.
-  template <class Body>
-  void for_each_unread(Body&& body) {
-    std::size_t next = 0;
-    std::string last;  // the layer of the last one
-    for_each_parameter(
-        [&](std::string_view name, auto& parameter) {
-          if constexpr (requires { parameter.view(); }) {
-            if (!parameter.frozen()) return;
-            const std::string layer(detail::layer_of(name));
-            if (std::exchange(last, layer) != layer) next = 0;
-            body(parameter, next);
-            next += lines(parameter.size());
-          }
-        },
-        *this);
-  }
-
-  /// A size rounded up to whole cache lines.
-  static std::size_t lines(std::size_t size) {
-    constexpr std::size_t line = 64 / sizeof(Scalar);
-    return (size + line - 1) / line * line;
-  }
-
   using Buffer = typename Backend::template Buffer<Scalar>;
   std::shared_ptr<Buffer> memory_;  // shared by the parameters, each of which keeps it alive after a move
 
