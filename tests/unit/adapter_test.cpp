@@ -109,13 +109,70 @@ TEST(AdapterFilesOfAModel, AreRefusedByTheNameOfAnUnsupportedOption) {
       {"\"layer_replication\": null", "\"layer_replication\": [[0, 1]]"},
       {"\"revision\": null", "\"lora_bias\": true"},
       {"\"r\": 3", "\"r\": 1e300"},
-      {"\"alpha_pattern\": {}", "\"alpha_pattern\": {\".*x_proj\": 3}"}};
+      {"\"alpha_pattern\": {}", "\"alpha_pattern\": {\".*x_proj\": 3}"},
+      {"\"alpha_pattern\": {}", "\"alpha_pattern\": {\"x_proj$\": 3}"},
+      {"\"alpha_pattern\": {}", "\"alpha_pattern\": [3]"}};
   for (const auto& [from, to] : edits) {
     const Saved saved;
     saved.edit(from, to);
     const std::string text(to);
     expect_contains(saved.refusal(), "adapter_config.json: " + text.substr(1, text.find('"', 1) - 1));
   }
+}
+
+TEST(AdapterFilesOfAModel, HaveTheAlphaOfTheFirstKeyThatPeftFinds) {
+  const Saved saved;
+  saved.edit("\"alpha_pattern\": {}",
+             R"("alpha_pattern": {"^backbone.layers.0.mixer.in_proj": 2, "^x_proj": 7, "in_proj": 3, "proj": 9})");
+  Native other = support::trained_looking_model<Native>(support::lora_config());
+  load_adapter(other, saved.path);
+  const auto alpha = [&](const auto& linear) { return linear.weight.adapter.settings().alpha; };
+  EXPECT_EQ(alpha(other.layers[0].mixer.in_proj), 2);
+  EXPECT_EQ(alpha(other.layers[1].mixer.in_proj), 3);
+  EXPECT_EQ(alpha(other.layers[0].mixer.x_proj), 4.5);  // ^ stands for the beginning of the whole name
+  EXPECT_EQ(alpha(other.layers[0].mixer.dt_proj), 4.5);
+}
+
+TEST(AdapterFilesOfAModel, AreRefusedForAScaleThatFloatCannotHold) {
+  for (const char* const edit : {"\"lora_alpha\": 1e300", "\"lora_alpha\": -1e300"}) {
+    const Saved saved;
+    saved.edit("\"lora_alpha\": 4.5", edit);
+    expect_contains(saved.refusal(), "the alpha of backbone.embeddings: expected a number that scales");
+  }
+  const Saved saved;
+  saved.edit("\"alpha_pattern\": {}", "\"alpha_pattern\": {\"x_proj\": 1e300}");
+  expect_contains(saved.refusal(), "the alpha of backbone.layers.0.mixer.x_proj");
+}
+
+/// PEFT adds the frozen matrix to the file if a target is called lm_head.
+TEST(AdapterFilesOfAModel, MayHoldTheFrozenHeadToo) {
+  const std::string name = "base_model.model.lm_head.base_layer.weight";
+  const auto with_head = [&](const Saved& saved, std::vector<std::uint64_t> shape) {
+    const AdapterFiles files = open_adapter(saved.path);
+    std::vector<StoredTensor> tensors{{name, DType::F32, shape}};
+    for (const auto& [key, tensor] : files.tensors.tensors()) tensors.push_back(tensor);
+    SafetensorsWriter writer(saved.path / "adapter_model.safetensors", tensors);
+    for (const StoredTensor& tensor : tensors) {
+      std::vector<float> values(static_cast<std::size_t>(tensor.size()));
+      if (tensor.name != name) files.tensors.read(tensor, 0, std::span(values));
+      writer.write(std::span<const float>(values), DType::F32);
+    }
+    writer.commit();
+  };
+  const Saved saved;
+  with_head(saved, {16, 6});  // the vocabulary is padded
+  Native other = support::trained_looking_model<Native>(support::lora_config());
+  std::string notes;
+  load_adapter(other, saved.path, [&](const std::string& note) { notes += note; });
+  support::expect_identical(support::trained_of(other), support::trained_of(saved.model));
+  expect_contains(notes, name + " is not read");
+  const Saved resized;
+  with_head(resized, {10, 6});
+  expect_contains(resized.refusal(), name + ": expected shape [16, 6] (of the model), found shape [10, 6]");
+  const Saved alone;
+  with_head(alone, {16, 6});
+  alone.rewrite([](StoredTensor& tensor) { return tensor.name.find("lm_head.lora") == std::string::npos; });
+  expect_contains(alone.refusal(), "lm_head.lora_A.weight: expected a tensor, because there is base_layer.weight");
 }
 
 TEST(AdapterFilesOfAModel, AreRefusedIfTheirTensorsDoNotFit) {

@@ -33,7 +33,7 @@ struct AdapterFiles {
   std::string config_name, weights_name;
   LoraSettings settings;                 // of matrices without others
   bool one_rank = true;                  // there is no rank_pattern; with one, the ranks are those of the tensors
-  std::map<std::string, double> alphas;  // alpha_pattern
+  std::map<std::string, double> alphas;  // alpha_pattern, in the order of the keys, in which PEFT writes them
   std::vector<std::string> notes;        // about what is ignored
 };
 
@@ -105,12 +105,14 @@ class AdapterConfigReader {
   }
 
   void read_alphas() {
-    const Json* const patterns = json_.find("alpha_pattern");
-    if (patterns == nullptr || patterns->object() == nullptr) return;
-    for (const auto& [name, value] : *patterns->object()) {
-      const bool plain = name.find_first_of("*+?()[]{}|\\") == name.npos;
-      if (!plain || !value.number()) refuse("alpha_pattern", "names of modules with numbers, not regular expressions");
-      to_.alphas.emplace(name.starts_with('^') ? name.substr(1) : name, *value.number());
+    if (!is_set("alpha_pattern")) return;
+    constexpr const char* expected = "names of modules with numbers, not regular expressions";
+    const Json::Object* const patterns = json_.find("alpha_pattern")->object();
+    if (patterns == nullptr) refuse("alpha_pattern", expected);
+    for (const auto& [name, value] : *patterns) {
+      const bool plain = name.find_first_of("*+?()[]{}|\\$") == name.npos && name.find('^', 1) == name.npos;
+      if (!plain || !value.number()) refuse("alpha_pattern", expected);
+      to_.alphas.emplace(name, *value.number());
     }
   }
 
@@ -118,26 +120,41 @@ class AdapterConfigReader {
   AdapterFiles& to_;
 };
 
+/// The tensors of one matrix.
+struct AdapterPair {
+  const StoredTensor *a = nullptr, *b = nullptr;
+  const StoredTensor* base = nullptr;  // PEFT adds the frozen matrix to the adapters of some embeddings and heads
+  std::string module;                  // as the file names it: backbone.layers.0.mixer.in_proj
+  LoraSettings settings = {};
+};
+/// By the name of the matrix, without ".weight".
+using AdapterPairs = std::map<std::string, AdapterPair, std::less<>>;
+
+/// The end of the name of a frozen matrix.
+inline constexpr std::string_view base_layer = ".base_layer.weight";
+
 /// A tensor's name in the file, taken apart: base_model.model.backbone.layers.0.mixer.in_proj.lora_A.weight.
 struct AdapterTensorName {
-  std::string module;  // as minimamba names it: layers.0.mixer.in_proj
-  bool is_b = false, of_embedding = false;
+  std::string module, matrix;  // as the file and as minimamba name it: layers.0.mixer.in_proj
+  const StoredTensor* AdapterPair::*place;
 };
 
 inline std::optional<AdapterTensorName> adapter_tensor_name(std::string_view name) {
   constexpr std::string_view prefix = "base_model.model.", backbone = "backbone.";
-  constexpr std::array<std::pair<std::string_view, std::pair<bool, bool>>, 4> ends{
-      {{".lora_A.weight", {false, false}},
-       {".lora_B.weight", {true, false}},
-       {".lora_embedding_A", {false, true}},
-       {".lora_embedding_B", {true, true}}}};
+  constexpr std::array<std::pair<std::string_view, const StoredTensor * AdapterPair::*>, 5> ends{
+      {{".lora_A.weight", &AdapterPair::a},
+       {".lora_B.weight", &AdapterPair::b},
+       {".lora_embedding_A", &AdapterPair::a},
+       {".lora_embedding_B", &AdapterPair::b},
+       {base_layer, &AdapterPair::base}}};
   if (!name.starts_with(prefix)) return std::nullopt;
   name.remove_prefix(prefix.size());
-  if (name.starts_with(backbone)) name.remove_prefix(backbone.size());
-  for (const auto& [end, kind] : ends) {
+  for (const auto& [end, place] : ends) {
     if (!name.ends_with(end)) continue;
     name.remove_suffix(end.size());
-    return AdapterTensorName{std::string(name == "embeddings" ? "embedding" : name), kind.first, kind.second};
+    std::string_view matrix = name;
+    if (matrix.starts_with(backbone)) matrix.remove_prefix(backbone.size());
+    return AdapterTensorName{std::string(name), std::string(matrix == "embeddings" ? "embedding" : matrix), place};
   }
   return std::nullopt;
 }
@@ -148,19 +165,11 @@ inline std::string peft_module(const std::string& module) {
   return weight.substr(0, weight.size() - std::string_view(".weight").size());
 }
 
-/// Both tensors of one matrix.
-struct AdapterPair {
-  const StoredTensor *a = nullptr, *b = nullptr;
-  LoraSettings settings;
-};
-/// By the name of the matrix, without ".weight".
-using AdapterPairs = std::map<std::string, AdapterPair, std::less<>>;
-
-/// The alpha of a module: that of alpha_pattern whose key ends its name, or lora_alpha.
+/// The alpha of a module: that of the first key of alpha_pattern that is its name or, unless ^ stands before it, the
+/// end of its name, or else lora_alpha.
 inline double alpha_of(const AdapterFiles& files, const std::string& module) {
-  const std::string name = peft_module(module);
   for (const auto& [key, alpha] : files.alphas) {
-    if (name == key || name.ends_with("." + key)) return alpha;
+    if (key.starts_with('^') ? module == key.substr(1) : module == key || module.ends_with("." + key)) return alpha;
   }
   return files.settings.alpha;
 }
@@ -175,8 +184,9 @@ inline AdapterPairs collect_pairs(const AdapterFiles& files) {
                             "a name such as base_model.model.backbone.layers.0.mixer.in_proj.lora_A.weight",
                             "this name");
     }
-    AdapterPair& pair = pairs[parts->module];
-    const StoredTensor*& place = parts->is_b ? pair.b : pair.a;
+    AdapterPair& pair = pairs[parts->matrix];
+    pair.module = parts->module;
+    const StoredTensor*& place = pair.*parts->place;
     if (place != nullptr) {
       throw CheckpointError(files.weights_name + ": " + printable(name), "it is " + printable(place->name) + " again");
     }
@@ -192,8 +202,12 @@ inline void check_pair(const AdapterFiles& files, const std::string& module, con
   const std::string a = looked_up ? ".lora_embedding_A" : ".lora_A.weight",
                     b = looked_up ? ".lora_embedding_B" : ".lora_B.weight";
   const std::string name = files.weights_name + ": base_model.model." + peft_module(module);
-  if (pair.a == nullptr) throw CheckpointError(name + a, "a tensor, because there is " + b.substr(1), "no tensor");
-  if (pair.b == nullptr) throw CheckpointError(name + b, "a tensor, because there is " + a.substr(1), "no tensor");
+  const auto require = [&](const StoredTensor* tensor, const std::string& end, std::string_view other) {
+    if (tensor != nullptr) return;
+    throw CheckpointError(name + end, "a tensor, because there is " + std::string(other.substr(1)), "no tensor");
+  };
+  require(pair.a, a, pair.b != nullptr ? b : base_layer);
+  require(pair.b, b, a);
   for (const auto& [tensor, end] : {std::pair(pair.a, a), std::pair(pair.b, b)}) {
     if (!tensor->name.ends_with(end))
       throw CheckpointError(name + end, "a tensor of this name", printable(tensor->name));
@@ -210,7 +224,12 @@ inline void check_pair(const AdapterFiles& files, const std::string& module, con
   const auto because = [&] { return " (the matrix is " + shape_text(matrix.shape()) + ")"; };
   check_stored(files.tensors, *pair.a, {rank, in}, because);
   check_stored(files.tensors, *pair.b, {out, rank}, because);
-  pair.settings = {static_cast<std::int64_t>(rank), alpha_of(files, module), files.settings.rank_stabilized};
+  if (pair.base != nullptr) check_stored(files.tensors, *pair.base, matrix.shape(), [] { return " (of the model)"; });
+  pair.settings = {static_cast<std::int64_t>(rank), alpha_of(files, pair.module), files.settings.rank_stabilized};
+  if (!scale_fits(pair.settings)) {
+    throw ConfigError(files.config_name + ": the alpha of " + printable(pair.module), scale_text,
+                      number_text(pair.settings.alpha));
+  }
 }
 
 /// The pairs for the matrices of a module, checked. Throws CheckpointError for tensors that do not fit it.
@@ -233,7 +252,8 @@ AdapterPairs pairs_for(const AdapterFiles& files, const Module& module, bool tie
       module);
   if (found.empty()) return checked;
   const auto& [name, pair] = *found.begin();
-  throw CheckpointError(files.weights_name + ": " + printable((pair.a != nullptr ? pair.a : pair.b)->name),
+  const StoredTensor* const tensor = pair.a != nullptr ? pair.a : pair.b != nullptr ? pair.b : pair.base;
+  throw CheckpointError(files.weights_name + ": " + printable(tensor->name),
                         "the model has no matrix " + printable(peft_module(name)));
 }
 
@@ -261,6 +281,10 @@ inline AdapterFiles open_adapter(const std::filesystem::path& path) {
   ByteSource source = ByteSource::open(weights);
   detail::refuse_pointer(source);
   detail::add_weights(std::move(source), files.tensors);
+  for (const auto& [name, tensor] : files.tensors.tensors()) {
+    if (!name.ends_with(detail::base_layer)) continue;
+    files.notes.push_back(files.weights_name + ": " + printable(name) + " is not read: the model has this matrix");
+  }
   return files;
 }
 

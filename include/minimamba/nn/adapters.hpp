@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -29,6 +30,7 @@ struct LoraOptions {
   double alpha = 16;
   bool rank_stabilized = false;  // scales by alpha / sqrt(rank) instead of alpha / rank
   /// Which matrices: in_proj, x_proj, dt_proj, out_proj, embedding and lm_head, the last two only if they are not tied.
+  /// PEFT itself refuses adapters of out_proj in Mamba models, since version 0.18.
   std::vector<std::string> targets = {"in_proj", "x_proj", "out_proj"};
   std::uint64_t seed = 0;  // of the first values
 };
@@ -69,12 +71,18 @@ inline constexpr const char* tied_text =
 /// The last word of the name of a layer.
 inline std::string_view last_word(std::string_view name) { return name.substr(name.rfind('.') + 1); }
 
+/// Whether the scale is in the range of float.
+inline bool scale_fits(const LoraSettings& settings) {
+  return std::abs(settings.scale()) <= std::numeric_limits<float>::max();
+}
+inline constexpr const char* scale_text = "a number that scales within the range of float";
+
 inline void check_settings(const LoraSettings& settings) {
   if (settings.rank < 1 || settings.rank > largest_rank) {
     throw ArgumentError("LoraOptions.rank", "from 1 to 4096", std::to_string(settings.rank));
   }
-  if (!std::isfinite(settings.alpha)) {
-    throw ArgumentError("LoraOptions.alpha", "a finite number", number_text(settings.alpha));
+  if (!scale_fits(settings)) {
+    throw ArgumentError("LoraOptions.alpha", scale_text, number_text(settings.alpha));
   }
 }
 
