@@ -90,6 +90,21 @@ TEST(AdapterTraining, RefusesACheckpointOfAnotherModelOrScale) {
   EXPECT_EQ(message(adapted()), "no error");
 }
 
+TEST(AdapterTraining, RefusesACheckpointOfGroupsInAnotherOrder) {
+  const support::Folder folder;
+  const ParameterGroup b{.part = "lora_B", .rate = 16}, layer{.part = "layers.0", .rate = 0.5};
+  const auto with_groups = [&](std::vector<ParameterGroup> groups) {
+    TrainerOptions options = options_of(8);
+    options.adamw.groups = std::move(groups);
+    return std::make_unique<Trainer<Native>>(adapted(), pattern(600), options);
+  };
+  const auto trainer = with_groups({b, layer});
+  trainer->step();
+  save_training(*trainer, folder / "training.safetensors");
+  resume_training(*with_groups({b, layer}), folder / "training.safetensors");
+  EXPECT_THROW(resume_training(*with_groups({layer, b}), folder / "training.safetensors"), CheckpointError);
+}
+
 TEST(FrozenParts, StayAsTheyAreAndChangeNoOtherGradient) {
   const auto tokens = support::random_tokens(2 * 12, 10);
   auto model = support::trained_looking_model<Plain>(support::lora_config());

@@ -76,9 +76,11 @@ double frozen_fingerprint(const Model& model) {
 /// Settings of parts of the model, which most training runs do not have.
 template <class Model, class... Rest>
 void add_settings_of_parts(const Trainer<Model, Rest...>& trainer, std::map<std::string, double>& settings) {
+  std::size_t number = 0;  // of a group: the first that has a parameter counts
   for (const ParameterGroup& group : trainer.options().adamw.groups) {
-    settings["group " + group.part + " rate"] = group.rate;
-    if (group.weight_decay) settings["group " + group.part + " weight_decay"] = *group.weight_decay;
+    const std::string name = "group " + std::to_string(number++) + " " + group.part;
+    settings[name + " rate"] = group.rate;
+    if (group.weight_decay) settings[name + " weight_decay"] = *group.weight_decay;
   }
   if (const double frozen = frozen_fingerprint(trainer.model()); frozen != 0) settings["frozen"] = frozen;
   if constexpr (requires { adapter_fingerprint(trainer.model()); }) {
