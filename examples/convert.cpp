@@ -223,7 +223,10 @@ int convert(const Arguments& arguments) {
   std::string text;
   if (!gguf) options.files = carried_files(arguments, checkpoint, text);
   check_output(arguments, gguf, options);
-  options.matrices = arguments.type.empty() ? own_type(checkpoint, gguf) : types.at(arguments.type);
+  const bool merges = !arguments.adapter.empty();  // an adapter is in f32, and smaller than what narrow types round
+  options.matrices = !arguments.type.empty() ? types.at(arguments.type)
+                     : merges                ? DType::F32
+                                             : own_type(checkpoint, gguf);
   program::LiveLine line;
   auto shown = std::chrono::steady_clock::time_point();
   options.saturate = arguments.saturate;
@@ -239,7 +242,7 @@ int convert(const Arguments& arguments) {
     }
     return !stop.load();
   };
-  if (!arguments.adapter.empty()) {
+  if (merges) {
     const minimamba::AdapterFiles adapter = minimamba::open_adapter(arguments.adapter);
     for (const std::string& note : adapter.notes) program::print_note(note);
     if (gguf) {
@@ -272,15 +275,16 @@ int main(int argc, char** argv) {
   std::set<std::string> names;
   for (const auto& [name, type] : types) names.insert(name);
   app.add_option("--type", arguments.type,
-                 "Type of the matrices in the output (default: that of the input, if all have the same, else F32)")
+                 "Type of the matrices in the output (default: that of the input, if all have the same, else F32; F32 "
+                 "with --adapter)")
       ->check(CLI::IsMember(names));
   app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json to include instead of the input's tokenizer");
-  app.add_option("--adapter", arguments.adapter,
-                 "Folder of a LoRA adapter, as PEFT writes it, to merge into the weights");
+  auto* adapter = app.add_option("--adapter", arguments.adapter,
+                                 "Folder of a LoRA adapter, as PEFT writes it, to merge into the weights");
   app.add_flag("--saturate", arguments.saturate, "Clamp weights outside the range of the type instead of failing");
   app.add_flag("--force", arguments.force, "Overwrite an existing model");
   auto* info = app.add_flag("--info", arguments.info, "Only describe the input");
-  info->excludes(output);
+  info->excludes(output)->excludes(adapter);
   try {
     app.parse(argc, argv);
     if (!arguments.info && arguments.output.empty()) throw CLI::RequiredError("output (or --info)");

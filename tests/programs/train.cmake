@@ -156,6 +156,13 @@ foreach(base IN ITEMS whole ssd)
     message(FATAL_ERROR "train --lora-rank wrote\n${text}")
   endif()
   execute_process(COMMAND ${folder}/convert${suffix} ${WORK}/${base} ${WORK}/${base}-merged --adapter ${WORK}/${base}-adapter RESULT_VARIABLE result)
+  if(base STREQUAL whole)  # a merged model is in F32 unless another type is asked for, whatever its base has
+    execute_process(COMMAND ${folder}/convert${suffix} ${WORK}/${base} ${WORK}/narrow.gguf --type q8_0)
+    execute_process(COMMAND ${folder}/convert${suffix} ${WORK}/narrow.gguf ${WORK}/wide.gguf --adapter ${WORK}/${base}-adapter ERROR_VARIABLE errors)
+    if(NOT errors MATCHES "wide.gguf: matrices in F32")
+      message(FATAL_ERROR "convert --adapter of a Q8_0 model printed ${errors}")
+    endif()
+  endif()
   foreach(model IN ITEMS "${WORK}/${base};--adapter;${WORK}/${base}-adapter" "${WORK}/${base}-merged")
     execute_process(COMMAND ${GENERATE} --model ${model} --prompt "the quick" --max-new-tokens 8 --temperature 0 RESULT_VARIABLE failed
                     OUTPUT_VARIABLE printed)

@@ -58,8 +58,8 @@ class MergedParameters : public Parameters {
 }  // namespace detail
 
 /// Saves a checkpoint of any format with an adapter merged into it, as save does for the checkpoint alone. Matrices are
-/// in F32 unless the options name a type. Throws what save throws, and CheckpointError for an adapter that does not
-/// fit.
+/// in F32 unless the options name a type. Throws what save throws, and CheckpointError or ConfigError for an adapter
+/// that does not fit.
 inline void save_merged(const Checkpoint& checkpoint, const AdapterFiles& adapter, const std::filesystem::path& folder,
                         SaveOptions options = {}) {
   if (!options.matrices) options.matrices = DType::F32;
@@ -70,8 +70,9 @@ inline void save_merged(const Checkpoint& checkpoint, const AdapterFiles& adapte
 }
 /// The same as a GGUF file.
 inline void save_merged_gguf(const Checkpoint& checkpoint, const AdapterFiles& adapter,
-                             const std::filesystem::path& path, const SaveOptions& options = {},
+                             const std::filesystem::path& path, SaveOptions options = {},
                              const GgufMetadata& metadata = {}) {
+  if (!options.matrices) options.matrices = DType::F32;
   checkpoint.config.visit_files([&]<class Files>(Files) {
     using Parameters = detail::GgufParameters<detail::MergedParameters<CheckpointParameters<Files>>>;
     detail::save_gguf_file(Parameters(checkpoint, adapter), path, options, metadata);
