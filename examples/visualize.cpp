@@ -161,8 +161,8 @@ int run(const Arguments& arguments) {
   if (tokenizer) minimamba::count_named_tokens(checkpoint.config, *tokenizer);
   const auto tokens = read_prompt(arguments, tokenizer);
   const Quantity common{
-      .title = " \u00b7 " + (arguments.title.empty() ? minimamba::printable(checkpoint.folder.filename().string())
-                                                     : arguments.title),
+      .title = " \u00b7 " +
+               visualize::line_of(arguments.title.empty() ? checkpoint.folder.filename().string() : arguments.title),
       .layers = parse_layers(arguments.layers, static_cast<std::size_t>(checkpoint.config.n_layer)),
       .tokens = labels_of(tokens, tokenizer)};
   const std::filesystem::path out(arguments.out);

@@ -121,6 +121,19 @@ inline Label label_of(std::int32_t id, std::string_view bytes, std::size_t longe
   return label;
 }
 
+/// A text of one line that XML allows: with ? in place of controls, of unknown characters and of what is not UTF-8.
+inline std::string line_of(std::string_view text) {
+  std::string line;
+  for (std::size_t at = 0; at < text.size();) {
+    const minimamba::detail::CodePoint x = minimamba::detail::code_point(text, at);
+    const auto category = x.value < 0 ? UTF8PROC_CATEGORY_CN : utf8proc_category(x.value);
+    const bool refused = category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CN;
+    line += refused ? "?" : text.substr(at, x.size);
+    at += x.size;
+  }
+  return line;
+}
+
 /// The label of a token id without a text.
 inline Label label_of(std::int32_t id) {
   const std::string text = std::to_string(id);
