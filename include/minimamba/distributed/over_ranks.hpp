@@ -157,8 +157,12 @@ struct OverRanks {
         return combine(h, [](View<Scalar>) {});
       }
       clear(h);
-      if (!last) scan();  // nobody needs P and S of the last rank
-      combine(h, std::forward<Decays>(decays));
+      if (last) {  // nobody needs its P and S
+        combine(h, [](View<Scalar>) {});
+      } else {
+        scan();
+        combine(h, std::forward<Decays>(decays));
+      }
       scan();
     }
     /// The exclusive scan of (P, h) over the ranks. But for rank 0, h becomes the state after the ranks before this
