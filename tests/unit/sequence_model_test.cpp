@@ -323,6 +323,8 @@ TEST(ABatch, ThatDoesNotFitIsRefused) {
   refused(batch, "inputs");
   batch = good, batch.targets.pop_back();
   refused(batch, "targets");
+  batch = good, batch.targets[3] = -std::numeric_limits<float>::infinity();
+  refused(batch, "targets[3]");
   batch = good, batch.lengths[0] = 5;
   refused(batch, "lengths");
   batch = good, batch.lengths[1] = 0;
@@ -340,6 +342,28 @@ TEST(ABatch, ThatDoesNotFitIsRefused) {
   auto own = zeros_like(classifier);
   EXPECT_THROW(other.backward(classifier, batch, own, {.scale = 1, .sum = {&sum, 1, 1}}), ArgumentError);
   for (const double value : copy_of(own.memory()).values) ASSERT_EQ(value, 0);
+}
+
+TEST(ASequenceTape, AllowsNoBackwardAfterAForwardThatThrew) {
+  const auto config = config_of(Task::regression, Pooling::none, false);
+  const Reference model(config), deeper = [&] {
+    auto other = config;
+    other.backbone.n_layer = 3;
+    return Reference(other);
+  }();
+  const SequenceBatch batch = batch_for(config);
+  auto gradients = zeros_like(model);
+  const HostMatrix<double> d(11, 2);
+  SequenceTape tape(model);
+  EXPECT_THROW(tape.backward(model, d.view(), gradients), ArgumentError);
+  auto cache = model.make_cache(3), other = deeper.make_cache(3);
+  tape.forward(model, batch, cache);
+  SequenceBatch shifted = batch;
+  shifted.lengths = {6, 1, 4};
+  EXPECT_THROW(tape.forward(model, shifted, other), ArgumentError);
+  EXPECT_THROW(tape.backward(model, d.view(), gradients), ArgumentError);
+  tape.forward(model, batch, cache);
+  tape.backward(model, d.view(), gradients);
 }
 
 TEST(TheTapeOfALanguageModel, TakesSequencesOfUnequalLengths) {

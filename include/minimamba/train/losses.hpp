@@ -72,6 +72,11 @@ std::size_t targets_in_row(const SequenceBatch& batch, View<const Scalar> output
   }
   require_count("targets", batch.targets.size(), outputs.rows() * T,
                 std::to_string(T) + " for each of " + std::to_string(outputs.rows()) + " rows of outputs");
+  for (std::size_t i = 0; i < batch.targets.size(); ++i) {
+    if (!std::isinf(batch.targets[i])) continue;
+    throw ArgumentError("targets[" + std::to_string(i) + "]", "a finite number, or NaN",
+                        number_text(static_cast<double>(batch.targets[i])));
+  }
   return T;
 }
 

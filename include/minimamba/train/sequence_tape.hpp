@@ -43,6 +43,7 @@ class SequenceTape {
   /// then unchanged.
   View<const Scalar> forward(const Model& model, const SequenceBatch& batch, Cache& cache, std::uint64_t seed = 0) {
     const std::size_t rows = check(model, batch);
+    read_ = false;
     segments_ = packed_segments(batch.lengths, rows, cache.batch());
     x_.reserve(backend_, rows, static_cast<std::size_t>(model.config().backbone.d_model));
     reserve(model);
@@ -57,15 +58,17 @@ class SequenceTape {
     }
     rows_ = tape_.forward(model.backbone, x_(rows), batch.lengths, cache, seed);
     pool(model);
-    if (model.config().task == Task::features) return chosen_;
-    model.head.forward(backend_, chosen_, outputs_(results_));
-    return outputs_(results_);
+    const bool has_head = model.config().task != Task::features;
+    if (has_head) model.head.forward(backend_, chosen_, outputs_(results_));
+    read_ = true;
+    return has_head ? View<const Scalar>(outputs_(results_)) : chosen_;
   }
 
   /// Adds the derivative of <d_outputs, outputs> with respect to each parameter to `gradients`. The model must be
   /// unchanged since forward, and each forward allows one backward. Throws ArgumentError for gradients or d_outputs of
-  /// another shape.
+  /// another shape, and if there was no forward yet, or the last one threw after it had checked the batch.
   void backward(const Model& model, View<const Scalar> d_outputs, Gradients<Model>& gradients) {
+    if (!read_) throw ArgumentError("SequenceTape", "no forward yet, or the last one threw");
     detail::require_same_parameters(model, gradients, "gradients");
     const bool has_head = model.config().task != Task::features;
     const std::size_t K = has_head ? outputs_.cols() : x_.cols();
@@ -154,6 +157,7 @@ class SequenceTape {
   Backend backend_;
   Tape<typename Model::Backbone> tape_;
   std::vector<Segment> segments_;
+  bool read_ = false;                      // whether the last forward came to its end
   std::size_t results_ = 0;                // rows of the outputs
   Activation<Backend, std::int32_t> ids_;  // [1, M]
   Activation<Backend> inputs_, d_inputs_;  // [M, C]
