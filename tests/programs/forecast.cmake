@@ -43,7 +43,7 @@ expect(1 "standard input: line 2: expected a finite number, found \"x\"" sh -c "
 expect(1 "--ahead: expected at most 3, the horizon, found 4" ${PROGRAM} stream --model a --ahead 4)
 file(WRITE ${WORK}/gap.csv "y\n1\nnan\n")
 expect(1 "gap.csv: line 3: expected a finite number, found \"nan\"" ${PROGRAM} train --csv gap.csv --column y --out none)
-expect(1 "line 1: expected a column z" ${PROGRAM} train --csv gap.csv --column z --out none)
+expect(1 "line 1: expected one column z" ${PROGRAM} train --csv gap.csv --column z --out none)
 expect(1 "at least 3 values to train on" ${PROGRAM} train --csv gap.csv --column y --fill --out none)
 expect(1 "parts of at least one window of 128 rows" ${PROGRAM} train ${data} --out none --validation-fraction 0.5)
 expect(1 "SequenceConfig.quantiles: expected ascending" ${train} --quantiles 0.5,0.1 --out none)

@@ -171,6 +171,11 @@ TEST(ACsvFile, IsATable) {
   expect_format_error([&] { read_csv(bytes_of(infinite)); }, "data: line 2");
   expect_format_error([&] { read_csv(bytes_of(open)); }, "data: line 2");
   expect_format_error([&] { read_csv(bytes_of(none)); }, "data");
+  const std::string twice = "a,b,a\n1,2,3\n", signs = "a\n+-1\n";
+  expect_format_error([&] { read_csv(bytes_of(twice)); }, "data: line 1");
+  expect_format_error([&] { read_csv(bytes_of(twice), {.columns = {"a"}}); }, "data: line 1");
+  EXPECT_EQ(read_csv(bytes_of(twice), {.columns = {"b"}}).values, (std::vector<double>{2}));
+  expect_format_error([&] { read_csv(bytes_of(signs)); }, "data: line 2");
 }
 
 TEST(LabelledLines, TrainAClassifier) {

@@ -105,6 +105,28 @@ TEST(ATrainer, TakesASeriesAndALossOfOnesOwn) {
   EXPECT_THROW(SeriesWindows(series, 0.2, 32), ArgumentError);
   EXPECT_THROW(SeriesWindows(Series{1, {1, 2, 3}, 1, {1, 2}}, 0, 2), ArgumentError);
   EXPECT_THROW(SeriesWindows(Series{1, {1, 2, 3}, 1, {1, 2, 3}}, 0, 4), ArgumentError);
+  EXPECT_THROW(SeriesWindows(Series{0, {1, 2, 3}, 1, {1, 2, 3}}, 0, 2), ArgumentError);
+  EXPECT_THROW(SeriesWindows(Series{1, {1, 2, 3}, 0, {1, 2, 3}}, 0, 2), ArgumentError);
+}
+
+TEST(ExampleList, RefusesSizesThatDoNotAgree) {
+  const auto refused = [](const std::vector<SequenceBatch>& examples) {
+    try {
+      ExampleList list(examples);
+      ADD_FAILURE();
+    } catch (const ArgumentError& error) {
+      EXPECT_EQ(error.subject(), "example 1");
+    }
+  };
+  // Together these have as many elements as they need.
+  const SequenceBatch good{.lengths = {2}, .tokens = {1, 2}, .labels = {0}};
+  refused({good, {.lengths = {3}, .tokens = {1, 2}, .labels = {0}}, {.lengths = {1}, .tokens = {1, 2}, .labels = {0}}});
+  refused({good, {.lengths = {2}, .tokens = {1, 2}}, {.lengths = {2}, .tokens = {1, 2}, .labels = {0, 1}}});
+  const SequenceBatch rows{.lengths = {2}, .inputs = {1, 2, 3, 4}, .targets = {1, 2}};
+  refused({rows, {.lengths = {3}, .inputs = {1, 2, 3, 4, 5, 6}, .targets = {1}}});
+  refused({rows, {.lengths = {3}, .inputs = {1, 2, 3}, .targets = {1, 2, 3}}});
+  EXPECT_EQ(ExampleList({rows, {.lengths = {1}, .inputs = {1, 2}, .targets = {1}}}).size(), 2U);     // for each row
+  EXPECT_EQ(ExampleList({rows, {.lengths = {1}, .inputs = {1, 2}, .targets = {1, 2}}}).size(), 2U);  // two in all
 }
 
 TEST(ShuffledExamples, AreEachDrawnOnceInAPass) {

@@ -208,7 +208,7 @@ inline double csv_number(std::string_view text) {
   double value = 0;
   if (first == text.npos) return std::numeric_limits<double>::quiet_NaN();
   text = text.substr(first, last + 1 - first);
-  if (text.starts_with('+')) text.remove_prefix(1);
+  if (text.starts_with('+') && !text.starts_with("+-")) text.remove_prefix(1);
   const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   return error == std::errc() && rest == text.data() + text.size() ? value : std::numeric_limits<double>::quiet_NaN();
 }
@@ -222,8 +222,8 @@ struct CsvOptions {
 };
 
 /// Reads a CSV file with names in its first line. The table is in memory as a whole. Throws FormatError, which names
-/// file and line, for a column that the file lacks, a line with another number of fields, and a field that is not a
-/// finite number.
+/// file and line, for a column that the file lacks or has twice, a line with another number of fields, and a field that
+/// is not a finite number.
 inline Table read_csv(const ByteSource& source, const CsvOptions& options = {}) {
   Table table;
   std::vector<std::size_t> chosen;
@@ -238,7 +238,10 @@ inline Table read_csv(const ByteSource& source, const CsvOptions& options = {}) 
       table.names = options.columns.empty() ? fields : options.columns;
       for (const std::string& column : table.names) {
         const auto place = std::find(fields.begin(), fields.end(), column);
-        if (place == fields.end()) throw FormatError(name, "a column " + printable(column, 40), "none of this name");
+        const auto count = std::count(fields.begin(), fields.end(), column);
+        if (count != 1) {
+          throw FormatError(name, "one column " + printable(column, 40), count == 0 ? "none" : std::to_string(count));
+        }
         chosen.push_back(static_cast<std::size_t>(place - fields.begin()));
       }
       return;

@@ -108,13 +108,19 @@ concept ExampleSource = requires(S& source, std::size_t i, SequenceBatch& batch)
 /// Examples in memory, each a batch of one sequence.
 class ExampleList {
  public:
-  /// Throws ArgumentError, which names the example, for one that is no single sequence, or is empty.
+  /// Throws ArgumentError, which names the example, for one that is no single sequence, is empty, or has other numbers
+  /// of inputs in a row, or of targets for a row or for the sequence, than the first.
   explicit ExampleList(std::vector<SequenceBatch> examples) : examples_(std::move(examples)) {
     for (std::size_t i = 0; i < examples_.size(); ++i) {
       if (examples_[i].lengths.size() == 1 && examples_[i].lengths[0] > 0) continue;
       throw ArgumentError("example " + std::to_string(i), "one sequence of at least one row",
                           std::to_string(examples_[i].lengths.size()) + " sequences");
     }
+    // In a batch, one list would be as long as all examples need though it is too short in one and too long in another.
+    require_sizes("tokens", &SequenceBatch::tokens, true);
+    require_sizes("inputs", &SequenceBatch::inputs, true);
+    require_sizes("labels", &SequenceBatch::labels, false);
+    require_sizes("targets", &SequenceBatch::targets, false);
   }
   std::size_t size() const { return examples_.size(); }
   void append(std::size_t i, SequenceBatch& batch) const { batch.append(examples_[i]); }
@@ -134,6 +140,25 @@ class ExampleList {
   }
 
  private:
+  /// Throws ArgumentError unless a list has as many elements for each row of every example or, if it need not be by
+  /// rows, as many for every example.
+  template <class List>
+  void require_sizes(const char* name, List SequenceBatch::*list, bool by_rows) const {
+    if (examples_.empty()) return;
+    const auto length = [&](std::size_t i) { return static_cast<std::size_t>(examples_[i].lengths[0]); };
+    const std::size_t first = (examples_[0].*list).size(), in_row = first / length(0);
+    bool rows = first % length(0) == 0, sequences = !by_rows;
+    for (std::size_t i = 0; i < examples_.size(); ++i) {
+      const std::size_t size = (examples_[i].*list).size();
+      rows = rows && size == in_row * length(i);
+      sequences = sequences && size == first;
+      if (rows || sequences) continue;
+      throw ArgumentError("example " + std::to_string(i),
+                          std::string("as many ") + name + " as the first example has for its length",
+                          std::to_string(size) + " for " + std::to_string(length(i)) + " rows");
+    }
+  }
+
   std::vector<SequenceBatch> examples_;
 };
 
@@ -228,8 +253,10 @@ class SeriesWindows {
   /// Throws ArgumentError for inputs that are not finite, sizes that do not agree, or parts that are shorter than a
   /// window of `length` rows.
   SeriesWindows(Series series, double validation_fraction, std::int64_t length) : series_(std::move(series)) {
-    const std::size_t C = std::max<std::size_t>(series_.columns, 1),
-                      T = std::max<std::size_t>(series_.targets_in_row, 1);
+    const std::size_t C = series_.columns, T = series_.targets_in_row;
+    if (C == 0 || T == 0) {
+      throw ArgumentError(C == 0 ? "Series.columns" : "Series.targets_in_row", "at least 1", "0");
+    }
     const std::size_t rows = series_.inputs.size() / C;
     detail::require_count("inputs", series_.inputs.size(), rows * C, "whole rows of " + std::to_string(C));
     detail::require_count("targets", series_.targets.size(), rows * T, std::to_string(T) + " for each row of inputs");
