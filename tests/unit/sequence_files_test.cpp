@@ -68,6 +68,15 @@ TEST(ASavedSequenceModel, IsLoadedWithItsHead) {
   EXPECT_THROW(load_sequence_model<Other>(folder / "half"), ConfigError);
 }
 
+TEST(ASavedSequenceModel, MayHaveManyLabels) {
+  const Folder folder;
+  SequenceConfig<> config{.backbone = {.d_model = 2, .n_layer = 1, .vocab_size = 8, .d_state = 1}};
+  for (int i = 0; i < 30'000; ++i) config.labels.push_back("the label with the number " + std::to_string(i));
+  const Model model(config);
+  save(model, folder / "model");
+  EXPECT_EQ(load_sequence_model<Model>(folder / "model").config(), model.config());
+}
+
 TEST(ASavedSequenceModel, IsRefusedIfItIsNone) {
   const Folder folder;
   save(Model(classifier()), folder / "model");
@@ -150,6 +159,19 @@ TEST(LabelledLines, AreRefusedByTheirLine) {
   refused("{\"text\": 1, \"label\": \"x\"}");
   refused("[1]");
   refused("{\"text\": ");
+  refused("{\"text\": \"a\", \"text\": \"b\", \"label\": \"x\"}");
+  refused("{\"text\": \"\xFF\", \"label\": \"x\"}");
+  EXPECT_THROW(LabelledLines(bytes_of(good), byte_tokens, {"x", "x", "y"}), ArgumentError);
+}
+
+TEST(LabelledLines, MayHaveLongTexts) {
+  const std::string text = "{\"label\": \"x\", \"text\": \"" + std::string(2'000'000, 'q') + "\"}\n";
+  const LabelledLines lines(bytes_of(text), byte_tokens);
+  SequenceBatch batch;
+  lines.append(0, batch);
+  EXPECT_EQ(batch.tokens.size(), 2'000'000U);
+  const std::string longer = "\n\n" + std::string(17'000'000, ' ') + "\n";
+  expect_format_error([&] { LabelledLines(bytes_of(longer), byte_tokens); }, "data: line 3");
 }
 
 TEST(ACsvFile, IsATable) {

@@ -296,7 +296,9 @@ TEST(ASequenceModel, RefusesConfigurationsThatNoModelHas) {
   refused(config, "quantiles");
   config.quantiles = {0.5, 1};
   refused(config, "quantiles");
-  config.quantiles = {0.5}, config.task = Task::features;
+  config = good, config.targets = 2;
+  refused(config, "targets");
+  config = good, config.labels = {}, config.quantiles = {0.5}, config.task = Task::features;
   refused(config, "quantiles");
   EXPECT_THROW(TaskLoss(config_of(Task::features, Pooling::none, true)), ArgumentError);
 }

@@ -26,6 +26,9 @@ namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
 inline constexpr const char* sequence_architecture = "MinimambaSequenceModel";
+/// Those of other models, and room for 65,536 labels, each of which is a name and a value twice.
+inline constexpr JsonLimits sequence_config_limits{
+    .bytes = std::uint64_t{64} << 20, .depth = 8, .values = 400'000, .constants = true};
 inline constexpr std::array<const char*, 4> pooling_names{"last", "mean", "max", "none"};
 inline constexpr std::array<const char*, 3> task_names{"single_label_classification", "regression",
                                                        "feature_extraction"};
@@ -123,7 +126,7 @@ std::string sequence_config_text(const SequenceConfig<Config>& config, const std
 template <class BackboneConfig = MambaConfig>
 SequenceConfig<BackboneConfig> read_sequence_config(const ByteSource& source) {
   using Files = detail::FilesOf<BackboneConfig>;
-  const Json json = read_json(source, detail::config_limits);
+  const Json json = read_json(source, detail::sequence_config_limits);
   detail::ConfigReader reader(json, source.name());
   if (!reader.lists("architectures", detail::sequence_architecture)) {
     reader.refuse("architectures", std::string("a list with ") + detail::sequence_architecture);

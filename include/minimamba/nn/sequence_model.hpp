@@ -69,6 +69,8 @@ struct SequenceConfig {
       require(labels.empty(), "labels", "none: the task is no classification", std::to_string(count));
     }
     require(targets >= 1 && targets <= most, "targets", "from 1 to " + std::to_string(most), std::to_string(targets));
+    require(targets == 1 || task == Task::regression, "targets", "1: the task is no regression",
+            std::to_string(targets));
     require(quantiles.empty() || task == Task::regression, "quantiles", "none: the task is no regression",
             std::to_string(quantiles.size()));
     for (std::size_t i = 0; i < quantiles.size(); ++i) {

@@ -25,14 +25,23 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
 
+inline std::string line_of(const std::string& file, std::uint64_t number) {
+  return file + ": line " + std::to_string(number);
+}
+
+inline constexpr std::size_t longest_line = std::size_t{16} << 20;
+
 /// Calls body(number, first byte, text) for each line of a file, counted from 1, with at most one line and 1 MiB in
 /// memory. A line ends with \n or \r\n; the last may end with the file. Throws FormatError for a line of over 16 MiB.
 template <class Body>
 void for_each_line(const ByteSource& source, Body&& body) {
-  constexpr std::size_t piece = std::size_t{1} << 20, longest = std::size_t{16} << 20;
+  constexpr std::size_t piece = std::size_t{1} << 20;
   std::string rest;  // of the file, from the first line on that has not been passed to body
   std::uint64_t begin = 0, number = 0;
   const auto pass = [&](std::string_view line) {
+    if (line.size() > longest_line) {
+      throw FormatError(line_of(source.name(), number + 1), "at most 16 MiB", std::to_string(line.size()) + " bytes");
+    }
     const std::uint64_t at = begin;
     begin += line.size() + 1;
     if (line.ends_with('\r')) line.remove_suffix(1);
@@ -49,15 +58,11 @@ void for_each_line(const ByteSource& source, Body&& body) {
       pass(std::string_view(rest).substr(first, end - first));
     }
     rest.erase(0, first);
-    if (rest.size() > longest) {
-      throw FormatError(source.name() + ": line " + std::to_string(number + 1), "at most 16 MiB", "more");
+    if (rest.size() > longest_line) {
+      throw FormatError(line_of(source.name(), number + 1), "at most 16 MiB", "more");
     }
   }
   if (!rest.empty()) pass(rest);
-}
-
-inline std::string line_of(const std::string& file, std::uint64_t number) {
-  return file + ": line " + std::to_string(number);
 }
 
 }  // namespace detail
@@ -71,7 +76,7 @@ inline std::vector<std::int32_t> byte_tokens(std::string_view text) {
 }
 
 /// Examples of text classification in a file of JSON lines: {"text": "...", "label": "..."}. The file may be larger
-/// than memory: it is read once to check it and to note where each line begins (12 bytes a line), and then a line at a
+/// than memory: it is read once to check it and to note where each line begins (16 bytes a line), and then a line at a
 /// time, when it is asked for. It must not change meanwhile. An ExampleSource.
 class LabelledLines {
  public:
@@ -79,11 +84,14 @@ class LabelledLines {
 
   /// With the labels of a model, in order; none: those of the file, sorted. Empty lines are skipped. Throws
   /// FormatError, which names file and line, for a line that is not such an object, a text without tokens, and a label
-  /// that is not among the labels.
+  /// that is not among the labels; ArgumentError for a label given twice.
   LabelledLines(ByteSource source, Tokenize tokenize, std::vector<std::string> labels = {})
       : source_(std::move(source)), tokenize_(std::move(tokenize)), labels_(std::move(labels)) {
     std::map<std::string, std::int32_t, std::less<>> ids;
-    for (const std::string& label : labels_) ids.emplace(label, static_cast<std::int32_t>(ids.size()));
+    for (const std::string& label : labels_) {
+      if (ids.emplace(label, static_cast<std::int32_t>(ids.size())).second) continue;
+      throw ArgumentError("labels", "distinct labels", printable(label, 40) + " twice");
+    }
     const bool known = !labels_.empty();
     detail::for_each_line(source_, [&](std::uint64_t number, std::uint64_t begin, std::string_view line) {
       if (line.find_first_not_of(" \t") == line.npos) return;
@@ -135,7 +143,8 @@ class LabelledLines {
   /// The text and the label of a line.
   std::pair<std::string, std::string> read(std::string_view line, std::uint64_t number) const {
     const std::string name = detail::line_of(source_.name(), number);
-    const Json json = read_json(ByteSource(std::as_bytes(std::span(line)), name));
+    const JsonLimits limits{.token = detail::longest_line};  // one text may be all of a line
+    const Json json = read_json(ByteSource(std::as_bytes(std::span(line)), name), limits);
     const auto field = [&](const char* key) -> std::string {
       const Json* const value = json.object() == nullptr ? nullptr : json.find(key);
       if (value == nullptr) throw FormatError(name, std::string("an object with ") + key, json.type_name());
