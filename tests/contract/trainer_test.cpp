@@ -139,7 +139,7 @@ TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   expect_refused(wide, tokens(), options(), {"training.safetensors", "d_model 32", "found 24"});
   expect_refused(config(), tokens(), longer, {"length 17", "found 16"});
   expect_refused(config(), tokens(), seeded, {"seed 6", "found 5"});
-  expect_refused(config(), text, options(), {"another text"});
+  expect_refused(config(), text, options(), {"other data"});
   MambaConfig falcon = config();
   falcon.dt_b_c_rms = true;
   expect_refused(falcon, tokens(), options(), {"setting.mixer_rms_eps", "lacks"});

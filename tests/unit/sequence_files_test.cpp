@@ -144,6 +144,13 @@ TEST(LabelledLines, AreReadWhenTheyAreAskedFor) {
   EXPECT_EQ(lines.label(1), 0);
   EXPECT_EQ(lines.fingerprint(), LabelledLines(bytes_of(text), byte_tokens).fingerprint());
   EXPECT_NE(lines.fingerprint(), LabelledLines(bytes_of(text + "\n" + text), byte_tokens).fingerprint());
+  EXPECT_NE(lines.fingerprint(), LabelledLines(bytes_of(text), byte_tokens, {"b", "7"}).fingerprint());
+  const auto shifted = [](std::string_view part) {
+    auto tokens = byte_tokens(part);
+    for (std::int32_t& token : tokens) ++token;
+    return tokens;
+  };
+  EXPECT_NE(lines.fingerprint(), LabelledLines(bytes_of(text), shifted).fingerprint());
 }
 
 TEST(LabelledLines, AreRefusedByTheirLine) {

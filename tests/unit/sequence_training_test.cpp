@@ -64,6 +64,13 @@ TEST(ATrainer, TrainsAClassifierAndResumesToTheSameBits) {
   config.pooling = Pooling::mean;
   Other pooled(Model{config}, ShuffledExamples(ExampleList(first_of_two(400)), 0.2), whole->options());
   EXPECT_THROW(resume_training(pooled, folder / "training"), CheckpointError);
+  config = whole->model().config();
+  std::swap(config.labels[0], config.labels[1]);
+  Other swapped(Model{config}, ShuffledExamples(ExampleList(first_of_two(400)), 0.2), whole->options());
+  EXPECT_THROW(resume_training(swapped, folder / "training"), CheckpointError);
+  Other divided(Model{whole->model().config()}, ShuffledExamples(ExampleList(first_of_two(400)), 0.3),
+                whole->options());
+  EXPECT_THROW(resume_training(divided, folder / "training"), CheckpointError);
   Other fewer(Model{whole->model().config()}, ShuffledExamples(ExampleList(first_of_two(390)), 0.2), whole->options());
   EXPECT_THROW(resume_training(fewer, folder / "training"), CheckpointError);
 }

@@ -22,12 +22,27 @@
 #include <vector>
 
 #include "minimamba/backend/pooling.hpp"
+#include "minimamba/core/hash.hpp"
 #include "minimamba/nn/mamba_model.hpp"
 #include "minimamba/nn/runs.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
+
+namespace detail {
+
+/// A hash of labels and of their order.
+inline std::uint64_t hash_of(std::span<const std::string> labels) {
+  Fnv1a hash;
+  for (const std::string& label : labels) {
+    hash.add(std::uint64_t{label.size()});
+    hash.add(label);
+  }
+  return hash.value();
+}
+
+}  // namespace detail
 
 /// What the head says: a logit for each label; numbers; or nothing, and the backbone's outputs are the result.
 enum class Task { classification, regression, features };
@@ -151,6 +166,9 @@ class SequenceModel {
                                        {"targets", config_.targets},
                                        {"task", static_cast<std::int64_t>(config_.task)},
                                        {"pooling", static_cast<std::int64_t>(config_.pooling)}};
+    if (!config_.labels.empty()) {  // 53 bits: a double holds them
+      settings.push_back({"labels", static_cast<std::int64_t>(detail::hash_of(config_.labels) >> 11)});
+    }
     for (std::size_t i = 0; i < config_.quantiles.size(); ++i) {
       settings.push_back(ModelSetting::number("quantile_" + std::to_string(i), config_.quantiles[i]));
     }

@@ -200,7 +200,8 @@ std::vector<std::string> check_training(const Trainer<Model, Rest...>& trainer, 
                       ", so its bits differ from those of a single run of that length");
       continue;
     }
-    if (name == "text") throw CheckpointError(file, "the checkpoint was trained on another text");
+    if (name == "text") throw CheckpointError(file, "the checkpoint was trained on other data");
+    if (name == "labels") throw CheckpointError(file, "the checkpoint was trained with other labels");
     if (name == "frozen") throw CheckpointError(file, "the checkpoint was trained with other frozen parameters");
     if (name == "adapter") throw CheckpointError(file, "the checkpoint was trained with adapters of another scale");
     throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));

@@ -97,9 +97,11 @@ class LabelledLines {
       if (line.find_first_not_of(" \t") == line.npos) return;
       hash_.add(line);
       const auto [text, label] = read(line, number);
-      if (tokenize_(text).empty()) {
+      const std::vector<std::int32_t> tokens = tokenize_(text);
+      if (tokens.empty()) {
         throw FormatError(detail::line_of(source_.name(), number), "a text of at least one token", "an empty one");
       }
+      for (const std::int32_t token : tokens) hash_.add(std::uint64_t{static_cast<std::uint32_t>(token)});
       auto place = ids.find(label);
       if (place == ids.end()) {
         if (known) refuse_label(number, label);
@@ -112,7 +114,12 @@ class LabelledLines {
 
   const std::vector<std::string>& labels() const { return labels_; }
   std::size_t size() const { return lines_.size(); }
-  std::uint64_t fingerprint() const { return hash_.value(); }
+  /// Of the lines, of their tokens and of the order of the labels.
+  std::uint64_t fingerprint() const {
+    detail::Fnv1a hash = hash_;
+    hash.add(detail::hash_of(labels_));
+    return hash.value();
+  }
   std::int32_t label(std::size_t i) const { return lines_[i].label; }
 
   void append(std::size_t i, SequenceBatch& batch) const {

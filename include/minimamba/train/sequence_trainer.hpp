@@ -207,7 +207,13 @@ class ShuffledExamples {
     }
     return batch;
   }
-  std::uint64_t fingerprint() const { return source_.fingerprint(); }
+  /// Of the source and of its division into parts.
+  std::uint64_t fingerprint() const {
+    detail::Fnv1a hash;
+    hash.add(source_.fingerprint());
+    hash.add(std::uint64_t{validation_.size()});
+    return hash.value();
+  }
 
  private:
   static void shuffle(std::vector<std::uint32_t>& order, std::uint64_t seed) {
