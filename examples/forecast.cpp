@@ -57,7 +57,11 @@ std::vector<double> read_values(const Arguments& arguments) {
 
 /// The values to train on: the same for training and evaluation.
 std::size_t training_size(std::size_t rows, const Arguments& arguments) {
-  return rows - static_cast<std::size_t>(static_cast<double>(rows) * arguments.fit.training.validation_fraction);
+  const double fraction = arguments.fit.training.validation_fraction;
+  if (!(fraction >= 0 && fraction <= 1)) {
+    throw minimamba::ArgumentError("--validation-fraction", "from 0 to 1", minimamba::number_text(fraction));
+  }
+  return rows - static_cast<std::size_t>(static_cast<double>(rows) * fraction);
 }
 
 int train(Arguments& arguments) {
@@ -88,8 +92,10 @@ int train(Arguments& arguments) {
 /// A model that reads a stream of values.
 class Stream {
  public:
-  explicit Stream(const Arguments& arguments)
-      : model_(minimamba::load_sequence_model<fitting::Predictor>(
+  /// `place` is what errors call the place of a value, before its number.
+  Stream(const Arguments& arguments, std::string place)
+      : place_(std::move(place)),
+        model_(minimamba::load_sequence_model<fitting::Predictor>(
             std::filesystem::path(arguments.model),
             minimamba::NativeBackend<float>({.threads = arguments.fit.threads}))),
         scaling_(forecasting::from_json(
@@ -107,13 +113,18 @@ class Stream {
   const Scaling& scaling() const { return scaling_; }
   const std::vector<double>& quantiles() const { return model_.config().quantiles; }
 
-  /// Reads a value; returns the quantiles of the next H, [H, Q], in ascending order, in the units of the series.
+  /// Reads a value; returns the quantiles of the next H, [H, Q], in ascending order, in the units of the series. Throws
+  /// FormatError for a value so large that the model cannot compute with it: the state would be spoiled for good.
   const std::vector<double>& push(double value) {
+    ++number_;
     inputs_.push(value, row_.data());
     const auto outputs = model_.forward(minimamba::View<const float>(row_.data(), 1, row_.size()), cache_);
     ahead_.resize(outputs.cols());
     for (std::size_t j = 0; j < outputs.cols(); ++j) {
       ahead_[j] = value + scaling_.ahead * static_cast<double>(outputs(0, j));
+      if (std::isfinite(ahead_[j])) continue;
+      throw minimamba::FormatError(place_ + std::to_string(number_), "a value from which a forecast can be computed",
+                                   minimamba::number_text(value));
     }
     const auto Q = static_cast<std::ptrdiff_t>(quantiles().size());
     for (auto first = ahead_.begin(); first != ahead_.end(); first += Q) std::sort(first, first + Q);
@@ -121,6 +132,8 @@ class Stream {
   }
 
  private:
+  std::string place_;
+  std::size_t number_ = 0;  // of values read
   fitting::Predictor model_;
   Scaling scaling_;
   forecasting::Inputs inputs_;
@@ -146,7 +159,7 @@ void print_scores(const forecasting::Scores& scores, const Stream& stream) {
 /// Reads the whole series, one value at a time, and measures the forecasts from the end of the training part on.
 int evaluate(const Arguments& arguments) {
   const std::vector<double> values = read_values(arguments);
-  Stream stream(arguments);
+  Stream stream(arguments, "value ");
   const auto H = static_cast<std::size_t>(stream.scaling().horizon);
   Forecasts forecasts{.first = training_size(values.size(), arguments), .quantiles = stream.quantiles()};
   if (values.size() - forecasts.first <= H) {
@@ -174,7 +187,7 @@ int evaluate(const Arguments& arguments) {
 
 /// After each value of standard input, prints the quantiles of the value --ahead steps later.
 int stream_values(const Arguments& arguments) {
-  Stream stream(arguments);
+  Stream stream(arguments, "standard input: line ");
   if (arguments.ahead > stream.scaling().horizon) {
     throw minimamba::ArgumentError("--ahead", "at most " + std::to_string(stream.scaling().horizon) + ", the horizon",
                                    std::to_string(arguments.ahead));

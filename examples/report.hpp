@@ -55,8 +55,10 @@ inline std::string plot_curve(const PlotFrame& frame, std::span<const PlotPoint>
 }
 
 inline std::string plot_text(double x, double y, const std::string& anchor, const std::string& content) {
+  std::string escaped;
+  for (const char c : content) escaped += c == '&' ? "&amp;" : c == '<' ? "&lt;" : std::string(1, c);
   return "<text x=\"" + minimamba::number_text(x) + "\" y=\"" + minimamba::number_text(y) + "\" text-anchor=\"" +
-         anchor + "\">" + content + "</text>\n";
+         anchor + "\">" + escaped + "</text>\n";
 }
 
 /// The loss averaged over groups of steps, about 400 points in total: the noise of single batches would hide the curve.

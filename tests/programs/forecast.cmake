@@ -38,8 +38,22 @@ expect(0 "step 31/31" ${train} --out a --resume --steps 31)
 expect(0 "step 5/5" ${PROGRAM} train --task waves --out waves --steps 5 --d-model 8 --no-level --quantiles 0.25,0.5,0.75)
 expect(0 "last value" ${PROGRAM} evaluate --task waves --model waves)
 
+# The name of a column is text, not a part of the picture.
+file(WRITE ${WORK}/marked.csv "a<b&c\n${values}")
+expect(0 "last value" ${PROGRAM} evaluate --csv marked.csv --column "a<b&c" --model a --plot marked.svg)
+file(READ ${WORK}/marked.svg svg)
+if(NOT svg MATCHES ">a&lt\;b&amp\;c</text>")
+  message(FATAL_ERROR "marked.svg shows another name:\n${svg}")
+endif()
+
 # What is refused names the line, and leaves nothing.
 expect(1 "standard input: line 2: expected a finite number, found \"x\"" sh -c "printf '1\\nx\\n' | '${PROGRAM}' stream --model a")
+expect(1 "standard input: line 2: expected a value from which a forecast can be computed, found 1e.300"
+       sh -c "printf '1\\n1e300\\n2\\n' | '${PROGRAM}' stream --model a")
+foreach(fraction IN ITEMS 2 -1 nan)
+  expect(1 "--validation-fraction: expected from 0 to 1, found" ${train} --out none --validation-fraction ${fraction})
+endforeach()
+expect(1 "--validation-fraction: expected from 0 to 1, found nan" ${PROGRAM} evaluate ${data} --model a --validation-fraction nan)
 expect(1 "--ahead: expected at most 3, the horizon, found 4" ${PROGRAM} stream --model a --ahead 4)
 file(WRITE ${WORK}/gap.csv "y\n1\nnan\n")
 expect(1 "gap.csv: line 3: expected a finite number, found \"nan\"" ${PROGRAM} train --csv gap.csv --column y --out none)
