@@ -116,16 +116,28 @@ std::pair<std::size_t, double> best_of(std::span<const float> logits) {
   return {static_cast<std::size_t>(best - logits.begin()), 1 / sum};
 }
 
+/// A label as it is printed: control characters, which could end a line or change the terminal, become '?'.
+std::string shown(std::string label) {
+  for (char& x : label) x = static_cast<unsigned char>(x) < 0x20 || x == 0x7F ? '?' : x;
+  return label;
+}
+
+/// The number of characters of a text in UTF-8.
+std::size_t characters(const std::string& text) {
+  return static_cast<std::size_t>(
+      std::count_if(text.begin(), text.end(), [](char x) { return (static_cast<unsigned char>(x) & 0xC0U) != 0x80; }));
+}
+
 /// Prints how often a text with one label was given another.
 void print_table(const std::vector<std::string>& labels, const std::vector<std::size_t>& counts) {
   const std::size_t n = labels.size();
   std::size_t width = 8, all = 0, right = 0;
-  for (const std::string& label : labels) width = std::max(width, label.size());
-  const auto cell = [&](const std::string& text) { return std::string(width + 2 - text.size(), ' ') + text; };
+  for (const std::string& label : labels) width = std::max(width, characters(label));
+  const auto cell = [&](const std::string& text) { return std::string(width + 2 - characters(text), ' ') + text; };
   std::string text = "rows: the labels of the texts; columns: those that the model gave\n" + cell("");
-  for (const std::string& label : labels) text += cell(label);
+  for (const std::string& label : labels) text += cell(shown(label));
   for (std::size_t i = 0; i < n; ++i) {
-    text += "\n" + cell(labels[i]);
+    text += "\n" + cell(shown(labels[i]));
     for (std::size_t j = 0; j < n; ++j) {
       text += cell(std::to_string(counts[i * n + j]));
       all += counts[i * n + j];
@@ -175,7 +187,7 @@ int evaluate(const Arguments& arguments) {
   return evaluate_on(lines, model);
 }
 
-/// Labels each line of standard input: label, a tabulator, its probability.
+/// Labels each line of standard input: label, a tab, its probability.
 int predict(const Arguments& arguments) {
   const auto model = load(arguments);
   const auto tokenizer = tokenizer_at(std::filesystem::path(arguments.model) / "tokenizer.json");
@@ -193,7 +205,7 @@ int predict(const Arguments& arguments) {
     const auto [label, probability] = best_of(model.forward(tokens, cache).row(0));
     char text[32];
     std::snprintf(text, sizeof text, "\t%.4f\n", probability);
-    if (!program::print(model.config().labels[label] + text)) break;
+    if (!program::print(shown(model.config().labels[label]) + text)) break;
   }
   return program::stop ? program::interrupted : 0;
 }

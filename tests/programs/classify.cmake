@@ -31,6 +31,11 @@ expect(0 "rows: the labels.*falls +rises\n +falls +31 +0\n +rises +0 +31\naccura
 file(WRITE ${WORK}/texts "xuuu\nyd\n")
 expect(0 "^rises\t[01].[0-9]+\nfalls\t[01].[0-9]+\n$" sh -c "'${PROGRAM}' predict --model a < texts")
 
+# A label is printed without the control characters that it may have, and is as wide as its characters.
+file(WRITE ${WORK}/labels.jsonl "{\"text\": \"x\", \"label\": \"l\\nm\"}\n{\"text\": \"y\", \"label\": \"caf\\u00e9\\u001b\"}\n")
+expect(0 "step 1/1" ${PROGRAM} train --data labels.jsonl ${small} --steps 1 --validation-fraction 0 --out labels)
+expect(0 "\n               caf..?[?]       l[?]m\n     caf..?[?] .*\n       l[?]m " ${PROGRAM} evaluate --model labels --data labels.jsonl)
+
 # Resumed with other threads: the same bytes as without.
 expect(0 "step 20/20" ${train} --out b --threads 2 --validation-fraction 0.2 --steps 20)
 expect(0 "step 40/40.*note:" ${train} --out b --threads 2 --validation-fraction 0.2 --resume --steps 40)
