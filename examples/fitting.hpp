@@ -127,7 +127,7 @@ class Fit {
   std::string unit() const {
     const auto& config = trainer_.model().config();
     if (config.task == minimamba::Task::classification) return "nats per label";
-    return config.quantiles.empty() ? "mean squares" : "the mean quantile loss";
+    return config.quantiles.empty() ? "mean squared error" : "the mean quantile loss";
   }
   bool due(std::int64_t every) const { return trainer_.ended() || (every > 0 && trainer_.steps() % every == 0); }
 

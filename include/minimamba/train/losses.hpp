@@ -151,9 +151,9 @@ struct SquaredError {
   }
 };
 
-/// The quantile (pinball) loss, whose minimum are quantiles of the target's distribution (Koenker and Bassett, 1978).
-/// With e = targets[i,t] - outputs[i, t Q + k] and the quantile q = quantiles[k]: q e if e > 0, and otherwise (q - 1)
-/// e.
+/// The quantile (pinball) loss, which is least for the quantiles of the target's distribution (Koenker and Bassett,
+/// 1978). With e = targets[i,t] - outputs[i, t Q + k] and the quantile q = quantiles[k]: q e if e > 0, and otherwise
+/// (q - 1) e.
 struct QuantileLoss {
   std::vector<double> quantiles;  // Q of them, between 0 and 1
 

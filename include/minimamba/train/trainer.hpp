@@ -28,10 +28,10 @@ namespace minimamba::inline MINIMAMBA_ISA {
 /// The results of one step.
 struct StepRecord {
   std::int64_t step = 0;  // counted from 1
-  double loss = 0;        // nats per token, before the update
+  double loss = 0;        // the mean, before the update: of a language model, nats per token
   double learning_rate = 0;
   double gradient_norm = 0;  // before clipping
-  /// Nats per token, after the update; NaN if it was not measured.
+  /// The mean, after the update; NaN if it was not measured.
   double validation_loss = std::numeric_limits<double>::quiet_NaN();
 };
 
@@ -122,11 +122,11 @@ class Trainer {
   bool ended() const { return steps() >= options_.schedule.steps; }
   std::int64_t steps() const { return optimizer_.steps(); }
 
-  /// Returns the mean loss, in nats per token, of the first `batches` validation batches (or of all, if there are
-  /// fewer), and stores it in the record of the last step. Returns NaN if there are no validation tokens. Throws
-  /// DivergedError if the loss is not finite, and ArgumentError for a negative number. progress(done), if given, is
-  /// called before each batch with the fraction done, from 0 to 1; if it returns false, validate stops, stores nothing
-  /// and returns NaN.
+  /// Returns the mean loss (of a language model, nats per token) of the first `batches` validation batches (or of all,
+  /// if there are fewer), and stores it in the record of the last step. Returns NaN if there are no validation data.
+  /// Throws DivergedError if the loss is not finite, and ArgumentError for a negative number. progress(done), if given,
+  /// is called before each batch with the fraction done, from 0 to 1; if it returns false, validate stops, stores
+  /// nothing and returns NaN.
   double validate(std::int64_t batches, const std::function<bool(double)>& progress = {}) {
     if (batches < 0) throw ArgumentError("batches", "at least 0", std::to_string(batches));
     Loss total;
