@@ -32,7 +32,7 @@ ONCE = {
        f"template int training::train<Mamba<float, {backend}Training, float, {mixer}>>(const training::Arguments&, const std::optional<Checkpoint>&, const ConfigOf<{mixer}<float>>&);\n"
        for backend in "Native Eigen Reference".split() for mixer in "S6 SSD".split()},
 }
-COMPILED = [f"-DMINIMAMBA_COMPILED_{what}" for what in ("KERNELS", "FILES", "MODELS", "TRAINING")]
+COMPILED = [f"-DMINIMAMBA_COMPILED_{what}" for what in ("KERNELS", "FILES", "MODELS", "TRAINING", "SELECTION")]
 WITH = ", compiled once"  # what is added to the name of a file that uses these targets
 BUDGETS = {"examples/hello.cpp": (5, 700), "load" + WITH: (10, None)}  # seconds, MB
 EVERY = (30, 1200)  # of any file of the repository
