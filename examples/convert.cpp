@@ -19,6 +19,7 @@
 #include <variant>
 #include <vector>
 
+#include "command_line.hpp"
 #include "program.hpp"
 
 namespace {
@@ -26,10 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 using minimamba::DType;
 
-using program::interrupted;
-using program::refused;
 using program::stop;
-using program::usage;
 
 const std::map<std::string, DType> types{{"f32", DType::F32},   {"f16", DType::F16},   {"bf16", DType::BF16},
                                          {"q8_0", DType::Q8_0}, {"q4_0", DType::Q4_0}, {"f64", DType::F64}};
@@ -285,22 +283,17 @@ int main(int argc, char** argv) {
   app.add_flag("--force", arguments.force, "Overwrite an existing model");
   auto* info = app.add_flag("--info", arguments.info, "Only describe the input");
   info->excludes(output)->excludes(adapter);
-  try {
-    app.parse(argc, argv);
+  app.final_callback([&] {
     if (!arguments.info && arguments.output.empty()) throw CLI::RequiredError("output (or --info)");
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : usage;
-  }
-  program::handle_signals();
-  try {
-    if (!arguments.info) return convert(arguments);
-    print_info(program::open_model(arguments.input));
-    return 0;
-  } catch (const minimamba::CancelledError&) {
-    std::fprintf(stderr, "convert: interrupted; no file was changed\n");
-    return interrupted;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "convert: %s\n", error.what());
-    return refused;
-  }
+  });
+  return program::run("convert", app, {argc, argv}, [&] {
+    try {
+      if (!arguments.info) return convert(arguments);
+      print_info(program::open_model(arguments.input));
+      return 0;
+    } catch (const minimamba::CancelledError&) {
+      std::fprintf(stderr, "convert: interrupted; no file was changed\n");
+      throw;
+    }
+  });
 }

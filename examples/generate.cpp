@@ -19,6 +19,7 @@
 #include "adapted_model.hpp"
 #include "generate_modes.hpp"
 #include "generate_output.hpp"
+#include "command_line.hpp"
 #include "program.hpp"
 
 namespace {
@@ -362,21 +363,13 @@ int main(int argc, char** argv) {
   Arguments arguments;
   CLI::App app("Generates a continuation of a prompt with a Mamba model.");
   add_options(app, arguments);
-  try {
-    app.parse(argc, argv);
+  app.final_callback([&] {
     if (arguments.beams > 0 && arguments.samples > arguments.beams) {
       throw CLI::ValidationError("--n", "at most --beam, " + std::to_string(arguments.beams));
     }
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : program::usage;
-  }
-  program::handle_signals();
-  try {
+  });
+  return program::run("generate", app, {argc, argv}, [&] {
     if (app.count("--model") == 0) use_shipped_model(app, arguments);
     return run(arguments);
-  } catch (const minimamba::CancelledError&) {
-    return program::interrupted;
-  } catch (const std::exception& error) {
-    return program::refuse("generate", error);
-  }
+  });
 }

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "command_line.hpp"
 #include "program.hpp"
 
 namespace {
@@ -179,17 +180,5 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
       ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : program::usage;
-  }
-  program::handle_signals();
-  try {
-    return run(arguments);
-  } catch (const minimamba::CancelledError&) {
-    return program::interrupted;
-  } catch (const std::exception& error) {
-    return program::refuse("perplexity", error);
-  }
+  return program::run("perplexity", app, {argc, argv}, [&] { return run(arguments); });
 }

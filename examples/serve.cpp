@@ -12,6 +12,7 @@
 #include <system_error>
 #include <utility>
 
+#include "command_line.hpp"
 #include "program.hpp"
 #include "serve_chat.hpp"
 #include "serve_run.hpp"
@@ -110,20 +111,7 @@ int serve_model(const Arguments& arguments) {
   return 0;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  Arguments arguments;
-  CLI::App app("Serves a Mamba model over HTTP, with the interface of OpenAI's API and a page to try it.");
-  app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
-  add_model_options(app, arguments);
-  add_server_options(app, arguments);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : program::usage;
-  }
-  program::handle_signals();
+int run(const CLI::App& app, Arguments& arguments) {
   std::signal(SIGTERM, [](int) {
     if (program::stop) std::_Exit(program::interrupted);
     program::stop = true;
@@ -132,12 +120,17 @@ int main(int argc, char** argv) {
   serve::Limits& limits = arguments.options.limits;
   limits.body_bytes = arguments.body_mb << 20;
   limits.choices = std::min(limits.choices, arguments.scheduler.max_waiting);  // as all of them may wait
-  try {
-    if (app.count("--model") == 0) arguments.model = program::shipped_model("shakespeare").string();
-    return serve_model(arguments);
-  } catch (const minimamba::CancelledError&) {
-    return program::interrupted;
-  } catch (const std::exception& error) {
-    return program::refuse("serve", error);
-  }
+  if (app.count("--model") == 0) arguments.model = program::shipped_model("shakespeare").string();
+  return serve_model(arguments);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  CLI::App app("Serves a Mamba model over HTTP, with the interface of OpenAI's API and a page to try it.");
+  app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
+  add_model_options(app, arguments);
+  add_server_options(app, arguments);
+  return program::run("serve", app, {argc, argv}, [&] { return run(app, arguments); });
 }

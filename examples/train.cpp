@@ -6,6 +6,7 @@
 #include <string>
 
 #include "model_flags.hpp"
+#include "command_line.hpp"
 #include "program.hpp"
 #include "training.hpp"
 
@@ -66,6 +67,16 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
   add("--sample-prompt", arguments.prompt, "Prompt of the samples (empty: a newline)");
 }
 
+int run(Arguments& arguments) {
+  if (arguments.prompt.empty()) arguments.prompt = "\n";
+  if (arguments.lora_rank > 0) return training::train_adapter(arguments);
+  if (arguments.backend == "cuda") return training::train_on<minimamba::CudaTraining>(arguments);
+  if (arguments.backend == "auto") return training::train_where_possible(arguments);
+  if (arguments.backend == "reference") return training::train_on<minimamba::ReferenceTraining>(arguments);
+  if (arguments.backend == "eigen") return training::train_on<minimamba::EigenTraining>(arguments);
+  return training::train_on<minimamba::NativeTraining>(arguments);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -86,22 +97,5 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
       ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : program::usage;
-  }
-  if (arguments.prompt.empty()) arguments.prompt = "\n";
-  program::handle_signals();
-  try {
-    if (arguments.lora_rank > 0) return training::train_adapter(arguments);
-    if (arguments.backend == "cuda") return training::train_on<minimamba::CudaTraining>(arguments);
-    if (arguments.backend == "auto") return training::train_where_possible(arguments);
-    if (arguments.backend == "reference") return training::train_on<minimamba::ReferenceTraining>(arguments);
-    if (arguments.backend == "eigen") return training::train_on<minimamba::EigenTraining>(arguments);
-    return training::train_on<minimamba::NativeTraining>(arguments);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "train: %s\n", error.what());
-    return program::refused;
-  }
+  return program::run("train", app, {argc, argv}, [&] { return run(arguments); });
 }

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "command_line.hpp"
 #include "program.hpp"
 #include "visualize_page.hpp"
 #include "visualize_select.hpp"
@@ -225,18 +226,8 @@ int main(int argc, char** argv) {
   Arguments arguments;
   CLI::App app("Shows what a Mamba model selects in a prompt: dt, and how far back its state reaches.");
   add_options(app, arguments);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : program::usage;
-  }
-  program::handle_signals();
-  try {
+  return program::run("visualize", app, {argc, argv}, [&] {
     if (app.count("--model") == 0) use_shipped_model(app, arguments);
     return run(arguments);
-  } catch (const minimamba::CancelledError&) {
-    return program::interrupted;
-  } catch (const std::exception& error) {
-    return program::refuse("visualize", error);
-  }
+  });
 }
