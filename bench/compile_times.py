@@ -28,7 +28,7 @@ ONCE = {
     **{f"minimamba::models, {backend}, {mixer}": f"#include <minimamba/backend/{backend.lower()}.hpp>\n#include <minimamba/io/any_model_of.hpp>\nusing namespace minimamba;\n"
        + "".join(f"template AnyModel AnyModel::load_as<Mamba<float, {backend}Backend, {weight}, {mixer}>>(const Checkpoint&, const AnyModelOptions&);\n"
                  for weight in "float bf16 f16 q8 q4".split()) for backend in "Native Eigen Reference".split() for mixer in "S6 SSD".split()},
-    **{f"examples/train, {backend}, {mixer}": f"#include \"examples/training_run.hpp\"\nusing namespace minimamba;\n"
+    **{f"examples/train, {backend}, {mixer}": f"#include <minimamba/backend/{backend.lower()}_training.hpp>\n#include \"examples/training_run.hpp\"\nusing namespace minimamba;\n"
        f"template int training::train<Mamba<float, {backend}Training, float, {mixer}>>(const training::Arguments&, const std::optional<Checkpoint>&, const ConfigOf<{mixer}<float>>&);\n"
        for backend in "Native Eigen Reference".split() for mixer in "S6 SSD".split()},
 }

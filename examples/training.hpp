@@ -1,4 +1,4 @@
-// What `train` is asked for, and how its model's type is chosen.
+// How the type of the model that `train` trains is chosen.
 #ifndef MINIMAMBA_EXAMPLES_TRAINING_HPP
 #define MINIMAMBA_EXAMPLES_TRAINING_HPP
 
@@ -6,39 +6,17 @@
 #include <minimamba/nn/adapters.hpp>
 #include <minimamba/train.hpp>
 
-#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "new_model.hpp"
 #include "program.hpp"
+#include "training_options.hpp"
 
 namespace training {
 
-struct Arguments {
-  std::vector<std::string> text;
-  std::string out, tokenizer, init, backend = "native", prompt = "\n";
-  program::ModelSizes sizes{.d_model = 256, .n_layer = 4};
-  minimamba::TrainerOptions options{.batch = 8, .length = 256, .schedule = {.warmup_steps = 100, .steps = 1000}};
-  std::int64_t save_every = 100, validate_every = 100, sample_every = 500, sample_tokens = 200;
-  std::int64_t validation_batches = 16;
-  int threads = 0;
-  bool resume = false;
-  std::int64_t lora_rank = 0;  // 0: all parameters train
-  double lora_alpha = 16;
-  std::vector<std::string> lora_targets{"in_proj", "x_proj", "out_proj"};
-  std::string lora_weights = "f32";
-};
-
-/// Trains a model of this type, that of --init or a new one of this configuration, but for the size of the vocabulary.
-/// Returns the exit code. Defined in training_run.hpp.
-template <class Model>
-int train(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init,
-          const typename Model::Config& config);
-
-/// The same for the mixer that the model has.
+/// Trains a model with the mixer that is asked for, or that the model of --init has.
 template <template <class> class Backend>
 int train_on(const Arguments& arguments) {
   std::optional<minimamba::Checkpoint> init;

@@ -3,8 +3,9 @@
 #define MINIMAMBA_EXAMPLES_TRAINING_RUN_HPP
 
 #include <minimamba/io/adapter.hpp>
-#include <minimamba/text.hpp>
-#include <minimamba/train.hpp>
+#include <minimamba/generate/generate.hpp>
+#include <minimamba/text/streaming_decoder.hpp>
+#include <minimamba/train/trainer.hpp>
 #include <minimamba/train/checkpoint.hpp>
 
 #include <algorithm>
@@ -24,7 +25,8 @@
 
 #include "program.hpp"
 #include "report.hpp"
-#include "training.hpp"
+#include "training_options.hpp"
+#include "training_vocabulary.hpp"
 
 namespace training {
 
@@ -89,31 +91,6 @@ class Progress {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// The tokenizer, and the tokenizer.json to save with the model; empty if the tokens are bytes.
-struct Vocabulary {
-  minimamba::Tokenizer tokenizer;
-  std::string json;
-};
-
-/// The tokenizer given by --tokenizer, or that of the model given by --init, or bytes. Throws ArgumentError if the
-/// model of --init has none.
-inline Vocabulary find_vocabulary(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init) {
-  if (!arguments.tokenizer.empty()) {
-    const fs::path given(arguments.tokenizer),
-        file = fs::is_directory(given) ? minimamba::model_folder(given) / "tokenizer.json" : given;
-    const auto parts = minimamba::read_tokenizer_json(minimamba::ByteSource::open(file));
-    return {program::with_notes(minimamba::Tokenizer(parts, program::tokenizer_options())), read_file(file)};
-  }
-  if (!init) return {minimamba::Tokenizer::bytes(), ""};
-  auto own = program::find_tokenizer("", *init);
-  if (!own) {
-    throw minimamba::ArgumentError("--init " + arguments.init, "the model has no tokenizer; use --tokenizer FILE");
-  }
-  if (init->format == minimamba::CheckpointFormat::gguf) return {*std::move(own), program::gguf_tokenizer_json(*init)};
-  const fs::path json = init->folder / "tokenizer.json";
-  return {*std::move(own), minimamba::is_there(json) ? read_file(json) : ""};
-}
-
 template <class Model>
 class Program {
  public:
@@ -122,7 +99,7 @@ class Program {
           const typename Model::Config& config)
       : arguments_(arguments),
         vocabulary_(find_vocabulary(arguments, init)),
-        trainer_(make_model(init, config), read_tokens(), arguments.options),
+        trainer_(make_model(init, config), read_tokens(arguments, vocabulary_.tokenizer), arguments.options),
         checkpoint_(fs::path(arguments.out) / "training.safetensors"),
         prompt_(vocabulary_.tokenizer.encode(arguments.prompt)) {
     if (prompt_.empty()) prompt_.push_back(trainer_.model().config().bos_token_id.value_or(0));
@@ -203,15 +180,6 @@ class Program {
     } else {
       return Backend({.threads = arguments_.threads});
     }
-  }
-
-  std::vector<std::int32_t> read_tokens() const {
-    std::vector<std::int32_t> tokens;
-    for (const std::string& file : arguments_.text) {
-      const auto more = vocabulary_.tokenizer.encode(read_file(file));
-      tokens.insert(tokens.end(), more.begin(), more.end());
-    }
-    return tokens;
   }
 
   bool due(std::int64_t every) const { return every > 0 && (trainer_.steps() % every == 0 || trainer_.ended()); }

@@ -161,25 +161,11 @@ class AtomicFile {
   friend detail::CommitTogether;
 
   /// If `follows` is false, a link itself is replaced.
-  AtomicFile(std::filesystem::path target, bool follows)
-      : name_(std::move(target)),
-        target_(follows ? detail::follow_links(name_) : name_),
-        folder_(target_.parent_path()) {
-    std::error_code error;
-    const auto status = std::filesystem::status(target_, error);
-    const bool exists = std::filesystem::exists(status);
-    if (exists && !std::filesystem::is_regular_file(status)) {
-      throw FileError(name_.string(), "a regular file or no file",
-                      std::filesystem::is_directory(status) ? "a folder" : "a special file");
-    }
-    if (follows && std::filesystem::is_symlink(std::filesystem::symlink_status(target_, error))) {
-      throw FileError(name_.string(), "its symbolic links form a loop");
-    }
-    if (!target_.has_filename()) throw FileError(name_.string(), "the path has no file name");
-    open_temporary();
-    if (exists)
-      std::filesystem::permissions(temporary_, status.permissions(), error);  // those of the old file, if permitted
-  }
+  AtomicFile(std::filesystem::path target, bool follows) : name_(std::move(target)) { open(follows); }
+
+  /// A template so that it can be compiled once: see minimamba/files.hpp.
+  template <class = void>
+  void open(bool follows);
 
   /// Lets everybody read the file who has access to the folder.
   void make_readable() noexcept {
@@ -241,6 +227,30 @@ class AtomicFile {
   std::uint64_t position_ = 0;
   bool finished_ = false;
 };
+
+template <class>
+void AtomicFile::open(bool follows) {
+  target_ = follows ? detail::follow_links(name_) : name_;
+  folder_ = target_.parent_path();
+  std::error_code error;
+  const auto status = std::filesystem::status(target_, error);
+  const bool exists = std::filesystem::exists(status);
+  if (exists && !std::filesystem::is_regular_file(status)) {
+    throw FileError(name_.string(), "a regular file or no file",
+                    std::filesystem::is_directory(status) ? "a folder" : "a special file");
+  }
+  if (follows && std::filesystem::is_symlink(std::filesystem::symlink_status(target_, error))) {
+    throw FileError(name_.string(), "its symbolic links form a loop");
+  }
+  if (!target_.has_filename()) throw FileError(name_.string(), "the path has no file name");
+  open_temporary();
+  if (exists)
+    std::filesystem::permissions(temporary_, status.permissions(), error);  // those of the old file, if permitted
+}
+
+#ifdef MINIMAMBA_COMPILED_FILES
+extern template void AtomicFile::open(bool);
+#endif
 
 }  // namespace minimamba
 

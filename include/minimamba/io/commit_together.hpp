@@ -24,6 +24,7 @@ namespace detail {
 /// The implementation of commit_together, as a friend of AtomicFile.
 struct CommitTogether {
   static void check(std::span<AtomicFile* const> files);
+  template <class = void>  // so that it can be compiled once: see minimamba/files.hpp
   static void commit(std::span<AtomicFile* const> files);
   static void commit_in_one_folder(std::span<AtomicFile* const> files);
 };
@@ -81,7 +82,9 @@ inline void CommitTogether::commit_in_one_folder(std::span<AtomicFile* const> fi
 }
 
 /// Files in other folders, which links point to, come first, folder by folder.
-inline void CommitTogether::commit(std::span<AtomicFile* const> files) {
+template <class>
+void CommitTogether::commit(std::span<AtomicFile* const> files) {
+  check(files);
   std::vector<AtomicFile*> left(files.begin(), files.end());
   for (AtomicFile* const file : files) file->finish();
   while (!left.empty()) {
@@ -96,6 +99,10 @@ inline void CommitTogether::commit(std::span<AtomicFile* const> files) {
   }
 }
 
+#ifdef MINIMAMBA_COMPILED_FILES
+extern template void CommitTogether::commit(std::span<AtomicFile* const>);
+#endif
+
 }  // namespace detail
 
 /// Gives several files of one folder their names: all or none of them, even if the program is killed on the way. To do
@@ -106,10 +113,7 @@ inline void CommitTogether::commit(std::span<AtomicFile* const> files) {
 /// existing list that is not one of ours; and ArgumentError for files in different folders, names that are not plain or
 /// occur twice, and more than 256 files: then no file has been replaced. A disk error while files are being renamed is
 /// a FileError too, but after it the new files are the valid ones, as if the program had been killed.
-inline void commit_together(std::span<AtomicFile* const> files) {
-  detail::CommitTogether::check(files);
-  detail::CommitTogether::commit(files);
-}
+inline void commit_together(std::span<AtomicFile* const> files) { detail::CommitTogether::commit(files); }
 
 }  // namespace minimamba
 

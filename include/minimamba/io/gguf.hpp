@@ -274,11 +274,12 @@ inline bool is_gguf(const ByteSource& source) {
   return source.size() >= 4 && source.read_value<std::uint32_t>(0) == detail::gguf_magic;
 }
 
-/// Adds the tensors of a GGUF file to a set, with their shapes slowest dimension first, and returns the metadata.
-/// Throws FormatError if anything in the file violates the format or is not supported, such as lists of lists, and
-/// CheckpointError if a tensor name occurs twice. The set is then as it was.
-inline GgufMetadata read_gguf(ByteSource source, TensorSet& set) {
-  detail::GgufHeader header(source);
+namespace detail {
+
+/// A template so that it can be compiled once: see minimamba/files.hpp.
+template <class = void>
+GgufMetadata read_gguf_header(ByteSource source, TensorSet& set) {
+  GgufHeader header(source);
   TensorSet combined = set;
   const std::uint64_t size = source.size();
   const std::string file = source.name();
@@ -290,7 +291,7 @@ inline GgufMetadata read_gguf(ByteSource source, TensorSet& set) {
   std::uint64_t end = header.data;
   for (StoredTensor& tensor : header.tensors) {
     // Elements of an unsupported type are never read, and their size is unknown.
-    const std::uint64_t bytes = tensor.dtype == DType::OTHER ? 0 : *detail::tensor_bytes(tensor.dtype, tensor.shape);
+    const std::uint64_t bytes = tensor.dtype == DType::OTHER ? 0 : *tensor_bytes(tensor.dtype, tensor.shape);
     const bool inside =
         header.data <= size && tensor.begin <= size - header.data && bytes <= size - header.data - tensor.begin;
     if (!inside || header.data + tensor.begin < end) {
@@ -309,6 +310,19 @@ inline GgufMetadata read_gguf(ByteSource source, TensorSet& set) {
   }
   set = std::move(combined);
   return std::move(header.metadata);
+}
+
+#ifdef MINIMAMBA_COMPILED_FILES
+extern template GgufMetadata read_gguf_header(ByteSource, TensorSet&);
+#endif
+
+}  // namespace detail
+
+/// Adds the tensors of a GGUF file to a set, with their shapes slowest dimension first, and returns the metadata.
+/// Throws FormatError if anything in the file violates the format or is not supported, such as lists of lists, and
+/// CheckpointError if a tensor name occurs twice. The set is then as it was.
+inline GgufMetadata read_gguf(ByteSource source, TensorSet& set) {
+  return detail::read_gguf_header(std::move(source), set);
 }
 
 }  // namespace minimamba

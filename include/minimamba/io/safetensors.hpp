@@ -181,8 +181,10 @@ inline std::uint64_t read_safetensors_header(const ByteSource& source, Safetenso
   return data;
 }
 
-/// Like read_safetensors, but if this throws, the set may hold some of the tensors.
-inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
+/// Like read_safetensors, but if this throws, the set may hold some of the tensors. A template so that it can be
+/// compiled once: see minimamba/files.hpp.
+template <class = void>
+std::size_t add_safetensors(ByteSource source, TensorSet& set) {
   const std::string file = source.name();
   SafetensorsHeader header(file);
   const std::uint64_t data = read_safetensors_header(source, header);
@@ -198,6 +200,17 @@ inline std::size_t add_safetensors(ByteSource source, TensorSet& set) {
   }
   return index;
 }
+
+template <class = void>
+void read_safetensors_texts(const ByteSource& source, std::map<std::string, std::string>& texts) {
+  SafetensorsHeader header(source.name(), &texts);
+  read_safetensors_header(source, header);
+}
+
+#ifdef MINIMAMBA_COMPILED_FILES
+extern template std::size_t add_safetensors(ByteSource, TensorSet&);
+extern template void read_safetensors_texts(const ByteSource&, std::map<std::string, std::string>&);
+#endif
 
 }  // namespace detail
 
@@ -215,8 +228,7 @@ inline std::size_t read_safetensors(ByteSource source, TensorSet& set) {
 /// file. Throws FormatError.
 inline std::map<std::string, std::string> read_safetensors_metadata(const ByteSource& source) {
   std::map<std::string, std::string> texts;
-  detail::SafetensorsHeader header(source.name(), &texts);
-  detail::read_safetensors_header(source, header);
+  detail::read_safetensors_texts(source, texts);
   return texts;
 }
 inline std::map<std::string, std::string> read_safetensors_metadata(const std::filesystem::path& path) {

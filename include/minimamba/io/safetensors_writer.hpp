@@ -48,19 +48,7 @@ class SafetensorsWriter {
   /// Appends values to the current tensor, converted to its dtype with one rounding; when it is full, the next tensor
   /// becomes the current one. Throws ArgumentError if the tensor was announced with another dtype or fewer values.
   template <class Scalar>
-  void write(std::span<const Scalar> values, DType dtype) {
-    if (values.empty()) return;
-    skip_full();
-    const bool fits = current_ < tensors_.size() && tensors_[current_].dtype == dtype &&
-                      values.size() <= tensors_[current_].size() - written_;
-    if (!fits) {
-      throw ArgumentError(subject(), "no more than the announced values",
-                          std::to_string(values.size()) + " values of type " + std::string(name_of(dtype)));
-    }
-    file_.seek(tensors_[current_].begin + written_ * bytes_of(dtype));
-    detail::with_float_type(dtype, [&](auto stored) { write_as<decltype(stored)>(values); });
-    written_ += values.size();
-  }
+  void write(std::span<const Scalar> values, DType dtype);
 
   /// Flushes everything to the disk, under a temporary name. Throws ArgumentError if values are missing.
   void finish() {
@@ -80,39 +68,8 @@ class SafetensorsWriter {
  private:
   /// Gives each tensor its place in the data and returns the header. Wider types come before narrower ones, so that all
   /// values are aligned, as PyTorch requires.
-  std::string lay_out(const std::map<std::string, std::string>& metadata) {
-    if (tensors_.size() > detail::max_tensors) {  // more could not be read again
-      throw ArgumentError("safetensors", "at most " + std::to_string(detail::max_tensors) + " tensors",
-                          std::to_string(tensors_.size()));
-    }
-    JsonWriter header;
-    header.open('{');
-    std::size_t name_bytes = add_metadata(header, metadata) + std::string_view("__metadata__").size();
-    std::uint64_t offset = 0;
-    std::set<std::string> names{"__metadata__"};
-    for (const std::size_t width : {8U, 4U, 2U, 1U}) {
-      for (StoredTensor& tensor : tensors_) {
-        if (bytes_of(tensor.dtype) != width) continue;
-        const bool floating = detail::with_float_type(tensor.dtype, [](auto) {});
-        const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
-        if (!floating || !bytes || tensor.shape.size() > detail::max_dimensions || !names.insert(tensor.name).second) {
-          throw ArgumentError("safetensors: " + printable(tensor.name),
-                              "a floating-point tensor of a possible size with a unique name",
-                              std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
-        }
-        name_bytes += tensor.name.size();
-        tensor.begin = std::exchange(offset, offset + *bytes);
-        header.key(tensor.name).open('{').key("dtype").value(name_of(tensor.dtype)).key("shape").value(tensor.shape);
-        header.key("data_offsets").open('[').value(tensor.begin).value(offset).close(']').close('}');
-      }
-    }
-    std::string text = header.close('}').text();
-    text.append((8 - text.size() % 8) % 8, ' ');
-    if (name_bytes > detail::max_name_bytes || text.size() > detail::largest_safetensors_header) {
-      throw ArgumentError("safetensors", "names of at most 4 MiB together, in a header of at most 100 MB", "more");
-    }
-    return text;
-  }
+  template <class = void>
+  std::string lay_out(const std::map<std::string, std::string>& metadata);
 
   /// Throws ArgumentError for more metadata than SafetensorsHeader accepts. Returns the number of bytes in all keys.
   static std::size_t add_metadata(JsonWriter& header, const std::map<std::string, std::string>& metadata) {
@@ -159,6 +116,62 @@ class SafetensorsWriter {
   std::size_t current_ = 0;
   std::uint64_t written_ = 0;  // values of the current tensor
 };
+
+template <class>
+std::string SafetensorsWriter::lay_out(const std::map<std::string, std::string>& metadata) {
+  if (tensors_.size() > detail::max_tensors) {  // more could not be read again
+    throw ArgumentError("safetensors", "at most " + std::to_string(detail::max_tensors) + " tensors",
+                        std::to_string(tensors_.size()));
+  }
+  JsonWriter header;
+  header.open('{');
+  std::size_t name_bytes = add_metadata(header, metadata) + std::string_view("__metadata__").size();
+  std::uint64_t offset = 0;
+  std::set<std::string> names{"__metadata__"};
+  for (const std::size_t width : {8U, 4U, 2U, 1U}) {
+    for (StoredTensor& tensor : tensors_) {
+      if (bytes_of(tensor.dtype) != width) continue;
+      const bool floating = detail::with_float_type(tensor.dtype, [](auto) {});
+      const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
+      if (!floating || !bytes || tensor.shape.size() > detail::max_dimensions || !names.insert(tensor.name).second) {
+        throw ArgumentError("safetensors: " + printable(tensor.name),
+                            "a floating-point tensor of a possible size with a unique name",
+                            std::string(name_of(tensor.dtype)) + " " + shape_text(tensor.shape));
+      }
+      name_bytes += tensor.name.size();
+      tensor.begin = std::exchange(offset, offset + *bytes);
+      header.key(tensor.name).open('{').key("dtype").value(name_of(tensor.dtype)).key("shape").value(tensor.shape);
+      header.key("data_offsets").open('[').value(tensor.begin).value(offset).close(']').close('}');
+    }
+  }
+  std::string text = header.close('}').text();
+  text.append((8 - text.size() % 8) % 8, ' ');
+  if (name_bytes > detail::max_name_bytes || text.size() > detail::largest_safetensors_header) {
+    throw ArgumentError("safetensors", "names of at most 4 MiB together, in a header of at most 100 MB", "more");
+  }
+  return text;
+}
+
+template <class Scalar>
+void SafetensorsWriter::write(std::span<const Scalar> values, DType dtype) {
+  if (values.empty()) return;
+  skip_full();
+  const bool fits = current_ < tensors_.size() && tensors_[current_].dtype == dtype &&
+                    values.size() <= tensors_[current_].size() - written_;
+  if (!fits) {
+    throw ArgumentError(subject(), "no more than the announced values",
+                        std::to_string(values.size()) + " values of type " + std::string(name_of(dtype)));
+  }
+  file_.seek(tensors_[current_].begin + written_ * bytes_of(dtype));
+  detail::with_float_type(dtype, [&](auto stored) { write_as<decltype(stored)>(values); });
+  written_ += values.size();
+}
+
+#ifdef MINIMAMBA_COMPILED_FILES
+extern template std::string SafetensorsWriter::lay_out(const std::map<std::string, std::string>&);
+extern template void SafetensorsWriter::write(std::span<const float>, DType);
+extern template void SafetensorsWriter::write(std::span<const double>, DType);
+#endif
 
 }  // namespace minimamba
 

@@ -246,12 +246,22 @@ class GgufTokenizerReader {
   TokenizerParts parts_;
 };
 
+/// A template so that it can be compiled once: see minimamba/files.hpp.
+template <class = void>
+TokenizerParts read_gguf_tokenizer(const GgufMetadata& metadata, const std::string& file) {
+  return GgufTokenizerReader(metadata, file).read();
+}
+
+#ifdef MINIMAMBA_COMPILED_FILES
+extern template TokenizerParts read_gguf_tokenizer(const GgufMetadata&, const std::string&);
+#endif
+
 }  // namespace detail
 
 /// The parts of the tokenizer in a GGUF file. Throws FormatError if there is none, or if it is neither byte-level
 /// byte-pair encoding with a split that is supported nor SentencePiece's, and ConfigError if a key has the wrong type.
 inline TokenizerParts gguf_tokenizer(const GgufMetadata& metadata, const std::string& file) {
-  return detail::GgufTokenizerReader(metadata, file).read();
+  return detail::read_gguf_tokenizer(metadata, file);
 }
 
 namespace detail {

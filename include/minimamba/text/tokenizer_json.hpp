@@ -169,13 +169,24 @@ class TokenizerJson : TokenizerJsonValues {
   TokenizerParts parts_;
 };
 
+/// A template so that it can be compiled once: see minimamba/files.hpp.
+template <class = void>
+TokenizerParts read_tokenizer_text(const ByteSource& source) {
+  return TokenizerJson(source).read();
+}
+
+#ifdef MINIMAMBA_COMPILED_FILES
+extern template TokenizerParts read_tokenizer_text(const ByteSource&);
+#endif
+
 }  // namespace detail
 
 /// The parts of a tokenizer.json. Throws FormatError, which names what is not supported.
-inline TokenizerParts read_tokenizer_json(const ByteSource& source) { return detail::TokenizerJson(source).read(); }
+inline TokenizerParts read_tokenizer_json(const ByteSource& source) { return detail::read_tokenizer_text(source); }
 
-inline Tokenizer Tokenizer::load(const GgufMetadata& metadata, const std::string& file,
-                                 const TokenizerOptions& options) {
+template <class>
+Tokenizer Tokenizer::load_metadata(const GgufMetadata& metadata, const std::string& file,
+                                   const TokenizerOptions& options) {
   const auto json = metadata.find(hugging_face_tokenizer_key);
   if (json != metadata.end() && std::holds_alternative<std::string>(json->second)) {
     const auto& text = std::get<std::string>(json->second);
@@ -185,13 +196,15 @@ inline Tokenizer Tokenizer::load(const GgufMetadata& metadata, const std::string
   return are_bytes(parts.tokens) ? bytes() : Tokenizer(parts, options);
 }
 
-inline Tokenizer Tokenizer::load(const ByteSource& source, const TokenizerOptions& options) {
+template <class>
+Tokenizer Tokenizer::load_source(const ByteSource& source, const TokenizerOptions& options) {
   if (!is_gguf(source)) return Tokenizer(read_tokenizer_json(source), options);
   TensorSet tensors;
   return load(read_gguf(source, tensors), source.name(), options);
 }
 
-inline Tokenizer Tokenizer::load(const std::filesystem::path& path, const TokenizerOptions& options) {
+template <class>
+Tokenizer Tokenizer::load_path(const std::filesystem::path& path, const TokenizerOptions& options) {
   std::error_code error;
   if (!std::filesystem::is_directory(path, error)) {
     return load(ByteSource::open(detail::is_later_part(path) ? detail::name_of_part(path, 1) : path), options);

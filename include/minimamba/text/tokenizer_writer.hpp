@@ -103,30 +103,38 @@ inline void write_byte_pairs(JsonWriter& json, const TokenizerParts& parts) {
   json.close('}').key("merges").value(merges_of(parts)).close('}');
 }
 
-}  // namespace detail
-
-/// The text of a tokenizer.json. Throws ArgumentError for tokens that are not UTF-8.
-inline std::string tokenizer_json(const TokenizerParts& parts) {
+/// A template so that it can be compiled once: see minimamba/files.hpp.
+template <class = void>
+std::string write_tokenizer_json(const TokenizerParts& parts) {
   JsonWriter json(1);
   json.open('{').key("version").value("1.0").key("truncation").value(nullptr).key("padding").value(nullptr);
-  detail::write_added_tokens(json.key("added_tokens"), parts);
-  detail::write_steps(json.key("normalizer"), parts.normalizers, "normalizers");
-  detail::write_steps(json.key("pre_tokenizer"), parts.pre_tokenizers, "pretokenizers");
+  write_added_tokens(json.key("added_tokens"), parts);
+  write_steps(json.key("normalizer"), parts.normalizers, "normalizers");
+  write_steps(json.key("pre_tokenizer"), parts.pre_tokenizers, "pretokenizers");
   json.key("post_processor");
   if (parts.prefix.empty() && parts.suffix.empty()) {
     json.value(nullptr);
   } else {
-    detail::write_template(json, parts);
+    write_template(json, parts);
   }
   json.key("decoder");
   if (parts.byte_level_decoder && parts.decoders.empty()) {
-    detail::write_step(json, PreTokenizer());
+    write_step(json, PreTokenizer());
   } else {
-    detail::write_steps(json, parts.decoders, "decoders");
+    write_steps(json, parts.decoders, "decoders");
   }
-  detail::write_byte_pairs(json.key("model"), parts);
+  write_byte_pairs(json.key("model"), parts);
   return json.close('}').text();
 }
+
+#ifdef MINIMAMBA_COMPILED_FILES
+extern template std::string write_tokenizer_json(const TokenizerParts&);
+#endif
+
+}  // namespace detail
+
+/// The text of a tokenizer.json. Throws ArgumentError for tokens that are not UTF-8.
+inline std::string tokenizer_json(const TokenizerParts& parts) { return detail::write_tokenizer_json(parts); }
 
 }  // namespace minimamba
 
