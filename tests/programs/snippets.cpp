@@ -33,6 +33,10 @@ void readme_load() {
   minimamba::save(model, "a-copy");  // a folder in the Hugging Face layout; save_gguf writes a file for llama.cpp
 }
 
+void backends_mixer() {
+  minimamba::Mamba<float, minimamba::NativeBackend, float, minimamba::SSD> model({.d_model = 64, .n_layer = 2, .vocab_size = 256});
+}
+
 void training_heads(std::vector<minimamba::SequenceBatch> examples, const std::vector<std::int32_t>& tokens) {
   using Model = minimamba::SequenceModel<float, minimamba::NativeTraining>;
   Model model({.backbone = {.d_model = 64, .n_layer = 2, .vocab_size = 256}, .labels = {"bad", "good"}});
