@@ -84,7 +84,7 @@ struct CloseFile {
 /// the old file as it was and no new one. finish() does everything that can fail for lack of space; commit() renames.
 /// If the target is a symbolic link, the link stays and the file that it points to is replaced or created. Every error
 /// is a FileError that names the target; after one, the object can only be destroyed. (Under RLIMIT_FSIZE the process
-/// must ignore SIGXFSZ to get an error at all.) A program that is killed may leave .minimamba-<number>.tmp next to the
+/// must ignore SIGXFSZ to get an error at all.) A program that is killed may leave .minimamba-NUMBER.tmp next to the
 /// target: see remove_strays.
 class AtomicFile {
  public:
