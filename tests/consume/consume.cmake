@@ -35,7 +35,16 @@ file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
 if(WAY STREQUAL "find_package" OR WAY STREQUAL "pkg_config")
   run(${library})
-  run(${CMAKE_COMMAND} --install ${WORK}/library --prefix ${WORK}/prefix)  # another than it was configured for
+  find_program(DPKG_DEB dpkg-deb)
+  if(WAY STREQUAL "pkg_config" AND DPKG_DEB)  # from a Debian package, somewhere else than in /usr
+    get_filename_component(cpack ${CMAKE_COMMAND} DIRECTORY)
+    run(${cpack}/cpack -G DEB --config ${WORK}/library/CPackConfig.cmake -B ${WORK}/packages)
+    file(GLOB package ${WORK}/packages/minimamba_*_all.deb)
+    run(${DPKG_DEB} --extract ${package} ${WORK}/root)
+    file(RENAME ${WORK}/root/usr ${WORK}/prefix)
+  else()
+    run(${CMAKE_COMMAND} --install ${WORK}/library --prefix ${WORK}/prefix)  # another than it was configured for
+  endif()
 endif()
 
 if(WAY STREQUAL "plain_line")  # the line and the program of the README: nothing is installed or configured
