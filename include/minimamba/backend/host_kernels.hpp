@@ -66,7 +66,7 @@ template <class Scalar>
 void top_k_row(std::span<const Scalar> logits, std::span<TokenLogit<Scalar>> largest) {
   std::size_t found = 0;  // how many of `largest` are sorted
   for (std::size_t v = 0; v < logits.size(); ++v) {
-    const Scalar logit = logits[v] == logits[v] ? logits[v] : -std::numeric_limits<Scalar>::infinity();
+    const Scalar logit = std::isnan(logits[v]) ? -std::numeric_limits<Scalar>::infinity() : logits[v];
     if (found == largest.size() && (found == 0 || !(logit > largest[found - 1].logit))) continue;
     if (found < largest.size()) ++found;
     std::size_t place = found - 1;

@@ -5,6 +5,7 @@
 #define MINIMAMBA_BACKEND_POOLING_HPP
 
 #include <cassert>
+#include <cmath>
 #include <cstddef>
 #include <span>
 
@@ -51,7 +52,7 @@ template <class Scalar>
 std::size_t largest_row(const Segment& segment, View<const Scalar> x, std::size_t j) {
   std::size_t best = segment.first;
   for (std::size_t t = segment.first; t < segment.first + segment.length; ++t) {
-    if (x(t, j) != x(t, j)) return t;
+    if (std::isnan(x(t, j))) return t;
     if (x(t, j) > x(best, j)) best = t;
   }
   return best;

@@ -33,8 +33,8 @@ class PrefixCache {
   };
 
   explicit PrefixCache(std::size_t max_bytes = std::size_t{256} << 20) : max_bytes_(max_bytes) {}
-  PrefixCache(PrefixCache&&) = default;
-  PrefixCache& operator=(PrefixCache&&) = default;
+  PrefixCache(PrefixCache&&) noexcept = default;
+  PrefixCache& operator=(PrefixCache&&) noexcept = default;
 
   /// The state after the longest list that begins `tokens` and is at most `longest` long.
   Found find(std::span<const std::int32_t> tokens, std::size_t longest) {

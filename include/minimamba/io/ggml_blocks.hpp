@@ -98,6 +98,7 @@ void unpack_q6_k(const std::byte* bytes, Scalar* out) {
       for (std::size_t i = 0; i < 32; ++i) {
         const unsigned lower = byte_at(low, part % 2 * 32 + i) >> (part / 2 * 4) & 15U;
         const int value = static_cast<int>(lower | (byte_at(high, i) >> (2 * part) & 3U) << 4) - 32;
+        // NOLINTNEXTLINE(bugprone-signed-char-misuse): a number
         const int part_scale = static_cast<std::int8_t>(byte_at(scales, part * 2 + i / 16));
         out[half * 128 + part * 32 + i] = scale * static_cast<Scalar>(part_scale) * static_cast<Scalar>(value);
       }

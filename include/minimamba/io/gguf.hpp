@@ -34,7 +34,7 @@ class GgufValue : public std::variant<std::int64_t, std::uint64_t, double, bool,
   GgufValue(GgufValue&&) noexcept = default;
   GgufValue& operator=(GgufValue&&) noexcept = default;
   /// std::variant's own copies crash with libstdc++ 12 when memory runs out on the way.
-  GgufValue(const GgufValue& other) : variant() {
+  GgufValue(const GgufValue& other) : variant() {  // NOLINT
     std::visit([&](auto copy) { emplace<decltype(copy)>(std::move(copy)); }, static_cast<const variant&>(other));
   }
   GgufValue& operator=(const GgufValue& other) { return *this = GgufValue(other); }

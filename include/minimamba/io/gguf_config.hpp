@@ -202,6 +202,7 @@ inline GgufMetadata read_gguf_parts(const std::filesystem::path& path, ByteSourc
       throw FileError(place.string(),
                       "part " + std::to_string(number) + " of " + std::to_string(count) + " is missing");
     }
+    // NOLINTNEXTLINE(bugprone-use-after-move): one number is that of the part
     ByteSource bytes = number == part->number ? std::move(source) : ByteSource::open(place);
     refuse_pointer(bytes);
     GgufMetadata own = read_gguf(std::move(bytes), combined);

@@ -214,7 +214,7 @@ class JsonWriter {
   static std::string number(double x) {
     char buffer[32];
     char* const end = std::to_chars(buffer, buffer + sizeof(buffer), x, std::chars_format::scientific).ptr;
-    const std::string text(buffer, end);  // -d.ddde+xx
+    std::string text(buffer, end);  // -d.ddde+xx
     const std::size_t e = text.find('e'), begin = text.front() == '-' ? 1 : 0;
     int exponent = 0;
     std::from_chars(text.data() + e + (text[e + 1] == '+' ? 2 : 1), text.data() + text.size(), exponent);

@@ -57,7 +57,7 @@ class TensorSet {
     return sources_.size() - 1;
   }
   /// Throws CheckpointError if the set already has a tensor of that name.
-  void add(StoredTensor tensor) {
+  void add(StoredTensor tensor) {  // NOLINT(performance-unnecessary-value-param): it is moved
     const std::string name = tensor.name;
     const std::string& file = source_name(tensor);
     const auto [place, added] = tensors_.try_emplace(name, std::move(tensor));

@@ -97,6 +97,7 @@ inline ScoredMerges scored_merges(const std::vector<std::string>& tokens, const 
     ids.push_back(static_cast<std::int32_t>(tokens.size() + i));
   }
   std::vector<std::string> backwards;
+  backwards.reserve(texts.size());
   for (const std::string_view text : texts) backwards.emplace_back(text.rbegin(), text.rend());
   const auto beginnings = longest_beginnings(texts);
   const auto ends = longest_beginnings({backwards.begin(), backwards.end()});

@@ -120,7 +120,7 @@ struct SsdBackwardTask {
 };
 
 inline constexpr std::size_t ssd_backward_scratch(std::size_t tokens) {
-  return 3 * (tokens + max_lanes) + tokens * max_lanes * (2 + max_lanes + 2 * 4);
+  return 3 * (tokens + max_lanes) + tokens * max_lanes * (2 + max_lanes + 2 * std::size_t{4});
 }
 
 /// `size` elements of y = x silu(z).
