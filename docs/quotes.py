@@ -9,7 +9,7 @@ A page quotes lines of a file by a comment before a block of code:
 
 The lines are those from the first one that is the first text, without its indentation, to the next one that is the
 last text and is not indented more; a single text is a single line. Writes them into the blocks; with --check, exit status 1 and the
-differences if a block has other lines.
+differences if a block has other lines. The blocks of code in translations of the README are those of the README.
 """
 import argparse, difflib, glob, os, re, sys, textwrap
 
@@ -36,6 +36,16 @@ def quoted(file, lines):
     return textwrap.dedent("\n".join(text[begin:end + 1])) + "\n"
 
 
+def of_readme(translation):
+    """A translation with the blocks of code of the README."""
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        blocks = re.findall(r"```.*?```", file.read(), re.S)
+    parts = re.split(r"```.*?```", translation, flags=re.S)
+    if len(parts) != len(blocks) + 1:
+        sys.exit(f"a translation has {len(parts) - 1} blocks of code, and the README {len(blocks)}")
+    return parts[0] + "".join(block + part for block, part in zip(blocks, parts[1:]))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
@@ -48,6 +58,8 @@ def main():
         after, quotes = QUOTE.subn(lambda m: m[1] + quoted(m["file"], m["lines"]), before)
         if before.count("<!-- quote ") != quotes:
             sys.exit(f"{page}: a quote has no block of C++ after it")
+        if os.path.basename(page).startswith("README."):
+            after, quotes = of_readme(after), before.count("```") // 2
         count += quotes
         if after == before:
             continue

@@ -1,4 +1,4 @@
-# Runs the commands of the programs on README.md and docs/inference.md, in order, in ${WORK}/commands: the models and
+# Runs the commands of the programs on docs/programs.md and docs/inference.md, in order, in ${WORK}/commands: the models and
 # texts that they name are small ones, and training takes few steps. Included by shipped.cmake, which sets GENERATE (the
 # other programs are beside it) and SOURCE.
 set(place ${WORK}/commands)
@@ -19,7 +19,7 @@ foreach(model IN ITEMS mamba2-2.7b codestral)
                   WORKING_DIRECTORY ${place} OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
 endforeach()
 set(count 0)
-foreach(page IN ITEMS README.md docs/inference.md)
+foreach(page IN ITEMS docs/programs.md docs/inference.md)
   file(STRINGS ${SOURCE}/${page} lines REGEX "^```|^(build/demo/examples/)?(generate|perplexity|convert|train|visualize) ")
   set(block "")
   foreach(command IN LISTS lines)
