@@ -3,11 +3,13 @@
 
 #include <cstdio>
 #include <exception>
+#include <map>
 #include <string>
 
 #include "model_flags.hpp"
 #include "command_line.hpp"
 #include "program.hpp"
+#include "ranks.hpp"
 #include "training.hpp"
 
 namespace {
@@ -44,7 +46,10 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
   add("--steps", options.schedule.steps, "Total number of steps");
   add("--batch", options.batch, "Windows per batch")->check(CLI::NonNegativeNumber);
   add("--length", options.length, "Tokens per window")->check(CLI::NonNegativeNumber);
-  add("--accumulate", options.accumulate, "Batches per step (gradient accumulation)")->check(CLI::NonNegativeNumber);
+  add("--accumulate", options.accumulate, "Batches per micro-batch (gradient accumulation)")
+      ->check(CLI::NonNegativeNumber);
+  add("--micro-batches", options.micro_batches, "Micro-batches per step, which ranks of mpirun divide")
+      ->check(CLI::NonNegativeNumber);
   add("--max-lr,--rate", options.schedule.max_lr, "Learning rate after the warm-up");
   add("--min-lr,--least-rate", options.schedule.min_lr, "Learning rate at the end");
   add("--warmup", options.schedule.warmup_steps, "Warm-up steps");
@@ -67,6 +72,21 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
   add("--sample-prompt", arguments.prompt, "Prompt of the samples (empty: a newline)");
 }
 
+/// Training on several ranks: mpirun -n RANKS train --micro-batches N ...
+void add_rank_options(CLI::App& app, Arguments& arguments) {
+  using minimamba::Reduction;
+  app.add_option("--reduce", arguments.together.reduction,
+                 "How gradients of ranks are added: tree (the same bits on any number of ranks) or sum (as MPI does)")
+      ->transform(
+          CLI::Transformer(std::map<std::string, Reduction>{{"tree", Reduction::tree}, {"sum", Reduction::sum}}))
+      ->default_str("tree");
+  app.add_flag("--divide-moments", arguments.together.divide_moments,
+               "Each rank keeps the moments of some parameters, and updates these");
+  app.add_option("--check-every", arguments.together.check_every, "Steps after which ranks compare their weights")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+}
+
 int run(Arguments& arguments) {
   if (arguments.prompt.empty()) arguments.prompt = "\n";
   if (arguments.lora_rank > 0) return training::train_adapter(arguments);
@@ -80,6 +100,7 @@ int run(Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const program::Job job(argc, argv);
   Arguments arguments;
   CLI::App app("Trains a Mamba model on text.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
@@ -91,11 +112,14 @@ int main(int argc, char** argv) {
   add_model_options(app, arguments);
   add_lora_options(app, arguments);
   add_training_options(app, arguments);
+  add_rank_options(app, arguments);
   app.add_option("--backend", arguments.backend,
                  "Backend that computes; auto is cuda if there is a card, or else native")
       ->check(CLI::IsMember({"native", "eigen", "reference", "cuda", "auto"}))
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
       ->capture_default_str();
-  return program::run("train", app, {argc, argv}, [&] { return run(arguments); });
+  const std::string name = "train" + program::ranks().suffix();
+  const int code = program::run(name.c_str(), app, {argc, argv}, [&] { return run(arguments); });
+  return code == program::refused ? job.fail(code) : code;
 }

@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_EXAMPLES_TRAINING_OPTIONS_HPP
 #define MINIMAMBA_EXAMPLES_TRAINING_OPTIONS_HPP
 
+#include <minimamba/distributed/data_parallel.hpp>
 #include <minimamba/io/checkpoint.hpp>
 #include <minimamba/train/trainer.hpp>
 
@@ -22,6 +23,7 @@ struct Arguments {
   std::int64_t save_every = 100, validate_every = 100, sample_every = 500, sample_tokens = 200;
   std::int64_t validation_batches = 16;
   int threads = 0;
+  minimamba::DataParallelOptions together;
   bool resume = false;
   std::int64_t lora_rank = 0;  // 0: all parameters train
   double lora_alpha = 16;

@@ -3,6 +3,7 @@
 #define MINIMAMBA_EXAMPLES_TRAINING_RUN_HPP
 
 #include <minimamba/io/adapter.hpp>
+#include <minimamba/distributed/data_parallel.hpp>
 #include <minimamba/generate/generate.hpp>
 #include <minimamba/text/streaming_decoder.hpp>
 #include <minimamba/train/trainer.hpp>
@@ -24,6 +25,7 @@
 #include <vector>
 
 #include "program.hpp"
+#include "ranks.hpp"
 #include "report.hpp"
 #include "training_options.hpp"
 #include "training_vocabulary.hpp"
@@ -41,9 +43,10 @@ inline void write_file(const fs::path& path, const std::string& text) {
   file.commit();
 }
 
-/// Prints to standard output. A closed pipe is ignored, because the result is the model; other failures throw
-/// FileError.
+/// Prints to standard output, on the first rank. A closed pipe is ignored, because the result is the model; other
+/// failures throw FileError.
 void say(const char* format, auto... values) {
+  if (!program::ranks().first()) return;
   char text[400];
   std::snprintf(text, sizeof text, format, values...);
   program::print(text);
@@ -59,11 +62,12 @@ class Progress {
     const double rate = static_cast<double>(record.step - first_) / std::max(seconds, 1e-9);
     const auto left = static_cast<long>(static_cast<double>(options.schedule.steps - record.step) / rate);
     char text[200];
-    std::snprintf(text, sizeof(text), "step %lld/%lld  loss %.4f  validation %s  %.0f tokens/s  %ld:%02ld:%02ld left",
-                  static_cast<long long>(record.step), static_cast<long long>(options.schedule.steps), record.loss,
-                  std::isnan(validation) ? "-" : minimamba::number_text(std::round(validation * 1e4) / 1e4).c_str(),
-                  rate * static_cast<double>(options.batch * options.length * options.accumulate), left / 3600,
-                  left / 60 % 60, left % 60);
+    std::snprintf(
+        text, sizeof(text), "step %lld/%lld  loss %.4f  validation %s  %.0f tokens/s  %ld:%02ld:%02ld left",
+        static_cast<long long>(record.step), static_cast<long long>(options.schedule.steps), record.loss,
+        std::isnan(validation) ? "-" : minimamba::number_text(std::round(validation * 1e4) / 1e4).c_str(),
+        rate * static_cast<double>(options.batch * options.length * options.accumulate * options.micro_batches),
+        left / 3600, left / 60 % 60, left % 60);
     last_ = text;
     line_.show(last_);
     if (record.step == options.schedule.steps || (!terminal_ && record.step % 10 == 0)) end_line();
@@ -100,19 +104,22 @@ class Program {
       : arguments_(arguments),
         vocabulary_(find_vocabulary(arguments, init)),
         trainer_(make_model(init, config), read_tokens(arguments, vocabulary_.tokenizer), arguments.options),
+        together_(program::ranks(), arguments.together),
         checkpoint_(fs::path(arguments.out) / "training.safetensors"),
         prompt_(vocabulary_.tokenizer.encode(arguments.prompt)) {
     if (prompt_.empty()) prompt_.push_back(trainer_.model().config().bos_token_id.value_or(0));
   }
 
   int run() {
-    folders_.emplace(fs::path(arguments_.out));
+    if (first()) folders_.emplace(fs::path(arguments_.out));
     if (arguments_.resume) {
-      resume_training(trainer_, checkpoint_, program::print_note);
-    } else if (minimamba::is_there(checkpoint_)) {
+      resume_training(trainer_, checkpoint_, [&](const std::string& note) {
+        if (first()) program::print_note(note);
+      });
+    } else if (first() && minimamba::is_there(checkpoint_)) {
       throw minimamba::FileError(checkpoint_.string(), "this training run exists already; continue it with --resume");
     }
-    minimamba::AtomicFile::remove_strays(arguments_.out);
+    if (first()) minimamba::AtomicFile::remove_strays(arguments_.out);
     const std::size_t all = trainer_.model().parameter_count(), some = count_trainable(trainer_.model());
     if (some != all) say("%zu of %zu parameters train\n", some, all);
     say("%zu parameters, %zu tokens to train on, %zu to validate on\n", all, trainer_.split().training.size(),
@@ -122,19 +129,21 @@ class Program {
     if (trainer_.steps() > 0)
       progress.pause([&] { validate_if_due(); });  // it may have been interrupted during its validation
     std::exception_ptr failure;
-    while (!trainer_.ended() && !stop && !failure) {
-      trainer_.step();
+    bool ends = together_.any(stop);  // on all ranks
+    while (!trainer_.ended() && !ends) {
+      trainer_.step(together_);
       progress.pause([&] { validate_if_due(); });
-      failure = report_step(progress);
+      if (first()) failure = report_step(progress);
       if (due(arguments_.save_every)) progress.pause([&] { save_all(); });
+      ends = together_.any(stop || failure);
     }
     save_all();  // the model is saved even if nothing can be printed
     if (failure) std::rethrow_exception(failure);
-    if (stop) {
+    if (ends) {
       progress.end_line();
       say("stopped after step %lld; --resume continues\n", static_cast<long long>(trainer_.steps()));
     }
-    return stop ? interrupted : 0;
+    return ends ? interrupted : 0;
   }
 
  private:
@@ -186,15 +195,21 @@ class Program {
 
   void validate_if_due() {
     if (!due(arguments_.validate_every) || !std::isnan(trainer_.history().back().validation_loss)) return;
-    trainer_.validate(arguments_.validation_batches, [](double) { return !stop; });
+    const bool alone = program::ranks().size() == 1;  // others would wait for a rank that stops
+    trainer_.validate(together_, arguments_.validation_batches, [&](double) { return !(stop && alone); });
   }
 
   void note(const minimamba::StepRecord& record) {
     if (!std::isnan(record.validation_loss)) validation_ = record.validation_loss;
   }
 
+  bool first() const { return program::ranks().first(); }
+
   /// Saves the training checkpoint first, so that training can be resumed if anything after it fails.
   void save_all() {
+    together_.on_first(trainer_, [&] { save_here(); });
+  }
+  void save_here() {
     const fs::path out(arguments_.out);
     save_training(trainer_, checkpoint_);
     if constexpr (is_adapted) {
@@ -226,6 +241,7 @@ class Program {
   const Arguments& arguments_;
   Vocabulary vocabulary_;
   minimamba::Trainer<Model> trainer_;
+  minimamba::DataParallel<program::Ranks> together_;
   fs::path checkpoint_;
   std::vector<std::int32_t> prompt_;  // of samples
   std::optional<minimamba::MadeFolders> folders_;

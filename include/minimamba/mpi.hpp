@@ -51,6 +51,32 @@ class MpiCommunicator {
     });
   }
 
+  void exchange(std::span<const std::byte> out, int to, std::span<std::byte> in, int from) const {
+    static constexpr std::size_t most = std::size_t{1} << 18;  // small: more goes both ways at once over TCP
+    const auto piece = [](auto bytes, std::size_t first) {
+      return first < bytes.size() ? bytes.subspan(first, std::min(most, bytes.size() - first)) : bytes.first(0);
+    };
+    for (std::size_t first = 0; first < std::max(out.size(), in.size()); first += most) {
+      const auto sent = piece(out, first);
+      const auto received = piece(in, first);
+      check(MPI_Sendrecv(sent.data(), static_cast<int>(sent.size()), MPI_BYTE, sent.empty() ? MPI_PROC_NULL : to, tag,
+                         received.data(), static_cast<int>(received.size()), MPI_BYTE,
+                         received.empty() ? MPI_PROC_NULL : from, tag, ranks_, MPI_STATUS_IGNORE),
+            "MPI_Sendrecv");
+    }
+  }
+  /// MPI_Allreduce.
+  template <class Scalar>
+  void sum(std::span<Scalar> values) const {
+    constexpr std::size_t most = std::size_t{1} << 27;
+    for (std::size_t first = 0; first < values.size(); first += most) {
+      const auto some = values.subspan(first, std::min(most, values.size() - first));
+      check(MPI_Allreduce(MPI_IN_PLACE, some.data(), static_cast<int>(some.size()),
+                          std::is_same_v<Scalar, double> ? MPI_DOUBLE : MPI_FLOAT, MPI_SUM, ranks_),
+            "MPI_Allreduce");
+    }
+  }
+
   /// MPI_Exscan with then() as its operator.
   template <class Scalar>
   void exclusive_scan(std::span<DecayAndState<Scalar>> values) const {

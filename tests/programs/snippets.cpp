@@ -1,6 +1,8 @@
 // The code of README.md and docs/*.md that is not a whole program, so that it is compiled too. docs.cmake fails if a
 // fragment of a page is not in this file.
 #include <minimamba/cuda.hpp>
+#include <minimamba/distributed.hpp>
+#include <minimamba/distributed/data_parallel.hpp>
 #include <minimamba/io.hpp>
 #include <minimamba/io/any_model.hpp>
 #include <minimamba/io/sequence_files.hpp>
@@ -9,6 +11,7 @@
 #include <minimamba/serving.hpp>
 #include <minimamba/text.hpp>
 #include <minimamba/train.hpp>
+#include <minimamba/train/checkpoint.hpp>
 #include <minimamba/train/sequence_trainer.hpp>
 
 #include <cstdio>
@@ -48,6 +51,14 @@ void training_heads(std::vector<minimamba::SequenceBatch> examples, const std::v
   const auto classifier = minimamba::load_sequence_model<minimamba::SequenceModel<float>>("my-classifier");
   auto cache = classifier.make_cache(2);
   const auto logits = classifier.forward(tokens, std::vector<std::int64_t>{5, 12}, cache);  // of 5 and 12 tokens: [2, 2]
+}
+
+void distributed_training(minimamba::Mamba<float, minimamba::NativeTraining> model, const std::vector<std::int32_t>& tokens,
+                          const minimamba::ThreadRanks& ranks) {
+  minimamba::Trainer trainer(std::move(model), tokens, {.batch = 8, .length = 256, .micro_batches = 8});  // the same on each rank
+  minimamba::DataParallel together(ranks);               // MpiCommunicator(MPI_COMM_WORLD), one of ThreadRanks, or your own
+  while (!trainer.ended()) trainer.step(together);
+  together.on_first(trainer, [&] { minimamba::save_training(trainer, "training.safetensors"); });
 }
 
 void readme_slots(const minimamba::Mamba<float>& model, const std::vector<std::int32_t>& prompt, const std::vector<std::int32_t>& next) {

@@ -3,6 +3,7 @@
 #ifndef MINIMAMBA_DISTRIBUTED_COMMUNICATOR_HPP
 #define MINIMAMBA_DISTRIBUTED_COMMUNICATOR_HPP
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <span>
@@ -27,7 +28,9 @@ DecayAndState<Scalar> then(const DecayAndState<Scalar>& first, const DecayAndSta
 /// order, and in their whole length. A send may wait until the other rank receives.
 ///
 /// A communicator may have exclusive_scan(values), which replaces the values of each rank by those of all ranks before
-/// it, combined by then(); those of rank 0 are left undefined. Else it is made of messages.
+/// it, combined by then(); those of rank 0 are left undefined. It may have exchange(out, to, in, from), which sends and
+/// receives at the same time, and sum(values), which replaces them by the sums over all ranks. Else these are made of
+/// messages.
 template <class C>
 concept Communicator = std::copyable<C> &&
     requires(const C& ranks, std::span<const std::byte> out, std::span<std::byte> in, int rank) {
@@ -56,6 +59,20 @@ void broadcast(const C& ranks, std::span<T> values, int root) {
   broadcast(ranks, std::as_writable_bytes(values), root);
 }
 
+/// Sends to one rank and receives from another, which may be the same; either may be nothing. All ranks that exchange
+/// do so in cycles: of each cycle, one rank receives first, so that none waits for ever.
+template <Communicator C>
+void exchange(const C& ranks, std::span<const std::byte> out, int to, std::span<std::byte> in, int from) {
+  if constexpr (requires { ranks.exchange(out, to, in, from); }) {
+    ranks.exchange(out, to, in, from);
+  } else {
+    const bool sends_first = ranks.rank() < to;
+    if (sends_first && !out.empty()) ranks.send(out, to);
+    if (!in.empty()) ranks.receive(in, from);
+    if (!sends_first && !out.empty()) ranks.send(out, to);
+  }
+}
+
 /// See Communicator. In log2(size) steps: in each, a rank gets what twice as many ranks before it have combined.
 template <Communicator C, class Scalar>
 void exclusive_scan(const C& ranks, std::span<DecayAndState<Scalar>> values) {
@@ -66,9 +83,10 @@ void exclusive_scan(const C& ranks, std::span<DecayAndState<Scalar>> values) {
     bool any = false;  // whether `values` is what some ranks before this one have combined
     for (int step = 1; step < ranks.size(); step *= 2) {
       const int next = ranks.rank() + step, last = ranks.rank() - step;
-      if (next < ranks.size()) ranks.send(std::as_bytes(std::span(whole)), next);
-      if (last < 0) continue;
-      ranks.receive(std::as_writable_bytes(std::span(before)), last);
+      const bool sends = next < ranks.size(), receives = last >= 0;
+      exchange(ranks, std::as_bytes(std::span(whole).first(sends ? whole.size() : 0)), next,
+               std::as_writable_bytes(std::span(before).first(receives ? before.size() : 0)), last);
+      if (!receives) continue;
       for (std::size_t i = 0; i < values.size(); ++i) {
         values[i] = any ? then(before[i], values[i]) : before[i];
         whole[i] = then(before[i], whole[i]);
@@ -76,6 +94,28 @@ void exclusive_scan(const C& ranks, std::span<DecayAndState<Scalar>> values) {
       any = true;
     }
   }
+}
+
+/// Rank r has values [offsets[r], offsets[r + 1]), and afterwards all: each part goes round all ranks.
+template <Communicator C, class T>
+void all_gather(const C& ranks, std::span<T> values, std::span<const std::size_t> offsets) {
+  const int size = ranks.size(), rank = ranks.rank(), next = (rank + 1) % size, last = (rank + size - 1) % size;
+  const auto part = [&](int of) {
+    const auto r = static_cast<std::size_t>((of + 2 * size) % size);
+    return std::as_writable_bytes(values.subspan(offsets[r], offsets[r + 1] - offsets[r]));
+  };
+  for (int i = 0; i + 1 < size; ++i) exchange(ranks, part(rank - i), next, part(rank - i - 1), last);
+}
+/// The values of all ranks, of which each has as many.
+template <Communicator C, class T>
+std::vector<T> all_gather(const C& ranks, std::span<const T> own) {
+  const auto size = static_cast<std::size_t>(ranks.size()), rank = static_cast<std::size_t>(ranks.rank());
+  std::vector<T> all(size * own.size());
+  std::vector<std::size_t> offsets(size + 1);
+  for (std::size_t r = 0; r <= size; ++r) offsets[r] = r * own.size();
+  std::copy(own.begin(), own.end(), all.begin() + static_cast<std::ptrdiff_t>(offsets[rank]));
+  all_gather(ranks, std::span(all), std::span<const std::size_t>(offsets));
+  return all;
 }
 
 }  // namespace detail

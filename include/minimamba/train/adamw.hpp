@@ -95,12 +95,18 @@ class AdamW {
         gradients);
     return std::sqrt(total);
   }
-  /// The update of step(), given the norm of the gradient.
+  /// The update of step(), given the norm of the gradient. share() is called when the parameters that have moments are
+  /// updated: see keep_moments().
   double apply(Model& model, Gradients<Model>& gradients, double learning_rate, double norm) {
+    return apply(model, gradients, learning_rate, norm, [] {});
+  }
+  template <class Share>
+  double apply(Model& model, Gradients<Model>& gradients, double learning_rate, double norm, Share&& share) {
     std::vector<Tensor<BackendOf<Model>>*> written;
     const auto kernels = kernels_of_step(model, gradients, learning_rate, norm, written);
     if constexpr (requires { model.reserve_derived(); }) model.reserve_derived();
     for (const auto& kernel : kernels) model.backend().adamw(kernel);  // nothing is allocated from here on
+    share();
     for (auto* const tensor : written) tensor->touch();
     if constexpr (requires { model.refresh(); }) model.refresh();
     ++steps_;
@@ -115,6 +121,22 @@ class AdamW {
     mean_ = std::move(mean);
     variance_ = std::move(variance);
     steps_ = steps;
+  }
+  /// Keeps the moments of those parameters alone for which keeps(i) holds, with i in the order of for_each_trainable:
+  /// apply() then updates no others. To this end, both moments are in memory twice, one after the other.
+  template <class Keeps>
+  void keep_moments(const Model& model, Keeps&& keeps) {
+    for (Gradients<Model>* const moment : {&mean_, &variance_}) {
+      Gradients<Model> kept(model, keeps);
+      for_each_trainable(
+          [&](std::string_view, auto& to, auto& from) {
+            const auto& backend = model.backend();
+            using Scalar = ScalarOf<Model>;
+            backend.copy(View<const Scalar>(detail::elements_of(backend, from)), detail::elements_of(backend, to));
+          },
+          kept, *moment);
+      *moment = std::move(kept);
+    }
   }
 
  private:
@@ -131,6 +153,7 @@ class AdamW {
         [&](std::string_view name, auto& weight, auto& gradient, auto& mean, auto& variance) {
           const ParameterGroup group = group_of(name);
           if constexpr (requires { weight.touch(); }) written.push_back(&weight);
+          if (mean.frozen()) return;
           kernels.push_back({.weight = detail::elements_of(backend, weight),
                              .gradient = detail::elements_of(backend, gradient),
                              .mean = detail::elements_of(backend, mean),

@@ -37,20 +37,14 @@ const auto& backbone_config(const Model& model) {
   }
 }
 
-/// The backend and its instruction set, or the kind of card: another one rounds differently.
-template <class Backend>
-std::string kernels_text(const Backend& backend) {
-  if constexpr (requires { backend.training_kernels_name(); }) return backend.training_kernels_name();
-  std::string text = backend.name();
-  if constexpr (requires { backend.training_set(); }) text.append(" ").append(name_of(backend.training_set()));
-  return text;
-}
-
 inline constexpr std::string_view kernels_key = "backend ";
 
 /// TapeOptions::chunk. Checkpoints from before 2026-11-26 lack it. Its name sorts after "length", because length limits
 /// the chunk: if both differ, the message names the length.
 inline constexpr const char* chunk_key = "scan_chunk";
+
+/// TrainerOptions::micro_batches. Checkpoints from before 2026-11-27 lack it: they have one.
+inline constexpr const char* micro_batches_key = "micro_batches";
 
 /// A hash of the first and the last row of each frozen parameter, which checkpoints do not have: it recognises the
 /// model that the training run began from. 0 if nothing is frozen.
@@ -100,6 +94,7 @@ std::map<std::string, double> settings_of(const Trainer<Model, Rest...>& trainer
                                          {"batch", number(o.batch)},
                                          {"length", number(o.length)},
                                          {"accumulate", number(o.accumulate)},
+                                         {micro_batches_key, number(o.micro_batches)},
                                          {"validation_fraction", o.validation_fraction},
                                          {"seed", number(o.seed)},
                                          {"rate", o.schedule.max_lr},  // older files use these two names
@@ -185,7 +180,8 @@ std::vector<std::string> check_training(const Trainer<Model, Rest...>& trainer, 
   if (const std::string moved = check_kernels(trainer, set, file); !moved.empty()) notes.push_back(moved);
   const auto wanted_settings = settings_of(trainer);
   for (const auto& [name, wanted] : wanted_settings) {
-    if (name == chunk_key && set.find("setting." + name) == nullptr) continue;
+    const bool is_absent = set.find("setting." + name) == nullptr;
+    if (is_absent && (name == chunk_key || (name == micro_batches_key && wanted == 1))) continue;
     if (name.starts_with(kernels_key) && !notes.empty()) continue;
     const StoredTensor& tensor = require_tensor(set, file, "setting." + name);
     if (tensor.dtype != DType::F64 || tensor.size() != 1) {

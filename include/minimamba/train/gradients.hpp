@@ -58,15 +58,14 @@ std::size_t whole_lines(std::size_t size) {
 
 // These are no members of Gradients, whose base is the user's model: names in them would hide its own.
 
-/// Places all parameters that train in one allocation, and returns it. Throws ArgumentError if there is none.
+/// Places all parameters that train in one allocation, and returns it.
 template <class Scalar, class Backend, class Module>
 auto place_trainable(const Backend& backend, Module& module) {
   std::size_t size = 0;
   for_each_trainable(
       [&](std::string_view, auto& parameter) { size += whole_lines<Scalar>(parameter.memory_size(backend)); }, module);
-  if (size == 0) throw ArgumentError("model", "a parameter that is not frozen", "none");
-  const auto memory =
-      std::make_shared<typename Backend::template Buffer<Scalar>>(backend.template allocate<Scalar>(size));
+  const auto memory = std::make_shared<typename Backend::template Buffer<Scalar>>(
+      backend.template allocate<Scalar>(std::max<std::size_t>(size, 1)));
   Scalar* next = memory->data();
   for_each_trainable(
       [&](std::string_view, auto& parameter) {
@@ -122,10 +121,20 @@ class Gradients : public detail::ModelForTraining<Model>::Type {
   using Scalar = typename Backend::Scalar;
 
   /// Throws ArgumentError for a model that is frozen as a whole.
-  explicit Gradients(const Model& model) : Model(model.shapes()) {
+  explicit Gradients(const Model& model) : Gradients(model, [](std::size_t) { return true; }) {
+    if (detail::parameters_in(model) == 0) throw ArgumentError("model", "a parameter that is not frozen", "none");
+  }
+  /// Of those parameters alone for which keeps(i) holds, with i in the order of for_each_trainable; to it the others
+  /// are frozen.
+  template <class Keeps>
+  Gradients(const Model& model, Keeps&& keeps) : Model(model.shapes()) {
     if constexpr (detail::is_on_training_backend<Model>) {
+      std::size_t number = 0;
       for_each_parameter(
-          [](std::string_view, auto& parameter, const auto& of_model) { parameter.set_frozen(of_model.frozen()); },
+          [&](std::string_view, auto& parameter, const auto& of_model) {
+            using P = std::remove_cvref_t<decltype(of_model)>;
+            parameter.set_frozen(of_model.frozen() || (P::can_train && !keeps(number++)));
+          },
           *this, model);
       memory_ = detail::place_trainable<Scalar>(this->backend(), static_cast<Model&>(*this));
       detail::place_unread<Scalar>(this->backend(), static_cast<Model&>(*this));

@@ -16,7 +16,8 @@ namespace minimamba::inline MINIMAMBA_ISA {
 
 struct TrainerOptions {
   std::int64_t batch = 8, length = 256;  // windows in a batch, and tokens of a window
-  std::int64_t accumulate = 1;           // batches whose gradients are added up for one step
+  std::int64_t accumulate = 1;           // batches of a micro-batch, whose gradients are added one after another
+  std::int64_t micro_batches = 1;        // of a step; ranks divide them: see train/micro_batches.hpp
   double validation_fraction = 0.1;      // part of the tokens, their end, that is kept for validation
   std::uint64_t seed = 0;                // of the windows and of dropout; below 2^53
   Schedule schedule = {};

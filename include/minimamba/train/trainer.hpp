@@ -6,12 +6,14 @@
 #define MINIMAMBA_TRAIN_TRAINER_HPP
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <string>
 #include <utility>
@@ -19,11 +21,25 @@
 
 #include "minimamba/train/adamw.hpp"
 #include "minimamba/train/data.hpp"
+#include "minimamba/train/micro_batches.hpp"
 #include "minimamba/train/pass.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
+
+namespace detail {
+
+/// The backend and its instruction set, or the kind of card: another one rounds differently.
+template <class Backend>
+std::string kernels_text(const Backend& backend) {
+  if constexpr (requires { backend.training_kernels_name(); }) return backend.training_kernels_name();
+  std::string text = backend.name();
+  if constexpr (requires { backend.training_set(); }) text.append(" ").append(name_of(backend.training_set()));
+  return text;
+}
+
+}  // namespace detail
 
 /// The results of one step.
 struct StepRecord {
@@ -53,6 +69,7 @@ class Trainer {
                 "training needs a backend such as NativeTraining: Mamba<float, NativeTraining>");
 
  public:
+  using ModelType = Model;
   using Trained = typename detail::Trainable<Model>::Type;
   using Batch = typename Data::Batch;
 
@@ -77,23 +94,31 @@ class Trainer {
   /// then unchanged, and further steps throw too. After any other exception, such as std::bad_alloc, the trainer is
   /// unchanged, and repeating step() gives the same bits.
   StepRecord step() {
+    OneRank alone;
+    return step(alone);
+  }
+  /// The same by ranks that train together, of which each calls it: see OneRank in train/micro_batches.hpp. If one
+  /// throws, but for DivergedError, the others may wait for it.
+  template <class Ranks>
+  StepRecord step(Ranks& ranks) {
     const std::int64_t number = steps();
+    ranks.begin(*this, number);
     if (gradients_begun_) gradients_.set_zero();  // the last step threw
     gradients_begun_ = true;
-    const std::vector<Batch> batches = batches_of(number);
-    std::size_t count = 0;
-    for (const Batch& batch : batches) count += pass_.count(batch);
-    const double scale = 1 / static_cast<double>(std::max<std::size_t>(count, 1));
-    const std::vector<double> sums = losses_and_squares(batches, scale);
+    const MicroBatches own = ranks.part(micro_batches());
+    const std::vector<Batch> batches = batches_of(number, own);
+    const double scale = 1 / static_cast<double>(std::max<std::size_t>(count_all(ranks, own, batches), 1));
+    const std::vector<double> sums = losses_and_squares(ranks, own, batches, scale);
     double loss = 0;
-    for (std::size_t i = 0; i < accumulate(); ++i) loss += sums[i] * scale;
+    for (std::size_t i = 0; i < all_batches(); ++i) loss += sums[i] * scale;
     if (!std::isfinite(loss)) throw_diverged("step " + std::to_string(number + 1), loss);
-    const double norm = optimizer_.norm_of(gradients_, std::span(sums).subspan(accumulate()));
+    const double norm = optimizer_.norm_of(gradients_, std::span(sums).subspan(all_batches()));
     const double learning_rate = options_.schedule.learning_rate(number);
     // This allocates, so it comes before the model changes.
     history_.push_back({.step = number + 1, .loss = loss, .learning_rate = learning_rate});
     try {
-      history_.back().gradient_norm = optimizer_.apply(model_, gradients_, learning_rate, norm);
+      history_.back().gradient_norm =
+          optimizer_.apply(model_, gradients_, learning_rate, norm, [&] { ranks.share(model_, gradients_); });
     } catch (...) {
       history_.pop_back();
       throw;
@@ -102,15 +127,15 @@ class Trainer {
     return history_.back();
   }
 
-  /// Sets a function that each step calls with its gradients, before clipping and the update; with data parallelism it
-  /// adds up the gradients of all machines.
+  /// Sets a function that each step calls with its gradients, before clipping and the update. On ranks that divide the
+  /// moments, only those of this rank's parameters are summed.
   void on_gradients(std::function<void(Gradients<Model>&)> hook) { hook_ = std::move(hook); }
 
   /// Throws DivergedError, which names the step and the tensor, unless all parameters and the loss of the next windows
   /// are finite. save_training calls it first: only the next loss shows whether the last step has spoiled the model,
   /// and a spoiled model must not replace the last good checkpoint.
   void require_finite() {
-    const auto number = static_cast<std::uint64_t>(steps()) * accumulate();
+    const std::uint64_t number = first_batch(steps(), 0);
     const Batch batch = data_.training_batch(request(number));
     pass_.forward(model_, batch, dropout_seed(number));
     const double loss = pass_.loss(model_, batch).mean();
@@ -128,14 +153,24 @@ class Trainer {
   /// is called before each batch with the fraction done, from 0 to 1; if it returns false, validate stops, stores
   /// nothing and returns NaN.
   double validate(std::int64_t batches, const std::function<bool(double)>& progress = {}) {
+    OneRank alone;
+    return validate(alone, batches, progress);
+  }
+  /// The same by ranks, which divide the batches: each calls it, and progress must give the same on all.
+  template <class Ranks>
+  double validate(Ranks& ranks, std::int64_t batches, const std::function<bool(double)>& progress = {}) {
     if (batches < 0) throw ArgumentError("batches", "at least 0", std::to_string(batches));
-    Loss total;
+    std::vector<Loss> losses;
     for (std::int64_t i = 0; i < batches; ++i) {
       const double done = static_cast<double>(i) / static_cast<double>(batches);
       if (progress && !progress(done)) return std::numeric_limits<double>::quiet_NaN();
       const Batch batch = data_.validation_batch(request(static_cast<std::uint64_t>(i)));
       if (batch.empty()) break;
-      const Loss loss = pass_.validate(model_, batch);
+      losses.push_back(ranks.validates(losses.size()) ? pass_.validate(model_, batch) : Loss());
+    }
+    ranks.gather_validated(std::span(losses));
+    Loss total;
+    for (const Loss& loss : losses) {
       total.sum += loss.sum;
       total.count += loss.count;
     }
@@ -157,6 +192,8 @@ class Trainer {
   /// For changing parameters by hand between steps; call refresh() on the model afterwards.
   Model& mutable_model() { return model_; }
   const AdamW<Model>& optimizer() const { return optimizer_; }
+  /// For ranks that divide the moments.
+  AdamW<Model>& mutable_optimizer() { return optimizer_; }
 
   /// Replaces the state, to resume from a checkpoint. Its modules must have this model's configuration; call refresh()
   /// on its model first.
@@ -180,8 +217,10 @@ class Trainer {
     const auto require = [](bool good, const std::string& name, const char* expected, const std::string& found) {
       if (!good) throw ArgumentError(name, expected, found);
     };
-    for (const auto& [name, count] :
-         {std::pair("batch", options.batch), {"length", options.length}, {"accumulate", options.accumulate}}) {
+    for (const auto& [name, count] : {std::pair("batch", options.batch),
+                                      {"length", options.length},
+                                      {"accumulate", options.accumulate},
+                                      {"micro_batches", options.micro_batches}}) {
       require(count > 0, std::string("TrainerOptions.") + name, "at least 1", std::to_string(count));
     }
     require(options.seed < std::uint64_t{1} << 53, "TrainerOptions.seed", "below 2^53", std::to_string(options.seed));
@@ -203,29 +242,59 @@ class Trainer {
   }
   std::uint64_t dropout_seed(std::uint64_t batch) const { return detail::random_bits(~options_.seed, batch); }
 
-  /// The batches of a step.
-  std::vector<Batch> batches_of(std::int64_t step) {
+  std::size_t micro_batches() const { return static_cast<std::size_t>(options_.micro_batches); }
+  std::size_t all_batches() const { return micro_batches() * accumulate(); }
+  /// The number of the first batch of a micro-batch.
+  std::uint64_t first_batch(std::int64_t step, std::size_t micro_batch) const {
+    return (static_cast<std::uint64_t>(step) * micro_batches() + micro_batch) * accumulate();
+  }
+
+  /// The batches of these micro-batches of a step.
+  std::vector<Batch> batches_of(std::int64_t step, const MicroBatches& own) {
     std::vector<Batch> batches;
-    for (std::size_t i = 0; i < accumulate(); ++i) {
-      batches.push_back(data_.training_batch(request(static_cast<std::uint64_t>(step) * accumulate() + i)));
+    for (std::size_t i = 0; i < own.size() * accumulate(); ++i) {
+      batches.push_back(data_.training_batch(request(first_batch(step, own.begin) + i)));
     }
     return batches;
+  }
+  /// The terms of the loss of all micro-batches.
+  template <class Ranks>
+  std::size_t count_all(Ranks& ranks, const MicroBatches& own, const std::vector<Batch>& batches) {
+    std::vector<std::uint64_t> counts(micro_batches());
+    for (std::size_t i = 0; i < batches.size(); ++i) counts[own.begin + i / accumulate()] += pass_.count(batches[i]);
+    ranks.gather(std::span(counts), 1);
+    return std::accumulate(counts.begin(), counts.end(), std::size_t{0});
   }
 
   /// The summed loss of each batch of a step, followed by the sum of squares of each parameter's gradient. One download
   /// gets all of them: the step of a language model waits for the backend only here.
-  std::vector<double> losses_and_squares(const std::vector<Batch>& batches, double scale) {
+  template <class Ranks>
+  std::vector<double> losses_and_squares(Ranks& ranks, const MicroBatches& own, const std::vector<Batch>& batches,
+                                         double scale) {
     const auto& backend = model_.backend();
-    std::vector<double> sums(accumulate() + detail::parameters_in(gradients_));
+    std::vector<double> sums(all_batches() + detail::parameters_in(gradients_));
     sums_.reserve(backend, 1, sums.size());
     const View<double> there = sums_.upload(backend, sums);
-    for (std::size_t i = 0; i < accumulate(); ++i) {
-      pass_.forward(model_, batches[i], dropout_seed(static_cast<std::uint64_t>(steps()) * accumulate() + i));
-      pass_.backward(model_, batches[i], gradients_, {.scale = scale, .sum = there.columns(i, 1)});
+    const auto leaf = [&](std::size_t micro_batch) {
+      for (std::size_t i = 0; i < accumulate(); ++i) {
+        const Batch& batch = batches[(micro_batch - own.begin) * accumulate() + i];
+        pass_.forward(model_, batch, dropout_seed(first_batch(steps(), micro_batch) + i));
+        pass_.backward(model_, batch, gradients_,
+                       {.scale = scale, .sum = there.columns(micro_batch * accumulate() + i, 1)});
+      }
+    };
+    if (ranks.in_tree()) {
+      tree_.add_up(gradients_, {0, micro_batches()}, own, leaf);
+      ranks.template add_up<Model>(gradients_, tree_.sums());
+    } else {
+      for (std::size_t i = own.begin; i < own.end; ++i) leaf(i);
+      ranks.template add_up<Model>(gradients_, std::array{gradients_.memory()});
     }
     if (hook_) hook_(gradients_);
-    optimizer_.queue_squares(gradients_, there.columns(accumulate(), sums.size() - accumulate()));
+    optimizer_.queue_squares(gradients_, there.columns(all_batches(), sums.size() - all_batches()));
     backend.download(there.data(), sums);
+    ranks.gather(std::span(sums).first(all_batches()), accumulate());
+    ranks.gather_squares(std::span(sums).subspan(all_batches()));
     return sums;
   }
 
@@ -271,6 +340,7 @@ class Trainer {
   Model model_;
   Gradients<Model> gradients_;
   bool gradients_begun_ = false;  // gradients_ may hold the part of a step that threw
+  detail::TreeOfGradients<Model> tree_;
   AdamW<Model> optimizer_;
   Pass pass_;
   std::vector<StepRecord> history_;

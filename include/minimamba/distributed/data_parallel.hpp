@@ -1,0 +1,349 @@
+// Training by several ranks, each of which computes the gradients of some of a step's micro-batches.
+//
+//   minimamba::Trainer trainer(std::move(model), tokens, {.micro_batches = 8, ...});  // the same on each rank
+//   minimamba::DataParallel together(minimamba::MpiCommunicator(MPI_COMM_WORLD));
+//   while (!trainer.ended()) trainer.step(together);
+//   together.on_first(trainer, [&] { save_training(trainer, file); });
+//
+// The bits of the weights are those of one rank with as many micro-batches: see train/micro_batches.hpp. It is not part
+// of distributed.hpp, for it includes the trainer.
+#ifndef MINIMAMBA_DISTRIBUTED_DATA_PARALLEL_HPP
+#define MINIMAMBA_DISTRIBUTED_DATA_PARALLEL_HPP
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "minimamba/core/hash.hpp"
+#include "minimamba/distributed/communicator.hpp"
+#include "minimamba/distributed/sum_in_tree.hpp"
+#include "minimamba/train/trainer.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// Ranks that should have the same weights, options or data have not. The subject names those that differ from most.
+class RanksDifferError : public Error {
+ public:
+  using Error::Error;
+};
+
+enum class Reduction {
+  tree,  // the bits depend on the number of micro-batches alone
+  sum  // each rank adds its gradients one after another, and the communicator adds those: the bits depend on the ranks
+};
+
+struct DataParallelOptions {
+  Reduction reduction = Reduction::tree;
+  bool divide_moments = false;     // each rank has the moments of some parameters, updates these and sends them to all
+  std::int64_t check_every = 100;  // steps after which ranks compare their weights; 0: only before the first
+};
+
+/// For Trainer::step and Trainer::validate of one trainer, which each rank calls as often. What any of these throws,
+/// but for DivergedError, RanksDifferError and what on_first() passes on, leaves the other ranks waiting: end the job.
+template <Communicator C>
+class DataParallel {
+ public:
+  explicit DataParallel(C ranks, DataParallelOptions options = {}) : ranks_(std::move(ranks)), options_(options) {
+    if (options.check_every < 0) {
+      throw ArgumentError("DataParallelOptions.check_every", "at least 0", std::to_string(options.check_every));
+    }
+  }
+
+  const C& communicator() const { return ranks_; }
+  /// Whether it holds on one of the ranks.
+  bool any(bool here) const {
+    const std::array<std::uint8_t, 1> own{static_cast<std::uint8_t>(here)};
+    const auto all = detail::all_gather(ranks_, std::span<const std::uint8_t>(own));
+    return std::find(all.begin(), all.end(), std::uint8_t{1}) != all.end();
+  }
+  /// Calls body() on rank 0, with all moments in its memory, while the others wait. What it throws there, an Error with
+  /// the same message tells the others.
+  template <class Trainer, class Body>
+  void on_first(Trainer& trainer, Body&& body) {
+    collect_moments(trainer);
+    std::exception_ptr failure;
+    std::string message;
+    try {
+      if (rank() == 0) body();
+    } catch (const std::exception& error) {
+      failure = std::current_exception();
+      message = error.what();
+    }
+    std::array<std::uint64_t, 2> told{failure ? 1U : 0U, message.size()};
+    detail::broadcast(ranks_, std::span<std::uint64_t>(told), 0);
+    message.resize(static_cast<std::size_t>(told[1]));
+    detail::broadcast(ranks_, std::span<char>(message), 0);
+    if (failure) std::rethrow_exception(failure);
+    if (told[0] != 0) throw Error("rank 0", message);
+  }
+
+  // What the trainer calls: see OneRank.
+
+  MicroBatches part(std::size_t all) const { return part_of(rank(), all); }
+  bool in_tree() const { return options_.reduction == Reduction::tree; }
+
+  template <class Trainer>
+  void begin(Trainer& trainer, std::int64_t step) {
+    const auto micro_batches = static_cast<std::size_t>(trainer.options().micro_batches);
+    if (micro_batches < size()) {
+      throw ArgumentError("TrainerOptions.micro_batches", "at least 1 for each of " + std::to_string(size()) + " ranks",
+                          std::to_string(micro_batches));
+    }
+    if (size() == 1) return;
+    if (!begun_) {
+      require_same(trainer);
+      parts_.clear();
+      for (std::size_t r = 0; r < size(); ++r)
+        parts_.push_back(in_tree() ? part_of(r, micro_batches) : MicroBatches{r, r + 1});
+      divide(trainer.model());
+    } else if (options_.check_every > 0 && step % options_.check_every == 0) {
+      require_same(trainer);
+    }
+    begun_ = true;
+    collected_ = false;
+    AdamW<typename Trainer::ModelType>& optimizer = trainer.mutable_optimizer();
+    if (options_.divide_moments && detail::parameters_in(optimizer.mean()) == detail::parameters_in(trainer.model())) {
+      optimizer.keep_moments(trainer.model(), [&](std::size_t i) { return owner_of(i) == rank(); });
+    }
+  }
+  template <class T>
+  void gather(std::span<T> values, std::size_t each) {
+    std::vector<std::size_t> offsets;
+    for (std::size_t r = 0; r <= size(); ++r) offsets.push_back(part_of(r, values.size() / each).begin * each);
+    detail::all_gather(ranks_, values, std::span<const std::size_t>(offsets));
+  }
+  template <class Model>
+  void add_up(Gradients<Model>& gradients, std::span<const View<typename Model::ScalarType>> sums) {
+    if (size() == 1) return;
+    on_host<Model>(gradients, sums, [&](std::span<const std::span<typename Model::ScalarType>> host) {
+      if constexpr (requires { ranks_.sum(host.back()); }) {
+        if (!in_tree() && !options_.divide_moments) return ranks_.sum(host.back());
+      }
+      detail::SumInTree<C, typename Model::ScalarType>(ranks_, parts_, shares_, host).run();
+      if (!options_.divide_moments) detail::all_gather(ranks_, host.back(), std::span<const std::size_t>(shares_));
+    });
+  }
+  void gather_squares(std::span<double> squares) {
+    if (size() == 1 || !options_.divide_moments) return;
+    detail::all_gather(ranks_, squares, std::span<const std::size_t>(parameters_));
+  }
+  bool validates(std::size_t i) const { return i % size() == rank(); }
+  template <class T>
+  void gather_validated(std::span<T> values) {
+    const auto all = detail::all_gather(ranks_, std::span<const T>(values));
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = all[i % size() * values.size() + i];
+  }
+  /// The memory of the gradients, which are no longer needed, carries the parameters.
+  template <class Model>
+  void share(Model& model, Gradients<Model>& gradients) {
+    if (size() == 1 || !options_.divide_moments) return;
+    using Scalar = typename Model::ScalarType;
+    const auto& backend = model.backend();
+    const auto copy = [&](auto& from, auto& to) {
+      backend.copy(View<const Scalar>(detail::elements_of(backend, from)), detail::elements_of(backend, to));
+    };
+    std::size_t i = 0;
+    for_each_trainable(
+        [&](std::string_view, auto& weight, auto& gradient) {
+          if (owner_of(i++) == rank()) copy(weight, gradient);
+        },
+        model, gradients);
+    on_host<Model>(gradients, std::array{gradients.memory()}, [&](std::span<const std::span<Scalar>> host) {
+      detail::all_gather(ranks_, host.back(), std::span<const std::size_t>(shares_));
+    });
+    i = 0;
+    for_each_trainable(
+        [&](std::string_view, auto& weight, auto& gradient) {
+          if (owner_of(i++) != rank()) copy(gradient, weight);
+        },
+        model, gradients);
+    gradients.set_zero();
+  }
+
+ private:
+  std::size_t rank() const { return static_cast<std::size_t>(ranks_.rank()); }
+  std::size_t size() const { return static_cast<std::size_t>(ranks_.size()); }
+  MicroBatches part_of(std::size_t of, std::size_t all) const { return {of * all / size(), (of + 1) * all / size()}; }
+
+  /// Calls body(spans of the host) with these numbers of the backend, of which the last are written back.
+  template <class Model, class Body>
+  void on_host(Gradients<Model>& gradients, std::span<const View<typename Model::ScalarType>> views, Body&& body) {
+    using Scalar = typename Model::ScalarType;
+    std::vector<std::span<Scalar>> host;
+    if constexpr (!BackendTraits<typename Model::BackendType>::on_device) {
+      for (const View<Scalar>& view : views) host.emplace_back(view.data(), view.cols());
+      body(std::span<const std::span<Scalar>>(host));
+    } else {
+      std::vector<std::vector<Scalar>> copies;
+      for (const View<Scalar>& view : views) {
+        host.emplace_back(copies.emplace_back(view.cols()));
+        gradients.backend().download(view.data(), host.back());
+      }
+      body(std::span<const std::span<Scalar>>(host));
+      gradients.backend().upload(std::span<const Scalar>(host.back()), views.back().data());
+    }
+  }
+
+  /// Divides the memory of the gradients between ranks: equally, or by whole parameters.
+  template <class Model>
+  void divide(const Model& model) {
+    using Scalar = typename Model::ScalarType;
+    std::vector<std::size_t> begins{0};  // of each parameter
+    for_each_trainable(
+        [&](std::string_view, const auto& parameter) {
+          begins.push_back(begins.back() + detail::whole_lines<Scalar>(parameter.memory_size(model.backend())));
+        },
+        model);
+    const std::size_t all = begins.back();
+    shares_.assign(1, 0);
+    parameters_.assign(1, 0);
+    for (std::size_t r = 1; r < size(); ++r) {
+      std::size_t next = parameters_.back();
+      const std::size_t end = r * all / size();  // a parameter belongs to the share that its middle is in
+      while (next + 1 < begins.size() && begins[next] + begins[next + 1] < 2 * end) ++next;
+      parameters_.push_back(next);
+      shares_.push_back(options_.divide_moments ? begins[next] : std::min(all, detail::whole_lines<Scalar>(end)));
+    }
+    parameters_.push_back(begins.size() - 1);
+    shares_.push_back(all);
+  }
+  /// The rank that has the moments of a parameter.
+  std::size_t owner_of(std::size_t parameter) const {
+    std::size_t r = 0;
+    while (parameters_[r + 1] <= parameter) ++r;
+    return r;
+  }
+
+  /// Gives rank 0 the moments of all, if they are divided.
+  template <class Trainer>
+  void collect_moments(Trainer& trainer) {
+    using Model = typename Trainer::ModelType;
+    if (!begun_ || !options_.divide_moments || std::exchange(collected_, true)) return;
+    const Model& model = trainer.model();
+    AdamW<Model>& optimizer = trainer.mutable_optimizer();
+    if (!any(detail::parameters_in(optimizer.mean()) < detail::parameters_in(model))) return;
+    if (rank() != 0) {
+      send_moments(model, optimizer.mean());
+      return send_moments(model, optimizer.variance());
+    }
+    Gradients<Model> mean(model), variance(model);
+    receive_moments(optimizer.mean(), mean);
+    receive_moments(optimizer.variance(), variance);
+    optimizer.restore(std::move(mean), std::move(variance), optimizer.steps());
+  }
+  template <class Model>
+  void send_moments(const Model& model, const Gradients<Model>& divided) const {
+    std::vector<typename Model::ScalarType> values;
+    std::size_t i = 0;
+    for_each_trainable(
+        [&](std::string_view, const auto&, const auto& moment) {
+          if (owner_of(i++) != rank()) return;
+          values.resize(moment.memory_size(model.backend()));
+          model.backend().download(detail::elements_of(model.backend(), moment).data(), std::span(values));
+          ranks_.send(std::as_bytes(std::span(values)), 0);
+        },
+        model, divided);
+  }
+  template <class Model>
+  void receive_moments(const Gradients<Model>& divided, Gradients<Model>& whole) const {
+    using Scalar = typename Model::ScalarType;
+    const auto& backend = whole.backend();
+    std::vector<Scalar> values;
+    std::size_t i = 0;
+    for_each_trainable(
+        [&](std::string_view, auto& moment, const auto& own) {
+          const std::size_t owner = owner_of(i++);
+          values.resize(moment.memory_size(backend));
+          if (owner == 0) {
+            backend.download(detail::elements_of(backend, own).data(), std::span(values));
+          } else {
+            ranks_.receive(std::as_writable_bytes(std::span(values)), static_cast<int>(owner));
+          }
+          backend.upload(std::span<const Scalar>(values), detail::elements_of(backend, moment).data());
+        },
+        whole, divided);
+  }
+
+  /// Throws RanksDifferError, on all ranks, unless all train the same model in the same way.
+  template <class Trainer>
+  void require_same(const Trainer& trainer) const {
+    constexpr std::array<const char*, 4> what{
+        "options, or another number of steps", "data", "kernels",
+        "weights: its memory or its processor may be faulty, or a program changes "
+        "its model"};
+    detail::Fnv1a kernels;
+    kernels.add(std::string_view(detail::kernels_text(trainer.model().backend())));
+    const std::array<std::uint64_t, 4> own{hash_of_options(trainer), std::uint64_t{trainer.data().fingerprint()},
+                                           kernels.value(), hash_of_weights(trainer.model())};
+    const auto all = detail::all_gather(ranks_, std::span<const std::uint64_t>(own));
+    for (std::size_t i = 0; i < own.size(); ++i) {
+      std::vector<std::uint64_t> hashes;
+      for (std::size_t r = 0; r < size(); ++r) hashes.push_back(all[r * own.size() + i]);
+      const auto alike = [&](std::uint64_t hash) { return std::count(hashes.begin(), hashes.end(), hash); };
+      const std::uint64_t most = *std::max_element(
+          hashes.begin(), hashes.end(), [&](std::uint64_t a, std::uint64_t b) { return alike(a) < alike(b); });
+      std::string odd;
+      for (std::size_t r = 0; r < size(); ++r) {
+        if (hashes[r] != most) odd += (odd.empty() ? "rank " : ", rank ") + std::to_string(r);
+      }
+      if (odd.empty()) continue;
+      throw RanksDifferError(odd, "after step " + std::to_string(trainer.steps()) + " it has other " + what[i]);
+    }
+  }
+  template <class Trainer>
+  std::uint64_t hash_of_options(const Trainer& trainer) const {
+    const TrainerOptions& o = trainer.options();
+    detail::Fnv1a hash;
+    const auto add = [&](auto... values) { (hash.add_value(values), ...); };
+    add(o.batch, o.length, o.accumulate, o.micro_batches, o.validation_fraction, o.seed, trainer.steps());
+    add(o.schedule.max_lr, o.schedule.min_lr, o.schedule.warmup_steps, o.schedule.steps, o.tape.chunk, o.tape.dropout);
+    add(o.adamw.beta1, o.adamw.beta2, o.adamw.epsilon, o.adamw.weight_decay, o.adamw.clip);
+    for (const ParameterGroup& group : o.adamw.groups) {
+      hash.add(std::string_view(group.part));
+      add(group.rate, group.weight_decay.value_or(-1));
+    }
+    add(options_.reduction, std::uint64_t{options_.divide_moments}, options_.check_every);
+    return hash.value();
+  }
+  template <class Model>
+  static std::uint64_t hash_of_weights(const Model& model) {
+    using Scalar = typename Model::ScalarType;
+    using Bits = std::conditional_t<sizeof(Scalar) == 4, std::uint32_t, std::uint64_t>;
+    detail::Fnv1a hash;
+    for_each_trainable(
+        [&](std::string_view name, const auto& parameter) {
+          hash.add(name);
+          detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
+            parameter.download(model.backend(), first, piece);
+            for (std::size_t i = 0; i < piece.rows(); ++i) {
+              for (const Scalar x : piece.row(i)) hash.add(std::uint64_t{std::bit_cast<Bits>(x)});
+            }
+          });
+        },
+        model);
+    return hash.value();
+  }
+
+  C ranks_;
+  DataParallelOptions options_;
+  bool begun_ = false;
+  bool collected_ = false;                        // rank 0 has all moments, since the last step
+  std::vector<MicroBatches> parts_;               // of each rank; with Reduction::sum, one for each
+  std::vector<std::size_t> shares_, parameters_;  // where the share of each rank of their memory begins; of them
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,123 @@
+// The micro-batches of a step, and the binary tree in which their gradients are added up.
+//
+// A node of the tree is a range of micro-batches. The left half of a range of more than one has the largest power of
+// two of them that is below its size: of 6 there are ((0 + 1) + (2 + 3)) + (4 + 5). So the sum has the same bits
+// however the micro-batches are divided between ranks, of which each has consecutive ones: see
+// distributed/data_parallel.hpp.
+#ifndef MINIMAMBA_TRAIN_MICRO_BATCHES_HPP
+#define MINIMAMBA_TRAIN_MICRO_BATCHES_HPP
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "minimamba/core/view.hpp"
+#include "minimamba/nn/workspace.hpp"
+#include "minimamba/train/gradients.hpp"
+
+#include "minimamba/core/isa.hpp"
+
+namespace minimamba::inline MINIMAMBA_ISA {
+
+/// Micro-batches [begin, end) of a step.
+struct MicroBatches {
+  std::size_t begin = 0, end = 0;
+
+  std::size_t size() const { return end - begin; }
+  bool contains(const MicroBatches& other) const { return begin <= other.begin && other.end <= end; }
+  bool touches(const MicroBatches& other) const { return begin < other.end && other.begin < end; }
+  bool operator==(const MicroBatches&) const = default;
+};
+
+namespace detail {
+
+inline std::pair<MicroBatches, MicroBatches> halves(const MicroBatches& node) {
+  const std::size_t middle = node.begin + std::bit_floor(node.size() - 1);
+  return {{node.begin, middle}, {middle, node.end}};
+}
+
+/// Adds up the gradients of the micro-batches of one rank. Between nodes, sums wait in memory of their own: at most one
+/// for each level of the tree, or two where the micro-batches of the rank are no node of it.
+template <class Model>
+class TreeOfGradients {
+  using Backend = typename Model::BackendType;
+  using Scalar = typename Model::ScalarType;
+
+ public:
+  /// leaf(i) adds the gradient of micro-batch i to the gradients, which are zero. Afterwards they are the last of
+  /// sums().
+  template <class Leaf>
+  void add_up(Gradients<Model>& gradients, const MicroBatches& all, const MicroBatches& own, Leaf&& leaf) {
+    waiting_ = 0;
+    gradients_ = &gradients;
+    walk(all, own, leaf);
+  }
+  /// The sum of each of the largest nodes whose micro-batches are all of this rank, in their order.
+  std::vector<View<Scalar>> sums() {
+    std::vector<View<Scalar>> found;
+    for (std::size_t i = 0; i < waiting_; ++i) found.push_back(waits_[i](1));
+    found.push_back(gradients_->memory());
+    return found;
+  }
+
+ private:
+  template <class Leaf>
+  void walk(const MicroBatches& node, const MicroBatches& own, Leaf& leaf) {
+    if (!node.touches(own)) return;
+    if (node.size() == 1) return leaf(node.begin);
+    const auto [left, right] = halves(node);
+    walk(left, own, leaf);
+    if (!left.touches(own) || !right.touches(own)) return walk(right, own, leaf);
+    put_aside();
+    walk(right, own, leaf);
+    if (!own.contains(node)) return;
+    gradients_->backend().add(View<const Scalar>(waits_[--waiting_](1)), gradients_->memory());
+  }
+  void put_aside() {
+    const auto& backend = gradients_->backend();
+    const View<Scalar> latest = gradients_->memory();
+    if (waiting_ == waits_.size()) waits_.emplace_back();
+    waits_[waiting_].reserve(backend, 1, latest.cols());
+    backend.copy(View<const Scalar>(latest), waits_[waiting_++](1));
+    gradients_->set_zero();
+  }
+
+  Gradients<Model>* gradients_ = nullptr;
+  std::vector<Activation<Backend>> waits_;
+  std::size_t waiting_ = 0;  // those in use
+};
+
+}  // namespace detail
+
+/// What a step asks of the ranks that train together. Here one does all alone; DataParallel of
+/// distributed/data_parallel.hpp is another.
+struct OneRank {
+  MicroBatches part(std::size_t all) const { return {0, all}; }
+  /// Whether gradients are added in the tree, and not one after another.
+  bool in_tree() const { return true; }
+  template <class Trainer>
+  void begin(Trainer&, std::int64_t) {}
+  /// `values` has `each` values of each micro-batch: afterwards those of all.
+  template <class T>
+  void gather(std::span<T>, std::size_t /*each*/) {}
+  /// Adds up the gradients of all ranks, from the sums of their own.
+  template <class Model>
+  void add_up(Gradients<Model>&, std::span<const View<typename Model::ScalarType>>) {}
+  /// Squares of gradients, of which this rank may have some.
+  void gather_squares(std::span<double>) {}
+  /// Whether this rank validates batch i of the validation, and the losses of all.
+  bool validates(std::size_t /*i*/) const { return true; }
+  template <class Loss>
+  void gather_validated(std::span<Loss>) {}
+  /// After the optimiser's kernels: parameters, of which this rank may have updated some.
+  template <class Model>
+  void share(Model&, Gradients<Model>&) {}
+};
+
+}  // namespace minimamba
+
+#undef MINIMAMBA_ISA
+#endif

@@ -1,0 +1,302 @@
+// Ranks that train together have the bits of one rank with as many micro-batches, however they divide these.
+#include "minimamba/distributed/data_parallel.hpp"
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "minimamba/nn/ssd.hpp"
+#include "minimamba/train/checkpoint.hpp"
+#include "support/files.hpp"
+#include "support/ranks.hpp"
+#include "support/training.hpp"
+
+namespace data_parallel_test {
+
+using namespace minimamba;
+using support::bits_of;
+using support::expect_identical;
+using support::Folder;
+using support::Late;
+using support::on_ranks;
+using support::parameters_of;
+
+float add_in_tree(const std::vector<float>& leaves, const MicroBatches& node) {
+  if (node.size() == 1) return leaves[node.begin];
+  const auto [left, right] = detail::halves(node);
+  return add_in_tree(leaves, left) + add_in_tree(leaves, right);
+}
+/// The largest nodes of the tree in `own`, as sums.
+void add_own(const std::vector<float>& leaves, const MicroBatches& node, const MicroBatches& own,
+             std::vector<float>& sums) {
+  if (!node.touches(own)) return;
+  if (own.contains(node)) return sums.push_back(add_in_tree(leaves, node));
+  const auto [left, right] = detail::halves(node);
+  add_own(leaves, left, own, sums);
+  add_own(leaves, right, own, sums);
+}
+
+template <class Comm>
+void expect_sums_of_the_tree(std::size_t count, std::size_t ranks) {
+  constexpr std::size_t width = 11;
+  std::vector<std::vector<float>> leaves(width, std::vector<float>(count));  // of each element
+  Random random(count * 100 + ranks);
+  for (auto& of_element : leaves) {
+    for (float& leaf : of_element) leaf = static_cast<float>(random.normal() * std::exp(8 * random.normal()));
+  }
+  std::vector<MicroBatches> parts;
+  std::vector<std::size_t> offsets;
+  for (std::size_t r = 0; r < ranks; ++r) parts.push_back({r * count / ranks, (r + 1) * count / ranks});
+  for (std::size_t r = 0; r <= ranks; ++r) offsets.push_back(r * r * width / (ranks * ranks));  // unequal, some empty
+  std::vector<float> found(width);
+  on_ranks<Comm>(static_cast<int>(ranks), [&](std::size_t rank, const Comm& comm) {
+    std::vector<std::vector<float>> sums;
+    for (std::size_t element = 0; element < width; ++element) {
+      std::vector<float> own;
+      add_own(leaves[element], {0, count}, parts[rank], own);
+      sums.resize(own.size(), std::vector<float>(width));
+      for (std::size_t i = 0; i < own.size(); ++i) sums[i][element] = own[i];
+    }
+    std::vector<std::span<float>> views(sums.begin(), sums.end());
+    detail::SumInTree<Comm, float>(comm, parts, offsets, views).run();
+    for (std::size_t i = offsets[rank]; i < offsets[rank + 1]; ++i) found[i] = sums.back()[i];
+  });
+  for (std::size_t element = 0; element < width; ++element) {
+    EXPECT_EQ(found[element], add_in_tree(leaves[element], {0, count})) << count << " on " << ranks;
+  }
+}
+TEST(SumInTree, IsThatOfOneRankHoweverTheLeavesAreDivided) {
+  for (std::size_t count = 1; count <= 13; ++count) {
+    for (std::size_t ranks = 1; ranks <= count; ++ranks) expect_sums_of_the_tree<ThreadRanks>(count, ranks);
+  }
+  for (const std::size_t ranks : {2U, 3U, 4U, 5U}) expect_sums_of_the_tree<Late>(8, ranks);
+}
+
+template <class ModelType, class CommType = ThreadRanks>
+struct Ranked {
+  using Model = ModelType;
+  using Comm = CommType;
+};
+template <class K>
+class Together : public testing::Test {
+ public:
+  using Model = typename K::Model;
+  using OfRanks = DataParallel<typename K::Comm>;
+
+  static typename Model::Config config() {
+    typename Model::Config config;
+    config.d_model = 24;
+    config.n_layer = 2;
+    config.vocab_size = 20;
+    config.d_state = 4;
+    if constexpr (requires { config.head_dim; }) config.head_dim = 16;
+    return config;
+  }
+  static TrainerOptions options(std::int64_t micro_batches) {
+    return {.batch = 2,
+            .length = 16,
+            .accumulate = 2,
+            .micro_batches = micro_batches,
+            .seed = 5,
+            .schedule = {.max_lr = 1e-2, .min_lr = 1e-3, .warmup_steps = 2, .steps = 6},
+            .tape = {.dropout = 0.1}};
+  }
+  static std::vector<std::int32_t> tokens() {
+    std::vector<std::int32_t> counted(600);
+    for (std::size_t i = 0; i < counted.size(); ++i) counted[i] = static_cast<std::int32_t>(i * i % 19 + i % 2);
+    return counted;
+  }
+  static Model model() { return Model(config(), typename Model::BackendType({.threads = 1}), 3); }
+
+  struct Outcome {
+    support::Parameters<Model> weights, mean;
+    std::vector<std::uint64_t> history;
+  };
+  /// Only rank 0 has all moments at the end.
+  static Outcome outcome(const Trainer<Model>& trainer, std::size_t rank = 0) {
+    Outcome all{.weights = parameters_of(trainer.model()), .mean = {}, .history = bits_of(trainer.history())};
+    if (rank == 0) all.mean = parameters_of(trainer.optimizer().mean());
+    return all;
+  }
+  static Outcome alone(std::int64_t micro_batches) {
+    Trainer<Model> trainer(model(), tokens(), options(micro_batches));
+    while (!trainer.ended()) {
+      trainer.step();
+      if (trainer.steps() % 2 == 0) trainer.validate(3);
+    }
+    return outcome(trainer);
+  }
+  /// The weights and histories of all ranks, and the moments of rank 0.
+  static void expect_bits(const Outcome& expected, std::int64_t micro_batches, int ranks, DataParallelOptions how) {
+    on_ranks<typename K::Comm>(ranks, [&](std::size_t rank, const typename K::Comm& comm) {
+      Trainer<Model> trainer(model(), tokens(), options(micro_batches));
+      OfRanks together(comm, how);
+      while (!trainer.ended()) {
+        trainer.step(together);
+        if (trainer.steps() % 2 == 0) trainer.validate(together, 3);
+      }
+      for (int i = 0; i < 2; ++i) together.on_first(trainer, [] {});  // as a program that saves twice does
+      SCOPED_TRACE(std::to_string(micro_batches) + " micro-batches, rank " + std::to_string(rank) + " of " +
+                   std::to_string(ranks));
+      const Outcome found = outcome(trainer, rank);
+      expect_identical(expected.weights, found.weights);
+      EXPECT_EQ(expected.history, found.history);
+      if (rank == 0) expect_identical(expected.mean, found.mean);
+    });
+  }
+};
+using Kinds = testing::Types<Ranked<Mamba<float, NativeTraining>>, Ranked<Mamba<float, NativeTraining, float, SSD>>,
+                             Ranked<Mamba<float, NativeTraining>, Late>>;
+TYPED_TEST_SUITE(Together, Kinds);
+
+TYPED_TEST(Together, HaveTheBitsOfOneRank) {
+  for (const std::int64_t micro_batches : {1, 2, 3, 4, 6}) {
+    const auto expected = this->alone(micro_batches);
+    for (const int ranks : {1, 2, 3, 4}) {
+      if (ranks > micro_batches) continue;
+      this->expect_bits(expected, micro_batches, ranks, {.check_every = 2});
+      this->expect_bits(expected, micro_batches, ranks, {.divide_moments = true, .check_every = 0});
+    }
+  }
+}
+TYPED_TEST(Together, GiveTheSameBitsByThePlainSumOnAsManyRanks) {
+  using Model = typename TypeParam::Model;
+  const auto tree = this->alone(4);
+  std::vector<support::Parameters<Model>> weights(4);
+  std::vector<double> losses(4);
+  for (const std::size_t first : {0U, 2U}) {
+    on_ranks<typename TypeParam::Comm>(2, [&](std::size_t rank, const typename TypeParam::Comm& comm) {
+      Trainer<Model> trainer(this->model(), this->tokens(), this->options(4));
+      DataParallel together(comm, {.reduction = Reduction::sum, .divide_moments = first > 0, .check_every = 1});
+      while (!trainer.ended()) trainer.step(together);
+      weights[first + rank] = parameters_of(trainer.model());
+      losses[first + rank] = trainer.history().back().loss;
+    });
+  }
+  for (std::size_t i = 1; i < 4; ++i) expect_identical(weights[0], weights[i]);
+  for (const double loss : losses) EXPECT_EQ(loss, losses[0]);
+  EXPECT_EQ(tree.weights.size(), weights[0].size());
+}
+
+using Model = Mamba<float, NativeTraining>;
+using Fixture = Together<Ranked<Model>>;
+
+TEST(DataParallel, ResumesFromACheckpointWithAnotherNumberOfRanks) {
+  const auto expected = Fixture::alone(4);
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  int ranks = 1;
+  for (const bool divided : {false, true}) {
+    std::filesystem::remove(file);
+    for (const int next : {4, 1, 2, 3}) {
+      ranks = next;
+      on_ranks<ThreadRanks>(ranks, [&](std::size_t, const ThreadRanks& comm) {
+        Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(4));
+        DataParallel together(comm, {.divide_moments = divided});
+        if (is_there(file)) resume_training(trainer, file);
+        EXPECT_FALSE(together.any(false));
+        EXPECT_TRUE(together.any(comm.rank() == ranks - 1));
+        for (int i = 0; i < 2 && !trainer.ended(); ++i) {
+          trainer.step(together);
+          if (trainer.steps() % 2 == 0) trainer.validate(together, 3);
+          together.on_first(trainer, [&] { save_training(trainer, file); });
+        }
+        together.on_first(trainer, [&] { save_training(trainer, file); });
+        if (!trainer.ended()) return;
+        EXPECT_EQ(expected.history, bits_of(trainer.history()));
+        expect_identical(expected.weights, parameters_of(trainer.model()));
+      });
+    }
+  }
+}
+
+TEST(DataParallel, NamesTheRankWhoseWeightsDiverge) {
+  std::vector<std::string> messages(3);
+  on_ranks<ThreadRanks>(3, [&](std::size_t rank, const ThreadRanks& comm) {
+    Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(3));
+    DataParallel together(comm, {.check_every = 2});
+    trainer.step(together);
+    if (rank == 1) trainer.mutable_model().norm_f.weight.view()(0, 3) += 1;
+    try {
+      while (!trainer.ended()) trainer.step(together);
+    } catch (const RanksDifferError& error) {
+      messages[rank] = error.what();
+    }
+    EXPECT_EQ(trainer.steps(), 2);
+  });
+  for (const std::string& message : messages) {
+    EXPECT_EQ(message.find("rank 1: after step 2 it has other weights"), 0U) << message;
+  }
+}
+TEST(DataParallel, NamesTheRankWithOtherOptionsOrData) {
+  for (const bool other_data : {false, true}) {
+    on_ranks<ThreadRanks>(2, [&](std::size_t rank, const ThreadRanks& comm) {
+      auto options = Fixture::options(2);
+      auto tokens = Fixture::tokens();
+      if (rank == 1 && other_data) tokens[7] ^= 1;
+      if (rank == 1 && !other_data) options.seed = 6;
+      Trainer<Model> trainer(Fixture::model(), std::move(tokens), options);
+      DataParallel together(comm);
+      try {
+        trainer.step(together);
+        ADD_FAILURE() << "was accepted";
+      } catch (const RanksDifferError& error) {
+        EXPECT_EQ(error.subject(), "rank 1");
+        EXPECT_NE(error.found().find(other_data ? "data" : "options"), std::string::npos) << error.what();
+      }
+    });
+  }
+}
+TEST(DataParallel, TellsAllRanksWhatFailsOnTheFirst) {
+  on_ranks<ThreadRanks>(3, [&](std::size_t rank, const ThreadRanks& comm) {
+    Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(3));
+    DataParallel together(comm, {.divide_moments = true});
+    trainer.step(together);
+    try {
+      together.on_first(trainer, [] { throw FileError("a file", "the disk is full"); });
+      ADD_FAILURE() << "was accepted";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("a file: the disk is full"), std::string::npos) << error.what();
+      EXPECT_EQ(rank == 0, dynamic_cast<const FileError*>(&error) != nullptr);
+    }
+    trainer.step(together);  // all go on
+  });
+}
+TEST(DataParallel, RefusesMoreRanksThanMicroBatches) {
+  on_ranks<ThreadRanks>(2, [&](std::size_t, const ThreadRanks& comm) {
+    Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(1));
+    DataParallel together(comm);
+    EXPECT_THROW(trainer.step(together), ArgumentError);
+    EXPECT_THROW(DataParallel(comm, {.check_every = -1}), ArgumentError);
+  });
+}
+TEST(DataParallel, DividesTheMemoryOfTheMoments) {
+  std::vector<std::size_t> sizes(3);
+  std::size_t all = 0;
+  on_ranks<ThreadRanks>(3, [&](std::size_t rank, const ThreadRanks& comm) {
+    Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(3));
+    DataParallel together(comm, {.divide_moments = true});
+    if (rank == 0) all = trainer.optimizer().mean().memory().cols();
+    trainer.step(together);
+    sizes[rank] = trainer.optimizer().mean().memory().cols();
+  });
+  EXPECT_EQ(sizes[0] + sizes[1] + sizes[2], all);
+  for (const std::size_t size : sizes) EXPECT_LT(size, 2 * all / 3);
+}
+
+TEST(MicroBatchesOfAStep, HaveALossThatIsTheMeanOverAll) {
+  auto options = Fixture::options(1);
+  options.tape.dropout = 0;
+  options.accumulate = 4;
+  Trainer<Model> one_after_another(Fixture::model(), Fixture::tokens(), options);
+  options.accumulate = 1;
+  options.micro_batches = 4;  // the same windows
+  Trainer<Model> in_tree(Fixture::model(), Fixture::tokens(), options);
+  const StepRecord a = one_after_another.step(), b = in_tree.step();
+  EXPECT_EQ(a.loss, b.loss);
+  EXPECT_NEAR(a.gradient_norm, b.gradient_norm, 1e-5 * a.gradient_norm);
+  options.micro_batches = 0;
+  EXPECT_THROW(Trainer<Model>(Fixture::model(), Fixture::tokens(), options), ArgumentError);
+}
+
+}  // namespace data_parallel_test
