@@ -1,5 +1,6 @@
 // Measures how well a model predicts a text, and how much worse it is with quantised weights.
 #include <CLI/CLI.hpp>
+#include <minimamba/distributed/communicator.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -14,27 +15,29 @@
 
 #include "command_line.hpp"
 #include "program.hpp"
+#include "ranks.hpp"
 
 namespace {
 
 using program::stop;
 
 struct Arguments {
-  std::string model, tokenizer, file, backend = "native";
+  std::string model, tokenizer, backend = "native";
+  std::vector<std::string> files;
   std::vector<std::string> weights = {"f32"};
   double last = 1;
   int threads = 0;
   bool saturate = false;
 };
 
-/// The text to score, as tokens.
+/// A text to score, as tokens; none of them if another rank scores it.
 struct Text {
   std::vector<std::int32_t> tokens;
   std::size_t scored_bytes = 0;  // bytes of all tokens but the first, which is not scored
 };
 
-Text read_text(const Arguments& arguments, const minimamba::Tokenizer& tokenizer) {
-  const std::string text = program::read_file(arguments.file);
+Text read_text(const std::string& file, const Arguments& arguments, const minimamba::Tokenizer& tokenizer) {
+  const std::string text = program::read_file(file);
   Text read{.tokens = tokenizer.encode(text, {.add_special_tokens = false}), .scored_bytes = text.size()};
   const auto skipped = static_cast<std::ptrdiff_t>(
       read.tokens.size() - static_cast<std::size_t>(static_cast<double>(read.tokens.size()) * arguments.last));
@@ -43,18 +46,39 @@ Text read_text(const Arguments& arguments, const minimamba::Tokenizer& tokenizer
     read.scored_bytes = tokenizer.decode(read.tokens).size();
   }
   if (read.tokens.size() < 2) {
-    throw minimamba::ArgumentError(arguments.file, "two tokens or more (the first is not scored)",
+    throw minimamba::ArgumentError(file, "two tokens or more (the first is not scored)",
                                    std::to_string(read.tokens.size()));
   }
   read.scored_bytes -= std::min(read.scored_bytes, tokenizer.decode(std::span(read.tokens).first(1)).size());
   return read;
 }
 
-/// One line of the table.
+/// What a rank has measured of a text, or of all.
 struct Result {
   minimamba::Score score;
+  std::size_t tokens = 0, scored_bytes = 0;  // of the text: all that are to be scored
   double seconds = 0;
+
+  bool whole() const { return score.tokens == tokens; }
 };
+
+/// The texts of all ranks, each an independent one, added up in their order.
+Result add_up(const std::vector<Result>& own) {
+  const auto all = minimamba::detail::all_gather(program::ranks(), std::span<const Result>(own));
+  const auto ranks = static_cast<std::size_t>(program::ranks().size());
+  Result sum;
+  std::vector<double> seconds(ranks);
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    const Result& text = all[i % ranks * own.size() + i];
+    sum.score.nats += text.score.nats;
+    sum.score.tokens += text.score.tokens;
+    sum.tokens += text.tokens;
+    sum.scored_bytes += text.scored_bytes;
+    seconds[i % ranks] += text.seconds;
+  }
+  sum.seconds = *std::max_element(seconds.begin(), seconds.end());
+  return sum;
+}
 
 /// Shows the progress on a terminal.
 void show_progress(program::LiveLine& line, const std::string& weights, const minimamba::Score& score,
@@ -67,14 +91,8 @@ void show_progress(program::LiveLine& line, const std::string& weights, const mi
   line.show(text);
 }
 
-Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const Arguments& arguments,
-               const std::string& weights) {
-  const auto model = minimamba::AnyModel::load(checkpoint, {.weights = weights,
-                                                            .backend = arguments.backend,
-                                                            .threads = arguments.threads,
-                                                            .progress = [](double) { return !stop; },
-                                                            .on_note = program::print_note,
-                                                            .saturate = arguments.saturate});
+Result score(const minimamba::Checkpoint& checkpoint, const minimamba::AnyModel& model, const Text& text,
+             const std::string& weights) {
   const std::size_t most = std::clamp<std::size_t>(
       std::size_t{8} * 1024 * 1024 / static_cast<std::size_t>(model.config().padded_vocab_size()), 16, 512);
   minimamba::Scorer scorer(model, static_cast<std::int64_t>(most));
@@ -90,15 +108,30 @@ Result measure(const minimamba::Checkpoint& checkpoint, const Text& text, const 
     }
     rest = rest.subspan(some.size());
     seconds = program::seconds_since(start);
-    if (seconds - shown < 0.2) continue;
+    if (seconds - shown < 0.2 || !program::ranks().first()) continue;
     show_progress(line, weights, scorer.score(), text.tokens.size() - 1, seconds);
     shown = seconds;
   }
-  return {scorer.score(), seconds};
+  return {scorer.score(), text.tokens.size() - 1, text.scored_bytes, seconds};
 }
 
-double bits_per_byte(const Result& result, const Text& text) {
-  return result.score.nats / std::numbers::ln2 / std::max(static_cast<double>(text.scored_bytes), 1.0);
+Result measure(const minimamba::Checkpoint& checkpoint, const std::vector<Text>& texts, const Arguments& arguments,
+               const std::string& weights) {
+  const auto model = minimamba::AnyModel::load(checkpoint, {.weights = weights,
+                                                            .backend = arguments.backend,
+                                                            .threads = arguments.threads,
+                                                            .progress = [](double) { return !stop; },
+                                                            .on_note = program::print_note,
+                                                            .saturate = arguments.saturate});
+  std::vector<Result> results(texts.size());
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    if (!texts[i].tokens.empty()) results[i] = score(checkpoint, model, texts[i], weights);
+  }
+  return add_up(results);
+}
+
+double bits_per_byte(const Result& result) {
+  return result.score.nats / std::numbers::ln2 / std::max(static_cast<double>(result.scored_bytes), 1.0);
 }
 
 std::string formatted(const char* format, double number) {
@@ -107,20 +140,20 @@ std::string formatted(const char* format, double number) {
   return text;
 }
 
-bool print_one(const Result& result, const Text& text) {
+bool print_one(const Result& result) {
   return program::print("tokens: " + std::to_string(result.score.tokens) +
                         "\nnats per token: " + formatted("%.5f", result.score.nats_per_token()) +
-                        "\nbits per byte: " + formatted("%.5f", bits_per_byte(result, text)) +
+                        "\nbits per byte: " + formatted("%.5f", bits_per_byte(result)) +
                         "\nperplexity: " + formatted("%.4f", result.score.perplexity()) + "\ntokens per second: " +
                         formatted("%.0f", static_cast<double>(result.score.tokens) / std::max(result.seconds, 1e-9)) +
                         "\n");
 }
 
-bool print_row(const std::string& weights, const Result& result, const Result& first, const Text& text) {
+bool print_row(const std::string& weights, const Result& result, const Result& first) {
   const double nats = result.score.nats_per_token(), loss = nats / first.score.nats_per_token() - 1;
   char line[160];
   std::snprintf(line, sizeof line, "%-7s  %14.5f  %13.5f  %10.4f  %+9.3f %%  %8.0f\n", weights.c_str(), nats,
-                bits_per_byte(result, text), result.score.perplexity(), 100 * loss,
+                bits_per_byte(result), result.score.perplexity(), 100 * loss,
                 static_cast<double>(result.score.tokens) / std::max(result.seconds, 1e-9));
   return program::print(line);
 }
@@ -132,24 +165,32 @@ int run(const Arguments& arguments) {
   if (!tokenizer) {
     throw minimamba::ArgumentError("--model", "the model has no tokenizer; use --tokenizer FILE");
   }
-  const Text text = read_text(arguments, *tokenizer);
+  std::vector<Text> texts(arguments.files.size());
+  const program::Ranks& ranks = program::ranks();
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    const bool own = static_cast<int>(i % static_cast<std::size_t>(ranks.size())) == ranks.rank();
+    if (own) texts[i] = read_text(arguments.files[i], arguments, *tokenizer);
+  }
   std::vector<Result> results;
   bool read = true;
-  if (arguments.weights.size() > 1) {
+  if (arguments.weights.size() > 1 && ranks.first()) {
     read = program::print("weights  nats per token  bits per byte  perplexity  against " + arguments.weights.front() +
                           "  tokens/s\n");
   }
   for (const std::string& weights : arguments.weights) {
-    if (!read) break;  // the reader has closed the pipe
-    results.push_back(measure(checkpoint, text, arguments, weights));
+    if (!read && ranks.size() == 1) break;  // the reader has closed the pipe
+    results.push_back(measure(checkpoint, texts, arguments, weights));
     const Result& result = results.back();
-    if (result.score.tokens + 1 < text.tokens.size()) {
+    if (!result.whole()) {
+      if (!ranks.first()) break;
       std::fprintf(stderr, "perplexity: %s: interrupted after %zu of %zu tokens\n", weights.c_str(),
-                   result.score.tokens, text.tokens.size() - 1);
+                   result.score.tokens, result.tokens);
       break;
     }
-    read = arguments.weights.size() == 1 ? print_one(result, text) : print_row(weights, result, results.front(), text);
-    if (stop) break;
+    if (ranks.first()) {
+      read = arguments.weights.size() == 1 ? print_one(result) : print_row(weights, result, results.front());
+    }
+    if (stop && ranks.size() == 1) break;
   }
   return stop ? program::interrupted : 0;
 }
@@ -157,11 +198,14 @@ int run(const Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const program::Job job(argc, argv);
   Arguments arguments;
   CLI::App app("Measures how well a Mamba model predicts a text: nats per token and bits per byte.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
   app.add_option("--model", arguments.model, "Checkpoint folder or file, in any format")->required();
-  app.add_option("--file", arguments.file, "File with the text (-: standard input)")->required();
+  app.add_option("--file", arguments.files,
+                 "File with the text (-: standard input); several are independent texts, which ranks of mpirun divide")
+      ->required();
   app.add_option("--last", arguments.last,
                  "Score only this part of the tokens, at the end; train validates on the last 0.1")
       ->check(CLI::Range(0.0, 1.0))
@@ -180,5 +224,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
       ->capture_default_str();
-  return program::run("perplexity", app, {argc, argv}, [&] { return run(arguments); });
+  const std::string name = "perplexity" + program::ranks().suffix();
+  const int code = program::run(name.c_str(), app, {argc, argv}, [&] { return run(arguments); });
+  return code == 0 || code == program::usage ? code : job.fail(code);
 }

@@ -35,6 +35,11 @@ foreach(flags IN ITEMS "--threads;1" "--backend;native" "--backend;reference;--l
   endif()
 endforeach()
 expect(0 "^tokens: 179\n" ${one} --last 0.1)
+expect(0 "^tokens: 3598\n" ${one} ${WORK}/text.txt)  # two texts, each from the beginning
+string(REGEX MATCH "nats per token: [0-9.]+\nbits per byte: [0-9.]+" twice "${printed}")
+if(NOT first MATCHES "${twice}")
+  message(FATAL_ERROR "the same text twice: ${twice}\nand once: ${first}")
+endif()
 expect(0 "^weights  nats per token .*\nf32  .* [+]0.000 %.*\nbf16 .*\nf16 .*\nq8 .*\nq4 .*\n$" ${one} --weights f32,bf16,f16,q8,q4)
 expect(0 "^weights .*\nq8 .*\nf32 .*\n$" ${one} --weights q8 f32 --backend eigen)
 
