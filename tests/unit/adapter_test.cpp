@@ -268,4 +268,21 @@ TEST(AdapterFilesOfAModel, MergeIntoACheckpointAsIntoAModel) {
   }
 }
 
+TEST(AdapterFilesOfAModel, AreRefusedIfAValueIsNotFinite) {
+  for (const float value : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    const Saved saved;
+    const AdapterFiles files = open_adapter(saved.path);
+    std::vector<StoredTensor> tensors;
+    for (const auto& [name, tensor] : files.tensors.tensors()) tensors.push_back(tensor);
+    SafetensorsWriter writer(saved.path / "adapter_model.safetensors", tensors);
+    for (const StoredTensor& tensor : tensors) {
+      std::vector<float> values(static_cast<std::size_t>(tensor.size()), 0.5F);
+      if (&tensor == &tensors.back()) values.back() = value;
+      writer.write(std::span<const float>(values), DType::F32);
+    }
+    writer.commit();
+    expect_contains(saved.refusal(), "expected finite values");
+  }
+}
+
 }  // namespace adapter_test

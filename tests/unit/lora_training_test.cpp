@@ -160,4 +160,42 @@ TEST(ParameterGroups, HaveTheirOwnRateAndWeightDecay) {
   EXPECT_THROW(AdamW<Plain>(model, {.groups = {{.part = "norm_f", .rate = -1}}}), ArgumentError);
 }
 
+TEST(ParameterGroups, AreRefusedAWeightDecayThatNothingTakes) {
+  const auto model = support::trained_looking_model<Plain>(support::lora_config());
+  for (const char* const part : {"norm_f", "A_log", "mixer.D", "dt_proj.bias"}) {
+    EXPECT_THROW(AdamW<Plain>(model, {.groups = {{.part = part, .weight_decay = 0.1}}}), ArgumentError) << part;
+    AdamW<Plain>(model, {.groups = {{.part = part, .rate = 2, .weight_decay = 0.0}}});
+  }
+  AdamW<Plain>(model, {.groups = {{.part = "layers.0", .weight_decay = 0.1}}});
+}
+
+TEST(AdapterTraining, RefusesACheckpointIfAnyFrozenValueDiffers) {
+  const support::Folder folder;
+  const auto frozen = [] {
+    auto model = support::trained_looking_model<Plain>(support::lora_config());
+    freeze(model, {"embedding", "in_proj"});
+    return model;
+  };
+  const auto tokens = pattern(600);
+  Trainer<Plain> trainer(frozen(), tokens, options_of(8));
+  trainer.step();
+  save_training(trainer, folder / "training.safetensors");
+  const std::size_t rows = trainer.model().embedding.weight.rows(), cols = trainer.model().embedding.weight.cols();
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t j = 0; j < cols; ++j) {
+      Plain other = frozen();
+      std::vector<float> row(cols);
+      other.embedding.weight.download(other.backend(), i, {row.data(), 1, cols});
+      row[j] = std::nextafter(row[j], 10.0F);
+      other.embedding.weight.upload(other.backend(), i, {row.data(), 1, cols});
+      EXPECT_NE(detail::frozen_fingerprint(other), detail::frozen_fingerprint(trainer.model())) << i << " " << j;
+      if (j > 0) continue;
+      Trainer<Plain> resumed(std::move(other), tokens, options_of(8));
+      EXPECT_THROW(resume_training(resumed, folder / "training.safetensors"), CheckpointError) << i;
+    }
+  }
+  Trainer<Plain> same(frozen(), tokens, options_of(8));
+  resume_training(same, folder / "training.safetensors");
+}
+
 }  // namespace lora_training_test

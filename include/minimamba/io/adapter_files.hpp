@@ -257,35 +257,40 @@ AdapterPairs pairs_for(const AdapterFiles& files, const Module& module, bool tie
                         "the model has no matrix " + printable(peft_module(name)));
 }
 
-/// The values of a stored tensor.
+/// The values of a stored tensor. Throws CheckpointError for a NaN or an infinity.
 template <class Scalar>
 std::vector<Scalar> stored_values(const AdapterFiles& files, const StoredTensor& tensor) {
   std::vector<Scalar> values(static_cast<std::size_t>(tensor.size()));
   files.tensors.read(tensor, 0, std::span(values));
+  require_finite(std::span<const Scalar>(values), files.weights_name + ": " + printable(tensor.name));
   return values;
 }
 
 }  // namespace detail
 
-/// Opens the adapter in a folder that PEFT or save_adapter wrote; its adapter_model.bin is read too. Throws FileError,
-/// FormatError, and ConfigError for settings that would change the result and are not supported, such as use_dora.
-inline AdapterFiles open_adapter(const std::filesystem::path& path) {
+/// An adapter from its two files: see below.
+inline AdapterFiles open_adapter(const ByteSource& config, ByteSource weights) {
   AdapterFiles files;
-  const std::filesystem::path folder = model_folder(path), config = folder / "adapter_config.json";
-  files.config_name = config.string();
-  const Json json = read_json(ByteSource::open(config));
+  files.config_name = config.name();
+  files.weights_name = weights.name();
+  const Json json = read_json(config);
   detail::AdapterConfigReader(json, files).read();
-  std::filesystem::path weights = folder / "adapter_model.safetensors";
-  if (!is_there(weights) && is_there(folder / "adapter_model.bin")) weights = folder / "adapter_model.bin";
-  files.weights_name = weights.string();
-  ByteSource source = ByteSource::open(weights);
-  detail::refuse_pointer(source);
-  detail::add_weights(std::move(source), files.tensors);
+  detail::refuse_pointer(weights);
+  detail::add_weights(std::move(weights), files.tensors);
   for (const auto& [name, tensor] : files.tensors.tensors()) {
     if (!name.ends_with(detail::base_layer)) continue;
     files.notes.push_back(files.weights_name + ": " + printable(name) + " is not read: the model has this matrix");
   }
   return files;
+}
+/// Opens the adapter in a folder that PEFT or save_adapter wrote; its adapter_model.bin is read too. Throws FileError,
+/// FormatError, and ConfigError for settings that would change the result and are not supported, such as use_dora.
+inline AdapterFiles open_adapter(const std::filesystem::path& path) {
+  const std::filesystem::path folder = model_folder(path);
+  std::filesystem::path weights = folder / "adapter_model.safetensors";
+  if (!is_there(weights) && is_there(folder / "adapter_model.bin")) weights = folder / "adapter_model.bin";
+  const ByteSource config = ByteSource::open(folder / "adapter_config.json");
+  return open_adapter(config, ByteSource::open(weights));
 }
 
 }  // namespace minimamba

@@ -43,6 +43,8 @@ struct ParameterLoadOptions {
   std::function<bool(double)> progress = {};
   bool saturate = false;
   std::function<void(const std::string&)> on_note = {};
+  /// Whether a NaN or an infinity is a CheckpointError.
+  bool finite = false;
 };
 
 namespace detail {
@@ -142,7 +144,13 @@ void load_parameters(Module& module, const Backend& backend, const ByteSource& s
         const StoredTensor& stored = *tensors.find(std::string(name));
         const auto fresh = std::make_shared<P>(parameter.shape(), parameter.role());
         detail::read_parameter(*fresh, backend, {stored.dtype, source.name() + ": " + stored.name, saturation},
-                               [&](std::size_t first, auto values) { tensors.read(stored, first, values); });
+                               [&](std::size_t first, auto values) {
+                                 tensors.read(stored, first, values);
+                                 using Value = typename decltype(values)::element_type;
+                                 if (!options.finite) return;
+                                 detail::require_finite(std::span<const Value>(values),
+                                                        source.name() + ": " + stored.name);
+                               });
         moves.push_back([fresh, &parameter] { parameter = std::move(*fresh); });
         progress.add(parameter.size());
       },

@@ -193,18 +193,45 @@ void save(const SequenceModel<Scalar, Backend, Weight, Mixer>& model, const std:
   folders.keep();
 }
 
+namespace detail {
+
+/// Throws CheckpointError unless the file has a tensor for each layer, before memory is allocated for the layers.
+inline void check_sequence_layers(const ByteSource& weights, std::int64_t layers) {
+  TensorSet tensors;
+  read_safetensors(weights, tensors);
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
+    const std::string name = "backbone.layers." + std::to_string(layer) + ".norm.weight";
+    if (tensors.find(name) == nullptr) throw CheckpointError(weights.name() + ": " + name, "a tensor", "no tensor");
+  }
+}
+
+}  // namespace detail
+
+/// Loads a model from its two files: see below.
+template <class Model>
+Model load_sequence_model(const ByteSource& config_file, const ByteSource& weights,
+                          typename Model::BackendType backend = typename Model::BackendType(),
+                          ParameterLoadOptions options = {}) {
+  options.finite = true;
+  const auto config = read_sequence_config<typename Model::Backbone::Config>(config_file);
+  detail::refuse_pointer(weights);
+  detail::check_sequence_layers(weights, config.backbone.n_layer);
+  Model model = Model::shapes_only(config, std::move(backend));
+  load_parameters(model, model.backend(), weights, options);
+  model.refresh();
+  return model;
+}
 /// Loads a model that was saved so: load_sequence_model<SequenceModel<float>>(folder). The weights in the file may have
 /// any floating-point type. Throws FileError or FormatError for files that cannot be read, ConfigError for a
-/// configuration of another kind of model, and CheckpointError for tensors that do not fit it.
+/// configuration of another kind of model, and CheckpointError for tensors that do not fit it or hold a NaN or an
+/// infinity.
 template <class Model>
 Model load_sequence_model(const std::filesystem::path& folder,
                           typename Model::BackendType backend = typename Model::BackendType(),
-                          const ParameterLoadOptions& options = {}) {
-  const auto config = read_sequence_config<typename Model::Backbone::Config>(ByteSource::open(folder / "config.json"));
-  Model model = Model::shapes_only(config, std::move(backend));
-  load_parameters(model, model.backend(), folder / "model.safetensors", options);
-  model.refresh();
-  return model;
+                          ParameterLoadOptions options = {}) {
+  const ByteSource config = ByteSource::open(folder / "config.json");
+  return load_sequence_model<Model>(config, ByteSource::open(folder / "model.safetensors"), std::move(backend),
+                                    std::move(options));
 }
 
 }  // namespace minimamba

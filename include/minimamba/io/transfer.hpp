@@ -4,6 +4,7 @@
 #define MINIMAMBA_IO_TRANSFER_HPP
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <functional>
 #include <map>
@@ -142,6 +143,15 @@ void check_stored(const TensorSet& tensors, const StoredTensor& stored, const Sh
     throw CheckpointError(subject, "shape " + shape_text(shape) + because(), "shape " + shape_text(stored.shape));
   }
   if (!is_floating(stored.dtype)) throw CheckpointError(subject, "floating-point values", type_of(stored));
+}
+
+/// Throws CheckpointError for values that are NaN or infinite.
+template <class Scalar>
+void require_finite(std::span<const Scalar> values, const std::string& subject) {
+  for (const Scalar value : values) {
+    if (std::isfinite(value)) continue;
+    throw CheckpointError(subject, "finite values", number_text(static_cast<double>(value)));
+  }
 }
 
 /// The stored values of a parameter.

@@ -30,8 +30,9 @@ struct LoraOptions {
   double alpha = 16;
   bool rank_stabilized = false;  // scales by alpha / sqrt(rank) instead of alpha / rank
   /// Which matrices: in_proj, x_proj, dt_proj, out_proj, embedding and lm_head, the last two only if they are not tied.
-  /// PEFT itself refuses adapters of out_proj in Mamba models, since version 0.18.
-  std::vector<std::string> targets = {"in_proj", "x_proj", "out_proj"};
+  /// PEFT itself refuses adapters of out_proj in Mamba models, since version 0.18. See default_targets for other
+  /// mixers.
+  std::vector<std::string> targets = {"in_proj", "x_proj"};
   std::uint64_t seed = 0;  // of the first values
 };
 
@@ -263,6 +264,27 @@ template <class Scalar, template <class> class Backend, class W,
           template <class, template <class> class, class> class Mixer>
 Mamba<Scalar, Backend, Scalar, Mixer> merge(const Mamba<Scalar, Backend, Lora<W>, Mixer>& model) {
   return merge_to<Mamba<Scalar, Backend, Scalar, Mixer>>(model, model.backend());
+}
+
+template <class Scalar, template <class> class Backend, class Weight,
+          template <class, template <class> class, class> class Mixer>
+class SequenceModel;
+/// The same for a model with a head.
+template <class Scalar, template <class> class Backend, class W,
+          template <class, template <class> class, class> class Mixer>
+SequenceModel<Scalar, Backend, Scalar, Mixer> merge(const SequenceModel<Scalar, Backend, Lora<W>, Mixer>& model) {
+  return merge_to<SequenceModel<Scalar, Backend, Scalar, Mixer>>(model, model.backend());
+}
+
+/// The matrices that are adapted unless others are named: in_proj, and x_proj if the mixer has one. PEFT accepts them.
+template <class Model>
+std::vector<std::string> default_targets(const Model& model) {
+  bool has_x_proj = false;
+  detail::for_each_adaptable(
+      [&](const std::string& name, const auto&) { has_x_proj = has_x_proj || detail::last_word(name) == "x_proj"; },
+      model);
+  if (has_x_proj) return {"in_proj", "x_proj"};
+  return {"in_proj"};
 }
 
 /// A hash of how the adapters are scaled, cut to the 53 bits that a double can hold: for checkpoints of training runs.

@@ -36,7 +36,7 @@ class DivergedError : public Error {
 struct ParameterGroup {
   std::string part;                         // of their names: see freeze()
   double rate = 1;                          // times the learning rate
-  std::optional<double> weight_decay = {};  // instead of AdamWOptions::weight_decay
+  std::optional<double> weight_decay = {};  // instead of AdamWOptions::weight_decay, for those that take any
 };
 
 struct AdamWOptions {
@@ -183,6 +183,17 @@ class AdamW {
     return found;
   }
 
+  /// Whether a part has a parameter that takes weight decay.
+  static bool has_decaying(const Model& model, const std::string& part) {
+    bool found = false;
+    for_each_trainable(
+        [&](std::string_view name, const auto& parameter) {
+          found = found || (detail::names_part(part, name) && detail::decays(parameter));
+        },
+        model);
+    return found;
+  }
+
   static AdamWOptions checked(AdamWOptions options, const Model& model) {
     const auto require = [](bool good, const char* name, const char* expected, double found) {
       if (!good) throw ArgumentError(name, expected, number_text(found));
@@ -200,6 +211,10 @@ class AdamW {
       detail::check_parts(model, {group.part}, "ParameterGroup.part");
       for (const double value : {group.rate, group.weight_decay.value_or(0)}) {
         require(value >= 0 && finite(value), "AdamWOptions.groups", "finite numbers, at least 0", value);
+      }
+      if (group.weight_decay.value_or(0) > 0 && !has_decaying(model, group.part)) {
+        throw ArgumentError("AdamWOptions.groups", "no weight decay for " + group.part + ", of which nothing takes any",
+                            number_text(*group.weight_decay));
       }
     }
     return options;
