@@ -31,8 +31,11 @@ void add_lora_options(CLI::App& app, Arguments& arguments) {
     return app.add_option(name, value, what)->needs(rank)->capture_default_str();
   };
   add("--lora-alpha", arguments.lora_alpha, "LoRA: the adapter is scaled by alpha / rank");
-  add("--lora-targets", arguments.lora_targets,
-      "LoRA: matrices to adapt, of in_proj, x_proj, dt_proj, out_proj, embedding and lm_head")
+  app.add_option(
+         "--lora-targets", arguments.lora_targets,
+         "LoRA: matrices to adapt, of in_proj, x_proj, dt_proj, out_proj, embedding and lm_head (default: in_proj "
+         "and x_proj)")
+      ->needs(rank)
       ->delimiter(',');
   add("--lora-weights", arguments.lora_weights, "LoRA: format of the frozen matrices in memory")
       ->check(CLI::IsMember({"f32", "q8"}));
@@ -59,6 +62,8 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
   add("--clip", options.adamw.clip, "Maximum norm of the gradient (0: no clipping)");
   add("--dropout", options.tape.dropout, "Dropout probability of each block's output");
   app.add_flag("--recompute", options.tape.recompute, "Save memory by computing the activations twice");
+  add("--memory", arguments.memory, "MiB for the tokens of the text; what is larger is read from files as it is needed")
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 40));
   add("--validation-fraction", options.validation_fraction, "Part of the text, at its end, kept for validation");
   add("--validation-batches", arguments.validation_batches, "Maximum number of validation batches")
       ->check(CLI::NonNegativeNumber);

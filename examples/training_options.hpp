@@ -25,9 +25,10 @@ struct Arguments {
   int threads = 0;
   minimamba::DataParallelOptions together;
   bool resume = false;
-  std::int64_t lora_rank = 0;  // 0: all parameters train
+  std::uint64_t memory = 1024;  // MiB for the tokens of the text
+  std::int64_t lora_rank = 0;   // 0: all parameters train
   double lora_alpha = 16;
-  std::vector<std::string> lora_targets{"in_proj", "x_proj", "out_proj"};
+  std::vector<std::string> lora_targets = {};  // none: in_proj, and x_proj where there is one
   std::string lora_weights = "f32";
 };
 

@@ -28,7 +28,8 @@
 #include "ranks.hpp"
 #include "report.hpp"
 #include "training_options.hpp"
-#include "training_vocabulary.hpp"
+#include "training_text.hpp"
+#include "vocabulary.hpp"
 
 namespace training {
 
@@ -102,8 +103,9 @@ class Program {
   Program(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init,
           const typename Model::Config& config)
       : arguments_(arguments),
-        vocabulary_(find_vocabulary(arguments, init)),
-        trainer_(make_model(init, config), read_tokens(arguments, vocabulary_.tokenizer), arguments.options),
+        vocabulary_(program::find_vocabulary(arguments.tokenizer, init, "--init " + arguments.init)),
+        text_(arguments, vocabulary_),
+        trainer_(make_model(init, config), text_.windows(), arguments.options),
         together_(program::ranks(), arguments.together),
         checkpoint_(fs::path(arguments.out) / "training.safetensors"),
         prompt_(vocabulary_.tokenizer.encode(arguments.prompt)) {
@@ -122,8 +124,8 @@ class Program {
     if (first()) minimamba::AtomicFile::remove_strays(arguments_.out);
     const std::size_t all = trainer_.model().parameter_count(), some = count_trainable(trainer_.model());
     if (some != all) say("%zu of %zu parameters train\n", some, all);
-    say("%zu parameters, %zu tokens to train on, %zu to validate on\n", all, trainer_.split().training.size(),
-        trainer_.split().validation.size());
+    say("%zu parameters, %zu tokens to train on, %zu to validate on\n", all, trainer_.data().training_size(),
+        trainer_.data().validation_size());
     for (const auto& record : trainer_.history()) note(record);
     Progress progress(trainer_.steps());
     if (trainer_.steps() > 0)
@@ -171,7 +173,8 @@ class Program {
       if constexpr (is_adapted) {
         add_adapter(model, {.rank = arguments_.lora_rank,
                             .alpha = arguments_.lora_alpha,
-                            .targets = arguments_.lora_targets,
+                            .targets = arguments_.lora_targets.empty() ? minimamba::default_targets(model)
+                                                                       : arguments_.lora_targets,
                             .seed = arguments_.options.seed});
       }
       if (tokenizer.size() <= model.config().vocab_size) return model;
@@ -239,7 +242,8 @@ class Program {
   }
 
   const Arguments& arguments_;
-  Vocabulary vocabulary_;
+  program::Vocabulary vocabulary_;
+  Text text_;
   minimamba::Trainer<Model> trainer_;
   minimamba::DataParallel<program::Ranks> together_;
   fs::path checkpoint_;

@@ -54,6 +54,15 @@ if(left)
   message(FATAL_ERROR "resuming left ${left}")
 endif()
 
+# A text that is larger than the memory for its tokens: the same bytes.
+expect(0 "step 60/60" ${small} --out ${WORK}/streamed --memory 0)
+foreach(file IN ITEMS model.safetensors training.safetensors)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/whole/${file} ${WORK}/streamed/${file} RESULT_VARIABLE differ)
+  if(differ)
+    message(FATAL_ERROR "${file} depends on the memory for the text")
+  endif()
+endforeach()
+
 # Interrupted: saved, and said so.
 file(WRITE ${WORK}/interrupt.sh "'${TRAIN}' --d-model 32 --n-layer 2 --steps 1000000 --text '${WORK}/text.txt' \\
   --out '${WORK}/interrupted' > '${WORK}/interrupted.log' &
@@ -150,6 +159,8 @@ foreach(base IN ITEMS whole ssd)
            --out ${WORK}/${base}-adapter)
   expect(0 "[0-9]+ of [0-9]+ parameters train.*step 4/4" ${lora} --steps 4 --lora-weights q8)
   expect(0 "step 5/5" ${lora} --steps 5 --lora-weights q8 --resume)
+  expect(0 "step 1/1" --init ${WORK}/${base} --lora-rank 2 --batch 2 --length 32 --sample-every 0 --steps 1 --text ${WORK}/text.txt
+         --out ${WORK}/${base}-default)  # targets that each mixer has
   expect(1 "other frozen parameters" ${lora} --steps 5 --resume)
   file(READ ${WORK}/${base}-adapter/adapter_config.json text)
   if(NOT text MATCHES "\"peft_type\": \"LORA\"" OR EXISTS ${WORK}/${base}-adapter/model.safetensors)
@@ -198,6 +209,16 @@ file(WRITE ${WORK}/letters.txt "${text}")
 set(letters --steps 2 --batch 2 --length 16 --text ${WORK}/letters.txt --sample-every 0)
 expect(0 "720 tokens to train on" ${letters} --d-model 32 --n-layer 1 --out ${WORK}/letters --tokenizer ${WORK}/tokenizer)
 expect(0 "720 tokens to train on, 80 to" ${letters} --out ${WORK}/more --init ${WORK}/letters)
+string(REPEAT "ab ba\nb ab\n" 200000 text)  # of several pieces
+file(WRITE ${WORK}/many.txt "${text}")
+foreach(memory IN ITEMS 1024 0)
+  expect(0 "step 2/2" --steps 2 --batch 2 --length 16 --text ${WORK}/many.txt ${WORK}/letters.txt --sample-every 0 --d-model 32 --n-layer 1
+         --out ${WORK}/many${memory} --tokenizer ${WORK}/tokenizer --memory ${memory})
+endforeach()
+execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/many0/training.safetensors ${WORK}/many1024/training.safetensors RESULT_VARIABLE differ)
+if(differ OR EXISTS ${WORK}/many0/tokens.bin)
+  message(FATAL_ERROR "the tokens in a file are others than those in memory, or were left")
+endif()
 execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/more/tokenizer.json ${WORK}/tokenizer/tokenizer.json RESULT_VARIABLE differ)
 if(differ)
   message(FATAL_ERROR "the tokenizer of --init is not that of the new model")

@@ -1,5 +1,7 @@
 // train/data: splits and windows of any size, and those that cannot be.
+#include <algorithm>
 #include <limits>
+#include <span>
 
 #include <gtest/gtest.h>
 
@@ -67,6 +69,31 @@ TEST(Splits, TrainOnTheBeginningAndValidateOnTheEnd) {
   EXPECT_THROW(split_tokens(tokens, 0.25, 5), ArgumentError);
   EXPECT_THROW(split_tokens(tokens, 0, 20), ArgumentError);
   EXPECT_EQ(split_tokens(tokens, 0, 19).training.size(), 20U);
+}
+
+TEST(TokenWindows, OfASourceAreThoseOfTokensInMemory) {
+  Tokens tokens = counted(70'001);
+  std::size_t most = 0;  // tokens read at once
+  const TokenSource source{tokens.size(), [&](std::size_t first, std::span<std::int32_t> part) {
+                             most = std::max(most, part.size());
+                             std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(first), part.size(),
+                                         part.begin());
+                           }};
+  const TokenWindows held(tokens, 0.1, 16), streamed(source, 0.1, 16);
+  EXPECT_EQ(streamed.training_size(), held.training_size());
+  EXPECT_EQ(streamed.validation_size(), held.validation_size());
+  EXPECT_EQ(held.training_size(), held.split().training.size());
+  EXPECT_TRUE(streamed.tokens().empty());
+  for (const std::uint64_t number : {0U, 1U, 7U, 145U, 146U, 500U}) {
+    const BatchRequest request{.batch = 3, .length = 16, .seed = 5, .number = number};
+    EXPECT_EQ(streamed.training_batch(request).tokens, held.training_batch(request).tokens);
+    EXPECT_EQ(streamed.training_batch(request).targets, held.training_batch(request).targets);
+    EXPECT_EQ(streamed.validation_batch(request).tokens, held.validation_batch(request).tokens);
+    EXPECT_EQ(streamed.validation_batch(request).targets, held.validation_batch(request).targets);
+  }
+  EXPECT_EQ(most, 17U);
+  EXPECT_EQ(streamed.fingerprint(), held.fingerprint());
+  EXPECT_THROW(TokenWindows(TokenSource{10, source.read}, 0.1, 16), ArgumentError);
 }
 
 }  // namespace data_test

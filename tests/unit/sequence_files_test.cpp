@@ -1,5 +1,7 @@
 // Models with heads in files: saved and loaded with their labels, task and pooling, refused in words; and data sets in
 // files.
+#include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -109,6 +111,24 @@ TEST(ASavedSequenceModel, IsRefusedIfItIsNone) {
   EXPECT_EQ(load_sequence_model<Model>(folder / "model").config().labels, classifier().labels);
 }
 
+TEST(ASavedSequenceModel, IsRefusedIfAWeightIsNotFinite) {
+  const Folder folder;
+  for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    Model model(classifier());
+    const std::vector<float> spoiled(model.head.weight.cols(), value);
+    model.head.weight.upload(model.backend(), 1, {spoiled.data(), 1, spoiled.size()});
+    save(model, folder / "model");
+    try {
+      load_sequence_model<Model>(folder / "model");
+      ADD_FAILURE() << value;
+    } catch (const CheckpointError& error) {
+      EXPECT_NE(std::string(error.what()).find("model.safetensors: head.weight: expected finite values"),
+                std::string::npos)
+          << error.what();
+    }
+  }
+}
+
 ByteSource bytes_of(const std::string& text) { return {std::as_bytes(std::span(text)), "data"}; }
 
 template <class Read>
@@ -169,6 +189,71 @@ TEST(LabelledLines, AreRefusedByTheirLine) {
   refused("{\"text\": \"a\", \"text\": \"b\", \"label\": \"x\"}");
   refused("{\"text\": \"\xFF\", \"label\": \"x\"}");
   EXPECT_THROW(LabelledLines(bytes_of(good), byte_tokens, {"x", "x", "y"}), ArgumentError);
+}
+
+TEST(LabelledWords, HaveALabelAfterTheLastTokenOfEach) {
+  const Folder folder;
+  std::string text = "\n{\"tokens\": [\"a\", \"bcd\"], \"labels\": [\"y\", 3]}\n";
+  for (int i = 0; i < 20'000; ++i) text += "{\"labels\": [\"y\"], \"tokens\": [\"word" + std::to_string(i) + "\"]}\r\n";
+  write(folder / "words", text);
+  const LabelledWords words(ByteSource::open(folder / "words"), byte_tokens);
+  EXPECT_EQ(words.size(), 20'001U);
+  EXPECT_EQ(words.labels(), (std::vector<std::string>{"3", "y"}));
+  SequenceBatch batch;
+  for (const std::size_t i : {20'000U, 0U}) words.append(i, batch);
+  EXPECT_EQ(batch.lengths, (std::vector<std::int64_t>{9, 5}));
+  EXPECT_EQ(std::vector<std::int32_t>(batch.tokens.end() - 5, batch.tokens.end()),
+            (std::vector<std::int32_t>{'a', ' ', 'b', 'c', 'd'}));
+  std::vector<std::int32_t> expected(14, ignored_target);
+  expected[8] = expected[9] = 1, expected[13] = 0;
+  EXPECT_EQ(batch.labels, expected);
+  EXPECT_EQ(words.fingerprint(), LabelledWords(bytes_of(text), byte_tokens).fingerprint());
+  EXPECT_NE(words.fingerprint(), LabelledWords(bytes_of(text), byte_tokens, {"y", "3"}).fingerprint());
+}
+
+TEST(LabelledWords, AreRefusedByTheirLine) {
+  const auto refused = [&](const std::string& line) {
+    const std::string text = "{\"tokens\": [\"a\"], \"labels\": [\"x\"]}\n" + line + "\n";
+    expect_format_error([&] { LabelledWords(bytes_of(text), byte_tokens, {"x", "y"}); }, "data: line 2");
+  };
+  refused("{\"tokens\": [\"a\", \"b\"], \"labels\": [\"x\"]}");
+  refused("{\"tokens\": [\"\"], \"labels\": [\"x\"]}");
+  refused("{\"tokens\": [], \"labels\": []}");
+  refused("{\"tokens\": [\"a\"], \"labels\": [\"z\"]}");
+  refused("{\"tokens\": [1], \"labels\": [\"x\"]}");
+  refused("{\"tokens\": \"a\", \"labels\": [\"x\"]}");
+  refused("{\"tokens\": [\"a\"]}");
+  refused("[\"a\"]");
+}
+
+TEST(LabelledWords, TrainATaggerWhichIsSavedAndLoaded) {
+  std::string text;
+  for (int i = 0; i < 100; ++i) {
+    text += std::string("{\"tokens\": [\"the\", \"") + (i % 2 == 0 ? "cat" : "dog") +
+            "\", \"runs\"], \"labels\": [\"D\", " + (i % 2 == 0 ? "\"C\"" : "\"G\"") + ", \"V\"]}\n";
+  }
+  using Trained = SequenceModel<float, NativeTraining>;
+  LabelledWords words(bytes_of(text), byte_tokens);
+  SequenceBatch all;
+  for (std::size_t i = 0; i < 10; ++i) words.append(i, all);
+  SequenceConfig<> config{
+      .backbone = {.d_model = 16, .n_layer = 1, .vocab_size = 256}, .pooling = Pooling::none, .labels = words.labels()};
+  Trainer trainer(Trained(config), ShuffledExamples(std::move(words), 0.2),
+                  {.batch = 8, .schedule = {.max_lr = 2e-2, .steps = 40}});
+  while (!trainer.ended()) trainer.step();
+  EXPECT_LT(trainer.validate(10), 0.1);
+  const Folder folder;
+  save(trainer.model(), folder / "tagger");
+  const auto loaded = load_sequence_model<Model>(folder / "tagger");
+  EXPECT_EQ(loaded.config().labels, (std::vector<std::string>{"C", "D", "G", "V"}));
+  auto cache = loaded.make_cache(10);
+  const auto logits = loaded.forward(all.tokens, all.lengths, cache);
+  ASSERT_EQ(logits.rows(), all.labels.size());
+  for (std::size_t i = 0; i < logits.rows(); ++i) {
+    if (all.labels[i] == ignored_target) continue;
+    const auto row = logits.row(i);
+    EXPECT_EQ(std::max_element(row.begin(), row.end()) - row.begin(), all.labels[i]) << i;
+  }
 }
 
 TEST(LabelledLines, MayHaveLongTexts) {

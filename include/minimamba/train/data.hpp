@@ -7,6 +7,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -25,22 +26,31 @@ struct TokenSplit {
   std::span<const std::int32_t> training, validation;
 };
 
-/// Splits tokens; both parts refer to them. Throws ArgumentError for a fraction outside [0, 1), a negative length, or
-/// if a part is not longer than a window of `length` tokens (a window needs one more token, the last target).
-inline TokenSplit split_tokens(std::span<const std::int32_t> tokens, double validation_fraction, std::int64_t length) {
+namespace detail {
+
+/// How many of some tokens are to validate on. Throws what split_tokens throws.
+inline std::size_t validation_tokens(std::size_t tokens, double validation_fraction, std::int64_t length) {
   if (!(validation_fraction >= 0 && validation_fraction < 1)) {
     throw ArgumentError("validation fraction", "at least 0 and below 1", number_text(validation_fraction));
   }
   if (length < 0) throw ArgumentError("length", "at least 0", std::to_string(length));
-  const auto size = static_cast<double>(tokens.size());
-  const std::size_t validation = static_cast<std::size_t>(size * validation_fraction);
+  const auto validation = static_cast<std::size_t>(static_cast<double>(tokens) * validation_fraction);
   const auto require = [&](std::size_t found, const char* part) {
     if (std::cmp_greater(found, length)) return;
     throw ArgumentError("text", "more than " + std::to_string(length) + " tokens " + part + " (a window and one more)",
-                        std::to_string(found) + " of " + std::to_string(tokens.size()));
+                        std::to_string(found) + " of " + std::to_string(tokens));
   };
-  require(tokens.size() - validation, "to train on");
+  require(tokens - validation, "to train on");
   if (validation_fraction > 0) require(validation, "to validate on");
+  return validation;
+}
+
+}  // namespace detail
+
+/// Splits tokens; both parts refer to them. Throws ArgumentError for a fraction outside [0, 1), a negative length, or
+/// if a part is not longer than a window of `length` tokens (a window needs one more token, the last target).
+inline TokenSplit split_tokens(std::span<const std::int32_t> tokens, double validation_fraction, std::int64_t length) {
+  const std::size_t validation = detail::validation_tokens(tokens.size(), validation_fraction, length);
   return {tokens.first(tokens.size() - validation), tokens.last(validation)};
 }
 template <class Token>
@@ -61,17 +71,43 @@ struct WindowShape {
 
 namespace detail {
 
-inline void add_window(std::span<const std::int32_t> tokens, std::size_t start, std::size_t length, Windows& windows) {
-  const auto begin = tokens.begin() + static_cast<std::ptrdiff_t>(start);
-  const auto size = static_cast<std::ptrdiff_t>(length);
-  windows.tokens.insert(windows.tokens.end(), begin, begin + size);
-  windows.targets.insert(windows.targets.end(), begin + 1, begin + size + 1);
+/// Adds a window that begins with the first of these tokens.
+inline void add_window(std::span<const std::int32_t> tokens, Windows& windows) {
+  windows.tokens.insert(windows.tokens.end(), tokens.begin(), tokens.end() - 1);
+  windows.targets.insert(windows.targets.end(), tokens.begin() + 1, tokens.end());
 }
 
 inline void check_shape(const WindowShape& shape) {
   for (const auto& [name, value] :
        {std::pair("WindowShape.batch", shape.batch), {"WindowShape.length", shape.length}}) {
     if (value < 0) throw ArgumentError(name, "at least 0", std::to_string(value));
+  }
+}
+
+/// Calls body(first token) for each window of a batch at random positions among `tokens` tokens.
+template <class Body>
+void random_places(std::size_t tokens, WindowShape shape, std::uint64_t seed, std::uint64_t number, Body&& body) {
+  check_shape(shape);
+  if (std::cmp_less_equal(tokens, shape.length)) {
+    throw ArgumentError("tokens", "more than " + std::to_string(shape.length) + " (a window and one more)",
+                        std::to_string(tokens));
+  }
+  const auto batch = static_cast<std::size_t>(shape.batch), length = static_cast<std::size_t>(shape.length);
+  for (std::size_t row = 0; row < batch; ++row) {
+    body(static_cast<std::size_t>(random_bits(seed, number * batch + row) % (tokens - length)));
+  }
+}
+/// The same for batch `number` of windows one after another.
+template <class Body>
+void places_in_order(std::size_t tokens, WindowShape shape, std::int64_t number, Body&& body) {
+  check_shape(shape);
+  if (tokens == 0 || shape.length == 0 || shape.batch == 0 || number < 0) return;
+  const auto batch = static_cast<std::size_t>(shape.batch), length = static_cast<std::size_t>(shape.length);
+  const std::size_t whole = (tokens - 1) / length;  // windows that a token follows
+  if (std::cmp_greater(number, whole / batch)) return;
+  for (std::size_t row = 0; row < batch; ++row) {
+    const std::size_t window = static_cast<std::size_t>(number) * batch + row;
+    if (window < whole) body(window * length);
   }
 }
 
@@ -82,33 +118,20 @@ inline void check_shape(const WindowShape& shape) {
 /// a window has, and for negative sizes.
 inline Windows random_windows(std::span<const std::int32_t> tokens, WindowShape shape, std::uint64_t seed,
                               std::uint64_t number) {
-  detail::check_shape(shape);
-  if (std::cmp_less_equal(tokens.size(), shape.length)) {
-    throw ArgumentError("tokens", "more than " + std::to_string(shape.length) + " (a window and one more)",
-                        std::to_string(tokens.size()));
-  }
-  const auto batch = static_cast<std::size_t>(shape.batch), length = static_cast<std::size_t>(shape.length);
   Windows windows;
-  for (std::size_t row = 0; row < batch; ++row) {
-    const std::uint64_t bits = detail::random_bits(seed, number * batch + row);
-    detail::add_window(tokens, static_cast<std::size_t>(bits % (tokens.size() - length)), length, windows);
-  }
+  detail::random_places(tokens.size(), shape, seed, number, [&](std::size_t first) {
+    detail::add_window(tokens.subspan(first, static_cast<std::size_t>(shape.length) + 1), windows);
+  });
   return windows;
 }
 
 /// Batch `number` of consecutive windows that do not overlap. It is empty after the last whole window. Throws
 /// ArgumentError for negative sizes.
 inline Windows windows_in_order(std::span<const std::int32_t> tokens, WindowShape shape, std::int64_t number) {
-  detail::check_shape(shape);
   Windows windows;
-  if (tokens.empty() || shape.length == 0 || shape.batch == 0 || number < 0) return windows;
-  const auto batch = static_cast<std::size_t>(shape.batch), length = static_cast<std::size_t>(shape.length);
-  const std::size_t whole = (tokens.size() - 1) / length;  // windows that a token follows
-  if (std::cmp_greater(number, whole / batch)) return windows;
-  for (std::size_t row = 0; row < batch; ++row) {
-    const std::size_t window = static_cast<std::size_t>(number) * batch + row;
-    if (window < whole) detail::add_window(tokens, window * length, length, windows);
-  }
+  detail::places_in_order(tokens.size(), shape, number, [&](std::size_t first) {
+    detail::add_window(tokens.subspan(first, static_cast<std::size_t>(shape.length) + 1), windows);
+  });
   return windows;
 }
 
@@ -131,36 +154,83 @@ concept Dataset = requires(D& data, const BatchRequest& request) {
   { data.fingerprint() } -> std::convertible_to<std::uint64_t>;
 };
 
-/// The data set of a language model: windows of its tokens.
+/// Tokens that are read when they are asked for, because they are more than memory holds: `size` of them;
+/// read(first, tokens) fills `tokens` with those from number `first` on.
+struct TokenSource {
+  std::size_t size = 0;
+  std::function<void(std::size_t first, std::span<std::int32_t> tokens)> read = {};
+};
+
+/// The data set of a language model: windows of its tokens, which are in memory or in a TokenSource. Batches and
+/// fingerprint are the same.
 class TokenWindows {
  public:
   using Batch = Windows;
 
   /// Throws ArgumentError as split_tokens does.
   TokenWindows(std::vector<std::int32_t> tokens, double validation_fraction, std::int64_t length)
-      : tokens_(std::move(tokens)), split_(split_tokens(tokens_, validation_fraction, length)) {}
+      : tokens_(std::move(tokens)), split_(split_tokens(tokens_, validation_fraction, length)) {
+    source_.size = tokens_.size();
+    validation_ = split_.validation.size();
+  }
+  TokenWindows(TokenSource source, double validation_fraction, std::int64_t length)
+      : source_(std::move(source)), validation_(detail::validation_tokens(source_.size, validation_fraction, length)) {}
   TokenWindows(TokenWindows&&) = default;  // which does not move the tokens in memory
   TokenWindows& operator=(TokenWindows&&) = default;
 
+  /// The tokens in memory; none of a TokenSource.
   std::span<const std::int32_t> tokens() const { return tokens_; }
   const TokenSplit& split() const { return split_; }
+  std::size_t training_size() const { return source_.size - validation_; }
+  std::size_t validation_size() const { return validation_; }
 
   Windows training_batch(const BatchRequest& request) const {
-    return random_windows(split_.training, {request.batch, request.length}, request.seed, request.number);
+    const WindowShape shape{request.batch, request.length};
+    if (!source_.read) return random_windows(split_.training, shape, request.seed, request.number);
+    Windows windows;
+    detail::random_places(training_size(), shape, request.seed, request.number,
+                          [&](std::size_t first) { add(first, shape, windows); });
+    return windows;
   }
   Windows validation_batch(const BatchRequest& request) const {
-    return windows_in_order(split_.validation, {request.batch, request.length},
-                            static_cast<std::int64_t>(request.number));
+    const WindowShape shape{request.batch, request.length};
+    const auto number = static_cast<std::int64_t>(request.number);
+    if (!source_.read) return windows_in_order(split_.validation, shape, number);
+    Windows windows;
+    detail::places_in_order(validation_, shape, number,
+                            [&](std::size_t first) { add(training_size() + first, shape, windows); });
+    return windows;
   }
   std::uint64_t fingerprint() const {
     detail::Fnv1a hash;
-    for (const std::int32_t token : tokens_) hash.add(std::uint64_t{static_cast<std::uint32_t>(token)});
+    const auto add_all = [&](std::span<const std::int32_t> tokens) {
+      for (const std::int32_t token : tokens) hash.add(std::uint64_t{static_cast<std::uint32_t>(token)});
+    };
+    if (!source_.read) {
+      add_all(tokens_);
+      return hash.value();
+    }
+    std::vector<std::int32_t> part(std::size_t{1} << 16);
+    for (std::size_t first = 0; first < source_.size; first += part.size()) {
+      part.resize(std::min(part.size(), source_.size - first));
+      source_.read(first, part);
+      add_all(part);
+    }
     return hash.value();
   }
 
  private:
+  /// Adds a window from this token on, read from the source.
+  void add(std::size_t first, WindowShape shape, Windows& windows) const {
+    std::vector<std::int32_t> part(static_cast<std::size_t>(shape.length) + 1);
+    source_.read(first, part);
+    detail::add_window(part, windows);
+  }
+
   std::vector<std::int32_t> tokens_;
-  TokenSplit split_;
+  TokenSplit split_;  // of them
+  TokenSource source_;
+  std::size_t validation_ = 0;
 };
 
 }  // namespace minimamba

@@ -242,35 +242,70 @@ class ShuffledExamples {
   std::optional<std::pair<std::uint64_t, std::uint64_t>> drawn_;  // the seed and the pass of order_
 };
 
-/// A series in time: rows of numbers, some of which are to be predicted.
+/// Rows in time, for windows: rows() of them; append(first, count, ignored, batch) adds a sequence of `count` rows from
+/// row `first` on to a batch, the first `ignored` of them without targets; and a fingerprint. Rows may be read from a
+/// file when they are asked for. Inputs must be finite, or the model refuses them.
+template <class S>
+concept SeriesSource = requires(const S& source, std::size_t n, SequenceBatch& batch) {
+  { source.rows() } -> std::convertible_to<std::size_t>;
+  source.append(n, n, n, batch);
+  { source.fingerprint() } -> std::convertible_to<std::uint64_t>;
+};
+
+/// A series in memory: rows of numbers, some of which are to be predicted.
 struct Series {
   std::size_t columns = 1;          // C, of a row of inputs
   std::vector<float> inputs = {};   // [rows, C]
   std::size_t targets_in_row = 1;   // T
   std::vector<float> targets = {};  // [rows, T]: what the model should say after each row; NaN: nothing
+
+  std::size_t rows() const { return inputs.size() / columns; }
+  /// Throws ArgumentError for inputs that are not finite, and sizes that do not agree.
+  void check() const {
+    const std::size_t C = columns, T = targets_in_row;
+    if (C == 0 || T == 0) {
+      throw ArgumentError(C == 0 ? "Series.columns" : "Series.targets_in_row", "at least 1", "0");
+    }
+    detail::require_count("inputs", inputs.size(), rows() * C, "whole rows of " + std::to_string(C));
+    detail::require_count("targets", targets.size(), rows() * T, std::to_string(T) + " for each row of inputs");
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (std::isfinite(inputs[i])) continue;
+      throw ArgumentError("row " + std::to_string(i / C), "finite numbers",
+                          number_text(static_cast<double>(inputs[i])));
+    }
+  }
+  void append(std::size_t first, std::size_t count, std::size_t ignored, SequenceBatch& batch) const {
+    const auto part = [&](const std::vector<float>& values, std::size_t width) {
+      return std::span(values).subspan(first * width, count * width);
+    };
+    const auto chosen = part(inputs, columns), known = part(targets, targets_in_row);
+    batch.lengths.push_back(static_cast<std::int64_t>(count));
+    batch.inputs.insert(batch.inputs.end(), chosen.begin(), chosen.end());
+    const std::size_t skipped = ignored * targets_in_row;
+    batch.targets.insert(batch.targets.end(), skipped, std::numeric_limits<float>::quiet_NaN());
+    batch.targets.insert(batch.targets.end(), known.begin() + static_cast<std::ptrdiff_t>(skipped), known.end());
+  }
+  std::uint64_t fingerprint() const {
+    detail::Fnv1a hash;
+    for (const std::vector<float>* values : {&inputs, &targets}) {
+      for (const float value : *values) hash.add(std::uint64_t{std::bit_cast<std::uint32_t>(value)});
+    }
+    return hash.value();
+  }
 };
 
 /// The data set of a series: windows at random places to train on, and its end, in windows in order, to validate on.
 /// Rows of the training part whose targets would reach into the validation part are for the caller to mark as NaN.
-class SeriesWindows {
+template <SeriesSource Source>
+class WindowsOf {
  public:
   using Batch = SequenceBatch;
 
-  /// Throws ArgumentError for inputs that are not finite, sizes that do not agree, or parts that are shorter than a
-  /// window of `length` rows.
-  SeriesWindows(Series series, double validation_fraction, std::int64_t length) : series_(std::move(series)) {
-    const std::size_t C = series_.columns, T = series_.targets_in_row;
-    if (C == 0 || T == 0) {
-      throw ArgumentError(C == 0 ? "Series.columns" : "Series.targets_in_row", "at least 1", "0");
-    }
-    const std::size_t rows = series_.inputs.size() / C;
-    detail::require_count("inputs", series_.inputs.size(), rows * C, "whole rows of " + std::to_string(C));
-    detail::require_count("targets", series_.targets.size(), rows * T, std::to_string(T) + " for each row of inputs");
-    for (std::size_t i = 0; i < series_.inputs.size(); ++i) {
-      if (std::isfinite(series_.inputs[i])) continue;
-      throw ArgumentError("row " + std::to_string(i / C), "finite numbers",
-                          number_text(static_cast<double>(series_.inputs[i])));
-    }
+  /// Throws ArgumentError for a series that is not valid, and for parts that are shorter than a window of `length`
+  /// rows.
+  WindowsOf(Source series, double validation_fraction, std::int64_t length) : series_(std::move(series)) {
+    if constexpr (requires { series_.check(); }) series_.check();
+    const std::size_t rows = series_.rows();
     if (!(validation_fraction >= 0 && validation_fraction < 1)) {
       throw ArgumentError("validation fraction", "at least 0 and below 1", number_text(validation_fraction));
     }
@@ -282,7 +317,7 @@ class SeriesWindows {
           std::to_string(training_) + " rows to train on and " + std::to_string(rows - training_) + " to validate on");
     }
   }
-  std::size_t rows() const { return series_.inputs.size() / series_.columns; }
+  std::size_t rows() const { return series_.rows(); }
   std::size_t training_rows() const { return training_; }
 
   SequenceBatch training_batch(const BatchRequest& request) const {
@@ -291,7 +326,7 @@ class SeriesWindows {
     const auto length = std::min(static_cast<std::size_t>(request.length), training_);
     for (std::uint64_t i = 0; i < count; ++i) {
       const std::uint64_t bits = detail::random_bits(request.seed, request.number * count + i);
-      add(static_cast<std::size_t>(bits % (training_ - length + 1)), length, 0, batch);
+      series_.append(static_cast<std::size_t>(bits % (training_ - length + 1)), length, 0, batch);
     }
     return batch;
   }
@@ -304,36 +339,22 @@ class SeriesWindows {
           training_ + (static_cast<std::size_t>(request.number) * static_cast<std::size_t>(request.batch) + i) * length;
       if (first >= rows()) break;
       const std::size_t before = std::min(first, length);
-      add(first - before, before + std::min(length, rows() - first), before, batch);
+      series_.append(first - before, before + std::min(length, rows() - first), before, batch);
     }
     return batch;
   }
   std::uint64_t fingerprint() const {
     detail::Fnv1a hash;
-    for (const std::vector<float>* values : {&series_.inputs, &series_.targets}) {
-      for (const float value : *values) hash.add(std::uint64_t{std::bit_cast<std::uint32_t>(value)});
-    }
+    hash.add(series_.fingerprint());
     hash.add(std::uint64_t{training_});
     return hash.value();
   }
 
  private:
-  /// Adds `count` rows from row `first` on, the first `ignored` of them without targets.
-  void add(std::size_t first, std::size_t count, std::size_t ignored, SequenceBatch& batch) const {
-    const auto part = [&](const std::vector<float>& values, std::size_t width) {
-      return std::span(values).subspan(first * width, count * width);
-    };
-    const auto inputs = part(series_.inputs, series_.columns), targets = part(series_.targets, series_.targets_in_row);
-    batch.lengths.push_back(static_cast<std::int64_t>(count));
-    batch.inputs.insert(batch.inputs.end(), inputs.begin(), inputs.end());
-    const std::size_t skipped = ignored * series_.targets_in_row;
-    batch.targets.insert(batch.targets.end(), skipped, std::numeric_limits<float>::quiet_NaN());
-    batch.targets.insert(batch.targets.end(), targets.begin() + static_cast<std::ptrdiff_t>(skipped), targets.end());
-  }
-
-  Series series_;
+  Source series_;
   std::size_t training_ = 0;  // rows to train on
 };
+using SeriesWindows = WindowsOf<Series>;
 
 }  // namespace minimamba
 
