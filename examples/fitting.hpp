@@ -3,7 +3,9 @@
 #ifndef MINIMAMBA_EXAMPLES_FITTING_HPP
 #define MINIMAMBA_EXAMPLES_FITTING_HPP
 
+#include <minimamba/io/pretrained.hpp>
 #include <minimamba/io/sequence_files.hpp>
+#include <minimamba/nn/adapters.hpp>
 #include <minimamba/train/checkpoint.hpp>
 #include <minimamba/train/sequence_trainer.hpp>
 
@@ -16,6 +18,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -24,11 +27,16 @@
 
 namespace fitting {
 
-using Model = minimamba::SequenceModel<float, minimamba::NativeTraining>;
-using Predictor = minimamba::SequenceModel<float>;
+/// The model that trains, with weights in this format, and what it becomes for predictions. Files: of its mixer, such
+/// as S6Files.
+template <class Files, class Weight = float>
+using Model = minimamba::SequenceModelOf<typename Files::template Model<float, minimamba::NativeTraining, Weight>>;
+template <class Files, class Weight = float>
+using Predictor = minimamba::SequenceModelOf<typename Files::template Model<float, minimamba::NativeBackend, Weight>>;
 
 struct Options {
-  std::int64_t d_model = 32, n_layer = 2, d_state = 16;
+  std::int64_t d_model = 32, n_layer = 2, d_state = 16, head_dim = 16;
+  std::string mixer = "s6";
   minimamba::TrainerOptions training{.batch = 16,
                                      .schedule = {.max_lr = 5e-3, .min_lr = 5e-4, .warmup_steps = 20, .steps = 400}};
   std::int64_t validate_every = 50, validation_batches = 16, save_every = 0;
@@ -44,9 +52,6 @@ inline void add_options(CLI::App& app, Options& options) {
   const auto size = CLI::Range(1, 1 << 24);
   app.add_option("--out", options.out, "Folder for the model, the checkpoint of the training, loss.csv and loss.svg")
       ->required();
-  add("--d-model", options.d_model, "Model width")->check(size);
-  add("--n-layer", options.n_layer, "Number of blocks")->check(size);
-  add("--d-state", options.d_state, "States per channel")->check(size);
   add("--steps", options.training.schedule.steps, "Total number of steps")->check(CLI::NonNegativeNumber);
   add("--batch", options.training.batch, "Sequences per step")->check(size);
   add("--max-lr", options.training.schedule.max_lr, "Learning rate after the warm-up");
@@ -66,12 +71,31 @@ inline void add_options(CLI::App& app, Options& options) {
   app.add_flag("--resume", options.resume, "Continue the training run in --out");
 }
 
-/// The sizes of a new backbone.
-inline minimamba::MambaConfig backbone(const Options& options) {
-  return {.d_model = options.d_model, .n_layer = options.n_layer, .d_state = options.d_state};
+/// The flags of a new backbone.
+inline std::vector<CLI::Option*> add_sizes(CLI::App& app, Options& options) {
+  const auto add = [&](const char* name, auto& value, const char* what) {
+    return app.add_option(name, value, what)->capture_default_str();
+  };
+  const auto size = CLI::Range(1, 1 << 24);
+  return {add("--mixer", options.mixer, "s6 (Mamba) or ssd (Mamba-2)")->check(CLI::IsMember({"s6", "ssd"})),
+          add("--d-model", options.d_model, "Model width")->check(size),
+          add("--n-layer", options.n_layer, "Number of blocks")->check(size),
+          add("--d-state", options.d_state, "States per channel")->check(size),
+          add("--head-dim", options.head_dim, "Channels of a head, with --mixer ssd")->check(size)};
 }
-inline Model new_model(const minimamba::SequenceConfig<>& config, const Options& options) {
-  return Model(config, minimamba::NativeTraining<float>({.threads = options.threads}), options.training.seed);
+
+/// The configuration of a new backbone.
+inline minimamba::AnyConfig backbone(const Options& options) {
+  const auto sized = [&](auto config) {
+    config.d_model = options.d_model;
+    config.n_layer = options.n_layer;
+    config.d_state = options.d_state;
+    return config;
+  };
+  if (options.mixer == "s6") return minimamba::AnyConfig(sized(minimamba::MambaConfig()));
+  minimamba::Mamba2Config config = sized(minimamba::Mamba2Config());
+  config.head_dim = options.head_dim;
+  return minimamba::AnyConfig(config);
 }
 
 inline void print(const char* format, auto... values) {
@@ -105,7 +129,9 @@ class Fit {
     } else if (minimamba::is_there(checkpoint_)) {
       throw minimamba::FileError(checkpoint_.string(), "this training run exists already; continue it with --resume");
     }
-    print("%zu parameters\n", trainer_.model().parameter_count());
+    const std::size_t all = trainer_.model().parameter_count(), some = count_trainable(trainer_.model());
+    if (some != all) print("%zu of %zu parameters train\n", some, all);
+    print("%zu parameters\n", all);
     first_ = trainer_.steps();
     start_ = std::chrono::steady_clock::now();
     while (!trainer_.ended() && !program::stop) {
@@ -157,7 +183,12 @@ class Fit {
     save_training(trainer_, checkpoint_);
     minimamba::SaveOptions options;
     options.files = files_;
-    minimamba::save(trainer_.model(), folder(), options);
+    using Trained = std::remove_cvref_t<decltype(trainer_.model())>;
+    if constexpr (minimamba::detail::is_lora<typename Trained::WeightType>) {
+      minimamba::save(merge(trainer_.model()), folder(), options);
+    } else {
+      minimamba::save(trainer_.model(), folder(), options);
+    }
     write_file(folder() / "loss.csv", program::loss_csv(trainer_.history()));
     write_file(folder() / "loss.svg", program::loss_svg(trainer_.history(), unit()));
   }

@@ -10,25 +10,32 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
+#include <functional>
 #include <iostream>
+#include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "command_line.hpp"
 #include "fitting.hpp"
+#include "forecast_run.hpp"
 #include "forecasting.hpp"
 #include "program.hpp"
 
 namespace {
 
-using forecasting::Forecasts, forecasting::Scaling;
+using forecasting::Scaling;
 
 struct Arguments {
   fitting::Options fit;
   Scaling scaling{.horizon = 12};
-  std::string csv, column, task, model, plot;
+  std::string csv, column, task, model, plot, weights = "f32";
+  std::optional<double> evaluated;  // part of the series; otherwise what training did not see
+  std::uint64_t memory = 1024;      // MiB for the values of a file
   std::vector<double> quantiles{0.1, 0.5, 0.9};
   bool fill = false, no_level = false;
   std::int64_t ahead = 1;
@@ -48,16 +55,15 @@ std::vector<double> waves(std::uint64_t seed) {
   return values;
 }
 
-std::vector<double> read_values(const Arguments& arguments) {
-  if (!arguments.task.empty()) return waves(7);
-  const minimamba::Table table = minimamba::read_csv(minimamba::ByteSource::open(std::filesystem::path(arguments.csv)),
-                                                     {.columns = {arguments.column}, .fill = arguments.fill});
-  return table.values;
+forecasting::Values read_values(const Arguments& arguments) {
+  if (!arguments.task.empty()) return forecasting::Values(waves(7));
+  return forecasting::Values(
+      minimamba::CsvRows(minimamba::ByteSource::open(std::filesystem::path(arguments.csv)),
+                         {.columns = {arguments.column}, .fill = arguments.fill, .memory = arguments.memory << 20}));
 }
 
 /// The values to train on: the same for training and evaluation.
-std::size_t training_size(std::size_t rows, const Arguments& arguments) {
-  const double fraction = arguments.fit.training.validation_fraction;
+std::size_t training_size(std::size_t rows, double fraction) {
   if (!(fraction >= 0 && fraction <= 1)) {
     throw minimamba::ArgumentError("--validation-fraction", "from 0 to 1", minimamba::number_text(fraction));
   }
@@ -65,28 +71,44 @@ std::size_t training_size(std::size_t rows, const Arguments& arguments) {
 }
 
 int train(Arguments& arguments) {
-  const std::vector<double> values = read_values(arguments);
-  const std::size_t training = training_size(values.size(), arguments);
+  const forecasting::Values values = read_values(arguments);
+  const double fraction = arguments.fit.training.validation_fraction;
+  const std::size_t training = training_size(values.size(), fraction);
   arguments.scaling.level = !arguments.no_level;
+  arguments.scaling.validation_fraction = fraction;
   if (training < 3) throw minimamba::ArgumentError("series", "at least 3 values to train on", std::to_string(training));
-  const Scaling scaling = forecasting::measured(
-      {values.begin(), values.begin() + static_cast<std::ptrdiff_t>(training)}, arguments.scaling);
-  minimamba::SequenceConfig<> config{.backbone = fitting::backbone(arguments.fit),
-                                     .columns = static_cast<std::int64_t>(scaling.columns()),
-                                     .task = minimamba::Task::regression,
-                                     .pooling = minimamba::Pooling::none,
-                                     .targets = scaling.horizon,
-                                     .quantiles = arguments.quantiles};
+  const Scaling scaling = forecasting::measured(values, training, arguments.scaling);
   fitting::print("%zu values to train on, %zu to validate on\n", training, values.size() - training);
-  minimamba::Trainer trainer(
-      fitting::new_model(config, arguments.fit),
-      minimamba::SeriesWindows(forecasting::series_of(values, training, scaling),
-                               arguments.fit.training.validation_fraction, arguments.fit.training.length),
-      arguments.fit.training);
-  const std::string text = to_json(scaling);
-  return fitting::Fit(trainer, arguments.fit,
-                      {{"forecast.json", minimamba::ByteSource(std::as_bytes(std::span(text)), "forecast.json")}})
-      .run();
+  return fitting::backbone(arguments.fit).visit([&]<class Files>(Files, const auto& own) {
+    return forecasting::train<fitting::Model<Files>>(
+        own, {arguments.fit, arguments.quantiles, forecasting::Rows(values, training, scaling), scaling});
+  });
+}
+
+/// A trained model of any mixer and weight format, which reads a row of inputs at a time.
+struct Predictor {
+  std::int64_t columns = 0, targets = 0;
+  minimamba::Pooling pooling = minimamba::Pooling::last;
+  std::vector<double> quantiles;
+  std::function<std::span<const float>(std::span<const float>)> step;
+};
+
+template <class Model>
+Predictor load_as(const Arguments& arguments) {
+  const auto model = std::make_shared<Model>(minimamba::load_sequence_model<Model>(
+      std::filesystem::path(arguments.model), minimamba::NativeBackend<float>({.threads = arguments.fit.threads})));
+  const auto cache = std::make_shared<typename Model::Cache>(model->make_cache());
+  const auto& config = model->config();
+  return {config.columns, config.targets, config.pooling, config.quantiles, [model, cache](std::span<const float> row) {
+            return model->forward(minimamba::View<const float>(row.data(), 1, row.size()), *cache).row(0);
+          }};
+}
+
+Predictor load_predictor(const Arguments& arguments) {
+  return minimamba::read_backbone_config(std::filesystem::path(arguments.model)).visit_files([&]<class Files>(Files) {
+    if (arguments.weights == "bf16") return load_as<fitting::Predictor<Files, minimamba::bf16>>(arguments);
+    return load_as<fitting::Predictor<Files>>(arguments);
+  });
 }
 
 /// A model that reads a stream of values.
@@ -95,33 +117,29 @@ class Stream {
   /// `place` is what errors call the place of a value, before its number.
   Stream(const Arguments& arguments, std::string place)
       : place_(std::move(place)),
-        model_(minimamba::load_sequence_model<fitting::Predictor>(
-            std::filesystem::path(arguments.model),
-            minimamba::NativeBackend<float>({.threads = arguments.fit.threads}))),
+        model_(load_predictor(arguments)),
         scaling_(forecasting::from_json(
             minimamba::ByteSource::open(std::filesystem::path(arguments.model) / "forecast.json"))),
         inputs_(scaling_),
-        row_(scaling_.columns()),
-        cache_(model_.make_cache()) {
-    const auto& config = model_.config();
-    if (config.columns == static_cast<std::int64_t>(row_.size()) && config.targets == scaling_.horizon &&
-        config.pooling == minimamba::Pooling::none && !config.quantiles.empty()) {
+        row_(scaling_.columns()) {
+    if (model_.columns == static_cast<std::int64_t>(row_.size()) && model_.targets == scaling_.horizon &&
+        model_.pooling == minimamba::Pooling::none && !model_.quantiles.empty()) {
       return;
     }
     throw minimamba::ArgumentError("--model", "a model that forecast has trained", "a model for something else");
   }
   const Scaling& scaling() const { return scaling_; }
-  const std::vector<double>& quantiles() const { return model_.config().quantiles; }
+  const std::vector<double>& quantiles() const { return model_.quantiles; }
 
   /// Reads a value; returns the quantiles of the next H, [H, Q], in ascending order, in the units of the series. Throws
   /// FormatError for a value so large that the model cannot compute with it: the state would be spoiled for good.
   const std::vector<double>& push(double value) {
     ++number_;
     inputs_.push(value, row_.data());
-    const auto outputs = model_.forward(minimamba::View<const float>(row_.data(), 1, row_.size()), cache_);
-    ahead_.resize(outputs.cols());
-    for (std::size_t j = 0; j < outputs.cols(); ++j) {
-      ahead_[j] = value + scaling_.ahead * static_cast<double>(outputs(0, j));
+    const std::span<const float> outputs = model_.step(row_);
+    ahead_.resize(outputs.size());
+    for (std::size_t j = 0; j < outputs.size(); ++j) {
+      ahead_[j] = value + scaling_.ahead * static_cast<double>(outputs[j]);
       if (std::isfinite(ahead_[j])) continue;
       throw minimamba::FormatError(place_ + std::to_string(number_), "a value from which a forecast can be computed",
                                    minimamba::number_text(value));
@@ -134,11 +152,10 @@ class Stream {
  private:
   std::string place_;
   std::size_t number_ = 0;  // of values read
-  fitting::Predictor model_;
+  Predictor model_;
   Scaling scaling_;
   forecasting::Inputs inputs_;
   std::vector<float> row_;
-  fitting::Predictor::Cache cache_;
   std::vector<double> ahead_;
 };
 
@@ -158,29 +175,37 @@ void print_scores(const forecasting::Scores& scores, const Stream& stream) {
 
 /// Reads the whole series, one value at a time, and measures the forecasts from the end of the training part on.
 int evaluate(const Arguments& arguments) {
-  const std::vector<double> values = read_values(arguments);
+  const forecasting::Values values = read_values(arguments);
   Stream stream(arguments, "value ");
-  const auto H = static_cast<std::size_t>(stream.scaling().horizon);
-  Forecasts forecasts{.first = training_size(values.size(), arguments), .quantiles = stream.quantiles()};
-  if (values.size() - forecasts.first <= H) {
+  const double unseen = stream.scaling().validation_fraction, fraction = arguments.evaluated.value_or(unseen);
+  const std::size_t first = training_size(values.size(), fraction);
+  if (values.size() - first <= static_cast<std::size_t>(stream.scaling().horizon)) {
     throw minimamba::ArgumentError("--validation-fraction", "more values to evaluate than the horizon",
-                                   std::to_string(values.size() - forecasts.first));
+                                   std::to_string(values.size() - first));
   }
+  if (fraction > unseen) {
+    program::print_note("the model was trained on all but the last " + minimamba::number_text(unseen) +
+                        " of its series; of the same series, it has seen some of the values that are evaluated");
+  }
+  forecasting::Scorer scorer(stream.scaling(), stream.quantiles(), first);
   std::vector<double> microseconds;
+  constexpr std::size_t at_once = 4096, timed = 1 << 20;
+  std::vector<double> part;
   for (std::size_t t = 0; t < values.size() && !program::stop; ++t) {
+    if (t % at_once == 0) part = values.part(t, at_once);
     const auto start = std::chrono::steady_clock::now();
-    const std::vector<double>& ahead = stream.push(values[t]);
-    microseconds.push_back(1e6 * program::seconds_since(start));
-    if (t >= forecasts.first) forecasts.values.insert(forecasts.values.end(), ahead.begin(), ahead.end());
+    const std::vector<double>& ahead = stream.push(part[t % at_once]);
+    if (t < timed) microseconds.push_back(1e6 * program::seconds_since(start));
+    scorer.push(part[t % at_once], ahead);
   }
   if (program::stop) return program::interrupted;
-  print_scores(scores_of(values, forecasts, stream.scaling()), stream);
+  print_scores(scorer.scores(), stream);
   const auto middle = microseconds.begin() + static_cast<std::ptrdiff_t>(microseconds.size() / 2);
   std::nth_element(microseconds.begin(), middle, microseconds.end());
   fitting::print("%.1f microseconds a step (median)\n", *middle);
   if (!arguments.plot.empty()) {
     const std::string name = arguments.task.empty() ? arguments.column : arguments.task;
-    fitting::write_file(arguments.plot, forecasting::plot_svg(values, forecasts, H, name));
+    fitting::write_file(arguments.plot, forecasting::plot_svg(scorer, name));
   }
   return 0;
 }
@@ -219,6 +244,10 @@ void add_data(CLI::App& command, Arguments& arguments) {
       command.add_option("--csv", arguments.csv, "CSV file with the names of its columns in the first line");
   command.add_option("--column", arguments.column, "Name of the column")->needs(csv);
   command.add_flag("--fill", arguments.fill, "Missing values are the value before them");
+  command
+      .add_option("--memory", arguments.memory, "MiB for the values of a file; a larger one is read again as needed")
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 40))
+      ->capture_default_str();
   command.add_option("--task", arguments.task, "A series that is made here instead: waves")
       ->check(CLI::IsMember({"waves"}))
       ->excludes(csv);
@@ -230,6 +259,7 @@ void add_data(CLI::App& command, Arguments& arguments) {
 
 void add_training(CLI::App& command, Arguments& arguments) {
   fitting::add_options(command, arguments.fit);
+  fitting::add_sizes(command, arguments.fit);
   const auto size = CLI::Range(1, 1 << 16);
   command.add_option("--length", arguments.fit.training.length, "Values of a window to train on")
       ->check(size)
@@ -265,25 +295,19 @@ int main(int argc, char** argv) {
     command->add_option("--model", arguments.model, "Folder of a trained model")->required();
     command->add_option("--threads", arguments.fit.threads, "Number of threads (0: one for each available core)")
         ->capture_default_str();
+    command->add_option("--weights", arguments.weights, "Format of the matrices in memory")
+        ->check(CLI::IsMember({"f32", "bf16"}))
+        ->capture_default_str();
   }
   evaluation
-      .add_option("--validation-fraction", arguments.fit.training.validation_fraction,
-                  "Part of the series, its end, that was kept for validation")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
+      .add_option("--validation-fraction", arguments.evaluated,
+                  "Part of the series, its end, to evaluate on (default: what was kept when the model was trained)")
+      ->check(CLI::Range(0.0, 1.0));
   evaluation.add_option("--plot", arguments.plot, "SVG file for a picture of the forecasts");
   streaming.add_option("--ahead", arguments.ahead, "Steps ahead to print")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : program::usage;
-  }
-  program::handle_signals();
-  try {
+  return program::run("forecast", app, {argc, argv}, [&] {
     return training.parsed() ? train(arguments) : evaluation.parsed() ? evaluate(arguments) : stream_values(arguments);
-  } catch (const std::exception& error) {
-    return program::refuse("forecast", error);
-  }
+  });
 }

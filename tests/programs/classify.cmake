@@ -1,4 +1,4 @@
-# What classify prints and leaves, and how it ends: cmake -DPROGRAM=... -DWORK=... -P classify.cmake
+# What classify prints and leaves, and how it ends: cmake -DPROGRAM=... -DLANGUAGE=... -DWORK=... -P classify.cmake
 function(expect status output)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE errors
                   WORKING_DIRECTORY ${WORK})
@@ -53,6 +53,37 @@ expect(0 "27 examples to train on, 3 to validate on.*step 2/2" ${PROGRAM} train 
 expect(0 "A first +B first.*accuracy [0-9.]+ %" ${PROGRAM} evaluate ${order} --model order)
 expect(1 "--task order" ${PROGRAM} evaluate ${order} --model a)
 
+# A label for each word.
+foreach(i RANGE 20)
+  string(APPEND words "{\"tokens\": [\"a\", \"cat\", \"runs\"], \"labels\": [\"D\", \"N\", \"V\"]}\n")
+endforeach()
+file(WRITE ${WORK}/words.jsonl "${words}")
+expect(0 "19 examples to train on, 2 to validate on, 3 labels" ${PROGRAM} train --data words.jsonl ${small} --steps 60 --out words)
+expect(0 " +D +21 +0 +0\n +N +0 +21 +0\n +V +0 +0 +21\naccuracy 100.00 % .63 of 63." ${PROGRAM} evaluate --model words --data words.jsonl)
+file(WRITE ${WORK}/sentences "a cat  runs\n")
+expect(0 "^a\tD\t[01].[0-9]+\ncat\tN\t[01].[0-9]+\nruns\tV\t[01].[0-9]+\n\n$"
+       sh -c "'${PROGRAM}' predict --model words < sentences")
+file(WRITE ${WORK}/texts.jsonl "{\"text\": \"a\", \"label\": \"D\"}\n")
+expect(1 "--model: expected one that gives a label for each text" ${PROGRAM} evaluate --model words --data texts.jsonl)
+set(inside --task inside --length 40 --examples 40)
+expect(0 "step 2/2" ${PROGRAM} train ${inside} --out inside --steps 2 --d-model 8)
+expect(0 "outside +inside.*accuracy [0-9.]+ % .[0-9]+ of 1600." ${PROGRAM} evaluate ${inside} --model inside)
+
+# Another mixer, and the backbone of a language model: all of it, the head alone, or with an adapter.
+expect(0 "step 20/20" ${train} --steps 20 --out ssd --mixer ssd --head-dim 8 --validation-fraction 0.2)
+expect(0 "accuracy" ${PROGRAM} evaluate --model ssd --data lines.jsonl)
+set(tuned ${PROGRAM} train --data lines.jsonl --max-lr 0.02 --batch 8 --warmup 4 --validation-fraction 0.2 --model ${LANGUAGE})
+expect(0 "step 20/20" ${tuned} --steps 20 --out whole)
+expect(0 "[0-9]+ of [0-9]+ parameters train.*step 20/20" ${tuned} --steps 20 --out head --freeze-backbone)
+expect(0 "[0-9]+ of [0-9]+ parameters train.*step 20/20" ${tuned} --steps 20 --out lora --lora-rank 2)
+expect(0 "step 30/30" ${tuned} --steps 30 --out lora --lora-rank 2 --resume)
+expect(1 "one of embedding, in_proj" ${tuned} --steps 1 --out none --lora-rank 2 --lora-targets q_proj)
+foreach(model IN ITEMS whole head lora)
+  expect(0 "accuracy [0-9.]+ %" ${PROGRAM} evaluate --model ${model} --data lines.jsonl)
+endforeach()
+expect(2 "excludes" ${tuned} --steps 1 --out none --d-model 8)
+expect(2 "requires" ${train} --steps 1 --out none --lora-rank 2)
+
 # What is refused names the line.
 expect(1 "standard input: line 2: expected a text of at least one token" sh -c "printf 'x\\n\\n' | '${PROGRAM}' predict --model a")
 file(WRITE ${WORK}/bad.jsonl "${lines}{\"text\": \"\", \"label\": \"rises\"}\n")
@@ -61,7 +92,7 @@ file(WRITE ${WORK}/other.jsonl "{\"text\": \"x\", \"label\": \"stays\"}\n")
 expect(1 "other.jsonl: line 1: expected one of the labels falls, rises, found \"stays\"" ${PROGRAM} evaluate --model a --data other.jsonl)
 expect(1 "SequenceConfig.labels: expected from 2" ${refused} --data other.jsonl --validation-fraction 0)
 file(WRITE ${WORK}/empty.jsonl "")
-expect(1 "examples: expected at least one" ${refused} --data empty.jsonl)
+expect(1 "empty.jsonl: expected at least one line" ${refused} --data empty.jsonl)
 expect(1 "no-such-file" ${PROGRAM} predict --model no-such-file)
 if(EXISTS ${WORK}/none)
   message(FATAL_ERROR "a training that was refused left a folder")

@@ -38,6 +38,33 @@ expect(0 "step 31/31" ${train} --out a --resume --steps 31)
 expect(0 "step 5/5" ${PROGRAM} train --task waves --out waves --steps 5 --d-model 8 --no-level --quantiles 0.25,0.5,0.75)
 expect(0 "last value" ${PROGRAM} evaluate --task waves --model waves)
 
+# A file that is larger than the memory for it: the same bits. Another mixer, and other weights.
+foreach(i RANGE 1500)
+  math(EXPR height "${i} % 24 * ${i} % 7")
+  string(APPEND long "${i},${height}\n")
+endforeach()
+file(WRITE ${WORK}/long.csv "day,y\n${long}")
+set(stream ${PROGRAM} train --csv long.csv --column y --d-model 8 --n-layer 1 --batch 4 --length 32 --horizon 3 --period 24 --steps 10)
+foreach(memory IN ITEMS 1024 0)
+  expect(0 "1201 values to train on, 300 to validate on.*step 10/10" ${stream} --memory ${memory} --out memory${memory})
+  expect(0 "mean absolute error of 894 forecasts" ${PROGRAM} evaluate --csv long.csv --column y --memory ${memory} --model memory${memory})
+endforeach()
+foreach(file IN ITEMS model.safetensors training.safetensors forecast.json)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/memory0/${file} ${WORK}/memory1024/${file} RESULT_VARIABLE differ)
+  if(differ)
+    message(FATAL_ERROR "${file} depends on the memory for the series")
+  endif()
+endforeach()
+expect(0 "step 5/5" ${train} --steps 5 --out ssd --mixer ssd --head-dim 8)
+expect(0 "seasonal naive" ${PROGRAM} evaluate ${data} --model ssd --weights bf16)
+expect(0 "^value,0.1,0.5,0.9\n3.5," sh -c "'${PROGRAM}' stream --model a --weights bf16 < values")
+
+# What was kept for validation is evaluated, and a note says if more is.
+expect(0 "step 1/1" ${train} --steps 1 --validation-fraction 0.3 --out fraction)
+expect(0 "of 174 forecasts" ${PROGRAM} evaluate ${data} --model fraction)
+expect(0 "of 234 forecasts.*note: .*all but the last 0.3" ${PROGRAM} evaluate ${data} --model fraction --validation-fraction 0.4)
+expect(0 "of 594 forecasts.*seasonal naive" ${PROGRAM} evaluate ${data} --model fraction --validation-fraction 1)
+
 # The name of a column is text, not a part of the picture.
 file(WRITE ${WORK}/marked.csv "a<b&c\n${values}")
 expect(0 "last value" ${PROGRAM} evaluate --csv marked.csv --column "a<b&c" --model a --plot marked.svg)

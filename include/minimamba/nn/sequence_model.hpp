@@ -141,7 +141,12 @@ class SequenceModel {
   SequenceModel(SequenceModel&&) noexcept = default;
   SequenceModel& operator=(SequenceModel&&) noexcept = default;
 
-  SequenceModel shapes() const { return shapes_only(config_, backend()); }
+  /// A model with the same configuration, adapters and frozen parts, without memory.
+  SequenceModel shapes() const {
+    SequenceModel shapes = shapes_only(config_, backend());
+    detail::copy_layout(*this, shapes);
+    return shapes;
+  }
   SequenceModel clone() const {
     SequenceModel copy = shapes();
     allocate_parameters(copy, copy.backend());
