@@ -8,6 +8,8 @@
 #include <optional>
 #include <string>
 
+#include "program.hpp"
+
 namespace program {
 
 struct ModelSizes {
@@ -52,6 +54,16 @@ auto with_model_type(const minimamba::AnyConfig& config, Body&& body) {
   return config.visit([&]<class Files>(Files, const auto& own) {
     return body.template operator()<typename Files::template Model<float, Backend>>(own);
   });
+}
+
+/// A backend that trains: on a card, or on the processor with so many threads.
+template <class Backend>
+Backend training_backend(int threads) {
+  if constexpr (minimamba::BackendTraits<Backend>::on_device) {
+    return Backend({.kernels = {.on_compile = print_note}});
+  } else {
+    return Backend({.threads = threads});
+  }
 }
 
 }  // namespace program

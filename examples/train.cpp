@@ -61,6 +61,8 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
   add("--beta2", options.adamw.beta2, "AdamW: decay of the mean of its square");
   add("--clip", options.adamw.clip, "Maximum norm of the gradient (0: no clipping)");
   add("--dropout", options.tape.dropout, "Dropout probability of each block's output");
+  add("--average", options.average,
+      "Decay of an average of the weights over the steps, which is saved (such as 0.999; 0: none)");
   app.add_flag("--recompute", options.tape.recompute, "Save memory by computing the activations twice");
   add("--memory", arguments.memory, "MiB for the tokens of the text; what is larger is read from files as it is needed")
       ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 40));

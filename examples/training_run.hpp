@@ -166,7 +166,7 @@ class Program {
   }
 
   Model make_model(const std::optional<minimamba::Checkpoint>& init, typename Model::Config config) const {
-    Backend backend = make_backend();
+    const auto backend = program::training_backend<Backend>(arguments_.threads);
     const minimamba::Tokenizer& tokenizer = vocabulary_.tokenizer;
     if (init) {
       Model model = minimamba::load<Model>(*init, {.backend = backend});
@@ -184,14 +184,6 @@ class Program {
     }
     config.vocab_size = tokenizer.size();
     return Model(config, backend, arguments_.options.seed);  // not reached with adapters, which need --init
-  }
-
-  Backend make_backend() const {
-    if constexpr (minimamba::BackendTraits<Backend>::on_device) {
-      return Backend({.kernels = {.on_compile = program::print_note}});
-    } else {
-      return Backend({.threads = arguments_.threads});
-    }
   }
 
   bool due(std::int64_t every) const { return every > 0 && (trainer_.steps() % every == 0 || trainer_.ended()); }
@@ -216,9 +208,9 @@ class Program {
     const fs::path out(arguments_.out);
     save_training(trainer_, checkpoint_);
     if constexpr (is_adapted) {
-      save_adapter(trainer_.model(), out, arguments_.init);
+      save_adapter(trainer_.averaged(), out, arguments_.init);
     } else {
-      minimamba::save(trainer_.model(), out);
+      minimamba::save(trainer_.averaged(), out);
     }
     if (!vocabulary_.json.empty()) write_file(out / "tokenizer.json", vocabulary_.json);
     write_file(out / "loss.csv", program::loss_csv(trainer_.history()));
@@ -226,8 +218,8 @@ class Program {
     folders_->keep();
   }
 
-  void sample() const {
-    const auto& model = trainer_.model();
+  void sample() {
+    const auto& model = trainer_.averaged();
     auto cache = model.make_cache();
     minimamba::StreamingDecoder decoder(vocabulary_.tokenizer);
     if (!arguments_.prompt.empty()) decoder.restore({});  // continues a text

@@ -326,7 +326,8 @@ TEST(PoisonTraining, TakesTheStepsOfTheReferenceAndWaitsOnceInEach) {
                                  .length = 20,
                                  .accumulate = 2,
                                  .schedule = {.steps = 10},
-                                 .tape = {.chunk = 6, .recompute = recompute, .dropout = 0.1}};
+                                 .tape = {.chunk = 6, .recompute = recompute, .dropout = 0.1},
+                                 .average = recompute ? 0.9 : 0};
     Trainer plain(Plain(config), tokens, options);
     Trainer poisoned(Poisoned(config), tokens, options);
     int hooked = 0;

@@ -86,6 +86,64 @@ TYPED_TEST(Trainings, ContinueFromACheckpointWithTheSameBits) {
   EXPECT_EQ(support::bits_of(whole.history()), support::bits_of(resumed.history()));
 }
 
+TYPED_TEST(Trainings, AverageTheWeightsOverTheSteps) {
+  using TestModel = typename TypeParam::Model;
+  TrainerOptions averaging = options();
+  averaging.average = 0.7;
+  Trainer<TestModel> plain(TestModel(config()), tokens(), options()), trainer(TestModel(config()), tokens(), averaging);
+  EXPECT_EQ(&plain.averaged(), &plain.model());
+  std::map<std::string, std::vector<double>> expected;
+  for (const auto& [name, values] : support::parameters_of(trainer.model())) {
+    expected[name].assign(values.values.begin(), values.values.end());
+  }
+  for (int t = 1; t <= 12; ++t) {
+    plain.step();
+    trainer.step();
+    const double rate = t < 20 ? 9 / (t + 10.0) : 0.3;
+    for (const auto& [name, values] : support::parameters_of(trainer.model())) {
+      for (std::size_t i = 0; i < values.values.size(); ++i) {
+        expected[name][i] += rate * (static_cast<double>(values.values[i]) - expected[name][i]);
+      }
+    }
+  }
+  // The training is the same.
+  support::expect_identical(support::parameters_of(plain.model()), support::parameters_of(trainer.model()));
+  for (const auto& [name, values] : support::parameters_of(trainer.averaged())) {
+    double largest = 0;
+    for (std::size_t i = 0; i < values.values.size(); ++i) {
+      largest = std::max(largest, std::abs(expected[name][i] - static_cast<double>(values.values[i])));
+    }
+    EXPECT_LE(largest, 1e-5) << name;
+  }
+  // What is derived from the weights is that of the average, and validation is by the average.
+  Trainer<TestModel> copy(trainer.averaged().clone(), tokens(), options());
+  copy.mutable_model().refresh();
+  EXPECT_EQ(trainer.validate(100), copy.validate(100));
+  EXPECT_NE(trainer.validate(100), plain.validate(100));
+}
+
+TYPED_TEST(Trainings, ContinueTheAverageFromACheckpoint) {
+  using TestModel = typename TypeParam::Model;
+  const Folder folder;
+  TrainerOptions averaging = options();
+  averaging.average = 0.7;
+  Trainer<TestModel> whole(TestModel(config()), tokens(), averaging);
+  for (int i = 0; i < 12; ++i) {
+    whole.step();
+    if (i == 4) save_training(whole, folder / "t");
+  }
+  Trainer<TestModel> resumed(TestModel(config(), typename TypeParam::Backend(), 9), tokens(), averaging);
+  resume_training(resumed, folder / "t");
+  while (!resumed.ended()) resumed.step();
+  support::expect_identical(support::parameters_of(whole.averaged()), support::parameters_of(resumed.averaged()));
+  EXPECT_EQ(whole.validate(100), resumed.validate(100));
+  Trainer<TestModel> plain(TestModel(config()), tokens(), options());
+  expect_error<CheckpointError>([&] { resume_training(plain, folder / "t"); }, {"setting average", "lacks"});
+  averaging.average = 0.8;
+  Trainer<TestModel> other(TestModel(config()), tokens(), averaging);
+  expect_error<CheckpointError>([&] { resume_training(other, folder / "t"); }, {"average 0.8", "found 0.7"});
+}
+
 TYPED_TEST(Trainings, KeepTheOldCheckpointWhenTheDiskIsFull) {
   using TestModel = typename TypeParam::Model;
   const Folder folder;
@@ -259,6 +317,7 @@ TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   expect_refused(tokens(), with([&](auto& o) { o.schedule.min_lr = nan; }), {"min_lr", "found nan"});
   expect_refused(tokens(), with([](auto& o) { o.tape.dropout = 1; }), {"dropout"});
   expect_refused(tokens(), with([](auto& o) { o.adamw.beta1 = 2; }), {"beta1"});
+  expect_refused(tokens(), with([](auto& o) { o.average = 1; }), {"TrainerOptions.average", "below 1", "found 1"});
 }
 
 TEST(RefusedTrainings, ThatDivergeNameTheStepAndTheTensor) {

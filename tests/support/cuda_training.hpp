@@ -92,6 +92,10 @@ class TestedCudaTraining : public WithMemoryOfTheHost<minimamba::CudaTraining<Nu
     Mirror mirror(*this);
     Base::sum_of_squares(mirror.of(x), mirror.of(sum));
   }
+  void lerp(View<Scalar> y, View<const Scalar> x, double rate) const {
+    Mirror mirror(*this);
+    Base::lerp(mirror.of(y), mirror.of(x), rate);
+  }
   void adamw(minimamba::AdamWArguments<Scalar> p) const {
     Mirror mirror(*this);
     p.weight = mirror.of(p.weight), p.gradient = mirror.of(p.gradient), p.mean = mirror.of(p.mean);

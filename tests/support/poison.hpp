@@ -436,6 +436,9 @@ class PoisonTraining : public PoisonBackend<Number> {
   void sum_of_squares(View<const Scalar> x, View<double> sum) const {
     later([x = real(x), sum = real(sum)] { reference().sum_of_squares(x, sum); });
   }
+  void lerp(View<Scalar> y, View<const Scalar> x, double rate) const {
+    later([y = real(y), x = real(x), rate] { reference().lerp(y, x, rate); });
+  }
   void adamw(minimamba::AdamWArguments<Scalar> p) const {
     make_real(p.weight, p.gradient, p.mean, p.variance);
     later([p] { reference().adamw(p); });

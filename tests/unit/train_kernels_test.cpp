@@ -276,6 +276,20 @@ TYPED_TEST(TrainingKernelsOfAnyScalar, SumSquaresThatAreNoFloats) {
   EXPECT_EQ(sum(0, 0), std::numeric_limits<double>::infinity());
 }
 
+TYPED_TEST(TrainingKernelsOfAnyScalar, GoPartOfTheWayFromOneMatrixToAnother) {
+  using Scalar = typename TypeParam::Scalar;
+  const TypeParam backend({.threads = 2});
+  const auto x = random_matrix<Scalar>(7, 301, 1), before = random_matrix<Scalar>(7, 301, 2);
+  for (const double rate : {0.0, 0.3, 1.0}) {
+    auto y = random_matrix<Scalar>(7, 301, 2);
+    backend.lerp(y.view(), x.view(), rate);
+    for (std::size_t i = 0; i < x.values.size(); ++i) {
+      const auto from = static_cast<double>(before.values[i]), to = static_cast<double>(x.values[i]);
+      ASSERT_NEAR(y.values[i], from + rate * (to - from), 1e-6);
+    }
+  }
+}
+
 /// Segments of unequal lengths whose slots are not in order; one has no tokens.
 std::vector<Segment> ragged(std::size_t longest) {
   return {{.first = 0, .length = longest, .slot = 2},

@@ -241,6 +241,12 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     train(gpu::sum_parts, {}, 256, parts, static_cast<std::uint32_t>(pieces), std::uint32_t{0}, sum.data());
   }
 
+  void lerp(View<Scalar> y, View<const Scalar> x, double rate) const {
+    // Weights: products read them before the kernels before them have ended.
+    device_->launch(training, gpu::lerp, over(y), gpu::Block{.writes_weights = true}, y.data(), stride(y), x.data(),
+                    stride(x), rows(y), cols(y), static_cast<Scalar>(rate));
+  }
+
   void adamw(const AdamWArguments<Scalar>& p) const {
     const auto contiguous = [](const View<Scalar>& view) { return view.rows() < 2 || view.stride() == view.cols(); };
     const bool whole = contiguous(p.weight) && contiguous(p.gradient) && contiguous(p.mean) && contiguous(p.variance);

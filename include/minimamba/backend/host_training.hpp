@@ -57,6 +57,15 @@ class HostTraining : public Inference {
 
   void sum_of_squares(View<const Scalar> x, View<double> sum) const { sum(0, 0) = squares_of(x); }
 
+  void lerp(View<Scalar> y, View<const Scalar> x, double rate) const {
+    for (std::size_t i = 0; i < y.rows(); ++i) {
+      for (std::size_t j = 0; j < y.cols(); ++j) {
+        const double from = static_cast<double>(y(i, j));
+        y(i, j) = static_cast<Scalar>(from + rate * (static_cast<double>(x(i, j)) - from));
+      }
+    }
+  }
+
   void adamw(const AdamWArguments<Scalar>& p) const {
     for (std::size_t i = 0; i < p.weight.rows(); ++i) {
       for (std::size_t j = 0; j < p.weight.cols(); ++j) {

@@ -177,6 +177,7 @@ struct AdamWArguments {
 ///   matrix_over(rows, cols, memory)
 ///                            a matrix in matrix_size(rows, cols) zeros, aligned to 64 bytes, that it does not own
 ///   sum_of_squares(x, sum)   sum [1, 1] = sum of x[i,j]^2; its bits do not depend on the number of threads
+///   lerp(y, x, rate)         y += rate (x - y), elementwise; y and x have one shape
 ///   adamw, dropout           see AdamWArguments and Dropout
 template <class B>
 concept HasOptimizer = requires(const B& backend, typename B::template Matrix<typename B::Scalar>& matrix,
@@ -189,6 +190,7 @@ concept HasOptimizer = requires(const B& backend, typename B::template Matrix<ty
   { backend.elements(matrix) } -> std::same_as<View<typename B::Scalar>>;
   { backend.elements(constant) } -> std::same_as<View<const typename B::Scalar>>;
   backend.sum_of_squares(x, sum);
+  backend.lerp(y, x, 0.5);
   backend.adamw(step);
   backend.dropout(y, Dropout());
 };

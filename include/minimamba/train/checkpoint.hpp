@@ -74,7 +74,7 @@ double frozen_fingerprint(const Model& model) {
   return hash.value() == none ? 0 : static_cast<double>(hash.value() >> 11);
 }
 
-/// Settings of parts of the model, which most training runs do not have.
+/// Settings that most training runs do not have.
 template <class Model, class... Rest>
 void add_settings_of_parts(const Trainer<Model, Rest...>& trainer, std::map<std::string, double>& settings) {
   std::size_t number = 0;  // of a group: the first that has a parameter counts
@@ -83,6 +83,7 @@ void add_settings_of_parts(const Trainer<Model, Rest...>& trainer, std::map<std:
     settings[name + " rate"] = group.rate;
     if (group.weight_decay) settings[name + " weight_decay"] = *group.weight_decay;
   }
+  if (trainer.options().average > 0) settings["average"] = trainer.options().average;
   if (const double frozen = frozen_fingerprint(trainer.model()); frozen != 0) settings["frozen"] = frozen;
   if constexpr (requires { adapter_fingerprint(trainer.model()); }) {
     settings["adapter"] = adapter_fingerprint(trainer.model());
@@ -133,12 +134,13 @@ std::map<std::string, double> settings_of(const Trainer<Model, Rest...>& trainer
 
 inline constexpr std::size_t record_size = 5;
 
-/// Calls body(prefix, module) for the model and for both moments of its gradient.
+/// Calls body(prefix, module) for the model, for both moments of its gradient, and for the average of its weights.
 template <class Model, class... Rest, class Body>
 void for_each_module(const Trainer<Model, Rest...>& trainer, Body&& body) {
   body(std::string("model."), trainer.model());
   body(std::string("mean."), trainer.optimizer().mean());
   body(std::string("variance."), trainer.optimizer().variance());
+  if (trainer.average() != nullptr) body(std::string("average."), trainer.average()->parameters());
 }
 
 inline const StoredTensor& require_tensor(const TensorSet& set, const std::string& file, std::string_view name) {
@@ -337,10 +339,12 @@ void resume_training(Trainer<Model, Rest...>& trainer, const ByteSource& source,
                              .mean = zeros_like(like),
                              .variance = zeros_like(like),
                              .history = detail::read_history(set)};
+  if (trainer.average() != nullptr) state.average = detail::with_frozen_parameters(like);
   detail::read_module(set, "model.", state.model);
   detail::read_module(set, "mean.", state.mean);
   detail::read_module(set, "variance.", state.variance);
   state.model.refresh();
+  if (state.average) detail::read_module(set, "average.", *state.average);
   for (const std::string& note : notes) {
     if (on_note) on_note(note);
   }

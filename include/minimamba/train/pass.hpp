@@ -23,6 +23,7 @@ struct TrainerOptions {
   Schedule schedule = {};
   AdamWOptions adamw = {};
   TapeOptions tape = {};
+  double average = 0;  // decay of the average of the weights over the steps, such as 0.999; 0: no average
 };
 
 /// The factor of a batch's summed loss, and where the sum is added: [1, 1], in the backend's memory.

@@ -14,12 +14,14 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "minimamba/train/adamw.hpp"
+#include "minimamba/train/average.hpp"
 #include "minimamba/train/data.hpp"
 #include "minimamba/train/micro_batches.hpp"
 #include "minimamba/train/pass.hpp"
@@ -55,8 +57,9 @@ struct StepRecord {
 template <class Model>
 struct TrainingState {
   Model model;
-  Gradients<Model> mean, variance;  // the moments of the optimiser
-  std::vector<StepRecord> history;  // of all steps
+  Gradients<Model> mean, variance;    // the moments of the optimiser
+  std::vector<StepRecord> history;    // of all steps
+  std::optional<Model> average = {};  // with TrainerOptions::average
 };
 
 /// A language model in training, or another model with its data set. Pass is how the model is run on a batch: see
@@ -114,7 +117,9 @@ class Trainer {
     if (!std::isfinite(loss)) throw_diverged("step " + std::to_string(number + 1), loss);
     const double norm = optimizer_.norm_of(gradients_, std::span(sums).subspan(all_batches()));
     const double learning_rate = options_.schedule.learning_rate(number);
-    // This allocates, so it comes before the model changes.
+    // These allocate, so they come before the model changes.
+    typename WeightAverage<Model>::Prepared averaging;
+    if (average_) averaging = average_->prepare(model_);
     history_.push_back({.step = number + 1, .loss = loss, .learning_rate = learning_rate});
     try {
       history_.back().gradient_norm =
@@ -123,6 +128,7 @@ class Trainer {
       history_.pop_back();
       throw;
     }
+    if (average_) average_->add(averaging, number + 1);
     gradients_begun_ = false;
     return history_.back();
   }
@@ -147,11 +153,11 @@ class Trainer {
   bool ended() const { return steps() >= options_.schedule.steps; }
   std::int64_t steps() const { return optimizer_.steps(); }
 
-  /// Returns the mean loss (of a language model, nats per token) of the first `batches` validation batches (or of all,
-  /// if there are fewer), and stores it in the record of the last step. Returns NaN if there are no validation data.
-  /// Throws DivergedError if the loss is not finite, and ArgumentError for a negative number. progress(done), if given,
-  /// is called before each batch with the fraction done, from 0 to 1; if it returns false, validate stops, stores
-  /// nothing and returns NaN.
+  /// Returns the mean loss of averaged() (of a language model, nats per token) on the first `batches` validation
+  /// batches (or on all, if there are fewer), and stores it in the record of the last step. Returns NaN if there are no
+  /// validation data. Throws DivergedError if the loss is not finite, and ArgumentError for a negative number.
+  /// progress(done), if given, is called before each batch with the fraction done, from 0 to 1; if it returns false,
+  /// validate stops, stores nothing and returns NaN.
   double validate(std::int64_t batches, const std::function<bool(double)>& progress = {}) {
     OneRank alone;
     return validate(alone, batches, progress);
@@ -166,7 +172,7 @@ class Trainer {
       if (progress && !progress(done)) return std::numeric_limits<double>::quiet_NaN();
       const Batch batch = data_.validation_batch(request(static_cast<std::uint64_t>(i)));
       if (batch.empty()) break;
-      losses.push_back(ranks.validates(losses.size()) ? pass_.validate(model_, batch) : Loss());
+      losses.push_back(ranks.validates(losses.size()) ? pass_.validate(averaged(), batch) : Loss());
     }
     ranks.gather_validated(std::span(losses));
     Loss total;
@@ -183,6 +189,10 @@ class Trainer {
   }
 
   const Model& model() const { return model_; }
+  /// The model to keep: the average of the weights over the steps, with TrainerOptions::average, or else model().
+  const Model& averaged() { return average_ ? average_->model() : model_; }
+  /// The same without what is derived from the parameters: for checkpoints.
+  const WeightAverage<Model>* average() const { return average_ ? &*average_ : nullptr; }
   const TrainerOptions& options() const { return options_; }
   const Data& data() const { return data_; }
   std::span<const std::int32_t> tokens() const requires std::same_as<Data, TokenWindows> { return data_.tokens(); }
@@ -200,6 +210,7 @@ class Trainer {
   void restore(TrainingState<Model> state) noexcept {
     model_ = std::move(state.model);
     history_ = std::move(state.history);
+    if (average_ && state.average) average_->restore(*std::move(state.average));
     optimizer_.restore(std::move(state.mean), std::move(state.variance), static_cast<std::int64_t>(history_.size()));
   }
 
@@ -211,7 +222,9 @@ class Trainer {
         model_(std::move(model)),
         gradients_(zeros_like(model_)),
         optimizer_(model_, options.adamw),
-        pass_(model_, options_, std::move(loss)...) {}
+        pass_(model_, options_, std::move(loss)...) {
+    if (options_.average > 0) average_.emplace(model_, options_.average);
+  }
 
   static TrainerOptions checked(TrainerOptions options) {
     const auto require = [](bool good, const std::string& name, const char* expected, const std::string& found) {
@@ -224,6 +237,8 @@ class Trainer {
       require(count > 0, std::string("TrainerOptions.") + name, "at least 1", std::to_string(count));
     }
     require(options.seed < std::uint64_t{1} << 53, "TrainerOptions.seed", "below 2^53", std::to_string(options.seed));
+    require(options.average >= 0 && options.average < 1, "TrainerOptions.average", "at least 0 and below 1",
+            number_text(options.average));
     const Schedule& schedule = options.schedule;
     for (const auto& [name, steps] : {std::pair("steps", schedule.steps), {"warmup_steps", schedule.warmup_steps}}) {
       require(steps >= 0, std::string("TrainerOptions.schedule.") + name, "at least 0", std::to_string(steps));
@@ -342,6 +357,7 @@ class Trainer {
   bool gradients_begun_ = false;  // gradients_ may hold the part of a step that threw
   detail::TreeOfGradients<Model> tree_;
   AdamW<Model> optimizer_;
+  std::optional<WeightAverage<Model>> average_;
   Pass pass_;
   std::vector<StepRecord> history_;
   Activation<typename Model::BackendType, double> sums_;  // [1, accumulate + parameters]

@@ -280,6 +280,14 @@ extern "C" __global__ void __launch_bounds__(256)
     gradients[i] = 0;
   }
 }
+extern "C" __global__ void lerp(Scalar* y, u64 y_stride, const Scalar* x, u64 x_stride, u32 rows, u32 cols,
+                                Scalar rate) {
+  begin();
+  FOR_EACH_ELEMENT(i, j, rows, cols) {
+    const Scalar from = y[i * y_stride + j];
+    y[i * y_stride + j] = multiply_add(rate, x[i * x_stride + j] - from, from);
+  }
+}
 
 // As detail::random_bits.
 __device__ inline u64 random_bits(u64 seed, u64 index) {
