@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_EXAMPLES_SYNTHETIC_HPP
 #define MINIMAMBA_EXAMPLES_SYNTHETIC_HPP
 
+#include <minimamba/backend/cuda_training.hpp>
 #include <minimamba/train.hpp>
 
 #include <CLI/CLI.hpp>
@@ -18,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "command_line.hpp"
 #include "model_flags.hpp"
 #include "program.hpp"
 
@@ -35,8 +37,11 @@ struct Options {
   double max_lr = 1e-3, min_lr = 1e-4;
   std::uint64_t seed = 0;
   int threads = 0;
-  std::string plot, save;
+  std::string backend = "native", plot, save;
 };
+
+template <class Model>
+inline constexpr bool on_card = minimamba::BackendTraits<typename Model::BackendType>::on_device;
 
 inline void add_options(CLI::App& app, Options& options) {
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
@@ -51,6 +56,7 @@ inline void add_options(CLI::App& app, Options& options) {
   add("--min-lr,--least-rate", options.min_lr, "Learning rate at the end");
   add("--check-every", options.check_every, "Steps between measurements of the accuracy")->check(one);
   add("--seed", options.seed, "Random seed of the weights and of all sequences")->check(program::check_seed);
+  add("--backend", options.backend, "Backend that computes")->check(CLI::IsMember({"native", "cuda"}));
   add("--threads", options.threads, "Number of threads (0: one for each available core)");
   add("--plot", options.plot, "SVG file for the plot");
   add("--save", options.save, "Folder for the trained model");
@@ -135,13 +141,28 @@ inline void check_outputs(const Options& options) {
   }
 }
 
+/// Rows of logits that may be read.
+template <class Model, class Logits>
+auto readable(const Model& model, const Logits& logits) {
+  if constexpr (on_card<Model>) {
+    return model.backend().to_host(logits);
+  } else {
+    return logits;
+  }
+}
+
+/// The token with the largest logit.
+inline std::int32_t most_likely(std::span<const float> logits) {
+  return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
 /// Trains on the batches of make(random, progress), sequences of width(progress) tokens; progress grows from 0 to 1.
 /// The same options give the same bits. check(model) measures the accuracy, from 0 to 1, every options.check_every
 /// steps. Ctrl-C ends the training early.
 template <class Model, class Make, class Width, class Check>
 Model train(const Options& options, const typename Model::Config& config, Make&& make, Width&& width, Check&& check) {
   check_outputs(options);
-  Model model(config, minimamba::NativeTraining<float>({.threads = options.threads}), options.seed);
+  Model model(config, program::training_backend<typename Model::BackendType>(options.threads), options.seed);
   std::printf("%zu parameters, batches of %zu sequences of %zu tokens\n", model.parameter_count(), options.batch,
               options.length);
   auto gradients = minimamba::zeros_like(model);
@@ -177,23 +198,19 @@ Model train(const Options& options, const typename Model::Config& config, Make&&
   return model;
 }
 
-/// The body of main(): parses the flags, handles Ctrl-C and prints errors. Calls body(config) with the type and the
-/// configuration of the model, body.template operator()<Model>(config).
+/// The body of main(). Calls body(config) with the type and the configuration of the model,
+/// body.template operator()<Model>(config).
 template <class Body>
-int run(const char* name, CLI::App& app, int argc, char** argv, const Options& options, Body&& body) {
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : program::usage;
-  }
-  program::handle_signals();
-  try {
-    program::with_model_type<minimamba::NativeTraining>(program::config_of(options.sizes), body);
+int run(const char* name, CLI::App& app, program::CommandLine line, const Options& options, Body&& body) {
+  return program::run(name, app, line, [&] {
+    const minimamba::AnyConfig config = program::config_of(options.sizes);
+    if (options.backend == "cuda") {
+      program::with_model_type<minimamba::CudaTraining>(config, body);
+    } else {
+      program::with_model_type<minimamba::NativeTraining>(config, body);
+    }
     return program::stop ? program::interrupted : 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s: %s\n", name, error.what());
-    return program::refused;
-  }
+  });
 }
 
 }  // namespace synthetic
