@@ -354,6 +354,7 @@ void use_shipped_model(const CLI::App& app, Arguments& arguments) {
   const bool prompted = app.count("--prompt") + app.count("--prompt-file") + app.count("--prompt-ids") > 0;
   if (!prompted && !arguments.interactive && arguments.load_state.empty()) arguments.prompt = "ROMEO:\n";
   if (app.count("--temperature") == 0) arguments.options.temperature = 0.8;
+  if (app.count("--min-p") == 0) arguments.options.min_p = 0.1;  // or else some words are no words
   if (app.count("--max-new-tokens") == 0) arguments.options.max_new_tokens = 500;
 }
 
