@@ -281,6 +281,11 @@ struct BackendTraits {
     if constexpr (requires { B::logits_at_once; }) return std::size_t{B::logits_at_once};
     return std::size_t{1} << 22;
   }();
+  /// Whether training computes those activations twice that cost little, instead of keeping them: see TapeOptions.
+  static constexpr bool recomputes_some = [] {
+    if constexpr (requires { B::recomputes_some; }) return bool{B::recomputes_some};
+    return false;
+  }();
   /// Whether the results for a sequence are bit for bit the same however it is split into calls and batched.
   static constexpr bool splits_exactly = [] {
     if constexpr (requires { B::splits_exactly; }) return bool{B::splits_exactly};

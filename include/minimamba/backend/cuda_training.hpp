@@ -56,6 +56,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
   using Weights = CudaMatrix<Scalar>;
   using Base::Base;
   static constexpr std::size_t logits_at_once = std::size_t{1} << 27;  // 512 MiB of floats: many rows fill the card
+  static constexpr bool recomputes_some = true;                        // memory is scarce, and it takes little time
 
   static View<Scalar> elements(Weights& matrix) { return all_of<Scalar>(matrix); }
   static View<const Scalar> elements(const Weights& matrix) { return all_of<const Scalar>(matrix); }

@@ -73,15 +73,37 @@ struct MambaBlock {
     backend.add(p.out, p.x);
   }
 
+  /// The indices of the activations that recompute() computes.
+  static std::vector<std::size_t> recomputed() {
+    std::vector<std::size_t> indices{0};
+    if constexpr (requires { MixerType::recomputed; }) {
+      for (const std::size_t index : MixerType::recomputed) indices.push_back(index + 1);
+    }
+    return indices;
+  }
+  /// Computes them again from the others and x: see nn/mixer.hpp. p.out is not used.
+  void recompute(const Backend<Scalar>& backend, const BlockArguments<Scalar>& p) const {
+    norm.forward(backend, View<const Scalar>(p.x), p.activations[0]);
+    if constexpr (requires { MixerType::recomputed; }) {
+      mixer.recompute(backend, {.segments = p.segments,
+                                .x = p.activations[0],
+                                .state = p.state,
+                                .activations = p.activations.from(1),
+                                .y = p.out});
+    }
+  }
+
   void backward(const Backend<Scalar>& backend, MambaBlock& gradient, const BlockBackwardArguments<Scalar>& p) const {
-    backend.copy(p.d_x, p.d_out);
-    drop(backend, p.d_out, p.dropout);
+    if (p.dropout.rate > 0) {
+      backend.copy(p.d_x, p.d_out);
+      drop(backend, p.d_out, p.dropout);
+    }
     mixer.backward(backend, gradient.mixer,
                    {.segments = p.segments,
                     .x = p.activations[0],
                     .activations = p.activations.from(1),
                     .kept = p.kept,
-                    .d_y = p.d_out,
+                    .d_y = p.dropout.rate > 0 ? p.d_out : p.d_x,
                     .d_x = p.d_activations[0],
                     .d_activations = p.d_activations.from(1),
                     .scratch = p.scratch,
@@ -97,6 +119,8 @@ struct MambaBlock {
   }
 
  private:
+  using MixerType = Mixer<Scalar, Backend, Weight>;
+
   static void drop(const Backend<Scalar>& backend, View<Scalar> x, const Dropout& dropout) {
     if constexpr (requires { backend.dropout(x, dropout); }) {
       if (dropout.rate > 0) backend.dropout(x, dropout);

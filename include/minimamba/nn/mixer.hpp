@@ -236,6 +236,11 @@ struct MixerBackwardArguments {
   LayerState<Scalar> d_state;             // in: of the final state; out: of the initial one
 };
 
+/// Some activations can be computed again from the others of a layer, at little cost. A mixer may name those,
+///   static constexpr std::array recomputed{...};   indices of activation_widths, in ascending order
+/// and have recompute(backend, MixerArguments), which gives them the bits that forward gave them; p.y is not used, and
+/// only the parts of the state that are kept once are those before forward.
+
 /// What a mixer selects with: at each token, it multiplies state n of channel c by exp(dt a(c, n)), where dt is
 /// softplus(delta + bias) of that token and channel, clamped to dt_min and dt_max.
 template <class Scalar, class Activation = Scalar>

@@ -129,6 +129,15 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     out_proj.forward(backend, y, p.y);
   }
 
+  static constexpr std::array<std::size_t, 2> recomputed{1, 3};  // u and delta
+  void recompute(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
+    const auto v = computed(p.activations);
+    conv1d.forward(backend,
+                   Conv1dForward<Scalar>{
+                       .segments = p.segments, .x = v.uz.columns(0, D.cols()), .window = p.state[conv_part], .y = v.u});
+    dt_proj.weight.multiply(backend, v.selected.columns(0, dt_proj.weight.cols()), v.delta);
+  }
+
   /// What forward with these activations selected.
   template <class T>
   SelectionViews<Scalar, T> selection(const ActivationViews<T>& activations) const {

@@ -131,12 +131,7 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
                       .h = p.state[ssm_part],
                       .y = v.y,
                       .kept = p.kept_of(ssm_part)});
-    backend.gated_rms_norm({.x = v.y,
-                            .z = z_of(v.zxbcdt),
-                            .weight = norm.weight.view(),
-                            .groups = norm.groups,
-                            .epsilon = norm.epsilon,
-                            .y = v.normed});
+    normalise(backend, v);
     out_proj.forward(backend, v.normed, p.y);
   }
 
@@ -148,6 +143,14 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
             .a = View<const Scalar>(A.view().data(), A.cols(), 1),
             .dt_min = dt_limit[0],
             .dt_max = dt_limit[1]};
+  }
+
+  static constexpr std::array<std::size_t, 2> recomputed{1, 3};  // xbc and normed
+  void recompute(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
+    const auto v = computed(p.activations);
+    conv1d.forward(backend,
+                   {.segments = p.segments, .x = convolved(v.zxbcdt), .window = p.state[conv_part], .y = v.xbc});
+    normalise(backend, v);
   }
 
   /// The backward of forward. Throws ArgumentError as forward does.
@@ -182,6 +185,16 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
   template <class T>
   Computed<T> computed(const ActivationViews<T>& views) const {
     return {views[0].columns(0, in_proj.weight.rows()), views[1], views[2], views[3]};
+  }
+
+  template <class T>
+  void normalise(const Backend<Scalar>& backend, const Computed<T>& v) const {
+    backend.gated_rms_norm({.x = v.y,
+                            .z = z_of(v.zxbcdt),
+                            .weight = norm.weight.view(),
+                            .groups = norm.groups,
+                            .epsilon = norm.epsilon,
+                            .y = v.normed});
   }
 
   void walk_back(const Backend<Scalar>& backend, SSD& gradient, const MixerBackwardArguments<Scalar>& p) const {

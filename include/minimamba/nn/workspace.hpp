@@ -82,6 +82,7 @@ class ActivationBuffer {
   }
   /// The first `rows` rows, at most as many as were reserved, of the type that they were reserved for.
   Views operator()(std::size_t rows) { return Views(matrices_, rows); }
+  std::span<const ActivationMatrix> matrices() const { return matrices_; }
   template <class A>
   ActivationViews<A> of(std::size_t rows) {
     return {matrices_, rows};

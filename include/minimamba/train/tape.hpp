@@ -41,7 +41,10 @@ namespace minimamba::inline MINIMAMBA_ISA {
 struct TapeOptions {
   std::int64_t chunk = 32;  // the scan keeps the state before every chunk of this many tokens
   bool recompute = false;   // keep only the input of each layer; backward recomputes the activations from it
-  double dropout = 0;       // probability that an element of a mixer's output is dropped
+  /// Compute twice those activations that cost little: the normed inputs of layers, and what their mixer names (see
+  /// nn/mixer.hpp). By default on a card alone. It changes no bit.
+  std::optional<bool> recompute_some = {};
+  double dropout = 0;  // probability that an element of a mixer's output is dropped
 };
 
 template <class Cache>
@@ -159,9 +162,12 @@ class Tape {
 
   /// What a layer's forward keeps for its backward.
   struct LayerTape {
-    ActivationBuffer<Backend> activations;
+    ActivationBuffer<Backend> buffer;
+    std::vector<ActivationMatrix> matrices;   // those of the buffer, but for those that are computed again
     std::vector<Activation<Backend>> memory;  // [chunks * rows, cols] for each part of the state
     std::vector<KeptStates<Scalar>> kept;     // views of that memory, for each part of the state
+
+    ActivationViews<Scalar> activations(std::size_t rows) const { return {matrices, rows}; }
   };
 
   struct Pass {
@@ -204,7 +210,7 @@ class Tape {
   /// d_activations_.
   void walk_back(const Model& model, Model& gradients, const BackwardOptions<Cache>& options) {
     if (options.d_state == nullptr) no_gradient_->reset();
-    if (options_.recompute) again_->assign(*before_);
+    if (recomputes()) again_->assign(*before_);
     Cache& d_state = options.d_state == nullptr ? *no_gradient_ : *options.d_state;
     model.norm_f.backward(backend_, gradients.norm_f,
                           {.x = input(model.layers.size()), .d_y = d_activations_(rows())[0], .d_x = d_x()});
@@ -212,6 +218,12 @@ class Tape {
       if (options_.recompute) {
         backend_.copy(input(layer), d_out());
         run_layer(model, layer, d_out(), again_->state(layer));
+      } else if (recomputes_some()) {
+        model.layers[layer].recompute(backend_, {.segments = segments_,
+                                                 .x = input(layer),
+                                                 .state = again_->state(layer),
+                                                 .activations = kept_of(layer).activations(rows()),
+                                                 .out = d_out()});
       }
       model.layers[layer].backward(backend_, gradients.layers[layer],
                                    {.segments = segments_,
@@ -236,17 +248,36 @@ class Tape {
     for (Activation<Backend>& x : inputs_) x.reserve(backend_, rows(), D);
     layers_.resize(options_.recompute ? 1 : n_layer);
     const std::vector<std::size_t> widths = Model::Block::activation_widths(model.config());
-    for (LayerTape& layer : layers_) {
-      layer.activations.reserve(backend_, widths, rows());
-      reserve_kept(cache.layout().parts(), longest, layer);
-    }
+    reserve_activations(widths);
+    for (LayerTape& layer : layers_) reserve_kept(cache.layout().parts(), longest, layer);
     d_activations_.reserve(backend_, widths, rows());
     scratch_.reserve(backend_, 1, Model::MixerType::backward_scratch(model.config()));
     for (Activation<Backend>* x : {&head_input_, &d_x_, &d_out_}) x->reserve(backend_, rows(), D);
     for (std::optional<Cache>* states : {&before_, &no_gradient_, &again_}) {
-      if (states == &again_ && !options_.recompute) continue;
+      if (states == &again_ && !recomputes()) continue;
       if (!*states || (*states)->batch() != cache.batch() || (*states)->layout() != cache.layout()) {
         states->emplace(model.make_cache(static_cast<std::int64_t>(cache.batch())));
+      }
+    }
+  }
+
+  bool recomputes_some() const {
+    return !options_.recompute && options_.recompute_some.value_or(BackendTraits<Backend>::recomputes_some);
+  }
+  bool recomputes() const { return options_.recompute || recomputes_some(); }
+
+  /// Activations that are computed again are in memory of their own, which all layers share.
+  void reserve_activations(const std::vector<std::size_t>& widths) {
+    std::vector<std::size_t> kept = widths, again(widths.size(), 0);
+    if (recomputes_some()) {
+      for (const std::size_t index : Model::Block::recomputed()) std::swap(kept[index], again[index]);
+    }
+    shared_.reserve(backend_, again, rows());
+    for (LayerTape& layer : layers_) {
+      layer.buffer.reserve(backend_, kept, rows());
+      layer.matrices.assign(layer.buffer.matrices().begin(), layer.buffer.matrices().end());
+      for (std::size_t i = 0; i < again.size(); ++i) {
+        if (again[i] > 0) layer.matrices[i] = shared_.matrices()[i];
       }
     }
   }
@@ -413,6 +444,7 @@ class Tape {
   std::vector<std::int32_t> tokens_;         // [M]
   std::vector<Activation<Backend>> inputs_;  // [M, D] each: the residual stream before each layer and before norm_f
   std::vector<LayerTape> layers_;            // one for each layer; a single one when recomputing
+  ActivationBuffer<Backend> shared_;         // activations that are computed again
   Activation<Backend> head_input_;           // [M, D]
   Activation<Backend> logits_;               // [head_rows, V]
   Activation<Backend, std::int32_t> ids_, targets_;  // [1, M]
