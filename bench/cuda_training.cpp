@@ -22,13 +22,20 @@ double median(std::vector<double> times) {
   return times[times.size() / 2];
 }
 
-/// Whole steps: forward, backward and AdamW, each of which waits for its loss.
+const char* name_of(Products products) { return products == Products::bf16 ? "bf16" : "f32"; }
+const char* name_of(const TapeOptions& options) {
+  if (options.recompute) return ", all recomputed";
+  return options.recompute_some == false ? ", all kept" : "";
+}
+
+/// Whole steps: forward, backward and AdamW. As those of a Trainer, each waits once, for its loss and the norm.
 template <class Model>
-void bench_steps(const typename Model::Config& config, std::size_t batch, std::size_t length, int runs) {
-  Model model(config);
+void bench_steps(const typename Model::Config& config, std::size_t batch, std::size_t length, int runs,
+                 Products products = Products::f32, TapeOptions of_tape = {}) {
+  Model model(config, Backend({.products = products}));
   auto gradients = zeros_like(model);
   AdamW<Model> optimizer(model);
-  Tape<Model> tape(model);
+  Tape<Model> tape(model, of_tape);
   auto cache = model.make_cache(static_cast<std::int64_t>(batch));
   std::vector<std::int32_t> tokens(batch * length);
   Random random(0);
@@ -51,21 +58,32 @@ void bench_steps(const typename Model::Config& config, std::size_t batch, std::s
     forward.push_back(forward_time);
     backward.push_back(backward_time);
   }
-  for (int i = 0; i < runs; ++i) {
+  std::vector<double> sums(1 + detail::parameters_in(gradients));
+  Activation<Backend, double> there;
+  there.reserve(model.backend(), 1, sums.size());
+  for (int i = -3; i < runs; ++i) {
     const double begin = seconds();
     cache.reset();
+    sums.assign(sums.size(), 0);
+    const View<double> sum = there.upload(model.backend(), sums);
     tape.forward(model, tokens, cache);
-    loss = tape.backward(model, targets, gradients).mean();
-    optimizer.step(model, gradients, 1e-4);
-    whole.push_back(seconds() - begin);
+    tape.backward(model, targets, gradients, {}, sum.columns(0, 1));
+    optimizer.queue_squares(gradients, sum.columns(1, sums.size() - 1));
+    model.backend().template download<double>(sum.data(), sums);
+    const double norm = optimizer.norm_of(gradients, std::span(sums).subspan(1));
+    optimizer.apply(model, gradients, 1e-4, norm);
+    if (i >= 0) whole.push_back(seconds() - begin);
   }
   const double step = median(whole), count = static_cast<double>(tokens.size());
   const auto& device = model.backend().device();
   std::printf(
-      "d_model %d x %d, V %d, %zu x %zu: %.0f tokens/s, a step %.3f ms (forward %.3f, backward %.3f), %.2f GB in "
+      "%s products%s, chunk %d, d_model %d x %d, V %d, %zu x %zu: %.0f tokens/s, a step %.3f ms (forward %.3f, "
+      "backward %.3f), "
+      "%.2f GB in "
       "use, loss %.4f\n",
-      static_cast<int>(config.d_model), static_cast<int>(config.n_layer), static_cast<int>(config.vocab_size), batch,
-      length, count / step, step * 1e3, median(forward) * 1e3, median(backward) * 1e3,
+      name_of(products), name_of(of_tape), static_cast<int>(of_tape.chunk), static_cast<int>(config.d_model),
+      static_cast<int>(config.n_layer), static_cast<int>(config.vocab_size), batch, length, count / step, step * 1e3,
+      median(forward) * 1e3, median(backward) * 1e3,
       static_cast<double>(device.total_memory() - device.free_memory()) / 1e9, loss);
   std::fflush(stdout);
 }
@@ -214,14 +232,24 @@ int main(int argc, char** argv) {
       const Backend backend;
       std::printf("%s\n", backend.device_name().c_str());
       bench_scan(backend, 8, 2048, 2048, 16);
-      bench_layer(backend, 8 * 2048, config);
+    }
+    for (const Products products : {Products::f32, Products::bf16}) {
+      std::printf("products in %s\n", name_of(products));
+      bench_layer(Backend({.products = products}), 8 * 2048, config);
     }
     using Mamba1 = Mamba<float, CudaTraining>;
     bench_steps<Mamba1>({.d_model = 128, .n_layer = 3, .vocab_size = 256}, 1, 32, 50);
     bench_steps<Mamba1>({.d_model = 256, .n_layer = 4, .vocab_size = 256}, 8, 256, 20);
-    bench_steps<Mamba1>(config, 8, 2048, 5);
-    bench_steps<Mamba<float, CudaTraining, float, SSD>>(
-        {.d_model = config.d_model, .n_layer = config.n_layer, .vocab_size = config.vocab_size}, 8, 2048, 3);
+    bench_steps<Mamba1>({.d_model = 256, .n_layer = 4, .vocab_size = 256}, 8, 256, 20, Products::bf16);
+    for (const Products products : {Products::f32, Products::bf16}) {
+      for (const TapeOptions& kept :
+           {TapeOptions{}, {.recompute_some = false}, {.chunk = 16, .recompute_some = false}, {.recompute = true}}) {
+        bench_steps<Mamba1>(config, 8, 2048, 5, products, kept);
+      }
+      bench_steps<Mamba<float, CudaTraining, float, SSD>>(
+          {.d_model = config.d_model, .n_layer = config.n_layer, .vocab_size = config.vocab_size}, 8, 2048, 3,
+          products);
+    }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_training: %s\n", error.what());
     return 1;

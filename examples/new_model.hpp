@@ -56,12 +56,15 @@ auto with_model_type(const minimamba::AnyConfig& config, Body&& body) {
   });
 }
 
-/// A backend that trains: on a card, or on the processor with so many threads.
+/// A backend that trains: on a card with products in f32 or bf16, or on the processor with so many threads. Throws
+/// ArgumentError for products in bf16 on the processor.
 template <class Backend>
-Backend training_backend(int threads) {
+Backend training_backend(int threads, const std::string& products = "f32") {
   if constexpr (minimamba::BackendTraits<Backend>::on_device) {
-    return Backend({.kernels = {.on_compile = print_note}});
+    return Backend({.products = products == "bf16" ? minimamba::Products::bf16 : minimamba::Products::f32,
+                    .kernels = {.on_compile = print_note}});
   } else {
+    if (products != "f32") throw minimamba::ArgumentError("--products", "f32 on the processor", products);
     return Backend({.threads = threads});
   }
 }

@@ -124,6 +124,10 @@ int main(int argc, char** argv) {
                  "Backend that computes; auto is cuda if there is a card, or else native")
       ->check(CLI::IsMember({"native", "eigen", "reference", "cuda", "auto"}))
       ->capture_default_str();
+  app.add_option("--products", arguments.products,
+                 "On a card: bf16 rounds what is multiplied, which is faster, or f32 keeps all bits")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
   app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
       ->capture_default_str();
   const std::string name = "train" + program::ranks().suffix();

@@ -22,6 +22,7 @@ struct Arguments {
   minimamba::TrainerOptions options{.batch = 8, .length = 256, .schedule = {.warmup_steps = 100, .steps = 1000}};
   std::int64_t save_every = 100, validate_every = 100, sample_every = 500, sample_tokens = 200;
   std::int64_t validation_batches = 16;
+  std::string products = "f32";
   int threads = 0;
   minimamba::DataParallelOptions together;
   bool resume = false;

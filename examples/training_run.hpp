@@ -166,7 +166,7 @@ class Program {
   }
 
   Model make_model(const std::optional<minimamba::Checkpoint>& init, typename Model::Config config) const {
-    const auto backend = program::training_backend<Backend>(arguments_.threads);
+    const auto backend = program::training_backend<Backend>(arguments_.threads, arguments_.products);
     const minimamba::Tokenizer& tokenizer = vocabulary_.tokenizer;
     if (init) {
       Model model = minimamba::load<Model>(*init, {.backend = backend});

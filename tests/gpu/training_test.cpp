@@ -224,4 +224,126 @@ TYPED_TEST(CudaTrainings, GoOnOnTheProcessorAndBack) {
   EXPECT_NEAR(processor.step().loss, card.step().loss, 1e-5 * card.history().back().loss);
 }
 
+/// A matrix on a card, and what it holds.
+struct OnCard {
+  OnCard(const CudaTraining<float>& card, const HostMatrix<float>& values)
+      : buffer(card.allocate<float>(values.values.size())),
+        view(buffer.data(), values.view().rows(), values.view().cols()) {
+    card.upload<float>(values.values, view.data());
+  }
+  CudaBuffer<float> buffer;
+  View<float> view;
+};
+double rounded(float x) { return static_cast<double>(static_cast<float>(bf16(x))); }
+
+/// Those whose operands are rounded to bf16: against sums in double of the rounded operands, and against exact products
+/// within what the rounding may cost. `tiles`: by wgmma, on cards that have it.
+void expect_rounded_products(bool tiles, std::size_t M, std::size_t in, std::size_t out) {
+  SCOPED_TRACE(testing::Message() << M << " x " << in << " x " << out << (tiles ? ", tiles" : ""));
+  const CudaTraining<float> card({.products = Products::bf16});
+  card.device().set_tiles(tiles);
+  const auto x = random_matrix<float>(M, in, 1), weight = random_matrix<float>(out, in, 2);
+  const auto d_y = random_matrix<float>(M, out, 3);
+  auto packed = card.make_matrix<float>(out, in), gradient = card.make_matrix<float>(out, in);
+  auto apart = card.make_matrix<float>(out, in);
+  card.upload_rows<float>(weight.view(), 0, packed);
+  const OnCard there(card, x), d_there(card, d_y), d_x(card, HostMatrix<float>(M, in)), y(card, d_y), sum(card, d_y);
+  const OnCard d_x_apart(card, HostMatrix<float>(M, in));
+  card.matmul<float>(there.view, packed, y.view);
+  card.add(y.view, sum.view);  // which the product does too
+  card.matmul_backward(d_there.view, packed, there.view, gradient, d_x.view);
+  card.matmul_backward(d_there.view, packed, there.view, gradient, d_x.view);
+  for (int i = 0; i < 2; ++i) card.matmul_backward_weight(d_there.view, there.view, apart);
+  card.matmul_backward_input(d_there.view, packed, d_x_apart.view);
+  HostMatrix<float> d_weight(out, in), of_apart(out, in);
+  card.download_rows<float>(gradient, 0, d_weight.view());
+  card.download_rows<float>(apart, 0, of_apart.view());
+  EXPECT_TRUE(identical(d_weight, of_apart));
+  const auto found_y = card.to_host(y.view), found_sum = card.to_host(sum.view), found_x = card.to_host(d_x.view);
+  const auto other_x = card.to_host(d_x_apart.view);
+  // A step of a tensor core loses at most two bits of the last place of what it adds, and a part one.
+  const auto allowed = [](std::size_t terms) { return (static_cast<double>(terms) / 16 + 66) * std::ldexp(1.0, -22); };
+  const auto expect_sum = [&](float found, std::size_t terms, double times, const auto& pair, const char* what) {
+    double exact = 0, close = 0, magnitude = 0;
+    for (std::size_t k = 0; k < terms; ++k) {
+      const auto [a, b] = pair(k);
+      exact += times * static_cast<double>(a) * static_cast<double>(b);
+      close += times * rounded(a) * rounded(b);
+      magnitude += times * std::abs(static_cast<double>(a) * static_cast<double>(b));
+    }
+    ASSERT_NEAR(static_cast<double>(found), close, 1.01 * allowed(terms) * magnitude + 1e-30) << what;
+    const double of_rounding = std::ldexp(1.0, -7) + std::ldexp(1.0, -16);  // a factor loses 2^-8 of itself
+    ASSERT_NEAR(static_cast<double>(found), exact, (of_rounding + 1.01 * allowed(terms)) * magnitude + 1e-30) << what;
+  };
+  const std::size_t step = M * in * out > 10'000'000 ? 37 : 1;
+  for (std::size_t at = 0; at < M * out; at += step) {
+    const std::size_t i = at / out, j = at % out;
+    expect_sum(
+        found_y.row(i)[j], in, 1, [&](std::size_t k) { return std::pair(x(i, k), weight(j, k)); }, "y");
+    ASSERT_EQ(found_sum.row(i)[j], d_y(i, j) + found_y.row(i)[j]);
+  }
+  for (std::size_t at = 0; at < M * in; at += step) {
+    const std::size_t i = at / in, k = at % in;
+    ASSERT_EQ(found_x.row(i)[k], other_x.row(i)[k]);
+    expect_sum(
+        found_x.row(i)[k], out, 1, [&](std::size_t j) { return std::pair(d_y(i, j), weight(j, k)); }, "d_x");
+  }
+  for (std::size_t at = 0; at < out * in; at += step) {
+    const std::size_t j = at / in, k = at % in;
+    expect_sum(
+        d_weight(j, k), M, 2, [&](std::size_t i) { return std::pair(d_y(i, j), x(i, k)); }, "d_weight");
+  }
+  double expected = 0, squares = 0;  // the padding of a matrix stays zero
+  for (const float value : d_weight.values) expected += static_cast<double>(value) * static_cast<double>(value);
+  auto there_squares = card.allocate<double>(1);
+  card.sum_of_squares(std::as_const(card).elements(std::as_const(gradient)), {there_squares.data(), 1, 1});
+  card.download<double>(there_squares.data(), std::span(&squares, 1));
+  EXPECT_NEAR(squares, expected, 1e-12 * expected);
+  card.device().set_tiles(true);
+}
+TEST(CudaTrainingsWithRoundedProducts, HaveProductsOfEveryShape) {
+  if (CudaTraining<float>::devices() == 0) GTEST_SKIP() << "no NVIDIA card";
+  for (const bool tiles : {false, true}) {
+    expect_rounded_products(tiles, 1, 1, 1);
+    expect_rounded_products(tiles, 3, 5, 7);
+    expect_rounded_products(tiles, 33, 48, 80);
+    expect_rounded_products(tiles, 130, 131, 129);
+    expect_rounded_products(tiles, 260, 140, 200);
+    expect_rounded_products(tiles, 1500, 32, 40);
+    expect_rounded_products(tiles, 600, 80, 300);
+    expect_rounded_products(tiles, 2050, 260, 520);
+    expect_rounded_products(tiles, 8192, 64, 48);
+    expect_rounded_products(tiles, 1024, 768, 3072);
+  }
+}
+
+using Trained = Mamba<float, CudaTraining>;
+Trained rounding_model(const MambaConfig& config) {
+  return Trained(config, CudaTraining<float>({.products = Products::bf16}));
+}
+TEST(CudaTrainingsWithRoundedProducts, HaveGradientsNearThoseOfAllBits) {
+  if (CudaTraining<float>::devices() == 0) GTEST_SKIP() << "no NVIDIA card";
+  const Case<> p{{.d_model = 128, .n_layer = 2, .vocab_size = 256, .d_state = 16}, 4, 200, 32};
+  const auto [loss, gradients, states] = walk_back(Trained(p.config), p);
+  const auto [rounded_loss, rounded_gradients, rounded_states] = walk_back(rounding_model(p.config), p);
+  EXPECT_NE(rounded_loss.sum, loss.sum);
+  EXPECT_NEAR(rounded_loss.sum, loss.sum, 1e-3 * loss.sum);
+  for (const auto& [name, values] : rounded_gradients) {
+    const auto& wanted = gradients.at(name);
+    EXPECT_LE(support::largest_difference(values, wanted), 0.03 * support::largest_magnitude(wanted)) << name;
+  }
+}
+TEST(CudaTrainingsWithRoundedProducts, GiveTheSameBitsEachTime) {
+  if (CudaTraining<float>::devices() == 0) GTEST_SKIP() << "no NVIDIA card";
+  const auto tokens = support::random_tokens(3000, 200);
+  Trainer<Trained> first(rounding_model(config()), tokens, options()),
+      second(rounding_model(config()), tokens, options());
+  while (!first.ended()) {
+    first.step();
+    second.step();
+  }
+  EXPECT_EQ(support::bits_of(first.history()), support::bits_of(second.history()));
+  support::expect_identical(support::parameters_of(first.model()), support::parameters_of(second.model()));
+}
+
 }  // namespace training_test

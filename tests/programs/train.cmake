@@ -123,6 +123,7 @@ endif()
 expect(1 "rate 0.001, found 0.01" ${other} --text ${WORK}/text.txt --out ${WORK}/whole --resume)
 expect(1 "more than 32 tokens to train on.*found 0 of 0" ${other} --text ${WORK}/empty.txt --out ${WORK}/none)
 expect(1 "more than 32 tokens to train on.*found 5 of 5" ${other} --text ${WORK}/short.txt --out ${WORK}/none)
+expect(1 "f32 on the processor, found bf16" ${other} --text ${WORK}/text.txt --out ${WORK}/none --products bf16)
 expect(1 "no-such-text" ${other} --text ${WORK}/no-such-text --out ${WORK}/none)
 expect(1 "training.safetensors" ${other} --text ${WORK}/text.txt --out ${WORK}/none --resume)
 expect(1 "step [0-9]+: the loss is |the gradient of .*: not finite after" ${model} --steps 300 --clip 0

@@ -3,6 +3,8 @@
 #define MINIMAMBA_TESTS_CUDA_TRAINING_HPP
 
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "minimamba/backend/cuda_training.hpp"
 #include "support/cuda.hpp"
@@ -27,6 +29,11 @@ class TestedCudaTraining : public WithMemoryOfTheHost<minimamba::CudaTraining<Nu
   void matmul_backward_weight(View<const Scalar> d_y, View<const Scalar> x, Weights& d_weight) const {
     Mirror mirror(*this);
     Base::matmul_backward_weight(mirror.of(d_y), mirror.of(x), d_weight);
+  }
+  void matmul_backward(View<const Scalar> d_y, const Weights& weight, View<const Scalar> x, Weights& d_weight,
+                       View<Scalar> d_x) const {
+    Mirror mirror(*this);
+    Base::matmul_backward(mirror.of(d_y), weight, mirror.of(x), d_weight, mirror.of(d_x));
   }
   void embed_backward(View<const std::int32_t> tokens, View<const Scalar> d_y, Weights& d_weight) const {
     Mirror mirror(*this);
@@ -96,11 +103,21 @@ class TestedCudaTraining : public WithMemoryOfTheHost<minimamba::CudaTraining<Nu
     Mirror mirror(*this);
     Base::lerp(mirror.of(y), mirror.of(x), rate);
   }
-  void adamw(minimamba::AdamWArguments<Scalar> p) const {
+  void sums_of_squares(std::span<const View<const Scalar>> xs, View<double> sums) const {
     Mirror mirror(*this);
-    p.weight = mirror.of(p.weight), p.gradient = mirror.of(p.gradient), p.mean = mirror.of(p.mean);
-    p.variance = mirror.of(p.variance);
-    Base::adamw(p);
+    std::vector<View<const Scalar>> there;
+    for (const auto& x : xs) there.push_back(mirror.of(x));
+    Base::sums_of_squares(std::span<const View<const Scalar>>(there), mirror.of(sums));
+  }
+  void adamw(const minimamba::AdamWArguments<Scalar>& p) const { adamw(std::span(&p, 1)); }
+  void adamw(std::span<const minimamba::AdamWArguments<Scalar>> steps) const {
+    Mirror mirror(*this);
+    std::vector<minimamba::AdamWArguments<Scalar>> there(steps.begin(), steps.end());
+    for (auto& p : there) {
+      p.weight = mirror.of(p.weight), p.gradient = mirror.of(p.gradient), p.mean = mirror.of(p.mean);
+      p.variance = mirror.of(p.variance);
+    }
+    Base::adamw(std::span<const minimamba::AdamWArguments<Scalar>>(there));
   }
 };
 

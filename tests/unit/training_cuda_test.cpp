@@ -31,16 +31,22 @@ TEST(CudaTrainings, CompileTheKernelsOfTrainingWithTheirBackend) {
     const CudaTraining<float> other;
     REQUIRE(fake.compilations == 3);
     REQUIRE(backend.training_kernels_name() == "cuda sm_90a");
+    const CudaTraining<float> rounding({.products = Products::bf16});
+    REQUIRE(fake.compilations == 4);  // this driver describes no matrices for those of Hopper
+    REQUIRE(rounding.training_kernels_name() == "cuda sm_90a, bf16 products");
+    const CudaTraining<double> exact({.products = Products::bf16});  // which double does not have
+    REQUIRE(exact.training_kernels_name() == "cuda sm_90a");
   });
 }
 
-template <class Scalar>
+template <class Scalar, Products products = Products::f32>
 void train() {
   FakeCuda& fake = fake_driver();
   {
     using Model = Mamba<Scalar, CudaTraining>;
     const MambaConfig config{.d_model = 16, .n_layer = 2, .vocab_size = 32};
-    Trainer<Model> trainer(Model(config, CudaTraining<Scalar>()), std::vector<std::int32_t>(500, 1),
+    Trainer<Model> trainer(Model(config, CudaTraining<Scalar>({.products = products})),
+                           std::vector<std::int32_t>(500, 1),
                            {.batch = 2, .length = 40, .accumulate = 2, .schedule = {.steps = 3}});
     const int before = fake.launches;
     while (!trainer.ended()) {
@@ -55,6 +61,7 @@ void train() {
 TEST(CudaTrainings, TakeStepsAndGiveEverythingBack) {
   expect_success(train<float>);
   expect_success(train<double>);
+  expect_success(train<float, Products::bf16>);
 }
 
 TEST(CudaTrainings, SayHowMuchMemoryIsMissing) {
@@ -149,6 +156,45 @@ TEST(CudaTrainings, ChooseTheScanByItsStatesAndRefuseMoreThan1024) {
     EXPECT_EQ(gpu::scan_backward_kernels[kernel].lanes, static_cast<std::size_t>(lanes)) << states;
   }
   EXPECT_THROW(gpu::scan_backward_kernel(1025), ArgumentError);
+}
+
+/// Every slice of a sum is in one part, and parts are of one size but for the last.
+TEST(CudaTrainings, DivideSumsOfRoundedProductsIntoWholeParts) {
+  for (const std::uint32_t m : {1U, 80U, 768U, 50280U}) {
+    for (const std::uint32_t n : {1U, 48U, 1536U, 3072U}) {
+      for (const std::uint32_t k : {1U, 64U, 65U, 2048U, 16384U}) {
+        gpu::Bf16Product p{.m = m, .n = n, .k = k};
+        const gpu::Bf16Division division = gpu::divide(p, true);
+        p.slices = division.slices;
+        ASSERT_LT(division.width, gpu::bf16_widths.size());
+        ASSERT_GE(p.parts() * p.slices, p.all_slices());
+        ASSERT_LT((p.parts() - 1) * p.slices, p.all_slices());
+        ASSERT_LE(p.parts() == 1 ? 0 : p.parts() * m * n * sizeof(float), std::size_t{1} << 27);
+        ASSERT_EQ(gpu::divide(p, false).slices, p.all_slices());
+      }
+    }
+  }
+}
+
+/// The tables of a launch: every block of a grid finds its parameter and its place in that.
+TEST(CudaTrainings, FillTablesOfParameters) {
+  std::vector<std::uint64_t> sizes;
+  for (std::size_t i = 0; i < 250; ++i) sizes.push_back(i % 7 == 3 ? 0 : 1000 * i);
+  std::size_t number = 0;
+  const auto launch = [&](const gpu::ElementsTable& table, std::size_t entries, std::size_t blocks) {
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < entries; ++i, ++number) {
+      ASSERT_EQ(table.first[i], next);
+      ASSERT_EQ(table.entry[i].count, sizes[number]);
+      next += (sizes[number] + 65535) / 65536;
+    }
+    ASSERT_EQ(next, blocks);
+    for (std::size_t i = entries; i < table.most; ++i) ASSERT_EQ(table.first[i], 0xFFFFFFFFU);
+  };
+  gpu::TableFiller<gpu::ElementsTable, decltype(launch)> tables(launch);
+  for (const std::uint64_t size : sizes) tables.add(gpu::Elements{0, size, 0, 0}, (size + 65535) / 65536);
+  tables.finish();
+  EXPECT_EQ(number, sizes.size());
 }
 
 }  // namespace training_cuda_test

@@ -14,13 +14,16 @@
 //     the groups, dA, dD and the gradient of the bias over the tokens of a segment and then over the segments (S6), or
 //     over the channels of a head and then over all tokens (SSD)
 //   - the first of equal tokens adds their gradients to the row of the embedding, in their order
+// CudaOptions::products = Products::bf16 rounds the operands of products, forward and backward, to bf16; sums and all
+// else are in float: see cuda/training_bf16.cuh. With double it has no effect.
 // What is not finite is left so: a product whose operands are larger than 1e38 need not have the result that a fused
 // multiply-add would have.
 //
 // Scratch memory, shared with the other kernels of the card: for the scan of S6, 2 N values for each token and group of
 // channels (32 channels up to 16 states), and E N for each segment and, where chunks are longer than 16 tokens, for
 // each further tile of 16; for that of SSD, 2 N for each token and group of channels (32 up to 128 states), and E N for
-// each segment and tile of 4 tokens of one chunk; for products of weights up to 128 MB.
+// each segment and tile of 4 tokens of one chunk; for products of weights up to 128 MB; and for Products::bf16 the
+// rounded operands of one product.
 //
 // Errors: CudaError as for CudaBackend, which says what is missing when the backend is made (the kernels of training
 // are compiled then), and when memory runs out; ArgumentError for more than 1024 states of a channel.
@@ -28,9 +31,11 @@
 #define MINIMAMBA_BACKEND_CUDA_TRAINING_HPP
 
 #include <algorithm>
+#include <bit>
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -48,7 +53,7 @@ template <class Number>
 class CudaTraining : public detail::CudaSsdTraining<Number> {
   using Base = detail::CudaSsdTraining<Number>;
   using Base::rows, Base::cols, Base::stride, Base::over, Base::in_double, Base::device_;
-  using Base::train, Base::ceil, Base::training, Base::products, Base::add_columns;
+  using Base::train, Base::ceil, Base::training, Base::products, Base::add_columns, Base::rounds_products;
   using typename Base::Columns;
 
  public:
@@ -67,9 +72,26 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     return Weights(rows, cols, reinterpret_cast<std::byte*>(memory));
   }
 
+  using Base::matmul;
+  template <WeightFormat W>
+  void matmul(View<const Scalar> x, const CudaMatrix<W>& weight, View<Scalar> y) const {
+    if constexpr (std::is_same_v<W, float> && !in_double) {
+      if (rounds_products()) return multiply_rounded(x, weight, y);
+    }
+    Base::matmul(x, weight, y);
+  }
+
+  /// Both products of backward: dx = dy weight, dweight += dy^T x.
+  void matmul_backward(View<const Scalar> d_y, const Weights& weight, View<const Scalar> x, Weights& d_weight,
+                       View<Scalar> d_x) const {
+    if (rounds_products()) return multiply_backward_rounded(d_y, &weight, d_x, x, &d_weight);
+    matmul_backward_weight(d_y, x, d_weight);
+    matmul_backward_input(d_y, weight, d_x);
+  }
   void matmul_backward_input(View<const Scalar> d_y, const Weights& weight, View<Scalar> d_x) const {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
     if (d_x.empty()) return;
+    if (rounds_products()) return multiply_backward_rounded(d_y, &weight, d_x, {}, nullptr);
     constexpr std::size_t most = 8 * gpu::max_blocks;  // rows of a launch
     for (; d_x.rows() > most; d_y = after(d_y, most), d_x = after(d_x, most)) {
       matmul_backward_input(d_y.rows_from(0, most), weight, d_x.rows_from(0, most));
@@ -98,6 +120,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
   void matmul_backward_weight(View<const Scalar> d_y, View<const Scalar> x, Weights& d_weight) const {
     assert(d_y.rows() == x.rows() && d_y.cols() == d_weight.rows() && x.cols() == d_weight.cols());
     if (d_weight.rows() == 0 || x.empty()) return;
+    if (rounds_products()) return multiply_backward_rounded(d_y, nullptr, {}, x, &d_weight);
     gpu::BackwardProduct p{.a = gpu::address(d_y.data()),
                            .b = gpu::address(x.data()),
                            .c = d_weight.weights().data,
@@ -121,9 +144,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
       p.c = device_->scratch(count * size * sizeof(float), lock);
       p.c_stride = p.n;
       launch_product(p, parts.tile, kernel);
-      device_->launch(products, gpu::add_weight_parts,
-                      {(p.n + std::size_t{255}) / 256, std::min<std::size_t>(p.m, gpu::max_blocks)}, 256, p.c,
-                      static_cast<std::uint32_t>(count), p.m, p.n, d_weight.weights().data);
+      add_weight_parts(p.c, count, p.m, p.n, d_weight);
     }
   }
 
@@ -229,17 +250,24 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
           static_cast<Scalar>(1 / (1 - dropout.rate)));
   }
 
-  void sum_of_squares(View<const Scalar> x, View<double> sum) const {
-    const std::uint64_t size = std::uint64_t{x.rows()} * x.cols();
-    const std::size_t pieces = std::max<std::size_t>(ceil(size, 65536), 1);
-    const std::uint64_t x_stride = x.rows() < 2 ? x.cols() : stride(x);
-    if (pieces == 1) {
-      return train(gpu::squares, {}, 256, x.data(), x_stride, cols(x), size, sum.data());
-    }
+  void sum_of_squares(View<const Scalar> x, View<double> sum) const { sums_of_squares(std::span(&x, 1), sum); }
+  void sums_of_squares(std::span<const View<const Scalar>> xs, View<double> sums) const {
+    std::size_t pieces = 0, done = 0;
+    for (const auto& x : xs) pieces += ceil(x.rows() * x.cols(), 65536);
     const auto lock = device_->lock_scratch();
-    const gpu::Address parts = device_->scratch(pieces * sizeof(double), lock);
-    train(gpu::squares, {pieces}, 256, x.data(), x_stride, cols(x), size, parts);
-    train(gpu::sum_parts, {}, 256, parts, static_cast<std::uint32_t>(pieces), std::uint32_t{0}, sum.data());
+    const gpu::Address parts = device_->scratch(std::max<std::size_t>(pieces, 1) * sizeof(double), lock);
+    const auto launch = [&](const gpu::ElementsTable& table, std::size_t entries, std::size_t blocks) {
+      train(gpu::squares, {blocks}, 256, table, parts);
+      train(gpu::add_squares, {entries}, 256, table, parts, sums.data() + done);
+      done += entries;
+    };
+    gpu::TableFiller<gpu::ElementsTable, decltype(launch)> tables(launch);
+    for (const auto& x : xs) {
+      const std::uint64_t size = std::uint64_t{x.rows()} * x.cols();
+      const std::uint64_t row = is_contiguous(x) ? x.cols() : stride(x);
+      tables.add(gpu::Elements{gpu::address(x.data()), size, row, x.cols()}, ceil(size, 65536));
+    }
+    tables.finish();
   }
 
   void lerp(View<Scalar> y, View<const Scalar> x, double rate) const {
@@ -248,24 +276,44 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
                     stride(x), rows(y), cols(y), static_cast<Scalar>(rate));
   }
 
-  void adamw(const AdamWArguments<Scalar>& p) const {
-    const auto contiguous = [](const View<Scalar>& view) { return view.rows() < 2 || view.stride() == view.cols(); };
-    const bool whole = contiguous(p.weight) && contiguous(p.gradient) && contiguous(p.mean) && contiguous(p.variance);
-    const std::size_t size = whole ? p.weight.rows() * p.weight.cols() : p.weight.cols();
+  void adamw(const AdamWArguments<Scalar>& p) const { adamw(std::span(&p, 1)); }
+  /// Of all parameters at once. All have the same numbers but for rate and decay.
+  void adamw(std::span<const AdamWArguments<Scalar>> steps) const {
+    if (steps.empty()) return;
     const auto number = [](double value) { return static_cast<Scalar>(value); };
-    for (std::size_t i = 0; i < (whole && size > 0 ? 1 : p.weight.rows()); ++i) {
+    const auto launch = [&](const gpu::UpdateTable<Scalar>& table, std::size_t, std::size_t blocks) {
+      const AdamWArguments<Scalar>& p = steps.front();
       // Products read weights before the kernels before them have ended.
-      device_->launch(training, gpu::adamw, {std::min<std::size_t>(ceil(size, 256), 1U << 20)},
-                      gpu::Block{.writes_weights = true}, p.weight.row(i).data(), p.gradient.row(i).data(),
-                      p.mean.row(i).data(), p.variance.row(i).data(), std::uint64_t{size}, number(1 - p.rate * p.decay),
-                      number(p.rate / p.mean_correction), number(p.beta1), number(p.beta2), number(p.epsilon),
-                      number(p.gradient_scale), number(1 / p.variance_correction));
+      device_->launch(training, gpu::adamw, {blocks}, gpu::Block{.writes_weights = true}, table, number(p.beta1),
+                      number(p.beta2), number(p.epsilon), number(p.gradient_scale), number(1 / p.variance_correction));
+    };
+    gpu::TableFiller<gpu::UpdateTable<Scalar>, decltype(launch)> tables(launch);
+    using Update = gpu::Update<Scalar>;
+    for (const AdamWArguments<Scalar>& p : steps) {
+      assert(p.beta1 == steps.front().beta1 && p.beta2 == steps.front().beta2);
+      assert(p.epsilon == steps.front().epsilon && p.gradient_scale == steps.front().gradient_scale);
+      const bool whole = is_contiguous(View<const Scalar>(p.weight)) && is_contiguous(View<const Scalar>(p.gradient)) &&
+                         is_contiguous(View<const Scalar>(p.mean)) && is_contiguous(View<const Scalar>(p.variance));
+      const std::size_t size = whole ? p.weight.rows() * p.weight.cols() : p.weight.cols();
+      if (size == 0) continue;
+      for (std::size_t i = 0; i < (whole ? 1 : p.weight.rows()); ++i) {
+        tables.add(Update{.weight = gpu::address(p.weight.row(i).data()),
+                          .gradient = gpu::address(p.gradient.row(i).data()),
+                          .mean = gpu::address(p.mean.row(i).data()),
+                          .variance = gpu::address(p.variance.row(i).data()),
+                          .count = size,
+                          .keep = std::bit_cast<typename Update::Bits>(number(1 - p.rate * p.decay)),
+                          .rate = std::bit_cast<typename Update::Bits>(number(p.rate / p.mean_correction))},
+                   ceil(size, 2048));
+      }
     }
+    tables.finish();
   }
 
  private:
   static constexpr std::size_t max_segments = 1024;  // whose parts of sums are in memory together
 
+  static bool is_contiguous(View<const Scalar> x) { return x.rows() < 2 || x.stride() == x.cols(); }
   template <class T>
   static View<T> after(View<T> rows, std::size_t count) {
     return rows.rows_from(count, rows.rows() - count);
@@ -279,6 +327,66 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     const unsigned shared = gpu::backward_shared_memory(kernel);
     device_->launch(products, kernel, p.grid(gpu::backward_tiles[tile]), gpu::Block{.threads = 128, .shared = shared},
                     p);
+  }
+
+  void multiply_rounded(View<const Scalar> x, const Weights& weight, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
+    if (y.empty()) return;
+    if constexpr (!in_double) {
+      using Rows = gpu::RoundedRows;
+      gpu::ScratchParts memory;
+      const std::size_t of_x = memory.reserve<std::byte>(Rows::bytes(x.rows(), x.cols()));
+      const std::size_t of_weight = memory.reserve<std::byte>(Rows::bytes(weight.rows(), weight.cols()));
+      const auto lock = device_->lock_scratch();
+      const gpu::Address scratch = device_->scratch(memory.bytes(), lock);
+      gpu::Bf16Product p{.m = rows(y), .n = cols(y), .k = cols(x)};
+      const gpu::Bf16Division division = gpu::divide(p, false);
+      p.slices = division.slices;
+      const Rows a = gpu::rounded(*device_, x, scratch + of_x);
+      const Rows b = gpu::rounded(*device_, weight.weights(), scratch + of_weight);
+      gpu::multiply(*device_, gpu::TrainingProduct::forward, p, a, b, division.width, gpu::output_to(y));
+    }
+  }
+  /// dx = dy weight unless there is no weight, and dweight += dy^T x unless there is no dweight.
+  void multiply_backward_rounded(View<const Scalar> d_y, const Weights* weight, View<Scalar> d_x, View<const Scalar> x,
+                                 Weights* d_weight) const {
+    if (d_y.empty()) return;
+    if constexpr (!in_double) {
+      using Rows = gpu::RoundedRows;
+      gpu::ScratchParts memory;
+      const std::size_t of_y = memory.reserve<std::byte>(Rows::bytes(d_y.rows(), d_y.cols()));
+      const std::size_t of_x = memory.reserve<std::byte>(d_weight ? Rows::bytes(x.rows(), x.cols()) : 0);
+      const std::size_t of_weight = memory.reserve<std::byte>(weight ? Rows::bytes(weight->rows(), weight->cols()) : 0);
+      gpu::Bf16Product p{.m = cols(d_y), .n = cols(x), .k = rows(d_y)};
+      const gpu::Bf16Division division = gpu::divide(p, true);
+      p.slices = division.slices;
+      const std::size_t size = std::size_t{p.m} * p.n, count = p.parts();
+      const std::size_t parts = memory.reserve<float>(d_weight && count > 1 ? count * size : 0);
+      const auto lock = device_->lock_scratch();
+      const gpu::Address scratch = device_->scratch(memory.bytes(), lock);
+      const Rows from = gpu::rounded(*device_, d_y, scratch + of_y);
+      if (d_weight != nullptr && size > 0) {
+        const Rows inputs = gpu::rounded(*device_, x, scratch + of_x);
+        p.in_panels = count == 1;
+        const gpu::Address sums = count == 1 ? d_weight->weights().data : scratch + parts;
+        gpu::multiply(*device_, gpu::TrainingProduct::of_weights, p, from, inputs, division.width,
+                      {.y = sums, .y_stride = p.n});
+        if (count > 1) add_weight_parts(sums, count, p.m, p.n, *d_weight);
+      }
+      if (weight != nullptr && !d_x.empty()) {
+        gpu::Bf16Product input{.m = rows(d_x), .n = cols(d_x), .k = cols(d_y)};
+        const gpu::Bf16Division tile = gpu::divide(input, false);
+        input.slices = tile.slices;
+        const Rows weights = gpu::rounded(*device_, weight->weights(), scratch + of_weight);
+        gpu::multiply(*device_, gpu::TrainingProduct::of_inputs, input, from, weights, tile.width, gpu::output_to(d_x));
+      }
+    }
+  }
+  void add_weight_parts(gpu::Address parts, std::size_t count, std::uint32_t m, std::uint32_t n,
+                        Weights& d_weight) const {
+    device_->launch(products, gpu::add_weight_parts,
+                    {(n + std::size_t{255}) / 256, std::min<std::size_t>(m, gpu::max_blocks)}, 256, parts,
+                    static_cast<std::uint32_t>(count), m, n, d_weight.weights().data);
   }
 
   /// `kept`: the first of the kept windows of these segments, each of which has one.

@@ -179,6 +179,10 @@ struct AdamWArguments {
 ///   sum_of_squares(x, sum)   sum [1, 1] = sum of x[i,j]^2; its bits do not depend on the number of threads
 ///   lerp(y, x, rate)         y += rate (x - y), elementwise; y and x have one shape
 ///   adamw, dropout           see AdamWArguments and Dropout
+/// Where starting a kernel costs much, a backend may also have those of all parameters at once:
+///   sums_of_squares(xs, sums)  sums [1, count], with the bits of sum_of_squares of each
+///   adamw(steps)               a span of AdamWArguments
+/// and one that uses dy for both products may have matmul_backward(dy, weight, x, dweight, dx).
 template <class B>
 concept HasOptimizer = requires(const B& backend, typename B::template Matrix<typename B::Scalar>& matrix,
                                 const typename B::template Matrix<typename B::Scalar>& constant,

@@ -212,6 +212,9 @@ class WeightMatrix : public detail::Extents {
   /// dx = dy W and, unless the gradient is frozen, dW += dy^T x
   template <class Arguments>
   void multiply_backward(const Backend& backend, WeightMatrix& gradient, const Arguments& p) const {
+    if constexpr (requires { backend.matmul_backward(p.d_y, matrix_, p.x, gradient.packed(), p.d_x); }) {
+      if (!gradient.frozen()) return backend.matmul_backward(p.d_y, matrix_, p.x, gradient.packed(), p.d_x);
+    }
     if (!gradient.frozen()) backend.matmul_backward_weight(p.d_y, p.x, gradient.packed());
     backend.matmul_backward_input(p.d_y, matrix_, p.d_x);
   }

@@ -105,7 +105,7 @@ class AdamW {
     std::vector<Tensor<BackendOf<Model>>*> written;
     const auto kernels = kernels_of_step(model, gradients, learning_rate, norm, written);
     if constexpr (requires { model.reserve_derived(); }) model.reserve_derived();
-    for (const auto& kernel : kernels) model.backend().adamw(kernel);  // nothing is allocated from here on
+    update(model.backend(), kernels);  // nothing is allocated from here on
     share();
     for (auto* const tensor : written) tensor->touch();
     if constexpr (requires { model.refresh(); }) model.refresh();
@@ -169,6 +169,15 @@ class AdamW {
         },
         model, gradients, mean_, variance_);
     return kernels;
+  }
+
+  template <class Backend>
+  static void update(const Backend& backend, std::span<const KernelArguments> kernels) {
+    if constexpr (requires { backend.adamw(kernels); }) {
+      backend.adamw(kernels);
+    } else {
+      for (const KernelArguments& kernel : kernels) backend.adamw(kernel);
+    }
   }
 
   /// The group of a parameter, with the weight decay of all if it has none of its own.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -180,12 +181,14 @@ namespace detail {
 /// waiting for the backend.
 template <class Backend, class Module>
 void queue_squares(const Backend& backend, const Module& module, View<double> squares) {
-  std::size_t i = 0;
+  std::vector<View<const typename Backend::Scalar>> elements;
   for_each_trainable(
-      [&](std::string_view, const auto& parameter) {
-        backend.sum_of_squares(elements_of(backend, parameter), squares.columns(i++, 1));
-      },
-      module);
+      [&](std::string_view, const auto& parameter) { elements.push_back(elements_of(backend, parameter)); }, module);
+  if constexpr (requires { backend.sums_of_squares(std::span(std::as_const(elements)), squares); }) {
+    backend.sums_of_squares(std::span(std::as_const(elements)), squares);
+  } else {
+    for (std::size_t i = 0; i < elements.size(); ++i) backend.sum_of_squares(elements[i], squares.columns(i, 1));
+  }
 }
 
 /// The same sums, downloaded to the host. `there` is scratch memory on the backend.

@@ -37,7 +37,9 @@ enum class Program {
   training_products,
   training_products_double,
   training_ssd,
-  training_ssd_double
+  training_ssd_double,
+  training_bf16,
+  training_bf16_tiles  // without kernels but on Hopper
 };
 inline constexpr std::array program_names = {"layers",
                                              "layers_double",
@@ -59,9 +61,11 @@ inline constexpr std::array program_names = {"layers",
                                              "training_products",
                                              "training_products_double",
                                              "training_ssd",
-                                             "training_ssd_double"};
+                                             "training_ssd_double",
+                                             "training_bf16",
+                                             "training_bf16_tiles"};
 inline constexpr std::size_t program_count = program_names.size();
-static_assert(program_count == static_cast<std::size_t>(Program::training_ssd_double) + 1);
+static_assert(program_count == static_cast<std::size_t>(Program::training_bf16_tiles) + 1);
 
 namespace text {
 inline constexpr char common[] =
@@ -136,6 +140,9 @@ inline constexpr char training_sums[] =
 inline constexpr char training[] =
 #include "minimamba/backend/cuda/training.cuh"
     ;
+inline constexpr char training_loss[] =
+#include "minimamba/backend/cuda/training_loss.cuh"
+    ;
 inline constexpr char training_tiles[] =
 #include "minimamba/backend/cuda/training_tiles.cuh"
     ;
@@ -150,6 +157,18 @@ inline constexpr char ssd_backward_sums[] =
     ;
 inline constexpr char training_products[] =
 #include "minimamba/backend/cuda/training_products.cuh"
+    ;
+inline constexpr char training_bf16[] =
+#include "minimamba/backend/cuda/training_bf16.cuh"
+    ;
+inline constexpr char training_bf16_blocks[] =
+#include "minimamba/backend/cuda/training_bf16_blocks.cuh"
+    ;
+inline constexpr char training_bf16_tiles[] =
+#include "minimamba/backend/cuda/training_bf16_tiles.cuh"
+    ;
+inline constexpr char wgmma_tiles[] =
+#include "minimamba/backend/cuda/wgmma_tiles.cuh"
     ;
 }  // namespace text
 
@@ -195,8 +214,8 @@ inline std::string text_of(Program program) {
     case Program::decode_q4:
       return decode("Q4Units, Q4Units");
     case Program::training:
-      return joined(text::common, text::formats, text::training_sums, text::training, text::training_tiles,
-                    text::training_scan);
+      return joined(text::common, text::formats, text::training_sums, text::training, text::training_loss,
+                    text::training_tiles, text::training_scan);
     case Program::training_double:
       return joined(in_double, text_of(Program::training));
     case Program::training_products:
@@ -207,6 +226,11 @@ inline std::string text_of(Program program) {
       return joined(text::common, text::training_sums, text::ssd_backward, text::ssd_backward_sums);
     case Program::training_ssd_double:
       return joined(in_double, text_of(Program::training_ssd));
+    case Program::training_bf16:
+      return joined(functions_alone, text::common, text::formats, text::training_bf16, text::training_bf16_blocks);
+    case Program::training_bf16_tiles:
+      return joined(functions_alone, text::common, text::formats, text::wgmma, text::wgmma_tiles, text::training_bf16,
+                    text::training_bf16_tiles);
     case Program::products_double:
       break;
   }

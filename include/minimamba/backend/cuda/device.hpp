@@ -236,6 +236,9 @@ class Device {
 
   /// Whether the kernels of a program are loaded.
   bool has(Program program) const { return !programs_[static_cast<std::size_t>(program)].functions.empty(); }
+  /// Whether products of training use wgmma where the card has it, for tests.
+  bool uses_tiles() const { return uses_tiles_ && has(Program::training_bf16_tiles); }
+  void set_tiles(bool wanted) const { uses_tiles_ = wanted; }
   bool has_tensor_maps() const { return driver_.make_tensor_map != nullptr; }
   /// See TensorMaps.
   TensorMap tensor_map(const TensorMaps::Boxes& boxes) const {
@@ -443,6 +446,7 @@ class Device {
   const Driver& driver_;
   int device_ = 0, capability_ = 0;
   std::atomic<bool> decodes_ = true;
+  mutable std::atomic<bool> uses_tiles_ = true;
   std::size_t processors_ = 0;
   std::string name_;
   Handle context_ = nullptr;

@@ -1,5 +1,5 @@
 R"cuda(
-// The backward of layers, but for products and the scan, and what optimisers need: see training_concept.hpp. There are
+// The backward of layers, but for products and the scan: see training_concept.hpp. There are
 // no atomics: each sum is over slices of a fixed size, whose sums are then added in their order.
 #define FOR_EACH_ELEMENT(i, j, rows, cols)             \
   for (u32 i = blockIdx.y; i < (rows); i += gridDim.y) \
@@ -202,106 +202,6 @@ extern "C" __global__ void __launch_bounds__(128)
     Scalar sum = j >= length ? d_window[j - length] : Scalar(0);
     for (u32 k = 0; k <= j; ++k) sum = multiply_add(of.weight[k], of.d_sum(j - k), sum);
     d_window[j] = sum;
-  }
-}
-
-// A block for each row. d_logits may be logits.
-extern "C" __global__ void __launch_bounds__(256)
-    cross_entropy(const Scalar* logits, u64 stride, const int* targets, Scalar scale, Scalar* d_logits, u64 d_stride,
-                  double* losses, u32 cols) {
-  __shared__ Scalar parts[8];
-  begin();
-  const int target = targets[blockIdx.x];
-  logits += blockIdx.x * stride;
-  d_logits += blockIdx.x * d_stride;
-  if (target < 0) {
-    for (u32 v = threadIdx.x; v < cols; v += 256) d_logits[v] = 0;
-    if (threadIdx.x == 0) losses[blockIdx.x] = 0;
-    return;
-  }
-  Scalar largest = logits[0];
-#pragma unroll 8
-  for (u32 v = threadIdx.x; v < cols; v += 256) largest = logits[v] > largest ? logits[v] : largest;
-  for (int step = 16; step > 0; step /= 2) {
-    const Scalar other = __shfl_xor_sync(every_lane, largest, step);
-    largest = other > largest ? other : largest;
-  }
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = largest;
-  __syncthreads();  // and no thread writes a logit before all have seen the first
-  for (int i = 0; i < 8; ++i) largest = parts[i] > largest ? parts[i] : largest;
-  double sum = 0;
-#pragma unroll 8
-  for (u32 v = threadIdx.x; v < cols; v += 256) sum += (double)exponential(logits[v] - largest);
-  sum = block_sum(sum);
-  if (threadIdx.x == (u32)target % 256) {
-    losses[blockIdx.x] = log(sum) + ((double)largest - (double)logits[target]);
-  }
-  const Scalar inverse = (Scalar)(1 / sum);
-#pragma unroll 8
-  for (u32 v = threadIdx.x; v < cols; v += 256) {
-    const Scalar probability = exponential(logits[v] - largest) * inverse;
-    d_logits[v] = scale * (probability - (v == (u32)target ? Scalar(1) : Scalar(0)));
-  }
-}
-// to = (adds ? to : 0) + the sum of the parts, by one block
-extern "C" __global__ void __launch_bounds__(256) sum_parts(const double* parts, u32 count, u32 adds, double* to) {
-  begin();
-  double sum = 0;
-  for (u32 i = threadIdx.x; i < count; i += 256) sum += parts[i];
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) *to = adds ? *to + sum : sum;
-}
-// parts[i] = the sum of the squares of piece i, of 2^16 elements of [rows, cols]
-extern "C" __global__ void __launch_bounds__(256)
-    squares(const Scalar* x, u64 stride, u32 cols, u64 size, double* parts) {
-  begin();
-  const u64 first = (u64)blockIdx.x << 16, end = min(size, first + 65536);
-  double sum = 0;
-#pragma unroll 8
-  for (u64 i = first + threadIdx.x; i < end; i += 256) {
-    const double value = (double)(stride == cols ? x[i] : x[i / cols * stride + i % cols]);
-    sum = multiply_add(value, value, sum);
-  }
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) parts[blockIdx.x] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    adamw(Scalar* weights, Scalar* gradients, Scalar* means, Scalar* variances, u64 count, Scalar keep, Scalar rate,
-          Scalar beta1, Scalar beta2, Scalar epsilon, Scalar gradient_scale, Scalar variance_scale) {
-  begin();
-  for (u64 i = (u64)blockIdx.x * 256 + threadIdx.x; i < count; i += (u64)gridDim.x * 256) {
-    const Scalar g = gradient_scale * gradients[i];
-    const Scalar mean = multiply_add(beta1, means[i], (Scalar(1) - beta1) * g);
-    const Scalar variance = multiply_add(beta2, variances[i], (Scalar(1) - beta2) * g * g);
-    weights[i] = multiply_add(keep, weights[i], -(rate * mean / (sqrt(variance * variance_scale) + epsilon)));
-    means[i] = mean;
-    variances[i] = variance;
-    gradients[i] = 0;
-  }
-}
-extern "C" __global__ void lerp(Scalar* y, u64 y_stride, const Scalar* x, u64 x_stride, u32 rows, u32 cols,
-                                Scalar rate) {
-  begin();
-  FOR_EACH_ELEMENT(i, j, rows, cols) {
-    const Scalar from = y[i * y_stride + j];
-    y[i * y_stride + j] = multiply_add(rate, x[i * x_stride + j] - from, from);
-  }
-}
-
-// As detail::random_bits.
-__device__ inline u64 random_bits(u64 seed, u64 index) {
-  u64 mixed = seed + (index + 1) * 0x9E3779B97F4A7C15ull;
-  mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9ull;
-  mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBull;
-  return mixed ^ (mixed >> 31);
-}
-extern "C" __global__ void dropout(Scalar* x, u64 stride, u32 rows, u32 cols, double rate, u64 seed, Scalar scale) {
-  begin();
-  FOR_EACH_ELEMENT(i, j, rows, cols) {
-    const u64 bits = random_bits(seed, (u64)i * cols + j);
-    const bool kept = (double)(bits >> 11) * 1.1102230246251565e-16 >= rate;  // 2^-53
-    x[i * stride + j] = kept ? x[i * stride + j] * scale : Scalar(0);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "minimamba/backend/cuda.hpp"
+#include "minimamba/backend/cuda/training_bf16.hpp"
 #include "minimamba/backend/cuda/training_launches.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -30,17 +31,29 @@ class CudaTrainingBase : public CudaBackend<Number> {
       device_->load(products, gpu::backward_double_kernels, this->options_->kernels, gpu::no_shared_memory);
     } else {
       device_->load(products, gpu::backward_product_kernels, this->options_->kernels, gpu::backward_shared_memory);
+      if (rounds_products()) load_bf16();
     }
   }
 
   /// What its bits depend on, for checkpoints of training.
-  std::string training_kernels_name() const { return "cuda " + gpu::binary_target(device_->capability()); }
+  std::string training_kernels_name() const {
+    return "cuda " + gpu::binary_target(device_->capability()) + (rounds_products() ? ", bf16 products" : "");
+  }
 
  protected:
   using Base::rows, Base::cols, Base::stride, Base::in_double, Base::device_;
   static constexpr gpu::Program training = in_double ? gpu::Program::training_double : gpu::Program::training;
   static constexpr gpu::Program products =
       in_double ? gpu::Program::training_products_double : gpu::Program::training_products;
+
+  bool rounds_products() const { return !in_double && this->options_->products == Products::bf16; }
+  void load_bf16() const {
+    const CudaKernelOptions& kernels = this->options_->kernels;
+    device_->load(gpu::Program::training_bf16, gpu::bf16_training_kernels, kernels, gpu::bf16_training_shared_memory);
+    if (device_->capability() != 90 || !device_->has_tensor_maps()) return;
+    device_->load(gpu::Program::training_bf16_tiles, gpu::bf16_tile_kernels, kernels, gpu::bf16_tile_shared_memory,
+                  true);
+  }
 
   static std::size_t ceil(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit; }
   template <class... Arguments>

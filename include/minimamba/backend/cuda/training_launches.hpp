@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "minimamba/backend/cuda/launches.hpp"
 #include "minimamba/backend/training_concept.hpp"
@@ -32,6 +34,7 @@ enum TrainingKernel : std::size_t {
   cross_entropy,
   sum_parts,
   squares,
+  add_squares,
   adamw,
   lerp,
   dropout,
@@ -51,6 +54,7 @@ inline constexpr std::array training_kernels = {"add_parts",
                                                 "cross_entropy",
                                                 "sum_parts",
                                                 "squares",
+                                                "add_squares",
                                                 "adamw",
                                                 "lerp",
                                                 "dropout",
@@ -87,6 +91,55 @@ inline std::size_t scan_backward_kernel(std::size_t states) {
   }
   throw ArgumentError("d_state", "at most 1024 on a card", std::to_string(states));
 }
+
+/// The kernels' structs of these names: numbers of Scalar are kept as their bits.
+template <class Entry, std::size_t size>
+struct Table {
+  static constexpr std::size_t most = size;
+
+  std::uint32_t first[size];
+  Entry entry[size] = {};
+
+  Table() { std::fill_n(first, size, 0xFFFFFFFFU); }
+};
+struct Elements {
+  Address x = 0;
+  std::uint64_t count = 0, stride = 0, cols = 0;
+};
+using ElementsTable = Table<Elements, 100>;
+template <class Scalar>
+struct Update {
+  using Bits = std::conditional_t<sizeof(Scalar) == 4, std::uint32_t, std::uint64_t>;
+  Address weight = 0, gradient = 0, mean = 0, variance = 0;
+  std::uint64_t count = 0;
+  Bits keep = 0, rate = 0;
+};
+template <class Scalar>
+using UpdateTable = Table<Update<Scalar>, 56>;
+
+/// Fills tables with entries, and hands them over when they are full: launch(table, entries, blocks).
+template <class Table, class Launch>
+class TableFiller {
+ public:
+  explicit TableFiller(const Launch& launch) : launch_(launch) {}
+  template <class Entry>
+  void add(const Entry& entry, std::size_t blocks) {
+    if (count_ == Table::most || blocks_ + blocks > 0x7FFFFFFF) finish();
+    table_.first[count_] = static_cast<std::uint32_t>(blocks_);
+    table_.entry[count_++] = entry;
+    blocks_ += blocks;
+  }
+  void finish() {
+    if (count_ > 0) launch_(std::as_const(table_), count_, blocks_);
+    table_ = Table();
+    count_ = blocks_ = 0;
+  }
+
+ private:
+  const Launch& launch_;
+  Table table_;
+  std::size_t count_ = 0, blocks_ = 0;
+};
 
 /// Kernels of Program::training_products: for tiles of so many rows and columns.
 inline constexpr std::array<std::size_t, 3> backward_tiles = {128, 64, 32};

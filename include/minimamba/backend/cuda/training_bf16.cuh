@@ -1,0 +1,33 @@
+R"cuda(
+// Products of training whose operands are rounded to bf16: c = a b, [m, n] of [m, k] and [k, n], sums in f32.
+//   forward:     y = x weight^T      m tokens, k inputs, n outputs
+//   of inputs:   dx = dy weight      m tokens, k outputs, n inputs; the rows of b in memory are those of k: "across"
+//   of weights:  dweight += dy^T x   m outputs, k tokens, n inputs; both are across
+// A tensor core sums over k in ascending order, 16 values a step, from zero. Products of weights sum over all tokens:
+// where there are few tiles, in parts of a number of slices of 64 that depends on the sizes alone.
+// The host has the same struct.
+struct Bf16Product {
+  const u16 *a, *b;
+  u64 a_stride, b_stride;  // multiples of 8
+  u32 m, n, k, slices;     // slices of a part
+  u32 in_panels, unused;   // c is in panels, and added to
+
+  __device__ u32 parts() const { return (k + slices * 64 - 1) / (slices * 64); }
+  __device__ void store(const Output& c, u32 part, u32 row, u32 col, const float2& pair) const {
+    if (row >= m || col >= n) return;
+    const bool two = col + 1 < n;
+    if (in_panels) {
+      float* const to = c.y + F32::offset(n, row, col);
+      const float2 before = *(const float2*)to;
+      *(float2*)to = make_float2(before.x + pair.x, two ? before.y + pair.y : before.y);
+    } else if (two && c.takes_pairs()) {
+      const u64 r = (u64)part * m + row;
+      c.store_pair(c.y + r * c.y_stride + col, c.sum + r * c.sum_stride + col, pair);
+    } else {
+      const u32 r = part * m + row;
+      c.store(r, col, pair.x);
+      if (two) c.store(r, col + 1, pair.y);
+    }
+  }
+};
+)cuda"
