@@ -136,6 +136,10 @@ __device__ inline u32 to_bf16_pair(float low, float high) {
   return pair;
 }
 
+// Fetches what will be read soon into the second-level cache. It may be written meanwhile, so a kernel need not wait
+// before this.
+__device__ inline void fetch_line(const void* there) { asm volatile("prefetch.global.L2 [%0];" ::"l"(there)); }
+
 // Copies of 16 bytes to shared memory that go on while a thread computes; zeros unless `real`.
 __device__ inline void copy_async(void* shared, const void* global, bool real) {
   const u32 to = (u32)__cvta_generic_to_shared(shared), bytes = real ? 16 : 0;
@@ -176,8 +180,14 @@ struct RmsScale {
   RmsScale() = default;
   template <class Value>
   __device__ RmsScale(const Value* x, u32 cols, double epsilon) {
-    double squares = 0, whole = 1;
+    double squares = 0;
     for (u32 j = threadIdx.x; j < cols; j += 256) squares = multiply_add((double)x[j], (double)x[j], squares);
+    *this = RmsScale(squares, x, cols, epsilon);
+  }
+  // With the sum of the squares of x[threadIdx.x], x[threadIdx.x + 256], ... in their order.
+  template <class Value>
+  __device__ RmsScale(double squares, const Value* x, u32 cols, double epsilon) {
+    double whole = 1;
     squares = block_sum(squares);
     if (!(squares <= 1.7976931348623157e308)) {
       half = 2.53869994604126e-116;  // 2^-384

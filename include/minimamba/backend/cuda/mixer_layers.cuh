@@ -25,9 +25,31 @@ extern "C" __global__ void add(const Scalar* x, u64 x_stride, Activation* y, u64
 template <class Value>
 __device__ inline void normalise(const Value* x, u64 x_stride, const Scalar* weight, double epsilon, Activation* y,
                                  u64 y_stride, u32 cols) {
-  begin();
+  constexpr u32 most = 10;  // values of a thread that stay in registers
+  let_next_begin();
+  if (weight && threadIdx.x * 32 < cols) fetch_line(weight + threadIdx.x * 32);
+  wait_for_inputs();
   x += blockIdx.x * x_stride;
   y += blockIdx.x * y_stride;
+  if (cols <= 256 * most) {
+    Scalar values[most], weights[most];
+#pragma unroll
+    for (u32 i = 0; i < most; ++i) {
+      const u32 j = i * 256 + threadIdx.x;
+      values[i] = j < cols ? (Scalar)x[j] : Scalar(0);
+      weights[i] = weight && j < cols ? weight[j] : Scalar(1);
+    }
+    double squares = 0;
+#pragma unroll
+    for (u32 i = 0; i < most; ++i) squares = multiply_add((double)values[i], (double)values[i], squares);
+    const RmsScale scale(squares, x, cols, epsilon);
+#pragma unroll
+    for (u32 i = 0; i < most; ++i) {
+      const u32 j = i * 256 + threadIdx.x;
+      if (j < cols) y[j] = scale.of(values[i]) * weights[i];
+    }
+    return;
+  }
   const RmsScale scale(x, cols, epsilon);
   for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = scale.of(x[j]) * (weight ? weight[j] : Scalar(1));
 }

@@ -129,7 +129,7 @@ struct Wide {
     }
     if (thread % 32 == 0) arrive(&barriers.empty[stage_number]);
   }
-  // Tiles of one part: a slice is multiplied while the one before is added.
+  // Tiles of one part: slices are multiplied while those before are added.
   struct Slice {
     uint4 a[4];
     Sums<WIDTH> sums;
@@ -144,28 +144,57 @@ struct Wide {
     end_wgmma();
   }
   template <int PENDING>
-  __device__ void end_slice(Totals& totals, Slice& slice, u32 stage, u32 thread) const {
+  __device__ void end_slice(Totals& totals, Slice& slice, Turn& ended, u32 thread) const {
     slice.sums.template wait<PENDING>();
     totals.add(0, slice.sums);
-    if (thread % 32 == 0) arrive(&barriers.empty[stage]);
+    if (thread % 32 == 0) arrive(&barriers.empty[ended.stage]);
+    ended.next();
+  }
+  // Adds what is under way: slice AT of BUFFERS first, and LEFT of them.
+  template <int AT, int LEFT>
+  __device__ void end_slices(Totals& totals, Slice (&slices)[BUFFERS], Turn& ended, u32 thread) const {
+    if constexpr (LEFT > 0) {
+      end_slice<LEFT - 1>(totals, slices[AT % BUFFERS], ended, thread);
+      end_slices<AT + 1, LEFT - 1>(totals, slices, ended, thread);
+    }
+  }
+  // With less than BUFFERS - 1 slices in all, as dt_proj may have.
+  __device__ void multiply_few_slices(Totals& totals, Turn& turn, u32 warpgroup, u32 thread) const {
+    for (u32 i = 0; i < slices(); ++i) {
+      Slice slice;
+      Turn ended = turn;
+      begin_slice(slice, turn, warpgroup, thread);
+      turn.next();
+      end_slice<0>(totals, slice, ended, thread);
+    }
   }
   __device__ void multiply_slices(Totals& totals, Turn& turn, u32 warpgroup, u32 thread) const {
-    Slice even, odd;
-    u32 before = turn.stage;
-    begin_slice(even, turn, warpgroup, thread);
-    turn.next();
+    constexpr int ahead = BUFFERS - 1;
+    if (slices() < (u32)ahead) return multiply_few_slices(totals, turn, warpgroup, thread);
+    Slice under_way[BUFFERS];
+    Turn ended = turn;
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) begin_slice(under_way[i], turn, warpgroup, thread), turn.next();
 #pragma unroll 1
-    for (u32 left = slices() - 1;; left -= 2) {
-      if (left == 0) return end_slice<0>(totals, even, before, thread);
-      const u32 middle = turn.stage;
-      begin_slice(odd, turn, warpgroup, thread);
+    for (u32 left = slices() - ahead;; left -= BUFFERS) {
+      if (add_next<0>(totals, under_way, turn, ended, left, warpgroup, thread)) return;
+    }
+  }
+  // Steps AT, AT + 1, ... of a round of BUFFERS: one slice begins, and the oldest is added. Returns whether it was all.
+  template <int AT>
+  __device__ bool add_next(Totals& totals, Slice (&slices)[BUFFERS], Turn& turn, Turn& ended, u32 left, u32 warpgroup,
+                           u32 thread) const {
+    if constexpr (AT == BUFFERS) {
+      return false;
+    } else {
+      if (left == (u32)AT) {
+        end_slices<AT, BUFFERS - 1>(totals, slices, ended, thread);
+        return true;
+      }
+      begin_slice(slices[(AT + BUFFERS - 1) % BUFFERS], turn, warpgroup, thread);
       turn.next();
-      end_slice<1>(totals, even, before, thread);
-      if (left == 1) return end_slice<0>(totals, odd, middle, thread);
-      before = turn.stage;
-      begin_slice(even, turn, warpgroup, thread);
-      turn.next();
-      end_slice<1>(totals, odd, middle, thread);
+      end_slice<BUFFERS - 1>(totals, slices[AT], ended, thread);
+      return add_next<AT + 1>(totals, slices, turn, ended, left, warpgroup, thread);
     }
   }
   __device__ void multiply_all(u32 warpgroup, u32 thread) const {
@@ -287,7 +316,7 @@ struct Wide {
   }
 WIDE(256, 1, 2, 4, 64, 3, 2)
 WIDE(128, 1, 2, 2, 64, 4, 2)
-WIDE(64, 1, 1, 1, 64, 8, 2)
-WIDE(32, 1, 1, 1, 32, 8, 2)
+WIDE(64, 1, 1, 1, 64, 8, 3)
+WIDE(32, 1, 1, 1, 32, 8, 4)
 #endif
 )cuda"
