@@ -2,6 +2,7 @@
 // generation and scores, and use that a program should not make of it.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <optional>
@@ -140,6 +141,36 @@ TEST_F(OnACard, ReplaysListsOfKernelsThatItHasSeenWithTheSameBits) {
     if (i % 3 == 0) copy_of(model.forward_last(std::span(&tokens[i], 1), other));  // another list between
   }
   EXPECT_GE(model.backend().device().replayed() - before, 30U);
+}
+
+TEST_F(OnACard, BeginsLongListsThatItKnowsBeforeTheyEndWithTheSameBits) {
+  const Mamba<float, CudaBackend, bf16> model({.d_model = 64, .n_layer = 16, .vocab_size = 50});
+  constexpr std::size_t length = 20;
+  const auto tokens = random_tokens(2 * length, 50);
+  auto whole = model.make_cache(2), steps = model.make_cache(2);
+  const auto expected = copy_of(model.forward(tokens, whole));
+  const std::size_t before = model.backend().device().replayed();
+  for (std::size_t i = 0; i < length; ++i) {
+    const std::vector<std::int32_t> now{tokens[i], tokens[length + i]};
+    const auto found = copy_of(model.forward_last(now, steps));
+    for (std::size_t row = 0; row < 2; ++row) {
+      const auto own = found.view().row(row), other = expected.view().row(row * length + i);
+      ASSERT_EQ(std::memcmp(own.data(), other.data(), own.size_bytes()), 0) << i;
+    }
+  }
+  EXPECT_GE(model.backend().device().replayed() - before, 2 * length - 10);
+}
+
+TEST_F(OnACard, DownloadsValuesOfEverySize) {
+  const CudaBackend<float> backend;
+  for (const std::size_t size : {1U, 255U, 768U, 769U, 5000U}) {
+    std::vector<float> values(size), found(size);
+    for (std::size_t i = 0; i < size; ++i) values[i] = static_cast<float>(i) + 0.5F;
+    auto there = backend.allocate<float>(size);
+    backend.upload<float>(values, there.data());
+    backend.download(there.data(), std::span(found));
+    EXPECT_EQ(found, values);
+  }
 }
 
 TEST_F(OnACard, AProductHasTheSameBitsWhetherItsRowIsNormalisedJustBeforeOrLongBefore) {

@@ -1,5 +1,5 @@
 // libcuda.so.1 and NVRTC in one library, for machines without a card. Memory of the card is memory of the host; kernels
-// do nothing.
+// do nothing, but for send_to_host.
 #include "support/fake_cuda.hpp"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ thread_local std::string code, text_log;
 std::mutex compiling_mutex;
 std::condition_variable compiling_changed;
 bool capturing = false;
-int handle = 0;  // what all handles point to
+int handle = 0, sender = 0;  // what all handles point to but that of send_to_host, and what that points to
 
 int wait() {
   lost = lost || fake.wait_error != 0;
@@ -39,7 +39,7 @@ int gone(int& count) {
   return unless_lost();
 }
 void* taken(std::size_t bytes, std::map<std::uint64_t, std::size_t>& from, std::size_t& total) {
-  void* const memory = std::malloc(bytes);
+  void* const memory = std::calloc(1, bytes);
   from[reinterpret_cast<std::uintptr_t>(memory)] = bytes;
   total += bytes;
   return memory;
@@ -52,6 +52,19 @@ void given_back(void* memory, std::map<std::uint64_t, std::size_t>& to, std::siz
   std::free(memory);
 }
 void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(static_cast<std::uintptr_t>(address)); }
+/// The kernel send_to_host, unless it is lost.
+void send_to_host(void** arguments) {
+  if (lost || fake.wait_error != 0) return;
+  std::uint64_t from = 0, to = 0, arrived = 0;
+  std::uint32_t count = 0;
+  const std::uint32_t one = 1;
+  std::memcpy(&from, arguments[0], sizeof(from));
+  std::memcpy(&count, arguments[1], sizeof(count));
+  std::memcpy(&to, arguments[2], sizeof(to));
+  std::memcpy(&arrived, arguments[3], sizeof(arrived));
+  std::memcpy(pointer(to), pointer(from), std::size_t{4} * count);
+  std::memcpy(pointer(arrived), &one, sizeof(one));
+}
 
 }  // namespace
 
@@ -148,6 +161,7 @@ int cuEventCreate(void** event, unsigned) { return made(event, fake.events); }
 int cuEventDestroy_v2(void*) { return gone(fake.events); }
 int cuEventRecord(void*, void*) { return unless_lost(); }
 int cuEventSynchronize(void*) { return wait(); }
+int cuEventQuery(void*) { return unless_lost(); }
 
 int cuModuleLoadData(void** module, const void* image) {
   if (fake.load_error != 0) return fake.load_error;
@@ -155,8 +169,8 @@ int cuModuleLoadData(void** module, const void* image) {
   return made(module, fake.modules);
 }
 int cuModuleUnload(void*) { return gone(fake.modules); }
-int cuModuleGetFunction(void** function, void*, const char*) {
-  *function = &handle;
+int cuModuleGetFunction(void** function, void*, const char* name) {
+  *function = std::strcmp(name, "send_to_host") == 0 ? &sender : &handle;
   return 0;
 }
 int cuFuncSetAttribute(void*, int, int) { return unless_lost(); }
@@ -164,13 +178,17 @@ int cuEventElapsedTime(float* milliseconds, void*, void*) {
   *milliseconds = 1;
   return unless_lost();
 }
-int cuLaunchKernel(void*, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned threads, unsigned, unsigned,
-                   unsigned, void*, void**, void**) {
+int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned threads, unsigned,
+                   unsigned, unsigned, void*, void** arguments, void**) {
   const bool possible = grid_x > 0 && grid_x < 1U << 31 && grid_y > 0 && grid_y < 1U << 16 && grid_z > 0 &&
                         grid_z < 1U << 16 && threads > 0 && threads <= 1024;
   if (!possible) return 1;
   if (capturing) return 0;
-  ++fake.launches;
+  if (function == &sender) {
+    send_to_host(arguments);
+  } else {
+    ++fake.launches;
+  }
   return lost ? fake.wait_error : fake.launch_error;
 }
 

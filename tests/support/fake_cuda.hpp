@@ -23,7 +23,7 @@ struct FakeCuda {
 
   std::size_t allocated = 0, pinned = 0;  // bytes
   int contexts = 0, streams = 0, events = 0, modules = 0, graphs = 0;
-  int compilations = 0, launches = 0;  // launches: those outside of graphs
+  int compilations = 0, launches = 0;  // launches: those outside of graphs, but of send_to_host
   int grids = 0;                       // started cooperatively
   unsigned char arguments[512] = {};   // of the last of them
   char loaded[64] = {};                // the target of the code that was loaded last

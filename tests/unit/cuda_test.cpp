@@ -247,6 +247,21 @@ TEST(Cuda, UploadsValuesOfEverySize) {
   });
 }
 
+TEST(Cuda, DownloadsValuesOfEverySize) {
+  expect_success([] {
+    fake_driver();
+    const CudaBackend<float> backend;
+    for (const std::size_t size : {1U, 768U, 769U, 5000U}) {  // up to 768 are sent by a kernel
+      std::vector<float> values(size), back(size);
+      for (std::size_t i = 0; i < size; ++i) values[i] = static_cast<float>(i) + 1;
+      auto memory = backend.allocate<float>(size);
+      gpu::Device::open(0)->upload(values.data(), size * sizeof(float), gpu::address(memory.data()));
+      backend.download(memory.data(), back);
+      REQUIRE(values == back);
+    }
+  });
+}
+
 TEST(Cuda, MemoryAndMatricesSurviveAMoveToThemselves) {
   expect_success([] {
     const FakeCuda& fake = fake_driver();
@@ -344,6 +359,25 @@ TEST(Cuda, ReplaysListsOfKernelsUnlessMemoryIsShort) {
       REQUIRE(read() < all && read() < all && fake.graphs == 1);
     }
     REQUIRE(fake.graphs == 0);
+  });
+}
+
+TEST(Cuda, BeginsALongListThatItKnowsBeforeAllOfItIsRecorded) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 16, .vocab_size = 32}, CudaBackend<float>());
+    auto cache = model.make_cache(2);
+    const auto read = [&] {
+      const std::size_t before = model.backend().device().replayed();
+      model.backend().to_host(model.forward({1, 2}, cache));
+      return model.backend().device().replayed() - before;
+    };
+    read(), read();
+    REQUIRE(read() == 1);  // the whole list has become a graph
+    read();                // its two parts are seen for the first time
+    REQUIRE(read() == 2 && read() == 2 && fake.graphs == 3);
+    const int before = fake.launches;
+    REQUIRE(read() == 2 && fake.launches - before == 1);  // the upload of the tokens
   });
 }
 

@@ -90,7 +90,11 @@ class CudaBackend {
   }
   template <class T>
   void download(const T* there, std::type_identity_t<std::span<T>> host) const {
-    device_->download(gpu::address(there), host.size_bytes(), host.data());
+    if (host.size_bytes() <= gpu::Words::max_bytes && sizeof(T) % 4 == 0 && !host.empty() && device_->can_send()) {
+      device_->receive(layers, gpu::send_to_host, gpu::address(there), host.size_bytes(), host.data());
+    } else {
+      device_->download(gpu::address(there), host.size_bytes(), host.data());
+    }
   }
   /// A copy of rows on the host: logits, or the state of a slot. Waits.
   HostRows<Scalar> to_host(View<const Scalar> rows) const {

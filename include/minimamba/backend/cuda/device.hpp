@@ -107,6 +107,7 @@ class Device {
       if (segments_ != 0) driver_.release(segments_);
       for (auto& piece : uploads_) piece.reset();
       for (auto& piece : downloads_) piece.reset();
+      received_.reset();
       queue_.reset();
       Handle popped = nullptr;
       driver_.pop_context(&popped);
@@ -198,6 +199,30 @@ class Device {
     if (before) finish(*before);
   }
 
+  /// Whether receive may be called.
+  bool can_send() const { return driver_.query_event != nullptr; }
+  /// A download of at most 3 KB, of whole words: by a kernel, which is quicker than a copy. `send` is the number
+  /// of send_to_host in its program.
+  void receive(Program program, std::size_t send, Address from, std::size_t bytes, void* host) {
+    constexpr std::size_t data_at = 64, most = 3072;
+    assert(bytes <= most && bytes % 4 == 0);
+    const Current current(*this);
+    const std::lock_guard lock(download_mutex_);
+    if (!received_) received_ = std::make_unique<PinnedMemory>(driver_, data_at + most);
+    auto* const there = static_cast<std::byte*>(received_->data());
+    auto* const arrived = reinterpret_cast<std::uint32_t*>(there);
+    *arrived = 0;
+    {
+      const std::lock_guard queue_lock(queue_mutex_);
+      record(program, send, {}, Block(), from, static_cast<std::uint32_t>(bytes / 4), address(there + data_at),
+             address(arrived));
+      queue_->flush();
+      received_->mark(queue_->stream());
+    }
+    received_->wait_for(*arrived);
+    std::memcpy(host, there + data_at, bytes);
+  }
+
   /// Loads kernels that are not loaded yet: from the cache, or compiled. Throws CudaError. Threads wait for one another
   /// only where they load the same program. shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
   /// `may_lack`: code for older cards, which has none of these kernels, will do; see has.
@@ -286,7 +311,7 @@ class Device {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     assert(grid.y <= max_blocks && grid.z <= max_blocks);
     const std::lock_guard lock(queue_mutex_);
-    if (queue_->recording().list().size() >= max_recorded) {
+    if (queue_->is_due()) {
       const Current current(*this);
       queue_->flush();
     }
@@ -390,7 +415,7 @@ class Device {
   }
 
  private:
-  static constexpr std::size_t piece_bytes = std::size_t{4} << 20, max_recorded = 8192;
+  static constexpr std::size_t piece_bytes = std::size_t{4} << 20;
 
   template <class... Arguments>
   void record(Program program, std::size_t kernel, const Grid& grid, const Block& block,
@@ -456,6 +481,7 @@ class Device {
   mutable TensorMaps maps_;
   std::array<Loaded, program_count> programs_;
   Pieces uploads_, downloads_;
+  std::unique_ptr<PinnedMemory> received_;
   std::size_t upload_turn_ = 0, download_turn_ = 0;
   Address scratch_ = 0;
   std::size_t scratch_bytes_ = 0;

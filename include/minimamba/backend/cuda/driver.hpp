@@ -156,6 +156,7 @@ struct Driver {
   int (*launch_cooperatively)(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                               unsigned block_y, unsigned block_z, unsigned shared, Handle stream,
                               void** arguments) = nullptr;
+  int (*query_event)(Handle event) = nullptr;
   int (*begin_capture)(Handle stream, int mode) = nullptr;
   int (*end_capture)(Handle stream, Handle* graph) = nullptr;
   int (*make_executable)(Handle* executable, Handle graph, unsigned long long flags) = nullptr;
@@ -172,7 +173,7 @@ struct Driver {
            launch_graph != nullptr && destroy_graph != nullptr && destroy_executable != nullptr;
   }
 
-  static constexpr int out_of_memory = 2, no_device = 100;
+  static constexpr int out_of_memory = 2, no_device = 100, not_ready = 600;
   static constexpr int oldest_version = 11020;
 
   /// Opened once in a process. Throws CudaError: no_driver, broken_driver, old_driver or no_device.
@@ -251,6 +252,7 @@ struct Driver {
         library.find("cuGetErrorString", d.error_text);
     library.find("cuLaunchKernelEx", d.launch_with);
     library.find("cuLaunchCooperativeKernel", d.launch_cooperatively);
+    library.find("cuEventQuery", d.query_event);
     library.find("cuStreamBeginCapture_v2", d.begin_capture);
     library.find("cuStreamEndCapture", d.end_capture);
     library.find("cuGraphInstantiateWithFlags", d.make_executable);

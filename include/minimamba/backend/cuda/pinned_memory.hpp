@@ -2,7 +2,9 @@
 #ifndef MINIMAMBA_BACKEND_CUDA_PINNED_MEMORY_HPP
 #define MINIMAMBA_BACKEND_CUDA_PINNED_MEMORY_HPP
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "minimamba/backend/cuda/driver.hpp"
@@ -36,6 +38,18 @@ class PinnedMemory {
   }
   void wait() {
     if (std::exchange(marked_, false)) driver_.check(driver_.wait_for_event(event_), "a kernel or transfer");
+  }
+  /// Waits for a word of this memory that a kernel sets. What was queued before the mark has set it when it is done.
+  void wait_for(std::uint32_t& word) {
+    constexpr std::uint32_t turns_of_some_ms = 1U << 22, turns_between_questions = 1U << 16;
+    for (std::uint32_t turn = 1; turn < turns_of_some_ms; ++turn) {
+      if (std::atomic_ref(word).load(std::memory_order_acquire) != 0) {
+        marked_ = false;
+        return;
+      }
+      if (turn % turns_between_questions == 0 && driver_.query_event(event_) != Driver::not_ready) break;
+    }
+    wait();
   }
 
  private:

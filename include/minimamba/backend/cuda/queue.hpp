@@ -53,6 +53,16 @@ class Queue {
   bool overlaps() const { return overlaps_; }
   Recording& recording() { return recording_; }
 
+  /// Whether what is recorded should be started before more is: there is much of it, or it is how a long list begins
+  /// that was seen before. The card then has something to do while the rest is recorded. Nothing depends on where a
+  /// list is divided but the time.
+  bool is_due() const {
+    if (list_.size() != first_part) return list_.size() >= max_recorded;
+    return std::any_of(kept_.begin(), kept_.end(), [&](const Replay& replay) {
+      return !replay.program && replay.list.size() >= 3 * first_part && list_.begins(replay.list);
+    });
+  }
+
   /// Starts what is recorded. Once that has failed, what kernels should have written is lost: from then on it throws
   /// CudaError.
   void flush() {
@@ -80,7 +90,7 @@ class Queue {
 
  private:
   static constexpr unsigned stream_without_default = 1;
-  static constexpr std::size_t shortest = 4, max_kept = 32;
+  static constexpr std::size_t shortest = 4, max_kept = 64, first_part = 32, max_recorded = 8192;
   struct Replay {
     LaunchList list;
     std::optional<DecodeProgram> program = {};

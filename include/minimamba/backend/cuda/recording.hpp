@@ -3,6 +3,7 @@
 #define MINIMAMBA_BACKEND_CUDA_RECORDING_HPP
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -63,9 +64,19 @@ class LaunchList {
   template <class... Arguments>
   void add(Launch launch, const Arguments&... arguments) {
     static_assert(((std::has_unique_object_representations_v<Arguments> || std::is_floating_point_v<Arguments>)&&...));
+    constexpr auto places = places_of<Arguments...>();  // all arguments are placed at once, as this is the host's work
     launch.first = static_cast<std::uint32_t>(offsets_.size());
     launch.count = sizeof...(Arguments);
-    (append(&arguments, sizeof(Arguments), alignof(Arguments)), ...);
+    const std::size_t begin = (bytes_.size() + places.alignment - 1) / places.alignment * places.alignment;
+    bytes_.resize(begin + places.bytes);
+    offsets_.resize(offsets_.size() + sizeof...(Arguments));
+    std::size_t i = 0;
+    const auto place = [&](const void* argument, std::size_t size) {
+      std::memcpy(bytes_.data() + begin + places.offsets[i], argument, size);
+      offsets_[launch.first + i] = static_cast<std::uint32_t>(begin + places.offsets[i]);
+      ++i;
+    };
+    (place(&arguments, sizeof(Arguments)), ...);
     launches_.push_back(launch);
   }
   void remove_last() {
@@ -73,6 +84,12 @@ class LaunchList {
     bytes_.resize(offsets_[last.first]);
     offsets_.resize(last.first);
     launches_.pop_back();
+  }
+  /// Whether the first kernels of another list are these.
+  bool begins(const LaunchList& other) const {
+    return launches_.size() <= other.launches_.size() && bytes_.size() <= other.bytes_.size() &&
+           std::memcmp(launches_.data(), other.launches_.data(), launches_.size() * sizeof(Launch)) == 0 &&
+           std::memcmp(bytes_.data(), other.bytes_.data(), bytes_.size()) == 0;
   }
   void clear() {
     launches_.clear();
@@ -99,9 +116,7 @@ class LaunchList {
 
   bool operator==(const LaunchList& other) const {
     // memcmp: == of vectors of std::byte goes byte by byte, which takes longer than starting the kernels
-    return bytes_.size() == other.bytes_.size() && launches_.size() == other.launches_.size() &&
-           std::memcmp(launches_.data(), other.launches_.data(), launches_.size() * sizeof(Launch)) == 0 &&
-           std::memcmp(bytes_.data(), other.bytes_.data(), bytes_.size()) == 0;
+    return bytes_.size() == other.bytes_.size() && launches_.size() == other.launches_.size() && begins(other);
   }
   std::uint64_t hash() const {
     std::uint64_t hash = launches_.size();
@@ -119,11 +134,23 @@ class LaunchList {
   }
 
  private:
-  void append(const void* argument, std::size_t size, std::size_t alignment) {
-    const std::size_t offset = (bytes_.size() + alignment - 1) / alignment * alignment;
-    bytes_.resize((offset + size + 7) / 8 * 8);
-    std::memcpy(bytes_.data() + offset, argument, size);
-    offsets_.push_back(static_cast<std::uint32_t>(offset));
+  /// Where the arguments of a kernel lie, each padded to words of 8 bytes, counted from the first.
+  template <std::size_t count>
+  struct Places {
+    std::array<std::size_t, count> offsets = {};
+    std::size_t bytes = 0, alignment = 8;
+  };
+  template <class... Arguments>
+  static constexpr Places<sizeof...(Arguments)> places_of() {
+    Places<sizeof...(Arguments)> places;
+    std::size_t i = 0;
+    const auto place = [&](std::size_t size, std::size_t alignment) {
+      places.alignment = std::max(places.alignment, alignment);
+      places.offsets[i++] = (places.bytes + alignment - 1) / alignment * alignment;
+      places.bytes = (places.offsets[i - 1] + size + 7) / 8 * 8;
+    };
+    (place(sizeof(Arguments), alignof(Arguments)), ...);
+    return places;
   }
 
   std::vector<Launch> launches_;
