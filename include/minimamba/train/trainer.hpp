@@ -96,14 +96,11 @@ class Trainer {
   /// One step: trains on the next batches. Throws DivergedError if the loss or a gradient is not finite; the model is
   /// then unchanged, and further steps throw too. After any other exception, such as std::bad_alloc, the trainer is
   /// unchanged, and repeating step() gives the same bits.
-  StepRecord step() {
-    OneRank alone;
-    return step(alone);
-  }
-  /// The same by ranks that train together, of which each calls it: see OneRank in train/micro_batches.hpp. If one
-  /// throws, but for DivergedError, the others may wait for it.
-  template <class Ranks>
-  StepRecord step(Ranks& ranks) {
+  ///
+  /// Ranks that train together each call step(ranks): see OneRank in train/micro_batches.hpp. If one throws, but for
+  /// DivergedError, the others may wait for it.
+  template <class Ranks = OneRank>
+  StepRecord step(Ranks&& ranks = Ranks()) {
     const std::int64_t number = steps();
     ranks.begin(*this, number);
     if (gradients_begun_) gradients_.set_zero();  // the last step threw
