@@ -14,6 +14,7 @@
 
 #include "classifying.hpp"
 #include "command_line.hpp"
+#include "fitting_flags.hpp"
 
 namespace {
 

@@ -22,6 +22,7 @@
 
 #include "command_line.hpp"
 #include "fitting.hpp"
+#include "fitting_flags.hpp"
 #include "forecast_run.hpp"
 #include "forecasting.hpp"
 #include "program.hpp"
