@@ -160,13 +160,13 @@ TYPED_TEST(Together, HaveTheBitsOfOneRank) {
   }
 }
 TYPED_TEST(Together, GiveTheSameBitsByThePlainSumOnAsManyRanks) {
-  using Model = typename TypeParam::Model;
+  using RankedModel = typename TypeParam::Model;
   const auto tree = this->alone(4);
-  std::vector<support::Parameters<Model>> weights(4);
+  std::vector<support::Parameters<RankedModel>> weights(4);
   std::vector<double> losses(4);
   for (const std::size_t first : {0U, 2U}) {
     on_ranks<typename TypeParam::Comm>(2, [&](std::size_t rank, const typename TypeParam::Comm& comm) {
-      Trainer<Model> trainer(this->model(), this->tokens(), this->options(4));
+      Trainer<RankedModel> trainer(this->model(), this->tokens(), this->options(4));
       DataParallel together(comm, {.reduction = Reduction::sum, .divide_moments = first > 0, .check_every = 1});
       while (!trainer.ended()) trainer.step(together);
       weights[first + rank] = parameters_of(trainer.model());
