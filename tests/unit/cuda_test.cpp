@@ -381,6 +381,27 @@ TEST(Cuda, BeginsALongListThatItKnowsBeforeAllOfItIsRecorded) {
   });
 }
 
+TEST(Cuda, KeepsWhatLongListsBeginWithWhileTheyAreInUse) {
+  expect_success([] {
+    fake_driver();
+    const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 16, .vocab_size = 32}, CudaBackend<float>());
+    const auto replays = [&](auto& cache) {
+      const std::size_t before = model.backend().device().replayed();
+      model.backend().to_host(model.forward({1, 2}, cache));
+      return model.backend().device().replayed() - before;
+    };
+    auto cache = model.make_cache(2);
+    while (replays(cache) < 2) {
+    }
+    std::vector<decltype(model.make_cache(2))> others;
+    for (int i = 0; i < 70; ++i) {  // more than are kept
+      others.push_back(model.make_cache(2));
+      replays(others.back()), replays(others.back());
+      REQUIRE(replays(cache) == 2);
+    }
+  });
+}
+
 TEST(Cuda, GivesEverythingBackInAnyOrder) {
   expect_success([] {
     FakeCuda& fake = fake_driver();

@@ -56,11 +56,14 @@ class Queue {
   /// Whether what is recorded should be started before more is: there is much of it, or it is how a long list begins
   /// that was seen before. The card then has something to do while the rest is recorded. Nothing depends on where a
   /// list is divided but the time.
-  bool is_due() const {
+  bool is_due() {
     if (list_.size() != first_part) return list_.size() >= max_recorded;
-    return std::any_of(kept_.begin(), kept_.end(), [&](const Replay& replay) {
-      return !replay.program && replay.list.size() >= 3 * first_part && list_.begins(replay.list);
-    });
+    for (Replay& replay : kept_) {
+      if (replay.program || replay.list.size() < 3 * first_part || !list_.begins(replay.list)) continue;
+      replay.last_use = ++uses_;  // or else it would be forgotten, and made once more
+      return true;
+    }
+    return false;
   }
 
   /// Starts what is recorded. Once that has failed, what kernels should have written is lost: from then on it throws
