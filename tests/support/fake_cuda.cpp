@@ -28,13 +28,16 @@ int wait() {
   return fake.wait_error;
 }
 int unless_lost() { return lost ? fake.wait_error : 0; }
+std::mutex counting_mutex;  // of programs that are loaded at once
 int made(void** there, int& count) {
+  const std::lock_guard lock(counting_mutex);
   if (lost) return fake.wait_error;
   *there = &handle;
   ++count;
   return 0;
 }
 int gone(int& count) {
+  const std::lock_guard lock(counting_mutex);
   --count;
   return unless_lost();
 }

@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <optional>
@@ -13,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/backend/cuda_training.hpp"
 #include "support/fake_driver.hpp"
 
 namespace kernels_cuda_test {
@@ -116,6 +119,61 @@ TEST(CudaKernels, OfDifferentProgramsAreCompiledAtOnce) {
     backend.make_matrix<float>(1, 1);
     other.join();
     REQUIRE(fake.compilations == 3 && fake.complaint == nullptr);
+  });
+}
+
+TEST(CudaKernels, ThatAModelNeedsAreCompiledAtOnce) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    fake.cooperative = true;
+    int under_way = 0, most = 0, said = 0;
+    const CudaBackend<float> backend({.kernels = {.cache = false, .on_compile = [&](const std::string&) {
+                                                    most = std::max(most, ++under_way);
+                                                    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+                                                    --under_way, ++said;
+                                                  }}});
+    fake.meeting = 4;  // each waits until all are being compiled
+    backend.make_matrix<bf16>(1, 1);
+    REQUIRE(fake.compilations == 4 && fake.complaint == nullptr);  // products, layers and decoding of bf16
+    REQUIRE(said == 4 && most == 1);                               // one call at a time
+    backend.make_matrix<bf16>(1, 1);
+    REQUIRE(fake.compilations == 4);
+    fake.meeting = 6;
+    backend.make_matrix<float>(1, 1);
+    REQUIRE(fake.compilations == 6 && fake.complaint == nullptr);
+  });
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend;
+    fake.meeting = 3;
+    const CudaTraining<float> training;
+    REQUIRE(fake.compilations == 3 && fake.complaint == nullptr);
+  });
+}
+TEST(CudaKernels, ThatAreCompiledAtOnceThrowWhenAllHaveEnded) {
+  int ended = 0;
+  const auto refuse = [] { throw CudaError(CudaProblem::compiler, "NVRTC", "first"); };
+  const auto end = [&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    ++ended;
+  };
+  EXPECT_THROW(gpu::at_once(refuse, end), CudaError);
+  EXPECT_EQ(ended, 1);
+}
+TEST(CudaKernels, CanBeCompiledAfterACompilationAmongSeveralHasFailed) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    const CudaBackend<float> backend({.kernels = {.cache = false}});
+    fake.complaint = "line 3";
+    bool refused = false;
+    try {
+      backend.make_matrix<bf16>(1, 1);
+    } catch (const CudaError& error) {
+      refused = error.problem() == CudaProblem::compiler;
+    }
+    fake.complaint = nullptr;
+    const Mamba<float, CudaBackend, bf16> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, backend);
+    REQUIRE(refused);
   });
 }
 

@@ -142,16 +142,7 @@ class CudaBackend {
   /// Also makes the kernels for products with such weights ready.
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
-    if constexpr (std::is_same_v<Scalar, double>) {
-      device_->load(gpu::Program::products_double, gpu::double_kernels, options_->kernels, gpu::no_shared_memory);
-    } else if (gpu::in_tf32<W>) {
-      device_->load(gpu::Program::products_tf32, gpu::tf32_kernels, options_->kernels, gpu::tf32_shared_memory);
-    } else if (on_tensor_cores<W>()) {
-      device_->load(gpu::Program::products_mma, gpu::mma_kernels, options_->kernels, gpu::mma_shared_memory);
-      if (std::is_same_v<W, bf16>) load_for_bf16();
-    } else {
-      device_->load(gpu::Program::products_fma, gpu::fma_kernels, options_->kernels, gpu::no_shared_memory);
-    }
+    load_products<W>();
     return Matrix<W>(device_, rows, cols);
   }
   template <WeightFormat W>
@@ -174,12 +165,7 @@ class CudaBackend {
   template <WeightFormat W>
   void embed(View<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
     assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
-    if constexpr (!in_double) {
-      if (!rounds_activations<W> || on_tensor_cores<W>()) {
-        device_->load_decoding(gpu::Layout<W>::index - gpu::Layout<float>::index, gpu::translate_step,
-                               options_->kernels);
-      }
-    }
+    load_decoding<W>();
     launch(gpu::first_of_formats + 3 * gpu::Layout<W>::index + 2, over(y), 256, tokens.data(), weight.weights(),
            y.data(), stride(y), rows(y));
   }
@@ -372,9 +358,52 @@ class CudaBackend {
   bool on_tensor_cores() const {
     return std::is_same_v<Scalar, float> && rounds_activations<W> && options_->activations == Activations::rounded;
   }
+  /// Makes the kernels for products with such weights ready, and besides all that models with them need, as they are
+  /// compiled at once.
+  template <class W>
+  void load_products() const {
+    const auto load = [&](gpu::Program program, const auto& names, const auto& shared_of) {
+      device_->load(program, names, options_->kernels, shared_of);
+    };
+    const auto decoding = [&] { load_decoding<W>(); };
+    if constexpr (in_double) {
+      load(gpu::Program::products_double, gpu::double_kernels, gpu::no_shared_memory);
+    } else if (gpu::in_tf32<W>) {
+      if (device_->is_loaded(gpu::Program::products_tf32)) return;
+      gpu::at_once([&] { load(gpu::Program::products_tf32, gpu::tf32_kernels, gpu::tf32_shared_memory); }, decoding);
+    } else if (on_tensor_cores<W>()) {
+      const auto products = [&] { load(gpu::Program::products_mma, gpu::mma_kernels, gpu::mma_shared_memory); };
+      if (!std::is_same_v<W, bf16>) {
+        if (!device_->is_loaded(gpu::Program::products_mma)) gpu::at_once(products, decoding);
+      } else if (!device_->is_loaded(gpu::Program::products_mma) || !device_->is_loaded(gpu::Program::layers_bf16)) {
+        gpu::at_once(
+            products, decoding, [&] { load_narrow_layers(); }, [&] { load_wide_products(); });
+      } else {
+        load_for_bf16();
+      }
+    } else {
+      load(gpu::Program::products_fma, gpu::fma_kernels, gpu::no_shared_memory);
+    }
+  }
+  /// Makes the kernel that reads one token ready, where there is one.
+  template <class W>
+  void load_decoding() const {
+    if constexpr (!in_double) {
+      if (!rounds_activations<W> || on_tensor_cores<W>()) {
+        device_->load_decoding(gpu::Layout<W>::index - gpu::Layout<float>::index, gpu::translate_step,
+                               options_->kernels);
+      }
+    }
+  }
   /// Makes the kernels for activations of bf16 ready.
   void load_for_bf16() const {
+    load_narrow_layers();
+    load_wide_products();
+  }
+  void load_narrow_layers() const {
     device_->load(gpu::Program::layers_bf16, gpu::bf16_layer_kernels, options_->kernels, gpu::no_shared_memory);
+  }
+  void load_wide_products() const {
     if (device_->capability() == 90 && device_->has_tensor_maps()) {
       device_->load(gpu::Program::products_wide, gpu::wide_kernels, options_->kernels, gpu::wide_shared_memory, true);
     }

@@ -259,6 +259,12 @@ class Device {
     loaded.module = module;
   }
 
+  /// Whether load has ended for a program.
+  bool is_loaded(Program program) {
+    Loaded& loaded = programs_[static_cast<std::size_t>(program)];
+    const std::lock_guard lock(loaded.mutex);
+    return loaded.module != nullptr;
+  }
   /// Whether the kernels of a program are loaded.
   bool has(Program program) const { return !programs_[static_cast<std::size_t>(program)].functions.empty(); }
   /// Whether products of training use wgmma where the card has it, for tests.

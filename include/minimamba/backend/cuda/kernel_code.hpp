@@ -2,12 +2,16 @@
 #ifndef MINIMAMBA_BACKEND_CUDA_KERNEL_CODE_HPP
 #define MINIMAMBA_BACKEND_CUDA_KERNEL_CODE_HPP
 
+#include <array>
 #include <cstddef>
 #include <filesystem>
 #include <functional>
+#include <future>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "minimamba/backend/cuda/compiler.hpp"
@@ -23,7 +27,8 @@ struct CudaKernelOptions {
   bool cache = true;              // keep compiled kernels in a folder, for the next start
   std::string cache_folder = {};  // the user's cache folder if empty; must belong to the user alone, or it is not used
   std::string compiled = {};      // a folder that compile_cuda_kernels has filled: NVRTC is then not needed
-  /// Called before each compilation, which takes seconds; by several threads at once where they make models at once.
+  /// Called before each compilation, which takes seconds; one call at a time, but by any thread, as several groups of
+  /// kernels are compiled at once.
   std::function<void(const std::string&)> on_compile = {};
 };
 
@@ -80,6 +85,29 @@ inline const Compiler& compiler_for(const CudaKernelOptions& options, int capabi
   }
 }
 
+/// Makes all these calls at once, each in a thread of its own while there are any, and throws what the first of those
+/// that threw has thrown, when all have ended.
+template <class... Calls>
+void at_once(const Calls&... calls) {
+  const auto start = [](const auto& call) {
+    try {
+      return std::async(std::launch::async, std::cref(call));
+    } catch (const std::system_error&) {  // there is no thread to be had
+      return std::async(std::launch::deferred, std::cref(call));
+    }
+  };
+  std::array<std::future<void>, sizeof...(Calls)> started = {start(calls)...};
+  for (auto& call : started) call.get();
+}
+
+/// Calls on_compile, one thread after the other.
+inline void say(const CudaKernelOptions& options, const std::string& text) {
+  static std::mutex one_at_a_time;
+  if (!options.on_compile) return;
+  const std::lock_guard lock(one_at_a_time);
+  options.on_compile(text);
+}
+
 /// The code of a program for a card: the first that loads(code) accepts of what was compiled before and what the cache
 /// has, or else compiled now. Throws CudaError.
 template <class Loads>
@@ -96,7 +124,7 @@ std::string code_of(Program program, int capability, const std::string& card, co
     if (auto found = cache.find(key); found && loads(*found)) return *std::move(found);
   }
   const std::string name = program_names[static_cast<std::size_t>(program)];
-  if (options.on_compile) options.on_compile("compiling " + name + " for " + card + " (" + target + ")");
+  say(options, "compiling " + name + " for " + card + " (" + target + ")");
   std::string log;
   std::string code = compiler.compile(program, target, log);
   if (options.cache) cache.store(key, code);

@@ -26,13 +26,16 @@ class CudaTrainingBase : public CudaBackend<Number> {
 
   /// Throws CudaError.
   explicit CudaTrainingBase(CudaOptions options = {}) : Base(std::move(options)) {
-    device_->load(training, gpu::training_kernels, this->options_->kernels, gpu::training_shared_memory);
-    if constexpr (in_double) {
-      device_->load(products, gpu::backward_double_kernels, this->options_->kernels, gpu::no_shared_memory);
-    } else {
-      device_->load(products, gpu::backward_product_kernels, this->options_->kernels, gpu::backward_shared_memory);
-      if (rounds_products()) load_bf16();
-    }
+    const CudaKernelOptions& kernels = this->options_->kernels;
+    const auto load_products = [&] {
+      if constexpr (in_double) {
+        device_->load(products, gpu::backward_double_kernels, kernels, gpu::no_shared_memory);
+      } else {
+        device_->load(products, gpu::backward_product_kernels, kernels, gpu::backward_shared_memory);
+      }
+    };
+    gpu::at_once([&] { device_->load(training, gpu::training_kernels, kernels, gpu::training_shared_memory); },
+                 load_products, [&] { load_bf16(); }, [&] { load_bf16_tiles(); });
   }
 
   /// What its bits depend on, for checkpoints of training.
@@ -48,11 +51,14 @@ class CudaTrainingBase : public CudaBackend<Number> {
 
   bool rounds_products() const { return !in_double && this->options_->products == Products::bf16; }
   void load_bf16() const {
-    const CudaKernelOptions& kernels = this->options_->kernels;
-    device_->load(gpu::Program::training_bf16, gpu::bf16_training_kernels, kernels, gpu::bf16_training_shared_memory);
-    if (device_->capability() != 90 || !device_->has_tensor_maps()) return;
-    device_->load(gpu::Program::training_bf16_tiles, gpu::bf16_tile_kernels, kernels, gpu::bf16_tile_shared_memory,
-                  true);
+    if (!rounds_products()) return;
+    device_->load(gpu::Program::training_bf16, gpu::bf16_training_kernels, this->options_->kernels,
+                  gpu::bf16_training_shared_memory);
+  }
+  void load_bf16_tiles() const {
+    if (!rounds_products() || device_->capability() != 90 || !device_->has_tensor_maps()) return;
+    device_->load(gpu::Program::training_bf16_tiles, gpu::bf16_tile_kernels, this->options_->kernels,
+                  gpu::bf16_tile_shared_memory, true);
   }
 
   static std::size_t ceil(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit; }
