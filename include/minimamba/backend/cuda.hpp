@@ -368,14 +368,17 @@ class CudaBackend {
     const auto decoding = [&] { load_decoding<W>(); };
     if constexpr (in_double) {
       load(gpu::Program::products_double, gpu::double_kernels, gpu::no_shared_memory);
-    } else if (gpu::in_tf32<W>) {
+    } else if constexpr (gpu::in_tf32<W>) {
       if (device_->is_loaded(gpu::Program::products_tf32)) return;
       gpu::at_once([&] { load(gpu::Program::products_tf32, gpu::tf32_kernels, gpu::tf32_shared_memory); }, decoding);
     } else if (on_tensor_cores<W>()) {
-      const auto products = [&] { load(gpu::Program::products_mma, gpu::mma_kernels, gpu::mma_shared_memory); };
+      const std::size_t format = gpu::Layout<W>::index - gpu::Layout<bf16>::index;
+      const auto shared_of = [&](std::size_t kind) { return gpu::mma_shared_memory(format, kind); };
+      const auto products = [&] { load(gpu::mma_program(format), gpu::mma_names(format), shared_of); };
+      const bool is_loaded = device_->is_loaded(gpu::mma_program(format));
       if (!std::is_same_v<W, bf16>) {
-        if (!device_->is_loaded(gpu::Program::products_mma)) gpu::at_once(products, decoding);
-      } else if (!device_->is_loaded(gpu::Program::products_mma) || !device_->is_loaded(gpu::Program::layers_bf16)) {
+        if (!is_loaded) gpu::at_once(products, decoding);
+      } else if (!is_loaded) {
         gpu::at_once(
             products, decoding, [&] { load_narrow_layers(); }, [&] { load_wide_products(); });
       } else {
@@ -476,7 +479,7 @@ class CudaBackend {
     inputs.fragments = device_->scratch(bytes, lock);
     inputs.scales = inputs.fragments + sizes.fragment_bytes();
     const std::size_t warps = sizes.groups * sizes.slices * (std::is_same_v<W, bf16> ? 2 : 32);
-    device_->launch(gpu::Program::products_mma, std::is_same_v<W, bf16> ? gpu::round_to_bf16 : gpu::quantise,
+    device_->launch(gpu::mma_program(format), std::is_same_v<W, bf16> ? gpu::round_to_bf16 : gpu::quantise,
                     {std::min<std::size_t>((warps + 7) / 8, 1U << 20)}, 256, inputs, cols(x));
     gpu::multiply_mma(*device_, format, inputs, weight.weights(), y);
   }

@@ -21,7 +21,9 @@ enum class Program {
   layers_double,
   products_tf32,
   products_fma,
-  products_mma,
+  products_mma,  // of bf16
+  products_q8,
+  products_q4,
   products_double,
   ssd,
   ssd_double,
@@ -46,6 +48,8 @@ inline constexpr std::array program_names = {"layers",
                                              "products_tf32",
                                              "products_fma",
                                              "products_mma",
+                                             "products_q8",
+                                             "products_q4",
                                              "products_double",
                                              "ssd",
                                              "ssd_double",
@@ -181,6 +185,7 @@ inline std::string text_of(Program program) {
                   text::state_sums, text::scan_one, text::formats, text::tf32, text::products_tf32, text::activations,
                   text::mma, text::products_mma, text::decode_exchange, text::decode_products, text::decode);
   };
+  const std::string products = joined(text::common, text::formats, text::activations, text::mma, text::products_mma);
   switch (program) {
     case Program::layers:
       return joined(text::common, text::mixer_layers, text::layers, text::state_sums, text::scan_one, text::scan,
@@ -199,7 +204,11 @@ inline std::string text_of(Program program) {
     case Program::products_fma:
       return joined(text::common, text::formats, text::products_fma);
     case Program::products_mma:
-      return joined(text::common, text::formats, text::activations, text::mma, text::products_mma);
+      return joined("#define MINIMAMBA_PRODUCTS_BF16\n", products);
+    case Program::products_q8:
+      return joined("#define MINIMAMBA_PRODUCTS_Q8\n", products);
+    case Program::products_q4:
+      return joined("#define MINIMAMBA_PRODUCTS_Q4\n", products);
     case Program::products_wide:
       return joined(functions_alone, text::common, text::formats, text::activations, text::mma, text::wgmma,
                     text::products_wide, text::products_some);

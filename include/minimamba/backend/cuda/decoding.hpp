@@ -108,9 +108,12 @@ class DecodeReader {
     const bool normed = norm_alone(program, p);
     const Address row = p.norm.y;
     Address quantised = 0;
-    if (const Launch* const launch = next(Program::products_mma, quantise)) {
-      quantised = get<Inputs>(launch, 0).values;
-      ++at_;
+    for (const Program quantises : {Program::products_q8, Program::products_q4}) {
+      if (const Launch* const launch = next(quantises, quantise)) {
+        quantised = get<Inputs>(launch, 0).values;
+        ++at_;
+        break;
+      }
     }
     if (!product_of_tf32(p) && !product_of_mma(program, p, quantised)) return false;
     return !normed || row == p.x;
@@ -132,8 +135,9 @@ class DecodeReader {
   bool product_of_mma(const DecodeProgram& program, OneProduct& p, Address quantised) {
     for (std::size_t format = 0; format < 3; ++format) {
       for (const bool normed : {false, true}) {
-        const Launch* const launch = next(Program::products_mma, normed ? bf16_normed : mma_kinds * format + mma_few_8);
-        if (launch == nullptr || (normed && format > 0)) continue;
+        if (normed && format > 0) continue;
+        const Launch* const launch = next(mma_program(format), normed ? bf16_normed : std::size_t{mma_few_8});
+        if (launch == nullptr) continue;
         const auto inputs = get<Inputs>(launch, 0);
         if (inputs.rows != 1 || (inputs.narrow != 0) != is_narrow(program) ||
             (format > 0) != (quantised != 0 && quantised == inputs.values))

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -110,22 +111,40 @@ constexpr unsigned tf32_shared_memory(std::size_t kernel) {
 /// Kernels of Program::products_fma.
 inline constexpr std::array fma_kernels = {"multiply_bf16_any", "multiply_q8_any", "multiply_q4_any"};
 
-/// Kernels of Program::products_mma: these kinds for bf16, q8 and q4, and then those that round activations.
+/// Kernels of Program::products_mma, products_q8 and products_q4, a program for each format: these kinds, and then
+/// those that round activations.
 enum MmaKernel : std::size_t { mma_few_8, mma_few_16, mma_few_32, mma_few_64, mma_many_64, mma_many_128 };
-inline constexpr std::size_t mma_kinds = 6, bf16_normed = 3 * mma_kinds, round_to_bf16 = bf16_normed + 1,
-                             quantise = round_to_bf16 + 1;
+inline constexpr std::size_t mma_kinds = 6, quantise = mma_kinds, bf16_normed = mma_kinds,
+                             round_to_bf16 = bf16_normed + 1;
 inline constexpr std::array mma_kernels = {"multiply_bf16_few_8",  "multiply_bf16_few_16",  "multiply_bf16_few_32",
                                            "multiply_bf16_few_64", "multiply_bf16_many_64", "multiply_bf16_many_128",
-                                           "multiply_q8_few_8",    "multiply_q8_few_16",    "multiply_q8_few_32",
-                                           "multiply_q8_few_64",   "multiply_q8_many_64",   "multiply_q8_many_128",
-                                           "multiply_q4_few_8",    "multiply_q4_few_16",    "multiply_q4_few_32",
-                                           "multiply_q4_few_64",   "multiply_q4_many_64",   "multiply_q4_many_128",
-                                           "multiply_bf16_normed", "round_to_bf16",         "quantise"};
-static_assert(mma_kernels.size() == quantise + 1);
+                                           "multiply_bf16_normed", "round_to_bf16"};
+inline constexpr std::array q8_kernels = {"multiply_q8_few_8",
+                                          "multiply_q8_few_16",
+                                          "multiply_q8_few_32",
+                                          "multiply_q8_few_64",
+                                          "multiply_q8_many_64",
+                                          "multiply_q8_many_128",
+                                          "quantise"};
+inline constexpr std::array q4_kernels = {"multiply_q4_few_8",
+                                          "multiply_q4_few_16",
+                                          "multiply_q4_few_32",
+                                          "multiply_q4_few_64",
+                                          "multiply_q4_many_64",
+                                          "multiply_q4_many_128",
+                                          "quantise"};
+static_assert(mma_kernels.size() == round_to_bf16 + 1 && q8_kernels.size() == quantise + 1);
+/// Those of a format, counted from bf16, and its program.
+constexpr std::span<const char* const> mma_names(std::size_t format) {
+  if (format == 0) return mma_kernels;
+  return format == 1 ? q8_kernels : q4_kernels;
+}
+constexpr Program mma_program(std::size_t format) {
+  return static_cast<Program>(static_cast<std::size_t>(Program::products_mma) + format);
+}
 /// Bytes of dynamic shared memory: the stages of multiply_many.
-constexpr unsigned mma_shared_memory(std::size_t kernel) {
-  const std::size_t kind = kernel % mma_kinds, format = kernel / mma_kinds;
-  if (format > 2 || (kind != mma_many_64 && kind != mma_many_128)) return 0;
+constexpr unsigned mma_shared_memory(std::size_t format, std::size_t kind) {
+  if (kind != mma_many_64 && kind != mma_many_128) return 0;
   const unsigned groups = kind == mma_many_64 ? 8 : 16, stages = format == 1 ? 2 : 3;
   return stages * (8 * 4 * (format == 2 ? 256 : 512) + groups * 1024 + (format == 0 ? 0 : (8 + groups) * 128));
 }

@@ -62,9 +62,8 @@ void multiply_mma(const Device& device, std::size_t format, const Inputs& x, con
   const std::size_t height = is_many ? std::size_t{64} << (kind - mma_many_64) : std::size_t{8} << kind;
   const Grid grid{is_many ? (outputs + 127) / 128 : (outputs + 15) / 16, (rows + height - 1) / height};
   const Address end = x.values + (rows * x.stride + weight.cols) * x.value_bytes();
-  const std::size_t kernel = mma_kinds * format + kind;
-  device.launch(Program::products_mma, kernel, grid,
-                product_block(y, 3, x.values, end, is_many ? 128 : 256, mma_shared_memory(kernel)), x, weight,
+  device.launch(mma_program(format), kind, grid,
+                product_block(y, 3, x.values, end, is_many ? 128 : 256, mma_shared_memory(format, kind)), x, weight,
                 output_to(y));
 }
 

@@ -252,14 +252,20 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
   MULTIPLY(NAME, few_64, 256, multiply_few<PRODUCT, 8, ROUNDS>) \
   MULTIPLY(NAME, many_64, 128, multiply_many<PRODUCT, 1>)       \
   MULTIPLY(NAME, many_128, 128, multiply_many<PRODUCT, 2>)
+#ifdef MINIMAMBA_PRODUCTS_BF16
+PRODUCTS(bf16, Bf16Product, true)
 extern "C" __global__ void __launch_bounds__(256, 2)
     multiply_bf16_normed(Inputs x, Weights w, const __grid_constant__ Output output, const float* norm_weight,
                          double epsilon, float* normed) {
   let_next_begin();
   multiply_few<Bf16Product, 1, true>(x, w, output, norm_weight, epsilon, normed);
 }
-PRODUCTS(bf16, Bf16Product, true)
+#endif
+#ifdef MINIMAMBA_PRODUCTS_Q8
 PRODUCTS(q8, Q8Product, false)
+#endif
+#ifdef MINIMAMBA_PRODUCTS_Q4
 PRODUCTS(q4, Q4Product, false)
+#endif
 #endif
 )cuda"
