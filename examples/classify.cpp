@@ -28,14 +28,14 @@ void require_examples(const Examples& examples, const Arguments& arguments) {
 int train(const Arguments& arguments) {
   std::optional<minimamba::Checkpoint> init;
   if (!arguments.model.empty()) init = program::open_model(std::filesystem::path(arguments.model));
-  auto vocabulary = program::find_vocabulary(arguments.tokenizer, init, "--model " + arguments.model);
+  const auto vocabulary = program::find_vocabulary(arguments.tokenizer, init, "--model " + arguments.model);
   const std::size_t least = std::min<std::size_t>(arguments.length, 8);
   Examples examples = arguments.task.empty()
                           ? classifying::read_examples(arguments.data, vocabulary.tokenizer)
                           : classifying::make_examples(arguments, arguments.examples.value_or(20'000), least,
                                                        arguments.fit.training.seed);
   require_examples(examples, arguments);
-  Training training{std::move(examples), std::move(vocabulary), std::move(init)};
+  Training training{std::move(examples), vocabulary, std::move(init)};
   const minimamba::AnyConfig config = training.init ? training.init->config : fitting::backbone(arguments.fit);
   return config.visit([&]<class Files>(Files, const auto& own) {
     if (arguments.lora_rank > 0) {

@@ -60,7 +60,7 @@ class Examples {
 /// What is trained on, and from what.
 struct Training {
   Examples examples;
-  program::Vocabulary vocabulary;
+  const program::Vocabulary& vocabulary;  // whose tokenizer the examples use
   std::optional<minimamba::Checkpoint> init;
 };
 

@@ -75,16 +75,18 @@ inline minimamba::ExampleList inside_task(std::size_t count, std::size_t least, 
 }
 inline const std::vector<std::string> inside_labels{"outside", "inside"};
 
-/// Whether the first line of a file is one of words with labels: {"tokens": [...], ...}.
+/// Whether the first line of a file is one of words with labels: {"tokens": [...], ...}. Throws FormatError, which
+/// names the line, if it is no object.
 inline bool has_words(const minimamba::ByteSource& source) {
-  std::uint64_t begin = 0;
+  std::uint64_t begin = 0, number = 0;
   std::string line;
   while (begin < source.size() && line.find_first_not_of(" \t\r") == line.npos) {
     line = minimamba::detail::line_at(source, begin);
-    begin += line.size() + 1;
+    begin += line.size() + 1, ++number;
   }
   if (line.find_first_not_of(" \t\r") == line.npos) return false;
-  return minimamba::detail::json_line(line, source.name()).find("tokens") != nullptr;
+  return minimamba::detail::json_line(line, minimamba::detail::line_of(source.name(), number)).find("tokens") !=
+         nullptr;
 }
 
 /// A word is a part of a text, so it has none of the tokens that a tokenizer puts around a whole one.

@@ -84,6 +84,16 @@ endforeach()
 expect(2 "excludes" ${tuned} --steps 1 --out none --d-model 8)
 expect(2 "requires" ${train} --steps 1 --out none --lora-rank 2)
 
+# A tokenizer: the tokens in training are those in evaluation.
+file(WRITE ${WORK}/pairs.json "{\"model\": {\"type\": \"BPE\", \"merges\": [\"a b\", \"c d\", \"e f\", \"g h\"], \"vocab\": {\"a\": 0, \"b\": 1,
+  \"c\": 2, \"d\": 3, \"e\": 4, \"f\": 5, \"g\": 6, \"h\": 7, \"ab\": 8, \"cd\": 9, \"ef\": 10, \"gh\": 11}}}")
+foreach(text IN ITEMS ab cd ef gh ab cd ef gh ab cd ef gh)
+  string(APPEND pairs "{\"text\": \"${text}\", \"label\": \"${text}\"}\n")
+endforeach()
+file(WRITE ${WORK}/pairs.jsonl "${pairs}")
+expect(0 "step 40/40" ${PROGRAM} train --data pairs.jsonl --tokenizer pairs.json ${small} --steps 40 --validation-fraction 0 --out pairs)
+expect(0 "accuracy 100.00 % .12 of 12." ${PROGRAM} evaluate --model pairs --data pairs.jsonl)
+
 # What is refused names the line.
 expect(1 "standard input: line 2: expected a text of at least one token" sh -c "printf 'x\\n\\n' | '${PROGRAM}' predict --model a")
 file(WRITE ${WORK}/bad.jsonl "${lines}{\"text\": \"\", \"label\": \"rises\"}\n")
@@ -91,6 +101,8 @@ expect(1 "bad.jsonl: line 63: expected a text of at least one token" ${refused} 
 file(WRITE ${WORK}/other.jsonl "{\"text\": \"x\", \"label\": \"stays\"}\n")
 expect(1 "other.jsonl: line 1: expected one of the labels falls, rises, found \"stays\"" ${PROGRAM} evaluate --model a --data other.jsonl)
 expect(1 "SequenceConfig.labels: expected from 2" ${refused} --data other.jsonl --validation-fraction 0)
+file(WRITE ${WORK}/first.jsonl "\nx\n")
+expect(1 "first.jsonl: line 2: " ${refused} --data first.jsonl)
 file(WRITE ${WORK}/empty.jsonl "")
 expect(1 "empty.jsonl: expected at least one line" ${refused} --data empty.jsonl)
 expect(1 "no-such-file" ${PROGRAM} predict --model no-such-file)

@@ -65,10 +65,10 @@ void for_each_line(const ByteSource& source, Body&& body, const LineRange& range
   if (!rest.empty()) pass(rest);
 }
 
-/// The line that begins at this byte.
+/// The line that begins at this byte; of one that is longer than for_each_line allows, its beginning, which is too.
 inline std::string line_at(const ByteSource& source, std::uint64_t begin) {
   std::string text;
-  for (std::uint64_t at = begin; at < source.size() && text.find('\n') == text.npos;) {
+  for (std::uint64_t at = begin; at < source.size() && text.size() <= longest_line && text.find('\n') == text.npos;) {
     const std::size_t old = text.size();
     text.resize(old + static_cast<std::size_t>(std::min<std::uint64_t>(4096 + old, source.size() - at)));
     source.read(at, std::as_writable_bytes(std::span(text).subspan(old)));
