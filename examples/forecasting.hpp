@@ -36,6 +36,7 @@ struct Scaling {
 
   std::size_t columns() const { return static_cast<std::size_t>((level ? 1 : 0) + 1 + (period > 0 ? horizon : 0)); }
 };
+inline constexpr double largest_scale = 1e300;  // of mean, deviation, step and ahead
 
 /// The values of a series, in memory or in a CSV file that may be larger.
 class Values {
@@ -93,7 +94,7 @@ Moments moments_of(Each&& each) {
   return {mean, deviation > 0 ? deviation : 1};
 }
 
-/// Measures the values to train on, the first `count`.
+/// Measures the values to train on, the first `count`. Throws ArgumentError if they are too large for it.
 inline Scaling measured(const Values& values, std::size_t count, Scaling scaling) {
   const auto changes = [&](std::size_t ahead) {
     return [&values, count, ahead](auto&& body) {
@@ -109,6 +110,11 @@ inline Scaling measured(const Values& values, std::size_t count, Scaling scaling
   scaling.deviation = level.deviation;
   scaling.step = moments_of(changes(1)).deviation;
   scaling.ahead = moments_of(changes(static_cast<std::size_t>(scaling.horizon))).deviation;
+  for (const double x : {scaling.mean, scaling.deviation, scaling.step, scaling.ahead}) {
+    if (std::abs(x) <= largest_scale) continue;
+    throw minimamba::ArgumentError("series", "values whose mean and standard deviation can be computed",
+                                   minimamba::number_text(x));
+  }
   return scaling;
 }
 
@@ -148,6 +154,19 @@ class Rows {
       : values_(std::move(values)), training_(training), scaling_(scaling) {}
 
   std::size_t rows() const { return values_.size(); }
+  /// Throws ArgumentError, which names the value, for one that is too large for the model to read.
+  void check() const {
+    Inputs inputs(scaling_);
+    std::vector<float> row(scaling_.columns());
+    std::size_t number = 0;
+    for_each_value(values_, rows(), 0, [&](double value, std::span<const double>) {
+      inputs.push(value, row.data());
+      ++number;
+      if (std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); })) return;
+      throw minimamba::ArgumentError("value " + std::to_string(number), "one from which a forecast can be computed",
+                                     minimamba::number_text(value));
+    });
+  }
   void append(std::size_t first, std::size_t count, std::size_t ignored, minimamba::SequenceBatch& batch) const {
     const auto H = static_cast<std::size_t>(scaling_.horizon);
     // What Inputs remembers at the first row: a season, or the last value.
@@ -205,7 +224,7 @@ inline Scaling from_json(const minimamba::ByteSource& source) {
   const auto number = [&](const char* key, double least) {
     const minimamba::Json* const value = json.find(key);
     const auto found = value == nullptr ? std::nullopt : value->number();
-    if (found && std::isfinite(*found) && *found >= least && *found <= 1e300) return *found;
+    if (found && std::isfinite(*found) && *found >= least && *found <= largest_scale) return *found;
     throw minimamba::FormatError(source.name() + ": " + key, "a number of at least " + minimamba::number_text(least),
                                  "none");
   };
@@ -228,7 +247,7 @@ inline Scaling from_json(const minimamba::ByteSource& source) {
   return {.horizon = count("horizon", 1),
           .period = count("period", 0),
           .level = *level->flag(),
-          .mean = number("mean", -1e300),
+          .mean = number("mean", -largest_scale),
           .deviation = number("deviation", tiny),
           .step = number("step", tiny),
           .ahead = number("ahead", tiny),

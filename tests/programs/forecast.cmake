@@ -77,6 +77,10 @@ endif()
 expect(1 "standard input: line 2: expected a finite number, found \"x\"" sh -c "printf '1\\nx\\n' | '${PROGRAM}' stream --model a")
 expect(1 "standard input: line 2: expected a value from which a forecast can be computed, found 1e.300"
        sh -c "printf '1\\n1e300\\n2\\n' | '${PROGRAM}' stream --model a")
+file(WRITE ${WORK}/large.csv "y\n${values}1e300\n")
+expect(1 "value 201: expected one from which a forecast can be computed, found 1e.300"
+       ${PROGRAM} train --csv large.csv --column y --length 32 --out none)
+expect(1 "series: expected values whose mean" ${PROGRAM} train --csv large.csv --column y --length 32 --validation-fraction 0 --out none)
 foreach(fraction IN ITEMS 2 -1 nan)
   expect(1 "--validation-fraction: expected from 0 to 1, found" ${train} --out none --validation-fraction ${fraction})
 endforeach()

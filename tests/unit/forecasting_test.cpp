@@ -48,6 +48,22 @@ TEST(Rows, AreTheSameFromMemoryAndFromAFile) {
                          all.inputs.begin() + static_cast<std::ptrdiff_t>(777 * a.columns())));
 }
 
+TEST(Rows, AreRefusedIfAValueIsTooLargeToRead) {
+  std::vector<double> values;
+  for (int t = 0; t < 5000; ++t) values.push_back(t % 7);
+  const Scaling scaling = measured(Values(values), 4000, {.horizon = 5, .period = 24});
+  Rows(Values(values), 4000, scaling).check();
+  values[4500] = 1e300;
+  try {
+    minimamba::WindowsOf(Rows(Values(values), 4000, scaling), 0.2, 50);
+    ADD_FAILURE();
+  } catch (const minimamba::ArgumentError& error) {
+    EXPECT_EQ(error.subject(), "value 4501") << error.what();
+  }
+  values[0] = 1e300;  // whose square is not finite: forecast.json could not hold the deviation
+  EXPECT_THROW(measured(Values(values), 4000, scaling), minimamba::ArgumentError);
+}
+
 TEST(TheSeasonalNaiveForecast, IsTheLastValueInTheFirstSeason) {
   Scorer scorer({.horizon = 1, .period = 4}, {0.5}, 0);
   for (int t = 0; t < 10; ++t) scorer.push(t, {static_cast<double>(t)});
