@@ -244,7 +244,8 @@ class ShuffledExamples {
 
 /// Rows in time, for windows: rows() of them; append(first, count, ignored, batch) adds a sequence of `count` rows from
 /// row `first` on to a batch, the first `ignored` of them without targets; and a fingerprint. Rows may be read from a
-/// file when they are asked for. Inputs must be finite, or the model refuses them.
+/// file when they are asked for. Inputs must be finite, or the model refuses them; a source may have check(), which is
+/// called once and throws if they are not.
 template <class S>
 concept SeriesSource = requires(const S& source, std::size_t n, SequenceBatch& batch) {
   { source.rows() } -> std::convertible_to<std::size_t>;
