@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "program.hpp"
+#include "ranks.hpp"
 
 namespace training {
 namespace {
@@ -106,7 +107,8 @@ void for_each_part(const std::string& text, const minimamba::Tokenizer& tokenize
 }  // namespace
 
 Text::Text(const Arguments& arguments, const program::Vocabulary& vocabulary) : arguments_(arguments) {
-  if (!is_large(arguments)) {
+  // If it is so to one rank, it is to all, which may have to wait for one another.
+  if (!minimamba::DataParallel(program::ranks()).any(is_large(arguments))) {
     for (const std::string& text : arguments.text) {
       const auto more = vocabulary.tokenizer.encode(program::read_file(text));
       tokens_.insert(tokens_.end(), more.begin(), more.end());
@@ -130,18 +132,21 @@ minimamba::TokenWindows Text::windows() {
   return {std::move(tokens_), options.validation_fraction, options.length};
 }
 
-/// Writes all tokens to a file in the folder of --out.
+/// The first rank writes all tokens to a file in the folder of --out, and all read it.
 void Text::encode(const minimamba::Tokenizer& tokenizer) {
-  folders_.emplace(fs::path(arguments_.out));
-  const fs::path path = fs::path(arguments_.out) / "tokens.bin";
-  minimamba::AtomicFile file(path);
-  for (const std::string& text : arguments_.text) {
-    for_each_part(text, tokenizer,
-                  [&](const Tokens& tokens) { file.write(std::as_bytes(std::span<const std::int32_t>(tokens))); });
+  const fs::path path = fs::path(arguments_.out) / "training-tokens.bin";
+  if (program::ranks().first()) {
+    folders_.emplace(fs::path(arguments_.out));
+    minimamba::AtomicFile file(path);
+    for (const std::string& text : arguments_.text) {
+      for_each_part(text, tokenizer,
+                    [&](const Tokens& tokens) { file.write(std::as_bytes(std::span<const std::int32_t>(tokens))); });
+    }
+    file.commit();
+    file_ = path;
   }
-  file.commit();
-  file_ = path;
-  const auto source = minimamba::ByteSource::open(file_);
+  minimamba::DataParallel(program::ranks()).any(true);  // the others wait until it is there
+  const auto source = minimamba::ByteSource::open(path);
   source_ = minimamba::TokenSource{static_cast<std::size_t>(source.size() / sizeof(std::int32_t)),
                                    [source](std::size_t first, std::span<std::int32_t> tokens) {
                                      source.read(first * sizeof(std::int32_t), std::as_writable_bytes(tokens));

@@ -17,7 +17,7 @@
 namespace training {
 
 /// The tokens of the texts of --text, one after the other: in memory, or if they are larger than --memory in files,
-/// from which they are read when they are asked for. It must outlive the windows.
+/// from which they are read when they are asked for. It must outlive the windows. All ranks make one at the same time.
 class Text {
  public:
   Text(const Arguments& arguments, const program::Vocabulary& vocabulary);
@@ -35,7 +35,7 @@ class Text {
   std::vector<std::int32_t> tokens_;              // of a text in memory
   std::optional<minimamba::TokenSource> source_;  // of a larger one
   std::optional<minimamba::MadeFolders> folders_;
-  std::filesystem::path file_;  // of tokens that are no bytes; removed at the end
+  std::filesystem::path file_;  // of tokens that are no bytes, if this rank has written it; removed at the end
 };
 
 }  // namespace training

@@ -1,8 +1,10 @@
 """Kills a rank of a training (kill -9) at several moments: all ranks end within 30 seconds, the last checkpoint is whole,
-and --resume, also with another number of ranks, gives the bytes of a training that nothing has disturbed.
+and --resume, also with another number of ranks, gives the bytes of a training that nothing has disturbed. So does a text
+that is read from a file of tokens, with an average of the weights.
 
 killed.py TRAIN WORK MOMENTS MPIEXEC ARGUMENT...   (MPIEXEC ARGUMENT... -n RANKS TRAIN ... starts the ranks)
 """
+import json
 import os
 import pathlib
 import random
@@ -102,6 +104,21 @@ whole = time.monotonic() - begin
 for name in files:
     if (work / "two" / name).read_bytes() != (work / "whole" / name).read_bytes():
         sys.exit("%s of two ranks differs from that of one" % name)
+
+# Tokens of a text that is larger than the memory for them, which rank 0 writes to a file that all read.
+plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+byte_names = [chr(b) if b in plain else chr(256 + sum(c not in plain for c in range(b))) for b in range(256)]
+vocabulary = {name: number for number, name in enumerate(byte_names)}
+(work / "tokenizer.json").write_text(json.dumps(
+    {"model": {"type": "BPE", "vocab": {**vocabulary, "ow": 256}, "merges": ["o w"]},
+     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}, "decoder": {"type": "ByteLevel"}}))
+for out, ranks, memory in (("in-memory", 1, "1024"), ("in-files", 2, "0")):
+    run(ranks, work / out, "--tokenizer", str(work / "tokenizer.json"), "--memory", memory, "--average", "0.9")
+for name in files:
+    if (work / "in-memory" / name).read_bytes() != (work / "in-files" / name).read_bytes():
+        sys.exit("%s of two ranks that read tokens from a file differs from that of one" % name)
+if (work / "in-files" / "training-tokens.bin").exists():
+    sys.exit("the file of tokens was left")
 random.seed(7)
 for i in range(moments):
     seconds = whole * (i + random.random()) / moments
