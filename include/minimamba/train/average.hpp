@@ -73,7 +73,8 @@ class WeightAverage {
 
   const Model& model() {
     if constexpr (requires { model_.refresh(); }) {
-      if (std::exchange(stale_, false)) model_.refresh();
+      if (stale_) model_.refresh();  // it may throw
+      stale_ = false;
     }
     return model_;
   }
