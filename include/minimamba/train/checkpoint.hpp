@@ -212,8 +212,8 @@ std::vector<std::string> check_training(const Trainer<Model, Rest...>& trainer, 
     throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));
   }
   check_no_other_settings(wanted_settings, set, file);
-  for_each_module(trainer, [&](const std::string& prefix, const Model& module) {
-    for_each_trainable(
+  for_each_module(trainer, [&](const std::string& prefix, const Model&) {
+    for_each_trainable(  // those of the model: ranks may have divided the moments
         [&](std::string_view name, const auto& parameter) {
           const StoredTensor& tensor = require_tensor(set, file, prefix + std::string(name));
           const bool same =
@@ -224,7 +224,7 @@ std::vector<std::string> check_training(const Trainer<Model, Rest...>& trainer, 
                                 std::string(name_of(dtype)) + " " + shape_text(parameter.shape()),
                                 type_of(tensor) + " " + shape_text(tensor.shape));
         },
-        module);
+        trainer.model());
   });
   const StoredTensor& history = require_tensor(set, file, "history");
   if (history.dtype == DType::F64 && history.shape.size() == 2 && history.shape[1] == record_size) return notes;
@@ -234,11 +234,16 @@ std::vector<std::string> check_training(const Trainer<Model, Rest...>& trainer, 
 }  // namespace detail
 
 /// Saves the state of a training run, without frozen parameters. An existing file is replaced once the new one is
-/// complete on the disk. Throws FileError, and DivergedError if training has diverged (see Trainer::require_finite);
-/// the old file is unchanged then.
+/// complete on the disk. Throws FileError, DivergedError if training has diverged (see Trainer::require_finite), and
+/// ArgumentError if ranks have divided the moments and this one has not all: see DataParallel::on_first. The old file
+/// is unchanged then.
 template <class Model, class... Rest>
 void save_training(Trainer<Model, Rest...>& trainer, const std::filesystem::path& file) {
   using Scalar = typename Model::ScalarType;
+  if (detail::parameters_in(trainer.optimizer().mean()) < detail::parameters_in(trainer.model())) {
+    throw ArgumentError("trainer", "the moments of all parameters, as rank 0 has them in DataParallel::on_first",
+                        "those of this rank");
+  }
   trainer.require_finite();
   const auto settings = detail::settings_of(trainer);
   std::vector<double> history;
