@@ -247,6 +247,100 @@ TEST(DataParallel, NamesTheRankWithOtherOptionsOrData) {
     });
   }
 }
+TEST(DataParallel, NamesTheRankWithAnotherAverageOrOtherFrozenWeights) {
+  for (const bool frozen : {false, true}) {
+    on_ranks<ThreadRanks>(2, [&](std::size_t rank, const ThreadRanks& comm) {
+      auto options = Fixture::options(2);
+      options.average = rank == 1 && !frozen ? 0.5 : 0.9;
+      Model model = Fixture::model();
+      freeze(model, {"norm_f"});
+      if (rank == 1 && frozen) model.norm_f.weight.view()(0, 3) += 1;
+      Trainer<Model> trainer(std::move(model), Fixture::tokens(), options);
+      DataParallel together(comm);
+      try {
+        trainer.step(together);
+        ADD_FAILURE() << "was accepted";
+      } catch (const RanksDifferError& error) {
+        EXPECT_EQ(error.subject(), "rank 1");
+        EXPECT_NE(error.found().find(frozen ? "weights" : "options"), std::string::npos) << error.what();
+      }
+    });
+  }
+}
+TEST(DataParallel, ReadsDataFromFilesOnceToCompareThem) {
+  on_ranks<ThreadRanks>(2, [&](std::size_t, const ThreadRanks& comm) {
+    const auto tokens = Fixture::tokens();
+    std::size_t read = 0;
+    const TokenSource source{tokens.size(), [&](std::size_t first, std::span<std::int32_t> some) {
+                               std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(first), some.size(),
+                                           some.begin());
+                               read += some.size();
+                             }};
+    const auto options = Fixture::options(2);
+    Trainer<Model> trainer(Fixture::model(), TokenWindows(source, options.validation_fraction, options.length),
+                           options);
+    DataParallel together(comm, {.check_every = 1});
+    while (!trainer.ended()) trainer.step(together);
+    EXPECT_EQ(trainer.data().fingerprint(), TokenWindows(tokens, 0, options.length).fingerprint());
+    const auto windows = static_cast<std::size_t>(trainer.steps() * options.accumulate * options.batch);
+    EXPECT_EQ(read, tokens.size() + windows * static_cast<std::size_t>(options.length + 1));
+  });
+}
+/// What ranks that divide the moments keep of them is no checkpoint.
+TEST(DataParallel, ARankWithoutAllMomentsSavesNothingAndResumesAll) {
+  const Folder folder;
+  const auto good = folder / "good.safetensors", lacking = folder / "lacking.safetensors";
+  on_ranks<ThreadRanks>(2, [&](std::size_t rank, const ThreadRanks& comm) {
+    Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(2));
+    DataParallel together(comm, {.divide_moments = true});
+    trainer.step(together);
+    EXPECT_THROW(save_training(trainer, folder / ("of" + std::to_string(rank))), ArgumentError);
+    EXPECT_FALSE(is_there(folder / ("of" + std::to_string(rank))));
+    together.on_first(trainer, [&] { save_training(trainer, good); });
+    if (rank == 0) {  // a name of the last moment, which rank 1 keeps
+      std::string bytes = support::read_text(good);
+      const std::string name = "\"variance.norm_f.weight\"";
+      ASSERT_NE(bytes.find(name), bytes.npos);
+      support::write_text(lacking, bytes.replace(bytes.find(name) + 1, 8, "Variance"));
+    }
+    together.any(true);
+    trainer.step(together);
+    const auto weights = parameters_of(trainer.model());
+    EXPECT_THROW(resume_training(trainer, lacking), CheckpointError);
+    expect_identical(weights, parameters_of(trainer.model()));
+    resume_training(trainer, good);
+    trainer.step(together);
+    expect_identical(weights, parameters_of(trainer.model()));
+  });
+}
+/// The average of the weights, whatever the number of ranks that train, validate and go on.
+TEST(DataParallel, AveragesWeightsWithTheBitsOfOneRank) {
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  auto options = Fixture::options(4);
+  options.average = 0.9;
+  Trainer<Model> alone(Fixture::model(), Fixture::tokens(), options);
+  while (!alone.ended()) {
+    alone.step();
+    alone.validate(3);
+  }
+  for (const int ranks : {3, 1, 4}) {
+    on_ranks<ThreadRanks>(ranks, [&](std::size_t, const ThreadRanks& comm) {
+      Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), options);
+      DataParallel together(comm, {.divide_moments = true});
+      if (is_there(file)) resume_training(trainer, file);
+      for (int i = 0; i < 2; ++i) {
+        trainer.step(together);
+        trainer.validate(together, 3);
+      }
+      together.on_first(trainer, [&] { save_training(trainer, file); });
+      if (!trainer.ended()) return;
+      EXPECT_EQ(bits_of(alone.history()), bits_of(trainer.history()));
+      expect_identical(parameters_of(alone.averaged()), parameters_of(trainer.averaged()));
+    });
+  }
+}
+
 TEST(DataParallel, TellsAllRanksWhatFailsOnTheFirst) {
   on_ranks<ThreadRanks>(3, [&](std::size_t rank, const ThreadRanks& comm) {
     Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(3));

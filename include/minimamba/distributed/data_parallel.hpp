@@ -275,7 +275,8 @@ class DataParallel {
         whole, divided);
   }
 
-  /// Throws RanksDifferError, on all ranks, unless all train the same model in the same way.
+  /// Throws RanksDifferError, on all ranks, unless all train the same model in the same way. Data and frozen
+  /// parameters, which no step changes, are compared only before the first: to hash data, a file may have to be read.
   template <class Trainer>
   void require_same(const Trainer& trainer) const {
     constexpr std::array<const char*, 4> what{
@@ -284,8 +285,9 @@ class DataParallel {
         "its model"};
     detail::Fnv1a kernels;
     kernels.add(std::string_view(detail::kernels_text(trainer.model().backend())));
-    const std::array<std::uint64_t, 4> own{hash_of_options(trainer), std::uint64_t{trainer.data().fingerprint()},
-                                           kernels.value(), hash_of_weights(trainer.model())};
+    const std::array<std::uint64_t, 4> own{hash_of_options(trainer),
+                                           begun_ ? 0 : std::uint64_t{trainer.data().fingerprint()}, kernels.value(),
+                                           hash_of_weights(trainer.model(), !begun_)};
     const auto all = detail::all_gather(ranks_, std::span<const std::uint64_t>(own));
     for (std::size_t i = 0; i < own.size(); ++i) {
       std::vector<std::uint64_t> hashes;
@@ -313,17 +315,21 @@ class DataParallel {
       hash.add(std::string_view(group.part));
       add(group.rate, group.weight_decay.value_or(-1));
     }
-    add(options_.reduction, std::uint64_t{options_.divide_moments}, options_.check_every);
+    add(o.average, options_.reduction, std::uint64_t{options_.divide_moments}, options_.check_every);
+    if constexpr (requires { adapter_fingerprint(trainer.model()); }) add(adapter_fingerprint(trainer.model()));
     return hash.value();
   }
   template <class Model>
-  static std::uint64_t hash_of_weights(const Model& model) {
+  static std::uint64_t hash_of_weights(const Model& model, bool with_frozen) {
     using Scalar = typename Model::ScalarType;
     using Bits = std::conditional_t<sizeof(Scalar) == 4, std::uint32_t, std::uint64_t>;
     detail::Fnv1a hash;
-    for_each_trainable(
+    for_each_parameter(
         [&](std::string_view name, const auto& parameter) {
+          const bool frozen = parameter.frozen() || !std::remove_cvref_t<decltype(parameter)>::can_train;
+          if (frozen && !with_frozen) return;
           hash.add(name);
+          hash.add_value(frozen);
           detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
             parameter.download(model.backend(), first, piece);
             for (std::size_t i = 0; i < piece.rows(); ++i) {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -201,7 +202,9 @@ class TokenWindows {
                             [&](std::size_t first) { add(training_size() + first, shape, windows); });
     return windows;
   }
+  /// A TokenSource is read to its end the first time.
   std::uint64_t fingerprint() const {
+    if (fingerprint_) return *fingerprint_;
     detail::Fnv1a hash;
     const auto add_all = [&](std::span<const std::int32_t> tokens) {
       for (const std::int32_t token : tokens) hash.add(std::uint64_t{static_cast<std::uint32_t>(token)});
@@ -216,7 +219,8 @@ class TokenWindows {
       source_.read(first, part);
       add_all(part);
     }
-    return hash.value();
+    fingerprint_ = hash.value();
+    return *fingerprint_;
   }
 
  private:
@@ -231,6 +235,7 @@ class TokenWindows {
   TokenSplit split_;  // of them
   TokenSource source_;
   std::size_t validation_ = 0;
+  mutable std::optional<std::uint64_t> fingerprint_;  // of a source: every checkpoint needs it
 };
 
 }  // namespace minimamba
