@@ -324,6 +324,8 @@ TEST(DataParallel, AveragesWeightsWithTheBitsOfOneRank) {
     alone.step();
     alone.validate(3);
   }
+  const auto history = bits_of(alone.history());
+  const auto average = parameters_of(alone.averaged());
   for (const int ranks : {3, 1, 4}) {
     on_ranks<ThreadRanks>(ranks, [&](std::size_t, const ThreadRanks& comm) {
       Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), options);
@@ -335,8 +337,8 @@ TEST(DataParallel, AveragesWeightsWithTheBitsOfOneRank) {
       }
       together.on_first(trainer, [&] { save_training(trainer, file); });
       if (!trainer.ended()) return;
-      EXPECT_EQ(bits_of(alone.history()), bits_of(trainer.history()));
-      expect_identical(parameters_of(alone.averaged()), parameters_of(trainer.averaged()));
+      EXPECT_EQ(history, bits_of(trainer.history()));
+      expect_identical(average, parameters_of(trainer.averaged()));
     });
   }
 }
