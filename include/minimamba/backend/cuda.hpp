@@ -28,12 +28,6 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
-/// How CudaTraining multiplies matrices of float: see cuda_training.hpp.
-enum class Products {
-  f32,   // with all bits
-  bf16,  // of operands that are rounded to bf16
-};
-
 struct CudaOptions {
   int device = 0;                                  // the number of the card
   Activations activations = Activations::rounded;  // of products with bf16, q8 and q4 weights

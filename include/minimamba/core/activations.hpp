@@ -26,6 +26,12 @@ namespace minimamba::inline MINIMAMBA_ISA {
 /// of the function without rounding.
 enum class Activations { rounded, exact };
 
+/// How CudaTraining multiplies matrices of float: see cuda_training.hpp.
+enum class Products {
+  f32,   // with all bits
+  bf16,  // of operands that are rounded to bf16
+};
+
 /// Whether products with weights of format W round their activations.
 template <class W>
 inline constexpr bool rounds_activations = std::is_same_v<W, bf16> || std::is_same_v<W, q8> || std::is_same_v<W, q4>;
