@@ -1,14 +1,15 @@
 #!/bin/sh
 # Installs missing packages, and builds and runs minimamba:
-#   sh cmake/run.sh demo    builds the program generate and runs it
-#   sh cmake/run.sh test    builds everything and runs the tests
-# It is a thin wrapper around: cmake --workflow --preset demo|test
+#   sh cmake/run.sh demo        builds the program generate and runs it
+#   sh cmake/run.sh test        builds and runs the tests of the library
+#   sh cmake/run.sh test-all    these, and all programs, benchmarks, outside projects and what takes a compiler to test
+# It is a thin wrapper around: cmake --workflow --preset demo|test|test-all
 set -eu
 
 case "${1:-}" in
-  demo | test) what=$1 ;;
-  -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) echo "usage: sh cmake/run.sh demo|test" >&2; exit 2 ;;
+  demo | test | test-all) what=$1 ;;
+  -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *) echo "usage: sh cmake/run.sh demo|test|test-all" >&2; exit 2 ;;
 esac
 cd "$(dirname "$0")/.."
 
@@ -46,10 +47,12 @@ need pkg-config pkgconf-pkg-config pkg-config have pkg-config
 need libeigen3-dev eigen3-devel eigen have_header Eigen/Core
 need nlohmann-json3-dev json-devel nlohmann-json have_header nlohmann/json.hpp
 need libutf8proc-dev utf8proc-devel utf8proc have_header utf8proc.h
-need libcli11-dev cli11-devel cli11 have_header CLI/CLI.hpp
-if [ "$what" = test ]; then
+[ "$what" = test ] || need libcli11-dev cli11-devel cli11 have_header CLI/CLI.hpp
+if [ "$what" != demo ]; then
   need libpcre2-dev pcre2-devel pcre2 have_header pcre2.h
   need libgtest-dev gtest-devel googletest have_header gtest/gtest.h
+fi
+if [ "$what" = test-all ]; then
   need libcpp-httplib-dev - - have_header httplib.h
   need libopenmpi-dev openmpi-devel open-mpi have mpirun
   need libbenchmark-dev google-benchmark-devel google-benchmark have_header benchmark/benchmark.h
@@ -88,7 +91,7 @@ if ! cmake --help-full 2>/dev/null | grep -q -- '--workflow'; then
 fi
 CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}
 export CMAKE_BUILD_PARALLEL_LEVEL
-if [ ! -e "build/$what/CMakeCache.txt" ]; then
+if [ ! -e "build/${what%-all}/CMakeCache.txt" ]; then
   CMAKE_GENERATOR=${CMAKE_GENERATOR:-Ninja}  # keeps every core busy: make compiles no program before its libraries
   export CMAKE_GENERATOR
 fi
