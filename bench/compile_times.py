@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """Measures what compiling costs: user and system seconds, peak memory and the size of the object.
 
-    bench/compile_times.py [--compiler g++] [--repeat 3] [--every] [pattern ...]
+    bench/compile_times.py [--repeat 3] [--every] [pattern ...]
 
 Prints a line for hello.cpp and for small files that load, tokenise and train, from the headers alone and as they are
-with minimamba::kernels and minimamba::files; for what these targets, minimamba::models and train compile; for each
-example and, with --every, for every source file of the repository, as CMake compiles them: with all of these. Everything is
-compiled with -O2; patterns choose among the names. The smallest of the repetitions counts. Beside each figure stands
-its budget, if it has one; exit status 1 if one is exceeded. The first line is a file that includes a dozen standard
-headers and Eigen: it tells how fast the machine is today.
+with minimamba::kernels and minimamba::files; and for each file of these targets, of minimamba::models and of the examples
+as CMake compiles them, those that CMake writes included; with --every, for every file of tests and benchmarks too. All
+are compiled with -O2, each alone; patterns choose among the names. CXX names the compiler. The smallest of the
+repetitions counts. Beside each figure stands its budget, if it has one; exit status 1 if one is exceeded. The first line
+is a file that includes a dozen standard headers and Eigen: it tells how fast the machine is today.
 """
-import argparse, glob, os, re, subprocess, sys, tempfile
+import argparse, json, os, re, shlex, subprocess, sys, tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = {
@@ -22,17 +22,7 @@ SMALL = {
     "train": "#include <minimamba/train.hpp>\n#include <utility>\nint main() {\n  minimamba::Mamba<float, minimamba::NativeTraining> model({.d_model = 64, .n_layer = 2, .vocab_size = 256});\n"
              "  minimamba::Trainer trainer(std::move(model), std::vector<std::int32_t>(100), {.batch = 2, .length = 16});\n  return trainer.step().loss > 0 ? 0 : 1;\n}\n",
 }
-ONCE = {
-    "minimamba::kernels": "#include <minimamba/kernels.hpp>\n",
-    "minimamba::files": "#include <minimamba/files.hpp>\n",
-    **{f"minimamba::models, {backend}, {mixer}": f"#include <minimamba/backend/{backend.lower()}.hpp>\n#include <minimamba/io/any_model_of.hpp>\nusing namespace minimamba;\n"
-       + "".join(f"template AnyModel AnyModel::load_as<Mamba<float, {backend}Backend, {weight}, {mixer}>>(const Checkpoint&, const AnyModelOptions&);\n"
-                 for weight in "float bf16 f16 q8 q4".split()) for backend in "Native Eigen Reference".split() for mixer in "S6 SSD".split()},
-    **{f"examples/train, {backend}, {mixer}": f"#include <minimamba/backend/{backend.lower()}_training.hpp>\n#include \"examples/training_run.hpp\"\nusing namespace minimamba;\n"
-       f"template int training::train<Mamba<float, {backend}Training, float, {mixer}>>(const training::Arguments&, const std::optional<Checkpoint>&, const ConfigOf<{mixer}<float>>&);\n"
-       for backend in "Native Eigen Reference".split() for mixer in "S6 SSD".split()},
-}
-COMPILED = [f"-DMINIMAMBA_COMPILED_{what}" for what in ("KERNELS", "FILES", "MODELS", "TRAINING", "SELECTION")]
+COMPILED = ["-DMINIMAMBA_COMPILED_KERNELS", "-DMINIMAMBA_COMPILED_FILES"]
 WITH = ", compiled once"  # what is added to the name of a file that uses these targets
 BUDGETS = {"examples/hello.cpp": (5, 700), "load" + WITH: (10, None)}  # seconds, MB
 EVERY = (30, 1200)  # of any file of the repository
@@ -41,6 +31,27 @@ EVERY = (30, 1200)  # of any file of the repository
 def packages(*names):
     flags = subprocess.run(["pkg-config", "--cflags", *names], capture_output=True, text=True).stdout.split()
     return [re.sub("^-I", "-isystem", flag) for flag in flags]
+
+
+def of_cmake(folder, every):
+    """{name: command without an output}, each file once, though it may belong to several programs."""
+    parts = "ON" if every else "OFF"
+    batches = ["-DMINIMAMBA_TEST_BATCHES=OFF"] if every else []
+    subprocess.run(["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2",
+                    "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DMINIMAMBA_INSTALL=OFF", *batches,
+                    f"-DMINIMAMBA_BUILD_TESTS={parts}", f"-DMINIMAMBA_BUILD_BENCH={parts}"],
+                   check=True, stdout=subprocess.DEVNULL)
+    with open(f"{folder}/compile_commands.json") as file:
+        entries = json.load(file)
+    commands = {}
+    for entry in entries:
+        path = name = os.path.join(entry["directory"], entry["file"])
+        for start in (ROOT, folder):
+            if os.path.commonpath([start, path]) == start:
+                name = os.path.relpath(path, start)
+        words = shlex.split(entry["command"])
+        commands.setdefault(name, words[:words.index("-o")] + ["-c", path])
+    return dict(sorted(commands.items()))
 
 
 def compile_once(command):
@@ -55,38 +66,33 @@ def compile_once(command):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("patterns", nargs="*")
-    parser.add_argument("--compiler", default=os.environ.get("CXX", "g++"))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--every", action="store_true")
     options = parser.parse_args()
-    flags = ["-std=c++20", "-O2", f"-I{ROOT}/include", f"-I{ROOT}", f"-I{ROOT}/tests"] + packages("eigen3", "CLI11", "libutf8proc", "nlohmann_json")
-    flags += ['-DGOLDEN_FOLDER=""', '-DMINIMAMBA_EXAMPLE_DATA=""']
+    alone = [os.environ.get("CXX", "g++"), "-std=c++20", "-O2", f"-I{ROOT}/include"]
+    alone += packages("eigen3", "libutf8proc", "nlohmann_json")
     exceeded = False
     with tempfile.TemporaryDirectory() as folder:
-        sources = {}  # [name]: file, flags
-        for name, text in {**SMALL, **ONCE}.items():
-            path = f"{folder}/{len(sources)}.cpp"
+        commands = {}
+        for name, text in SMALL.items():
+            path = f"{folder}/{len(commands)}.cpp"
             with open(path, "w") as file:
                 file.write(text)
-            sources[name] = path, COMPILED if name.startswith(("minimamba::models", "examples/")) else []
+            commands[name] = alone + ["-c", path]
         for name in list(SMALL)[2:]:
-            sources[name + WITH] = sources[name][0], COMPILED
-        sources["hello"] = f"{ROOT}/examples/hello.cpp", []
-        for path in sorted(glob.glob(f"{ROOT}/examples/*.cpp")):
-            sources[os.path.relpath(path, ROOT)] = path, COMPILED
-        if options.every:
-            for path in sorted(glob.glob(f"{ROOT}/tests/*/*_test.cpp") + glob.glob(f"{ROOT}/tests/support/*.cpp") + glob.glob(f"{ROOT}/bench/*.cpp")):
-                sources[os.path.relpath(path, ROOT)] = path, COMPILED
-        print(f"{'':36} {'seconds':>8} {'budget':>7} {'MB':>6} {'budget':>7} {'object, KB':>11}")
-        for name, (path, more) in sources.items():
+            commands[name + WITH] = commands[name] + COMPILED
+        commands["hello"] = alone + ["-c", f"{ROOT}/examples/hello.cpp"]
+        commands |= of_cmake(f"{folder}/build", options.every)
+        print(f"{'':40} {'seconds':>8} {'budget':>7} {'MB':>6} {'budget':>7} {'object, KB':>11}")
+        for name, command in commands.items():
             if options.patterns and not any(re.search(p, name) for p in options.patterns):
                 continue
             out = f"{folder}/object.o"
-            runs = [compile_once([options.compiler, *flags, *more, "-c", path, "-o", out]) for _ in range(options.repeat)]
+            runs = [compile_once([*command, "-o", out]) for _ in range(options.repeat)]
             seconds, memory = min(run[0] for run in runs), min(run[1] for run in runs)
             most = BUDGETS.get(name, EVERY)
             exceeded |= seconds > most[0] or (most[1] is not None and memory > most[1])
-            print(f"{name:36} {seconds:8.1f} {most[0]:7} {memory:6.0f} {most[1] or '':>7} {os.path.getsize(out) / 1024:11.0f}", flush=True)
+            print(f"{name:40} {seconds:8.1f} {most[0]:7} {memory:6.0f} {most[1] or '':>7} {os.path.getsize(out) / 1024:11.0f}", flush=True)
     sys.exit(1 if exceeded else 0)
 
 

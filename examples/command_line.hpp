@@ -2,9 +2,10 @@
 #ifndef MINIMAMBA_EXAMPLES_COMMAND_LINE_HPP
 #define MINIMAMBA_EXAMPLES_COMMAND_LINE_HPP
 
-#include "program.hpp"
+#include "terminal.hpp"
 
 #include <minimamba/core/error.hpp>
+#include <minimamba/io/transfer.hpp>
 
 #include <CLI/CLI.hpp>
 

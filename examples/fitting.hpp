@@ -6,6 +6,7 @@
 #include <minimamba/io/pretrained.hpp>
 #include <minimamba/io/sequence_files.hpp>
 #include <minimamba/nn/adapters.hpp>
+#include <minimamba/backend/native_training.hpp>
 #include <minimamba/train/checkpoint.hpp>
 #include <minimamba/train/sequence_trainer.hpp>
 
@@ -20,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "program.hpp"
+#include "terminal.hpp"
 #include "report.hpp"
 
 namespace fitting {

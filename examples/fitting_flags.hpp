@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "fitting.hpp"
-#include "program.hpp"
+#include "terminal.hpp"
 
 namespace fitting {
 

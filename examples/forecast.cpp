@@ -25,7 +25,7 @@
 #include "fitting_flags.hpp"
 #include "forecast_run.hpp"
 #include "forecasting.hpp"
-#include "program.hpp"
+#include "terminal.hpp"
 
 namespace {
 

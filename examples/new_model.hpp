@@ -8,16 +8,10 @@
 #include <optional>
 #include <string>
 
+#include "model_sizes.hpp"
 #include "program.hpp"
 
 namespace program {
-
-struct ModelSizes {
-  std::string mixer = "s6";
-  std::int64_t d_model = 0, n_layer = 0, vocab_size = 0, d_conv = 4, expand = 2;
-  std::optional<std::int64_t> d_state = {}, head_dim = {}, n_groups = {};  // default: those of the mixer
-  bool dt_b_c_rms = false, untied = false;
-};
 
 /// The configuration of a model of these sizes. Throws ArgumentError for a size that the mixer does not have.
 inline minimamba::AnyConfig config_of(const ModelSizes& sizes) {

@@ -2,7 +2,7 @@
 #ifndef MINIMAMBA_EXAMPLES_REPORT_HPP
 #define MINIMAMBA_EXAMPLES_REPORT_HPP
 
-#include <minimamba/train.hpp>
+#include <minimamba/train/trainer.hpp>
 
 #include <algorithm>
 #include <charconv>

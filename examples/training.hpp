@@ -57,6 +57,7 @@ inline int train_where_possible(const Arguments& arguments) {
 }  // namespace training
 
 #ifndef MINIMAMBA_COMPILED_TRAINING  // which CMakeLists.txt defines: they are compiled in files of their own
+#include "training_model.hpp"
 #include "training_run.hpp"
 #endif
 #endif

@@ -4,6 +4,7 @@
 
 #include <minimamba/distributed/data_parallel.hpp>
 #include <minimamba/io/checkpoint.hpp>
+#include <minimamba/text/tokenizer.hpp>
 #include <minimamba/train/trainer.hpp>
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "new_model.hpp"
+#include "model_sizes.hpp"
 
 namespace training {
 
@@ -38,6 +39,12 @@ struct Arguments {
 template <class Model>
 int train(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init,
           const typename Model::Config& config);
+
+/// The model that it begins with. Throws ArgumentError if the tokenizer has more tokens than the model of --init.
+/// Defined in training_model.hpp.
+template <class Model>
+Model make_model(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init,
+                 typename Model::Config config, const minimamba::Tokenizer& tokenizer);
 
 }  // namespace training
 

@@ -24,9 +24,9 @@
 #include <utility>
 #include <vector>
 
-#include "program.hpp"
 #include "ranks.hpp"
 #include "report.hpp"
+#include "terminal.hpp"
 #include "training_options.hpp"
 #include "training_text.hpp"
 #include "vocabulary.hpp"
@@ -105,7 +105,7 @@ class Program {
       : arguments_(arguments),
         vocabulary_(program::find_vocabulary(arguments.tokenizer, init, "--init " + arguments.init)),
         text_(arguments, vocabulary_),
-        trainer_(make_model(init, config), text_.windows(), arguments.options),
+        trainer_(make_model<Model>(arguments, init, config, vocabulary_.tokenizer), text_.windows(), arguments.options),
         together_(program::ranks(), arguments.together),
         checkpoint_(fs::path(arguments.out) / "training.safetensors"),
         prompt_(vocabulary_.tokenizer.encode(arguments.prompt)) {
@@ -149,7 +149,6 @@ class Program {
   }
 
  private:
-  using Backend = typename Model::BackendType;
   static constexpr bool is_adapted = !std::is_same_v<typename Model::WeightType, float>;
 
   /// Prints the last step. Returns the error if standard output cannot be written.
@@ -163,27 +162,6 @@ class Program {
       return std::current_exception();
     }
     return nullptr;
-  }
-
-  Model make_model(const std::optional<minimamba::Checkpoint>& init, typename Model::Config config) const {
-    const auto backend = program::training_backend<Backend>(arguments_.threads, arguments_.products);
-    const minimamba::Tokenizer& tokenizer = vocabulary_.tokenizer;
-    if (init) {
-      Model model = minimamba::load<Model>(*init, {.backend = backend});
-      if constexpr (is_adapted) {
-        add_adapter(model, {.rank = arguments_.lora_rank,
-                            .alpha = arguments_.lora_alpha,
-                            .targets = arguments_.lora_targets.empty() ? minimamba::default_targets(model)
-                                                                       : arguments_.lora_targets,
-                            .seed = arguments_.options.seed});
-      }
-      if (tokenizer.size() <= model.config().vocab_size) return model;
-      throw minimamba::ArgumentError(
-          "tokenizer", "at most " + std::to_string(model.config().vocab_size) + " tokens, the vocabulary of the model",
-          std::to_string(tokenizer.size()));
-    }
-    config.vocab_size = tokenizer.size();
-    return Model(config, backend, arguments_.options.seed);  // not reached with adapters, which need --init
   }
 
   bool due(std::int64_t every) const { return every > 0 && (trainer_.steps() % every == 0 || trainer_.ended()); }

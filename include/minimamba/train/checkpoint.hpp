@@ -1,6 +1,6 @@
 // Training checkpoints: one safetensors file, written atomically, with everything that the next step depends on. A
-// training run that was killed can be resumed from it and gives the same bits. The only header of train/ that needs
-// minimamba/io.hpp.
+// training run that was killed can be resumed from it and gives the same bits. Needs minimamba::io, as files of data
+// do.
 #ifndef MINIMAMBA_TRAIN_CHECKPOINT_HPP
 #define MINIMAMBA_TRAIN_CHECKPOINT_HPP
 
@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "minimamba/core/hash.hpp"
-#include "minimamba/io.hpp"
+#include "minimamba/io/save.hpp"
 #include "minimamba/train/trainer.hpp"
 
 #include "minimamba/core/isa.hpp"
