@@ -67,7 +67,7 @@ class TestedCudaTraining : public WithMemoryOfTheHost<minimamba::CudaTraining<Nu
     p.kept.states = mirror.of(p.kept.states), p.d_h = mirror.of(p.d_h);
     p.d_u = mirror.of(p.d_u), p.d_delta = mirror.of(p.d_delta), p.d_z = mirror.of(p.d_z);
     p.d_b = mirror.of(p.d_b), p.d_c = mirror.of(p.d_c), p.d_delta_bias = mirror.of(p.d_delta_bias);
-    p.d_a = mirror.of(p.d_a), p.d_d = mirror.of(p.d_d);
+    p.d_a = mirror.of(p.d_a), p.d_d = mirror.of(p.d_d), p.y = mirror.of(p.y);
     Base::selective_scan_backward(p);
   }
   void ssd_scan_backward(minimamba::SsdScanBackwardArguments<Scalar> p) const {

@@ -350,8 +350,9 @@ TYPED_TEST(TrainingKernels, DifferentiateScansFromTheStatesBeforeChunks) {
   const Matrix d_y = random_matrix<double>(M, E, 10), d_final = random_matrix<double>(slots * E, N, 11);
   Matrix starts(chunks * E, N);
   const KeptStates<double> kept{chunk, {starts.view(), E}};
+  Matrix y(M, E), again(M, E);
   const auto loss = [&] {
-    Matrix y(M, E), state = h;
+    Matrix state = h;
     backend.selective_scan({.segments = segments,
                             .u = u.view(),
                             .delta = delta.view(),
@@ -367,7 +368,7 @@ TYPED_TEST(TrainingKernels, DifferentiateScansFromTheStatesBeforeChunks) {
     return dot(y, d_y) + dot(state, d_final);
   };
   loss();
-  const Matrix saved = starts;
+  const Matrix saved = starts, forward_y = y;
   for (std::size_t i = 0; i < E; ++i) {
     for (std::size_t n = 0; n < N; ++n) {
       EXPECT_EQ(saved(i, n), h(2 * E + i, n));  // before the first chunk of the first segment
@@ -394,7 +395,11 @@ TYPED_TEST(TrainingKernels, DifferentiateScansFromTheStatesBeforeChunks) {
                                    .d_delta_bias = d_bias.view(),
                                    .d_a = d_a.view(),
                                    .d_d = d_d.view(),
-                                   .d_h = {d_h.view(), E}});
+                                   .d_h = {d_h.view(), E},
+                                   .y = again.view()});
+  if constexpr (BackendTraits<TypeParam>::scan_backward_gives_y) {
+    EXPECT_LE(support::largest_difference(again, forward_y), 1e-12);
+  }
   expect_gradient("u", loss, u, d_u);
   expect_gradient("delta", loss, delta, d_delta);
   expect_gradient("delta_bias", loss, bias, d_bias);

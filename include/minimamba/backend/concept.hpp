@@ -286,6 +286,11 @@ struct BackendTraits {
     if constexpr (requires { B::recomputes_some; }) return bool{B::recomputes_some};
     return false;
   }();
+  /// Whether the backward of the scan gives the y of forward, so that training need not keep it.
+  static constexpr bool scan_backward_gives_y = [] {
+    if constexpr (requires { B::scan_backward_gives_y; }) return bool{B::scan_backward_gives_y};
+    return false;
+  }();
   /// Whether the results for a sequence are bit for bit the same however it is split into calls and batched.
   static constexpr bool splits_exactly = [] {
     if constexpr (requires { B::splits_exactly; }) return bool{B::splits_exactly};

@@ -111,8 +111,8 @@ class CudaBackend {
     const gpu::CopyOfRows rows_of{
         gpu::address(x.data()), gpu::address(y.data()), stride(x), stride(y), y.rows(), y.cols()};
     if (device_->extend_last_copy(rows_of, sizeof(Scalar))) return;
-    device_->launch(layers, gpu::copy, over(y), gpu::Block{.is_copy = true}, x.data(), stride(x), y.data(), stride(y),
-                    rows(y), cols(y));
+    device_->launch(layers, gpu::copy, over_fours(y), gpu::Block{.is_copy = true}, x.data(), stride(x), y.data(),
+                    stride(y), rows(y), cols(y));
   }
   void gather_rows(View<const Scalar> x, std::span<const std::size_t> sources, View<Scalar> y) const {
     assert(sources.size() == y.rows() && x.cols() == y.cols());
@@ -295,7 +295,7 @@ class CudaBackend {
       return;
     }
     const std::uint64_t x_stride = x.rows() == y.rows() ? stride(x) : 0;
-    launch(gpu::add, over(y), 256, x.data(), x_stride, y.data(), stride(y), rows(y), cols(y));
+    launch(gpu::add, over_fours(y), 256, x.data(), x_stride, y.data(), stride(y), rows(y), cols(y));
   }
   void add(View<const Scalar> x, View<bf16> y) const {
     assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
@@ -342,6 +342,13 @@ class CudaBackend {
   template <class T>
   static gpu::Grid over(const View<T>& y) {
     return {std::min<std::size_t>((y.cols() + 255) / 256, 1U << 20), std::min(y.rows(), gpu::max_blocks)};
+  }
+  /// The same for kernels whose threads have four rows, where that leaves enough blocks.
+  template <class T>
+  static gpu::Grid over_fours(const View<T>& y) {
+    gpu::Grid grid = over(y);
+    if (y.rows() >= many_rows) grid.y = std::min((y.rows() + 3) / 4, gpu::max_blocks);
+    return grid;
   }
   template <class... Arguments>
   void launch(std::size_t kernel, const gpu::Grid& grid, unsigned threads, const Arguments&... arguments) const {
@@ -415,6 +422,12 @@ class CudaBackend {
                  View<Y> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols() && (weight.empty() || weight.cols() == x.cols()));
     if (y.empty()) return;
+    if constexpr (std::is_same_v<X, Scalar> && std::is_same_v<Y, Scalar>) {
+      if (y.rows() >= many_rows && y.cols() <= 1024) {
+        return launch(gpu::rms_norm_of_rows, {.x = (y.rows() + 3) / 4}, 256, x.data(), stride(x),
+                      weight.empty() ? nullptr : weight.data(), epsilon, y.data(), stride(y), rows(y), cols(y));
+      }
+    }
     const bool is_norm = y.rows() == 1 && !weight.empty() && std::is_same_v<X, Scalar>;
     device_->launch(program, kernel, {.x = y.rows()},
                     gpu::Block{.is_norm = is_norm, .is_narrow = !std::is_same_v<Y, Scalar>}, x.data(), stride(x),
@@ -442,7 +455,8 @@ class CudaBackend {
     const gpu::FragmentSizes sizes(rows, cols, depth<W>);
     return sizes.fragment_bytes() + (std::is_same_v<W, bf16> ? 0 : sizes.scale_bytes());
   }
-  static constexpr std::size_t few_rows = 8;  // whose activations the products themselves round to bf16
+  static constexpr std::size_t few_rows = 8;      // whose activations the products themselves round to bf16
+  static constexpr std::size_t many_rows = 1024;  // of which a block has several
   /// Of one launch: the lowest tiles have 8 rows.
   static constexpr std::size_t max_rows_of_product = 8 * gpu::max_blocks;
   template <class T>

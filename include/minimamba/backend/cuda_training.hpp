@@ -52,6 +52,8 @@ namespace minimamba::inline MINIMAMBA_ISA {
 template <class Number>
 class CudaTraining : public detail::CudaSsdTraining<Number> {
   using Base = detail::CudaSsdTraining<Number>;
+  using Base::gives_rounded_y, Base::rounded_in;
+  using Base::is_contiguous, Base::multiply_rounded, Base::multiply_backward_rounded, Base::add_weight_parts;
   using Base::rows, Base::cols, Base::stride, Base::over, Base::in_double, Base::device_;
   using Base::train, Base::ceil, Base::training, Base::products, Base::add_columns, Base::rounds_products;
   using typename Base::Columns;
@@ -62,6 +64,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
   using Base::Base;
   static constexpr std::size_t logits_at_once = std::size_t{1} << 27;  // 512 MiB of floats: many rows fill the card
   static constexpr bool recomputes_some = true;                        // memory is scarce, and it takes little time
+  static constexpr bool scan_backward_gives_y = true;
 
   static View<Scalar> elements(Weights& matrix) { return all_of<Scalar>(matrix); }
   static View<const Scalar> elements(const Weights& matrix) { return all_of<const Scalar>(matrix); }
@@ -87,6 +90,19 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     if (rounds_products()) return multiply_backward_rounded(d_y, &weight, d_x, x, &d_weight);
     matmul_backward_weight(d_y, x, d_weight);
     matmul_backward_input(d_y, weight, d_x);
+  }
+  /// Its halves, before and after the backward of the scan that gives y: the first keeps in `memory`, which is as large
+  /// as d_y, what the second needs of it.
+  void begin_matmul_backward(View<const Scalar> d_y, const Weights& weight, View<Scalar> d_x,
+                             View<Scalar> memory) const {
+    if (!rounds_products()) return matmul_backward_input(d_y, weight, d_x);
+    multiply_backward_rounded(d_y, &weight, d_x, {}, nullptr, {.d_y = rounded_in(memory)});
+  }
+  void end_matmul_backward(View<const Scalar> d_y, View<const Scalar> y, Weights& d_weight, View<Scalar> memory) const {
+    if (!rounds_products()) return matmul_backward_weight(d_y, y, d_weight);
+    const gpu::Address rounded_y = gives_rounded_y(y) ? gpu::address(y.data()) : 0;
+    multiply_backward_rounded(d_y, nullptr, {}, y, &d_weight,
+                              {.d_y = rounded_in(memory), .d_y_is_there = true, .x = rounded_y});
   }
   void matmul_backward_input(View<const Scalar> d_y, const Weights& weight, View<Scalar> d_x) const {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
@@ -200,6 +216,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     assert(p.kept.chunk > 0);
     if (p.u.empty()) return;
     gpu::ScanBackward<Scalar> arguments(p);
+    if (gives_rounded_y(p.y)) arguments.y_is_rounded = 1, arguments.y_stride = p.u.cols();
     const std::size_t kernel = gpu::scan_backward_kernel(p.a.cols());
     const gpu::ScanBackwardKernel& kind = gpu::scan_backward_kernels[kernel];
     const std::size_t groups = ceil(p.u.cols(), kind.channels()), size = arguments.state_size();
@@ -224,7 +241,8 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
         const gpu::Block block{.threads = kind.threads, .shared = kind.shared};
         if (tiles > 1) {
           device_->launch(training, gpu::first_scan_backward + 2 * kernel + 1,
-                          {groups, std::min(table.max_chunks, gpu::max_blocks), count}, block, arguments, entries);
+                          {groups, std::min(table.max_chunks, gpu::max_blocks), count},
+                          gpu::Block{.threads = kind.threads, .shared = kind.states_shared}, arguments, entries);
         }
         device_->launch(training, gpu::first_scan_backward + 2 * kernel, {groups, count}, block, arguments, entries);
         add_scan_parts(p, arguments, count);
@@ -240,8 +258,14 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     if (p.logits.empty()) return;
     const auto lock = device_->lock_scratch();
     const gpu::Address losses = device_->scratch(p.logits.rows() * sizeof(double), lock);
-    train(gpu::cross_entropy, {.x = p.logits.rows()}, 256, p.logits.data(), stride(p.logits), p.targets.data(),
-          static_cast<Scalar>(p.scale), p.d_logits.data(), stride(p.d_logits), losses, cols(p.logits));
+    const std::size_t row = p.logits.cols() * sizeof(Scalar);
+    const bool fours = (p.logits.cols() | stride(p.logits) | stride(p.d_logits)) % 4 == 0 &&
+                       (gpu::address(p.logits.data()) | gpu::address(p.d_logits.data())) % 16 == 0;
+    const bool in_row = this->has_rows() && fours && row <= gpu::row_shared_memory && p.logits.cols() > 4096;
+    const gpu::Block block = in_row ? gpu::Block{.threads = 1024, .shared = static_cast<unsigned>(row)} : gpu::Block{};
+    device_->launch(training, in_row ? gpu::cross_entropy_of_row : gpu::cross_entropy, {.x = p.logits.rows()}, block,
+                    p.logits.data(), stride(p.logits), p.targets.data(), static_cast<Scalar>(p.scale),
+                    p.d_logits.data(), stride(p.d_logits), losses, cols(p.logits));
     train(gpu::sum_parts, {}, 256, losses, rows(p.logits), std::uint32_t{1}, p.loss.data());
   }
 
@@ -313,7 +337,6 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
  private:
   static constexpr std::size_t max_segments = 1024;  // whose parts of sums are in memory together
 
-  static bool is_contiguous(View<const Scalar> x) { return x.rows() < 2 || x.stride() == x.cols(); }
   template <class T>
   static View<T> after(View<T> rows, std::size_t count) {
     return rows.rows_from(count, rows.rows() - count);
@@ -327,66 +350,6 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     const unsigned shared = gpu::backward_shared_memory(kernel);
     device_->launch(products, kernel, p.grid(gpu::backward_tiles[tile]), gpu::Block{.threads = 128, .shared = shared},
                     p);
-  }
-
-  void multiply_rounded(View<const Scalar> x, const Weights& weight, View<Scalar> y) const {
-    assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
-    if (y.empty()) return;
-    if constexpr (!in_double) {
-      using Rows = gpu::RoundedRows;
-      gpu::ScratchParts memory;
-      const std::size_t of_x = memory.reserve<std::byte>(Rows::bytes(x.rows(), x.cols()));
-      const std::size_t of_weight = memory.reserve<std::byte>(Rows::bytes(weight.rows(), weight.cols()));
-      const auto lock = device_->lock_scratch();
-      const gpu::Address scratch = device_->scratch(memory.bytes(), lock);
-      gpu::Bf16Product p{.m = rows(y), .n = cols(y), .k = cols(x)};
-      const gpu::Bf16Division division = gpu::divide(p, false);
-      p.slices = division.slices;
-      const Rows a = gpu::rounded(*device_, x, scratch + of_x);
-      const Rows b = gpu::rounded(*device_, weight.weights(), scratch + of_weight);
-      gpu::multiply(*device_, gpu::TrainingProduct::forward, p, a, b, division.width, gpu::output_to(y));
-    }
-  }
-  /// dx = dy weight unless there is no weight, and dweight += dy^T x unless there is no dweight.
-  void multiply_backward_rounded(View<const Scalar> d_y, const Weights* weight, View<Scalar> d_x, View<const Scalar> x,
-                                 Weights* d_weight) const {
-    if (d_y.empty()) return;
-    if constexpr (!in_double) {
-      using Rows = gpu::RoundedRows;
-      gpu::ScratchParts memory;
-      const std::size_t of_y = memory.reserve<std::byte>(Rows::bytes(d_y.rows(), d_y.cols()));
-      const std::size_t of_x = memory.reserve<std::byte>(d_weight ? Rows::bytes(x.rows(), x.cols()) : 0);
-      const std::size_t of_weight = memory.reserve<std::byte>(weight ? Rows::bytes(weight->rows(), weight->cols()) : 0);
-      gpu::Bf16Product p{.m = cols(d_y), .n = cols(x), .k = rows(d_y)};
-      const gpu::Bf16Division division = gpu::divide(p, true);
-      p.slices = division.slices;
-      const std::size_t size = std::size_t{p.m} * p.n, count = p.parts();
-      const std::size_t parts = memory.reserve<float>(d_weight && count > 1 ? count * size : 0);
-      const auto lock = device_->lock_scratch();
-      const gpu::Address scratch = device_->scratch(memory.bytes(), lock);
-      const Rows from = gpu::rounded(*device_, d_y, scratch + of_y);
-      if (d_weight != nullptr && size > 0) {
-        const Rows inputs = gpu::rounded(*device_, x, scratch + of_x);
-        p.in_panels = count == 1;
-        const gpu::Address sums = count == 1 ? d_weight->weights().data : scratch + parts;
-        gpu::multiply(*device_, gpu::TrainingProduct::of_weights, p, from, inputs, division.width,
-                      {.y = sums, .y_stride = p.n});
-        if (count > 1) add_weight_parts(sums, count, p.m, p.n, *d_weight);
-      }
-      if (weight != nullptr && !d_x.empty()) {
-        gpu::Bf16Product input{.m = rows(d_x), .n = cols(d_x), .k = cols(d_y)};
-        const gpu::Bf16Division tile = gpu::divide(input, false);
-        input.slices = tile.slices;
-        const Rows weights = gpu::rounded(*device_, weight->weights(), scratch + of_weight);
-        gpu::multiply(*device_, gpu::TrainingProduct::of_inputs, input, from, weights, tile.width, gpu::output_to(d_x));
-      }
-    }
-  }
-  void add_weight_parts(gpu::Address parts, std::size_t count, std::uint32_t m, std::uint32_t n,
-                        Weights& d_weight) const {
-    device_->launch(products, gpu::add_weight_parts,
-                    {(n + std::size_t{255}) / 256, std::min<std::size_t>(m, gpu::max_blocks)}, 256, parts,
-                    static_cast<std::uint32_t>(count), m, n, d_weight.weights().data);
   }
 
   /// `kept`: the first of the kept windows of these segments, each of which has one.

@@ -51,6 +51,8 @@ struct Conv1dBackwardArguments {
 ///   d_delta_bias += sum_t ddelta[t]
 /// h is recomputed from the states that were kept before each chunk of tokens. So memory holds ceil(length / chunk)
 /// states of each segment and the states of all tokens of one chunk, never those of all tokens of a segment.
+/// A backend that has scan_backward_gives_y computes the y of forward, too, unless y is empty: as its
+/// end_matmul_backward reads it.
 template <class Scalar>
 struct ScanBackwardArguments {
   std::span<const Segment> segments;
@@ -73,6 +75,7 @@ struct ScanBackwardArguments {
   View<Scalar> d_a;               // [E, N]
   View<Scalar> d_d;               // [1, E]
   SlotView<Scalar> d_h;           // [E, N], in: of the final state; out: of the initial state
+  View<Scalar> y = {};            // [M, E], overwritten, or empty; see above
 };
 
 /// Backward of y = x / r * weight, r = sqrt(mean(x^2) + epsilon):

@@ -46,7 +46,16 @@ struct Linear {
   /// dx = dy weight, dweight += dy^T x, dbias += the sum of dy's rows.
   void backward(const Backend<Scalar>& backend, Linear& gradient, const BackwardArguments<Scalar>& p) const {
     weight.multiply_backward(backend, gradient.weight, p);
-    if (bias.present() && !gradient.bias.frozen()) backend.add_backward(p.d_y, gradient.bias.view());
+    bias_backward(backend, gradient, p.d_y);
+  }
+  /// Its halves: see WeightMatrix. The first computes p.d_x, and the second the gradients of parameters.
+  void begin_backward(const Backend<Scalar>& backend, const BackwardArguments<Scalar>& p, View<Scalar> memory) const {
+    weight.begin_backward(backend, p, memory);
+  }
+  void end_backward(const Backend<Scalar>& backend, Linear& gradient, const BackwardArguments<Scalar>& p,
+                    View<Scalar> memory) const {
+    weight.end_backward(backend, gradient.weight, p, memory);
+    bias_backward(backend, gradient, p.d_y);
   }
 
   /// After this call, forward of up to `rows` rows allocates nothing in this thread, if the backend can guarantee it.
@@ -56,6 +65,11 @@ struct Linear {
   static void visit(F&& f, Self&... self) {
     f("weight", self.weight...);
     f("bias", self.bias...);
+  }
+
+ private:
+  void bias_backward(const Backend<Scalar>& backend, Linear& gradient, View<const Scalar> d_y) const {
+    if (bias.present() && !gradient.bias.frozen()) backend.add_backward(d_y, gradient.bias.view());
   }
 };
 

@@ -218,6 +218,16 @@ class WeightMatrix : public detail::Extents {
     if (!gradient.frozen()) backend.matmul_backward_weight(p.d_y, p.x, gradient.packed());
     backend.matmul_backward_input(p.d_y, matrix_, p.d_x);
   }
+  /// Its halves for a backend that has scan_backward_gives_y, before and after the scan that gives p.x. `memory` is as
+  /// large as dy, and keeps what the second needs of it.
+  template <class Arguments>
+  void begin_backward(const Backend& backend, const Arguments& p, View<Scalar> memory) const {
+    backend.begin_matmul_backward(p.d_y, matrix_, p.d_x, memory);
+  }
+  template <class Arguments>
+  static void end_backward(const Backend& backend, WeightMatrix& gradient, const Arguments& p, View<Scalar> memory) {
+    if (!gradient.frozen()) backend.end_matmul_backward(p.d_y, p.x, gradient.packed(), memory);
+  }
   /// y[i,:] = W[tokens[i],:]                           tokens [1, M], y [M, cols]
   void embed(const Backend& backend, View<const std::int32_t> tokens, View<Scalar> y) const {
     backend.embed(tokens, matrix_, y);

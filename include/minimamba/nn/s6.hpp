@@ -45,6 +45,9 @@ template <class Scalar = float, template <class> class Backend = NativeBackend, 
 struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   using Selection = typename SelectionFormat<Weight>::type;
   using ActivationType = ActivationOf<Backend<Scalar>, Weight>;
+  /// Whether training need not keep y.
+  static constexpr bool scan_gives_y =
+      BackendTraits<Backend<Scalar>>::scan_backward_gives_y && !detail::is_lora<Weight>;
   static constexpr const char* gguf_architecture = "mamba";
 
   Linear<Scalar, Backend, Weight> in_proj;    // [2E, D], rows 0..E-1 are u, E..2E-1 are z
@@ -129,7 +132,14 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     out_proj.forward(backend, y, p.y);
   }
 
-  static constexpr std::array<std::size_t, 2> recomputed{1, 3};  // u and delta
+  /// u and delta, and y where the backward of the scan gives it.
+  static constexpr auto recomputed = [] {
+    if constexpr (scan_gives_y) {
+      return std::array<std::size_t, 3>{1, 3, 4};
+    } else {
+      return std::array<std::size_t, 2>{1, 3};
+    }
+  }();
   void recompute(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
     const auto v = computed(p.activations);
     conv1d.forward(backend,
@@ -151,7 +161,12 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     const auto [d_uz, d_u, d_dt_b_c, d_delta, d_y, d_selected] = computed(p.d_activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
     const View<Scalar> d_a(p.scratch.data(), E, N);
-    out_proj.backward(backend, gradient.out_proj, {.x = y, .d_y = p.d_y, .d_x = d_y});
+    const BackwardArguments<Scalar> out{.x = y, .d_y = p.d_y, .d_x = d_y};
+    if constexpr (scan_gives_y) {
+      out_proj.begin_backward(backend, out, p.d_x);  // which is free until the end
+    } else {
+      out_proj.backward(backend, gradient.out_proj, out);
+    }
     backend.fill(d_a, Scalar(0));
     backend.selective_scan_backward({.segments = p.segments,
                                      .u = u,
@@ -172,7 +187,9 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
                                      .d_delta_bias = gradient.dt_proj.bias.view(),
                                      .d_a = d_a,
                                      .d_d = gradient.D.view(),
-                                     .d_h = p.d_state[ssm_part]});
+                                     .d_h = p.d_state[ssm_part],
+                                     .y = scan_gives_y ? y : View<Scalar>()});
+    if constexpr (scan_gives_y) out_proj.end_backward(backend, gradient.out_proj, out, p.d_x);
     backend.negative_exp_backward(A.view(), d_a, gradient.A_log.view());
     dt_proj.weight.multiply_backward(
         backend, gradient.dt_proj.weight,

@@ -11,7 +11,19 @@ extern "C" __global__ void fill(Scalar* y, u64 y_stride, u32 rows, u32 cols, Sca
 
 extern "C" __global__ void copy(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
   begin();
-  FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = x[i * x_stride + j];
+  FOR_EACH_FOUR_ROWS(i, j, rows, cols) {
+    Scalar values[4];
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) {
+      const u64 row = i + (u64)k * gridDim.y;
+      if (row < rows) values[k] = x[row * x_stride + j];
+    }
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) {
+      const u64 row = i + (u64)k * gridDim.y;
+      if (row < rows) y[row * y_stride + j] = values[k];
+    }
+  }
 }
 
 // Up to 3072 bytes, which come with the call.

@@ -14,11 +14,27 @@ __device__ inline Scalar conv1d_output(Scalar bias, const Scalar (&weight)[WIDTH
 #define FOR_EACH_ELEMENT(i, j, rows, cols)             \
   for (u32 i = blockIdx.y; i < (rows); i += gridDim.y) \
     for (u32 j = blockIdx.x * 256 + threadIdx.x; j < (cols); j += gridDim.x * 256)
+// The same where a thread has column j of rows i, i + gridDim.y, ... of which it reads all four before it writes one.
+#define FOR_EACH_FOUR_ROWS(i, j, rows, cols)               \
+  for (u64 i = blockIdx.y; i < (rows); i += gridDim.y * 4) \
+    for (u32 j = blockIdx.x * 256 + threadIdx.x; j < (cols); j += gridDim.x * 256)
 
 // y += x; x_stride is 0 for a single row
 extern "C" __global__ void add(const Scalar* x, u64 x_stride, Activation* y, u64 y_stride, u32 rows, u32 cols) {
   begin();
-  FOR_EACH_ELEMENT(i, j, rows, cols) { y[i * y_stride + j] = (Scalar)y[i * y_stride + j] + x[i * x_stride + j]; }
+  FOR_EACH_FOUR_ROWS(i, j, rows, cols) {
+    Scalar sums[4];
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) {
+      const u64 row = i + (u64)k * gridDim.y;
+      if (row < rows) sums[k] = (Scalar)y[row * y_stride + j] + x[row * x_stride + j];
+    }
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) {
+      const u64 row = i + (u64)k * gridDim.y;
+      if (row < rows) y[row * y_stride + j] = sums[k];
+    }
+  }
 }
 
 // y = x / sqrt(mean(x^2) + epsilon) * weight, where no weight is 1: a block for each row
@@ -56,6 +72,55 @@ __device__ inline void normalise(const Value* x, u64 x_stride, const Scalar* wei
 extern "C" __global__ void rms_norm(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Activation* y,
                                     u64 y_stride, u32 cols) {
   normalise(x, x_stride, weight, epsilon, y, y_stride, cols);
+}
+// The same for many rows of up to 1024 columns: a block has four of them. Sums are in the order of RmsScale.
+extern "C" __global__ void __launch_bounds__(256)
+    rms_norm_of_rows(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Activation* y, u64 y_stride,
+                     u32 rows, u32 cols) {
+  constexpr u32 count = 4, most = 4;  // rows, and values of a thread
+  __shared__ double parts[count][8], scales[count];
+  let_next_begin();
+  wait_for_inputs();
+  const u64 first = (u64)blockIdx.x * count;
+  const u32 real = min((u64)count, rows - first), thread = threadIdx.x;
+  x += first * x_stride;
+  y += first * y_stride;
+  Scalar values[count][most];
+#pragma unroll
+  for (u32 i = 0; i < count * most; ++i) {
+    const u32 row = i / most, j = i % most * 256 + thread;
+    values[row][i % most] = row < real && j < cols ? x[row * x_stride + j] : Scalar(0);
+  }
+#pragma unroll
+  for (u32 row = 0; row < count; ++row) {
+    double squares = 0;
+#pragma unroll
+    for (u32 i = 0; i < most; ++i) squares = multiply_add((double)values[row][i], (double)values[row][i], squares);
+    for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(every_lane, squares, step);
+    if (thread % 32 == 0) parts[row][thread / 32] = squares;
+  }
+  __syncthreads();
+  if (thread < count) {
+    double squares = 0;
+    for (int i = 0; i < 8; ++i) squares += parts[thread][i];
+    scales[thread] = squares <= 1.7976931348623157e308 ? 1 / sqrt(squares / cols + epsilon) : -1.0;
+  }
+  __syncthreads();
+#pragma unroll
+  for (u32 row = 0; row < count; ++row) {
+    if (row >= real) break;
+    RmsScale scale;
+    if (scales[row] < 0) {
+      scale = RmsScale(x + row * x_stride, cols, epsilon);
+    } else {
+      scale.scale = scales[row];
+    }
+#pragma unroll
+    for (u32 i = 0; i < most; ++i) {
+      const u32 j = i * 256 + thread;
+      if (j < cols) y[row * y_stride + j] = scale.of(values[row][i]) * (weight ? weight[j] : Scalar(1));
+    }
+  }
 }
 #ifdef MINIMAMBA_NARROW
 extern "C" __global__ void rms_norm_of_activations(const Activation* x, u64 x_stride, const Scalar* weight,

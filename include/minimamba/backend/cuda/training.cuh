@@ -143,28 +143,36 @@ extern "C" __global__ void __launch_bounds__(128)
     const Scalar w[4] = {of.weight[0], of.weight[1], of.weight[2], of.weight[3]};
     Scalar v[4] = {0, of.input(start), of.input(start + 1), of.input(start + 2)}, ds[4] = {0, 0, 0, 0};
     Scalar sums[4] = {0, 0, 0, 0};
-#pragma unroll 8
-    for (u32 t = start; t < end + 3; ++t) {
+#pragma unroll 1
+    for (u32 first = start; first < end + 3; first += 8) {
+      Scalar xs[8], d_ys[8];
 #pragma unroll
-      for (u32 k = 0; k < 3; ++k) v[k] = v[k + 1], ds[3 - k] = ds[2 - k];
-      ds[0] = 0;
-      if (t < segment.length) {
-        v[3] = of.x[(u64)t * of.x_stride];
+      for (u32 i = 0; i < 8; ++i) {  // all are on their way at once
+        const bool real = first + i < min(end + 3, segment.length);
+        xs[i] = real ? of.x[(u64)(first + i) * of.x_stride] : Scalar(0);
+        d_ys[i] = real ? of.d_y[(u64)(first + i) * of.d_y_stride] : Scalar(0);
+      }
+#pragma unroll
+      for (u32 i = 0; i < 8; ++i) {
+        const u32 t = first + i;
+#pragma unroll
+        for (u32 k = 0; k < 3; ++k) v[k] = v[k + 1], ds[3 - k] = ds[2 - k];
+        v[3] = xs[i];
         Scalar sum = of.bias;
 #pragma unroll
         for (u32 k = 0; k < 4; ++k) sum = multiply_add(w[k], v[k], sum);
-        ds[0] = of.d_y[(u64)t * of.d_y_stride] * silu_slope(sum);
-      }
-      if (t < end) {
-        d_bias += ds[0];
+        ds[0] = t < segment.length ? d_ys[i] * silu_slope(sum) : Scalar(0);
+        if (t < end) {
+          d_bias += ds[0];
 #pragma unroll
-        for (u32 k = 0; k < 4; ++k) sums[k] = multiply_add(ds[0], v[k], sums[k]);
-      }
-      if (t >= start + 3) {
-        Scalar sum = 0;
+          for (u32 k = 0; k < 4; ++k) sums[k] = multiply_add(ds[0], v[k], sums[k]);
+        }
+        if (t >= start + 3 && t < end + 3) {
+          sum = 0;
 #pragma unroll
-        for (u32 k = 0; k < 4; ++k) sum = multiply_add(w[k], ds[k], sum);
-        d_x[(u64)(t - 3) * p.d_x_stride] = sum;
+          for (u32 k = 0; k < 4; ++k) sum = multiply_add(w[k], ds[k], sum);
+          d_x[(u64)(t - 3) * p.d_x_stride] = sum;
+        }
       }
     }
 #pragma unroll

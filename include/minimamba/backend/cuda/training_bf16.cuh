@@ -12,6 +12,8 @@ struct Bf16Product {
   u32 m, n, k, slices;     // slices of a part
   u32 in_panels, unused;   // c is in panels, and added to
 
+  // Whether all columns up to `end` are there, and neighbours can be stored at once.
+  __device__ bool takes_rows(const Output& c, u32 end) const { return end <= n && (in_panels || c.takes_pairs()); }
   __device__ u32 parts() const { return (k + slices * 64 - 1) / (slices * 64); }
   __device__ void store(const Output& c, u32 part, u32 row, u32 col, const float2& pair) const {
     if (row >= m || col >= n) return;

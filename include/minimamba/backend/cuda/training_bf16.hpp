@@ -88,9 +88,9 @@ struct RoundedRows {
 inline RoundedRows rounded(const Device& device, View<const float> x, Address to) {
   const RoundedRows y{to, x.rows(), x.cols()};
   const std::size_t pieces = RoundedRows::pieces(y.cols);
-  device.launch(Program::training_bf16, round_rows, {(y.rows * pieces + 255) / 256}, 256, x.data(),
-                std::uint64_t{x.stride()}, static_cast<std::uint32_t>(x.rows()), static_cast<std::uint32_t>(x.cols()),
-                to, static_cast<std::uint32_t>(pieces));
+  device.launch(Program::training_bf16, round_rows, {(pieces + 31) / 32, std::min((y.rows + 7) / 8, max_blocks)}, 256,
+                x.data(), std::uint64_t{x.stride()}, static_cast<std::uint32_t>(x.rows()),
+                static_cast<std::uint32_t>(x.cols()), to, static_cast<std::uint32_t>(pieces));
   return y;
 }
 inline RoundedRows rounded(const Device& device, const Weights& weight, Address to) {

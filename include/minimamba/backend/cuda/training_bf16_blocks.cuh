@@ -4,29 +4,30 @@ R"cuda(
 extern "C" __global__ void __launch_bounds__(256)
     round_rows(const float* x, u64 stride, u32 rows, u32 cols, u16* y, u32 pieces) {
   begin();
-  const u64 i = (u64)blockIdx.x * 256 + threadIdx.x, row = i / pieces;
-  if (row >= rows) return;
-  const u32 col = (u32)(i % pieces) * 8;
-  const float* const from = x + row * stride + col;
-  float v[8];
-  if (col + 8 <= cols && ((u64)from & 15) == 0) {
-    *(float4*)v = *(const float4*)from;
-    *(float4*)(v + 4) = *(const float4*)(from + 4);
-  } else {
+  const u32 piece = blockIdx.x * 32 + threadIdx.x % 32, col = piece * 8;
+  if (piece >= pieces) return;
+  const bool whole = col + 8 <= cols && (((u64)x | stride * 4) & 15) == 0;
+  for (u32 row = blockIdx.y * 8 + threadIdx.x / 32; row < rows; row += gridDim.y * 8) {
+    const float* const from = x + row * stride + col;
+    float v[8];
+    if (whole) {
+      *(float4*)v = *(const float4*)from;
+      *(float4*)(v + 4) = *(const float4*)(from + 4);
+    } else {
 #pragma unroll
-    for (u32 j = 0; j < 8; ++j) v[j] = col + j < cols ? from[j] : 0.0f;
+      for (u32 j = 0; j < 8; ++j) v[j] = col + j < cols ? from[j] : 0.0f;
+    }
+    *(uint4*)(y + ((u64)row * pieces + piece) * 8) = make_uint4(to_bf16_pair(v[0], v[1]), to_bf16_pair(v[2], v[3]),
+                                                                to_bf16_pair(v[4], v[5]), to_bf16_pair(v[6], v[7]));
   }
-  *(uint4*)(y + i * 8) = make_uint4(to_bf16_pair(v[0], v[1]), to_bf16_pair(v[2], v[3]), to_bf16_pair(v[4], v[5]),
-                                    to_bf16_pair(v[6], v[7]));
 }
 // The same for weights, which are in panels.
 extern "C" __global__ void __launch_bounds__(256) round_weights(Weights w, u16* y, u32 pieces) {
   begin();
-  const u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
-  const u32 of_panel = F32::padded(w.cols), panel = (u32)(i / of_panel), at = (u32)(i % of_panel);
+  const u32 i = blockIdx.x * 256 + threadIdx.x, of_panel = F32::padded(w.cols), panel = i / of_panel, at = i % of_panel;
   const u32 row = panel * 8 + at % 16 / 2, piece = at / 16 * 2 + at % 2;
   if (row >= w.rows || piece >= pieces) return;
-  const float4* const from = (const float4*)((const float*)w.data + i * 8);
+  const float4* const from = (const float4*)((const float*)w.data + (u64)i * 8);
   const float4 first = from[0], second = from[1];
   *(uint4*)(y + ((u64)row * pieces + piece) * 8) =
       make_uint4(to_bf16_pair(first.x, first.y), to_bf16_pair(first.z, first.w), to_bf16_pair(second.x, second.y),

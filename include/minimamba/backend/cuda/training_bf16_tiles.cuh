@@ -124,10 +124,43 @@ struct Bf16Tiles {
       }
       sums.template wait<0>();
       if (at.end > at.first && thread % 32 == 0) arrive(&barriers.empty[before]);
-      const u32 row = at.row + warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4, col = at.col + thread % 4 * 2;
+      store(sums, at, warpgroup, thread);
+    }
+  }
+  // In i % 2 is the lower half of the rows of a warp. What is added to is read eight pairs at a time.
+  __device__ void store(const Sums<WIDTH>& sums, const Place& at, u32 warpgroup, u32 thread) const {
+    const u32 row = at.row + warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4, col = at.col + thread % 4 * 2;
+    if (!p.takes_rows(c, at.col + WIDTH)) {
 #pragma unroll
-      for (u32 i = 0; i < WIDTH / 4; ++i) {  // i % 2: the lower half of the rows of a warp
+      for (u32 i = 0; i < WIDTH / 4; ++i) {
         p.store(c, at.part, row + i % 2 * 8, col + i / 2 * 8, make_float2(sums.at[i * 2], sums.at[i * 2 + 1]));
+      }
+      return;
+    }
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const u32 r = row + half * 8;
+      if (r >= p.m) break;
+      const u64 of_part = (u64)at.part * p.m + r;
+      float* const y = p.in_panels ? c.y + F32::offset(p.n, r, col) : c.y + of_part * c.y_stride + col;
+      float* const sum = p.in_panels ? y : c.sum ? c.sum + of_part * c.sum_stride + col : nullptr;
+      const u32 step = p.in_panels ? 128 : 16;  // of 16 columns
+#pragma unroll
+      for (u32 eight = 0; eight < WIDTH / 8; eight += 8) {
+        float2 before[8];
+        if (sum) {
+#pragma unroll
+          for (u32 i = 0; i < 8; ++i) {
+            before[i] = *(const float2*)(sum + (eight + i) / 2 * step + i % 2 * 8);
+          }
+        }
+#pragma unroll
+        for (u32 i = 0; i < 8; ++i) {
+          const u32 offset = (eight + i) / 2 * step + i % 2 * 8, from = (eight + i) * 4 + half * 2;
+          const float2 own = make_float2(sums.at[from], sums.at[from + 1]);
+          if (!p.in_panels) *(float2*)(y + offset) = own;
+          if (sum) *(float2*)(sum + offset) = make_float2(before[i].x + own.x, before[i].y + own.y);
+        }
       }
     }
   }

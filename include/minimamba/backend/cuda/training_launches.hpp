@@ -32,6 +32,7 @@ enum TrainingKernel : std::size_t {
   conv1d_backward,
   conv1d_backward_window,
   cross_entropy,
+  cross_entropy_of_row,
   sum_parts,
   squares,
   add_squares,
@@ -52,6 +53,7 @@ inline constexpr std::array training_kernels = {"add_parts",
                                                 "conv1d_backward",
                                                 "conv1d_backward_window",
                                                 "cross_entropy",
+                                                "cross_entropy_of_row",
                                                 "sum_parts",
                                                 "squares",
                                                 "add_squares",
@@ -73,16 +75,20 @@ inline constexpr std::array training_kernels = {"add_parts",
 struct ScanBackwardKernel {
   std::size_t lanes;
   unsigned threads;
-  std::size_t tile_bytes;  // of one channel, in Scalar: sizeof(Scalar) * tokens of a tile
-  unsigned shared;         // bytes of dynamic shared memory
+  std::size_t tile_bytes;          // of one channel, in Scalar: sizeof(Scalar) * tokens of a tile
+  unsigned shared, states_shared;  // bytes of dynamic shared memory, and of the kernel for the states before tiles
 
   std::size_t channels() const { return threads / lanes; }
 };
 inline constexpr std::array<ScanBackwardKernel, 4> scan_backward_kernels = {
-    {{4, 128, 64, 55296}, {16, 128, 64, 65536}, {64, 128, 32, 65536}, {256, 256, 8, 65536}}};
+    {{4, 128, 64, 55296, 6272}, {16, 128, 64, 65536, 9344}, {64, 128, 32, 65536, 16576}, {256, 256, 8, 65536, 16416}}};
 static_assert(training_kernels.size() == first_scan_backward + 2 * scan_backward_kernels.size());
-constexpr unsigned training_shared_memory(std::size_t kernel) {
-  return kernel < first_scan_backward ? 0 : scan_backward_kernels[(kernel - first_scan_backward) / 2].shared;
+inline constexpr unsigned row_shared_memory = 204800;  // bytes of a row of logits, on cards that have so much
+constexpr unsigned training_shared_memory(std::size_t kernel, bool has_rows) {
+  if (kernel == cross_entropy_of_row) return has_rows ? row_shared_memory : 0;
+  if (kernel < first_scan_backward) return 0;
+  const ScanBackwardKernel& scan = scan_backward_kernels[(kernel - first_scan_backward) / 2];
+  return (kernel - first_scan_backward) % 2 == 0 ? scan.shared : scan.states_shared;
 }
 /// The kernel for this many states.
 inline std::size_t scan_backward_kernel(std::size_t states) {
@@ -227,11 +233,11 @@ struct Conv1dBackward {
 template <class Scalar>
 struct ScanBackward {
   const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z, *kept, *d_y;
-  Scalar *d_u, *d_delta, *d_z, *d_h, *tile_states = nullptr, *vector_parts = nullptr, *a_parts = nullptr;
+  Scalar *d_u, *d_delta, *d_z, *d_h, *y, *tile_states = nullptr, *vector_parts = nullptr, *a_parts = nullptr;
   double* sum_parts = nullptr;
   std::uint64_t u_stride, delta_stride, b_stride, c_stride, z_stride, d_y_stride, d_u_stride, d_delta_stride,
-      d_z_stride, slot_stride, kept_stride;
-  std::uint32_t rows, channels, states, chunk;
+      d_z_stride, y_stride, slot_stride, kept_stride;
+  std::uint32_t rows, channels, states, chunk, y_is_rounded = 0, unused = 0;
 
   explicit ScanBackward(const ScanBackwardArguments<Scalar>& p)
       : u(p.u.data()),
@@ -248,6 +254,7 @@ struct ScanBackward {
         d_delta(p.d_delta.data()),
         d_z(p.d_z.data()),
         d_h(p.d_h.first().data()),
+        y(p.y.empty() ? nullptr : p.y.data()),
         u_stride(p.u.stride()),
         delta_stride(p.delta.stride()),
         b_stride(p.b.stride()),
@@ -257,6 +264,7 @@ struct ScanBackward {
         d_u_stride(p.d_u.stride()),
         d_delta_stride(p.d_delta.stride()),
         d_z_stride(p.d_z.stride()),
+        y_stride(p.y.stride()),
         slot_stride(p.d_h.stride()),
         kept_stride(p.kept.states.stride()),
         rows(static_cast<std::uint32_t>(p.u.rows())),

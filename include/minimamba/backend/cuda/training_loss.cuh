@@ -38,6 +38,77 @@ extern "C" __global__ void __launch_bounds__(256)
     d_logits[v] = scale * (probability - (v == (u32)target ? Scalar(1) : Scalar(0)));
   }
 }
+// The same by 1024 threads, which read a row once: it is in shared memory. There are whole fours of columns, at
+// multiples of 16 bytes.
+struct __align__(16) FourLogits {
+  Scalar of[4];
+};
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    cross_entropy_of_row(const Scalar* logits, u64 stride, const int* targets, Scalar scale, Scalar* d_logits,
+                         u64 d_stride, double* losses, u32 cols) {
+  extern __shared__ __align__(16) u8 memory[];
+  __shared__ double parts[32];
+  FourLogits* const row = (FourLogits*)memory;
+  begin();
+  const int target = targets[blockIdx.x];
+  const FourLogits* const from = (const FourLogits*)(logits + blockIdx.x * stride);
+  FourLogits* const to = (FourLogits*)(d_logits + blockIdx.x * d_stride);
+  const u32 fours = cols / 4;
+  if (target < 0) {
+    for (u32 v = threadIdx.x; v < fours; v += 1024) to[v] = {{0, 0, 0, 0}};
+    if (threadIdx.x == 0) losses[blockIdx.x] = 0;
+    return;
+  }
+  Scalar largest = *(const Scalar*)from;
+#pragma unroll 4
+  for (u32 v = threadIdx.x; v < fours; v += 1024) {
+    const FourLogits four = from[v];
+    row[v] = four;
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) largest = four.of[k] > largest ? four.of[k] : largest;
+  }
+  u32 processors;
+  asm("mov.u32 %0, %%nsmid;" : "=r"(processors));
+  if (blockIdx.x + processors < gridDim.x) {  // the row of the next block here is on its way meanwhile
+    const u8* const next = (const u8*)(logits + (blockIdx.x + processors) * stride);
+    for (u32 at = threadIdx.x * 128; at < cols * sizeof(Scalar); at += 1024 * 128) fetch_line(next + at);
+  }
+  for (int step = 16; step > 0; step /= 2) {
+    const Scalar other = __shfl_xor_sync(every_lane, largest, step);
+    largest = other > largest ? other : largest;
+  }
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = (double)largest;
+  __syncthreads();  // and no thread writes a logit before all have seen the first
+  for (int i = 0; i < 32; ++i) largest = (Scalar)parts[i] > largest ? (Scalar)parts[i] : largest;
+  double sum = 0;
+#pragma unroll 4
+  for (u32 v = threadIdx.x; v < fours; v += 1024) {
+    FourLogits four = row[v];
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) four.of[k] = exponential(four.of[k] - largest);
+    row[v] = four;
+    sum += (double)((four.of[0] + four.of[1]) + (four.of[2] + four.of[3]));
+  }
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(every_lane, sum, step);
+  __syncthreads();  // parts may still be read
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
+  __syncthreads();
+  sum = 0;
+  for (int i = 0; i < 32; ++i) sum += parts[i];
+  if (threadIdx.x == (u32)target / 4 % 1024) {
+    losses[blockIdx.x] = log(sum) + ((double)largest - (double)((const Scalar*)from)[target]);
+  }
+  const Scalar inverse = (Scalar)(1 / sum);
+#pragma unroll 4
+  for (u32 v = threadIdx.x; v < fours; v += 1024) {
+    FourLogits four = row[v];
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) {
+      four.of[k] = scale * (four.of[k] * inverse - (v * 4 + k == (u32)target ? Scalar(1) : Scalar(0)));
+    }
+    to[v] = four;
+  }
+}
 // to = (adds ? to : 0) + the sum of the parts, by one block
 extern "C" __global__ void __launch_bounds__(256) sum_parts(const double* parts, u32 count, u32 adds, double* to) {
   begin();

@@ -43,10 +43,6 @@ struct BackwardScan {
       }
       forward(number % 2, start, a);
       __syncthreads();
-      own.for_each_pair(now, [&](u32 j, u32 t, u32 e, u64 row, u32 channel_of_all) {
-        const Scalar out = multiply_add(d, of.u[j], own.sum_lanes(t, e, 0));
-        own.p.d_z[row * own.p.d_z_stride + channel_of_all] = of.d_y[j] * out * silu_slope(of.z[j]);
-      });
       own.sum_channels(own.shared.d_out);
       __syncthreads();
       own.write_sums(now, own.p.states);
@@ -54,6 +50,9 @@ struct BackwardScan {
       __syncthreads();
       own.for_each_pair(now, [&](u32 j, u32 t, u32 e, u64 row, u32 channel_of_all) {
         const Scalar along = own.sum_lanes(t, e, 0), x = of.delta[j] + bias, d_out = own.shared.d_out[t][e];
+        const Scalar out = multiply_add(d, of.u[j], own.sum_outs(t, e));
+        own.p.d_z[row * own.p.d_z_stride + channel_of_all] = of.d_y[j] * out * silu_slope(of.z[j]);
+        if (own.p.y) write_y(row * own.p.y_stride + channel_of_all, out * silu(of.z[j]));
         const Scalar power = own.sum_lanes(t, e, 1) * (Scalar(1) / decay_scale(Scalar(0)));
         const Scalar d_delta = multiply_add(of.u[j], along, power) * (x > Scalar(20) ? Scalar(1) : sigmoid(x));
         own.p.d_u[row * own.p.d_u_stride + channel_of_all] = multiply_add(d, d_out, own.shared.dt[t][e] * along);
@@ -70,34 +69,40 @@ struct BackwardScan {
     write_channel_sums(d_sum, bias_sum, pair_channel);
   }
 
+  __device__ void write_y(u64 at, Scalar value) const {
+    if (own.p.y_is_rounded) {
+      ((Bf16Value*)own.p.y)[at] = Bf16Value((float)value);
+    } else {
+      own.p.y[at] = value;
+    }
+  }
   __device__ void forward(u32 buffer, const Scalar (&start)[4], const Scalar (&a)[4]) const {
     Scalar h[4] = {start[0], start[1], start[2], start[3]};
 #pragma unroll
     for (u32 t = 0; t < TILE; ++t) {
       const Scalar dt = own.shared.dt[t][own.channel], dt_u = own.shared.dt_u[t][own.channel];
-      const Quad b = *(const Quad*)&own.shared.b[buffer][t][own.lane * 4],
-                 c = *(const Quad*)&own.shared.c[buffer][t][own.lane * 4];
-      Scalar out = 0;
+      const Quad b = *(const Quad*)&own.shared.b[buffer][t][own.lane * 4];
 #pragma unroll
-      for (u32 n = 0; n < 4; ++n) {
-        h[n] = multiply_add(decay(dt * a[n]), h[n], dt_u * b.of[n]);
-        out = multiply_add(c.of[n], h[n], out);
-      }
+      for (u32 n = 0; n < 4; ++n) h[n] = multiply_add(decay(dt * a[n]), h[n], dt_u * b.of[n]);
       own.shared.h[t][threadIdx.x] = {{h[0], h[1], h[2], h[3]}};
-      own.store_sums(t, out, Scalar(0));
     }
   }
   __device__ void backward(u32 buffer, const Scalar (&start)[4], const Scalar (&a)[4], Scalar (&d_a)[4],
                            Scalar (&d_h)[4]) const {
+    Quad after = own.shared.h[TILE - 1][threadIdx.x];  // h of the token
 #pragma unroll
     for (u32 t = TILE; t-- > 0;) {
       const Scalar dt = own.shared.dt[t][own.channel], d_out = own.shared.d_out[t][own.channel];
       const Quad b = *(const Quad*)&own.shared.b[buffer][t][own.lane * 4],
                  c = *(const Quad*)&own.shared.c[buffer][t][own.lane * 4];
       const Quad before = t > 0 ? own.shared.h[t - 1][threadIdx.x] : Quad{{start[0], start[1], start[2], start[3]}};
-      Scalar along = 0, power = 0;
+      Scalar along = 0, power = 0, out = 0;
 #pragma unroll
-      for (u32 n = 0; n < 4; ++n) d_h[n] = multiply_add(c.of[n], d_out, d_h[n]);
+      for (u32 n = 0; n < 4; ++n) {
+        d_h[n] = multiply_add(c.of[n], d_out, d_h[n]);
+        out = multiply_add(c.of[n], after.of[n], out);
+      }
+      after = before;
       own.shared.h[t][threadIdx.x] = {{d_h[0], d_h[1], d_h[2], d_h[3]}};
 #pragma unroll
       for (u32 n = 0; n < 4; ++n) {
@@ -108,6 +113,7 @@ struct BackwardScan {
         power = multiply_add(d_power, a[n], power);
       }
       own.store_sums(t, along, power);
+      own.store_out(t, out);
     }
   }
   // Of the threads that have pairs of the same channel.
@@ -160,8 +166,8 @@ struct BackwardScan {
   }
 };
 
-// BYTES: of shared memory, which the host gives.
-#define SCAN_BACKWARD(THREADS, LANES, TILE, BYTES, BLOCKS)                                                    \
+// BYTES and STATES_BYTES: of shared memory, which the host gives.
+#define SCAN_BACKWARD(THREADS, LANES, TILE, BYTES, STATES_BYTES, BLOCKS)                                      \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                               \
       scan_backward_##LANES(const __grid_constant__ ScanBackward p, const Segment* segments) {                \
     typedef BackwardTiles<THREADS, LANES, TILE> Kind;                                                         \
@@ -172,9 +178,10 @@ struct BackwardScan {
     if (segment.length == 0) return;                                                                          \
     BackwardScan<THREADS, LANES, TILE>{{p, segment, *(Kind::Shared*)memory}}.run();                           \
   }                                                                                                           \
-  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                               \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2 * BLOCKS)                                           \
       scan_states_##LANES(const __grid_constant__ ScanBackward p, const Segment* segments) {                  \
     typedef BackwardTiles<THREADS, LANES, TILE> Kind;                                                         \
+    static_assert(Kind::bytes_of_states <= STATES_BYTES, "");                                                 \
     extern __shared__ __align__(16) u8 memory[];                                                              \
     begin();                                                                                                  \
     const Segment segment = segments[blockIdx.z];                                                             \
@@ -182,10 +189,10 @@ struct BackwardScan {
       BackwardScan<THREADS, LANES, TILE>{{p, segment, *(Kind::Shared*)memory}}.write_tile_states((u32)chunk); \
     }                                                                                                         \
   }
-SCAN_BACKWARD(128, 4, 64 / (int)sizeof(Scalar), 55296, 4)   // up to 16 states
-SCAN_BACKWARD(128, 16, 64 / (int)sizeof(Scalar), 65536, 3)  // up to 64
-SCAN_BACKWARD(128, 64, 32 / (int)sizeof(Scalar), 65536, 2)  // up to 256
-SCAN_BACKWARD(256, 256, 8 / (int)sizeof(Scalar), 65536, 1)  // up to 1024
+SCAN_BACKWARD(128, 4, 64 / (int)sizeof(Scalar), 55296, 6272, 4)    // up to 16 states
+SCAN_BACKWARD(128, 16, 64 / (int)sizeof(Scalar), 65536, 9344, 3)   // up to 64
+SCAN_BACKWARD(128, 64, 32 / (int)sizeof(Scalar), 65536, 16576, 2)  // up to 256
+SCAN_BACKWARD(256, 256, 8 / (int)sizeof(Scalar), 65536, 16416, 1)  // up to 1024
 
 // d_b[i] and d_c[i]: the sums over all groups of channels, in their order
 extern "C" __global__ void __launch_bounds__(256)

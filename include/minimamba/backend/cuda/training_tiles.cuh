@@ -3,10 +3,10 @@ R"cuda(
 // through its tokens from the end, tile by tile of TILE tokens. In a tile, LANES threads share a channel and have 4 of
 // its states each:
 //   prepare   dt, dt u and do of the tile's tokens, once for each channel; what the next tile needs is then on its way
-//   forward   h of all tokens, from the state before the tile, into shared memory; C . h in parts
-//   between   dz, and the sum of do h over the block's channels, for dC
-//   backward  dh of all tokens, in the place of h; sums of dh B and of p A in parts
-//   finish    du and ddelta, and the sum of dh dt u over the block's channels, for dB
+//   forward   h of all tokens, from the state before the tile, into shared memory
+//   between   the sum of do h over the block's channels, for dC
+//   backward  dh of all tokens, in the place of h; C . h, and sums of dh B and of p A, in parts
+//   finish    dz, y if it is wanted, du and ddelta, and the sum of dh dt u over the block's channels, for dB
 // Nothing is summed across threads but through shared memory, in a fixed order. The sums over channels are made in
 // parts, those of each block's channels, and add_channel_groups adds these; the sums over tokens likewise for each
 // segment.
@@ -17,13 +17,15 @@ R"cuda(
 struct ScanBackward {
   const Scalar *u, *delta, *delta_bias, *a, *b, *c, *d, *z, *kept, *d_y;
   Scalar *d_u, *d_delta, *d_z, *d_h;
+  Scalar* y;             // or null
   Scalar* tile_states;   // [chunks, tiles of a chunk - 1, E N]
   Scalar* vector_parts;  // [groups of channels, M, 2 N]: dB and dC
   Scalar* a_parts;       // [segments, E N]
   double* sum_parts;     // [segments, 2 E]: dD and d_delta_bias
   u64 u_stride, delta_stride, b_stride, c_stride, z_stride, d_y_stride, d_u_stride, d_delta_stride, d_z_stride;
-  u64 slot_stride, kept_stride;
+  u64 y_stride, slot_stride, kept_stride;
   u32 rows, channels, states, chunk;
+  u32 y_is_rounded, unused;  // y is of bf16
 };
 
 // What a block has, and what the phases share.
@@ -39,12 +41,14 @@ struct BackwardTiles {
     Scalar of[4];
   };
   struct Shared {
+    Scalar b[2][TILE][states], dt[TILE][channels + 1], dt_u[TILE][channels + 1];  // all that scan_states needs
+    __align__(16) Scalar c[2][TILE][states];
     Quad h[TILE][THREADS + 16 / sizeof(Scalar)];
-    Scalar b[2][TILE][states], c[2][TILE][states];
     Quad shared_sums[shares][quads];
     Scalar sums[TILE][THREADS / 2];  // of four neighbouring threads: two each, see store_sums
-    Scalar dt[TILE][channels + 1], dt_u[TILE][channels + 1], d_out[TILE][channels + 1];
+    Scalar d_out[TILE][channels + 1], outs[TILE][THREADS / 4];
   };
+  static constexpr u32 bytes_of_states = 2 * TILE * (states + channels + 1) * sizeof(Scalar);
   // Of a thread's pairs, as they were read.
   struct Values {
     Scalar delta[each], u[each], z[each], d_y[each];
@@ -187,6 +191,19 @@ struct BackwardTiles {
     Scalar sum = (odd ? second : first) + __shfl_xor_sync(every_lane, odd ? first : second, 1);
     sum += __shfl_xor_sync(every_lane, sum, 2);
     if ((threadIdx.x & 2) == 0) shared.sums[t][threadIdx.x / 4 * 2 + odd] = sum;
+  }
+  // The same for C . h.
+  __device__ void store_out(u32 t, Scalar out) const {
+    out += __shfl_xor_sync(every_lane, out, 1);
+    out += __shfl_xor_sync(every_lane, out, 2);
+    if (threadIdx.x % 4 == 0) shared.outs[t][threadIdx.x / 4] = out;
+  }
+  __device__ Scalar sum_outs(u32 t, u32 e) const {
+    constexpr u32 count = LANES / 4;
+    Scalar sum = shared.outs[t][e * count];
+#pragma unroll 4
+    for (u32 i = 1; i < count; ++i) sum += shared.outs[t][e * count + i];
+    return sum;
   }
   __device__ Scalar sum_lanes(u32 t, u32 e, u32 which) const {
     constexpr u32 count = LANES / 4;
