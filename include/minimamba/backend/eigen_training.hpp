@@ -7,9 +7,7 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <vector>
 
 #include "minimamba/backend/eigen.hpp"

@@ -3,7 +3,6 @@
 #ifndef MINIMAMBA_BACKEND_HOST_TRAINING_HPP
 #define MINIMAMBA_BACKEND_HOST_TRAINING_HPP
 
-#include <algorithm>
 #include <cassert>
 #include <cmath>
 #include <cstddef>

@@ -10,7 +10,6 @@
 #include <cassert>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <span>
 
 #include "minimamba/backend/concept.hpp"

@@ -8,10 +8,8 @@
 #define MINIMAMBA_GENERATE_SPECULATIVE_HPP
 
 #include <algorithm>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <string>
 #include <type_traits>

@@ -3,7 +3,6 @@
 #ifndef MINIMAMBA_IO_ADAPTER_FILES_HPP
 #define MINIMAMBA_IO_ADAPTER_FILES_HPP
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>

@@ -3,7 +3,6 @@
 #ifndef MINIMAMBA_IO_END_TOKENS_HPP
 #define MINIMAMBA_IO_END_TOKENS_HPP
 
-#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <optional>

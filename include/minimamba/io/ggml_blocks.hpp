@@ -4,7 +4,6 @@
 #ifndef MINIMAMBA_IO_GGML_BLOCKS_HPP
 #define MINIMAMBA_IO_GGML_BLOCKS_HPP
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

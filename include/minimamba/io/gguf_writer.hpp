@@ -3,7 +3,6 @@
 #define MINIMAMBA_IO_GGUF_WRITER_HPP
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

@@ -4,7 +4,6 @@
 #ifndef MINIMAMBA_IO_JSON_HPP
 #define MINIMAMBA_IO_JSON_HPP
 
-#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>

@@ -6,8 +6,6 @@
 #include <filesystem>
 #include <map>
 #include <string>
-#include <string_view>
-#include <type_traits>
 #include <utility>
 
 #include "minimamba/io/adapter_files.hpp"

@@ -8,7 +8,6 @@
 #define MINIMAMBA_IO_PRETRAINED_HPP
 
 #include <cstdint>
-#include <string>
 #include <utility>
 
 #include "minimamba/io/load.hpp"

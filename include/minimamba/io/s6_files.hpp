@@ -2,7 +2,6 @@
 #ifndef MINIMAMBA_IO_S6_FILES_HPP
 #define MINIMAMBA_IO_S6_FILES_HPP
 
-#include <cstddef>
 #include <string>
 #include <string_view>
 #include <utility>

@@ -8,14 +8,10 @@
 #include <filesystem>
 #include <functional>
 #include <list>
-#include <map>
 #include <optional>
 #include <set>
-#include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
-#include <type_traits>
 #include <utility>
 #include <vector>
 

@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <list>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <utility>

@@ -3,11 +3,9 @@
 #ifndef MINIMAMBA_IO_SSD_FILES_HPP
 #define MINIMAMBA_IO_SSD_FILES_HPP
 
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>

@@ -10,7 +10,6 @@
 #define MINIMAMBA_IO_STATE_HPP
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>

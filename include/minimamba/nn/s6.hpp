@@ -15,8 +15,6 @@
 
 #include <array>
 #include <cstddef>
-#include <cstdint>
-#include <string>
 #include <vector>
 
 #include "minimamba/core/config.hpp"

@@ -2,7 +2,6 @@
 #ifndef MINIMAMBA_TEXT_DECODER_HPP
 #define MINIMAMBA_TEXT_DECODER_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>

@@ -3,7 +3,6 @@
 #ifndef MINIMAMBA_TEXT_PATTERNS_HPP
 #define MINIMAMBA_TEXT_PATTERNS_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>

@@ -4,7 +4,6 @@
 #ifndef MINIMAMBA_TEXT_TOKENIZER_HPP
 #define MINIMAMBA_TEXT_TOKENIZER_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -14,7 +13,6 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "minimamba/core/error.hpp"

@@ -5,7 +5,6 @@
 #define MINIMAMBA_TRAIN_CHECKPOINT_HPP
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
