@@ -97,12 +97,7 @@ void save_parameters(const Module& module, const Backend& backend, const std::fi
                      const ParameterSaveOptions& options = {}) {
   detail::check_memory(module);
   const detail::ModuleParameters<Module, Backend> parameters(module, backend);
-  const std::optional<DType> other_type =
-      options.matrices ? std::optional(detail::other_type_for(*options.matrices)) : std::nullopt;
-  const auto type = [&](const SavedParameter& parameter) {
-    if (other_type) return parameter.is_matrix ? *options.matrices : *other_type;
-    return block_size_of(parameter.dtype) > 1 ? DType::F32 : parameter.dtype;
-  };
+  const auto type = detail::types_in_safetensors(options.matrices);
   detail::Saturation saturation(options.saturate);
   saturation.check(parameters, type);
   AtomicFile::remove_strays_beside(path);

@@ -114,21 +114,26 @@ inline void check_names(const SaveOptions& options) {
   }
 }
 
+/// What a folder holds besides the values of the parameters.
+struct FolderContents {
+  std::function<DType(const SavedParameter&)> type;   // in the file
+  std::function<std::string(std::string_view)> name;  // of a parameter's tensor
+  std::string config;                                 // the text of config.json
+};
+
 template <class Parameters>
-void save_folder(const Parameters& parameters, const std::filesystem::path& folder, const SaveOptions& options) {
-  const std::pair<DType, DType> types = types_in_folder<Parameters>(options);
+void write_folder(const Parameters& parameters, const FolderContents& contents, const std::filesystem::path& folder,
+                  const SaveOptions& options) {
   check_names(options);
-  const auto type = [&](const SavedParameter& parameter) { return parameter.is_matrix ? types.first : types.second; };
-  const auto stored_name = [](std::string_view name) { return hugging_face_name(name); };
   Saturation saturation(options.saturate);
-  saturation.check(parameters, type);
+  saturation.check(parameters, contents.type);
   MadeFolders folders(folder);
   tidy_folder(folder);
-  SafetensorsWriter weights(folder / "model.safetensors", safetensors_of(parameters, type, stored_name));
+  SafetensorsWriter weights(folder / "model.safetensors", safetensors_of(parameters, contents.type, contents.name));
   AtomicFile config(folder / "config.json");
   Progress progress(options.progress, folder.string(), "saving", parameters.parameter_count());
-  write_safetensors(parameters, type, {weights, saturation, progress});
-  config.write(hugging_face_config(parameters.config(), torch_name(types.first)));
+  write_safetensors(parameters, contents.type, {weights, saturation, progress});
+  config.write(contents.config);
   std::list<AtomicFile> others;
   for (const auto& [name, source] : options.files) copy_to(source, others.emplace_back(folder / path_of(name)));
   weights.finish();
@@ -138,6 +143,17 @@ void save_folder(const Parameters& parameters, const std::filesystem::path& fold
   saturation.report(folder.string(), options.on_note);
   commit_together(files);
   folders.keep();
+}
+
+/// Saves a language model.
+template <class Parameters>
+void save_folder(const Parameters& parameters, const std::filesystem::path& folder, const SaveOptions& options) {
+  const std::pair<DType, DType> types = types_in_folder<Parameters>(options);
+  const auto type = [types](const SavedParameter& parameter) {
+    return parameter.is_matrix ? types.first : types.second;
+  };
+  std::string config = hugging_face_config(parameters.config(), torch_name(types.first));
+  write_folder(parameters, {type, hugging_face_name, std::move(config)}, folder, options);
 }
 
 /// Saves a checkpoint. A template so that it can be compiled once: see minimamba/files.hpp.

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <list>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -160,36 +159,14 @@ template <class Scalar, template <class> class Backend, class Weight,
           template <class, template <class> class, class> class Mixer>
 void save(const SequenceModel<Scalar, Backend, Weight, Mixer>& model, const std::filesystem::path& folder,
           const SaveOptions& options = {}) {
+  using Model = SequenceModel<Scalar, Backend, Weight, Mixer>;
   detail::check_memory(model);
-  detail::check_names(options);
-  const detail::ModuleParameters<SequenceModel<Scalar, Backend, Weight, Mixer>, Backend<Scalar>> parameters(
-      model, model.backend());
-  const DType own = options.matrices.value_or(dtype_of<Scalar>()), others = detail::other_type_for(own);
-  const auto type = [&](const SavedParameter& parameter) {
-    if (options.matrices) return parameter.is_matrix ? own : others;
-    return block_size_of(parameter.dtype) > 1 ? DType::F32 : parameter.dtype;
-  };
-  detail::Saturation saturation(options.saturate);
-  saturation.check(parameters, type);
-  const std::string text = detail::sequence_config_text(model.config(), detail::torch_name(own));
-  MadeFolders folders(folder);
-  detail::tidy_folder(folder);
-  const auto same_name = [](std::string_view name) { return std::string(name); };
-  SafetensorsWriter weights(folder / "model.safetensors", detail::safetensors_of(parameters, type, same_name));
-  AtomicFile config(folder / "config.json");
-  detail::Progress progress(options.progress, folder.string(), "saving", parameters.parameter_count());
-  detail::write_safetensors(parameters, type, {weights, saturation, progress});
-  config.write(text);
-  std::list<AtomicFile> files;
-  for (const auto& [name, source] : options.files)
-    detail::copy_to(source, files.emplace_back(folder / detail::path_of(name)));
-  weights.finish();
-  std::vector<AtomicFile*> together{&weights.file()};
-  for (AtomicFile& file : files) together.push_back(&file);
-  together.push_back(&config);
-  saturation.report(folder.string(), options.on_note);
-  commit_together(together);
-  folders.keep();
+  const DType matrices = options.matrices.value_or(dtype_of<Scalar>());
+  detail::write_folder(detail::ModuleParameters<Model, Backend<Scalar>>(model, model.backend()),
+                       {.type = detail::types_in_safetensors(options.matrices),
+                        .name = [](std::string_view name) { return std::string(name); },
+                        .config = detail::sequence_config_text(model.config(), detail::torch_name(matrices))},
+                       folder, options);
 }
 
 namespace detail {

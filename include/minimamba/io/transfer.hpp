@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -303,6 +304,16 @@ void write_safetensors(const Parameters& parameters, Type&& type, const Writing&
 inline DType other_type_for(DType matrices) {
   if (with_float_type(matrices, [](auto) {})) return matrices == DType::F64 ? DType::F64 : DType::F32;
   throw ArgumentError("matrices", "F32, F16, BF16 or F64 in safetensors", std::string(name_of(matrices)));
+}
+
+/// The type of each parameter in a safetensors file: of the types that the option asks for, or its own, or F32 if its
+/// own has blocks.
+inline auto types_in_safetensors(std::optional<DType> matrices) {
+  const DType others = matrices ? other_type_for(*matrices) : DType::F32;
+  return [=](const SavedParameter& parameter) {
+    if (matrices) return parameter.is_matrix ? *matrices : others;
+    return block_size_of(parameter.dtype) > 1 ? DType::F32 : parameter.dtype;
+  };
 }
 
 }  // namespace detail
