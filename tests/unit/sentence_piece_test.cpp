@@ -381,17 +381,20 @@ TEST(SentencePiece, RefusesAbsurdTokensInLittleTime) {
   EXPECT_THROW(Tokenizer{parts}, FormatError);
 }
 
+/// The error of the stored tokenizer with another part; "" if it is read.
+std::string refusal_of(const char* part, const json& content) {
+  json tokenizer = stored("sentencepiece.json");
+  tokenizer[part] = content;
+  try {
+    tokenizer_of(tokenizer);
+  } catch (const FormatError& error) {
+    return error.what();
+  }
+  return "";
+}
+
 TEST(Metaspace, IsReadInAllItsForms) {
-  const auto refused = [](const json& step) {
-    json tokenizer = stored("sentencepiece.json");
-    tokenizer["pre_tokenizer"] = step;
-    try {
-      tokenizer_of(tokenizer);
-    } catch (const FormatError& error) {
-      return std::string(error.what());
-    }
-    return std::string();
-  };
+  const auto refused = [](const json& step) { return refusal_of("pre_tokenizer", step); };
   EXPECT_EQ(refused({{"type", "Metaspace"}, {"replacement", "_"}, {"add_prefix_space", true}, {"str_rep", "_"}}), "");
   EXPECT_EQ(refused({{"type", "Metaspace"}, {"replacement", "_"}, {"add_prefix_space", false}}), "");
   support::expect_words(refused({{"type", "Metaspace"}}), {"replacement", "one character", "Metaspace"});
@@ -427,16 +430,7 @@ TEST(Metaspace, KnowsTheBeginningBehindOtherSteps) {
 }
 
 TEST(Decoders, AreRefusedInAnotherOrder) {
-  const auto refused = [](const json& decoder) {
-    json tokenizer = stored("sentencepiece.json");
-    tokenizer["decoder"] = decoder;
-    try {
-      tokenizer_of(tokenizer);
-    } catch (const FormatError& error) {
-      return std::string(error.what());
-    }
-    return std::string();
-  };
+  const auto refused = [](const json& decoder) { return refusal_of("decoder", decoder); };
   const json bytes = {{"type", "ByteFallback"}}, fuse = {{"type", "Fuse"}};
   const auto strip = [](const json& content, const json& start, const json& stop) {
     return json{{"type", "Strip"}, {"content", content}, {"start", start}, {"stop", stop}};

@@ -50,13 +50,13 @@ class AddedTokenFinder {
   void split(std::string_view text, bool special_as_text, const Text& on_text, const Token& on_token) const {
     std::size_t done = 0;
     for (std::size_t at = 0; at < text.size();) {
-      const std::size_t size = match(text, at);
-      if (size == 0) {
+      const Match found = match(text, at);
+      if (found.size == 0) {
         ++at;
         continue;
       }
-      const AddedToken& token = stored_[tokens_[found_node(text, at, size)]];
-      std::size_t begin = at, end = at + size;
+      const AddedToken& token = stored_[found.token];
+      std::size_t begin = at, end = at + found.size;
       at = end;
       if ((special_as_text && token.special) || (token.single_word && touches_word(text, begin, end))) continue;
       if (token.lstrip) begin = std::max(done, begin - space_before(text, begin, done));
@@ -75,31 +75,23 @@ class AddedTokenFinder {
   }
   std::uint32_t nodes() const { return static_cast<std::uint32_t>(tokens_.size()); }
 
-  std::size_t match(std::string_view text, std::size_t at) const {
-    if (!starts_[static_cast<unsigned char>(text[at])]) return 0;
-    std::size_t longest = 0;
+  /// The longest token at a place; none has size 0.
+  struct Match {
+    std::size_t size = 0, token = none;
+  };
+  Match match(std::string_view text, std::size_t at) const {
+    Match longest;
+    if (!starts_[static_cast<unsigned char>(text[at])]) return longest;
     std::uint32_t node = 0;
     for (std::size_t i = at; i < text.size(); ++i) {
       const auto child = children_.find(key(node, text[i]));
       if (child == children_.end()) break;
       node = child->second;
-      if (tokens_[node] != none) longest = i + 1 - at;
+      if (tokens_[node] != none) longest = {i + 1 - at, tokens_[node]};
     }
     return longest;
   }
-  std::uint32_t found_node(std::string_view text, std::size_t at, std::size_t size) const {
-    std::uint32_t node = 0;
-    for (std::size_t i = at; i < at + size; ++i) node = children_.find(key(node, text[i]))->second;
-    return node;
-  }
 
-  /// The bytes of the character before `end`; 0 at the start.
-  static std::size_t size_before(std::string_view text, std::size_t end) {
-    std::size_t size = 0;
-    while (size < end && (static_cast<unsigned char>(text[end - ++size]) & 0xC0U) == 0x80U) {
-    }
-    return size;
-  }
   static bool touches_word(std::string_view text, std::size_t begin, std::size_t end) {
     const std::size_t before = size_before(text, begin);
     return (before > 0 && is_word_character(code_point(text, begin - before).value)) ||

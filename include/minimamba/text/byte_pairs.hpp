@@ -224,8 +224,8 @@ class BytePairs {
       const Candidate best = candidates.top();
       candidates.pop();
       Symbol& left = symbols[best.at];
-      if (left.id != best.left || left.next == count || symbols[left.next].id != best.right)
-        continue;  // one of the symbols has been merged since
+      // One of the symbols may have been merged since.
+      if (left.id != best.left || left.next == count || symbols[left.next].id != best.right) continue;
       symbols[left.next].id = -1;
       left.id = best.merged;
       left.next = symbols[left.next].next;

@@ -90,9 +90,9 @@ class TokenDecoder {
       fused = fused || step.kind == Kind::fuse;
       bytes_ = bytes_ || step.kind == Kind::byte_fallback;
       if (step.kind == Kind::strip) {
-        const bool character = !step.content.empty() && code_point(step.content, 0).value >= 0 &&
-                               code_point(step.content, 0).size == step.content.size();
-        if (!character) throw FormatError(file + ": decoder.content", "one character", printable(step.content, 100));
+        if (!is_one_character(step.content)) {
+          throw FormatError(file + ": decoder.content", "one character", printable(step.content, 100));
+        }
         strip_ = BeginningStrip(step.content, step.start);
       } else if (step.kind == Kind::replace) {
         replaces.push_back({.kind = Normalizer::Kind::replace, .pattern = step.pattern, .content = step.content});

@@ -89,9 +89,8 @@ inline void Tokenizer::read_tokens(const TokenizerParts& parts) {
   symbols.fuse_unknown = parts.fuse_unk;
   for (const auto& [piece, id] : ids_) {
     if (symbols.bytes && piece.size() == 1) symbols.byte_ids[static_cast<unsigned char>(piece[0])] = id;
-    if (symbols.bytes) continue;
-    const detail::CodePoint first = detail::code_point(piece, 0);
-    if (first.value >= 0 && first.size == piece.size()) symbols.character_ids.emplace(first.value, id);
+    if (symbols.bytes || !detail::is_one_character(piece)) continue;
+    symbols.character_ids.emplace(detail::code_point(piece, 0).value, id);
   }
   const auto token_id = [&](const std::string& token, std::int32_t otherwise) {
     const auto piece = piece_of(token);
@@ -150,8 +149,7 @@ inline void Tokenizer::add_merge(const detail::ScoredMerges::Merge& merge, std::
   for (const auto& [id, text] : {std::pair(merge.left, left), std::pair(merge.right, right)}) {
     if (id == symbols.unknown || detail::named_byte(text)) pairs_->never_divide();  // these are no characters
   }
-  std::size_t last = left.size() - 1;
-  while (last > 0 && (static_cast<unsigned char>(left[last]) & 0xC0U) == 0x80U) --last;
+  const std::size_t last = left.size() - detail::size_before(left, left.size());
   const auto end = symbols.character_ids.find(detail::code_point(left, last).value);
   const auto begin = symbols.character_ids.find(detail::code_point(right, 0).value);
   if (end == symbols.character_ids.end() || begin == symbols.character_ids.end()) return;

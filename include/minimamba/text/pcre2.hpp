@@ -154,7 +154,7 @@ class Pcre2Expression {
     for (auto step = steps_.begin();;) {
       const bool all = text.size() - at <= bytes;
       std::size_t end = all ? text.size() : at + bytes;
-      while (!all && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;  // at a character boundary
+      while (!all && continues_character(text[end])) --end;  // at a character boundary
       const int result =
           pcre2_match_8(code_.get(), reinterpret_cast<PCRE2_SPTR8>(text.data()), end, at,
                         PCRE2_ANCHORED | PCRE2_NO_UTF_CHECK | (all ? 0U : PCRE2_PARTIAL_HARD), found, step->get());

@@ -164,12 +164,6 @@ class PreTokenizerSteps {
     return result;
   }
 
-  static bool is_one_character(std::string_view text) {
-    if (text.empty()) return false;
-    const CodePoint x = code_point(text, 0);
-    return x.value >= 0 && x.size == text.size();
-  }
-
   template <class OnPiece>
   void run(Place at, std::string_view text, RegexWork& work, const OnPiece& on_piece) const {
     if (at.step == steps_.size()) return on_piece(text);
@@ -276,7 +270,7 @@ class PreTokenizerSteps {
   /// Checks what an engine found, which may be any code: pieces must consist of whole characters.
   static std::optional<TextRange> checked(std::optional<TextRange> found, std::string_view text, std::size_t from) {
     const auto is_between = [&](std::size_t at) {
-      return at == text.size() || (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0U) != 0x80U);
+      return at == text.size() || (at < text.size() && !continues_character(text[at]));
     };
     if (found &&
         (found->begin < from || found->end < found->begin || !is_between(found->begin) || !is_between(found->end))) {

@@ -65,6 +65,7 @@ class TokenizerJson : TokenizerJsonValues {
 
  private:
   static constexpr std::int64_t max_ids = 1 << 20;
+  static constexpr const char* single_text = "special tokens, and the text exactly once";
 
   /// Old files, such as GPT-2's own, do not name the type of their model, which then follows from its members.
   static bool is_bpe(const Json& model) {
@@ -104,21 +105,20 @@ class TokenizerJson : TokenizerJsonValues {
     }
     bool text = false;
     const Json::Array* const pieces = member(x, "single").array();
-    if (pieces == nullptr)
-      refuse("post_processor.single", "special tokens, and the text exactly once", member(x, "single"));
+    if (pieces == nullptr) refuse("post_processor.single", single_text, member(x, "single"));
     for (const Json& piece : *pieces) {
       if (member(piece, "Sequence").object() != nullptr && !text) {
         text = true;
         continue;
       }
       const Json& name = member(member(piece, "SpecialToken"), "id");
-      if (name.text() == nullptr) refuse("post_processor.single", "special tokens, and the text exactly once", piece);
+      if (name.text() == nullptr) refuse("post_processor.single", single_text, piece);
       const Json& ids = member(member(member(x, "special_tokens"), *name.text()), "ids");
       if (ids.array() == nullptr) refuse("post_processor.special_tokens", "ids for each token", ids);
       for (const Json& one : *ids.array())
         (text ? parts_.suffix : parts_.prefix).push_back(id("post_processor.special_tokens.ids", one));
     }
-    if (!text) refuse("post_processor.single", "special tokens, and the text exactly once", member(x, "single"));
+    if (!text) refuse("post_processor.single", single_text, member(x, "single"));
   }
   void read_vocabulary(const Json& vocabulary) {
     if (vocabulary.object() == nullptr) refuse("model.vocab", "an object", vocabulary);

@@ -78,6 +78,22 @@ inline bool is_well_formed(std::string_view text) {
   return true;
 }
 
+/// Whether a text is one well-formed character.
+inline bool is_one_character(std::string_view text) {
+  return !text.empty() && code_point(text, 0).value >= 0 && code_point(text, 0).size == text.size();
+}
+
+/// Whether a byte of well-formed UTF-8 belongs to a character that begins before it.
+inline bool continues_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0U) == 0x80U; }
+
+/// The bytes of the character before `end` in well-formed UTF-8; 0 at the start.
+inline std::size_t size_before(std::string_view text, std::size_t end) {
+  std::size_t size = 0;
+  while (size < end && continues_character(text[end - ++size])) {
+  }
+  return size;
+}
+
 /// Unicode's normalisation forms: C and D, and KC and KD, which also replace compatibility characters.
 enum class NormalForm : std::uint8_t { nfc, nfd, nfkc, nfkd };
 
