@@ -71,8 +71,7 @@ inline std::optional<std::uint64_t> find_token(const Json& settings, const std::
   if (!is_there(path)) return std::nullopt;
   const ByteSource source = ByteSource::open(path);
   TokenFinder finder(token);
-  const JsonLimits limits{.bytes = std::uint64_t{64} << 20, .depth = 16, .values = 1'000'000};
-  parse_json(source, 0, source.size(), limits, finder);
+  parse_json(source, 0, source.size(), tokenizer_limits, finder);
   return finder.id();
 }
 

@@ -97,8 +97,8 @@ class GgufHeader {
     data = (bytes_.position() + alignment - 1) / alignment * alignment;
     for (const StoredTensor& tensor : tensors) {
       if (tensor.begin % alignment == 0) continue;
-      refuse_tensor(tensor.name, "an offset that is a multiple of " + std::to_string(alignment),
-                    std::to_string(tensor.begin));
+      refuse_item(tensor.name, "an offset that is a multiple of " + std::to_string(alignment),
+                  std::to_string(tensor.begin));
     }
   }
 
@@ -109,18 +109,13 @@ class GgufHeader {
   [[noreturn]] void refuse_count(const char* what, std::uint64_t max, std::uint64_t found) const {
     refuse("at most " + std::to_string(max) + " " + what, std::to_string(found));
   }
-  [[noreturn]] void refuse_key(const std::string& key, const std::string& expected, const std::string& found) const {
-    throw FormatError(file_ + ": " + printable(key), expected, found);
+  [[noreturn]] void refuse_item(const std::string& name, const std::string& expected, const std::string& found) const {
+    throw FormatError(file_ + ": " + printable(name), expected, found);
   }
-  [[noreturn]] void refuse_tensor(const std::string& name, const std::string& expected,
-                                  const std::string& found) const {
-    refuse_key(name, expected, found);
-  }
-
   /// Counts the memory for a value before it is allocated.
   void keep(const std::string& key, std::uint64_t count, std::uint64_t size_of_each) {
     if (count > (max_gguf_metadata - kept_) / size_of_each) {
-      refuse_key(key, "metadata of at most " + std::to_string(max_gguf_metadata >> 20) + " MiB", "more");
+      refuse_item(key, "metadata of at most " + std::to_string(max_gguf_metadata >> 20) + " MiB", "more");
     }
     kept_ += static_cast<std::size_t>(count * size_of_each);
   }
@@ -130,8 +125,8 @@ class GgufHeader {
     const auto length = bytes_.value<std::uint64_t>();
     const std::string subject = key.empty() ? "name" : key;
     if (length > bytes_.left() || length > longest) {
-      refuse_key(subject, "a string within the file, of at most " + std::to_string(longest) + " bytes",
-                 std::to_string(length) + " bytes");
+      refuse_item(subject, "a string within the file, of at most " + std::to_string(longest) + " bytes",
+                  std::to_string(length) + " bytes");
     }
     keep(subject, length < sizeof(std::string) / 2 ? 0 : length + 24, 1);
     std::string text(static_cast<std::size_t>(length), '\0');
@@ -161,7 +156,7 @@ class GgufHeader {
         value = std::uint64_t{number};
       }
     });
-    if (!known) refuse_key(key, "a known value type", "type " + std::to_string(static_cast<std::uint32_t>(type)));
+    if (!known) refuse_item(key, "a known value type", "type " + std::to_string(static_cast<std::uint32_t>(type)));
     return value;
   }
 
@@ -178,7 +173,7 @@ class GgufHeader {
     std::vector<double> numbers(static_cast<std::size_t>(count));
     for (double& number : numbers) {
       if (!with_number(type, [&](auto x) { number = static_cast<double>(x); })) {
-        refuse_key(key, "a list of strings or numbers", "type " + std::to_string(static_cast<std::uint32_t>(type)));
+        refuse_item(key, "a list of strings or numbers", "type " + std::to_string(static_cast<std::uint32_t>(type)));
       }
     }
     return numbers;
@@ -230,8 +225,8 @@ class GgufHeader {
     if (place == metadata.end()) return 32;
     const auto* value = std::get_if<std::uint64_t>(&place->second);
     if (value == nullptr || *value == 0 || *value % 8 != 0 || *value > largest_gguf_alignment) {
-      refuse_key(place->first, "a multiple of 8, at most 1 MiB",
-                 value == nullptr ? "a value of another type" : std::to_string(*value));
+      refuse_item(place->first, "a multiple of 8, at most 1 MiB",
+                  value == nullptr ? "a value of another type" : std::to_string(*value));
     }
     return *value;
   }
@@ -242,8 +237,7 @@ class GgufHeader {
     keep(tensor.name, 1, tensor.name.size() + 3 * sizeof(StoredTensor) + 64);  // the name is also the key of a map
     const auto dimensions = bytes_.value<std::uint32_t>();
     if (dimensions > max_dimensions) {
-      refuse_tensor(tensor.name, "at most " + std::to_string(max_dimensions) + " dimensions",
-                    std::to_string(dimensions));
+      refuse_item(tensor.name, "at most " + std::to_string(max_dimensions) + " dimensions", std::to_string(dimensions));
     }
     tensor.shape.resize(dimensions);
     // The file has the fastest dimension first.
@@ -256,7 +250,7 @@ class GgufHeader {
     if (tensor.dtype == DType::OTHER) tensor.other = "ggml type " + std::to_string(number);
     tensor.begin = bytes_.value<std::uint64_t>();
     if (!tensor_bytes(tensor.dtype, tensor.shape)) {
-      refuse_tensor(tensor.name, "a shape that " + type_of(tensor) + " can have", shape_text(tensor.shape));
+      refuse_item(tensor.name, "a shape that " + type_of(tensor) + " can have", shape_text(tensor.shape));
     }
     tensors.push_back(std::move(tensor));
   }

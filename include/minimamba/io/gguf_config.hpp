@@ -176,6 +176,27 @@ class GgufSettings {
   std::string file_;
 };
 
+/// The part that a file of one of `count` parts is, by its name. Throws FormatError for a name that does not say so.
+inline GgufPart require_part(const std::filesystem::path& path, std::int64_t count, const std::string& file) {
+  const std::optional<GgufPart> part = gguf_part(path);
+  if (count <= max_gguf_parts && part && std::cmp_equal(part->count, count) && part->number >= 1 &&
+      part->number <= part->count) {
+    return *part;
+  }
+  throw FormatError(file,
+                    "a file name that ends in the number of the part and of all " + std::to_string(count) +
+                        " parts, such as -00001-of-00003.gguf",
+                    "\"" + printable(path.filename().string()) + "\"");
+}
+
+/// Throws ConfigError unless the metadata say that they are those of this part.
+inline void check_part(const GgufSettings& settings, const GgufPart& part) {
+  const std::optional<std::int64_t> index = settings.integer("split.no"), count = settings.integer("split.count");
+  if (index && count && std::cmp_equal(*index, part.number - 1) && std::cmp_equal(*count, part.count)) return;
+  settings.refuse("split.no", std::to_string(part.number - 1) + " with a split.count of " + std::to_string(part.count),
+                  index ? std::to_string(*index) : "none");
+}
+
 /// Adds the tensors of a GGUF file to a set, and those of its other parts if it is one of several; returns the metadata
 /// of the first part. Throws what read_gguf throws, and FileError for a missing part.
 inline GgufMetadata read_gguf_parts(const std::filesystem::path& path, ByteSource source, TensorSet& set) {
@@ -187,35 +208,23 @@ inline GgufMetadata read_gguf_parts(const std::filesystem::path& path, ByteSourc
     set = std::move(combined);
     return metadata;
   }
-  const std::optional<GgufPart> part = gguf_part(path);
-  if (count > max_gguf_parts || !part || std::cmp_not_equal(part->count, count) || part->number < 1 ||
-      part->number > part->count) {
-    throw FormatError(file,
-                      "a file name that ends in the number of the part and of all " + std::to_string(count) +
-                          " parts, such as -00001-of-00003.gguf",
-                      "\"" + printable(path.filename().string()) + "\"");
-  }
+  const GgufPart part = require_part(path, count, file);
   combined = set;
-  for (std::uint64_t number = 1; number <= part->count; ++number) {
+  for (std::uint64_t number = 1; number <= part.count; ++number) {
     const std::filesystem::path place = name_of_part(path, number);
     if (!is_there(place)) {
       throw FileError(place.string(),
                       "part " + std::to_string(number) + " of " + std::to_string(count) + " is missing");
     }
     // NOLINTNEXTLINE(bugprone-use-after-move): one number is that of the part
-    ByteSource bytes = number == part->number ? std::move(source) : ByteSource::open(place);
+    ByteSource bytes = number == part.number ? std::move(source) : ByteSource::open(place);
     refuse_pointer(bytes);
     GgufMetadata own = read_gguf(std::move(bytes), combined);
     if (combined.tensors().size() > max_tensors) {
       throw FormatError(place.string(), "at most " + std::to_string(max_tensors) + " tensors in all parts together",
                         std::to_string(combined.tensors().size()));
     }
-    const GgufSettings settings(own, place.string());
-    const std::optional<std::int64_t> index = settings.integer("split.no");
-    if (!index || std::cmp_not_equal(*index, number - 1) || settings.integer("split.count") != count) {
-      settings.refuse("split.no", std::to_string(number - 1) + " with a split.count of " + std::to_string(count),
-                      index ? std::to_string(*index) : "none");
-    }
+    check_part(GgufSettings(own, place.string()), {number, part.count});
     if (number == 1) metadata = std::move(own);
   }
   const std::optional<std::int64_t> total = GgufSettings(metadata, file).integer("split.tensors.count");

@@ -338,17 +338,21 @@ inline std::vector<std::string> gguf_tokenizer_notes(const TokenizerParts& parts
   return notes;
 }
 
-/// A tokenizer as GGUF metadata, for a model with `rows` rows in its embedding: rows without a token get one that is
-/// marked as unused. `json` is the text of tokenizer.json, if there is one, which is stored too. The split is "default"
-/// if llama.cpp has no name for it: see gguf_tokenizer_notes.
-inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t rows, const std::string& json = "") {
-  using Type = detail::GgufTokenType;
-  const bool scored = detail::is_sentence_piece(parts);
+namespace detail {
+
+/// The tokens of a tokenizer and their types, as gguf_tokenizer writes them.
+struct GgufTokens {
+  std::vector<std::string> tokens;
+  std::vector<double> types;
+};
+inline GgufTokens gguf_tokens(const TokenizerParts& parts, std::int64_t rows) {
+  using Type = GgufTokenType;
+  const bool scored = is_sentence_piece(parts);
   std::vector<std::string> tokens = parts.tokens;
   tokens.resize(std::max(tokens.size(), static_cast<std::size_t>(rows)));
   std::vector<double> types(tokens.size(), Type::normal);
   for (std::size_t id = 0; scored && id < tokens.size(); ++id) {
-    if (detail::named_byte(tokens[id])) types[id] = Type::byte;
+    if (named_byte(tokens[id])) types[id] = Type::byte;
   }
   for (const AddedToken& token : parts.added) {
     const auto id = static_cast<std::size_t>(token.id);
@@ -363,13 +367,24 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
     tokens[id] = "[PAD" + std::to_string(id) + "]";
     types[id] = Type::unused;
   }
+  return {std::move(tokens), std::move(types)};
+}
+
+}  // namespace detail
+
+/// A tokenizer as GGUF metadata, for a model with `rows` rows in its embedding: rows without a token get one that is
+/// marked as unused. `json` is the text of tokenizer.json, if there is one, which is stored too. The split is "default"
+/// if llama.cpp has no name for it: see gguf_tokenizer_notes.
+inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t rows, const std::string& json = "") {
+  const bool scored = detail::is_sentence_piece(parts);
+  detail::GgufTokens list = detail::gguf_tokens(parts, rows);
   GgufMetadata metadata;
   if (scored) {
     metadata["tokenizer.ggml.model"] = std::string("llama");
     metadata["tokenizer.ggml.pre"] = std::string("default");
     const std::vector<float> scores = detail::scores_of(parts);
     std::vector<double> numbers(scores.begin(), scores.end());
-    numbers.resize(tokens.size(), scores.empty() ? 0 : *std::min_element(scores.begin(), scores.end()));
+    numbers.resize(list.tokens.size(), scores.empty() ? 0 : *std::min_element(scores.begin(), scores.end()));
     metadata["tokenizer.ggml.scores"] = std::move(numbers);
     metadata["tokenizer.ggml.add_space_prefix"] = detail::prepends_space(parts);
   } else {
@@ -378,8 +393,8 @@ inline GgufMetadata gguf_tokenizer(const TokenizerParts& parts, std::int64_t row
     metadata["tokenizer.ggml.pre"] = std::string(split == nullptr ? "default" : split->name);
     metadata["tokenizer.ggml.merges"] = parts.merges;
   }
-  metadata["tokenizer.ggml.tokens"] = std::move(tokens);
-  metadata["tokenizer.ggml.token_type"] = std::move(types);
+  metadata["tokenizer.ggml.tokens"] = std::move(list.tokens);
+  metadata["tokenizer.ggml.token_type"] = std::move(list.types);
   const auto add = [&](const char* flag, const char* key, const std::vector<std::int32_t>& ids) {
     metadata[flag] = !ids.empty();
     if (!ids.empty()) metadata[key] = static_cast<std::uint64_t>(ids.front());

@@ -200,7 +200,7 @@ std::vector<std::string> check_training(const Trainer<Model, Rest...>& trainer, 
     if (found == wanted) continue;
     if (name == "steps" && found < wanted) {
       notes.push_back(file + ": the training run was planned for " + number_text(found) +
-                      " steps; from here on it follows the " + "schedule for " + number_text(wanted) +
+                      " steps; from here on it follows the schedule for " + number_text(wanted) +
                       ", so its bits differ from those of a single run of that length");
       continue;
     }
