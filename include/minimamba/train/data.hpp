@@ -29,13 +29,16 @@ struct TokenSplit {
 
 namespace detail {
 
-/// How many of some tokens are to validate on. Throws what split_tokens throws.
+/// How many of `count` items are to validate on. Throws ArgumentError for a fraction outside [0, 1).
+inline std::size_t validation_part(std::size_t count, double fraction) {
+  if (fraction >= 0 && fraction < 1) return static_cast<std::size_t>(static_cast<double>(count) * fraction);
+  throw ArgumentError("validation fraction", "at least 0 and below 1", number_text(fraction));
+}
+
+/// The same for tokens. Throws what split_tokens throws.
 inline std::size_t validation_tokens(std::size_t tokens, double validation_fraction, std::int64_t length) {
-  if (!(validation_fraction >= 0 && validation_fraction < 1)) {
-    throw ArgumentError("validation fraction", "at least 0 and below 1", number_text(validation_fraction));
-  }
+  const std::size_t validation = validation_part(tokens, validation_fraction);
   if (length < 0) throw ArgumentError("length", "at least 0", std::to_string(length));
-  const auto validation = static_cast<std::size_t>(static_cast<double>(tokens) * validation_fraction);
   const auto require = [&](std::size_t found, const char* part) {
     if (std::cmp_greater(found, length)) return;
     throw ArgumentError("text", "more than " + std::to_string(length) + " tokens " + part + " (a window and one more)",

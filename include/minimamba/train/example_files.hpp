@@ -105,10 +105,63 @@ inline std::vector<std::int32_t> byte_tokens(std::string_view text) {
   return tokens;
 }
 
+namespace detail {
+
+/// What LabelledLines and LabelledWords are: a file whose lines are examples, which are read when they are asked for.
+class ExampleLines {
+ public:
+  const std::vector<std::string>& labels() const { return ids_.labels(); }
+  std::size_t size() const { return lines_.size(); }
+  /// Of the lines, of their tokens and of the order of the labels.
+  std::uint64_t fingerprint() const {
+    Fnv1a hash = hash_;
+    hash.add(hash_of(labels()));
+    return hash.value();
+  }
+
+ protected:
+  struct Line {
+    std::uint64_t begin;
+    std::uint32_t number;
+    std::int32_t label;  // of LabelledLines
+  };
+  struct Example {
+    std::vector<std::int32_t> tokens;
+    std::int32_t label = 0;
+  };
+
+  ExampleLines(ByteSource source, Tokenize tokenize, std::vector<std::string> labels)
+      : source_(std::move(source)), tokenize_(std::move(tokenize)), ids_(std::move(labels)) {}
+
+  /// Reads the file once: check(line, its name) returns the Example of a line, and adds its labels to ids_. Returns
+  /// what ids_.sort() returns.
+  template <class Check>
+  std::vector<std::int32_t> read_lines(Check&& check) {
+    for_each_line(source_, [&](std::uint64_t number, std::uint64_t begin, std::string_view line) {
+      if (line.find_first_not_of(" \t") == line.npos) return;
+      const Example example = check(line, line_of(source_.name(), number));
+      hash_.add(line);
+      for (const std::int32_t token : example.tokens) hash_.add(std::uint64_t{static_cast<std::uint32_t>(token)});
+      lines_.push_back({begin, static_cast<std::uint32_t>(number), example.label});
+    });
+    return ids_.sort();
+  }
+  std::string line(std::size_t i) const { return line_at(source_, lines_[i].begin); }
+  std::string name(std::size_t i) const { return line_of(source_.name(), lines_[i].number); }
+
+  ByteSource source_;
+  Tokenize tokenize_;
+  LabelIds ids_;
+  std::vector<Line> lines_;
+  Fnv1a hash_;
+};
+
+}  // namespace detail
+
 /// Examples of text classification in a file of JSON lines: {"text": "...", "label": "..."}. The file may be larger
 /// than memory: it is read once to check it and to note where each line begins (16 bytes a line), and then a line at a
 /// time, when it is asked for. It must not change meanwhile. An ExampleSource.
-class LabelledLines {
+class LabelledLines : public detail::ExampleLines {
  public:
   using Tokenize = minimamba::Tokenize;
 
@@ -116,59 +169,32 @@ class LabelledLines {
   /// FormatError, which names file and line, for a line that is not such an object, a text without tokens, and a label
   /// that is not among the labels; ArgumentError for a label given twice.
   LabelledLines(ByteSource source, Tokenize tokenize, std::vector<std::string> labels = {})
-      : source_(std::move(source)), tokenize_(std::move(tokenize)), ids_(std::move(labels)) {
-    detail::for_each_line(source_, [&](std::uint64_t number, std::uint64_t begin, std::string_view line) {
-      if (line.find_first_not_of(" \t") == line.npos) return;
-      hash_.add(line);
-      const std::string name = detail::line_of(source_.name(), number);
-      const auto [text, label] = read(line, number);
-      const std::vector<std::int32_t> tokens = tokenize_(text);
-      if (tokens.empty()) throw FormatError(name, "a text of at least one token", "an empty one");
-      for (const std::int32_t token : tokens) hash_.add(std::uint64_t{static_cast<std::uint32_t>(token)});
-      lines_.push_back({begin, static_cast<std::uint32_t>(number), ids_.add(label, name)});
+      : ExampleLines(std::move(source), std::move(tokenize), std::move(labels)) {
+    const std::vector<std::int32_t> sorted = read_lines([&](std::string_view line, const std::string& name) {
+      const auto [text, label] = read(line, name);
+      Example example{tokenize_(text)};
+      if (example.tokens.empty()) throw FormatError(name, "a text of at least one token", "an empty one");
+      example.label = ids_.add(label, name);
+      return example;
     });
-    const std::vector<std::int32_t> sorted = ids_.sort();
     for (Line& line : lines_) line.label = sorted[static_cast<std::size_t>(line.label)];
   }
 
-  const std::vector<std::string>& labels() const { return ids_.labels(); }
-  std::size_t size() const { return lines_.size(); }
-  /// Of the lines, of their tokens and of the order of the labels.
-  std::uint64_t fingerprint() const {
-    detail::Fnv1a hash = hash_;
-    hash.add(detail::hash_of(labels()));
-    return hash.value();
-  }
   std::int32_t label(std::size_t i) const { return lines_[i].label; }
-
   void append(std::size_t i, SequenceBatch& batch) const {
-    const std::vector<std::int32_t> tokens =
-        tokenize_(read(detail::line_at(source_, lines_[i].begin), lines_[i].number).first);
+    const std::vector<std::int32_t> tokens = tokenize_(read(line(i), name(i)).first);
     batch.lengths.push_back(static_cast<std::int64_t>(tokens.size()));
     batch.tokens.insert(batch.tokens.end(), tokens.begin(), tokens.end());
     batch.labels.push_back(lines_[i].label);
   }
 
  private:
-  struct Line {
-    std::uint64_t begin;
-    std::uint32_t number;
-    std::int32_t label;
-  };
-
   /// The text and the label of a line.
-  std::pair<std::string, std::string> read(std::string_view line, std::uint64_t number) const {
-    const std::string name = detail::line_of(source_.name(), number);
+  static std::pair<std::string, std::string> read(std::string_view line, const std::string& name) {
     const Json json = detail::json_line(line, name);
     std::string text = detail::json_text(detail::json_field(json, "text", name), "text", name);
     return {std::move(text), detail::json_label(detail::json_field(json, "label", name), name)};
   }
-
-  ByteSource source_;
-  Tokenize tokenize_;
-  detail::LabelIds ids_;
-  std::vector<Line> lines_;
-  detail::Fnv1a hash_;
 };
 
 /// The tokens of words with a space between them, and the row of each word's last token.
@@ -193,50 +219,32 @@ inline WordTokens tokens_of_words(std::span<const std::string> words, const Toke
 /// Examples of token classification in a file of JSON lines: {"tokens": ["A", "word"], "labels": ["x", "y"]}, a label
 /// for each word. A model without pooling says it after the word's last token; other rows have ignored_target. Read as
 /// LabelledLines are: the file may be larger than memory. An ExampleSource.
-class LabelledWords {
+class LabelledWords : public detail::ExampleLines {
  public:
   /// As LabelledLines; throws FormatError also for lists of unequal lengths.
   LabelledWords(ByteSource source, Tokenize tokenize, std::vector<std::string> labels = {})
-      : source_(std::move(source)), tokenize_(std::move(tokenize)), ids_(std::move(labels)) {
-    detail::for_each_line(source_, [&](std::uint64_t number, std::uint64_t begin, std::string_view line) {
-      if (line.find_first_not_of(" \t") == line.npos) return;
-      hash_.add(line);
-      const std::string name = detail::line_of(source_.name(), number);
+      : ExampleLines(std::move(source), std::move(tokenize), std::move(labels)) {
+    read_lines([&](std::string_view line, const std::string& name) {
       const auto [words, labels_of_words] = read(line, name);
-      const WordTokens read_words = tokens_of_words(words, tokenize_, name);
-      for (const std::int32_t token : read_words.tokens) hash_.add(std::uint64_t{static_cast<std::uint32_t>(token)});
+      Example example{tokens_of_words(words, tokenize_, name).tokens};
       for (const std::string& label : labels_of_words) ids_.add(label, name);
-      lines_.push_back({begin, number});
+      return example;
     });
-    ids_.sort();
-  }
-
-  const std::vector<std::string>& labels() const { return ids_.labels(); }
-  std::size_t size() const { return lines_.size(); }
-  /// Of the lines, of their tokens and of the order of the labels.
-  std::uint64_t fingerprint() const {
-    detail::Fnv1a hash = hash_;
-    hash.add(detail::hash_of(labels()));
-    return hash.value();
   }
 
   void append(std::size_t i, SequenceBatch& batch) const {
-    const std::string name = detail::line_of(source_.name(), lines_[i].number);
-    const auto [words, labels_of_words] = read(detail::line_at(source_, lines_[i].begin), name);
-    const WordTokens read_words = tokens_of_words(words, tokenize_, name);
+    const auto [words, labels_of_words] = read(line(i), name(i));
+    const WordTokens read_words = tokens_of_words(words, tokenize_, name(i));
     const std::size_t first = batch.labels.size();
     batch.lengths.push_back(static_cast<std::int64_t>(read_words.tokens.size()));
     batch.tokens.insert(batch.tokens.end(), read_words.tokens.begin(), read_words.tokens.end());
     batch.labels.resize(first + read_words.tokens.size(), ignored_target);
     for (std::size_t w = 0; w < words.size(); ++w) {
-      batch.labels[first + read_words.last[w]] = ids_.find(labels_of_words[w], name);
+      batch.labels[first + read_words.last[w]] = ids_.find(labels_of_words[w], name(i));
     }
   }
 
  private:
-  struct Line {
-    std::uint64_t begin, number;
-  };
   struct Words {
     std::vector<std::string> words, labels;
   };
@@ -258,12 +266,6 @@ class LabelledWords {
     for (const Json& label : labels) words.labels.push_back(detail::json_label(label, name));
     return words;
   }
-
-  ByteSource source_;
-  Tokenize tokenize_;
-  detail::LabelIds ids_;
-  std::vector<Line> lines_;
-  detail::Fnv1a hash_;
 };
 
 }  // namespace minimamba

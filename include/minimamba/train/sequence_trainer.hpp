@@ -171,11 +171,7 @@ class ShuffledExamples {
 
   /// Throws ArgumentError for a fraction outside [0, 1), and if a part of the examples would be empty.
   ShuffledExamples(Source source, double validation_fraction) : source_(std::move(source)) {
-    if (!(validation_fraction >= 0 && validation_fraction < 1)) {
-      throw ArgumentError("validation fraction", "at least 0 and below 1", number_text(validation_fraction));
-    }
-    const std::size_t size = source_.size();
-    const auto validation = static_cast<std::size_t>(static_cast<double>(size) * validation_fraction);
+    const std::size_t size = source_.size(), validation = detail::validation_part(size, validation_fraction);
     if (validation == size || (validation == 0 && validation_fraction > 0)) {
       throw ArgumentError("examples", "at least one to train on, and one to validate on", std::to_string(size));
     }
@@ -307,10 +303,7 @@ class WindowsOf {
   WindowsOf(Source series, double validation_fraction, std::int64_t length) : series_(std::move(series)) {
     if constexpr (requires { series_.check(); }) series_.check();
     const std::size_t rows = series_.rows();
-    if (!(validation_fraction >= 0 && validation_fraction < 1)) {
-      throw ArgumentError("validation fraction", "at least 0 and below 1", number_text(validation_fraction));
-    }
-    training_ = rows - static_cast<std::size_t>(static_cast<double>(rows) * validation_fraction);
+    training_ = rows - detail::validation_part(rows, validation_fraction);
     const bool validates = validation_fraction > 0;
     if (std::cmp_less(training_, length) || (validates && training_ == rows) || length < 1) {
       throw ArgumentError(
