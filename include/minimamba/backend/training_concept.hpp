@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "minimamba/backend/concept.hpp"
+#include "minimamba/core/random.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -145,18 +146,6 @@ concept HasRmsNormBackward = requires(const B& backend, const RmsNormBackwardArg
   backend.rms_norm_backward(norm);
 };
 
-namespace detail {
-
-/// The 64 random bits at `index` of the sequence that SplitMix64 gives for `seed`, computed directly.
-inline std::uint64_t random_bits(std::uint64_t seed, std::uint64_t index) {
-  std::uint64_t mixed = seed + (index + 1) * 0x9E3779B97F4A7C15U;
-  mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9U;
-  mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBU;
-  return mixed ^ (mixed >> 31);
-}
-
-}  // namespace detail
-
 /// One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101), elementwise, with g = gradient_scale gradient:
 ///   mean <- beta1 mean + (1 - beta1) g        variance <- beta2 variance + (1 - beta2) g^2
 ///   weight <- (1 - rate decay) weight - rate (mean / mean_correction) / (sqrt(variance / variance_correction) +
@@ -204,9 +193,11 @@ concept HasOptimizer = requires(const B& backend, typename B::template Matrix<ty
 
 /// All that training needs: these kernels, and activations of Scalar.
 template <class B>
-concept TrainingBackend = InferenceBackend<B> && std::same_as < ActivationOf<B>,
-typename B::Scalar > &&HasMatmulBackward<B>&& HasElementwiseBackward<B>&& HasRmsNormBackward<B>&& HasMixerBackward<B>&&
-                         HasCrossEntropy<B>&& HasOptimizer<B>;
+concept TrainingBackend = InferenceBackend<B> && HasMatmulBackward<B> && HasElementwiseBackward<B> &&
+    HasRmsNormBackward<B> && HasMixerBackward<B> && HasCrossEntropy<B> && HasOptimizer<B> &&
+    requires(ActivationOf<B>& activation) {
+  { activation } -> std::same_as<typename B::Scalar&>;
+};
 
 namespace detail {
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -14,17 +15,23 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
+namespace detail {
+
+/// Number `index` of the sequence that SplitMix64 gives for `seed`: 64 random bits, computed directly.
+inline std::uint64_t random_bits(std::uint64_t seed, std::uint64_t index) {
+  std::uint64_t mixed = seed + (index + 1) * 0x9E3779B97F4A7C15U;
+  mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9U;
+  mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBU;
+  return mixed ^ (mixed >> 31);
+}
+
+}  // namespace detail
+
 /// A stream of random numbers. It can be copied, compared and saved: `state` is all of it.
 class Random {
  public:
   explicit Random(std::uint64_t seed = 0) {
-    for (std::uint64_t& word : state) {
-      seed += 0x9E3779B97F4A7C15U;
-      std::uint64_t mixed = seed;
-      mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9U;
-      mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBU;
-      word = mixed ^ (mixed >> 31);
-    }
+    for (std::size_t i = 0; i < state.size(); ++i) state[i] = detail::random_bits(seed, i);
   }
 
   /// A separate stream for each name, so that the random values of a tensor do not depend on which other tensors exist.
