@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "minimamba/backend/concept.hpp"
+#include "minimamba/backend/eigen_map.hpp"
 #include "minimamba/backend/eigen_ssd.hpp"
 #include "minimamba/backend/host_memory.hpp"
 #include "minimamba/backend/host_kernels.hpp"
@@ -156,18 +157,6 @@ class EigenBackend : public detail::HostMemory<Number> {
         matrix.data() + row * matrix.stride() + col, Eigen::InnerStride<>(static_cast<Eigen::Index>(matrix.stride())));
   }
 
-  using RowMajor = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  static auto matrix(const Scalar* data, std::size_t rows, std::size_t cols, std::size_t stride) {
-    return Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>(data, static_cast<Eigen::Index>(rows),
-                                                               static_cast<Eigen::Index>(cols),
-                                                               Eigen::OuterStride<>(static_cast<Eigen::Index>(stride)));
-  }
-  static auto matrix(View<Scalar> y) {
-    return Eigen::Map<RowMajor, 0, Eigen::OuterStride<>>(y.data(), static_cast<Eigen::Index>(y.rows()),
-                                                         static_cast<Eigen::Index>(y.cols()),
-                                                         Eigen::OuterStride<>(static_cast<Eigen::Index>(y.stride())));
-  }
-
   /// Divides the strips of channels of every segment among the threads: calls body(index of the segment, first strip,
   /// end strip). `operations` is the cost of one token of one channel.
   template <class Body>
@@ -254,7 +243,7 @@ class EigenBackend : public detail::HostMemory<Number> {
     const Eigen::Map<const Column> in(x.data(), static_cast<Eigen::Index>(x.size()));
     if constexpr (std::is_same_v<W, Scalar>) {
       Eigen::Map<Column> out(y.data(), static_cast<Eigen::Index>(y.size()));
-      out.noalias() = matrix(weight.row(first), y.size(), x.size(), x.size()) * in;
+      out.noalias() = eigen_map(View<const Scalar>(weight.row(first), y.size(), x.size())) * in;
     } else {
       std::array<Scalar, 256> unpacked;  // a multiple of every block size
       for (std::size_t j = 0; j < y.size(); ++j) {
@@ -272,9 +261,9 @@ class EigenBackend : public detail::HostMemory<Number> {
   /// y = x weight[first .. first + y.cols(), :]^T
   template <WeightFormat W>
   static void multiply_rows(View<const Scalar> x, const Matrix<W>& weight, std::size_t first, View<Scalar> y) {
-    const auto in = matrix(x.data(), x.rows(), x.cols(), x.stride());
+    const auto in = eigen_map(x);
     if constexpr (std::is_same_v<W, Scalar>) {
-      matrix(y).noalias() = in * matrix(weight.row(first), y.cols(), x.cols(), x.cols()).transpose();
+      eigen_map(y).noalias() = in * eigen_map(View<const Scalar>(weight.row(first), y.cols(), x.cols())).transpose();
     } else {
       constexpr std::size_t rows_at_once = 4 * panel;
       std::vector<Scalar> unpacked(std::min(rows_at_once, y.cols()) * x.cols());
@@ -283,7 +272,8 @@ class EigenBackend : public detail::HostMemory<Number> {
         for (std::size_t r = 0; r < count; ++r) {
           Format<W>::unpack(weight.row(first + j + r), x.cols(), unpacked.data() + r * x.cols());
         }
-        matrix(y.columns(j, count)).noalias() = in * matrix(unpacked.data(), count, x.cols(), x.cols()).transpose();
+        eigen_map(y.columns(j, count)).noalias() =
+            in * eigen_map(View<const Scalar>(unpacked.data(), count, x.cols())).transpose();
       }
     }
   }

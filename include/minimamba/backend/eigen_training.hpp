@@ -33,8 +33,8 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
     if (d_x.empty()) return;
     share(d_x.cols(), d_y.rows() * d_y.cols(), [&](std::size_t first, std::size_t count) {
-      this->matrix(d_x.columns(first, count)).noalias() =
-          of(d_y) * this->matrix(weight.row(0) + first, weight.rows(), count, weight.cols());
+      eigen_map(d_x.columns(first, count)).noalias() =
+          eigen_map(d_y) * eigen_map(View<const Scalar>(weight.row(0) + first, weight.rows(), count, weight.cols()));
     });
   }
 
@@ -55,8 +55,9 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
         }
       });
       share(in, d_y.rows() * count, [&](std::size_t first, std::size_t cols) {
-        this->matrix(d_x.columns(first, cols)).noalias() +=
-            of(d_y.columns(row, count)) * this->matrix(unpacked.data() + first, count, cols, in);
+        eigen_map(d_x.columns(first, cols)).noalias() +=
+            eigen_map(d_y.columns(row, count)) *
+            eigen_map(View<const Scalar>(unpacked.data() + first, count, cols, in));
       });
     }
   }
@@ -65,8 +66,8 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
     assert(d_y.rows() == x.rows() && d_y.cols() == d_weight.rows() && x.cols() == d_weight.cols());
     if (x.empty()) return;
     share(d_weight.rows(), x.rows() * x.cols(), [&](std::size_t first, std::size_t count) {
-      this->matrix(View<Scalar>(d_weight.row(first), count, d_weight.cols())).noalias() +=
-          of(d_y.columns(first, count)).transpose() * of(x);
+      eigen_map(View<Scalar>(d_weight.row(first), count, d_weight.cols())).noalias() +=
+          eigen_map(d_y.columns(first, count)).transpose() * eigen_map(x);
     });
   }
 
@@ -136,8 +137,6 @@ class EigenTraining : public detail::LoopTraining<EigenBackend<Number>> {
 
  private:
   static constexpr std::size_t group = 64;  // channels whose sums for d_b and d_c are added up together
-
-  static auto of(View<const Scalar> x) { return EigenTraining::matrix(x.data(), x.rows(), x.cols(), x.stride()); }
 
   /// Adds a head's sums to d_b and d_c, which the first head of a group overwrites.
   static void add_head(const SsdScanBackwardArguments<Scalar>& p, const detail::EigenSsdChunk& place, std::size_t head,
