@@ -111,8 +111,8 @@ class NativeBackend : public detail::HostMemory<Number> {
                                                          CompactPanelMatrix<W>& matrix) const {
     assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
     each_panel_of_rows(first, host.rows(), 16 * host.cols(), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t b = 0; b < host.cols();
-           ++b) {  // block by block, because a panel holds those of its rows together
+      // Block by block, because a panel holds those of its rows together.
+      for (std::size_t b = 0; b < host.cols(); ++b) {
         for (std::size_t i = begin; i < end; ++i) matrix.put_block(first + i, b, host(i, b));
       }
     });
@@ -293,7 +293,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   void each_channels(std::span<const Segment> segments, std::size_t channels, std::size_t operations,
                      Body&& body) const {
     if (segments.empty()) return;
-    const std::size_t strips = (channels + strip - 1) / strip, tokens = detail::rows_of(segments) / segments.size();
+    const std::size_t strips = native::divide_up(channels, strip), tokens = detail::rows_of(segments) / segments.size();
     parallel_for(*pool_, segments.size() * strips, grain(strip * operations * tokens),
                  [&](std::size_t begin, std::size_t end) {
                    for (std::size_t i = begin; i < end;) {
@@ -311,7 +311,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   /// is one panel's, because rows of one panel share bytes and cache lines; each row takes `operations`.
   template <class Body>
   void each_panel_of_rows(std::size_t first, std::size_t rows, std::size_t operations, Body&& body) const {
-    const std::size_t before = first % native::panel, panels = (before + rows + native::panel - 1) / native::panel;
+    const std::size_t before = first % native::panel, panels = native::divide_up(before + rows, native::panel);
     parallel_for(*pool_, panels, grain(native::panel * operations), [&](std::size_t begin, std::size_t end) {
       for (std::size_t panel = begin; panel < end; ++panel) {
         const std::size_t from = panel == 0 ? 0 : panel * native::panel - before;
@@ -403,8 +403,7 @@ class NativeBackend : public detail::HostMemory<Number> {
     assert(x.rows() == y.rows());
     if (y.empty()) return;
     const std::size_t threads = static_cast<std::size_t>(pool_->threads());
-    const native::Division division =
-        native::division(x.rows(), native::round_up(y.cols(), native::panel) / native::panel, threads);
+    const native::Division division = native::division(x.rows(), native::divide_up(y.cols(), native::panel), threads);
     Scalar* const own = scratch(sizes.rounded + sizes.each * threads) + sizes.rounded;
     const std::size_t operations = x.cols() * division.unit * (division.by_rows ? y.cols() : native::panel * x.rows());
     parallel_for(*pool_, division.count, grain(operations),

@@ -58,7 +58,7 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
   }
 
   static std::size_t matrix_size(std::size_t rows, std::size_t cols) {
-    return ceil(rows, native::panel) * native::panel * cols;
+    return native::round_up(rows, native::panel) * cols;
   }
   static PanelMatrix<Scalar> matrix_over(std::size_t rows, std::size_t cols, Scalar* memory) {
     return PanelMatrix<Scalar>(rows, cols, memory);
@@ -90,7 +90,7 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
 
   void matmul_backward_weight(View<const Scalar> d_y, View<const Scalar> x, PanelMatrix<Scalar>& d_weight) const {
     assert(d_y.rows() == x.rows() && d_y.cols() == d_weight.rows() && x.cols() == d_weight.cols());
-    const std::size_t in = x.cols(), tile = training_kernels().tile, tiles = ceil(in, tile);
+    const std::size_t in = x.cols(), tile = training_kernels().tile, tiles = native::divide_up(in, tile);
     each_block(d_y.rows(), [&](std::size_t row, std::size_t rows) {
       const std::size_t part_size = rows * native::panel, threads = static_cast<std::size_t>(this->threads());
       Scalar* const packed = this->scratch(tiles * tile * rows + part_size * threads);
@@ -144,7 +144,7 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
                                                           .epsilon = static_cast<Scalar>(p.epsilon)});
       }
     });
-    share(ceil(p.d_weight.cols(), this->strip), 2 * this->strip * p.x.rows(),
+    share(native::divide_up(p.d_weight.cols(), this->strip), 2 * this->strip * p.x.rows(),
           [&](std::size_t begin, std::size_t end, std::size_t) {
             training_kernels().norm_weight_gradient({.x = p.x.data(),
                                                      .d_y = p.d_y.data(),
@@ -169,7 +169,7 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
     const std::size_t channels = p.x.cols(), width = p.weight.cols(), part_size = 4 * width * native::max_lanes;
     const std::vector<native::SegmentTask<Scalar>> segments = segment_tasks(p.segments, p.kept, p.d_window);
     Scalar* const parts = this->scratch(part_size * static_cast<std::size_t>(this->threads()));
-    share(ceil(channels, this->strip), this->strip * p.x.rows() * 4 * width,
+    share(native::divide_up(channels, this->strip), this->strip * p.x.rows() * 4 * width,
           [&](std::size_t begin, std::size_t end, std::size_t part) {
             training_kernels().causal_conv1d_backward({.segments = segments.data(),
                                                        .segment_count = segments.size(),
@@ -192,7 +192,7 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
 
   void selective_scan_backward(const ScanBackwardArguments<Scalar>& p) const {
     const std::size_t M = p.u.rows(), channels = p.u.cols(), states = p.a.cols();
-    const std::size_t groups = ceil(channels, native::channel_group);
+    const std::size_t groups = native::divide_up(channels, native::channel_group);
     const std::size_t chunk =
         std::max<std::size_t>(detail::tokens_at_once(detail::longest(p.segments), p.kept.chunk), 1);
     const std::size_t part_size = native::scan_backward_scratch(chunk, states);
@@ -246,7 +246,7 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
 
   void sum_of_squares(View<const Scalar> x, View<double> total) const {
     constexpr std::size_t piece_size = 4096;
-    const std::size_t pieces = ceil(x.cols(), piece_size);
+    const std::size_t pieces = native::divide_up(x.cols(), piece_size);
     std::vector<double> sums(x.rows() * pieces);
     share(sums.size(), piece_size, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
@@ -281,8 +281,6 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
   }
 
  private:
-  static std::size_t ceil(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit; }
-
   /// Calls body(begin, end, part) on parts of [0, count). `operations` is the cost of one item.
   template <class Body>
   void share(std::size_t count, std::size_t operations, Body&& body) const {
@@ -292,17 +290,17 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
   /// Scratch of input_gradient for so many rows of all outputs.
   std::size_t input_gradient_scratch(std::size_t rows, std::size_t outputs) const {
     const std::size_t tile = training_kernels().tile;
-    const std::size_t widest = std::min(ceil(outputs, native::panel) * native::panel, native::block_outputs);
-    return (ceil(rows, tile) * tile + native::panel * static_cast<std::size_t>(this->threads())) * widest;
+    const std::size_t widest = std::min(native::round_up(outputs, native::panel), native::block_outputs);
+    return (native::round_up(rows, tile) + native::panel * static_cast<std::size_t>(this->threads())) * widest;
   }
   /// dx = dy weight, or dx += it, for a block of rows and outputs; `weight` has the outputs' panels.
   void input_gradient(View<const Scalar> d_y, const Scalar* weight, bool accumulate, View<Scalar> d_x,
                       Scalar* packed) const {
-    const std::size_t tile = training_kernels().tile, panels = ceil(d_x.cols(), native::panel);
+    const std::size_t tile = training_kernels().tile, panels = native::divide_up(d_x.cols(), native::panel);
     const std::size_t rows = d_y.rows(), outputs = d_y.cols(),
-                      part_size = ceil(outputs, native::panel) * native::panel * native::panel;
-    Scalar* const parts = packed + ceil(rows, tile) * tile * outputs;
-    share(ceil(rows, tile), tile * outputs, [&](std::size_t begin, std::size_t end, std::size_t) {
+                      part_size = native::round_up(outputs, native::panel) * native::panel;
+    Scalar* const parts = packed + native::round_up(rows, tile) * outputs;
+    share(native::divide_up(rows, tile), tile * outputs, [&](std::size_t begin, std::size_t end, std::size_t) {
       training_kernels().pack_rows({.d_y = d_y.data(),
                                     .d_y_stride = d_y.stride(),
                                     .rows = rows,
@@ -335,20 +333,21 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.out && d_x.cols() == weight.in);
     if (d_x.empty()) return;
     const std::size_t in = weight.in, panel = native::panel, rows_at_once = std::min(d_y.rows(), native::block_rows);
-    const std::size_t widest = std::min(ceil(weight.out, panel) * panel, native::block_outputs);
+    const std::size_t widest = std::min(native::round_up(weight.out, panel), native::block_outputs);
     const std::size_t threads = static_cast<std::size_t>(this->threads());
     Scalar* const unpacked = this->scratch((widest + threads) * in + input_gradient_scratch(rows_at_once, weight.out));
     Scalar *const lines = unpacked + widest * in, *const scratch = lines + threads * in;
     for (std::size_t first = 0; first < weight.out; first += native::block_outputs) {
       const std::size_t outputs = std::min(native::block_outputs, weight.out - first);
-      share(ceil(outputs, panel), 4 * panel * in, [&](std::size_t begin, std::size_t end, std::size_t part) {
-        Scalar* const line = lines + part * in;
-        for (std::size_t j = begin * panel; j < std::min(end * panel, outputs); ++j) {
-          unpack(first + j, line);
-          Scalar* const to = unpacked + j / panel * panel * in + j % panel;
-          for (std::size_t k = 0; k < in; ++k) to[k * panel] = line[k];
-        }
-      });
+      share(native::divide_up(outputs, panel), 4 * panel * in,
+            [&](std::size_t begin, std::size_t end, std::size_t part) {
+              Scalar* const line = lines + part * in;
+              for (std::size_t j = begin * panel; j < std::min(end * panel, outputs); ++j) {
+                unpack(first + j, line);
+                Scalar* const to = unpacked + j / panel * panel * in + j % panel;
+                for (std::size_t k = 0; k < in; ++k) to[k * panel] = line[k];
+              }
+            });
       each_block(d_y.rows(), [&](std::size_t row, std::size_t rows) {
         input_gradient(d_y.rows_from(row, rows).columns(first, outputs), unpacked, first != 0, d_x.rows_from(row, rows),
                        scratch);
@@ -359,7 +358,7 @@ class NativeTraining : public detail::NativeSsdTraining<NativeTraining<Number>, 
   /// Calls body(first row, rows) for blocks of rows of nearly equal size, which do not depend on the number of threads.
   template <class Body>
   static void each_block(std::size_t rows, Body&& body) {
-    const std::size_t blocks = ceil(rows, native::block_rows);
+    const std::size_t blocks = native::divide_up(rows, native::block_rows);
     for (std::size_t i = 0; i < blocks; ++i) {
       const std::size_t first = rows * i / blocks;
       body(first, rows * (i + 1) / blocks - first);

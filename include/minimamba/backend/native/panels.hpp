@@ -127,7 +127,7 @@ inline constexpr bool has_panels =
 /// Bytes of a panel of `cols` columns.
 template <class W>
 constexpr std::size_t panel_bytes(std::size_t cols) {
-  return (cols + PanelLayout<W>::unit - 1) / PanelLayout<W>::unit * PanelLayout<W>::unit_bytes;
+  return divide_up(cols, PanelLayout<W>::unit) * PanelLayout<W>::unit_bytes;
 }
 
 }  // namespace native
@@ -149,7 +149,7 @@ class PanelMatrix {
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }
   std::size_t bytes() const { return panels() * native::panel * cols_ * sizeof(Scalar); }
-  std::size_t panels() const { return (rows_ + native::panel - 1) / native::panel; }
+  std::size_t panels() const { return native::divide_up(rows_, native::panel); }
   const Scalar* data() const { return values_.get(); }
 
   /// Element (i, 0); element (i, k) is row(i)[k * panel].
@@ -177,7 +177,7 @@ class CompactPanelMatrix {
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }
   std::size_t bytes() const { return panels() * native::panel_bytes<W>(cols_); }
-  std::size_t panels() const { return (rows_ + native::panel - 1) / native::panel; }
+  std::size_t panels() const { return native::divide_up(rows_, native::panel); }
   const std::uint8_t* data() const { return values_.get(); }
 
   template <class Scalar>

@@ -33,7 +33,9 @@ struct MatmulTask {
 /// A multiple of the rows of every register tile. Blocks of rows are multiples of it.
 inline constexpr std::size_t row_unit = 24;
 
-inline constexpr std::size_t round_up(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit * unit; }
+/// Units for `count` items, and the items that fit into them.
+inline constexpr std::size_t divide_up(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit; }
+inline constexpr std::size_t round_up(std::size_t count, std::size_t unit) { return divide_up(count, unit) * unit; }
 
 /// Maximum rows of x that a product of `rows` rows packs at a time: as many as fill about 800 KB, for an L2 cache of
 /// 1 MB. It never decreases when `rows` grows, so scratch memory for a product is enough for each part of it.
@@ -45,8 +47,8 @@ inline constexpr std::size_t max_packed_rows(std::size_t rows, std::size_t in) {
 /// Rows of each block; the last block has the rest. The blocks are equal up to row_unit, because each block reads all
 /// weights, and a small last block would do so for few rows.
 inline constexpr std::size_t row_block(std::size_t rows, std::size_t in) {
-  const std::size_t most = max_packed_rows(rows, in), blocks = (rows + most - 1) / most;
-  return blocks == 0 ? 0 : round_up((rows + blocks - 1) / blocks, row_unit);
+  const std::size_t most = max_packed_rows(rows, in), blocks = divide_up(rows, most);
+  return blocks == 0 ? 0 : round_up(divide_up(rows, blocks), row_unit);
 }
 
 /// Scalars of scratch memory for a product of `rows` rows: one packed block of rows. A single row is not packed.
@@ -75,7 +77,7 @@ struct Division {
 inline constexpr Division division(std::size_t rows, std::size_t panels, std::size_t threads) {
   constexpr std::size_t unit_rows = 12;
   if (rows < 32 * threads) return {rows, panels, false, 1, panels};
-  return {rows, panels, true, unit_rows, (rows + unit_rows - 1) / unit_rows};
+  return {rows, panels, true, unit_rows, divide_up(rows, unit_rows)};
 }
 
 /// A product with 16-bit or quantised weights; panels.hpp describes their panels.
