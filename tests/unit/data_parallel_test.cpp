@@ -228,41 +228,28 @@ TEST(DataParallel, NamesTheRankWhoseWeightsDiverge) {
     EXPECT_EQ(message.find("rank 1: after step 2 it has other weights"), 0U) << message;
   }
 }
-TEST(DataParallel, NamesTheRankWithOtherOptionsOrData) {
-  for (const bool other_data : {false, true}) {
+TEST(DataParallel, NamesTheRankThatDiffersAndInWhat) {
+  for (const char* const name : {"data", "seed", "average", "weights"}) {
+    const std::string what = name;
     on_ranks<ThreadRanks>(2, [&](std::size_t rank, const ThreadRanks& comm) {
+      const auto differs = [&](const char* in) { return rank == 1 && what == in; };
       auto options = Fixture::options(2);
       auto tokens = Fixture::tokens();
-      if (rank == 1 && other_data) tokens[7] ^= 1;
-      if (rank == 1 && !other_data) options.seed = 6;
-      Trainer<Model> trainer(Fixture::model(), std::move(tokens), options);
-      DataParallel together(comm);
-      try {
-        trainer.step(together);
-        ADD_FAILURE() << "was accepted";
-      } catch (const RanksDifferError& error) {
-        EXPECT_EQ(error.subject(), "rank 1");
-        EXPECT_NE(error.found().find(other_data ? "data" : "options"), std::string::npos) << error.what();
-      }
-    });
-  }
-}
-TEST(DataParallel, NamesTheRankWithAnotherAverageOrOtherFrozenWeights) {
-  for (const bool frozen : {false, true}) {
-    on_ranks<ThreadRanks>(2, [&](std::size_t rank, const ThreadRanks& comm) {
-      auto options = Fixture::options(2);
-      options.average = rank == 1 && !frozen ? 0.5 : 0.9;
       Model model = Fixture::model();
       freeze(model, {"norm_f"});
-      if (rank == 1 && frozen) model.norm_f.weight.view()(0, 3) += 1;
-      Trainer<Model> trainer(std::move(model), Fixture::tokens(), options);
+      if (differs("data")) tokens[7] ^= 1;
+      if (differs("seed")) options.seed = 6;
+      options.average = differs("average") ? 0.5 : 0.9;
+      if (differs("weights")) model.norm_f.weight.view()(0, 3) += 1;  // frozen ones
+      Trainer<Model> trainer(std::move(model), std::move(tokens), options);
       DataParallel together(comm);
       try {
         trainer.step(together);
         ADD_FAILURE() << "was accepted";
       } catch (const RanksDifferError& error) {
         EXPECT_EQ(error.subject(), "rank 1");
-        EXPECT_NE(error.found().find(frozen ? "weights" : "options"), std::string::npos) << error.what();
+        const bool of_options = what == "seed" || what == "average";
+        EXPECT_NE(error.found().find(of_options ? "options" : what), std::string::npos) << error.what();
       }
     });
   }
