@@ -94,9 +94,9 @@ void slide_window(const Conv1dArguments<Scalar>& p, const Segment& segment) {
   }
 }
 
-/// Stores the window before each chunk in p.kept. Call it before the windows are updated.
+/// Stores the window before each chunk in p.kept, which may ask for none. Call it before the windows are updated.
 template <class Scalar>
-void keep_each_window(const Conv1dArguments<Scalar>& p) {
+void keep_windows(const Conv1dArguments<Scalar>& p) {
   std::size_t kept = 0;
   for (const Segment& segment : p.segments) {
     for (std::size_t k = 0; k < chunks_of(segment.length, p.kept.chunk); ++k) {
@@ -108,12 +108,6 @@ void keep_each_window(const Conv1dArguments<Scalar>& p) {
       }
     }
   }
-}
-
-/// The same, if p.kept asks for any.
-template <class Scalar>
-inline void keep_windows(const Conv1dArguments<Scalar>& p) {
-  if (p.kept.chunk != 0) keep_each_window(p);
 }
 
 }  // namespace detail

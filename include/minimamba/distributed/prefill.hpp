@@ -38,7 +38,7 @@ void read_own(const Model& model, std::span<const std::int32_t> tokens, typename
 
 template <class Cache>
 void check_ranks(const Cache& cache) {
-  if (cache.batch() != 1) throw ArgumentError("cache", "a batch of 1", std::to_string(cache.batch()));
+  if (cache.batch() != 1) throw ArgumentError("cache", "one slot", std::to_string(cache.batch()));
   if (cache.keeps_every() > 0) throw ArgumentError("cache", "one that keeps no states: keep_every(0)");
 }
 

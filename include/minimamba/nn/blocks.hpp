@@ -79,20 +79,6 @@ void for_each_place(std::span<const AnyRun> runs, const Work& work, Body&& body)
   if (begin < end) body(begin, end - begin, place);
 }
 
-/// Calls body(row, place) for each run that the chosen rows complete: `row` is its last row, and `place` its index
-/// among the runs that have any rows.
-template <class AnyRun, class Work, class Body>
-void for_each_last(std::span<const AnyRun> runs, const Work& work, Body&& body) {
-  std::size_t place = 0, run = 0;
-  for (std::size_t s = 0; s < work.segments.size(); ++s) {
-    for (; run < work.owners[s]; ++run) {
-      if (runs[run].length() > 0) ++place;
-    }
-    const Segment& segment = work.segments[s];
-    if (work.read[run] + segment.length == runs[run].length()) body(segment.first + segment.length - 1, place);
-  }
-}
-
 /// Restores the states of a cache when a kernel throws.
 template <class Cache>
 class StateKeeper {
@@ -289,6 +275,21 @@ struct Blocks {
     finish();
     for (const AnyRun& run : call.runs) call.cache.advance_slot(run.slot, run.length());
     keeper.release();
+  }
+
+  /// Copies the last row of each run that the chosen rows complete to `last`, which has a row for each run that has
+  /// any.
+  template <class AnyRun>
+  void take_last(std::span<const AnyRun> runs, View<const Scalar> x, View<Scalar> last, const Work& work) const {
+    std::size_t place = 0, run = 0;
+    for (std::size_t s = 0; s < work.segments.size(); ++s) {
+      for (; run < work.owners[s]; ++run) {
+        if (runs[run].length() > 0) ++place;
+      }
+      const Segment& segment = work.segments[s];
+      if (work.read[run] + segment.length != runs[run].length()) continue;
+      backend.copy(x.rows_from(segment.first + segment.length - 1, 1), last.rows_from(place, 1));
+    }
   }
 
  private:

@@ -217,10 +217,7 @@ class InferenceCache {
     forget_kept(slot);
   }
 
-  /// For code that runs layers itself: every slot, or one, has read `tokens` more.
-  void advance(std::size_t tokens) {
-    for (std::int64_t& position : positions_) position += static_cast<std::int64_t>(tokens);
-  }
+  /// For code that runs layers itself: a slot has read `tokens` more.
   void advance_slot(std::size_t slot, std::size_t tokens) { positions_[slot] += static_cast<std::int64_t>(tokens); }
 
   /// The workspace that forward uses unless another one is passed.

@@ -253,7 +253,9 @@ class Mamba {
     const View<Scalar> logits = work.logits(results), last = every_token ? View<Scalar>() : work.last(call.filled);
     blocks_.read(
         call, [&](View<Scalar> x) { embed_chosen(runs, x, work); },
-        [&](View<Scalar> x) { every_token ? head_of_all(runs, x, logits, work) : take_last(runs, x, last, work); },
+        [&](View<Scalar> x) {
+          every_token ? head_of_all(runs, x, logits, work) : blocks_.take_last(runs, x, last, work);
+        },
         [&] {
           if (!every_token) head_of_rows(last, logits, work);
         });
@@ -291,11 +293,6 @@ class Mamba {
       detail::for_each_place(runs, work, [&](std::size_t first, std::size_t count, std::size_t place) {
         head_forward(normed.rows_from(first, count), logits.rows_from(place, count));
       });
-    });
-  }
-  void take_last(std::span<const Run> runs, View<const Scalar> x, View<Scalar> last, const WorkspaceType& work) const {
-    detail::for_each_last(runs, work, [&](std::size_t row, std::size_t place) {
-      backend().copy(x.rows_from(row, 1), last.rows_from(place, 1));
     });
   }
   void head_of_rows(View<const Scalar> x, View<Scalar> logits, WorkspaceType& work) const {

@@ -40,10 +40,12 @@ struct BlockBackwardArguments {
 template <class Scalar = float, template <class> class Backend = NativeBackend, class Weight = Scalar,
           template <class, template <class> class, class> class Mixer = S6>
 struct MambaBlock {
-  RMSNorm<Scalar, Backend> norm;  // [D]
-  Mixer<Scalar, Backend, Weight> mixer;
+  using MixerType = Mixer<Scalar, Backend, Weight>;
+  using Config = ConfigOf<MixerType>;
+  using ActivationType = detail::ActivationOfMixer<MixerType, Backend<Scalar>>;
 
-  using Config = ConfigOf<Mixer<Scalar, Backend, Weight>>;
+  RMSNorm<Scalar, Backend> norm;  // [D]
+  MixerType mixer;
 
   MambaBlock() = default;
   explicit MambaBlock(const Config& config)
@@ -51,12 +53,10 @@ struct MambaBlock {
 
   /// The activations of a block: the mixer's input, and those of the mixer.
   static std::vector<std::size_t> activation_widths(const Config& config) {
-    std::vector<std::size_t> widths = Mixer<Scalar, Backend, Weight>::activation_widths(config);
+    std::vector<std::size_t> widths = MixerType::activation_widths(config);
     widths.insert(widths.begin(), static_cast<std::size_t>(config.d_model));
     return widths;
   }
-
-  using ActivationType = detail::ActivationOfMixer<Mixer<Scalar, Backend, Weight>, Backend<Scalar>>;
 
   /// A is ActivationType, or Scalar where the backend keeps all bits.
   template <class A = ActivationType>
@@ -119,8 +119,6 @@ struct MambaBlock {
   }
 
  private:
-  using MixerType = Mixer<Scalar, Backend, Weight>;
-
   static void drop(const Backend<Scalar>& backend, View<Scalar> x, const Dropout& dropout) {
     if constexpr (requires { backend.dropout(x, dropout); }) {
       if (dropout.rate > 0) backend.dropout(x, dropout);

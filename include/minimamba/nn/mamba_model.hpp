@@ -192,9 +192,7 @@ class MambaModel {
               norm_f.forward(backend(), x.rows_from(first, count), outputs.rows_from(place, count));
             });
           } else {
-            detail::for_each_last(runs, work, [&](std::size_t row, std::size_t place) {
-              backend().copy(x.rows_from(row, 1), last.rows_from(place, 1));
-            });
+            blocks_.take_last(runs, x, last, work);
           }
         },
         [&] {

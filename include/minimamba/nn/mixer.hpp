@@ -22,7 +22,12 @@
 //   template <class F, class... Self> static void visit_derived(F&& f, Self&... self);
 // for derived tensors that a file may hold in place of a parameter, and
 //   template <class T> SelectionViews<Scalar, T> selection(const ActivationViews<T>&) const;
-// for nn/selection.hpp, which shows what it selects. What files say of its models is in io/known_mixers.hpp.
+// for nn/selection.hpp, which shows what it selects. A mixer some of whose activations can be computed again from the
+// others at little cost may name them and compute them, with the bits of forward:
+//   static constexpr std::array recomputed{...};         indices of activation_widths, in ascending order
+//   void recompute(const Backend<Scalar>&, const MixerArguments<Scalar>&) const;
+// It does not use y, and of the state only the parts that are kept once are those before forward. What files say of its
+// models is in io/known_mixers.hpp.
 #ifndef MINIMAMBA_NN_MIXER_HPP
 #define MINIMAMBA_NN_MIXER_HPP
 
@@ -234,11 +239,6 @@ struct MixerBackwardArguments {
   View<Scalar> scratch;                   // [1, backward_scratch], overwritten
   LayerState<Scalar> d_state;             // in: of the final state; out: of the initial one
 };
-
-/// Some activations can be computed again from the others of a layer, at little cost. A mixer may name those,
-///   static constexpr std::array recomputed{...};   indices of activation_widths, in ascending order
-/// and have recompute(backend, MixerArguments), which gives them the bits that forward gave them; p.y is not used, and
-/// only the parts of the state that are kept once are those before forward.
 
 /// What a mixer selects with: at each token, it multiplies state n of channel c by exp(dt a(c, n)), where dt is
 /// softplus(delta + bias) of that token and channel, clamped to dt_min and dt_max.

@@ -60,8 +60,6 @@ inline std::size_t quantile_index(int percent, std::size_t count) {
   return std::max<std::size_t>((static_cast<std::size_t>(percent) * count + 99) / 100, 1) - 1;
 }
 
-inline double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
-
 /// Copies a matrix to the host.
 template <class Backend, class T>
 std::vector<double> on_host(const Backend& backend, View<const T> x) {
@@ -79,6 +77,7 @@ std::vector<double> on_host(const Backend& backend, View<const T> x) {
 template <class Backend, class T>
 void add_dt(const Backend& backend, const SelectionViews<typename Backend::Scalar, T>& views, std::size_t layer,
             LayerSelection& to) {
+  const auto softplus = [](double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); };
   const std::vector<double> delta = on_host(backend, views.delta), bias = on_host(backend, views.bias);
   for (std::size_t i = 0; i < delta.size(); ++i) {
     const double dt = softplus(delta[i] + bias[i % to.channels]);
@@ -206,7 +205,7 @@ void for_each_selection(const Model& model, std::span<const std::int32_t> tokens
   using Backend = typename Model::BackendType;
   auto cache = model.make_cache();
   model.check(tokens, cache);
-  if (tokens.empty()) throw ArgumentError("tokens", "at least one", "none");
+  if (tokens.empty()) throw ArgumentError("tokens", "at least one token", "none");
   if (rows_at_once < 0) throw ArgumentError("rows_at_once", "at least 0", std::to_string(rows_at_once));
   const Backend& backend = model.backend();
   const std::size_t most =

@@ -102,8 +102,7 @@ struct SSD : DerivedA<Scalar, Backend> {  // A_log and A [H]
   static std::vector<std::size_t> activation_widths(const Mamba2Config& config) {
     const std::size_t E = size(config.d_inner()), channels = size(config.conv_channels());
     const std::size_t outputs = E + channels + size(config.n_heads());
-    constexpr std::size_t line =
-        16;  // a cache line of floats: every row then begins with one, if E and N are multiples too
+    constexpr std::size_t line = 16;  // of floats in a cache line: rows begin with one, if E and N are multiples too
     return {(outputs + line - 1) / line * line, channels, E, E};
   }
   static std::size_t backward_scratch(const Mamba2Config& config) { return size(config.n_heads()); }
