@@ -198,4 +198,26 @@ TEST(AdapterTraining, RefusesACheckpointIfAnyFrozenValueDiffers) {
   resume_training(same, folder / "training.safetensors");
 }
 
+/// A model of a user's, whose shapes() does not tell what is frozen.
+struct TwoLayers {
+  Linear<float, NativeTraining> first{4, 4, true}, second{4, 2, true};
+  NativeTraining<float> own = {};
+
+  const NativeTraining<float>& backend() const { return own; }
+  TwoLayers shapes() const { return {.own = own}; }
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("first", self.first...);
+    f("second", self.second...);
+  }
+};
+TEST(FrozenParameters, AreFrozenInTheModelThatACheckpointIsReadInto) {
+  TwoLayers model;
+  allocate_parameters(model, model.backend());
+  freeze(model, {"first"});
+  const TwoLayers read = detail::with_frozen_parameters(model);
+  EXPECT_TRUE(read.first.weight.frozen() && read.first.bias.frozen());
+  EXPECT_FALSE(read.second.weight.frozen() || read.second.bias.frozen());
+}
+
 }  // namespace lora_training_test

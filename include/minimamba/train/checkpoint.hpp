@@ -298,8 +298,7 @@ void read_module(const TensorSet& set, const std::string& prefix, Module& module
 /// A model with the shapes of another, and with its frozen parameters.
 template <class Model>
 Model with_frozen_parameters(const Model& like) {
-  Model model = like.shapes();
-  allocate_parameters(model, model.backend());
+  Model model = allocated_like(like);
   for_each_parameter(
       [&](std::string_view, const auto& source, auto& target) {
         const bool frozen = source.frozen() || !std::remove_cvref_t<decltype(source)>::can_train;
