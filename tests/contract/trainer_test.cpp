@@ -308,7 +308,7 @@ TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   expect_refused(tokens(), with([](auto& o) { o.accumulate = 0; }), {"accumulate"});
   expect_refused(tokens(), with([](auto& o) { o.batch = -1; }), {"TrainerOptions.batch", "at least 1", "found -1"});
   expect_refused(tokens(), with([](auto& o) { o.tape.chunk = -3; }), {"TapeOptions.chunk", "at least 1", "found -3"});
-  expect_refused(tokens(), with([](auto& o) { o.validation_fraction = 1; }), {"validation fraction"});
+  expect_refused(tokens(), with([](auto& o) { o.validation_fraction = 1; }), {"validation_fraction"});
   const auto most = std::numeric_limits<std::int64_t>::max();
   expect_refused(tokens(), with([&](auto& o) { o.length = most; }), {"more than " + std::to_string(most)});
   expect_refused(tokens(), with([](auto& o) { o.schedule.steps = -1; }), {"steps"});

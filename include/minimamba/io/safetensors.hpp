@@ -297,18 +297,13 @@ void read_shards(const ByteSource& index, Add&& add, TensorSet& set, MayLack&& m
   }
   set = std::move(combined);
 }
-template <class Add>
-void read_shards(const ByteSource& index, Add&& add, TensorSet& set) {
-  read_shards(index, add, set, [](const std::string&) { return false; });
-}
-
 /// The same for safetensors files; open(name) returns the ByteSource of a shard.
 template <class Open>
 void read_sharded_safetensors(const ByteSource& index, Open&& open, TensorSet& set) {
   const auto add = [&](const std::string& file, TensorSet& combined) {
     return detail::add_safetensors(open(file), combined);
   };
-  read_shards(index, add, set);
+  read_shards(index, add, set, [](const std::string&) { return false; });
 }
 
 /// Opens a shard in the folder of its index.

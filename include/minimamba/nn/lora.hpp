@@ -50,6 +50,8 @@ inline constexpr bool trains_weights<Lora<W>, Scalar> = true;
 template <class W>
 inline constexpr bool is_lora<Lora<W>> = true;
 
+inline constexpr std::int64_t largest_rank = 4096;  // the scaling matrix has its square in values
+
 /// A frozen matrix, which the optimiser never sees.
 template <class Backend, class W>
 class FrozenMatrix : public WeightMatrix<Backend, W> {
@@ -67,12 +69,6 @@ concept HasFrozenBackward = requires(const B& backend, View<const typename B::Sc
                                      const typename B::template Matrix<W>& weight, View<typename B::Scalar> d_x) {
   backend.matmul_backward_input(d_y, weight, d_x);
 };
-
-namespace detail {
-
-inline constexpr std::int64_t largest_rank = 4096;  // the scaling matrix has its square in values
-
-}  // namespace detail
 
 /// What PEFT calls r, lora_alpha and use_rslora, of one matrix.
 struct LoraSettings {

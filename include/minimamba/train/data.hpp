@@ -32,7 +32,7 @@ namespace detail {
 /// How many of `count` items are to validate on. Throws ArgumentError for a fraction outside [0, 1).
 inline std::size_t validation_part(std::size_t count, double fraction) {
   if (fraction >= 0 && fraction < 1) return static_cast<std::size_t>(static_cast<double>(count) * fraction);
-  throw ArgumentError("validation fraction", "at least 0 and below 1", number_text(fraction));
+  throw ArgumentError("validation_fraction", "at least 0 and below 1", number_text(fraction));
 }
 
 /// The same for tokens. Throws what split_tokens throws.
