@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
+#include "minimamba/core/utf8.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -89,24 +90,6 @@ class Json {
       value_;
   friend class JsonWriter;
 };
-
-namespace detail {
-
-/// The bytes of the UTF-8 character at the beginning of a text; 0 if it is ill-formed.
-inline std::size_t utf8_length(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
-  const unsigned first = byte(0);
-  const std::size_t length = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
-  for (std::size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xC0U) != 0x80) return 0;
-  }
-  const unsigned second = byte(1);
-  const bool beyond = first > 0xF4 || (first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) ||
-                      (first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F);
-  return length > 1 && beyond ? 0 : length;
-}
-
-}  // namespace detail
 
 /// Writes JSON: JsonWriter json; json.open('{').key("a").value(1).key("b").open('[').close(']').close('}'); json.text()
 /// is {"a":1,"b":[]}. With an indentation, every member has a line of its own.
@@ -196,16 +179,17 @@ class JsonWriter {
     constexpr const char* hexadecimal = "0123456789abcdef";
     text_ += '"';
     while (!x.empty()) {
-      const std::size_t length = detail::utf8_length(x), letter = escaped.find(x.front());
-      if (length == 0) throw ArgumentError("JSON", "the text is not valid UTF-8");
+      const detail::CodePoint point = detail::code_point(x, 0);
+      const std::size_t letter = escaped.find(x.front());
+      if (point.value < 0) throw ArgumentError("JSON", "the text is not valid UTF-8");
       if (letter != escaped.npos) {
         (text_ += '\\') += letters[letter];
       } else if (static_cast<unsigned char>(x.front()) < 0x20) {
         ((text_ += "\\u00") += hexadecimal[x.front() / 16]) += hexadecimal[x.front() % 16];
       } else {
-        text_ += x.substr(0, length);
+        text_ += x.substr(0, point.size);
       }
-      x.remove_prefix(length);
+      x.remove_prefix(point.size);
     }
     text_ += '"';
   }
