@@ -23,6 +23,9 @@ class Fnv1a {
   constexpr void add(std::span<const std::byte> bytes) {
     for (const std::byte byte : bytes) add(std::to_integer<std::uint64_t>(byte));
   }
+  constexpr void add(std::span<const std::int32_t> tokens) {
+    for (const std::int32_t token : tokens) add(std::uint64_t{static_cast<std::uint32_t>(token)});
+  }
   /// The bytes of a value in the order of memory.
   template <class T>
   void add_value(const T& value) {

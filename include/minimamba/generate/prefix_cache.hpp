@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/core/hash.hpp"
+
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
@@ -40,12 +42,13 @@ class PrefixCache {
   Found find(std::span<const std::int32_t> tokens, std::size_t longest) {
     longest = std::min(longest, tokens.size());
     std::vector<std::pair<std::size_t, std::uint64_t>> sums;  // lengths that there are, and the sum of that many tokens
-    std::uint64_t sum = no_tokens;
+    detail::Fnv1a sum;
     std::size_t summed = 0;
     for (const auto& [length, count] : lengths_) {
       if (length > longest) break;
-      for (; summed < length; ++summed) sum = add(sum, tokens[summed]);
-      sums.emplace_back(length, sum);
+      sum.add(tokens.subspan(summed, length - summed));
+      summed = length;
+      sums.emplace_back(length, sum.value());
     }
     for (auto at = sums.rbegin(); at != sums.rend(); ++at) {
       const auto entry = entry_of(at->second, tokens.first(at->first));
@@ -116,15 +119,10 @@ class PrefixCache {
   };
   using Entries = std::list<Entry>;
 
-  static constexpr std::uint64_t no_tokens = 0xCBF29CE484222325U;
-  static std::uint64_t add(std::uint64_t sum, std::int32_t token) {
-    sum = (sum ^ static_cast<std::uint32_t>(token)) * 0x9E3779B97F4A7C15U;
-    return sum ^ (sum >> 29);
-  }
   static std::uint64_t sum_of(std::span<const std::int32_t> tokens) {
-    std::uint64_t sum = no_tokens;
-    for (const std::int32_t token : tokens) sum = add(sum, token);
-    return sum;
+    detail::Fnv1a sum;
+    sum.add(tokens);
+    return sum.value();
   }
   typename Entries::iterator entry_of(std::uint64_t sum, std::span<const std::int32_t> tokens) {
     const auto [first, last] = by_sum_.equal_range(sum);

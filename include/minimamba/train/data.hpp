@@ -209,18 +209,15 @@ class TokenWindows {
   std::uint64_t fingerprint() const {
     if (fingerprint_) return *fingerprint_;
     detail::Fnv1a hash;
-    const auto add_all = [&](std::span<const std::int32_t> tokens) {
-      for (const std::int32_t token : tokens) hash.add(std::uint64_t{static_cast<std::uint32_t>(token)});
-    };
     if (!source_.read) {
-      add_all(tokens_);
+      hash.add(tokens_);
       return hash.value();
     }
     std::vector<std::int32_t> part(std::size_t{1} << 16);
     for (std::size_t first = 0; first < source_.size; first += part.size()) {
       part.resize(std::min(part.size(), source_.size - first));
       source_.read(first, part);
-      add_all(part);
+      hash.add(part);
     }
     fingerprint_ = hash.value();
     return *fingerprint_;

@@ -141,7 +141,7 @@ class ExampleLines {
       if (line.find_first_not_of(" \t") == line.npos) return;
       const Example example = check(line, line_of(source_.name(), number));
       hash_.add(line);
-      for (const std::int32_t token : example.tokens) hash_.add(std::uint64_t{static_cast<std::uint32_t>(token)});
+      hash_.add(example.tokens);
       lines_.push_back({begin, static_cast<std::uint32_t>(number), example.label});
     });
     return ids_.sort();
