@@ -304,7 +304,7 @@ class Speculator {
       }
     }
 
-    /// Removes what was not asked for.
+    /// Removes what was not asked for. Throws ArgumentError for probabilities that are not those of the tokens.
     void check_draft(std::size_t most) const {
       Draft& draft = own.draft_;
       if (draft.tokens.size() > most) draft.tokens.resize(most);

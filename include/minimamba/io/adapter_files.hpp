@@ -42,7 +42,7 @@ namespace detail {
 class AdapterConfigReader {
  public:
   AdapterConfigReader(const Json& json, AdapterFiles& to) : json_(json), to_(to) {
-    if (json.object() == nullptr) throw FormatError(to.config_name, "an object", json.type_name());
+    if (json.object() == nullptr) throw FormatError(to.config_name, "a JSON object", json.type_name());
   }
 
   void read() {
@@ -68,7 +68,7 @@ class AdapterConfigReader {
   [[noreturn]] void refuse(const char* key, const char* expected) const {
     const Json* const value = json_.find(key);
     throw ConfigError(to_.config_name + ": " + key, expected,
-                      value == nullptr ? "nothing" : printable(to_text(*value), 60));
+                      value == nullptr ? "none" : printable(to_text(*value), 60));
   }
   void note(const std::string& text) { to_.notes.push_back(to_.config_name + ": " + text); }
   double number(const char* key, double otherwise) const {

@@ -38,6 +38,7 @@ namespace detail {
 /// matches three digits.
 enum class KnownPattern : std::uint8_t { gpt2, cl100k, qwen2, falcon };
 
+/// In the order of KnownPattern.
 inline constexpr std::pair<std::string_view, KnownPattern> known_patterns[] = {
     {R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)", KnownPattern::gpt2},
     {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",

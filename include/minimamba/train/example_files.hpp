@@ -74,7 +74,7 @@ class LabelIds {
 inline Json json_line(std::string_view line, const std::string& name) {
   const JsonLimits limits{.values = 1'000'000, .token = longest_line};  // one text may be all of a line
   Json json = read_json(ByteSource(std::as_bytes(std::span(line)), name), limits);
-  if (json.object() == nullptr) throw FormatError(name, "an object", json.type_name());
+  if (json.object() == nullptr) throw FormatError(name, "a JSON object", json.type_name());
   return json;
 }
 inline const Json& json_field(const Json& json, const char* key, const std::string& name) {

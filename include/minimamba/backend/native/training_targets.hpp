@@ -1,4 +1,4 @@
-// Compiles the kernel text of training once for each instruction set of regions.inl, and picks among the copies.
+// Compiles the kernel text of training once for each instruction set of regions.inl, and selects among the copies.
 #ifndef MINIMAMBA_BACKEND_NATIVE_TRAINING_TARGETS_HPP
 #define MINIMAMBA_BACKEND_NATIVE_TRAINING_TARGETS_HPP
 
