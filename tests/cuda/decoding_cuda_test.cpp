@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "minimamba/cuda.hpp"
@@ -160,6 +161,47 @@ TEST(CudaDecoding, ChoosesTheLargestLogitInTheSameKernel) {
     std::memcpy(&p, fake.arguments, sizeof(p));
     REQUIRE(fake.grids == 2 && p.choice != 0 && p.last != 0 && fake.launches - launches == 1);  // the token's upload
   });
+}
+template <class W>
+void expect_division() {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    MambaConfig config = small();
+    config.n_layer = 17;
+    {
+      const Mamba<float, CudaBackend, W> model(config);
+      auto cache = model.make_cache();
+      const auto read = [&] {
+        const int launches = fake.launches, grids = fake.grids;
+        model.backend().to_host(model.forward(1, cache));
+        return std::pair(fake.launches - launches, fake.grids - grids);
+      };
+      read(), read();
+      REQUIRE(read() == std::pair(1, 1));  // a whole step; the launch is the upload of the token
+      REQUIRE(read().second == 0);         // its parts are seen for the first time
+      REQUIRE(read() == std::pair(1, 2) && read() == std::pair(1, 2));
+      gpu::DecodeArguments first, second;
+      std::memcpy(&first, fake.before, sizeof(first));
+      std::memcpy(&second, fake.arguments, sizeof(second));
+      REQUIRE(first.layer_count == 2 && second.layer_count == 15);
+      REQUIRE(first.token != 0 && second.token == 0 && first.embedding.rows == 40);
+      REQUIRE(first.head.rows == 0 && first.norm != 0 && first.logits == 0 && second.head.rows == 40);
+      REQUIRE(first.x == second.x && first.width == 64 && second.width == 64);
+      REQUIRE(first.tag + first.layer_count < second.tag);
+      gpu::DecodeLayer third;
+      std::memcpy(&third, reinterpret_cast<const void*>(static_cast<std::uintptr_t>(second.layers)), sizeof(third));
+      REQUIRE(third.in_proj.data == model.layers[2].mixer.in_proj.weight.packed().weights().data);
+      model.backend().device().set_decoding(false);
+      REQUIRE(read() == std::pair(1, 0) && fake.graphs == 2);  // as graphs
+    }
+    REQUIRE(fake.allocated == 0 && fake.graphs == 0);
+  });
+}
+TEST(CudaDecoding, BeginsALongStepBeforeAllOfItIsRecorded) {
+  expect_division<float>();
+  expect_division<bf16>();
+  expect_division<q8>();
+  expect_division<q4>();
 }
 TEST(CudaDecoding, TagsDoNotRecur) {
   expect_success([] {

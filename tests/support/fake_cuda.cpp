@@ -199,7 +199,8 @@ int cuLaunchCooperativeKernel(void*, unsigned, unsigned, unsigned, unsigned, uns
                               void** arguments) {
   if (lost || fake.cooperative_error != 0) return lost ? fake.wait_error : fake.cooperative_error;
   ++fake.grids;
-  std::memcpy(fake.arguments, arguments[0], 384);  // DecodeArguments
+  std::memcpy(fake.before, fake.arguments, sizeof(fake.before));
+  std::memcpy(fake.arguments, arguments[0], 392);  // DecodeArguments
   return 0;
 }
 

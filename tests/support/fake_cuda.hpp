@@ -26,6 +26,7 @@ struct FakeCuda {
   int compilations = 0, launches = 0;  // launches: those outside of graphs, but of send_to_host
   int grids = 0;                       // started cooperatively
   unsigned char arguments[512] = {};   // of the last of them
+  unsigned char before[512] = {};      // of the one before that
   char loaded[64] = {};                // the target of the code that was loaded last
 };
 

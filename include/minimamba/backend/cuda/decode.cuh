@@ -1,7 +1,8 @@
 R"cuda(
-// One token of one sequence through a whole model of S6, by a grid that fills the card once, so that all of its blocks
-// run at the same time. Fifteen warps of a block compute. One thread has the block's weights copied to shared memory,
-// layer after layer: weights depend on no activation, so they come while the others wait for other blocks.
+// One token of one sequence through a whole model of S6, or the first or last layers of one, by a grid that fills the
+// card once, so that all of its blocks run at the same time. Fifteen warps of a block compute. One thread has the
+// block's weights copied to shared memory, layer after layer: weights depend on no activation, so they come while the
+// others wait for other blocks.
 //
 // A layer has four phases, each of which needs results of all blocks: norm, in_proj and convolution; x_proj; dt_proj
 // and scan; out_proj and sum.
@@ -112,10 +113,13 @@ struct Decoder {
     for (u32 k = threadIdx.x * 4; k < p.width; k += workers * 4) copy_async(norm_weight() + k, weight + k, true);
     end_copies();
   }
+  // Without a token, the layers before have left x.
   __device__ void embed() const {
-    const u32 token = (u32)*p.token;
+    const u32 token = p.token ? (u32)*p.token : 0;
 #pragma unroll 1
-    for (u32 k = threadIdx.x; k < p.width; k += workers) x()[k] = W::Format::get(p.embedding, token, k);
+    for (u32 k = threadIdx.x; k < p.width; k += workers) {
+      x()[k] = p.token ? W::Format::get(p.embedding, token, k) : p.x[k];
+    }
     if (threadIdx.x < 32) ((u32*)zeros())[threadIdx.x] = 0;
   }
   template <class Units>
@@ -354,7 +358,10 @@ struct Decoder {
   // Returns the largest logit of those that this thread has computed.
   __device__ Candidate head() {
     Candidate largest = {-__int_as_float(0x7F800000), 0x7FFFFFFF};
-    if (!share(4).count) return largest;
+    if (!share(4).count) {
+      wait_for_copies<0>();
+      return largest;
+    }
     receive_x(p.layer_count);
     wait_for_copies<0>();
     meet();

@@ -1,5 +1,6 @@
-// A step of one token as one kernel. The list of a step that was seen before is translated into a table of layers, and
-// a grid that fills the card once walks through it: see decode.cuh. It gives the bits that the list gives.
+// A step of one token as one kernel, or two, the first of which starts while the rest is recorded. The list of a step
+// that was seen before is translated into a table of layers, and a grid that fills the card once walks through it: see
+// decode.cuh. It gives the bits that the list gives.
 #ifndef MINIMAMBA_BACKEND_CUDA_DECODE_PROGRAM_HPP
 #define MINIMAMBA_BACKEND_CUDA_DECODE_PROGRAM_HPP
 
@@ -49,6 +50,9 @@ struct DecodeArguments {
 struct DecodeProgram {
   std::size_t format = 0;    // of the weights, counted from f32
   std::size_t launches = 0;  // of the list, that are translated
+  /// Of these: how many may be started before the rest is recorded; 0: the list is not to be divided. Both parts are
+  /// programs of their own.
+  std::size_t first_part = 0;
   DecodeArguments arguments;
   std::vector<DecodeLayer> layers;
 };

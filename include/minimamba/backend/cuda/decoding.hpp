@@ -32,20 +32,33 @@ class DecodeReader {
  public:
   explicit DecodeReader(const LaunchList& list) : list_(list) {}
 
+  /// A whole step, the layers that it begins with, or those that it ends with and the head.
   bool read(DecodeProgram& program) {
-    DecodeArguments& p = program.arguments;
-    if (!embedding(program)) return false;
+    const bool begins = embedding(program);
+    if (!begins && !first_layer(program)) return false;
+    std::vector<std::size_t> ends;  // of the layers, in the list
     for (DecodeLayer layer; at_ < list_.size() && this->layer(program, layer); layer = {}) {
       program.layers.push_back(layer);
+      ends.push_back(at_);
     }
+    if (program.layers.empty()) return false;
+    DecodeArguments& p = program.arguments;
     p.layer_count = static_cast<std::uint32_t>(program.layers.size());
-    if (program.layers.empty() || !head(program) || !are_apart(p, value_bytes(program))) return false;
+    p.norm = program.layers.back().norm;  // which is fetched without need if there is no head
+    const bool all_read = at_ == list_.size();
+    if (all_read ? !begins : !head(program)) return false;
+    if (!are_apart(p, value_bytes(program))) return false;
+    if (begins && !all_read && ends.size() >= fewest_to_divide) {
+      program.first_part = ends[ends.size() / fewest_to_divide - 1];
+    }
     program.launches = at_;
     return true;
   }
 
  private:
-  static constexpr std::size_t bf16_format = 2, q8_format = 3;  // counted from f32
+  static constexpr std::size_t formats = 5, bf16_format = 2, q8_format = 3;  // counted from f32
+  /// Layers. The first part of a step takes longer on the card than the host needs to record the others.
+  static constexpr std::size_t fewest_to_divide = 8;
 
   /// A product of one row, perhaps of its norm, perhaps of its rounded values.
   struct OneProduct {
@@ -76,7 +89,7 @@ class DecodeReader {
   static std::uint64_t value_bytes(const DecodeProgram& program) { return is_narrow(program) ? 2 : sizeof(float); }
 
   bool embedding(DecodeProgram& program) {
-    for (std::size_t format = 0; format < 5; ++format) {
+    for (std::size_t format = 0; format < formats; ++format) {
       const Launch* const launch = next(Program::layers, first_of_formats + 3 * (format + 1) + 2);
       if (launch == nullptr || get<std::uint32_t>(launch, 4) != 1) continue;
       program.format = format;
@@ -86,6 +99,19 @@ class DecodeReader {
       program.arguments.width = program.arguments.embedding.cols;
       ++at_;
       return program.arguments.width % 4 == 0;
+    }
+    return false;
+  }
+
+  /// Of a list that goes on where another has ended.
+  bool first_layer(DecodeProgram& program) {
+    for (std::size_t format = 0; format < formats; ++format) {
+      program = DecodeProgram();
+      program.format = format;
+      DecodeLayer layer;
+      if (!this->layer(program, layer)) continue;
+      program.layers.push_back(layer);
+      return true;
     }
     return false;
   }
@@ -176,11 +202,11 @@ class DecodeReader {
     DecodeArguments& p = program.arguments;
     OneProduct in;
     if (!product(program, in) || !stores_activations(program, in) || in.format != program.format || !in.has_norm ||
-        in.norm.x != p.x || in.output.sum != 0) {
+        !same(p.x, in.norm.x) || !same(p.width, in.weight.cols) || p.width % 4 != 0 || in.output.sum != 0) {
       return false;
     }
     layer.in_proj = in.weight, layer.norm = in.norm.weight, layer.epsilon = in.norm.epsilon;
-    if (in.weight.cols != p.width || in.weight.rows % 4 != 0 || !same(p.channels, in.weight.rows / 2)) return false;
+    if (in.weight.rows % 4 != 0 || !same(p.channels, in.weight.rows / 2)) return false;
     if (!same(p.normed, in.norm.y) || !same(p.uz, in.output.y) || !fits(layer.norm)) return false;
     const Launch* const conv = next(layers_of(program), causal_conv1d);
     if (conv == nullptr || conv->z != 1 || get<std::uint32_t>(conv, 8) != p.channels ||
@@ -287,7 +313,7 @@ class DecodeReader {
   std::size_t at_ = 0;
 };
 
-/// The step that a list begins with, if it is one. What follows is up to the other kernels.
+/// The step, or part of one, that a list begins with. What follows is up to the other kernels.
 inline std::optional<DecodeProgram> translate_step(const LaunchList& list) {
   DecodeProgram program;
   if (!DecodeReader(list).read(program)) return std::nullopt;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <new>
@@ -57,9 +58,10 @@ class Queue {
   /// that was seen before. The card then has something to do while the rest is recorded. Nothing depends on where a
   /// list is divided but the time.
   bool is_due() {
-    if (list_.size() != first_part) return list_.size() >= max_recorded;
+    const std::size_t size = list_.size();
+    if (size >= divided_.size() || !divided_[size]) return size >= max_recorded;
     for (Replay& replay : kept_) {
-      if (replay.program || replay.list.size() < 3 * first_part || !list_.begins(replay.list)) continue;
+      if (size != first_part_of(replay) || !list_.begins(replay.list)) continue;
       replay.last_use = ++uses_;  // or else it would be forgotten, and made once more
       return true;
     }
@@ -100,6 +102,11 @@ class Queue {
     Handle executable = nullptr;
     std::uint64_t last_use = 0;
   };
+
+  static std::size_t first_part_of(const Replay& replay) {
+    if (replay.program) return replay.program->first_part;
+    return replay.list.size() < 3 * first_part ? 0 : first_part;
+  }
 
   int start_all() {
     if (Replay* const replay = find()) {
@@ -181,6 +188,7 @@ class Queue {
         return nullptr;
       }
     }
+    if (const std::size_t first = first_part_of(made); first > 0 && first < divided_.size()) divided_[first] = true;
     if (kept_.size() < max_kept) {
       kept_.push_back(std::move(made));
       return &kept_.back();
@@ -214,6 +222,7 @@ class Queue {
   LaunchList& list_ = recording_.list();
   std::vector<void*> arguments_;
   std::vector<Replay> kept_;
+  std::bitset<256> divided_;  // lists of so many kernels may be the first part of one of these
   DecodeMemory decode_memory_;
   std::array<Decoder, 5> decoders_ = {};  // of each format
   DecodeTranslator* translate_ = nullptr;
