@@ -203,6 +203,28 @@ TEST(CudaDecoding, BeginsALongStepBeforeAllOfItIsRecorded) {
   expect_division<q8>();
   expect_division<q4>();
 }
+TEST(CudaDecoding, ClearsWhatBlocksExchangeBeforeTagsRecur) {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    MambaConfig config = small();
+    config.n_layer = 7;
+    const Mamba<float, CudaBackend> model(config);
+    auto cache = model.make_cache();
+    std::uint32_t before = 0, begun = 0;
+    for (int i = 0; i < 66'000 / 8; ++i) {
+      const int cleared = fake.cleared;
+      model.backend().to_host(model.forward(1, cache));
+      if (i < 3) continue;
+      gpu::DecodeArguments p;
+      std::memcpy(&p, fake.arguments, sizeof(p));
+      REQUIRE(p.tag > 0 && p.tag + p.layer_count <= 0xFFFF);
+      REQUIRE(p.tag > before || fake.cleared == cleared + 1);
+      begun += p.tag < before;
+      before = p.tag + p.layer_count;
+    }
+    REQUIRE(begun == 1);
+  });
+}
 TEST(CudaDecoding, TagsDoNotRecur) {
   expect_success([] {
     FakeCuda& fake = fake_with_grids();

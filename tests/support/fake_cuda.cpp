@@ -153,6 +153,7 @@ int cuMemcpyDtoHAsync_v2(void* to, std::uint64_t from, std::size_t bytes, void*)
   return unless_lost();
 }
 int cuMemsetD8Async(std::uint64_t memory, unsigned char value, std::size_t bytes, void*) {
+  ++fake.cleared;
   std::memset(pointer(memory), value, bytes);
   return unless_lost();
 }

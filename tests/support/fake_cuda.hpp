@@ -27,6 +27,7 @@ struct FakeCuda {
   int grids = 0;                       // started cooperatively
   unsigned char arguments[512] = {};   // of the last of them
   unsigned char before[512] = {};      // of the one before that
+  int cleared = 0;                     // how often memory was set to a value
   char loaded[64] = {};                // the target of the code that was loaded last
 };
 

@@ -29,6 +29,7 @@ struct Decoder {
       make_barrier(ring.empty + i, 1);
     }
     for (u32 i = 0; i < 5; ++i) shares()[i] = i == 1 ? p.jobs[i].share(S::outputs) : p.jobs[i].share(W::outputs);
+    if (W::sends_blocks) shares()[2] = p.jobs[2].share_of_pairs(W::outputs);
   }
   // Of in_proj, x_proj, dt_proj, out_proj and the head.
   __device__ Share* shares() const { return (Share*)(shared + shares_at); }
@@ -45,10 +46,11 @@ struct Decoder {
     return p.exchange + layer % 2 * (u64)(p.width + 3 * p.channels + (selection() + 1) / 2 * 2);
   }
   __device__ u64* x_of(u32 layer) const { return exchange_of(layer); }
-  __device__ u64* u_of(u32 layer) const { return x_of(layer) + p.width; }
-  __device__ u64* z_of(u32 layer) const { return u_of(layer) + p.channels; }
-  __device__ u64* y_of(u32 layer) const { return z_of(layer) + p.channels; }
-  __device__ u64* selected_of(u32 layer) const { return y_of(layer) + p.channels; }
+  __device__ Word* u_of(u32 layer) const { return (Word*)(x_of(layer) + p.width); }
+  __device__ Word* z_of(u32 layer) const { return (Word*)(x_of(layer) + p.width + p.channels); }
+  __device__ Word* y_of(u32 layer) const { return (Word*)(x_of(layer) + p.width + 2 * (u64)p.channels); }
+  __device__ Word* selected_of(u32 layer) const { return (Word*)(x_of(layer) + p.width + 3 * (u64)p.channels); }
+  static const u32 deep = sizeof(Word) == 4 ? 3 : 5;  // at real widths, all is looked at together
   __device__ u32 tag_of(u32 layer) const { return p.tag + layer; }
   __device__ Job<W> in_part(const u8* data) const { return {data, p.jobs[0], share(0)}; }
   __device__ Job<S> x_part(const u8* data) const { return {data, p.jobs[1], share(1)}; }
@@ -142,12 +144,12 @@ struct Decoder {
       const u32 blocks = W::padded(p.width) / 32;
 #pragma unroll 1
       for (u32 first = threadIdx.x / 32; first < blocks; first += workers / 32 * blocks_at_once) {
-        float values[blocks_at_once];
+        BlockValues values;
 #pragma unroll
         for (u32 d = 0; d < blocks_at_once; ++d) {
           const u32 k = first * 32 + threadIdx.x % 32 + workers * d;
-          values[d] = k < p.width ? scale.of(x()[k]) * weight[k] : 0.0f;
-          if (blockIdx.x == 0 && k < p.width) to[k] = values[d];
+          values.at[d] = k < p.width ? scale.of(x()[k]) * weight[k] : 0.0f;
+          if (blockIdx.x == 0 && k < p.width) to[k] = values.at[d];
         }
         W::put_blocks(operand(), p.width, first, values);
       }
@@ -163,13 +165,14 @@ struct Decoder {
     meet();
   }
   template <class Units>
-  __device__ void receive_operand(const u64* from, u32 cols, u32 tag) const {
+  __device__ void receive_operand(const Word* from, u32 cols, u32 tag) const {
     if (Units::late || W::late) meet();
     if constexpr (Units::in_blocks) {
       receive_blocks(from, cols, Units::padded(cols) / 32, tag,
                      [&](u32 first, const auto& values) { Units::put_blocks(operand(), cols, first, values); });
     } else {
-      receive_all(from, cols, tag, [&](u32 k, float first, float second) { Units::put(operand(), k, first, second); });
+      receive_all<deep>(from, cols, tag,
+                        [&](u32 k, float first, float second) { Units::put(operand(), k, first, second); });
       pad<Units>(cols);
     }
     meet();
@@ -242,8 +245,8 @@ struct Decoder {
   }
   // What layer l - 1 has made of x.
   __device__ void receive_x(u32 l) const {
-    receive_all(x_of(l - 1), p.width, tag_of(l - 1),
-                [&](u32 k, float first, float second) { *(float2*)(x() + k) = make_float2(first, second); });
+    receive_all<3>(x_of(l - 1), p.width, tag_of(l - 1),
+                   [&](u32 k, float first, float second) { *(float2*)(x() + k) = make_float2(first, second); });
   }
   __device__ void select(u32 l, const DecodeLayer& layer) {
     receive_operand<S>(u_of(l), p.channels, tag_of(l));
@@ -296,7 +299,7 @@ struct Decoder {
       if (threadIdx.x >= 4 * channels_at_once) continue;
       const u32 own = min(threadIdx.x / 4, job.panels_of(first) * W::outputs - 1);
       const Activation delta = W::result(job.total(partial, own), job.weights(), c.e, operand());
-      advance(l, c, delta);
+      advance(l, c, delta, {job.share.first + first, job.panels_of(first)});
       if (c.lane == 0 && c.count > 0) p.delta[c.e] = delta;
     }
   }
@@ -311,13 +314,13 @@ struct Decoder {
 #pragma unroll
         for (u32 d = 0; d < blocks_at_once; ++d) {
           const u32 k = first * 32 + threadIdx.x % 32 + workers * d;
-          put(k, values[d]);
-          if (k >= p.rank) values[d] = 0;
+          put(k, values.at[d]);
+          if (k >= p.rank) values.at[d] = 0;
         }
         W::put_blocks(operand(), p.rank, first, values);
       });
     } else {
-      receive_all(selected_of(l), selection(), tag_of(l), [&](u32 k, float first, float second) {
+      receive_all<1>(selected_of(l), selection(), tag_of(l), [&](u32 k, float first, float second) {
         put(k, first), put(k + 1, second);
         if (k < p.rank) W::put(operand(), k, first, k + 1 < p.rank ? second : 0.0f);
       });
@@ -325,7 +328,7 @@ struct Decoder {
     }
     meet();
   }
-  __device__ void advance(u32 l, Channel& c, float delta) const {
+  __device__ void advance(u32 l, Channel& c, float delta, const Share& round) const {
     float b[4], c_of[4];
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
@@ -336,16 +339,38 @@ struct Decoder {
     const float step = softplus(delta + c.bias);
     float sum = c.of.advance(step, step * c.u, b, c_of);
     for (int other = 1; other < 4; other *= 2) sum += __shfl_xor_sync(every_lane, sum, other);
+    const Activation y = scan_output(c.d, c.u, sum, c.gate);
     if (c.lane == 0 && c.count > 0) {
-      const Activation y = scan_output(c.d, c.u, sum, c.gate);
-      send(y_of(l) + c.e, y, tag_of(l));
+      if (!W::sends_blocks) send(y_of(l) + c.e, y, tag_of(l));
       p.y[c.e] = y;
     }
+    if constexpr (W::sends_blocks) send_blocks(l, round, c.count > 0 ? (float)y : 0.0f);
     c.of.write(c.state, c.lane * 4, c.count);
+  }
+  // y of the channels of a round of panels, of which every fourth thread has one: whole blocks, quantised here and not
+  // by all who need them.
+  __device__ void send_blocks(u32 l, const Share& round, float y) const {
+    __shared__ float values[channels_at_once];
+    if (threadIdx.x % 4 == 0) values[threadIdx.x / 4] = y;
+    meet_256();
+    const u32 blocks = (round.count * W::outputs + 31) / 32;
+    if (threadIdx.x >= blocks * 32) return;
+    const u32 block = round.first * W::outputs / 32 + threadIdx.x / 32;
+    W::send_block(y_of(l) + block * W::block_words, values[threadIdx.x], tag_of(l));
+  }
+  __device__ void receive_blocks_of_y(u32 l) const {
+    receive_all<2>(y_of(l), (p.channels + 31) / 32 * W::block_words, tag_of(l),
+                   [&](u32 k, float first, float second) { W::put_words(operand(), p.channels, k, first, second); });
+    W::pad_blocks(operand(), p.channels);
+    meet();
   }
 
   __device__ void write_out(u32 l, const DecodeLayer& layer) {
-    receive_operand<W>(y_of(l), p.channels, tag_of(l));
+    if constexpr (W::sends_blocks) {
+      receive_blocks_of_y(l);
+    } else {
+      receive_operand<W>(y_of(l), p.channels, tag_of(l));
+    }
     const auto nothing = [](u32) { return Nothing(); };
     multiply<true>(out_part(layer.matrices[3].data), l, Nothing(), nothing, [&](u32 j, float value, Nothing) {
       const float sum = x()[j] + value;

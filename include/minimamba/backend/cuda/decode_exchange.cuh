@@ -12,12 +12,29 @@ enum : u32 {
 __device__ inline void meet() { asm volatile("bar.sync 2, 480;" ::: "memory"); }
 
 // A value on its way from one block to the others lies beside a tag, in a word that is written and read at once: who
-// finds the tag has the value, and needs no barrier. Tags do not recur.
+// finds the tag has the value, and needs no barrier. Tags do not recur while a word holds them: they have 16 bits, and
+// the host clears all words before it begins with the first tag again. Words of bf16 have 32 bits, others 64.
+template <class Value>
+struct WordOf {
+  typedef u64 Type;
+};
+template <>
+struct WordOf<Bf16Value> {
+  typedef u32 Type;
+};
+typedef WordOf<Activation>::Type Word;
 __device__ inline void send(u64* to, float value, u32 tag) {
   const u64 word = (u64)tag << 32 | __float_as_uint(value);
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
 }
+__device__ inline void send(u32* to, float value, u32 tag) {
+  const u32 word = (u32)Bf16Value(value).bits << 16 | tag;
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+__device__ inline bool has_tag(u64 word, u32 tag) { return (u32)(word >> 32) == tag; }
+__device__ inline bool has_tag(u32 word, u32 tag) { return (word & 0xFFFFu) == tag; }
 __device__ inline float value_of(u64 word) { return __uint_as_float((u32)word); }
+__device__ inline float value_of(u32 word) { return __uint_as_float(word & 0xFFFF0000u); }
 // All blocks of the grid run at once, so what is waited for comes. Seconds without it are an error of ours.
 struct Patience {
   u32 left = 1u << 25;
@@ -30,50 +47,78 @@ __device__ inline u64 look_at(const u64* from) {
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
   return word;
 }
-__device__ inline float2 receive_two(const u64* first_from, const u64* second_from, u32 tag) {
+__device__ inline u32 look_at(const u32* from) {
+  u32 word;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+  return word;
+}
+// The same if `wanted`, without a branch: one word, or all that 16 bytes hold.
+__device__ inline void look_at(const u64* from, u32 wanted, u64& word) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p ld.relaxed.gpu.global.u64 %0, [%1];\n}"
+               : "+l"(word)
+               : "l"(from), "r"(wanted)
+               : "memory");
+}
+__device__ inline void look_at(const u64* from, u32 wanted, u64 (&words)[2]) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\n@p ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];\n}"
+               : "+l"(words[0]), "+l"(words[1])
+               : "l"(from), "r"(wanted)
+               : "memory");
+}
+__device__ inline void look_at(const u32* from, u32 wanted, u32 (&words)[4]) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n@p ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+               : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
+               : "l"(from), "r"(wanted)
+               : "memory");
+}
+template <class W>
+__device__ inline float2 receive_two(const W* first_from, const W* second_from, u32 tag) {
   for (Patience patience;; patience.wait()) {
-    const u64 first = look_at(first_from), second = look_at(second_from);
-    if (first >> 32 == tag && second >> 32 == tag) return make_float2(value_of(first), value_of(second));
+    const W first = look_at(first_from), second = look_at(second_from);
+    if (has_tag(first, tag) && has_tag(second, tag)) return make_float2(value_of(first), value_of(second));
   }
 }
 // `count` values, by all workers: body(k, value k, value k + 1) for every even k. Beyond the last is zero. What is
-// there is not looked at again: that would keep the others waiting.
-template <class Body>
-__device__ inline void receive_all(const u64* from, u32 count, u32 tag, const Body& body) {
-  constexpr u32 deep = 5;
+// there is not looked at again: that would keep the others waiting. DEEP: how often all workers look at once.
+template <u32 DEEP, class W, class Body>
+__device__ inline void receive_all(const W* from, u32 count, u32 tag, const Body& body) {
+  constexpr u32 together = 16 / sizeof(W);
 #pragma unroll 1
-  for (u32 first = 2 * threadIdx.x; first < count; first += 2 * workers * deep) {
-    u64 words[deep][2];
+  for (u32 first = together * threadIdx.x; first < count; first += together * workers * DEEP) {
+    W words[DEEP][together] = {};
     u32 missing = 0;
 #pragma unroll
-    for (u32 d = 0; d < deep; ++d) missing |= (first + 2 * workers * d < count) << d;
+    for (u32 d = 0; d < DEEP; ++d) missing |= (first + together * workers * d < count) << d;
 #pragma unroll 1
     for (Patience patience; missing; patience.wait()) {
 #pragma unroll
-      for (u32 d = 0; d < deep; ++d) {
-        if (!(missing >> d & 1)) continue;
-        asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-                     : "=l"(words[d][0]), "=l"(words[d][1])
-                     : "l"(from + first + 2 * workers * d)
-                     : "memory");
-      }
+      for (u32 d = 0; d < DEEP; ++d) look_at(from + first + together * workers * d, missing >> d & 1, words[d]);
 #pragma unroll
-      for (u32 d = 0; d < deep; ++d) {
-        if (!(missing >> d & 1)) continue;
-        const bool alone = first + 2 * workers * d + 1 == count;
-        if (words[d][0] >> 32 == tag && (alone || words[d][1] >> 32 == tag)) missing ^= 1u << d;
+      for (u32 d = 0; d < DEEP; ++d) {
+        u32 here = 1;
+#pragma unroll
+        for (u32 i = 0; i < together; ++i) {
+          here &= has_tag(words[d][i], tag) | (i > 0 && first + together * workers * d + i >= count);
+        }
+        missing &= ~(here << d);
       }
     }
 #pragma unroll
-    for (u32 d = 0; d < deep; ++d) {
-      const u32 k = first + 2 * workers * d;
-      if (k < count) body(k, value_of(words[d][0]), k + 1 < count ? value_of(words[d][1]) : 0.0f);
+    for (u32 d = 0; d < DEEP; ++d) {
+#pragma unroll
+      for (u32 i = 0; i < together; i += 2) {
+        const u32 k = first + together * workers * d + i;
+        if (k < count) body(k, value_of(words[d][i]), k + 1 < count ? value_of(words[d][i + 1]) : 0.0f);
+      }
     }
   }
 }
 // The same in blocks of 32, of which each warp takes several at once: body(block, values), of the blocks that follow at
 // a distance of as many as there are warps. There are `blocks` in all; beyond `count` are zeros.
 static const u32 blocks_at_once = 5;
+struct BlockValues {  // of a lane
+  float at[blocks_at_once];
+};
 template <class Body>
 __device__ inline void receive_blocks(const u64* from, u32 count, u32 blocks, u32 tag, const Body& body) {
   constexpr u32 deep = blocks_at_once, apart = workers;
@@ -87,18 +132,14 @@ __device__ inline void receive_blocks(const u64* from, u32 count, u32 blocks, u3
 #pragma unroll 1
     for (Patience patience; missing; patience.wait()) {
 #pragma unroll
-      for (u32 d = 0; d < deep; ++d) {
-        if (missing >> d & 1) words[d] = look_at(from + k + apart * d);
-      }
+      for (u32 d = 0; d < deep; ++d) look_at(from + k + apart * d, missing >> d & 1, words[d]);
 #pragma unroll
-      for (u32 d = 0; d < deep; ++d) {
-        if ((missing >> d & 1) && words[d] >> 32 == tag) missing ^= 1u << d;
-      }
+      for (u32 d = 0; d < deep; ++d) missing &= ~((u32)(words[d] >> 32 == tag) << d);
     }
     __syncwarp();
-    float values[deep];
+    BlockValues values;
 #pragma unroll
-    for (u32 d = 0; d < deep; ++d) values[d] = value_of(words[d]);
+    for (u32 d = 0; d < deep; ++d) values.at[d] = value_of(words[d]);
     body(first, values);
   }
 }
@@ -148,6 +189,12 @@ struct DecodeJob {
     const u32 panels = (rows + outputs - 1) / outputs, blocks = gridDim.x, more = panels % blocks;
     const u32 own = (blockIdx.x + blocks - offset) % blocks;
     return {own * (panels / blocks) + min(own, more), panels / blocks + (own < more)};
+  }
+  // The same, but that no other block has the second of two panels.
+  __device__ Share share_of_pairs(u32 outputs) const {
+    const Share pairs = share(2 * outputs);
+    const u32 panels = (rows + outputs - 1) / outputs, first = 2 * pairs.first;
+    return {first, min(2 * pairs.count, panels - min(first, panels))};
   }
 };
 struct DecodeLayer {

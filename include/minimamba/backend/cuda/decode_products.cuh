@@ -3,8 +3,9 @@ R"cuda(
 // kernels.
 // Weights on their way, in tiles. One thread has them copied, far ahead of the warps that use them, but few at the same
 // time: what blocks exchange would wait behind them. Warps take tiles in turn. So that a warp, which looks for the
-// parity of a place, never meets that of two uses before, the number of places is that of the warps, or at least that
-// and those on the way: of the tiles up to the last that a warp has used, all but the last of these have come.
+// parity of a place, never meets that of two uses before, the number of places is a multiple of the warps, or at
+// least that and those on the way: of the tiles up to the last that a warp has used, all but the last of these have
+// come.
 struct Ring {
   u8* slots;
   u64 *full, *empty;
@@ -14,6 +15,7 @@ struct Ring {
   __device__ u8* tile() const { return slots + at * slot_bytes; }
   __device__ void advance(u32 tiles) {
     at += tiles;
+#pragma unroll 1
     while (at >= count) at -= count, parity ^= 1;
   }
 };
@@ -36,15 +38,23 @@ __device__ inline void store_fragment(float* partial, u32 stride, const float2 (
   *(float4*)to = make_float4(sums[0].x, sums[1].x, sums[2].x, sums[3].x);
   *(float4*)(to + 8 * stride) = make_float4(sums[0].y, sums[1].y, sums[2].y, sums[3].y);
 }
+// Those of one slice.
+__device__ inline void store_fragment(float* partial, u32 stride, const float2& sum, u32 lane) {
+  if (lane % 4 != 0) return;
+  partial[lane / 4 * stride] = sum.x;
+  partial[(lane / 4 + 8) * stride] = sum.y;
+}
 
 // The formats: how the arithmetic of one row divides a matrix. A unit is a slice of a panel; a unit has `steps` steps,
 // or less at the end of a panel: steps that are not there count as zeros, which change no sum. `together` neighbours of
-// a panel are a tile, or less at its end. Inputs of a product are put in pairs into shared memory, the operand.
+// a panel are a tile, or less at its end. Of four slices `unrolled` are multiplied at the same time: more is not better
+// where a slice has many instructions, which are fetched anew in every layer. Inputs of a product are put in pairs into
+// shared memory, the operand.
 struct Bf16Units {
   typedef Bf16 Format;
-  static const u32 outputs = 16, values = 64, steps = 4, step_bytes = 512, scale_bytes = 0, together = 4;
+  static const u32 outputs = 16, values = 64, steps = 4, step_bytes = 512, scale_bytes = 0, together = 4, unrolled = 4;
   static const bool late = false;  // the operand is still needed when a result is known
-  static const bool in_blocks = false;
+  static const bool in_blocks = false, sends_blocks = false;
   typedef float2 Sums;
 
   __device__ static u32 steps_of(u32 cols) { return (cols + 15) / 16; }
@@ -73,6 +83,9 @@ struct Bf16Units {
   __device__ static void store(float* partial, u32 stride, const Sums (&sums)[4], u32 lane) {
     store_fragment(partial, stride, sums, lane);
   }
+  __device__ static void store_one(float* partial, u32 stride, const Sums& sum, u32 lane) {
+    store_fragment(partial, stride, sum, lane);
+  }
   __device__ static float result(float total, const Weights&, u32, const u8*) { return total; }
 };
 
@@ -82,8 +95,8 @@ struct Tf32Units {
   typedef FORMAT Format;
   typedef typename Format::Unit Unit;
   static const u32 outputs = 8, values = 16, steps = 1, step_bytes = 128 * sizeof(Unit), scale_bytes = 0;
-  static const u32 together = 16 / sizeof(Unit) * 2;
-  static const bool late = true, in_blocks = false, all_high = sizeof(Unit) == 2;
+  static const u32 together = 16 / sizeof(Unit) * 2, unrolled = 4;
+  static const bool late = true, in_blocks = false, sends_blocks = false, all_high = sizeof(Unit) == 2;
   typedef float2 Sums;
 
   __device__ static u32 steps_of(u32 cols) { return (cols + 15) / 16; }
@@ -110,6 +123,11 @@ struct Tf32Units {
     *(float4*)(partial + 2 * lane * stride) = make_float4(sums[0].x, sums[1].x, sums[2].x, sums[3].x);
     *(float4*)(partial + (2 * lane + 1) * stride) = make_float4(sums[0].y, sums[1].y, sums[2].y, sums[3].y);
   }
+  __device__ static void store_one(float* partial, u32 stride, const Sums& sum, u32 lane) {
+    if (lane >= 4) return;
+    partial[2 * lane * stride] = sum.x;
+    partial[(2 * lane + 1) * stride] = sum.y;
+  }
   // What is not finite is computed once more.
   __device__ static float result(float total, const Weights& w, u32 output, const u8* operand) {
     if (Product<Format>::is_finite(total)) return total;
@@ -126,8 +144,9 @@ template <class FORMAT, class PRODUCT, u32 TOGETHER>
 struct BlockUnits {
   typedef FORMAT Format;
   static const u32 outputs = 16, values = 128, steps = 4, step_bytes = PRODUCT::bytes, scale_bytes = 32;
-  static const u32 together = TOGETHER;
-  static const bool late = false, in_blocks = true;
+  static const u32 together = TOGETHER, unrolled = PRODUCT::bytes == 512 ? 4 : 2;
+  // Whether y is quantised where it is computed. For q8 it was slower.
+  static const bool late = false, in_blocks = true, sends_blocks = PRODUCT::bytes != 512;
   typedef float2 Sums;
 
   __device__ static u32 steps_of(u32 cols) { return (cols + 31) / 32; }
@@ -137,13 +156,14 @@ struct BlockUnits {
     return make_uint4(both.x & 0x0F0F0F0Fu, both.y & 0x0F0F0F0Fu, both.x >> 4 & 0x0F0F0F0Fu, both.y >> 4 & 0x0F0F0F0Fu);
   }
   // A value of this lane of each of several blocks: see receive_blocks.
-  __device__ static void put_blocks(u8* operand, u32 cols, u32 first, const float (&values)[blocks_at_once]) {
+  // One text for all callers: the instructions of a layer should stay in the cache that a multiprocessor has for them.
+  __device__ __noinline__ static void put_blocks(u8* operand, u32 cols, u32 first, BlockValues values) {
     const u32 lane = threadIdx.x % 32, all = padded(cols);
     float* const scales = (float*)(operand + all);
     u32 largest = 0;  // lane d has that of block d, and its scale
 #pragma unroll
     for (u32 d = 0; d < blocks_at_once; ++d) {
-      const u32 of_block = Quantised::largest_of(values[d]);
+      const u32 of_block = Quantised::largest_of(values.at[d]);
       if (lane == d) largest = of_block;
     }
     const Quantised::Scale own(largest);
@@ -151,7 +171,7 @@ struct BlockUnits {
 #pragma unroll
     for (u32 d = 0; d < blocks_at_once; ++d) {
       const u32 block = first + d * (workers / 32);
-      const signed char whole = Quantised::rounded(values[d], __shfl_sync(every_lane, own.inverse, d));
+      const signed char whole = Quantised::rounded(values.at[d], __shfl_sync(every_lane, own.inverse, d));
       const int sum = PRODUCT::bytes == 512 ? 0 : __reduce_add_sync(every_lane, (int)whole);
       if (lane == d) own_sum = sum;
       if (block < all / 32) ((signed char*)operand)[block * 32 + lane] = whole;
@@ -160,6 +180,36 @@ struct BlockUnits {
     if (lane >= blocks_at_once || block >= all / 32) return;
     scales[block] = own.scale;
     if (PRODUCT::bytes != 512) ((int*)scales)[all / 32 + block] = -8 * own_sum;
+  }
+  // The same where a block was quantised already: its words are 32 integers, the scale, and -8 times their sum.
+  static const u32 block_words = 10;
+  __device__ static void send_block(u64* to, float value, u32 tag) {
+    const u32 lane = threadIdx.x % 32;
+    const Quantised own(value);
+    const int sum = __reduce_add_sync(every_lane, (int)own.whole);
+    u32 four = (u32)(u8)own.whole << lane % 4 * 8;
+    for (int other = 1; other < 4; other *= 2) four |= __shfl_xor_sync(every_lane, four, other);
+    if (lane % 4 == 0) send(to + lane / 4, __uint_as_float(four), tag);
+    if (lane == 1) send(to + 8, own.scale, tag);
+    if (lane == 2) send(to + 9, __int_as_float(-8 * sum), tag);
+  }
+  __device__ static void put_words(u8* operand, u32 cols, u32 k, float first, float second) {
+    const u32 all = padded(cols), block = k / block_words, i = k % block_words;
+    float* const scales = (float*)(operand + all);
+    if (i < 8) {
+      *(float2*)(operand + block * 32 + i * 4) = make_float2(first, second);
+    } else {
+      scales[block] = first;
+      if (PRODUCT::bytes != 512) scales[all / 32 + block] = second;
+    }
+  }
+  // Of the blocks after the last.
+  __device__ static void pad_blocks(u8* operand, u32 cols) {
+    const u32 all = padded(cols), first = (cols + 31) / 32, block = first + threadIdx.x / 8;
+    if (block >= all / 32) return;
+    ((u32*)operand)[first * 8 + threadIdx.x] = 0;
+    if (threadIdx.x % 8 == 0) ((float*)(operand + all))[block] = 0;
+    if (threadIdx.x % 8 == 1 && PRODUCT::bytes != 512) ((float*)(operand + all))[all / 32 + block] = 0;
   }
   struct Lane : LaneInputs {
     const float* scales;
@@ -205,6 +255,9 @@ struct BlockUnits {
   }
   __device__ static void store(float* partial, u32 stride, const Sums (&sums)[4], u32 lane) {
     store_fragment(partial, stride, sums, lane);
+  }
+  __device__ static void store_one(float* partial, u32 stride, const Sums& sum, u32 lane) {
+    store_fragment(partial, stride, sum, lane);
   }
   __device__ static float result(float total, const Weights&, u32, const u8*) { return total; }
 };
@@ -284,25 +337,31 @@ struct Job {
   __device__ void four_slices(const u8* unit, const u8* scales, u32 left, const typename W::Lane& inputs, u32 slice,
                               float* to, u32 lane) const {
     const u8* const from = inputs.from + slice * inputs.stride;
-    typename W::Sums sums[4] = {};
-    if (left >= 4 * W::steps) {
-#pragma unroll
-      for (u32 i = 0; i < 4; ++i) {
-        sums[i] = W::template multiply<true>(unit + i * W::steps * W::step_bytes,
-                                             scales + i * W::steps * W::scale_bytes, W::steps, from + i * inputs.stride,
-                                             inputs.scales_of(slice + i), inputs.sums_after(), lane);
-      }
-    } else {
-#pragma unroll
-      for (u32 i = 0; i < 4; ++i) {
-        if (i * W::steps >= left) continue;
-        sums[i] =
-            W::template multiply<false>(unit + i * W::steps * W::step_bytes, scales + i * W::steps * W::scale_bytes,
-                                        min(W::steps, left - i * W::steps), from + i * inputs.stride,
-                                        inputs.scales_of(slice + i), inputs.sums_after(), lane);
-      }
+    const auto whole = [&](u32 i) {
+      return W::template multiply<true>(unit + i * W::steps * W::step_bytes, scales + i * W::steps * W::scale_bytes,
+                                        W::steps, from + i * inputs.stride, inputs.scales_of(slice + i),
+                                        inputs.sums_after(), lane);
+    };
+    if (left >= 4 * W::steps && W::unrolled == 4) {
+      const typename W::Sums sums[4] = {whole(0), whole(1), whole(2), whole(3)};
+      W::store(to, stride(), sums, lane);
+      return;
     }
-    W::store(to, stride(), sums, lane);
+    if (left >= 4 * W::steps) {
+#pragma unroll 2
+      for (u32 i = 0; i < 4; ++i) W::store_one(to + i, stride(), whole(i), lane);
+      return;
+    }
+#pragma unroll 1
+    for (u32 i = 0; i < 4; ++i) {  // at the end of a panel; not unrolled, as instructions must be fetched too
+      typename W::Sums sum = {};
+      if (i * W::steps < left) {
+        sum = W::template multiply<false>(unit + i * W::steps * W::step_bytes, scales + i * W::steps * W::scale_bytes,
+                                          min(W::steps, left - i * W::steps), from + i * inputs.stride,
+                                          inputs.scales_of(slice + i), inputs.sums_after(), lane);
+      }
+      W::store_one(to + i, stride(), sum, lane);
+    }
   }
   // The sum of the slices of output `own` of a round, in their order. Zeros after the last change nothing.
   __device__ float total(const float* partial, u32 own) const {

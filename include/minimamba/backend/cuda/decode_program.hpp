@@ -102,12 +102,14 @@ inline void divide(DecodeProgram& program, std::size_t blocks) {
   p.jobs[0] = decode_job(format, inner, p.width, most, 0);
   p.jobs[1] = decode_job(x_format, selection, p.channels, most, after_in);
   p.jobs[2] = decode_job(format, p.channels, p.rank, channels_at_once, after_x);
+  if (format >= q8_format) p.jobs[2].at_once = p.jobs[2].at_once / 2 * 2;  // whole blocks of 32 outputs
   p.jobs[3] = decode_job(format, p.width, p.channels, most, (blocks - left_over(p.width, format)) % blocks);
   p.jobs[4] = decode_job(format, p.head.rows, p.width, most, 0);
 }
 
 /// Places the parts of shared memory. Returns whether they fit, with a ring that is worth while.
 inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
+  constexpr std::size_t most_layers = 10000;  // which have tags of their own
   constexpr std::size_t fixed = 1024 + 4 * 2 * 4224 + 2 * sizeof(DecodeLayer) + 128 + 128;  // see decode.cuh
   constexpr std::array<std::size_t, 5> slot_bytes = {4096, 4096, 8192, 8704, 4608};
   constexpr std::array<std::size_t, 5> longest = {8192, 8192, 16384, 16384, 32768};  // sums whose slices have room
@@ -117,7 +119,9 @@ inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   const std::size_t operand = cols / 4 * quarters[program.format];
   const std::size_t norm_at = fixed + 4 * std::size_t{p.width}, operand_at = norm_at + 4 * std::size_t{p.width};
   const std::size_t ring_at = (operand_at + operand + 127) / 128 * 128;
-  if (cols > longest[program.format] || ring_at > decoder.shared_bytes) return false;
+  if (cols > longest[program.format] || ring_at > decoder.shared_bytes || program.layers.size() > most_layers) {
+    return false;
+  }
   p.x_at = fixed;
   p.norm_at = static_cast<std::uint32_t>(norm_at);
   p.operand_at = static_cast<std::uint32_t>(operand_at);
@@ -132,7 +136,7 @@ inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   p.slots = static_cast<std::uint32_t>(any_number ? room : room / warps * warps);
   p.on_the_way = static_cast<std::uint32_t>(any_number ? std::min(most, room - warps) : most);
   divide(program, decoder.processors);
-  return p.slots > 0;
+  return p.slots > 0 && p.jobs[2].at_once > 0;
 }
 
 /// Programs of a stream, and what blocks exchange. Each function that returns an int returns the number of an error, or
@@ -161,7 +165,7 @@ class DecodeMemory {
   }
   int start(DecodeProgram& program, const Decoder& decoder, Handle stream) {
     DecodeArguments& p = program.arguments;
-    if (tag_ > 0xFFFFFFFF - 2 * p.layer_count - 4) {
+    if (tag_ + p.layer_count > last_tag) {
       tag_ = 1;
       if (const int error = driver_.set_bytes(exchange_, 0, bytes_, stream); error != 0) return error;
     }
@@ -188,6 +192,8 @@ class DecodeMemory {
     bytes_ = bytes;
     return 0;
   }
+
+  static constexpr std::uint32_t last_tag = 0xFFFF;  // words have room for 16 bits
 
   const Driver& driver_;
   Address exchange_ = 0;
