@@ -18,7 +18,7 @@
 #include <type_traits>
 
 #include "minimamba/backend/concept.hpp"
-#include "minimamba/backend/cuda/decoding.hpp"
+#include "minimamba/backend/cuda/kernel_groups.hpp"
 #include "minimamba/backend/cuda/launches.hpp"
 #include "minimamba/backend/cuda/memory.hpp"
 #include "minimamba/backend/cuda/product_launches.hpp"
@@ -136,7 +136,7 @@ class CudaBackend {
   /// Also makes the kernels for products with such weights ready.
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
-    load_products<W>();
+    groups().template load_products<W>();
     return Matrix<W>(device_, rows, cols);
   }
   template <WeightFormat W>
@@ -159,7 +159,7 @@ class CudaBackend {
   template <WeightFormat W>
   void embed(View<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
     assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
-    load_decoding<W>();
+    groups().template load_decoding<W>();
     launch(gpu::first_of_formats + 3 * gpu::Layout<W>::index + 2, over(y), 256, tokens.data(), weight.weights(),
            y.data(), stride(y), rows(y));
   }
@@ -355,63 +355,12 @@ class CudaBackend {
     device_->launch(layers, kernel, grid, threads, arguments...);
   }
 
+  gpu::KernelGroups<Scalar> groups() const { return {*device_, options_->kernels, options_->activations}; }
   template <class W>
   bool on_tensor_cores() const {
-    return std::is_same_v<Scalar, float> && rounds_activations<W> && options_->activations == Activations::rounded;
+    return groups().template on_tensor_cores<W>();
   }
-  /// Makes the kernels for products with such weights ready, and besides all that models with them need, as they are
-  /// compiled at once.
-  template <class W>
-  void load_products() const {
-    const auto load = [&](gpu::Program program, const auto& names, const auto& shared_of) {
-      device_->load(program, names, options_->kernels, shared_of);
-    };
-    const auto decoding = [&] { load_decoding<W>(); };
-    if constexpr (in_double) {
-      load(gpu::Program::products_double, gpu::double_kernels, gpu::no_shared_memory);
-    } else if constexpr (gpu::in_tf32<W>) {
-      if (device_->is_loaded(gpu::Program::products_tf32)) return;
-      gpu::at_once([&] { load(gpu::Program::products_tf32, gpu::tf32_kernels, gpu::tf32_shared_memory); }, decoding);
-    } else if (on_tensor_cores<W>()) {
-      const std::size_t format = gpu::Layout<W>::index - gpu::Layout<bf16>::index;
-      const auto shared_of = [&](std::size_t kind) { return gpu::mma_shared_memory(format, kind); };
-      const auto products = [&] { load(gpu::mma_program(format), gpu::mma_names(format), shared_of); };
-      const bool is_loaded = device_->is_loaded(gpu::mma_program(format));
-      if (!std::is_same_v<W, bf16>) {
-        if (!is_loaded) gpu::at_once(products, decoding);
-      } else if (!is_loaded) {
-        gpu::at_once(
-            products, decoding, [&] { load_narrow_layers(); }, [&] { load_wide_products(); });
-      } else {
-        load_for_bf16();
-      }
-    } else {
-      load(gpu::Program::products_fma, gpu::fma_kernels, gpu::no_shared_memory);
-    }
-  }
-  /// Makes the kernel that reads one token ready, where there is one.
-  template <class W>
-  void load_decoding() const {
-    if constexpr (!in_double) {
-      if (!rounds_activations<W> || on_tensor_cores<W>()) {
-        device_->load_decoding(gpu::Layout<W>::index - gpu::Layout<float>::index, gpu::translate_step,
-                               options_->kernels);
-      }
-    }
-  }
-  /// Makes the kernels for activations of bf16 ready.
-  void load_for_bf16() const {
-    load_narrow_layers();
-    load_wide_products();
-  }
-  void load_narrow_layers() const {
-    device_->load(gpu::Program::layers_bf16, gpu::bf16_layer_kernels, options_->kernels, gpu::no_shared_memory);
-  }
-  void load_wide_products() const {
-    if (device_->capability() == 90 && device_->has_tensor_maps()) {
-      device_->load(gpu::Program::products_wide, gpu::wide_kernels, options_->kernels, gpu::wide_shared_memory, true);
-    }
-  }
+  void load_for_bf16() const { groups().load_for_bf16(); }
   template <class Activation>
   void load_for() const {
     if constexpr (!std::is_same_v<Activation, Scalar>) load_for_bf16();

@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "minimamba/backend/cuda/driver.hpp"
-#include "minimamba/backend/cuda/kernel_code.hpp"
+#include "minimamba/backend/cuda/loaded_kernels.hpp"
 #include "minimamba/backend/cuda/pinned_memory.hpp"
 #include "minimamba/backend/cuda/queue.hpp"
 #include "minimamba/backend/cuda/tensor_maps.hpp"
@@ -67,7 +67,7 @@ class Device {
     friend Device;
     Key() = default;
   };
-  Device(int ordinal, Key) : driver_(Driver::get()) {
+  Device(int ordinal, Key) : driver_(Driver::get()), kernels_(driver_) {
     int cards = 0;
     driver_.check(driver_.device_count(&cards), "counting cards");
     if (ordinal < 0 || ordinal >= cards) {
@@ -100,9 +100,7 @@ class Device {
   ~Device() {  // errors are ignored: there is nothing left that they could harm
     if (driver_.push_context(context_) == 0) {
       driver_.wait_for_stream(queue_->stream());
-      for (Loaded& program : programs_) {
-        if (program.module != nullptr) driver_.unload_module(program.module);
-      }
+      kernels_.unload();
       if (scratch_ != 0) driver_.release(scratch_);
       if (segments_ != 0) driver_.release(segments_);
       for (auto& piece : uploads_) piece.reset();
@@ -229,44 +227,20 @@ class Device {
   template <class Shared>
   void load(Program program, std::span<const char* const> kernels, const CudaKernelOptions& options, Shared&& shared_of,
             bool may_lack = false) {
-    Loaded& loaded = programs_[static_cast<std::size_t>(program)];
-    const std::lock_guard lock(loaded.mutex);
-    if (loaded.module != nullptr) return;
-    const Current current(*this);
-    Handle module = nullptr;
-    const std::string code = code_of(program, capability_, name_, options, [&](const std::string& found) {
-      return driver_.load_module(&module, found.c_str()) == 0;
-    });
-    if (module == nullptr) driver_.check(driver_.load_module(&module, code.c_str()), "loading the kernels");
-    std::vector<Handle> functions(kernels.size());
-    for (std::size_t i = 0; i < kernels.size(); ++i) {
-      constexpr int max_dynamic_shared_memory = 8, share_of_shared_memory = 9;  // and the rest is cache
-      int error = driver_.get_function(&functions[i], module, kernels[i]);
-      if (const int shared = static_cast<int>(shared_of(i)); error == 0 && shared > 0) {
-        error = driver_.set_function_attribute(functions[i], max_dynamic_shared_memory, shared);
-        if (error == 0) error = driver_.set_function_attribute(functions[i], share_of_shared_memory, 100);
-      }
-      if (error != 0 && may_lack) {
-        functions.clear();
-        break;
-      }
-      if (error != 0) {
-        driver_.unload_module(module);
-        driver_.check(error, kernels[i]);
-      }
-    }
-    loaded.functions = std::move(functions);
-    loaded.module = module;
+    const auto makes_current = [this] { return Current(*this); };
+    kernels_.load({.program = program,
+                   .kernels = kernels,
+                   .capability = capability_,
+                   .card = name_,
+                   .options = options,
+                   .may_lack = may_lack},
+                  makes_current, shared_of);
   }
 
   /// Whether load has ended for a program.
-  bool is_loaded(Program program) {
-    Loaded& loaded = programs_[static_cast<std::size_t>(program)];
-    const std::lock_guard lock(loaded.mutex);
-    return loaded.module != nullptr;
-  }
+  bool is_loaded(Program program) { return kernels_.is_loaded(program); }
   /// Whether the kernels of a program are loaded.
-  bool has(Program program) const { return !programs_[static_cast<std::size_t>(program)].functions.empty(); }
+  bool has(Program program) const { return kernels_.has(program); }
   /// Whether products of training use wgmma where the card has it, for tests.
   bool uses_tiles() const { return uses_tiles_ && has(Program::training_bf16_tiles); }
   void set_tiles(bool wanted) const { uses_tiles_ = wanted; }
@@ -283,7 +257,7 @@ class Device {
   /// is that of the weights, counted from f32; lists are translated by `translate`.
   void load_decoding(std::size_t format, DecodeTranslator* translate, const CudaKernelOptions& options) {
     constexpr int cooperative_launch = 95, most_shared_memory = 97, static_shared_memory = 1024;
-    if (!decodes_) return;
+    if (!decodes_ || decodes_in_[format]) return;
     if (capability_ < 90 || driver_.launch_cooperatively == nullptr || attribute(cooperative_launch) == 0) {
       decodes_ = false;
       return;
@@ -298,10 +272,11 @@ class Device {
     }
     const std::lock_guard lock(queue_mutex_);
     queue_->set_decoder(format,
-                        {.function = programs_[static_cast<std::size_t>(program)].functions[0],
+                        {.function = kernels_.function(program, 0),
                          .shared_bytes = static_cast<std::size_t>(shared),
                          .processors = processors_},
                         translate);
+    decodes_in_[format] = true;
   }
 
   /// Queues a kernel of a program that is loaded. Arguments have exactly the types of the kernel's parameters.
@@ -426,9 +401,8 @@ class Device {
   template <class... Arguments>
   void record(Program program, std::size_t kernel, const Grid& grid, const Block& block,
               const Arguments&... arguments) const {
-    const std::size_t number = static_cast<std::size_t>(program);
-    assert(kernel < programs_[number].functions.size());
-    queue_->recording().add({programs_[number].functions[kernel], number, kernel}, grid, block, arguments...);
+    queue_->recording().add({kernels_.function(program, kernel), static_cast<std::size_t>(program), kernel}, grid,
+                            block, arguments...);
   }
 
   /// Makes the card's context current in this thread, for the calls of a scope.
@@ -448,11 +422,6 @@ class Device {
     const Driver& driver_;
   };
 
-  struct Loaded {
-    std::mutex mutex;  // for whoever loads it
-    Handle module = nullptr;
-    std::vector<Handle> functions;
-  };
   using Pieces = std::array<std::unique_ptr<PinnedMemory>, 2>;
 
   int attribute(int number) const {
@@ -477,6 +446,7 @@ class Device {
   const Driver& driver_;
   int device_ = 0, capability_ = 0;
   std::atomic<bool> decodes_ = true;
+  std::array<std::atomic<bool>, 5> decodes_in_ = {};  // weights of a format, counted from f32
   mutable std::atomic<bool> uses_tiles_ = true;
   std::size_t processors_ = 0;
   std::string name_;
@@ -485,7 +455,7 @@ class Device {
   std::mutex upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
   mutable std::optional<Queue> queue_;
   mutable TensorMaps maps_;
-  std::array<Loaded, program_count> programs_;
+  LoadedKernels kernels_;
   Pieces uploads_, downloads_;
   std::unique_ptr<PinnedMemory> received_;
   std::size_t upload_turn_ = 0, download_turn_ = 0;
