@@ -151,15 +151,16 @@ void measure_training(const MpiCommunicator& ranks, int rounds) {
   const std::size_t size = narrow.optimizer().mean().memory().cols();
   std::vector<float> a(size), b(size);
   std::vector<double> only_tree, only_sum;
+  detail::HostRowsOf<MpiCommunicator, float> rows(ranks);
   const std::vector<MicroBatches> parts{{0, 1}, {1, 2}};
   const std::vector<std::size_t> shares{0, size / 2, size};
   for (int i = 0; i <= rounds; ++i) {
     meet();
     MPI_Barrier(MPI_COMM_WORLD);
     only_tree.push_back(seconds([&] {
-      const std::vector<std::span<float>> sums{std::span<float>(a)};
-      detail::SumInTree<MpiCommunicator, float>(ranks, parts, shares, sums).run();
-      detail::all_gather(ranks, std::span<float>(a), std::span<const std::size_t>(shares));
+      const std::vector<View<float>> sums{{a.data(), 1, size}};
+      detail::SumInTree(rows, parts, shares, sums).run();
+      detail::all_gather(rows, sums[0], std::span<const std::size_t>(shares));
     }));
     MPI_Barrier(MPI_COMM_WORLD);
     only_sum.push_back(seconds([&] { ranks.sum(std::span<float>(b)); }));

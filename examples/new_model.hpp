@@ -53,9 +53,10 @@ auto with_model_type(const minimamba::AnyConfig& config, Body&& body) {
 /// A backend that trains: on a card with products in f32 or bf16, or on the processor with so many threads. Throws
 /// ArgumentError for products in bf16 on the processor.
 template <class Backend>
-Backend training_backend(int threads, const std::string& products = "f32") {
+Backend training_backend(int threads, const std::string& products = "f32", int card = 0) {
   if constexpr (minimamba::BackendTraits<Backend>::on_device) {
-    return Backend({.products = products == "bf16" ? minimamba::Products::bf16 : minimamba::Products::f32,
+    return Backend({.device = card,
+                    .products = products == "bf16" ? minimamba::Products::bf16 : minimamba::Products::f32,
                     .kernels = {.on_compile = print_note}});
   } else {
     if (products != "f32") throw minimamba::ArgumentError("--products", "f32 on the processor", products);

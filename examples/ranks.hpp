@@ -27,6 +27,8 @@ class Ranks {
   int rank() const { return several_ ? several_->rank() : 0; }
   int size() const { return several_ ? several_->size() : 1; }
   bool first() const { return rank() == 0; }
+  /// Its card, of so many that it sees: ranks of a machine take them in turn.
+  int card(int cards) const { return cards > 0 ? on_machine_ % cards : 0; }
   void send(std::span<const std::byte> bytes, int to) const { several_->send(bytes, to); }
   void receive(std::span<std::byte> bytes, int from) const { several_->receive(bytes, from); }
 #ifdef MINIMAMBA_WITH_MPI
@@ -44,6 +46,7 @@ class Ranks {
  private:
   friend class Job;
   std::optional<Several> several_;
+  int on_machine_ = 0;  // its number among the ranks of its machine
 };
 
 /// The ranks of this program, once there is a Job.
@@ -64,7 +67,7 @@ class Job {
     if (!started_) return;  // MPI takes a while to begin
     int provided = 0;
     MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
-    ranks().several_.emplace(MPI_COMM_WORLD);
+    ranks().on_machine_ = ranks().several_.emplace(MPI_COMM_WORLD).rank_on_machine();
   }
   ~Job() {
     if (started_) MPI_Finalize();

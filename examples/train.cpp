@@ -89,6 +89,12 @@ void add_rank_options(CLI::App& app, Arguments& arguments) {
       ->default_str("tree");
   app.add_flag("--divide-moments", arguments.together.divide_moments,
                "Each rank keeps the moments of some parameters, and updates these");
+  app.add_option(
+         "--between-cards", arguments.between_cards,
+         "How gradients travel if each rank has a card: over nccl, by the memory of the host, or auto, which is "
+         "nccl where it can be used")
+      ->check(CLI::IsMember({"auto", "nccl", "host"}))
+      ->capture_default_str();
   app.add_option("--check-every", arguments.together.check_every, "Steps after which ranks compare their weights")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -97,6 +103,9 @@ void add_rank_options(CLI::App& app, Arguments& arguments) {
 int run(Arguments& arguments) {
   if (arguments.prompt.empty()) arguments.prompt = "\n";
   if (arguments.lora_rank > 0) return training::train_adapter(arguments);
+  if (arguments.backend == "cuda" || arguments.backend == "auto") {
+    arguments.card = program::ranks().card(minimamba::CudaTraining<float>::devices());
+  }
   if (arguments.backend == "cuda") return training::train_on<minimamba::CudaTraining>(arguments);
   if (arguments.backend == "auto") return training::train_where_possible(arguments);
   if (arguments.backend == "reference") return training::train_on<minimamba::ReferenceTraining>(arguments);

@@ -45,7 +45,7 @@ inline int train_adapter(const Arguments& arguments) {
 inline int train_where_possible(const Arguments& arguments) {
   std::optional<minimamba::CudaTraining<float>> card;  // stays open
   try {
-    card.emplace(minimamba::CudaOptions{.kernels = {.on_compile = program::print_note}});
+    card.emplace(minimamba::CudaOptions{.device = arguments.card, .kernels = {.on_compile = program::print_note}});
   } catch (const minimamba::CudaError& error) {
     if (error.problem() != minimamba::CudaProblem::no_driver) {
       program::print_note(std::string("computing on the processor: ") + error.what());
@@ -57,6 +57,7 @@ inline int train_where_possible(const Arguments& arguments) {
 }  // namespace training
 
 #ifndef MINIMAMBA_COMPILED_TRAINING  // which CMakeLists.txt defines: they are compiled in files of their own
+#include "training_cards.hpp"
 #include "training_model.hpp"
 #include "training_run.hpp"
 #endif

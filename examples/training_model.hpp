@@ -17,7 +17,8 @@ namespace training {
 template <class Model>
 Model make_model(const Arguments& arguments, const std::optional<minimamba::Checkpoint>& init,
                  typename Model::Config config, const minimamba::Tokenizer& tokenizer) {
-  const auto backend = program::training_backend<typename Model::BackendType>(arguments.threads, arguments.products);
+  const auto backend =
+      program::training_backend<typename Model::BackendType>(arguments.threads, arguments.products, arguments.card);
   if (!init) {
     config.vocab_size = tokenizer.size();
     return Model(config, backend, arguments.options.seed);  // not reached with adapters, which need --init

@@ -25,7 +25,9 @@ struct Arguments {
   std::int64_t validation_batches = 16;
   std::string products = "f32";
   int threads = 0;
+  int card = 0;  // of this rank
   minimamba::DataParallelOptions together;
+  std::string between_cards = "auto";
   bool resume = false;
   std::uint64_t memory = 1024;  // MiB for the tokens of the text
   std::int64_t lora_rank = 0;   // 0: all parameters train

@@ -96,6 +96,13 @@ class Progress {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+/// The ranks that train on a backend: see training_cards.hpp.
+template <class Backend>
+struct RanksOn {
+  using Type = program::Ranks;
+  static Type all(const Arguments&, const Backend&) { return program::ranks(); }
+};
+
 template <class Model>
 class Program {
  public:
@@ -106,7 +113,7 @@ class Program {
         vocabulary_(program::find_vocabulary(arguments.tokenizer, init, "--init " + arguments.init)),
         text_(arguments, vocabulary_),
         trainer_(make_model<Model>(arguments, init, config, vocabulary_.tokenizer), text_.windows(), arguments.options),
-        together_(program::ranks(), arguments.together),
+        together_(RanksOn<Backend>::all(arguments, trainer_.model().backend()), arguments.together),
         checkpoint_(fs::path(arguments.out) / "training.safetensors"),
         prompt_(vocabulary_.tokenizer.encode(arguments.prompt)) {
     if (prompt_.empty()) prompt_.push_back(trainer_.model().config().bos_token_id.value_or(0));
@@ -149,6 +156,7 @@ class Program {
   }
 
  private:
+  using Backend = typename Model::BackendType;
   static constexpr bool is_adapted = !std::is_same_v<typename Model::WeightType, float>;
 
   /// Prints the last step. Returns the error if standard output cannot be written.
@@ -215,7 +223,7 @@ class Program {
   program::Vocabulary vocabulary_;
   Text text_;
   minimamba::Trainer<Model> trainer_;
-  minimamba::DataParallel<program::Ranks> together_;
+  minimamba::DataParallel<typename RanksOn<Backend>::Type> together_;
   fs::path checkpoint_;
   std::vector<std::int32_t> prompt_;  // of samples
   std::optional<minimamba::MadeFolders> folders_;

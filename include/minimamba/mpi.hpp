@@ -38,6 +38,15 @@ class MpiCommunicator {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
+  /// The number of this rank among those of its machine, such as that of its card. All ranks call it at once.
+  int rank_on_machine() const {
+    MPI_Comm here = MPI_COMM_NULL;
+    int number = 0;
+    check(MPI_Comm_split_type(ranks_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &here), "MPI_Comm_split_type");
+    check(MPI_Comm_rank(here, &number), "MPI_Comm_rank");
+    check(MPI_Comm_free(&here), "MPI_Comm_free");
+    return number;
+  }
 
   void send(std::span<const std::byte> bytes, int to) const {
     in_pieces(bytes, [&](std::span<const std::byte> piece) {

@@ -1,7 +1,9 @@
 // The code of README.md and docs/*.md that is not a whole program, so that it is compiled too. docs.cmake fails if a
 // fragment of a page is not in this file.
+#include <minimamba/backend/cuda_training.hpp>
 #include <minimamba/cuda.hpp>
 #include <minimamba/distributed.hpp>
+#include <minimamba/distributed/cards.hpp>
 #include <minimamba/distributed/data_parallel.hpp>
 #include <minimamba/io.hpp>
 #include <minimamba/io/any_model.hpp>
@@ -59,6 +61,13 @@ void distributed_training(minimamba::Mamba<float, minimamba::NativeTraining> mod
   minimamba::DataParallel together(ranks);               // MpiCommunicator(MPI_COMM_WORLD), one of ThreadRanks, or your own
   while (!trainer.ended()) trainer.step(together);
   together.on_first(trainer, [&] { minimamba::save_training(trainer, "training.safetensors"); });
+}
+
+void distributed_cards(const minimamba::ThreadRanks& ranks, int rank_on_machine) {
+  using Backend = minimamba::CudaTraining<float>;
+  const Backend backend({.device = rank_on_machine % Backend::devices()});  // MpiCommunicator::rank_on_machine(), say
+  const auto links = minimamba::NcclLinks::open(ranks, backend.device());
+  minimamba::DataParallel together(minimamba::CardRanks(ranks, links));
 }
 
 void readme_slots(const minimamba::Mamba<float>& model, const std::vector<std::int32_t>& prompt, const std::vector<std::int32_t>& next) {

@@ -1,5 +1,5 @@
 // libcuda.so.1 and NVRTC in one library, for machines without a card. Memory of the card is memory of the host; kernels
-// do nothing, but for send_to_host.
+// do nothing, but for send_to_host, and for add and copy if they are asked to.
 #include "support/fake_cuda.hpp"
 
 #include <algorithm>
@@ -21,14 +21,15 @@ thread_local std::string code, text_log;
 std::mutex compiling_mutex;
 std::condition_variable compiling_changed;
 bool capturing = false;
-int handle = 0, sender = 0;  // what all handles point to but that of send_to_host, and what that points to
+int handle = 0, sender = 0, adder = 0, copier = 0;  // what all handles point to but those of some kernels
+int contexts_of_cards[16] = {};                     // and of contexts
 
 int wait() {
   lost = lost || fake.wait_error != 0;
   return fake.wait_error;
 }
 int unless_lost() { return lost ? fake.wait_error : 0; }
-std::mutex counting_mutex;  // of programs that are loaded at once
+std::mutex counting_mutex;  // of programs that are loaded at once, and of cards
 int made(void** there, int& count) {
   const std::lock_guard lock(counting_mutex);
   if (lost) return fake.wait_error;
@@ -43,11 +44,13 @@ int gone(int& count) {
 }
 void* taken(std::size_t bytes, std::map<std::uint64_t, std::size_t>& from, std::size_t& total) {
   void* const memory = std::calloc(1, bytes);
+  const std::lock_guard lock(counting_mutex);
   from[reinterpret_cast<std::uintptr_t>(memory)] = bytes;
   total += bytes;
   return memory;
 }
 void given_back(void* memory, std::map<std::uint64_t, std::size_t>& to, std::size_t& total) {
+  const std::lock_guard lock(counting_mutex);
   const auto found = to.find(reinterpret_cast<std::uintptr_t>(memory));
   if (found == to.end()) std::abort();  // freed twice, or never allocated
   total -= found->second;
@@ -67,6 +70,22 @@ void send_to_host(void** arguments) {
   std::memcpy(&arrived, arguments[3], sizeof(arrived));
   std::memcpy(pointer(to), pointer(from), std::size_t{4} * count);
   std::memcpy(pointer(arrived), &one, sizeof(one));
+}
+/// The kernels add and copy, of floats.
+void add_or_copy(void** arguments, bool adds) {
+  std::uint64_t x = 0, x_stride = 0, y = 0, y_stride = 0;
+  std::uint32_t rows = 0, cols = 0;
+  std::memcpy(&x, arguments[0], sizeof(x));
+  std::memcpy(&x_stride, arguments[1], sizeof(x_stride));
+  std::memcpy(&y, arguments[2], sizeof(y));
+  std::memcpy(&y_stride, arguments[3], sizeof(y_stride));
+  std::memcpy(&rows, arguments[4], sizeof(rows));
+  std::memcpy(&cols, arguments[5], sizeof(cols));
+  for (std::uint32_t i = 0; i < rows; ++i) {
+    const float* const from = static_cast<const float*>(pointer(x)) + i * x_stride;
+    float* const to = static_cast<float*>(pointer(y)) + i * y_stride;
+    for (std::uint32_t j = 0; j < cols; ++j) to[j] = adds ? to[j] + from[j] : from[j];
+  }
 }
 
 }  // namespace
@@ -116,7 +135,16 @@ int cuDeviceTotalMem_v2(std::size_t* bytes, int) {
   *bytes = fake.memory;
   return 0;
 }
-int cuDevicePrimaryCtxRetain(void** context, int) { return made(context, fake.contexts); }
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  const int error = made(context, fake.contexts);
+  if (error == 0) *context = &contexts_of_cards[device];
+  return error;
+}
+int cuDeviceGetUuid_v2(void* uuid, int device) {
+  std::memset(uuid, fake.no_uuid ? 0 : device + 1, 16);
+  return 0;
+}
+int cuCtxEnablePeerAccess(void*, unsigned) { return unless_lost(); }
 int cuDevicePrimaryCtxRelease_v2(int) { return gone(fake.contexts); }
 int cuCtxPushCurrent_v2(void*) { return 0; }
 int cuCtxPopCurrent_v2(void**) { return 0; }
@@ -158,6 +186,15 @@ int cuMemsetD8Async(std::uint64_t memory, unsigned char value, std::size_t bytes
   return unless_lost();
 }
 
+int cuMemcpyPeerAsync(std::uint64_t to, void* to_context, std::uint64_t from, void* from_context, std::size_t bytes,
+                      void*) {
+  if (to_context == from_context) return 1;  // for the tests: cards of ranks differ
+  std::memcpy(pointer(to), pointer(from), bytes);
+  const std::lock_guard lock(counting_mutex);
+  ++fake.peer_copies;
+  return unless_lost();
+}
+
 int cuStreamCreate(void** stream, unsigned) { return made(stream, fake.streams); }
 int cuStreamDestroy_v2(void*) { return gone(fake.streams); }
 int cuStreamSynchronize(void*) { return wait(); }
@@ -165,6 +202,7 @@ int cuEventCreate(void** event, unsigned) { return made(event, fake.events); }
 int cuEventDestroy_v2(void*) { return gone(fake.events); }
 int cuEventRecord(void*, void*) { return unless_lost(); }
 int cuEventSynchronize(void*) { return wait(); }
+int cuStreamWaitEvent(void*, void*, unsigned) { return unless_lost(); }
 int cuEventQuery(void*) { return unless_lost(); }
 
 int cuModuleLoadData(void** module, const void* image) {
@@ -174,7 +212,8 @@ int cuModuleLoadData(void** module, const void* image) {
 }
 int cuModuleUnload(void*) { return gone(fake.modules); }
 int cuModuleGetFunction(void** function, void*, const char* name) {
-  *function = std::strcmp(name, "send_to_host") == 0 ? &sender : &handle;
+  const bool adds = fake.adds && std::strcmp(name, "add") == 0, copies = fake.adds && std::strcmp(name, "copy") == 0;
+  *function = std::strcmp(name, "send_to_host") == 0 ? &sender : adds ? &adder : copies ? &copier : &handle;
   return 0;
 }
 int cuFuncSetAttribute(void*, int, int) { return unless_lost(); }
@@ -191,6 +230,8 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
   if (function == &sender) {
     send_to_host(arguments);
   } else {
+    if (function == &adder || function == &copier) add_or_copy(arguments, function == &adder);
+    const std::lock_guard lock(counting_mutex);
     ++fake.launches;
   }
   return lost ? fake.wait_error : fake.launch_error;

@@ -19,11 +19,14 @@ struct FakeCuda {
   int compiler_major = 12;          // NVRTC's version
   int newest_architecture = 120;    // that NVRTC knows, besides 80 and 90
   const char* complaint = nullptr;  // with which NVRTC refuses
+  bool no_uuid = false;             // as with an old driver
+  bool adds = false;                // whether the kernels add and copy of floats do what they should
   int meeting = 0;                  // NVRTC waits for the start of so many compilations, 10 s at most
 
   std::size_t allocated = 0, pinned = 0;  // bytes
   int contexts = 0, streams = 0, events = 0, modules = 0, graphs = 0;
   int compilations = 0, launches = 0;  // launches: those outside of graphs, but of send_to_host
+  int peer_copies = 0;                 // from card to card
   int grids = 0;                       // started cooperatively
   unsigned char arguments[512] = {};   // of the last of them
   unsigned char before[512] = {};      // of the one before that

@@ -57,8 +57,10 @@ void expect_sums_of_the_tree(std::size_t count, std::size_t ranks) {
       sums.resize(own.size(), std::vector<float>(width));
       for (std::size_t i = 0; i < own.size(); ++i) sums[i][element] = own[i];
     }
-    std::vector<std::span<float>> views(sums.begin(), sums.end());
-    detail::SumInTree<Comm, float>(comm, parts, offsets, views).run();
+    std::vector<View<float>> views;
+    for (auto& sum : sums) views.emplace_back(sum.data(), 1, width);
+    detail::HostRowsOf<Comm, float> rows(comm);
+    detail::SumInTree(rows, parts, offsets, views).run();
     for (std::size_t i = offsets[rank]; i < offsets[rank + 1]; ++i) found[i] = sums.back()[i];
   });
   for (std::size_t element = 0; element < width; ++element) {

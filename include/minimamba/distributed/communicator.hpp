@@ -31,6 +31,10 @@ DecayAndState<Scalar> then(const DecayAndState<Scalar>& first, const DecayAndSta
 /// it, combined by then(); those of rank 0 are left undefined. It may have exchange(out, to, in, from), which sends and
 /// receives at the same time, and sum(values), which replaces them by the sums over all ranks. Else these are made of
 /// messages.
+///
+/// Where reaches(backend) holds, it also carries rows [1, n] from the memory of a backend to that of another rank's,
+/// such as from card to card: exchange(backend, out, to, in, from), and perhaps sum(backend, values). Both are queued
+/// there, as kernels are. See distributed/cards.hpp.
 template <class C>
 concept Communicator = std::copyable<C> &&
     requires(const C& ranks, std::span<const std::byte> out, std::span<std::byte> in, int rank) {
@@ -96,15 +100,23 @@ void exclusive_scan(const C& ranks, std::span<DecayAndState<Scalar>> values) {
   }
 }
 
-/// Rank r has values [offsets[r], offsets[r + 1]), and afterwards all: each part goes round all ranks.
+/// Calls move(part to send, to rank, part to receive, from rank), each once or never, until each rank has had the parts
+/// of all: each goes round all ranks.
+template <Communicator C, class Move>
+void go_round(const C& ranks, Move&& move) {
+  const int size = ranks.size(), rank = ranks.rank(), next = (rank + 1) % size, last = (rank + size - 1) % size;
+  const auto part = [&](int of) { return static_cast<std::size_t>((of + 2 * size) % size); };
+  for (int i = 0; i + 1 < size; ++i) move(part(rank - i), next, part(rank - i - 1), last);
+}
+/// Rank r has values [offsets[r], offsets[r + 1]), and afterwards all.
 template <Communicator C, class T>
 void all_gather(const C& ranks, std::span<T> values, std::span<const std::size_t> offsets) {
-  const int size = ranks.size(), rank = ranks.rank(), next = (rank + 1) % size, last = (rank + size - 1) % size;
-  const auto part = [&](int of) {
-    const auto r = static_cast<std::size_t>((of + 2 * size) % size);
+  const auto part = [&](std::size_t r) {
     return std::as_writable_bytes(values.subspan(offsets[r], offsets[r + 1] - offsets[r]));
   };
-  for (int i = 0; i + 1 < size; ++i) exchange(ranks, part(rank - i), next, part(rank - i - 1), last);
+  go_round(ranks, [&](std::size_t sent, int to, std::size_t received, int from) {
+    exchange(ranks, part(sent), to, part(received), from);
+  });
 }
 /// The values of all ranks, of which each has as many.
 template <Communicator C, class T>

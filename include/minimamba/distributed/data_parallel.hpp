@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -126,12 +127,11 @@ class DataParallel {
   template <class Model>
   void add_up(Gradients<Model>& gradients, std::span<const View<typename Model::ScalarType>> sums) {
     if (size() == 1) return;
-    on_host<Model>(gradients, sums, [&](std::span<const std::span<typename Model::ScalarType>> host) {
-      if constexpr (requires { ranks_.sum(host.back()); }) {
-        if (!in_tree() && !options_.divide_moments) return ranks_.sum(host.back());
-      }
-      detail::SumInTree<C, typename Model::ScalarType>(ranks_, parts_, shares_, host).run();
-      if (!options_.divide_moments) detail::all_gather(ranks_, host.back(), std::span<const std::size_t>(shares_));
+    const bool plain = !in_tree() && !options_.divide_moments;
+    with_rows(gradients, sums, [&](auto& rows, std::span<const View<typename Model::ScalarType>> views) {
+      if (plain && sum_plainly(rows, gradients, views.back())) return;
+      detail::SumInTree(rows, parts_, shares_, views).run();
+      if (!options_.divide_moments) detail::all_gather(rows, views.back(), std::span<const std::size_t>(shares_));
     });
   }
   void gather_squares(std::span<double> squares) {
@@ -159,8 +159,8 @@ class DataParallel {
           if (owner_of(i++) == rank()) copy(weight, gradient);
         },
         model, gradients);
-    on_host<Model>(gradients, std::array{gradients.memory()}, [&](std::span<const std::span<Scalar>> host) {
-      detail::all_gather(ranks_, host.back(), std::span<const std::size_t>(shares_));
+    with_rows(gradients, std::array{gradients.memory()}, [&](auto& rows, std::span<const View<Scalar>> views) {
+      detail::all_gather(rows, views.back(), std::span<const std::size_t>(shares_));
     });
     i = 0;
     for_each_trainable(
@@ -176,23 +176,48 @@ class DataParallel {
   std::size_t size() const { return static_cast<std::size_t>(ranks_.size()); }
   MicroBatches part_of(std::size_t of, std::size_t all) const { return {of * all / size(), (of + 1) * all / size()}; }
 
-  /// Calls body(spans of the host) with these numbers of the backend, of which the last are written back.
+  /// Calls body(rows, views) with these numbers of the backend where messages can take them: where they are, or on the
+  /// host, from which the last are written back.
   template <class Model, class Body>
-  void on_host(Gradients<Model>& gradients, std::span<const View<typename Model::ScalarType>> views, Body&& body) {
+  void with_rows(Gradients<Model>& gradients, std::span<const View<typename Model::ScalarType>> views, Body&& body) {
     using Scalar = typename Model::ScalarType;
-    std::vector<std::span<Scalar>> host;
-    if constexpr (!BackendTraits<typename Model::BackendType>::on_device) {
-      for (const View<Scalar>& view : views) host.emplace_back(view.data(), view.cols());
-      body(std::span<const std::span<Scalar>>(host));
+    using Backend = typename Model::BackendType;
+    const Backend& backend = gradients.backend();
+    if constexpr (requires { ranks_.reaches(backend); }) {
+      if (ranks_.reaches(backend)) return body(rows_of<detail::DeviceRowsOf<C, Backend>>(backend), views);
+    }
+    auto& rows = rows_of<detail::HostRowsOf<C, Scalar>>();
+    if constexpr (!BackendTraits<Backend>::on_device) {
+      body(rows, views);
     } else {
       std::vector<std::vector<Scalar>> copies;
+      std::vector<View<Scalar>> host;
       for (const View<Scalar>& view : views) {
-        host.emplace_back(copies.emplace_back(view.cols()));
-        gradients.backend().download(view.data(), host.back());
+        std::vector<Scalar>& copy = copies.emplace_back(view.cols());
+        host.emplace_back(copy.data(), 1, copy.size());
+        backend.download(view.data(), std::span(copy));
       }
-      body(std::span<const std::span<Scalar>>(host));
-      gradients.backend().upload(std::span<const Scalar>(host.back()), views.back().data());
+      body(rows, std::span<const View<Scalar>>(host));
+      backend.upload(std::span<const Scalar>(copies.back()), views.back().data());
     }
+  }
+  /// Kept between steps, for its memory. One trainer needs one kind.
+  template <class Rows, class... Backend>
+  Rows& rows_of(const Backend&... backend) {
+    if (!rows_) rows_ = std::make_shared<Rows>(ranks_, backend...);
+    return *static_cast<Rows*>(rows_.get());
+  }
+  /// The sum that the communicator has itself. Returns false if it has none.
+  template <class Rows, class Model, class Scalar>
+  bool sum_plainly(const Rows&, const Gradients<Model>& gradients, View<Scalar> values) const {
+    if constexpr (!std::is_same_v<Rows, detail::HostRowsOf<C, Scalar>>) {
+      if constexpr (requires { ranks_.sum(gradients.backend(), values); }) {
+        return ranks_.sum(gradients.backend(), values), true;
+      }
+    } else if constexpr (requires { ranks_.sum(std::span<Scalar>()); }) {
+      return ranks_.sum(std::span<Scalar>(values.data(), values.cols())), true;
+    }
+    return false;
   }
 
   /// Divides the memory of the gradients between ranks: equally, or by whole parameters.
@@ -347,6 +372,7 @@ class DataParallel {
   bool collected_ = false;                        // rank 0 has all moments, since the last step
   std::vector<MicroBatches> parts_;               // of each rank; with Reduction::sum, one for each
   std::vector<std::size_t> shares_, parameters_;  // where the share of each rank of their memory begins; of them
+  std::shared_ptr<void> rows_;                    // see rows_of
 };
 
 }  // namespace minimamba

@@ -39,7 +39,7 @@ inline constexpr std::size_t max_blocks = 65535;  // of a grid in its second and
 
 /// Shared by all backends of a card, so that they and their caches may be used together, and destroyed in any order.
 /// All calls may come from any thread; each queues its work on the one stream.
-class Device {
+class Device : public std::enable_shared_from_this<Device> {
  public:
   /// The card of this number. Throws CudaError.
   static std::shared_ptr<Device> open(int ordinal) {
@@ -114,6 +114,14 @@ class Device {
   }
 
   const std::string& name() const { return name_; }
+  const Driver& driver() const { return driver_; }
+  Handle context() const { return context_; }
+  /// What no other card in the world has; zeros if the driver does not say it.
+  std::array<std::uint64_t, 2> uuid() const {
+    std::array<std::uint64_t, 2> bytes{};
+    if (driver_.device_uuid != nullptr && driver_.device_uuid(bytes.data(), device_) != 0) bytes = {};
+    return bytes;
+  }
   int capability() const { return capability_; }          // 90 for compute capability 9.0
   std::size_t processors() const { return processors_; }  // multiprocessors
   double clock() const { return 1e3 * attribute(13); }    // at most, of the multiprocessors, in Hz
@@ -320,6 +328,21 @@ class Device {
   std::optional<NormOfRow> take_norm(const ProductOfRow& product) const {
     const std::lock_guard lock(queue_mutex_);
     return queue_->recording().take_norm(product);
+  }
+  /// Calls body(stream) after all that was queued has been started, with the card's context current. What it adds to
+  /// the stream comes after that and before what is queued later.
+  template <class Body>
+  void on_stream(Body&& body) const {
+    const Current current(*this);
+    const std::lock_guard lock(queue_mutex_);
+    queue_->flush();
+    body(queue_->stream());
+  }
+  /// Calls body() with the card's context current.
+  template <class Body>
+  void with_context(Body&& body) const {
+    const Current current(*this);
+    body();
   }
   /// How many lists of kernels were replayed as graphs.
   std::size_t replayed() const {

@@ -163,10 +163,17 @@ struct Driver {
   int (*launch_graph)(Handle executable, Handle stream) = nullptr;
   int (*destroy_graph)(Handle graph) = nullptr;
   int (*destroy_executable)(Handle executable) = nullptr;
+  int (*device_uuid)(void* bytes16, int device) = nullptr;
+  int (*wait_in_stream)(Handle stream, Handle event, unsigned flags) = nullptr;
+  int (*enable_peer)(Handle context, unsigned flags) = nullptr;
+  int (*copy_from_peer)(Address to, Handle to_context, Address from, Handle from_context, std::size_t bytes,
+                        Handle stream) = nullptr;
   int (*make_tensor_map)(void* map, int type, unsigned rank, Address data, const std::uint64_t* sizes,
                          const std::uint64_t* strides, const std::uint32_t* box, const std::uint32_t* steps,
                          int interleave, int swizzle, int promotion, int fill) = nullptr;
 
+  /// Whether the memory of a card can be copied to that of another.
+  bool has_peers() const { return wait_in_stream != nullptr && enable_peer != nullptr && copy_from_peer != nullptr; }
   /// Whether a list of launches can be made a graph.
   bool has_graphs() const {
     return begin_capture != nullptr && end_capture != nullptr && make_executable != nullptr &&
@@ -260,6 +267,10 @@ struct Driver {
     library.find("cuGraphDestroy", d.destroy_graph);
     library.find("cuGraphExecDestroy", d.destroy_executable);
     library.find("cuTensorMapEncodeTiled", d.make_tensor_map);
+    library.find("cuDeviceGetUuid_v2", d.device_uuid) || library.find("cuDeviceGetUuid", d.device_uuid);
+    library.find("cuStreamWaitEvent", d.wait_in_stream);
+    library.find("cuCtxEnablePeerAccess", d.enable_peer);
+    library.find("cuMemcpyPeerAsync", d.copy_from_peer);
     int version = 0;
     if (d.driver_version == nullptr || d.driver_version(&version) != 0) {
       throw CudaError(CudaProblem::broken_driver, "CUDA",
