@@ -302,6 +302,31 @@ TEST(DataParallel, ARankWithoutAllMomentsSavesNothingAndResumesAll) {
     expect_identical(weights, parameters_of(trainer.model()));
   });
 }
+/// Its kernels would update its own parameters alone, and leave the others as they are.
+TEST(DataParallel, ARankWithoutAllMomentsMakesNoStepByItself) {
+  const auto expected = Fixture::alone(2);
+  const Folder folder;
+  const auto file = folder / "training.safetensors";
+  on_ranks<ThreadRanks>(2, [&](std::size_t rank, const ThreadRanks& comm) {
+    Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(2));
+    DataParallel together(comm, {.divide_moments = true}), undivided(comm);
+    trainer.step(together);
+    const auto weights = parameters_of(trainer.model());
+    EXPECT_THROW(trainer.step(), ArgumentError);
+    EXPECT_THROW(trainer.step(undivided), ArgumentError);
+    together.on_first(trainer, [&] { save_training(trainer, file); });  // rank 0 has all now, and rank 1 has not
+    if (rank == 1) EXPECT_THROW(trainer.step(), ArgumentError);
+    EXPECT_THROW(trainer.step(undivided), ArgumentError);
+    EXPECT_EQ(trainer.steps(), 1);
+    expect_identical(weights, parameters_of(trainer.model()));
+    resume_training(trainer, file);
+    while (!trainer.ended()) {
+      trainer.step(undivided);
+      if (trainer.steps() % 2 == 0) trainer.validate(undivided, 3);
+    }
+    expect_identical(expected.weights, parameters_of(trainer.model()));
+  });
+}
 /// The average of the weights, whatever the number of ranks that train, validate and go on.
 TEST(DataParallel, AveragesWeightsWithTheBitsOfOneRank) {
   const Folder folder;

@@ -101,6 +101,7 @@ class DataParallel {
       throw ArgumentError("TrainerOptions.micro_batches", "at least 1 for each of " + std::to_string(size()) + " ranks",
                           std::to_string(micro_batches));
     }
+    if (!begun_ && any(!options_.divide_moments && detail::lacks_moments(trainer))) detail::refuse_some_moments();
     if (size() == 1) return;
     if (!begun_) {
       require_same(trainer);

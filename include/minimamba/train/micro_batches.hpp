@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/core/error.hpp"
 #include "minimamba/core/view.hpp"
 #include "minimamba/nn/workspace.hpp"
 #include "minimamba/train/gradients.hpp"
@@ -90,6 +91,18 @@ class TreeOfGradients {
   std::size_t waiting_ = 0;  // those in use
 };
 
+/// Whether this rank has the moments of some parameters alone, as after steps of ranks that divide them.
+template <class Trainer>
+bool lacks_moments(const Trainer& trainer) {
+  return parameters_in(trainer.optimizer().mean()) < parameters_in(trainer.model());
+}
+[[noreturn]] inline void refuse_some_moments() {
+  throw ArgumentError("ranks",
+                      "a step of ranks that divide the moments, as the last one, or a training resumed from a "
+                      "checkpoint: this rank would update some of the parameters alone",
+                      "others");
+}
+
 }  // namespace detail
 
 /// What a step asks of the ranks that train together. Here one does all alone; DataParallel of
@@ -98,8 +111,11 @@ struct OneRank {
   MicroBatches part(std::size_t all) const { return {0, all}; }
   /// Whether gradients are added in the tree, and not one after another.
   bool in_tree() const { return true; }
+  /// Throws ArgumentError on a rank that has only some of the moments.
   template <class Trainer>
-  void begin(Trainer&, std::int64_t) {}
+  void begin(Trainer& trainer, std::int64_t) {
+    if (detail::lacks_moments(trainer)) detail::refuse_some_moments();
+  }
   /// `values` has `each` values of each micro-batch: afterwards those of all.
   template <class T>
   void gather(std::span<T>, std::size_t /*each*/) {}
