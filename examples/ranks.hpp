@@ -27,6 +27,8 @@ class Ranks {
   int rank() const { return several_ ? several_->rank() : 0; }
   int size() const { return several_ ? several_->size() : 1; }
   bool first() const { return rank() == 0; }
+  /// Whether this rank has the number that it would have if all ranks were on one machine.
+  bool may_be_on_one_machine() const { return on_machine_ == rank(); }
   /// Its card, of so many that it sees: ranks of a machine take them in turn.
   int card(int cards) const { return cards > 0 ? on_machine_ % cards : 0; }
   void send(std::span<const std::byte> bytes, int to) const { several_->send(bytes, to); }

@@ -107,6 +107,10 @@ void for_each_part(const std::string& text, const minimamba::Tokenizer& tokenize
 }  // namespace
 
 Text::Text(const Arguments& arguments, const program::Vocabulary& vocabulary) : arguments_(arguments) {
+  if (program::ranks().first()) {  // what a training over several machines has left that was killed
+    std::error_code ignored;
+    fs::remove(tokens_file(), ignored);
+  }
   // If it is so to one rank, it is to all, which may have to wait for one another.
   if (!minimamba::DataParallel(program::ranks()).any(is_large(arguments))) {
     for (const std::string& text : arguments.text) {
@@ -122,9 +126,14 @@ Text::Text(const Arguments& arguments, const program::Vocabulary& vocabulary) : 
 
 Text::~Text() {
   source_.reset();  // closes the file
-  std::error_code ignored;
-  if (!file_.empty()) fs::remove(file_, ignored);
+  remove_file();
 }
+void Text::remove_file() {
+  std::error_code error;  // as on Windows, while it is open
+  if (!file_.empty() && fs::remove(file_, error)) file_.clear();
+}
+
+fs::path Text::tokens_file() const { return fs::path(arguments_.out) / "training-tokens.bin"; }
 
 minimamba::TokenWindows Text::windows() {
   const auto& options = arguments_.options;
@@ -134,7 +143,7 @@ minimamba::TokenWindows Text::windows() {
 
 /// The first rank writes all tokens to a file in the folder of --out, and all read it.
 void Text::encode(const minimamba::Tokenizer& tokenizer) {
-  const fs::path path = fs::path(arguments_.out) / "training-tokens.bin";
+  const fs::path path = tokens_file();
   if (program::ranks().first()) {
     folders_.emplace(fs::path(arguments_.out));
     minimamba::AtomicFile file(path);
@@ -145,8 +154,11 @@ void Text::encode(const minimamba::Tokenizer& tokenizer) {
     file.commit();
     file_ = path;
   }
-  minimamba::DataParallel(program::ranks()).any(true);  // the others wait until it is there
+  const minimamba::DataParallel together(program::ranks());
+  together.any(true);  // the others wait until it is there
   const auto source = minimamba::ByteSource::open(path);
+  // Open files need no name, so that a rank that is killed leaves none. Other machines of a network would miss it.
+  if (!together.any(!program::ranks().may_be_on_one_machine())) remove_file();
   source_ = minimamba::TokenSource{static_cast<std::size_t>(source.size() / sizeof(std::int32_t)),
                                    [source](std::size_t first, std::span<std::int32_t> tokens) {
                                      source.read(first * sizeof(std::int32_t), std::as_writable_bytes(tokens));

@@ -30,6 +30,8 @@ class Text {
 
  private:
   void encode(const minimamba::Tokenizer& tokenizer);
+  std::filesystem::path tokens_file() const;
+  void remove_file();
 
   const Arguments& arguments_;
   std::vector<std::int32_t> tokens_;              // of a text in memory

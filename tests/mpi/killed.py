@@ -119,6 +119,19 @@ for name in files:
         sys.exit("%s of two ranks that read tokens from a file differs from that of one" % name)
 if (work / "in-files" / "training-tokens.bin").exists():
     sys.exit("the file of tokens was left")
+# Killed, a rank leaves none either.
+out = work / "killed-in-files"
+process = start(2, out, "--tokenizer", str(work / "tokenizer.json"), "--memory", "0")
+while process.poll() is None and not (out / "training.safetensors").exists():
+    time.sleep(0.002)
+for pid in list(ranks_of(out).values()):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+process.wait(30)
+if (out / "training-tokens.bin").exists():
+    sys.exit("ranks that were killed left the file of tokens")
 random.seed(7)
 for i in range(moments):
     seconds = whole * (i + random.random()) / moments
