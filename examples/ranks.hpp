@@ -26,6 +26,7 @@ class Ranks {
 #endif
   int rank() const { return several_ ? several_->rank() : 0; }
   int size() const { return several_ ? several_->size() : 1; }
+  bool may_change_threads() const { return several_ && several_->may_change_threads(); }
   bool first() const { return rank() == 0; }
   /// Whether this rank has the number that it would have if all ranks were on one machine.
   bool may_be_on_one_machine() const { return on_machine_ == rank(); }
@@ -68,7 +69,7 @@ class Job {
     }
     if (!started_) return;  // MPI takes a while to begin
     int provided = 0;
-    MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+    MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
     ranks().on_machine_ = ranks().several_.emplace(MPI_COMM_WORLD).rank_on_machine();
   }
   ~Job() {

@@ -87,6 +87,8 @@ void add_rank_options(CLI::App& app, Arguments& arguments) {
       ->transform(
           CLI::Transformer(std::map<std::string, Reduction>{{"tree", Reduction::tree}, {"sum", Reduction::sum}}))
       ->default_str("tree");
+  app.add_flag("--overlap", arguments.together.overlap,
+               "Send the gradients of a layer while those of the layers before it are computed, for slow networks");
   app.add_flag("--divide-moments", arguments.together.divide_moments,
                "Each rank keeps the moments of some parameters, and updates these");
   app.add_option(

@@ -9,9 +9,12 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cstddef>
 #include <span>
 #include <string>
+#include <thread>
 #include <type_traits>
 
 #include "minimamba/core/error.hpp"
@@ -60,7 +63,14 @@ class MpiCommunicator {
     });
   }
 
+  bool may_change_threads() const {
+    int provided = MPI_THREAD_SINGLE;
+    check(MPI_Query_thread(&provided), "MPI_Query_thread");
+    return provided >= MPI_THREAD_SERIALIZED;
+  }
+
   void exchange(std::span<const std::byte> out, int to, std::span<std::byte> in, int from) const {
+    const bool patient = is_beside_another();
     static constexpr std::size_t most = std::size_t{1} << 18;  // small: more goes both ways at once over TCP
     const auto piece = [](auto bytes, std::size_t first) {
       return first < bytes.size() ? bytes.subspan(first, std::min(most, bytes.size() - first)) : bytes.first(0);
@@ -68,6 +78,10 @@ class MpiCommunicator {
     for (std::size_t first = 0; first < std::max(out.size(), in.size()); first += most) {
       const auto sent = piece(out, first);
       const auto received = piece(in, first);
+      if (patient) {
+        exchange_patiently(sent, to, received, from);
+        continue;
+      }
       check(MPI_Sendrecv(sent.data(), static_cast<int>(sent.size()), MPI_BYTE, sent.empty() ? MPI_PROC_NULL : to, tag,
                          received.data(), static_cast<int>(received.size()), MPI_BYTE,
                          received.empty() ? MPI_PROC_NULL : from, tag, ranks_, MPI_STATUS_IGNORE),
@@ -80,9 +94,17 @@ class MpiCommunicator {
     constexpr std::size_t most = std::size_t{1} << 27;
     for (std::size_t first = 0; first < values.size(); first += most) {
       const auto some = values.subspan(first, std::min(most, values.size() - first));
-      check(MPI_Allreduce(MPI_IN_PLACE, some.data(), static_cast<int>(some.size()),
-                          std::is_same_v<Scalar, double> ? MPI_DOUBLE : MPI_FLOAT, MPI_SUM, ranks_),
-            "MPI_Allreduce");
+      const MPI_Datatype type = std::is_same_v<Scalar, double> ? MPI_DOUBLE : MPI_FLOAT;
+      std::array<MPI_Request, 1> request{MPI_REQUEST_NULL};
+      if (!is_beside_another()) {
+        check(MPI_Allreduce(MPI_IN_PLACE, some.data(), static_cast<int>(some.size()), type, MPI_SUM, ranks_),
+              "MPI_Allreduce");
+        continue;
+      }
+      check(MPI_Iallreduce(MPI_IN_PLACE, some.data(), static_cast<int>(some.size()), type, MPI_SUM, ranks_,
+                           request.data()),
+            "MPI_Iallreduce");
+      wait_patiently(request);
     }
   }
 
@@ -100,6 +122,31 @@ class MpiCommunicator {
 
  private:
   static constexpr int tag = 0x4D4D;
+
+  /// Whether the rank computes in another thread, which MPI's own calls would keep from its processor while they wait.
+  static bool is_beside_another() {
+    int is_main = 1;
+    check(MPI_Is_thread_main(&is_main), "MPI_Is_thread_main");
+    return is_main == 0;
+  }
+  void exchange_patiently(std::span<const std::byte> out, int to, std::span<std::byte> in, int from) const {
+    std::array<MPI_Request, 2> requests{MPI_REQUEST_NULL, MPI_REQUEST_NULL};
+    if (!in.empty()) {
+      check(MPI_Irecv(in.data(), static_cast<int>(in.size()), MPI_BYTE, from, tag, ranks_, &requests[0]), "MPI_Irecv");
+    }
+    if (!out.empty()) {
+      check(MPI_Isend(out.data(), static_cast<int>(out.size()), MPI_BYTE, to, tag, ranks_, &requests[1]), "MPI_Isend");
+    }
+    wait_patiently(requests);
+  }
+  static void wait_patiently(std::span<MPI_Request> requests) {
+    for (;;) {
+      int done = 0;
+      check(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
+      if (done != 0) return;
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+    }
+  }
 
   static void check(int error, const char* call) {
     if (error == MPI_SUCCESS) return;

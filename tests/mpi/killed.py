@@ -59,7 +59,7 @@ def check(number, seconds, ranks):
     """Returns False if the training ended before a rank was killed."""
     out = work / "killed"
     shutil.rmtree(out, ignore_errors=True)
-    how = ["--divide-moments"] if number % 2 else []
+    how = (["--divide-moments"] if number % 2 else []) + (["--overlap"] if number % 3 == 0 else [])
     process = start(ranks, out, *how)
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(ranks_of(out)) < ranks:

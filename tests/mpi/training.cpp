@@ -70,10 +70,13 @@ void train_together(const MpiCommunicator& ranks, const DataParallelOptions& opt
 
 int main(int argc, char** argv) {
   int provided = 0;
-  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
   {
     const MpiCommunicator ranks(MPI_COMM_WORLD);
     train_together(ranks, {.check_every = 1});
+    train_together(ranks, {.overlap = true, .check_every = 1});
+    train_together(ranks, {.overlap = true, .divide_moments = true, .check_every = 1});
+    train_together(ranks, {.reduction = Reduction::sum, .overlap = true, .check_every = 1});
     train_together(ranks, {.divide_moments = true, .check_every = 1});
     train_together(ranks, {.reduction = Reduction::sum, .check_every = 1});
     train_together(ranks, {.reduction = Reduction::sum, .divide_moments = true, .check_every = 1});

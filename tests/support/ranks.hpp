@@ -22,6 +22,7 @@ class Late {
   explicit Late(ThreadRanks ranks) : ranks_(std::move(ranks)) {}
   int rank() const { return ranks_.rank(); }
   int size() const { return ranks_.size(); }
+  bool may_change_threads() const { return true; }
   void send(std::span<const std::byte> bytes, int to) const {
     std::this_thread::sleep_for(std::chrono::microseconds(std::random_device()() % 2000));
     ranks_.send(bytes, to);

@@ -2,7 +2,14 @@
 #include "minimamba/distributed/data_parallel.hpp"
 
 #include <cmath>
+#include <cstddef>
+#include <future>
+#include <memory>
+#include <set>
+#include <span>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "minimamba/nn/ssd.hpp"
@@ -158,6 +165,8 @@ TYPED_TEST(Together, HaveTheBitsOfOneRank) {
       if (ranks > micro_batches) continue;
       this->expect_bits(expected, micro_batches, ranks, {.check_every = 2});
       this->expect_bits(expected, micro_batches, ranks, {.divide_moments = true, .check_every = 0});
+      this->expect_bits(expected, micro_batches, ranks, {.overlap = true, .check_every = 2});
+      this->expect_bits(expected, micro_batches, ranks, {.overlap = true, .divide_moments = true, .check_every = 0});
     }
   }
 }
@@ -210,6 +219,63 @@ TEST(DataParallel, ResumesFromACheckpointWithAnotherNumberOfRanks) {
       });
     }
   }
+}
+
+/// A communicator that notes which threads send.
+struct Noting : ThreadRanks {
+  explicit Noting(ThreadRanks ranks) : ThreadRanks(std::move(ranks)) {}
+  void send(std::span<const std::byte> bytes, int to) const {
+    senders->insert(std::this_thread::get_id());  // one at a time, as promised
+    ThreadRanks::send(bytes, to);
+  }
+  std::shared_ptr<std::set<std::thread::id>> senders = std::make_shared<std::set<std::thread::id>>();
+};
+TEST(DataParallel, SendsGradientsFromASecondThreadWhileItComputes) {
+  for (const bool overlap : {false, true}) {
+    on_ranks<Noting>(2, [&](std::size_t, const Noting& comm) {
+      Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(2));
+      DataParallel together(comm, {.overlap = overlap});
+      trainer.step(together);
+      EXPECT_EQ(comm.senders->size(), overlap ? 2U : 1U);
+    });
+  }
+}
+TEST(DataParallel, OverlapsWhereSomeLayersAreFrozen) {
+  for (const char* const frozen : {"layers.0", "layers.1", "embedding"}) {
+    const auto make = [&] {
+      Model model = Fixture::model();
+      freeze(model, {frozen});
+      return model;
+    };
+    Trainer<Model> alone(make(), Fixture::tokens(), Fixture::options(3));
+    while (!alone.ended()) alone.step();
+    on_ranks<ThreadRanks>(2, [&](std::size_t, const ThreadRanks& comm) {
+      Trainer<Model> trainer(make(), Fixture::tokens(), Fixture::options(3));
+      DataParallel together(comm, {.overlap = true});
+      while (!trainer.ended()) trainer.step(together);
+      EXPECT_EQ(bits_of(alone.history()), bits_of(trainer.history()));
+      expect_identical(parameters_of(alone.model()), parameters_of(trainer.model()));
+    });
+  }
+}
+TEST(InBackground, ThrowsWhatATaskHasThrownAndDropsTheRest) {
+  detail::InBackground background;
+  background.wait();
+  int done = 0;
+  background.add([&] { ++done; });
+  background.wait();
+  EXPECT_EQ(done, 1);
+  std::promise<void> all_added;
+  background.add([&] {
+    all_added.get_future().wait();
+    throw FileError("a file", "the disk is full");
+  });
+  background.add([&] { ++done; });
+  all_added.set_value();
+  EXPECT_THROW(background.wait(), FileError);
+  background.add([&] { ++done; });
+  background.wait();
+  EXPECT_EQ(done, 2);
 }
 
 TEST(DataParallel, NamesTheRankWhoseWeightsDiverge) {

@@ -31,6 +31,7 @@ DecayAndState<Scalar> then(const DecayAndState<Scalar>& first, const DecayAndSta
 /// it, combined by then(); those of rank 0 are left undefined. It may have exchange(out, to, in, from), which sends and
 /// receives at the same time, and sum(values), which replaces them by the sums over all ranks. Else these are made of
 /// messages.
+/// Where may_change_threads() holds, calls may come from any thread, one at a time.
 ///
 /// Where reaches(backend) holds, it also carries rows [1, n] from the memory of a backend to that of another rank's,
 /// such as from card to card: exchange(backend, out, to, in, from), and perhaps sum(backend, values). Both are queued

@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -26,18 +25,14 @@
 
 #include "minimamba/core/hash.hpp"
 #include "minimamba/distributed/communicator.hpp"
+#include "minimamba/distributed/in_background.hpp"
+#include "minimamba/distributed/same_training.hpp"
 #include "minimamba/distributed/sum_in_tree.hpp"
 #include "minimamba/train/trainer.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-
-/// Ranks that should have the same weights, options or data have not. The subject names those that differ from most.
-class RanksDifferError : public Error {
- public:
-  using Error::Error;
-};
 
 enum class Reduction {
   tree,  // the bits depend on the number of micro-batches alone
@@ -46,6 +41,7 @@ enum class Reduction {
 
 struct DataParallelOptions {
   Reduction reduction = Reduction::tree;
+  bool overlap = false;            // gradients of a layer travel while those before it are computed: for slow networks
   bool divide_moments = false;     // each rank has the moments of some parameters, updates these and sends them to all
   std::int64_t check_every = 100;  // steps after which ranks compare their weights; 0: only before the first
 };
@@ -114,6 +110,7 @@ class DataParallel {
     }
     begun_ = true;
     collected_ = false;
+    early_ = {};
     AdamW<typename Trainer::ModelType>& optimizer = trainer.mutable_optimizer();
     if (options_.divide_moments && detail::parameters_in(optimizer.mean()) == detail::parameters_in(trainer.model())) {
       optimizer.keep_moments(trainer.model(), [&](std::size_t i) { return owner_of(i) == rank(); });
@@ -128,12 +125,33 @@ class DataParallel {
   template <class Model>
   void add_up(Gradients<Model>& gradients, std::span<const View<typename Model::ScalarType>> sums) {
     if (size() == 1) return;
-    const bool plain = !in_tree() && !options_.divide_moments;
+    wait();
+    const Elements early = std::exchange(early_, {});
     with_rows(gradients, sums, [&](auto& rows, std::span<const View<typename Model::ScalarType>> views) {
-      if (plain && sum_plainly(rows, gradients, views.back())) return;
-      detail::SumInTree(rows, parts_, shares_, views).run();
-      if (!options_.divide_moments) detail::all_gather(rows, views.back(), std::span<const std::size_t>(shares_));
+      for (const auto& [first, last] : {Elements{0, early.first}, {early.second, views.back().cols()}}) {
+        std::vector<View<typename Model::ScalarType>> rest;
+        for (const auto& view : views) rest.push_back(view.columns(first, last - first));
+        if (first < last) add_up_elements(rows, gradients.backend(), rest, first);
+      }
     });
+  }
+  template <class Model>
+  bool overlaps(const Model&) const {
+    return size() > 1 && options_.overlap && may_overlap<Model>();
+  }
+  std::pair<std::size_t, std::size_t> elements_of_layer(std::size_t layer) const {
+    return layer < layers_.size() ? layers_[layer] : std::pair<std::size_t, std::size_t>();
+  }
+  template <class Scalar>
+  void add_up_in_background(std::vector<View<Scalar>> sums, std::size_t begin) {
+    const std::size_t end = begin + sums.back().cols();
+    early_ = {begin, early_.first == early_.second ? end : early_.second};
+    if (!background_) background_ = std::make_shared<detail::InBackground>();
+    auto& rows = rows_of<detail::HostRowsOf<C, Scalar>>();
+    background_->add([this, &rows, begin, sums = std::move(sums)] { add_up_elements(rows, nullptr, sums, begin); });
+  }
+  void wait() {
+    if (background_) background_->wait();
   }
   void gather_squares(std::span<double> squares) {
     if (size() == 1 || !options_.divide_moments) return;
@@ -173,6 +191,8 @@ class DataParallel {
   }
 
  private:
+  using Elements = std::pair<std::size_t, std::size_t>;
+
   std::size_t rank() const { return static_cast<std::size_t>(ranks_.rank()); }
   std::size_t size() const { return static_cast<std::size_t>(ranks_.size()); }
   MicroBatches part_of(std::size_t of, std::size_t all) const { return {of * all / size(), (of + 1) * all / size()}; }
@@ -202,6 +222,32 @@ class DataParallel {
       backend.upload(std::span<const Scalar>(copies.back()), views.back().data());
     }
   }
+  /// Messages from a second thread need memory that is written when a kernel returns.
+  template <class Model>
+  bool may_overlap() const {
+    if constexpr (BackendTraits<typename Model::BackendType>::on_device) {
+      return false;
+    } else if constexpr (requires { ranks_.may_change_threads(); }) {
+      return ranks_.may_change_threads();
+    } else {
+      return false;
+    }
+  }
+
+  /// The sums over all ranks of elements from `begin` on, or of this rank's share of them.
+  template <class Rows, class Backend, class Scalar>
+  void add_up_elements(Rows& rows, const Backend& backend, const std::vector<View<Scalar>>& sums, std::size_t begin) {
+    if (!in_tree() && !options_.divide_moments && sum_plainly(rows, backend, sums.back())) return;
+    const std::size_t count = sums.back().cols();
+    std::vector<std::size_t> shares;
+    for (std::size_t r = 0; r <= size(); ++r) {
+      shares.push_back(options_.divide_moments ? std::clamp(shares_[r], begin, begin + count) - begin
+                                               : std::min(count, detail::whole_lines<Scalar>(r * count / size())));
+    }
+    detail::SumInTree(rows, parts_, shares, sums).run();
+    if (!options_.divide_moments) detail::all_gather(rows, sums.back(), std::span<const std::size_t>(shares));
+  }
+
   /// Kept between steps, for its memory. One trainer needs one kind.
   template <class Rows, class... Backend>
   Rows& rows_of(const Backend&... backend) {
@@ -209,12 +255,10 @@ class DataParallel {
     return *static_cast<Rows*>(rows_.get());
   }
   /// The sum that the communicator has itself. Returns false if it has none.
-  template <class Rows, class Model, class Scalar>
-  bool sum_plainly(const Rows&, const Gradients<Model>& gradients, View<Scalar> values) const {
+  template <class Rows, class Backend, class Scalar>
+  bool sum_plainly(const Rows&, const Backend& backend, View<Scalar> values) const {
     if constexpr (!std::is_same_v<Rows, detail::HostRowsOf<C, Scalar>>) {
-      if constexpr (requires { ranks_.sum(gradients.backend(), values); }) {
-        return ranks_.sum(gradients.backend(), values), true;
-      }
+      if constexpr (requires { ranks_.sum(backend, values); }) return ranks_.sum(backend, values), true;
     } else if constexpr (requires { ranks_.sum(std::span<Scalar>()); }) {
       return ranks_.sum(std::span<Scalar>(values.data(), values.cols())), true;
     }
@@ -226,9 +270,19 @@ class DataParallel {
   void divide(const Model& model) {
     using Scalar = typename Model::ScalarType;
     std::vector<std::size_t> begins{0};  // of each parameter
+    layers_.clear();
     for_each_trainable(
-        [&](std::string_view, const auto& parameter) {
-          begins.push_back(begins.back() + detail::whole_lines<Scalar>(parameter.memory_size(model.backend())));
+        [&](std::string_view name, const auto& parameter) {
+          const std::size_t begin = begins.back();
+          begins.push_back(begin + detail::whole_lines<Scalar>(parameter.memory_size(model.backend())));
+          constexpr std::string_view prefix = "layers.";
+          if (!name.starts_with(prefix)) return;
+          std::size_t layer = 0;
+          for (const char x : detail::layer_of(name).substr(prefix.size())) {
+            layer = 10 * layer + static_cast<std::size_t>(x - '0');
+          }
+          if (layers_.size() <= layer) layers_.resize(layer + 1, {begin, begin});
+          layers_[layer].second = begins.back();
         },
         model);
     const std::size_t all = begins.back();
@@ -301,70 +355,15 @@ class DataParallel {
         whole, divided);
   }
 
-  /// Throws RanksDifferError, on all ranks, unless all train the same model in the same way. Data and frozen
-  /// parameters, which no step changes, are compared only before the first: to hash data, a file may have to be read.
+  /// Throws RanksDifferError: see distributed/same_training.hpp.
   template <class Trainer>
   void require_same(const Trainer& trainer) const {
-    constexpr std::array<const char*, 4> what{
-        "options, or another number of steps", "data", "kernels",
-        "weights: its memory or its processor may be faulty, or a program changes "
-        "its model"};
-    detail::Fnv1a kernels;
-    kernels.add(std::string_view(detail::kernels_text(trainer.model().backend())));
-    const std::array<std::uint64_t, 4> own{hash_of_options(trainer),
-                                           begun_ ? 0 : std::uint64_t{trainer.data().fingerprint()}, kernels.value(),
-                                           hash_of_weights(trainer.model(), !begun_)};
-    const auto all = detail::all_gather(ranks_, std::span<const std::uint64_t>(own));
-    for (std::size_t i = 0; i < own.size(); ++i) {
-      std::vector<std::uint64_t> hashes;
-      for (std::size_t r = 0; r < size(); ++r) hashes.push_back(all[r * own.size() + i]);
-      const auto alike = [&](std::uint64_t hash) { return std::count(hashes.begin(), hashes.end(), hash); };
-      const std::uint64_t most = *std::max_element(
-          hashes.begin(), hashes.end(), [&](std::uint64_t a, std::uint64_t b) { return alike(a) < alike(b); });
-      std::string odd;
-      for (std::size_t r = 0; r < size(); ++r) {
-        if (hashes[r] != most) odd += (odd.empty() ? "rank " : ", rank ") + std::to_string(r);
-      }
-      if (odd.empty()) continue;
-      throw RanksDifferError(odd, "after step " + std::to_string(trainer.steps()) + " it has other " + what[i]);
-    }
-  }
-  template <class Trainer>
-  std::uint64_t hash_of_options(const Trainer& trainer) const {
-    const TrainerOptions& o = trainer.options();
-    detail::Fnv1a hash;
-    const auto add = [&](auto... values) { (hash.add_value(values), ...); };
-    add(o.batch, o.length, o.accumulate, o.micro_batches, o.validation_fraction, o.seed, trainer.steps());
-    add(o.schedule.max_lr, o.schedule.min_lr, o.schedule.warmup_steps, o.schedule.steps, o.tape.chunk, o.tape.dropout);
-    add(o.adamw.beta1, o.adamw.beta2, o.adamw.epsilon, o.adamw.weight_decay, o.adamw.clip);
-    for (const ParameterGroup& group : o.adamw.groups) {
-      hash.add(std::string_view(group.part));
-      add(group.rate, group.weight_decay.value_or(-1));
-    }
-    add(o.average, options_.reduction, std::uint64_t{options_.divide_moments}, options_.check_every);
-    if constexpr (requires { adapter_fingerprint(trainer.model()); }) add(adapter_fingerprint(trainer.model()));
-    return hash.value();
-  }
-  template <class Model>
-  static std::uint64_t hash_of_weights(const Model& model, bool with_frozen) {
-    using Scalar = typename Model::ScalarType;
-    using Bits = std::conditional_t<sizeof(Scalar) == 4, std::uint32_t, std::uint64_t>;
-    detail::Fnv1a hash;
-    for_each_parameter(
-        [&](std::string_view name, const auto& parameter) {
-          const bool frozen = parameter.frozen() || !std::remove_cvref_t<decltype(parameter)>::can_train;
-          if (frozen && !with_frozen) return;
-          hash.add(name);
-          hash.add_value(frozen);
-          detail::in_pieces<Scalar>(parameter.rows(), parameter.cols(), [&](std::size_t first, View<Scalar> piece) {
-            parameter.download(model.backend(), first, piece);
-            for (std::size_t i = 0; i < piece.rows(); ++i) {
-              for (const Scalar x : piece.row(i)) hash.add(std::uint64_t{std::bit_cast<Bits>(x)});
-            }
-          });
-        },
-        model);
-    return hash.value();
+    detail::Fnv1a options;
+    options.add_value(options_.reduction);
+    options.add_value(std::uint64_t{options_.divide_moments});
+    options.add_value(std::uint64_t{overlaps(trainer.model())});
+    options.add_value(options_.check_every);
+    detail::require_same_training(ranks_, trainer, options.value(), !begun_);
   }
 
   C ranks_;
@@ -373,7 +372,10 @@ class DataParallel {
   bool collected_ = false;                        // rank 0 has all moments, since the last step
   std::vector<MicroBatches> parts_;               // of each rank; with Reduction::sum, one for each
   std::vector<std::size_t> shares_, parameters_;  // where the share of each rank of their memory begins; of them
-  std::shared_ptr<void> rows_;                    // see rows_of
+  std::vector<Elements> layers_;                  // those of each layer
+  Elements early_;                                // that were added up during backward
+  std::shared_ptr<detail::InBackground> background_;
+  std::shared_ptr<void> rows_;  // see rows_of
 };
 
 }  // namespace minimamba

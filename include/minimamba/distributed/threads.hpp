@@ -32,6 +32,7 @@ class ThreadRanks {
 
   int rank() const { return rank_; }
   int size() const { return mail_->size; }
+  bool may_change_threads() const { return true; }
 
   void send(std::span<const std::byte> bytes, int to) const {
     Box& box = mail_->box(rank_, to);

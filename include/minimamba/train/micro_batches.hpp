@@ -54,7 +54,23 @@ class TreeOfGradients {
   void add_up(Gradients<Model>& gradients, const MicroBatches& all, const MicroBatches& own, Leaf&& leaf) {
     waiting_ = 0;
     gradients_ = &gradients;
+    left_ = nodes_in(all, own) - 1;
+    begin_ = end_ = 0;
     walk(all, own, leaf);
+  }
+  /// Elements [begin, end) of sums(), within the last leaf, once it has added all to them. Those of one call end where
+  /// those of the last begin.
+  std::vector<View<Scalar>> finish(std::size_t begin, std::size_t end) {
+    const View<Scalar> latest = gradients_->memory().columns(begin, end - begin);
+    std::vector<View<Scalar>> found;
+    for (std::size_t i = 0; i < left_; ++i) found.push_back(waits_[i](1).columns(begin, end - begin));
+    for (std::size_t i = waiting_; i-- > left_;) {
+      gradients_->backend().add(View<const Scalar>(waits_[i](1).columns(begin, end - begin)), latest);
+    }
+    found.push_back(latest);
+    if (begin_ == end_) end_ = end;
+    begin_ = begin;
+    return found;
   }
   /// The sum of each of the largest nodes whose micro-batches are all of this rank, in their order.
   std::vector<View<Scalar>> sums() {
@@ -75,7 +91,20 @@ class TreeOfGradients {
     put_aside();
     walk(right, own, leaf);
     if (!own.contains(node)) return;
-    gradients_->backend().add(View<const Scalar>(waits_[--waiting_](1)), gradients_->memory());
+    const View<const Scalar> first = waits_[--waiting_](1);
+    const View<Scalar> sum = gradients_->memory();
+    for (const auto& [begin, end] : {std::pair(std::size_t{0}, begin_), {end_, sum.cols()}}) {  // the rest is finished
+      if (begin < end) {
+        gradients_->backend().add(first.columns(begin, end - begin), sum.columns(begin, end - begin));
+      }
+    }
+  }
+  /// How many of the largest nodes have all their micro-batches in `own`.
+  static std::size_t nodes_in(const MicroBatches& node, const MicroBatches& own) {
+    if (!node.touches(own)) return 0;
+    if (own.contains(node)) return 1;
+    const auto [left, right] = halves(node);
+    return nodes_in(left, own) + nodes_in(right, own);
   }
   void put_aside() {
     const auto& backend = gradients_->backend();
@@ -88,7 +117,9 @@ class TreeOfGradients {
 
   Gradients<Model>* gradients_ = nullptr;
   std::vector<Activation<Backend>> waits_;
-  std::size_t waiting_ = 0;  // those in use
+  std::size_t waiting_ = 0;          // those in use
+  std::size_t left_ = 0;             // and at the end
+  std::size_t begin_ = 0, end_ = 0;  // elements that are finished
 };
 
 /// Whether this rank has the moments of some parameters alone, as after steps of ranks that divide them.
@@ -122,6 +153,17 @@ struct OneRank {
   /// Adds up the gradients of all ranks, from the sums of their own.
   template <class Model>
   void add_up(Gradients<Model>&, std::span<const View<typename Model::ScalarType>>) {}
+  /// Whether the gradients of layers are added up while those of the layers before them are computed; which elements
+  /// of their memory are those of a layer; add_up() for such elements, from `begin` on, which returns at once; and what
+  /// waits for these where a step ends early.
+  template <class Model>
+  bool overlaps(const Model&) const {
+    return false;
+  }
+  std::pair<std::size_t, std::size_t> elements_of_layer(std::size_t) const { return {0, 0}; }
+  template <class Scalar>
+  void add_up_in_background(const std::vector<View<Scalar>>&, std::size_t /*begin*/) {}
+  void wait() {}
   /// Squares of gradients, of which this rank may have some.
   void gather_squares(std::span<double>) {}
   /// Whether this rank validates batch i of the validation, and the losses of all.

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "minimamba/train/adamw.hpp"
 #include "minimamba/train/data.hpp"
@@ -30,6 +31,8 @@ struct TrainerOptions {
 struct PassArguments {
   double scale = 1;
   View<double> sum;
+  /// A pass may call it as BackwardOptions say; all gradients are whole when backward returns.
+  std::function<void(std::size_t)> on_layer = {};
 };
 
 /// The pass of a language model on windows of tokens.
@@ -54,7 +57,7 @@ class TokenPass {
   /// The loss of the batch that forward has read, and its gradients, which are added.
   Loss loss(const Model& model, const Windows& windows) { return tape_.loss(model, windows.targets); }
   void backward(const Model& model, const Windows& windows, Gradients<Model>& gradients, const PassArguments& p) {
-    tape_.backward(model, windows.targets, gradients, {.scale = p.scale}, p.sum);
+    tape_.backward(model, windows.targets, gradients, {.scale = p.scale, .on_layer = p.on_layer}, p.sum);
   }
   /// The loss of a batch without dropout, and without memory for backward.
   Loss validate(const Model& model, const Windows& windows) {

@@ -21,6 +21,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -52,6 +53,8 @@ struct BackwardOptions {
   std::optional<double> scale = {};  // factor of the summed loss, not 0; by default 1.0 / count, for the mean loss
   Cache* d_state = nullptr;          // in: gradient of the final states; out: gradient of the initial states
   View<typename Cache::ScalarType> d_inputs = {};  // out, optional: [M, D], gradient of the first block's input
+  /// Called when the gradients of layer i are whole (or queued), with i from the last layer to the first.
+  std::function<void(std::size_t)> on_layer = {};
 };
 
 /// The kept activations of one model, for batches of any size; memory grows to the largest batch. Each thread needs its
@@ -236,6 +239,7 @@ class Tape {
                                     .scratch = scratch_(1),
                                     .d_state = d_state.state(layer),
                                     .dropout = dropout_of(layer)});
+      if (options.on_layer) options.on_layer(layer);
     }
     if (!options.d_inputs.empty()) backend_.copy(d_x(), options.d_inputs);
   }

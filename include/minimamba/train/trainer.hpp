@@ -98,7 +98,8 @@ class Trainer {
   /// unchanged, and repeating step() gives the same bits.
   ///
   /// Ranks that train together each call step(ranks): see OneRank in train/micro_batches.hpp. If one throws, but for
-  /// DivergedError, the others may wait for it.
+  /// DivergedError, the others may wait for it. Throws ArgumentError on a rank that has only some of the moments, where
+  /// they are not what divides them.
   template <class Ranks = OneRank>
   StepRecord step(Ranks&& ranks = Ranks()) {
     const std::int64_t number = steps();
@@ -290,17 +291,20 @@ class Trainer {
     const auto leaf = [&](std::size_t micro_batch) {
       for (std::size_t i = 0; i < accumulate(); ++i) {
         const Batch& batch = batches[(micro_batch - own.begin) * accumulate() + i];
+        PassArguments arguments{.scale = scale, .sum = there.columns(micro_batch * accumulate() + i, 1)};
+        const bool last = micro_batch + 1 == own.end && i + 1 == accumulate();
+        if (last && ranks.overlaps(model_)) {
+          arguments.on_layer = [&](std::size_t layer) { add_up_layer(ranks, layer); };
+        }
         pass_.forward(model_, batch, dropout_seed(first_batch(steps(), micro_batch) + i));
-        pass_.backward(model_, batch, gradients_,
-                       {.scale = scale, .sum = there.columns(micro_batch * accumulate() + i, 1)});
+        pass_.backward(model_, batch, gradients_, arguments);
       }
     };
-    if (ranks.in_tree()) {
-      tree_.add_up(gradients_, {0, micro_batches()}, own, leaf);
-      ranks.template add_up<Model>(gradients_, tree_.sums());
-    } else {
-      for (std::size_t i = own.begin; i < own.end; ++i) leaf(i);
-      ranks.template add_up<Model>(gradients_, std::array{gradients_.memory()});
+    try {
+      add_up(ranks, own, leaf);
+    } catch (...) {
+      ranks.wait();
+      throw;
     }
     if (hook_) hook_(gradients_);
     optimizer_.queue_squares(gradients_, there.columns(all_batches(), sums.size() - all_batches()));
@@ -308,6 +312,26 @@ class Trainer {
     ranks.gather(std::span(sums).first(all_batches()), accumulate());
     ranks.gather_squares(std::span(sums).subspan(all_batches()));
     return sums;
+  }
+
+  template <class Ranks, class Leaf>
+  void add_up(Ranks& ranks, const MicroBatches& own, Leaf&& leaf) {
+    if (ranks.in_tree()) {
+      tree_.add_up(gradients_, {0, micro_batches()}, own, leaf);
+      ranks.template add_up<Model>(gradients_, tree_.sums());
+    } else {
+      for (std::size_t i = own.begin; i < own.end; ++i) leaf(i);
+      ranks.template add_up<Model>(gradients_, std::array{gradients_.memory()});
+    }
+  }
+  /// The gradients of a layer, when the last of this rank's batches has been added to them.
+  template <class Ranks>
+  void add_up_layer(Ranks& ranks, std::size_t layer) {
+    using Views = std::vector<View<typename Model::ScalarType>>;
+    const auto [begin, end] = ranks.elements_of_layer(layer);
+    if (begin == end) return;  // it is frozen
+    ranks.add_up_in_background(
+        ranks.in_tree() ? tree_.finish(begin, end) : Views{gradients_.memory().columns(begin, end - begin)}, begin);
   }
 
   template <class Backend, class P>
