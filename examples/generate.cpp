@@ -17,10 +17,12 @@
 #include <vector>
 
 #include "adapted_model.hpp"
+#include "generate_batch.hpp"
 #include "generate_modes.hpp"
 #include "generate_output.hpp"
 #include "command_line.hpp"
 #include "program.hpp"
+#include "ranks.hpp"
 
 namespace {
 
@@ -236,7 +238,8 @@ int run(const Arguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   if (!arguments.save_state.empty()) minimamba::AtomicFile{arguments.save_state};  // fails now rather than at the end
   minimamba::Checkpoint checkpoint = program::open_model(arguments.model);
-  const bool text = !arguments.prompt.empty() || !arguments.prompt_file.empty() || !arguments.stops.empty();
+  const bool text = !arguments.prompts.empty() || !arguments.prompt.empty() || !arguments.prompt_file.empty() ||
+                    !arguments.stops.empty();
   const auto tokenizer = program::find_tokenizer(arguments.tokenizer, checkpoint, text);
   if (tokenizer) minimamba::count_named_tokens(checkpoint.config, *tokenizer);
   if (!tokenizer && !arguments.stops.empty()) {
@@ -250,6 +253,17 @@ int run(const Arguments& arguments) {
                                            .saturate = arguments.saturate};
   const auto model = arguments.adapter.empty() ? AnyModel::load(checkpoint, loading)
                                                : program::load_adapted(checkpoint, arguments.adapter, loading);
+  if (!arguments.prompts.empty()) {
+    times.load = program::seconds_since(start);
+    const auto begin = std::chrono::steady_clock::now();
+    times.new_tokens = program::generate_batch(model, tokenizer, arguments);
+    times.generation = program::seconds_since(begin);
+    if (arguments.stats) print_stats(model, times, 0);
+    return stop ? program::interrupted : 0;
+  }
+  if (program::ranks().size() > 1) {
+    throw minimamba::ArgumentError("--prompts", "a file of prompts, which several ranks divide", "none");
+  }
   auto cache = model.make_cache();
   minimamba::StateSections sections = load_cache(model, cache, arguments);
   times.load = program::seconds_since(start);
@@ -280,7 +294,18 @@ void add_mode_options(CLI::App& app, Arguments& arguments) {
           ->check(CLI::Range(std::int64_t{0}, std::int64_t{1000}));
   auto* interactive = app.add_flag("--interactive", arguments.interactive,
                                    "Continue after each line of standard input; the state is kept between them");
-  const std::vector<CLI::Option*> modes{several, beam, draft, lookup, probabilities, interactive};
+  auto* prompts =
+      app.add_option("--prompts", arguments.prompts,
+                     "File of prompts, one a line (.jsonl: a string, or an object with prompt), which ranks "
+                     "of mpirun divide; prints a line of JSON for each");
+  app.add_option("--slots", arguments.slots, "Prompts of --prompts that are continued at the same time")
+      ->check(positive)
+      ->needs(prompts)
+      ->capture_default_str();
+  for (const char* const other : {"--prompt", "--prompt-file", "--prompt-ids", "--load-state"}) {
+    prompts->excludes(other);
+  }
+  const std::vector<CLI::Option*> modes{several, beam, draft, lookup, probabilities, interactive, prompts};
   for (std::size_t i = 0; i < modes.size(); ++i) {
     for (std::size_t j = 0; j < i; ++j) {
       const bool agree =
@@ -288,7 +313,7 @@ void add_mode_options(CLI::App& app, Arguments& arguments) {
       if (!agree) modes[i]->excludes(modes[j]);
     }
   }
-  for (CLI::Option* mode : {several, beam, draft, lookup}) mode->excludes("--save-state");
+  for (CLI::Option* mode : {several, beam, draft, lookup, prompts}) mode->excludes("--save-state");
   for (CLI::Option* mode : {draft, lookup}) mode->excludes("--load-state");
 }
 
@@ -351,7 +376,8 @@ void add_options(CLI::App& app, Arguments& arguments) {
 /// Defaults that suit the model that ships with minimamba, for options that were not given.
 void use_shipped_model(const CLI::App& app, Arguments& arguments) {
   arguments.model = program::shipped_model("shakespeare").string();
-  const bool prompted = app.count("--prompt") + app.count("--prompt-file") + app.count("--prompt-ids") > 0;
+  const bool prompted =
+      app.count("--prompts") + app.count("--prompt") + app.count("--prompt-file") + app.count("--prompt-ids") > 0;
   if (!prompted && !arguments.interactive && arguments.load_state.empty()) arguments.prompt = "ROMEO:\n";
   if (app.count("--temperature") == 0) arguments.options.temperature = 0.8;
   if (app.count("--min-p") == 0) arguments.options.min_p = 0.1;  // or else some words are no words
@@ -361,6 +387,7 @@ void use_shipped_model(const CLI::App& app, Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const program::Job job(argc, argv);
   Arguments arguments;
   CLI::App app("Generates a continuation of a prompt with a Mamba model.");
   add_options(app, arguments);
@@ -369,8 +396,10 @@ int main(int argc, char** argv) {
       throw CLI::ValidationError("--n", "at most --beam, " + std::to_string(arguments.beams));
     }
   });
-  return program::run("generate", app, {argc, argv}, [&] {
+  const std::string name = "generate" + program::ranks().suffix();
+  const int code = program::run(name.c_str(), app, {argc, argv}, [&] {
     if (app.count("--model") == 0) use_shipped_model(app, arguments);
     return run(arguments);
   });
+  return code == 0 || code == program::usage ? code : job.fail(code);
 }

@@ -25,7 +25,8 @@ struct Arguments {
   bool ids = false, stats = false, saturate = false, special_tokens_as_text = false;
   std::int64_t samples = 1, beams = 0, log_probabilities = -1;
   double length_penalty = 1;
-  std::string draft;
+  std::string draft, prompts;
+  std::int64_t slots = 16;
   bool lookup = false, interactive = false;
 };
 
