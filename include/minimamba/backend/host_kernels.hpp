@@ -1,5 +1,6 @@
-// Plain loops that several CPU backends share: RMSNorm of a row with values of any magnitude, which the reference
-// backend always uses and the others use for rows whose squares overflow; and the windows of the convolution.
+// Plain loops that several CPU backends share: those of logits, and of the windows of the convolution. RMSNorm of a row
+// with values of any magnitude, which the reference backend always uses and the others use for rows whose squares
+// overflow, is in reference_loops.hpp.
 #ifndef MINIMAMBA_BACKEND_HOST_KERNELS_HPP
 #define MINIMAMBA_BACKEND_HOST_KERNELS_HPP
 
@@ -12,34 +13,12 @@
 #include <span>
 
 #include "minimamba/backend/concept.hpp"
+#include "minimamba/backend/reference_loops.hpp"
 
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace detail {
-
-/// A scale s for which the sum of (s^2 x)^2 does not overflow: 1, or a power of two if the sum of x^2 overflows. Values
-/// that s^2 turns into zero are negligible against the largest.
-template <class Scalar>
-double norm_scale(std::span<const Scalar> x) {
-  double squares = 0;
-  for (const Scalar value : x) squares += static_cast<double>(value) * static_cast<double>(value);
-  return std::isfinite(squares) ? 1 : 0x1p-384;
-}
-
-/// y = x / sqrt(mean(x^2) + epsilon) * weight                         x, y [D], weight [D], or empty: 1
-template <class Scalar>
-[[gnu::noinline]] void rms_norm_row(std::span<const Scalar> x, std::span<const Scalar> weight, double epsilon,
-                                    std::span<Scalar> y) {
-  const double half = norm_scale(x), whole = half * half;
-  double squares = 0;
-  for (const Scalar value : x) squares += (static_cast<double>(value) * whole) * (static_cast<double>(value) * whole);
-  const double scale = 1 / std::sqrt(squares / static_cast<double>(x.size()) + epsilon * whole * whole) * half;
-  for (std::size_t j = 0; j < x.size(); ++j) {
-    y[j] = static_cast<Scalar>(static_cast<double>(x[j]) * scale * half);
-    if (!weight.empty()) y[j] *= weight[j];
-  }
-}
 
 /// The weight of rms_norm as a row, which is empty if there is none.
 template <class Scalar>

@@ -1,20 +1,21 @@
 // ReferenceBackend: every kernel as a plain loop, in the order of its equation. Other backends are tested against it,
 // and it is the guide for writing one. It runs on one thread, and sums in double.
 //
-// The row of a token is computed by a function that is never inlined and gets neither the batch nor the length. So
-// however a sequence is split, the same instructions run on the same values and give the same bits. This holds with any
-// compiler flags.
+// The row of a token is computed by the functions of reference_loops.hpp, which are never inlined and get neither the
+// batch nor the length. So however a sequence is split, the same instructions run on the same values and give the same
+// bits. This holds with any compiler flags.
 #ifndef MINIMAMBA_BACKEND_REFERENCE_HPP
 #define MINIMAMBA_BACKEND_REFERENCE_HPP
 
+#include <algorithm>
 #include <cassert>
-#include <cmath>
 #include <cstddef>
 #include <span>
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
 #include "minimamba/backend/host_kernels.hpp"
+#include "minimamba/backend/reference_loops.hpp"
 #include "minimamba/backend/reference_ssd.hpp"
 #include "minimamba/core/parallel.hpp"
 
@@ -48,11 +49,11 @@ class ReferenceBackend : public detail::ReferenceSsd<Number> {
     assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
     for (std::size_t i = 0; i < x.rows(); ++i) {
       if (!rounds_activations<W> || activations_ == Activations::exact) {
-        matmul_row(x.row(i), weight, y.row(i));
+        detail::matmul_row<W, double>(x.row(i).data(), x.cols(), weight.row(0), y.row(i));
       } else {
         double* const rounded = detail::thread_scratch<double>(x.cols());
         round_activations<W>(x.row(i).data(), x.cols(), rounded);
-        matmul_row(std::span<const double>(rounded, x.cols()), weight, y.row(i));
+        detail::matmul_row<W, double>(rounded, x.cols(), weight.row(0), y.row(i));
       }
     }
   }
@@ -93,42 +94,37 @@ class ReferenceBackend : public detail::ReferenceSsd<Number> {
   }
 
  private:
-  static Scalar silu(Scalar x) { return x / (1 + std::exp(-x)); }
-  static Scalar softplus(Scalar x) { return x > 20 ? x : std::log1p(std::exp(x)); }
-
-  template <WeightFormat W, class X>
-  [[gnu::noinline]] static void matmul_row(std::span<const X> x, const Matrix<W>& weight, std::span<Scalar> y) {
-    for (std::size_t j = 0; j < y.size(); ++j) {
-      const auto* row = weight.row(j);
-      double sum = 0;
-      for (std::size_t k = 0; k < x.size(); ++k) {
-        sum += static_cast<double>(x[k]) * static_cast<double>(Format<W>::template get<Scalar>(row, k));
-      }
-      y[j] = static_cast<Scalar>(sum);
-    }
+  static void conv1d_token(const Conv1dArguments<Scalar>& p, const Segment& segment, std::size_t t) {
+    const View<Scalar> window = p.window[segment.slot];
+    const std::size_t begin = std::min(t, window.cols());  // of the inputs in the window
+    const View<const Scalar> x = p.x.rows_from(segment.first + t - begin, begin + 1);
+    detail::conv1d_row<double>(detail::ConvRow<Scalar>{.channels = p.x.cols(),
+                                                       .taps = p.weight.cols(),
+                                                       .weight = p.weight.data(),
+                                                       .weight_stride = p.weight.stride(),
+                                                       .bias = p.bias.empty() ? nullptr : p.bias.data(),
+                                                       .past = window.cols() - begin,
+                                                       .window = window.data() + begin,
+                                                       .window_stride = window.stride(),
+                                                       .x = x.data(),
+                                                       .x_stride = x.stride(),
+                                                       .y = p.y.row(segment.first + t).data()});
   }
 
-  [[gnu::noinline]] static void conv1d_token(const Conv1dArguments<Scalar>& p, const Segment& segment, std::size_t t) {
-    for (std::size_t e = 0; e < p.x.cols(); ++e) {
-      double sum = p.bias.empty() ? 0.0 : static_cast<double>(p.bias(0, e));
-      for (std::size_t k = 0; k < p.weight.cols(); ++k) {
-        sum += static_cast<double>(p.weight(e, k)) * static_cast<double>(detail::conv1d_input(p, segment, t + k, e));
-      }
-      p.y(segment.first + t, e) = silu(static_cast<Scalar>(sum));
-    }
-  }
-
-  [[gnu::noinline]] static void scan_token(const ScanArguments<Scalar>& p, std::size_t i, View<Scalar> h) {
-    for (std::size_t e = 0; e < p.u.cols(); ++e) {
-      const Scalar u = p.u(i, e);
-      const Scalar dt = softplus(p.delta(i, e) + p.delta_bias(0, e));
-      double sum = static_cast<double>(p.d(0, e)) * static_cast<double>(u);
-      for (std::size_t n = 0; n < h.cols(); ++n) {
-        h(e, n) = std::exp(dt * p.a(e, n)) * h(e, n) + dt * u * p.b(i, n);
-        sum += static_cast<double>(p.c(i, n)) * static_cast<double>(h(e, n));
-      }
-      p.y(i, e) = static_cast<Scalar>(sum) * silu(p.z(i, e));
-    }
+  static void scan_token(const ScanArguments<Scalar>& p, std::size_t i, View<Scalar> h) {
+    detail::scan_row<double>(detail::ScanRow<Scalar>{.channels = p.u.cols(),
+                                                     .states = h.cols(),
+                                                     .u = p.u.row(i).data(),
+                                                     .delta = p.delta.row(i).data(),
+                                                     .delta_bias = p.delta_bias.data(),
+                                                     .a = p.a.data(),
+                                                     .a_stride = p.a.stride(),
+                                                     .b = p.b.row(i).data(),
+                                                     .c = p.c.row(i).data(),
+                                                     .d = p.d.data(),
+                                                     .z = p.z.row(i).data(),
+                                                     .h = h.data(),
+                                                     .y = p.y.row(i).data()});
   }
 
   Activations activations_;
