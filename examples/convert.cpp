@@ -1,5 +1,7 @@
-// Converts a checkpoint of any format into a Hugging Face folder or a GGUF file, or describes its contents.
+// Converts a checkpoint of any format into a Hugging Face folder, a GGUF file or a C++ header, or describes its
+// contents.
 #include <minimamba/io.hpp>
+#include <minimamba/io/c_array.hpp>
 #include <minimamba/io/checkpoint_parameters.hpp>
 #include <minimamba/io/merge_adapter.hpp>
 #include <minimamba/text.hpp>
@@ -34,7 +36,7 @@ const std::map<std::string, DType> types{{"f32", DType::F32},   {"f16", DType::F
 
 struct Arguments {
   std::string input, output, type, tokenizer, adapter;
-  bool force = false, info = false, saturate = false;
+  bool force = false, info = false, saturate = false, c_array = false;
 };
 
 std::string layout_of(const minimamba::Checkpoint& checkpoint) {
@@ -118,6 +120,11 @@ DType own_type(const minimamba::Checkpoint& checkpoint, bool gguf) {
   return keeps && all.size() == 1 ? type : DType::F32;
 }
 
+/// The default type of the matrices in a C array: Q8_0 if the input has that, else F32.
+DType type_in_array(const minimamba::Checkpoint& checkpoint) {
+  return own_type(checkpoint, true) == DType::Q8_0 ? DType::Q8_0 : DType::F32;
+}
+
 /// The files of a Hugging Face tokenizer, which are copied with the model.
 constexpr const char* tokenizer_files[] = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -177,14 +184,14 @@ std::vector<std::pair<std::string, minimamba::ByteSource>> carried_files(const A
 
 /// Unless --force is given, throws FileError if a file would be overwritten, or if the output folder already contains
 /// weights in another format, which would then be mixed up with the new model.
-void check_output(const Arguments& arguments, bool gguf, const minimamba::SaveOptions& options) {
+void check_output(const Arguments& arguments, bool file, const minimamba::SaveOptions& options) {
   if (arguments.force) return;
   const fs::path output = arguments.output;
   std::vector<fs::path> kept;
-  if (gguf) kept.push_back(output);
+  if (file) kept.push_back(output);
   for (const char* const name : {"model.safetensors", "config.json", "model.safetensors.index.json",
                                  "pytorch_model.bin", "pytorch_model.bin.index.json"}) {
-    if (!gguf) kept.push_back(output / name);
+    if (!file) kept.push_back(output / name);
   }
   for (const auto& [name, source] : options.files) kept.push_back(output / name);
   for (const fs::path& path : kept) {
@@ -215,15 +222,16 @@ int convert(const Arguments& arguments) {
   if (arguments.output == "-") {
     throw minimamba::ArgumentError("output", "a folder, or a file named *.gguf", "-, standard output");
   }
-  const bool gguf = is_gguf_name(arguments.output);
+  const bool gguf = !arguments.c_array && is_gguf_name(arguments.output);
   const minimamba::Checkpoint checkpoint = program::open_model(arguments.input);
   minimamba::SaveOptions options;
   std::string text;
-  if (!gguf) options.files = carried_files(arguments, checkpoint, text);
-  check_output(arguments, gguf, options);
+  if (!gguf && !arguments.c_array) options.files = carried_files(arguments, checkpoint, text);
+  check_output(arguments, gguf || arguments.c_array, options);
   const bool merges = !arguments.adapter.empty();  // an adapter is in f32, and smaller than what narrow types round
   options.matrices = !arguments.type.empty() ? types.at(arguments.type)
                      : merges                ? DType::F32
+                     : arguments.c_array     ? type_in_array(checkpoint)
                                              : own_type(checkpoint, gguf);
   program::LiveLine line;
   auto shown = std::chrono::steady_clock::time_point();
@@ -249,6 +257,8 @@ int convert(const Arguments& arguments) {
     } else {
       minimamba::save_merged(checkpoint, adapter, arguments.output, options);
     }
+  } else if (arguments.c_array) {
+    minimamba::save_c_array(checkpoint, arguments.output, options);
   } else if (gguf) {
     minimamba::save_gguf(checkpoint, arguments.output, options, carried_metadata(arguments, checkpoint));
   } else {
@@ -265,24 +275,29 @@ int convert(const Arguments& arguments) {
 
 int main(int argc, char** argv) {
   Arguments arguments;
-  CLI::App app("Converts a Mamba checkpoint of any format into a Hugging Face folder or a GGUF file.");
+  CLI::App app("Converts a Mamba checkpoint of any format into a Hugging Face folder, a GGUF file or a C++ header.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
   app.add_option("input", arguments.input, "Checkpoint: folder, safetensors, pytorch_model.bin, shard index or GGUF")
       ->required();
-  auto* output = app.add_option("output", arguments.output, "Folder to create, or a file named *.gguf");
+  auto* output =
+      app.add_option("output", arguments.output, "Folder to create, a file named *.gguf, or a header with --c-array");
   std::set<std::string> names;
   for (const auto& [name, type] : types) names.insert(name);
   app.add_option("--type", arguments.type,
                  "Type of the matrices in the output (default: that of the input, if all have the same, else F32; F32 "
                  "with --adapter)")
       ->check(CLI::IsMember(names));
-  app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json to include instead of the input's tokenizer");
+  auto* tokenizer =
+      app.add_option("--tokenizer", arguments.tokenizer, "tokenizer.json to include instead of the input's tokenizer");
   auto* adapter = app.add_option("--adapter", arguments.adapter,
                                  "Folder of a LoRA adapter, as PEFT writes it, to merge into the weights");
   app.add_flag("--saturate", arguments.saturate, "Clamp weights outside the range of the type instead of failing");
+  auto* array = app.add_flag("--c-array", arguments.c_array,
+                             "Write a C++ header with the weights (f32 or q8_0), for minimamba/embedded.hpp");
+  array->excludes(adapter)->excludes(tokenizer);
   app.add_flag("--force", arguments.force, "Overwrite an existing model");
   auto* info = app.add_flag("--info", arguments.info, "Only describe the input");
-  info->excludes(output)->excludes(adapter);
+  info->excludes(output)->excludes(adapter)->excludes(array);
   app.final_callback([&] {
     if (!arguments.info && arguments.output.empty()) throw CLI::RequiredError("output (or --info)");
   });

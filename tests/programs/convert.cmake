@@ -70,6 +70,23 @@ expect(0 "matrices in F32" ${DATA}/tiny-official ${WORK}/new/sub/model.GGUF)
 expect(0 "layout GGUF" --info ${WORK}/new/sub/model.GGUF)
 expect(0 "note: llama.cpp" ${DATA}/odd-official ${WORK}/expand3.gguf)
 
+# A header for small machines: see tests/embedded, which compiles some.
+expect(0 "matrices in F32" ${DATA}/odd-hf ${WORK}/odd-model.hpp --c-array)
+file(READ ${WORK}/odd-model.hpp text)
+if(NOT text MATCHES "namespace odd_model {.*struct Config.*d_model = .*using Weight = float.*weights = {.*embedding_weight = {{")
+  message(FATAL_ERROR "a C array begins with:\n${text}")
+endif()
+expect(0 "matrices in Q8_0" ${WORK}/q8.gguf ${WORK}/q8.hpp --c-array)
+expect(0 "matrices in F32" ${DATA}/tiny-bf16 ${WORK}/narrow.hpp --c-array)
+file(SHA256 ${WORK}/q8.hpp before)
+expect(1 "--force" ${DATA}/odd-hf ${WORK}/q8.hpp --c-array)
+expect(1 "F32 or Q8_0 in a C array, found BF16" ${DATA}/odd-hf ${WORK}/q8.hpp --c-array --type bf16 --force)
+expect(1 "Mamba .S6., which minimamba/embedded.hpp runs" ${DATA}/tiny-mamba2 ${WORK}/q8.hpp --c-array --force)
+file(SHA256 ${WORK}/q8.hpp after)
+if(NOT before STREQUAL after)
+  message(FATAL_ERROR "a refused conversion changed its output")
+endif()
+
 # A tokenizer goes along.
 file(WRITE ${WORK}/back/tokenizer_config.json "{}")
 expect(0 "" ${WORK}/back ${WORK}/carried)

@@ -61,6 +61,11 @@ inline float from_f16_bits(std::uint16_t half) noexcept {
 /// Brain float: the upper 16 bits of a float. Range of float, 8 significant bits.
 struct bf16 {
   bf16() = default;
+  static constexpr bf16 from_bits(std::uint16_t value) noexcept {
+    bf16 x;
+    x.bits = value;
+    return x;
+  }
   explicit bf16(float x) noexcept : bits(detail::to_bf16_bits(x)) {}
   explicit bf16(double x) noexcept : bits(detail::to_bf16_bits(detail::round_to_odd(x))) {}
   explicit operator float() const noexcept { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
@@ -72,6 +77,11 @@ struct bf16 {
 /// IEEE binary16: largest 65504, smallest normal 2^-14, 11 significant bits.
 struct f16 {
   f16() = default;
+  static constexpr f16 from_bits(std::uint16_t value) noexcept {
+    f16 x;
+    x.bits = value;
+    return x;
+  }
   explicit f16(float x) noexcept : bits(detail::to_f16_bits(x)) {}
   explicit f16(double x) noexcept : bits(detail::to_f16_bits(detail::round_to_odd(x))) {}
   explicit operator float() const noexcept { return detail::from_f16_bits(bits); }

@@ -210,6 +210,26 @@ function(check_words)
                "to train SSD, the backend needs two kernels that it lacks")
 endfunction()
 
+# A small machine: no heap and no exceptions, and models that do not fit are refused in words.
+function(check_embedded)
+  list(APPEND compile -fno-exceptions -fno-rtti)
+  expect_words(embedded.cpp 1 "these weights belong to another Config" "larger than the flash of the Board"
+               "larger than the RAM of the Board" "the Config of a Mamba-2" "is float or minimamba::q8"
+               "the Sum of a Board is double or float")
+  find_program(NM nm)
+  if(NOT NM)
+    message("nm was not found: what the object needs was not looked at")
+    return()
+  endif()
+  run(${compile} ${warnings} -O1 -DCASE=0 -c ${here}/embedded.cpp -o embedded.o)
+  run(${NM} embedded.o)
+  lines_matching(" U [^\n]+" "${output}" needed)
+  list(FILTER needed EXCLUDE REGEX " U _*(expf?|log1pf?|sqrtf?|mem(cpy|move|set)|stack_chk_fail|GLOBAL_OFFSET_TABLE_|ZN9minimamba.*|.*weights.*)$")
+  if(needed)
+    message(FATAL_ERROR "a StaticMamba needs ${needed}")
+  endif()
+endfunction()
+
 # Mistakes with generate() are reported in words: a range that nobody iterates, a callback that returns nothing.
 function(check_generation)
   precompile(minimamba.hpp)
