@@ -1,0 +1,26 @@
+# Builds the programs for Cortex-M and runs them under emulation, where the tools are:
+#   cmake -DSOURCE=... -DCONVERT=... -DORACLE=... -DGENERATOR=... -DCTEST=... -DWORK=... -P build.cmake
+cmake_minimum_required(VERSION 3.21)
+foreach(tool IN ITEMS arm-none-eabi-g++ qemu-system-arm)
+  find_program(found_${tool} ${tool})
+  if(NOT found_${tool})
+    message("skipped: ${tool} was not found. Install the tools with: apt install gcc-arm-none-eabi libnewlib-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm")
+    return()
+  endif()
+endforeach()
+function(run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE printed)
+  if(NOT result EQUAL 0)
+    string(REPLACE ";" " " command "${ARGN}")
+    message(FATAL_ERROR "${command}\nended with ${result}:\n${printed}")
+  endif()
+  set(printed "${printed}" PARENT_SCOPE)
+endfunction()
+run(${CMAKE_COMMAND} -S ${SOURCE} -B ${WORK} -G ${GENERATOR} --toolchain ${SOURCE}/cmake/arm-none-eabi.cmake
+    -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O2 -DMINIMAMBA_WERROR=ON -DMINIMAMBA_CONVERT=${CONVERT}
+    -DMINIMAMBA_ORACLE=${ORACLE})
+run(${CMAKE_COMMAND} --build ${WORK})
+run(${CTEST} --test-dir ${WORK} --verbose)
+string(REGEX MATCHALL "(Test +#[^\n]*|[^\n]*(sums in|RAM )[^\n]*)" figures "${printed}")
+list(JOIN figures "\n" figures)
+message("${figures}")
