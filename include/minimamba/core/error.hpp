@@ -3,7 +3,6 @@
 #ifndef MINIMAMBA_CORE_ERROR_HPP
 #define MINIMAMBA_CORE_ERROR_HPP
 
-#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -11,15 +10,14 @@
 #include <string_view>
 #include <utility>
 
+#include "minimamba/core/library.hpp"
+
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
 /// A number as text, the same in every locale: 1e-05, not 0.000010.
-inline std::string number_text(double value) {
-  char text[32];
-  return {text, std::to_chars(text, text + sizeof(text), value, std::chars_format::general, 9).ptr};
-}
+inline std::string number_text(double value) { return detail::general_text(value); }
 inline std::string number_text(std::int64_t value) { return std::to_string(value); }
 
 /// Text from an untrusted file, made safe for a message: characters other than printable ASCII become '?', and text

@@ -53,6 +53,8 @@ how a sequence is split, and infinities and NaN would not be detected. It needs 
 #define MINIMAMBA_ISA isa_neon_fp16
 #elif defined(__ARM_NEON)
 #define MINIMAMBA_ISA isa_neon
+#elif defined(__wasm_simd128__)
+#define MINIMAMBA_ISA isa_wasm_simd
 #else
 #define MINIMAMBA_ISA isa_generic
 #endif

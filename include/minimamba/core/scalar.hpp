@@ -4,10 +4,11 @@
 #define MINIMAMBA_CORE_SCALAR_HPP
 
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+#include "minimamba/core/library.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -18,28 +19,28 @@ namespace detail {
 inline float round_to_odd(double x) noexcept {
   const float nearest = static_cast<float>(x);
   const double back = static_cast<double>(nearest);
-  std::uint32_t bits = std::bit_cast<std::uint32_t>(nearest);
+  std::uint32_t bits = detail::bit_cast<std::uint32_t>(nearest);
   if (back == x || back != back || (bits & 1U) != 0U) return nearest;
   const bool overshoots = (back < 0 ? -back : back) > (x < 0 ? -x : x);
   bits = overshoots ? bits - 1U : bits + 1U;  // x is between `nearest` and this neighbour
-  return std::bit_cast<float>(bits);
+  return detail::bit_cast<float>(bits);
 }
 
 inline std::uint16_t to_bf16_bits(float x) noexcept {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t bits = detail::bit_cast<std::uint32_t>(x);
   if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);  // NaN stays NaN
   return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
 }
 
 inline std::uint16_t to_f16_bits(float x) noexcept {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t bits = detail::bit_cast<std::uint32_t>(x);
   const std::uint32_t sign = (bits >> 16) & 0x8000U;
   const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
   if (magnitude > 0x7F800000U) return static_cast<std::uint16_t>(sign | 0x7E00U);   // NaN
   if (magnitude >= 0x477FF000U) return static_cast<std::uint16_t>(sign | 0x7C00U);  // 65520 and above: infinity
   if (magnitude < 0x38800000U) {  // below 2^-14, subnormal: adding 0.5 aligns the last place at 2^-24 and rounds there
-    const float shifted = std::bit_cast<float>(magnitude) + 0.5F;
-    return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3F000000U));
+    const float shifted = detail::bit_cast<float>(magnitude) + 0.5F;
+    return static_cast<std::uint16_t>(sign | (detail::bit_cast<std::uint32_t>(shifted) - 0x3F000000U));
   }
   const std::uint32_t rounded = magnitude + 0xFFFU + ((magnitude >> 13) & 1U);
   return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000U) >> 13));
@@ -50,10 +51,10 @@ inline float from_f16_bits(std::uint16_t half) noexcept {
   const std::uint32_t magnitude = static_cast<std::uint32_t>(half) & 0x7FFFU;
   if (magnitude < 0x400U) {  // zero and subnormals are multiples of 2^-24
     const float value = static_cast<float>(magnitude) * 0x1p-24F;
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(value));
+    return detail::bit_cast<float>(sign | detail::bit_cast<std::uint32_t>(value));
   }
   const std::uint32_t exponent = magnitude >= 0x7C00U ? 0x70000000U : 0x38000000U;  // infinities and NaN: all ones
-  return std::bit_cast<float>(sign | ((magnitude << 13) + exponent));
+  return detail::bit_cast<float>(sign | ((magnitude << 13) + exponent));
 }
 
 }  // namespace detail
@@ -68,7 +69,7 @@ struct bf16 {
   }
   explicit bf16(float x) noexcept : bits(detail::to_bf16_bits(x)) {}
   explicit bf16(double x) noexcept : bits(detail::to_bf16_bits(detail::round_to_odd(x))) {}
-  explicit operator float() const noexcept { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+  explicit operator float() const noexcept { return detail::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
   explicit operator double() const noexcept { return static_cast<double>(static_cast<float>(*this)); }
 
   std::uint16_t bits = 0;
@@ -100,8 +101,8 @@ inline float from_f16_bits_branchless(std::uint16_t half) noexcept {
   const std::uint32_t all_ones = 0U - ((0x7BFFU - magnitude) >> 31);  // infinities and NaN
   const std::uint32_t normal = (magnitude << 13) + 0x38000000U + (0x38000000U & all_ones);
   const std::uint32_t subnormal = 0U - ((magnitude - 0x400U) >> 31);
-  const std::uint32_t value = (std::bit_cast<std::uint32_t>(multiple) & subnormal) | (normal & ~subnormal);
-  return std::bit_cast<float>((bits & 0x8000U) << 16 | value);
+  const std::uint32_t value = (detail::bit_cast<std::uint32_t>(multiple) & subnormal) | (normal & ~subnormal);
+  return detail::bit_cast<float>((bits & 0x8000U) << 16 | value);
 }
 
 /// Converts `count` f16 values.

@@ -128,7 +128,7 @@ std::vector<TokenLogProbability> top_k(const Row& logits, std::int64_t k) {
   }
   std::vector<std::int32_t> tokens(row.size());
   std::iota(tokens.begin(), tokens.end(), 0);
-  const auto end = tokens.begin() + std::min(k, static_cast<std::int64_t>(tokens.size()));
+  const auto end = tokens.begin() + static_cast<std::ptrdiff_t>(std::min(k, static_cast<std::int64_t>(tokens.size())));
   std::partial_sort(tokens.begin(), end, tokens.end(), [row](std::int32_t a, std::int32_t b) {
     const auto x = row[static_cast<std::size_t>(a)], y = row[static_cast<std::size_t>(b)];
     return x != y ? x > y : a < b;

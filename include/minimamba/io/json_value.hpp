@@ -196,9 +196,7 @@ class JsonWriter {
 
   /// The shortest digits that read back as the same number, as Python writes them: 1e-05, 0.001, 1000.0, 1e+16.
   static std::string number(double x) {
-    char buffer[32];
-    char* const end = std::to_chars(buffer, buffer + sizeof(buffer), x, std::chars_format::scientific).ptr;
-    std::string text(buffer, end);  // -d.ddde+xx
+    std::string text = detail::shortest_text(x);  // -d.ddde+xx
     const std::size_t e = text.find('e'), begin = text.front() == '-' ? 1 : 0;
     int exponent = 0;
     std::from_chars(text.data() + e + (text[e + 1] == '+' ? 2 : 1), text.data() + text.size(), exponent);

@@ -32,7 +32,6 @@
 #define MINIMAMBA_NN_MIXER_HPP
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -46,6 +45,7 @@
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/core/config.hpp"
+#include "minimamba/core/library.hpp"
 #include "minimamba/core/view.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -71,9 +71,9 @@ struct ModelSetting {
   bool is_number = false;  // the value has the bits of a double
 
   static ModelSetting number(std::string name, double x) {
-    return {std::move(name), std::bit_cast<std::int64_t>(x), false, true};
+    return {std::move(name), detail::bit_cast<std::int64_t>(x), false, true};
   }
-  double as_double() const { return is_number ? std::bit_cast<double>(value) : static_cast<double>(value); }
+  double as_double() const { return is_number ? detail::bit_cast<double>(value) : static_cast<double>(value); }
   /// "d_model 512", "no bias", "mixer_rms_eps 1e-06"
   std::string text() const {
     if (is_switch) return (value == 0 ? "no " : "") + name;

@@ -61,7 +61,10 @@ class ActivationBuffer {
     static_assert(sizeof(T) % sizeof(A) == 0);
     constexpr std::size_t line = std::max<std::size_t>(16, 64 / sizeof(A));  // values: each begins at a cache line
     const auto same = [](const ActivationMatrix& matrix, std::size_t width) { return matrix.cols == width; };
-    if (rows == rows_ && sizeof(A) == value_bytes_ && std::ranges::equal(matrices_, widths, same)) return;
+    if (rows == rows_ && sizeof(A) == value_bytes_ &&
+        std::equal(matrices_.begin(), matrices_.end(), widths.begin(), widths.end(), same)) {
+      return;
+    }
     std::size_t size = 0;
     for (const std::size_t width : widths) size += (rows * width + line - 1) / line * line;
     size = (size * sizeof(A) + sizeof(T) - 1) / sizeof(T);
