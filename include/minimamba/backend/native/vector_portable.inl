@@ -83,6 +83,7 @@ inline Vector load_first(const Scalar* from, std::size_t count) {
 inline void store_first(Scalar* to, Vector x, std::size_t count) { std::memcpy(to, &x, count * sizeof(Scalar)); }
 inline Vector splat(Scalar x) {
   Vector result;
+  MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < lanes; ++i) result.value[i] = x;
   return result;
 }
@@ -119,15 +120,18 @@ inline Split split(Vector x) {
 }
 inline Scalar sum(Vector x) {
   Scalar total = 0;
+  MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < lanes; ++i) total += x.value[i];
   return total;
 }
 inline Vector load_column(const Scalar* from, std::size_t stride) {
   Vector result;
+  MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < lanes; ++i) result.value[i] = from[i * stride];
   return result;
 }
 inline void store_column(Scalar* to, std::size_t stride, Vector x) {
+  MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < lanes; ++i) to[i * stride] = x.value[i];
 }
 inline void prefetch(const void*) {}
@@ -135,7 +139,9 @@ inline void prefetch_far(const void*) {}
 
 /// Transposes the matrix of `lanes` rows.
 inline void transpose(Vector (&rows)[lanes]) {
+  MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < lanes; ++i) {
+    MINIMAMBA_UNROLL
     for (std::size_t j = 0; j < i; ++j) {
       const Scalar value = rows[i].value[j];
       rows[i].value[j] = rows[j].value[i];
@@ -146,20 +152,24 @@ inline void transpose(Vector (&rows)[lanes]) {
 /// `lanes` contiguous rows of `count` values, as columns.
 template <std::size_t count>
 inline void load_interleaved(const Scalar* from, Vector (&columns)[count]) {
+  MINIMAMBA_UNROLL
   for (std::size_t j = 0; j < count; ++j) columns[j] = load_column(from + j, count);
 }
 template <std::size_t count>
 inline void store_interleaved(Scalar* to, const Vector (&columns)[count]) {
+  MINIMAMBA_UNROLL
   for (std::size_t j = 0; j < count; ++j) store_column(to + j, count, columns[j]);
 }
 
 inline Vector square_root(Vector x) {
+  MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < lanes; ++i) x.value[i] = std::sqrt(x.value[i]);
   return x;
 }
 /// Lane i of the result is the sum of the lanes of rows[i].
 inline Vector sums_of(const Vector (&rows)[lanes]) {
   Vector result;
+  MINIMAMBA_UNROLL
   for (std::size_t i = 0; i < lanes; ++i) result.value[i] = sum(rows[i]);
   return result;
 }

@@ -10,12 +10,10 @@ inline Vector load_f16(const std::uint8_t* from) {
 }
 inline void load_columns(const std::uint8_t* from, Vector (&columns)[1]) { columns[0] = load_f16(from); }
 inline void load_columns(const std::uint8_t* from, Vector (&columns)[2]) {
-  std::uint32_t pairs[lanes];
-  std::memcpy(pairs, from, sizeof(pairs));
-  for (std::size_t i = 0; i < lanes; ++i) {
-    columns[0].value[i] = std::bit_cast<float>(pairs[i] << 16);
-    columns[1].value[i] = std::bit_cast<float>(pairs[i] & 0xFFFF0000U);
-  }
+  Bits pairs;
+  std::memcpy(&pairs, from, sizeof(pairs));
+  columns[0] = {__builtin_bit_cast(Scalars, pairs << 16)};
+  columns[1] = {__builtin_bit_cast(Scalars, (pairs >> 16) << 16)};
 }
 
 /// What is added to each weight: nothing.
