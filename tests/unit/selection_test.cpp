@@ -1,6 +1,7 @@
 // What a model selects: dt and the reach of its state, against plain loops in double over the model's weights.
 #include "minimamba/nn/selection.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -301,6 +302,40 @@ TYPED_TEST(Selection, OfS6IsThatOfPlainLoopsInDouble) {
 TYPED_TEST(Selection, OfS6IsTheSameHoweverTheSequenceIsSplit) {
   expect_splits_change_nothing<TypeParam>(
       support::trained_looking_model<typename TypeParam::Model>(support::small_config()));
+}
+
+TYPED_TEST(Selection, OfAReaderIsThatOfTheWholeTextAndItsLogitsAreTheModels) {
+  using Model = typename TypeParam::Model;
+  const auto model = support::trained_looking_model<Model>(support::small_config());
+  const auto tokens = random_tokens(40, 50);
+  const auto whole = selection_of(model, tokens);
+  SelectionReader<Model> reader(model);
+  std::vector<SelectionSummary> summaries;
+  std::size_t at = 0;
+  for (const std::size_t size : {7U, 1U, 1U, 30U, 1U}) {
+    const auto part = std::span(tokens).subspan(at, size);
+    reader.read(part, [&](std::size_t layer, const LayerSelection& selection) {
+      if (summaries.size() == layer) summaries.emplace_back(selection);
+      ASSERT_EQ(selection.tokens, size);
+      for (std::size_t t = 0; t < size; ++t) {
+        const auto own =
+            summaries[layer].next(std::span(selection.dt).subspan(t * selection.channels, selection.channels));
+        if constexpr (!TypeParam::exact) continue;
+        EXPECT_EQ(own.dt, whole[layer][at + t].dt);
+        EXPECT_EQ(own.reach, whole[layer][at + t].reach);
+        EXPECT_EQ(own.mean_dt, whole[layer][at + t].mean_dt);
+      }
+    });
+    at += size;
+    auto cache = model.make_cache();
+    const auto logits = reader.logits(), expected = model.forward_last(std::span(tokens).first(at), cache);
+    ASSERT_EQ(logits.cols(), expected.cols());
+    if constexpr (TypeParam::exact) {
+      EXPECT_TRUE(std::ranges::equal(logits.row(0), expected.row(0)));
+    }
+  }
+  EXPECT_THROW(reader.read({}, [](std::size_t, const LayerSelection&) {}), ArgumentError);
+  EXPECT_THROW(reader.read(std::vector<std::int32_t>{50}, [](std::size_t, const LayerSelection&) {}), ArgumentError);
 }
 
 TYPED_TEST(Selection, OfOneTokenReachesItOrBeyond) {

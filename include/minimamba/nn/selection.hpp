@@ -18,9 +18,11 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "minimamba/core/error.hpp"
@@ -96,56 +98,98 @@ void add_dt(const Backend& backend, const SelectionViews<typename Backend::Scala
 class Reach {
  public:
   explicit Reach(const LayerSelection& selection)
-      : of_(selection), begins_(selection.a.size()), needed_(begins_.size()) {
-    sums_.assign(of_.channels, 0);  // before the first token
-    sums_.reserve((of_.tokens + 1) * of_.channels);
-    for (std::size_t i = 0; i < of_.dt.size(); ++i) sums_.push_back(sums_[i] + of_.dt[i]);
-    std::transform(of_.a.begin(), of_.a.end(), needed_.begin(), [](double a) { return 1 / std::abs(a); });
+      : of_(&selection),
+        channels_(selection.channels),
+        states_(selection.states),
+        room_(selection.tokens + 1),
+        sums_(channels_ * room_),
+        begins_(selection.a.size()),
+        needed_(begins_.size()) {
+    std::transform(selection.a.begin(), selection.a.end(), needed_.begin(), [](double a) { return 1 / std::abs(a); });
   }
 
-  /// Goes to the next token, and calls body(reach) for each state of each channel. There are selection.tokens of them.
+  /// Goes to the next token of the selection, of which there are selection.tokens, and calls body(reach) for each state
+  /// of each channel. The selection must outlive this.
   template <class Body>
   void next(Body&& body) {
+    next(std::span(of_->dt).subspan(read_ * channels_, channels_), body);
+  }
+  /// The same for a token with this dt [C], which is copied: for sequences that grow.
+  template <class Body>
+  void next(std::span<const double> dt, Body&& body) {
+    if (read_ + 1 == room_) grow();
     ++read_;
-    for (std::size_t i = 0; i < begins_.size(); ++i) {
-      const std::size_t channel = i / of_.states;
-      const auto faded = [&](std::size_t begin) {  // whether that state fades from there to this token
-        return sums_[read_ * of_.channels + channel] - sums_[begin * of_.channels + channel] > needed_[i];
-      };
-      std::size_t& begin = begins_[i];  // only grows, so that all tokens together cost two passes
-      while (begin + 1 < read_ && faded(begin + 1)) ++begin;
-      body(begin > 0 || faded(0) ? read_ - begin : beyond_the_prompt);
+    for (std::size_t channel = 0, i = 0; channel < channels_; ++channel) {
+      double* const sums = sums_.data() + channel * room_;
+      const double now = sums[read_ - 1] + dt[channel];
+      sums[read_] = now;
+      for (const std::size_t end = i + states_; i < end; ++i) {
+        // A state fades from `begin` to this token if the sum of dt between them is more than it needs.
+        const double needed = needed_[i];
+        std::size_t begin = begins_[i];  // only grows, so that all tokens together cost two passes
+        while (begin + 1 < read_ && now - sums[begin + 1] > needed) ++begin;
+        begins_[i] = begin;
+        body(begin > 0 || now > needed ? read_ - begin : beyond_the_prompt);
+      }
     }
   }
+  std::size_t read() const { return read_; }
 
  private:
-  const LayerSelection& of_;
-  std::size_t read_ = 0;
-  std::vector<double> sums_;         // [tokens + 1, C], of dt of the tokens before
+  void grow() {
+    std::vector<double> more(2 * sums_.size());
+    for (std::size_t channel = 0; channel < channels_; ++channel) {
+      std::copy_n(sums_.data() + channel * room_, room_, more.data() + 2 * channel * room_);
+    }
+    sums_ = std::move(more);
+    room_ *= 2;
+  }
+
+  const LayerSelection* of_;
+  std::size_t channels_, states_, room_, read_ = 0;
+  std::vector<double> sums_;         // [C, room], of dt of the tokens before each
   std::vector<std::size_t> begins_;  // [C, N], the last place from which that state fades to the current token
   std::vector<double> needed_;       // [C, N], the sum of dt that takes it below 1/e
 };
 
+/// Sums up what a layer selects, token by token. Memory grows by C numbers a token.
+class SelectionSummary {
+ public:
+  /// A selection of any number of tokens, of which only A is used.
+  explicit SelectionSummary(const LayerSelection& selection) : states_(selection.a.size()), reach_(selection) {}
+
+  /// The next token, with this dt [C].
+  TokenSelection next(std::span<const double> dt) {
+    TokenSelection token;
+    sorted_.assign(dt.begin(), dt.end());
+    for (const double value : sorted_) token.mean_dt += value / static_cast<double>(dt.size());
+    std::sort(sorted_.begin(), sorted_.end(), std::less<>());  // the default is slow in libc++, compiled for size
+    counts_.assign(reach_.read() + 3, 0);                      // states of each reach; the last is beyond the prompt
+    reach_.next(dt, [&](std::size_t tokens) { ++counts_[std::min(tokens, counts_.size() - 1)]; });
+    std::size_t at = 0, passed = counts_[0];  // states whose reach is at most `at`
+    for (std::size_t i = 0; i < token.dt.size(); ++i) {
+      token.dt[i] = sorted_[detail::quantile_index(TokenSelection::percentiles[i], dt.size())];
+      const std::size_t place = detail::quantile_index(TokenSelection::percentiles[i], states_);
+      while (passed <= place) passed += counts_[++at];
+      token.reach[i] = at + 1 == counts_.size() ? beyond_the_prompt : at;
+    }
+    return token;
+  }
+
+ private:
+  std::size_t states_;
+  Reach reach_;
+  std::vector<double> sorted_;
+  std::vector<std::size_t> counts_;
+};
+
 /// What a layer selected, token by token.
 inline std::vector<TokenSelection> summary(const LayerSelection& selection) {
-  std::vector<TokenSelection> all(selection.tokens);
-  Reach reach(selection);
-  std::vector<std::size_t> counts(selection.tokens + 2);  // states of each reach; the last is beyond the prompt
+  std::vector<TokenSelection> all;
+  all.reserve(selection.tokens);
+  SelectionSummary tokens(selection);
   for (std::size_t t = 0; t < selection.tokens; ++t) {
-    TokenSelection& token = all[t];
-    const auto first = selection.dt.begin() + static_cast<std::ptrdiff_t>(t * selection.channels);
-    std::vector<double> dt(first, first + static_cast<std::ptrdiff_t>(selection.channels));
-    for (const double value : dt) token.mean_dt += value / static_cast<double>(dt.size());
-    std::sort(dt.begin(), dt.end());
-    std::fill(counts.begin(), counts.end(), 0);
-    reach.next([&](std::size_t tokens) { ++counts[std::min(tokens, counts.size() - 1)]; });
-    std::size_t at = 0, passed = counts[0];  // states whose reach is at most `at`
-    for (std::size_t i = 0; i < token.dt.size(); ++i) {
-      token.dt[i] = dt[detail::quantile_index(TokenSelection::percentiles[i], dt.size())];
-      const std::size_t place = detail::quantile_index(TokenSelection::percentiles[i], selection.a.size());
-      while (passed <= place) passed += counts[++at];
-      token.reach[i] = at + 1 == counts.size() ? beyond_the_prompt : at;
-    }
+    all.push_back(tokens.next(std::span(selection.dt).subspan(t * selection.channels, selection.channels)));
   }
   return all;
 }
@@ -157,74 +201,102 @@ concept HasSelection = requires(const typename Model::MixerType& mixer,
   mixer.selection(views);
 };
 
-namespace detail {
-
-template <class Backend>
-struct LayerPass {
+/// Reads a sequence in parts of any size, and says what each layer selects at each token, and what the model says after
+/// the last one: the blocks of the model's own forward, layer by layer. The model must outlive it.
+template <HasSelection Model>
+class SelectionReader {
+ public:
+  using Backend = typename Model::BackendType;
   using Scalar = typename Backend::Scalar;
-  View<Scalar> x;            // [M, D], the residual stream before the layer, and then after it
-  View<Scalar> out;          // [rows that pass together, D], scratch
-  LayerState<Scalar> state;  // of the sequence
-  ActivationBuffer<Backend>& activations;
-};
 
-/// Passes a sequence through a layer, some rows at a time.
-template <class A, class Block, class Backend>
-LayerSelection pass_through(const Backend& backend, const Block& block, std::size_t layer,
-                            const LayerPass<Backend>& p) {
-  LayerSelection selection;
-  const std::size_t rows = p.out.rows();
-  for (std::size_t first = 0; first < p.x.rows(); first += rows) {
-    const std::size_t count = std::min(rows, p.x.rows() - first);
-    const Segment segment{.first = 0, .length = count, .slot = 0};
-    const auto activations = p.activations.template of<A>(count);
-    block.forward(backend, BlockArguments<typename Backend::Scalar, A>{.segments = std::span(&segment, 1),
-                                                                       .x = p.x.rows_from(first, count),
-                                                                       .state = p.state,
-                                                                       .activations = activations,
-                                                                       .out = p.out.rows_from(0, count)});
-    const SelectionViews<typename Backend::Scalar, A> selected = block.mixer.selection(activations.from(1));
-    if (first == 0) {
-      selection = {.channels = selected.a.rows(), .states = selected.a.cols(), .a = on_host(backend, selected.a)};
-    }
-    add_dt(backend, selected, layer, selection);
+  /// At most `rows_at_once` tokens pass through a layer together (0: as many as suit the backend); it changes nothing
+  /// in the result where the backend splits exactly. Throws ArgumentError.
+  explicit SelectionReader(const Model& model, std::int64_t rows_at_once = 0)
+      : model_(model), cache_(model.make_cache()), a_(model.layers.size()) {
+    if (rows_at_once < 0) throw ArgumentError("rows_at_once", "at least 0", std::to_string(rows_at_once));
+    rows_at_once_ = rows_at_once > 0 ? static_cast<std::size_t>(rows_at_once) : BackendTraits<Backend>::rows_at_once;
   }
-  return selection;
-}
 
-}  // namespace detail
+  /// Reads more tokens and calls body(layer, selection) with the LayerSelection of each layer at these tokens, in
+  /// order. Throws ArgumentError for no tokens and for a token id that the model does not have, before it reads any;
+  /// and for a model whose dt is not finite, after which this can only be destroyed.
+  template <class Body>
+  void read(std::span<const std::int32_t> tokens, Body&& body) {
+    model_.check(tokens, cache_);
+    if (tokens.empty()) throw ArgumentError("tokens", "at least one token", "none");
+    const Backend& backend = model_.backend();
+    const std::size_t rows = std::min(tokens.size(), rows_at_once_), D = model_.norm_f.weight.cols();
+    ids_.reserve(backend, 1, tokens.size());
+    x_.reserve(backend, tokens.size(), D);
+    out_.reserve(backend, rows, D);
+    model_.embedding.forward(backend, ids_.upload(backend, tokens), x_(tokens.size()));
+    detail::with_activations<typename Model::Block::ActivationType>(backend, [&]<class A>() {
+      activations_.template reserve<A>(backend, Model::Block::activation_widths(model_.config()), rows);
+      for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
+        LayerSelection selection = pass_through<A>(layer, x_(tokens.size()), out_(rows));
+        body(layer, std::as_const(selection));
+        a_[layer] = std::move(selection.a);
+      }
+    });
+    read_ = tokens.size();
+  }
+
+  /// The logits [1, V] after the last token that was read, with the bits of Model::forward_last. Valid until the next
+  /// call. There must have been a read.
+  typename Model::Logits logits() {
+    const Backend& backend = model_.backend();
+    model_.head().reserve(backend, 1);
+    logits_.reserve(backend, 1, model_.embedding.weight.rows());
+    detail::with_activations<typename Model::Block::ActivationType>(backend, [&]<class A>() {
+      const View<A> normed = activations_.template of<A>(1)[0];
+      model_.norm_f.forward(backend, View<const Scalar>(x_(read_).rows_from(read_ - 1, 1)), normed);
+      model_.head_forward(normed, logits_(1));
+    });
+    return typename Model::Logits(logits_(1));
+  }
+
+ private:
+  /// Passes rows of the residual stream x [M, D] through a layer, as many at a time as `out`, scratch, has rows.
+  template <class A>
+  LayerSelection pass_through(std::size_t layer, View<Scalar> x, View<Scalar> out) {
+    const Backend& backend = model_.backend();
+    const auto& block = model_.layers[layer];
+    LayerSelection selection;
+    for (std::size_t first = 0; first < x.rows(); first += out.rows()) {
+      const std::size_t count = std::min(out.rows(), x.rows() - first);
+      const Segment segment{.first = 0, .length = count, .slot = 0};
+      const auto activations = activations_.template of<A>(count);
+      block.forward(backend, BlockArguments<Scalar, A>{.segments = std::span(&segment, 1),
+                                                       .x = x.rows_from(first, count),
+                                                       .state = cache_.state(layer),
+                                                       .activations = activations,
+                                                       .out = out.rows_from(0, count)});
+      const SelectionViews<Scalar, A> selected = block.mixer.selection(activations.from(1));
+      if (first == 0) {
+        selection = {.channels = selected.a.rows(), .states = selected.a.cols(), .a = std::move(a_[layer])};
+        if (selection.a.empty()) selection.a = detail::on_host(backend, selected.a);
+      }
+      detail::add_dt(backend, selected, layer, selection);
+    }
+    return selection;
+  }
+
+  const Model& model_;
+  typename Model::Cache cache_;
+  std::vector<std::vector<double>> a_;  // of each layer, once it has been read
+  std::size_t rows_at_once_ = 0, read_ = 0;
+  Activation<Backend, std::int32_t> ids_;
+  Activation<Backend> x_, out_, logits_;  // x_ holds the last part that was read
+  ActivationBuffer<Backend> activations_;
+};
 
 /// Reads a sequence from its beginning, layer by layer, and calls body(layer, selection) with the LayerSelection of
 /// each layer, in order. Memory grows with the tokens by the residual stream and by one LayerSelection. `rows_at_once`
-/// is how many tokens pass through a layer together (0: as many as suit the backend); it changes nothing in the result
-/// where the backend splits exactly. Throws ArgumentError for no tokens, for a token id that the model does not have,
-/// and for a model whose dt is not finite.
+/// is as in SelectionReader, and so are the exceptions.
 template <HasSelection Model, class Body>
 void for_each_selection(const Model& model, std::span<const std::int32_t> tokens, Body&& body,
                         std::int64_t rows_at_once = 0) {
-  using Backend = typename Model::BackendType;
-  auto cache = model.make_cache();
-  model.check(tokens, cache);
-  if (tokens.empty()) throw ArgumentError("tokens", "at least one token", "none");
-  if (rows_at_once < 0) throw ArgumentError("rows_at_once", "at least 0", std::to_string(rows_at_once));
-  const Backend& backend = model.backend();
-  const std::size_t most =
-      rows_at_once > 0 ? static_cast<std::size_t>(rows_at_once) : BackendTraits<Backend>::rows_at_once;
-  const std::size_t rows = std::min(tokens.size(), most), D = model.norm_f.weight.cols();
-  Activation<Backend, std::int32_t> ids;
-  Activation<Backend> x, out;
-  ActivationBuffer<Backend> activations;
-  ids.reserve(backend, 1, tokens.size());
-  x.reserve(backend, tokens.size(), D);
-  out.reserve(backend, rows, D);
-  model.embedding.forward(backend, ids.upload(backend, tokens), x(tokens.size()));
-  detail::with_activations<typename Model::Block::ActivationType>(backend, [&]<class A>() {
-    activations.template reserve<A>(backend, Model::Block::activation_widths(model.config()), rows);
-    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      const detail::LayerPass<Backend> pass{x(tokens.size()), out(rows), cache.state(layer), activations};
-      body(layer, detail::pass_through<A>(backend, model.layers[layer], layer, pass));
-    }
-  });
+  SelectionReader<Model>(model, rows_at_once).read(tokens, body);
 }
 
 /// The same in brief: [layers][tokens].
