@@ -150,6 +150,8 @@ TEST(StateFile, WithFalseContentsAndARightChecksumIsRefusedToo) {
   support::expect_words(saved.refusal(saved.with(32, most)), {"states", "18446744073709551615"});
   support::expect_words(saved.refusal(saved.with(32, zero)), {"states", "0"});
   support::expect_words(saved.refusal(saved.with(40, most)), {"positions", "-1"});
+  // The next token would be one more than a number can count.
+  support::expect_words(saved.refusal(saved.with(40, most.substr(1) + '\x7F')), {"positions", "9223372036854775807"});
   const std::size_t sections = saved.file.size() - 8 - 8 - 8 - 4 - 4 - 4;
   support::expect_words(saved.refusal(saved.with(sections, most.substr(4))), {"64 sections", "4294967295"});
   support::expect_words(saved.refusal(saved.with(sections + 4, most.substr(4))), {"a section within the file"});

@@ -247,7 +247,9 @@ SavedState<Model> load_state(const ByteSource& source, const Model& model) {
   SavedState<Model> saved{model.make_cache(static_cast<std::int64_t>(rows)), {}};
   for (std::size_t row = 0; row < rows; ++row) {
     const auto position = bytes.value<std::int64_t>();
-    if (position < 0) throw FormatError(source.name(), "positions of at least 0", std::to_string(position));
+    if (position < 0 || position > Model::Cache::largest_position) {
+      throw FormatError(source.name(), "positions of 0 to 2^62", std::to_string(position));
+    }
     saved.cache.set_position(row, position);
   }
   std::vector<Scalar> values(saved.cache.layout().size());

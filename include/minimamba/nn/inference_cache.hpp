@@ -210,9 +210,15 @@ class InferenceCache {
   }
   void note_kept(std::size_t slot, std::int64_t position) { kept_.push_back({slot, position, kept_rows_++}); }
 
-  /// For code that restores a state: sets how many tokens the slot has read. Throws ArgumentError if it is negative.
+  /// More tokens than any sequence has, with room to count on.
+  static constexpr std::int64_t largest_position = std::int64_t{1} << 62;
+
+  /// For code that restores a state: sets how many tokens the slot has read. Throws ArgumentError unless that is from 0
+  /// to largest_position.
   void set_position(std::size_t slot, std::int64_t tokens) {
-    if (tokens < 0) throw ArgumentError("position", "at least 0", std::to_string(tokens));
+    if (tokens < 0 || tokens > largest_position) {
+      throw ArgumentError("position", "0 to 2^62", std::to_string(tokens));
+    }
     positions_[checked_slot(slot)] = tokens;
     forget_kept(slot);
   }
