@@ -36,12 +36,16 @@ inline void without_variables(std::string& text, const std::string& name) {
   const std::string plain = "['" + name + "']";
   const auto is_letter = [](char x) { return std::isalnum(static_cast<unsigned char>(x)) != 0 || x == '_'; };
   for (const std::string& form : {"." + name, plain}) {
-    for (std::size_t at = 0; (at = text.find(form, at)) != text.npos;) {
+    std::string result;
+    std::size_t done = 0;  // of the text
+    for (std::size_t at = 0; (at = text.find(form, at)) != text.npos; at += form.size()) {
       std::size_t begin = at;
-      while (begin > 0 && is_letter(text[begin - 1])) --begin;
-      if (begin < at) text.replace(begin, at + form.size() - begin, plain);
-      at = begin + plain.size();
+      while (begin > done && is_letter(text[begin - 1])) --begin;
+      if (begin == at) continue;
+      result.append(text, done, begin - done).append(plain);
+      done = at + form.size();
     }
+    text = result.append(text, done);
   }
 }
 
@@ -165,13 +169,20 @@ class ChatTemplate {
   /// The system message that a template of ChatML has for chats without one.
   static std::string default_system(const std::string& source) {
     constexpr std::string_view begin = "<|im_start|>system\\n", end = "<|im_end|>";
-    for (std::size_t at = 0; (at = source.find(begin, at)) != source.npos;) {
-      at += begin.size();
-      std::string text = source.substr(at, source.find(end, at) - at);
-      const bool plain = text.find("'+") == text.npos && text.find("}}") == text.npos && text.find("{{") == text.npos;
-      if (!plain || text.size() + at == source.size()) continue;
-      for (std::size_t place = 0; (place = text.find('\\', place)) != text.npos; ++place) {
-        text.replace(place, 2, text.substr(place + 1, 1) == "n" ? "\n" : text.substr(place + 1, 1));
+    for (std::size_t from = 0, stop; (stop = source.find(end, from)) != source.npos; from = stop + end.size()) {
+      const std::string_view before = std::string_view(source).substr(from, stop - from);
+      const std::size_t at = before.rfind(begin);
+      if (at == before.npos) continue;
+      const std::string_view quoted = before.substr(at + begin.size());
+      const auto has = [&](std::string_view part) { return quoted.find(part) != quoted.npos; };
+      if (has("'+") || has("}}") || has("{{")) continue;
+      std::string text;
+      for (std::size_t i = 0; i < quoted.size(); ++i) {
+        if (quoted[i] != '\\') {
+          text += quoted[i];
+        } else if (++i < quoted.size()) {
+          text += quoted[i] == 'n' ? '\n' : quoted[i];
+        }
       }
       return text;
     }
@@ -262,6 +273,12 @@ struct ChatSettings {
   ChatTokens tokens;
 };
 
+/// Reads tokenizer_config.json. Throws what read_json throws.
+inline ChatSettings read_chat_settings(const minimamba::ByteSource& source) {
+  const Json json = minimamba::read_json(source);
+  return {template_in(json), source.name(), {token_in(json, "eos_token"), token_in(json, "bos_token")}};
+}
+
 inline ChatSettings chat_settings(const minimamba::Checkpoint& checkpoint) {
   const auto in_gguf = checkpoint.metadata.find("tokenizer.chat_template");
   if (in_gguf != checkpoint.metadata.end() && std::holds_alternative<std::string>(in_gguf->second)) {
@@ -275,9 +292,7 @@ inline ChatSettings chat_settings(const minimamba::Checkpoint& checkpoint) {
   ChatSettings settings{std::nullopt, path.string(), {}};
   std::error_code error;
   if (std::filesystem::exists(path, error)) {
-    const Json json = minimamba::read_json(minimamba::ByteSource::open(path));
-    settings.source = template_in(json);
-    settings.tokens = {token_in(json, "eos_token"), token_in(json, "bos_token")};
+    settings = read_chat_settings(minimamba::ByteSource::open(path));
   }
   if (std::filesystem::exists(jinja, error)) {
     const auto source = minimamba::ByteSource::open(jinja);
