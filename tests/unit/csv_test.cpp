@@ -33,6 +33,28 @@ std::vector<double> read(const CsvRows& rows, std::size_t first, std::size_t cou
   return values;
 }
 
+TEST(Csv, TooSmallANumberIsZeroAndTooLargeAnOneIsRefused) {
+  const auto number = [](const std::string& text) {
+    const std::string file = "x\n" + text + "\n";
+    return read_csv({std::as_bytes(std::span(file)), "file"}).values.at(0);
+  };
+  const std::string zeros(400, '0');
+  for (const std::string& tiny :
+       {std::string("1e-400"), std::string("+1E-400"), std::string("123456e-999999999999999999"), "0." + zeros + "1",
+        "0." + zeros + "12e10", "1" + zeros + "e-1000", "." + zeros + "5"}) {
+    EXPECT_EQ(number(tiny), 0) << tiny;
+    EXPECT_FALSE(std::signbit(number(tiny))) << tiny;
+    if (tiny[0] == '+') continue;
+    EXPECT_TRUE(std::signbit(number("-" + tiny))) << tiny;
+  }
+  EXPECT_EQ(number("4.9406564584124654e-324"), 4.9406564584124654e-324);
+  EXPECT_EQ(number("0." + zeros + "1e401"), 1);
+  for (const std::string& huge : {std::string("1e400"), std::string("-1e+400"), "1" + zeros, "0." + zeros + "1e1000",
+                                  std::string("1e999999999999999999"), "-1" + zeros + ".5"}) {
+    EXPECT_THROW(number(huge), FormatError) << huge;
+  }
+}
+
 TEST(CsvRows, AreTheSameInMemoryAndInTheFile) {
   const Folder folder;
   for (const bool gaps : {false, true}) {

@@ -59,7 +59,23 @@ inline std::vector<std::string> csv_fields(std::string_view line, const std::str
   return fields;
 }
 
-/// A number with white space around it; NaN for anything else.
+/// Whether a number in decimal notation that no double holds is below 1 in size: too small, rather than too large.
+inline bool is_tiny(std::string_view text) {
+  constexpr std::int64_t most = std::int64_t{1} << 40;  // beyond any line
+  const std::size_t e = std::min(text.find_first_of("eE"), text.size());
+  std::int64_t exponent = 0, places = 0;
+  for (const char x : text.substr(e)) {
+    if (x >= '0' && x <= '9') exponent = std::min(most, exponent * 10 + (x - '0'));
+  }
+  if (text.substr(e).substr(0, 2).ends_with('-')) exponent = -exponent;
+  const std::string_view digits = text.substr(0, e);
+  const std::size_t point = std::min(digits.find('.'), digits.size()), first = digits.find_first_of("123456789");
+  places = static_cast<std::int64_t>(point) -
+           static_cast<std::int64_t>(first);  // before the point, if the first digit but 0 is there
+  return places + (first > point ? 1 : 0) + exponent <= 0;
+}
+
+/// A number with white space around it, 0 if it is smaller than any double; NaN for anything else.
 inline double csv_number(std::string_view text) {
   const auto first = text.find_first_not_of(" \t"), last = text.find_last_not_of(" \t");
   double value = 0;
@@ -67,7 +83,9 @@ inline double csv_number(std::string_view text) {
   text = text.substr(first, last + 1 - first);
   if (text.starts_with('+') && !text.starts_with("+-")) text.remove_prefix(1);
   const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() && rest == text.data() + text.size() ? value : std::numeric_limits<double>::quiet_NaN();
+  const bool whole = rest == text.data() + text.size();
+  if (whole && error == std::errc::result_out_of_range && is_tiny(text)) return text.starts_with('-') ? -0.0 : 0.0;
+  return error == std::errc() && whole ? value : std::numeric_limits<double>::quiet_NaN();
 }
 
 /// Reads the rows of a CSV file from its first line on, or from any row if the header and the row above are known.
