@@ -188,9 +188,9 @@ void add_training(CLI::App& command, Arguments& arguments) {
       ->check(CLI::ExistingPath);
   command
       .add_option("--pooling", arguments.pooling,
-                  "What the head reads of a text: the last row, the mean or the max of all")
-      ->check(CLI::IsMember({"last", "mean", "max"}))
-      ->capture_default_str();
+                  "What the head reads of a text with one label: the last row, the mean or the max of all (default: "
+                  "mean)")
+      ->check(CLI::IsMember({"last", "mean", "max"}));
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ using minimamba::SequenceBatch;
 
 struct Arguments {
   fitting::Options fit;
-  std::string data, task, model, tokenizer, pooling = "mean";
+  std::string data, task, model, tokenizer, pooling;
   std::optional<std::size_t> examples;  // default: 20,000 to train on, 2,000 to evaluate on
   std::size_t length = 500;
   bool freeze_backbone = false;
@@ -69,10 +69,14 @@ template <class Model>
 Model make_model(const Arguments& arguments, const Training& training,
                  const typename Model::Backbone::Config& backbone) {
   typename Model::Config config{.backbone = backbone, .labels = training.examples.labels};
+  if (training.examples.of_words && !arguments.pooling.empty()) {
+    throw minimamba::ArgumentError("--pooling", "none of it, as the data have a label for each word",
+                                   arguments.pooling);
+  }
   config.pooling = training.examples.of_words    ? minimamba::Pooling::none
-                   : arguments.pooling == "mean" ? minimamba::Pooling::mean
+                   : arguments.pooling == "last" ? minimamba::Pooling::last
                    : arguments.pooling == "max"  ? minimamba::Pooling::max
-                                                 : minimamba::Pooling::last;
+                                                 : minimamba::Pooling::mean;
   const typename Model::BackendType backend({.threads = arguments.fit.threads});
   const std::uint64_t seed = arguments.fit.training.seed;
   constexpr bool is_adapted = minimamba::detail::is_lora<typename Model::WeightType>;

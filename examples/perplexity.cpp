@@ -37,6 +37,7 @@ struct Text {
 };
 
 Text read_text(const std::string& file, const Arguments& arguments, const minimamba::Tokenizer& tokenizer) {
+  const program::EndsAtOnce ends;
   const std::string text = program::read_file(file);
   Text read{.tokens = tokenizer.encode(text, {.add_special_tokens = false}), .scored_bytes = text.size()};
   const auto skipped = static_cast<std::ptrdiff_t>(

@@ -31,13 +31,13 @@ namespace program {
 
 constexpr int refused = 1, usage = 2, interrupted = 130;
 
-inline std::atomic<bool> stop{false};
+inline std::atomic<bool> stop{false}, ends_at_once{false};
 
-/// The first Ctrl-C sets `stop`, the second one ends the program immediately. SIGPIPE and SIGXFSZ are ignored, so that
-/// a closed pipe and a limit on the size of files show up as failed writes.
+/// The first Ctrl-C sets `stop`, the second one, or the first while an EndsAtOnce lives, ends the program immediately.
+/// SIGPIPE and SIGXFSZ are ignored, so that a closed pipe and a limit on the size of files show up as failed writes.
 inline void handle_signals() {
   std::signal(SIGINT, [](int) {
-    if (stop) std::_Exit(interrupted);
+    if (stop || ends_at_once) std::_Exit(interrupted);
     stop = true;
   });
 #ifdef SIGPIPE
@@ -47,6 +47,19 @@ inline void handle_signals() {
   std::signal(SIGXFSZ, SIG_IGN);
 #endif
 }
+
+/// While it lives, Ctrl-C ends the program immediately: for what takes long, looks at `stop` nowhere and leaves nothing
+/// behind, as encoding a large text.
+class EndsAtOnce {
+ public:
+  EndsAtOnce() {
+    ends_at_once = true;
+    if (stop) std::_Exit(interrupted);
+  }
+  EndsAtOnce(const EndsAtOnce&) = delete;
+  EndsAtOnce& operator=(const EndsAtOnce&) = delete;
+  ~EndsAtOnce() { ends_at_once = false; }
+};
 
 inline double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -113,6 +113,7 @@ Text::Text(const Arguments& arguments, const program::Vocabulary& vocabulary) : 
   }
   // If it is so to one rank, it is to all, which may have to wait for one another.
   if (!minimamba::DataParallel(program::ranks()).any(is_large(arguments))) {
+    const program::EndsAtOnce ends;
     for (const std::string& text : arguments.text) {
       const auto more = vocabulary.tokenizer.encode(program::read_file(text));
       tokens_.insert(tokens_.end(), more.begin(), more.end());
@@ -148,8 +149,10 @@ void Text::encode(const minimamba::Tokenizer& tokenizer) {
     folders_.emplace(fs::path(arguments_.out));
     minimamba::AtomicFile file(path);
     for (const std::string& text : arguments_.text) {
-      for_each_part(text, tokenizer,
-                    [&](const Tokens& tokens) { file.write(std::as_bytes(std::span<const std::int32_t>(tokens))); });
+      for_each_part(text, tokenizer, [&](const Tokens& tokens) {
+        if (program::stop) throw minimamba::CancelledError(text, "to encode it was interrupted");
+        file.write(std::as_bytes(std::span<const std::int32_t>(tokens)));
+      });
     }
     file.commit();
     file_ = path;

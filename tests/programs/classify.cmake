@@ -60,6 +60,8 @@ endforeach()
 file(WRITE ${WORK}/words.jsonl "${words}")
 expect(0 "19 examples to train on, 2 to validate on, 3 labels" ${PROGRAM} train --data words.jsonl ${small} --steps 60 --out words)
 expect(0 " +D +21 +0 +0\n +N +0 +21 +0\n +V +0 +0 +21\naccuracy 100.00 % .63 of 63." ${PROGRAM} evaluate --model words --data words.jsonl)
+expect(1 "--pooling: expected none of it, as the data have a label for each word, found max"
+       ${PROGRAM} train --data words.jsonl ${small} --steps 1 --out refused --pooling max)
 file(WRITE ${WORK}/sentences "a cat  runs\n")
 expect(0 "^a\tD\t[01].[0-9]+\ncat\tN\t[01].[0-9]+\nruns\tV\t[01].[0-9]+\n\n$"
        sh -c "'${PROGRAM}' predict --model words < sentences")
