@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -16,11 +17,13 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const minimamba::MambaConfig config{
       .d_model = 2, .n_layer = 1, .vocab_size = 3, .d_state = 1, .d_conv = 2, .expand = 1};
   const minimamba::TrainerOptions options{.batch = 1, .length = 2, .schedule = {.steps = 3}};
-  minimamba::Trainer<Model> trainer(Model(config), std::vector<std::int32_t>(60, 1), options);
+  static std::optional<minimamba::Trainer<Model>> trainer;  // used again as long as it is as it was
+  if (!trainer) trainer.emplace(Model(config), std::vector<std::int32_t>(60, 1), options);
   try {
-    minimamba::resume_training(trainer, {std::as_bytes(std::span(data, size)), "fuzz"});
+    minimamba::resume_training(*trainer, {std::as_bytes(std::span(data, size)), "fuzz"});
+    trainer.reset();
   } catch (const minimamba::Error&) {
-    if (trainer.steps() != 0) std::abort();
+    if (trainer->steps() != 0) std::abort();
   }
   return 0;
 }

@@ -56,9 +56,10 @@ class TokenFinder final : public JsonHandler {
   int depth_ = 0;
 };
 
-/// The id of a token, looked up in tokenizer_config.json itself or in the tokenizer.json next to it.
-inline std::optional<std::uint64_t> find_token(const Json& settings, const std::filesystem::path& folder,
-                                               const std::string& token) {
+/// The id of a token, looked up in tokenizer_config.json itself or in tokenizer.json, which `open` opens if it is
+/// there.
+template <class Open>
+std::optional<std::uint64_t> find_token(const Json& settings, const std::string& token, const Open& open) {
   const Json* const added = settings.find("added_tokens_decoder");
   if (added != nullptr && added->object() != nullptr) {
     for (const auto& [id, entry] : *added->object()) {
@@ -67,11 +68,10 @@ inline std::optional<std::uint64_t> find_token(const Json& settings, const std::
       if (number && content != nullptr && content->is(token)) return std::stoull(id);
     }
   }
-  const std::filesystem::path path = folder / "tokenizer.json";
-  if (!is_there(path)) return std::nullopt;
-  const ByteSource source = ByteSource::open(path);
+  const std::optional<ByteSource> source = open("tokenizer.json");
+  if (!source) return std::nullopt;
   TokenFinder finder(token);
-  parse_json(source, 0, source.size(), tokenizer_limits, finder);
+  parse_json(*source, 0, source->size(), tokenizer_limits, finder);
   return finder.id();
 }
 
@@ -82,37 +82,47 @@ inline const std::string* token_text(const Json* token) {
 }
 
 /// The ids that the files next to config.json give; empty if they give none, and then config.json decides. Errors in
-/// those files become notes, because the model runs without them.
-inline std::vector<std::int32_t> read_end_tokens(const std::filesystem::path& folder, std::int64_t vocabulary,
-                                                 std::vector<std::string>& notes) {
-  const std::filesystem::path generation = folder / "generation_config.json",
-                              tokenizer = folder / "tokenizer_config.json";
-  const auto read = [&](const std::filesystem::path& path, auto&& body) {
+/// those files become notes, because the model runs without them. `open(name)` returns a file, or none if it is
+/// missing.
+template <class Open>
+std::vector<std::int32_t> end_tokens(const Open& open, std::int64_t vocabulary, std::vector<std::string>& notes) {
+  const auto read = [&](const char* name, auto&& body) {
     std::vector<std::int32_t> ids;
-    if (!is_there(path)) return ids;
     try {
-      const Json json = read_json(ByteSource::open(path), config_limits);
-      ConfigReader reader(json, path.string());
-      ids = body(reader, json);
+      const std::optional<ByteSource> source = open(name);
+      if (!source) return ids;
+      const Json json = read_json(*source, config_limits);
+      ConfigReader reader(json, source->name());
+      ids = body(reader, json, source->name());
       notes.insert(notes.end(), reader.notes().begin(), reader.notes().end());
     } catch (const Error& error) {
       notes.push_back(std::string("end-of-text tokens were not read: ") + printable(error.what(), 400));
     }
     return ids;
   };
-  std::vector<std::int32_t> ids =
-      read(generation, [&](ConfigReader& reader, const Json&) { return reader.tokens("eos_token_id", vocabulary); });
+  std::vector<std::int32_t> ids = read("generation_config.json", [&](ConfigReader& reader, auto&&...) {
+    return reader.tokens("eos_token_id", vocabulary);
+  });
   if (!ids.empty()) return ids;
-  return read(tokenizer, [&](ConfigReader& reader, const Json& json) {
+  return read("tokenizer_config.json", [&](ConfigReader& reader, const Json& json, const std::string& file) {
     const std::string* const token = token_text(json.find("eos_token"));
     if (token == nullptr) return std::vector<std::int32_t>();
-    const std::optional<std::uint64_t> id = find_token(json, folder, *token);
+    const std::optional<std::uint64_t> id = find_token(json, *token, open);
     if (id && std::cmp_less(*id, vocabulary)) return std::vector{static_cast<std::int32_t>(*id)};
-    reader.notes().push_back(printable(tokenizer.string()) + ": eos_token \"" + printable(*token, 100) +
+    reader.notes().push_back(printable(file) + ": eos_token \"" + printable(*token, 100) +
                              "\" is ignored because it is not in the vocabulary of " + std::to_string(vocabulary) +
                              " tokens");
     return std::vector<std::int32_t>();
   });
+}
+inline std::vector<std::int32_t> read_end_tokens(const std::filesystem::path& folder, std::int64_t vocabulary,
+                                                 std::vector<std::string>& notes) {
+  const auto open = [&](const char* name) -> std::optional<ByteSource> {
+    const std::filesystem::path path = folder / name;
+    if (!is_there(path)) return std::nullopt;
+    return ByteSource::open(path);
+  };
+  return end_tokens(open, vocabulary, notes);
 }
 
 }  // namespace detail
