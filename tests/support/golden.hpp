@@ -2,6 +2,7 @@
 #ifndef MINIMAMBA_TESTS_GOLDEN_HPP
 #define MINIMAMBA_TESTS_GOLDEN_HPP
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -47,6 +48,14 @@ class Expected {
     HostMatrix<double> values(static_cast<std::size_t>(tensor.size()) / cols, cols);
     set_.read(tensor, 0, std::span(values.values));
     return values;
+  }
+  /// How much a result may differ, in parts of the largest: `otherwise`, or four times as much as PyTorch in float
+  /// differs from PyTorch in double, if that was stored as `name` and is more. Two errors of rounding with the same
+  /// causes differ less than that.
+  template <class Scalar>
+  double allowed(const std::string& name, double otherwise) const {
+    if (sizeof(Scalar) == 8 || !has(name)) return otherwise;
+    return std::max(otherwise, 4 * matrix(name).values[0]);
   }
   std::vector<std::int32_t> tokens(const std::string& name) const {
     const minimamba::StoredTensor& tensor = *set_.find(name);

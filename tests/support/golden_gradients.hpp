@@ -23,14 +23,20 @@ class GoldenGradients : public KernelTest<K> {
   /// value, and a value below r / 1e-4 = 1/100 of sqrt(n) s needs a larger part than this. To add more accurately does
   /// not help: for 128 channels and 12 to 64 tokens, adding in float changes the gradient of D by at most 2e-8 of the
   /// sum of the magnitudes, and by at most 6e-5 of the gradient (400 random cases of each length).
-  static constexpr double allowed = sizeof(Scalar) == 8 ? 1e-9 : 1e-4;
+  /// Models for which r is larger, as of FalconMamba with small dt, B and C before their norms, have PyTorch's own
+  /// error in float beside their gradients.
+  static constexpr double usual = sizeof(Scalar) == 8 ? 1e-9 : 1e-4;
+  double allowed = usual;
 
-  static void expect_close(const HostMatrix<Scalar>& found, const HostMatrix<double>& expected,
-                           const std::string& what) {
+  void set_allowed(const support::Expected& expected) {
+    allowed = expected.template allowed<Scalar>("float32.gradients", usual);
+  }
+  void expect_close(const HostMatrix<Scalar>& found, const HostMatrix<double>& expected,
+                    const std::string& what) const {
     EXPECT_LE(support::largest_difference(found, expected), allowed * support::largest_magnitude(expected)) << what;
   }
 
-  static void expect_gradients(const Gradients<Model>& gradients, const support::Expected& expected) {
+  void expect_gradients(const Gradients<Model>& gradients, const support::Expected& expected) const {
     for (const auto& [name, found] : support::parameters_of(gradients)) {
       std::string stored = "grad." + (name == "lm_head.weight" ? name : "backbone." + name);
       if (!expected.has(stored)) stored = "grad.backbone.embeddings.weight";
@@ -51,6 +57,7 @@ TYPED_TEST_P(GoldenGradients, OfParametersAndOfInitialStates) {
   for (const auto& folder : support::checkpoints<typename TypeParam::Model::Config>()) {
     SCOPED_TRACE(folder);
     const support::Expected expected(folder);
+    this->set_allowed(expected);
     if (!expected.has("grad.backbone.norm_f.weight")) continue;
     const auto model = load<typename TypeParam::Model>(folder);
     const std::size_t batch = expected.shape("input_ids")[0];
@@ -63,7 +70,7 @@ TYPED_TEST_P(GoldenGradients, OfParametersAndOfInitialStates) {
     const auto targets = next_token_targets(tokens, static_cast<std::int64_t>(batch));
     const Loss loss = tape.backward(model, targets, gradients, {.d_state = &d_state});
     EXPECT_EQ(loss.count, tokens.size() - batch);
-    EXPECT_NEAR(loss.mean(), expected.matrix("loss").values[0], this->allowed);
+    EXPECT_NEAR(loss.mean(), expected.matrix("loss").values[0], this->usual);
     this->expect_gradients(gradients, expected);
     if (!expected.has("grad.state_in.ssm.0")) continue;
     ++with_states;
