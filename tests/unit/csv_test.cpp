@@ -55,6 +55,13 @@ TEST(Csv, TooSmallANumberIsZeroAndTooLargeAnOneIsRefused) {
   }
 }
 
+TEST(Csv, HasQuotationMarksTwiceInQuotedFields) {
+  const std::string file = "\"a \"\"b\"\", c\",d\n\"1\",2\n";
+  const Table table = read_csv({std::as_bytes(std::span(file)), "file"});
+  EXPECT_EQ(table.names, (std::vector<std::string>{"a \"b\", c", "d"}));
+  EXPECT_EQ(table.values, (std::vector<double>{1, 2}));
+}
+
 TEST(CsvRows, AreTheSameInMemoryAndInTheFile) {
   const Folder folder;
   for (const bool gaps : {false, true}) {

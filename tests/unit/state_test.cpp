@@ -159,6 +159,17 @@ TEST(StateFile, WithFalseContentsAndARightChecksumIsRefusedToo) {
   support::expect_words(saved.refusal(saved.with(sections + 12, zero)), {"end of the file", "8 more"});
 }
 
+TEST(StateFile, WithASectionTwiceIsRefused) {
+  const Saved saved;
+  save_state(saved.model, saved.model.make_cache(), saved.folder / "two", {{"a", "1"}, {"b", "2"}});
+  std::string file = read_text(saved.folder / "two");
+  const std::size_t second = file.size() - 8 - 1 - 8 - 1;  // its name, before the size, the contents and the checksum
+  ASSERT_EQ(file[second], 'b');
+  EXPECT_EQ(saved.refusal(file), "accepted");
+  file[second] = 'a';
+  support::expect_words(saved.refusal(Saved::summed(file)), {"a section occurs twice"});
+}
+
 TEST(StateFile, OfAnotherModelIsRefused) {
   const Saved saved;
   const ByteSource source(std::as_bytes(std::span(saved.file)), "some.state");
