@@ -445,6 +445,7 @@ class CudaBackend {
     const std::size_t bytes = rounded_bytes<W>(x.rows(), x.cols());
     if (bytes == 0) return gpu::multiply_double(*device_, gpu::Layout<W>::index, x, weight.weights(), y);
     const auto lock = device_->lock_scratch();
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): the driver gives addresses as numbers
     const View<double> rounded(reinterpret_cast<double*>(static_cast<std::uintptr_t>(device_->scratch(bytes, lock))),
                                x.rows(), x.cols());
     gpu::round_double(*device_, !std::is_same_v<W, bf16>, x, rounded);

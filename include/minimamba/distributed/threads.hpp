@@ -26,6 +26,7 @@ class ThreadRanks {
     if (size < 1) throw ArgumentError("size", "at least 1 rank", std::to_string(size));
     const auto mail = std::make_shared<Mail>(size);
     std::vector<ThreadRanks> ranks;
+    ranks.reserve(static_cast<std::size_t>(size));
     for (int rank = 0; rank < size; ++rank) ranks.push_back(ThreadRanks(rank, mail));
     return ranks;
   }
@@ -63,7 +64,9 @@ class ThreadRanks {
     std::vector<Box> boxes;  // from rank to rank
 
     explicit Mail(int ranks) : size(ranks), boxes(static_cast<std::size_t>(ranks) * static_cast<std::size_t>(ranks)) {}
-    Box& box(int from, int to) { return boxes[static_cast<std::size_t>(from * size + to)]; }
+    Box& box(int from, int to) {
+      return boxes[static_cast<std::size_t>(from) * static_cast<std::size_t>(size) + static_cast<std::size_t>(to)];
+    }
   };
 
   ThreadRanks(int rank, std::shared_ptr<Mail> mail) : rank_(rank), mail_(std::move(mail)) {}

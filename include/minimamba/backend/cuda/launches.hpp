@@ -189,8 +189,8 @@ void for_each_group_of_moves(std::span<const std::size_t> sources, Body&& body) 
   Words pairs;
   std::uint32_t count = 0;
   const auto move = [&](std::size_t to, std::size_t from, std::uint32_t how) {
-    pairs.at[2 * count] = static_cast<std::uint32_t>(to);
-    pairs.at[2 * count + 1] = static_cast<std::uint32_t>(from) | how;
+    pairs.at[std::size_t{2} * count] = static_cast<std::uint32_t>(to);
+    pairs.at[std::size_t{2} * count + 1] = static_cast<std::uint32_t>(from) | how;
     if (++count < Words::max_count / 2) return;
     body(count, std::as_const(pairs));
     count = 0;

@@ -136,7 +136,9 @@ static_assert(tf32_kernels.size() == 2 * tf32_kinds);
 constexpr unsigned tf32_shared_memory(std::size_t kernel) {
   const std::size_t kind = kernel % tf32_kinds, rows = kind == tf32_many_64 ? 64 : 128;
   const std::size_t weight = kernel < tf32_kinds ? 4 : 2;
-  return kind == tf32_many_64 || kind == tf32_many_128 ? static_cast<unsigned>(4 * 16 * (rows * 4 + 128 * weight)) : 0;
+  return kind == tf32_many_64 || kind == tf32_many_128
+             ? static_cast<unsigned>(std::size_t{4} * 16 * (rows * 4 + 128 * weight))
+             : 0;
 }
 
 /// Kernels of Program::products_fma.
@@ -206,7 +208,7 @@ struct SomeTile {
 
   constexpr unsigned shared() const {
     const std::size_t pitch = rows == 8 ? 8 : rows + 8;
-    return static_cast<unsigned>(8 * stages * (2048 + rows * 128) + 2 * 8 * 16 * pitch * 4);
+    return static_cast<unsigned>(std::size_t{8} * stages * (2048 + rows * 128) + std::size_t{2} * 8 * 16 * pitch * 4);
   }
 };
 inline constexpr std::array<SomeTile, 3> some_tiles = {{{8, 4}, {16, 4}, {32, 3}}};

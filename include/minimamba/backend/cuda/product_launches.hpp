@@ -90,7 +90,8 @@ inline bool is_wide(const Device& device, const Inputs& x, const Weights& weight
 template <class Y>
 void multiply_wide(const Device& device, const Inputs& x, const Weights& weight, View<Y> y) {
   const std::size_t rows = y.rows(), outputs = y.cols(), panels = (outputs + 15) / 16;
-  const std::size_t kernel = wide_kernel(device, rows, outputs, weight.cols), row_bytes = (weight.cols + 15) / 16 * 512;
+  const std::size_t kernel = wide_kernel(device, rows, outputs, weight.cols),
+                    row_bytes = std::size_t{(weight.cols + 15) / 16} * 512;
   const WideTile& tile = wide_tiles[kernel];
   const std::size_t tiles = (rows + tile.rows - 1) / tile.rows * ((outputs + tile.outputs - 1) / tile.outputs);
   device.launch(

@@ -66,9 +66,9 @@ inline Bf16Division divide(Bf16Product p, bool in_parts) {
   for (std::size_t width = 0; width < bf16_widths.size(); ++width) {
     for (std::size_t parts = 1; parts <= std::min<std::size_t>(most, 64); ++parts) {
       p.slices = static_cast<std::uint32_t>((slices + parts - 1) / parts);
-      const double turns = static_cast<double>((p.tiles(bf16_widths[width]) + at_once - 1) / at_once);
+      const std::size_t turns = (p.tiles(bf16_widths[width]) + at_once - 1) / at_once;
       const double moved = parts == 1 ? 0 : 2 * static_cast<double>(p.parts() * bytes) / bytes_in_us + 4;
-      const double time = turns * (p.slices * times[width] + ends[width]) + moved;
+      const double time = static_cast<double>(turns) * (p.slices * times[width] + ends[width]) + moved;
       if (time < quickest) quickest = time, best = {width, p.slices};
     }
   }

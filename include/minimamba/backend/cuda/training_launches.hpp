@@ -158,7 +158,7 @@ static_assert(backward_product_kernels.size() == add_weight_parts + 1);
 constexpr unsigned backward_shared_memory(std::size_t kernel) {
   if (kernel == add_weight_parts) return 0;
   const std::size_t size = backward_tiles[kernel % 3], row = 16 * (size + 8);
-  return static_cast<unsigned>(4 * 4 * (row + (kernel < first_weight_backward ? 20 * size : row)));
+  return static_cast<unsigned>(std::size_t{4} * 4 * (row + (kernel < first_weight_backward ? 20 * size : row)));
 }
 /// Kernels of Program::training_products_double.
 inline constexpr std::array backward_double_kernels = {"input_backward", "weight_backward"};
@@ -193,9 +193,9 @@ inline WeightParts weight_parts(const BackwardProduct& p) {
   for (std::size_t tile = 0; tile < backward_tiles.size(); ++tile) {
     for (std::size_t parts = 1; parts <= std::min<std::size_t>(most, 64); ++parts) {
       const std::size_t each = (slices + parts - 1) / parts, blocks = p.tiles(backward_tiles[tile]) * parts;
-      const double turns = static_cast<double>((blocks + at_once[tile] - 1) / at_once[tile]);
+      const std::size_t turns = (blocks + at_once[tile] - 1) / at_once[tile];
       const double moved = parts == 1 ? 0 : 2 * static_cast<double>(parts * part_bytes) / bytes_in_us + 4;
-      const double time = turns * static_cast<double>(each) * times[tile] + moved;
+      const double time = static_cast<double>(turns * each) * times[tile] + moved;
       if (time < quickest) quickest = time, best = {tile, static_cast<std::uint32_t>(each)};
     }
   }

@@ -21,6 +21,7 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 
+// NOLINTBEGIN(readability-duplicate-include): the text of the kernels, once for each instruction set
 namespace portable_float {
 #ifdef MINIMAMBA_TRAINING_REGIONS
 #include "minimamba/backend/native/training_kernels.inl"
@@ -134,6 +135,7 @@ namespace neon {
 }  // namespace neon
 
 #endif
+// NOLINTEND(readability-duplicate-include)
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options

@@ -30,6 +30,7 @@ inline Integers splat_integer(std::int32_t x) { return {{x, x, x, x}}; }
 inline Bytes splat_word(std::uint32_t x) {
   Bytes result;
   for (std::size_t i = 0; i < lanes; ++i) {
+    // NOLINTNEXTLINE(bugprone-signed-char-misuse): a number
     for (unsigned j = 0; j < 4; ++j) result.value[i][j] = static_cast<std::int8_t>(x >> 8 * j & 255U);
   }
   return result;
