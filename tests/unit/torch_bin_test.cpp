@@ -1,6 +1,7 @@
 // io/zip, io/pickle, io/torch_bin: what torch.save writes. What is refused is in tests/contract.
 #include "minimamba/io/torch_bin.hpp"
 #include "support/files.hpp"
+#include "support/torch_files.hpp"
 
 namespace torch_bin_test {
 
@@ -91,6 +92,72 @@ TEST(TorchBin, OfEveryTypeAndPartOfAStorageIsRead) {
   EXPECT_EQ(set.find("scalar")->shape, Shape{});
   EXPECT_EQ(numbers("scalar"), std::vector<double>{2.5});
   EXPECT_EQ(set.find("empty")->size(), 0U);
+}
+
+/// Numbers of the tensor x in a file that is made byte by byte.
+std::vector<float> numbers_in(const std::string& file, std::size_t count) {
+  TensorSet set;
+  read_torch_bin({std::as_bytes(std::span(file)), "made"}, set);
+  std::vector<float> values(count);
+  set.read(*set.find("x"), 0, std::span(values));
+  return values;
+}
+
+TEST(TorchBin, WithSizesOf64BitsInItsDirectoryIsRead) {
+  namespace made = support::torch_files;
+  const std::vector<float> numbers{1, 2, 3, 4};
+  const std::string data(reinterpret_cast<const char*>(numbers.data()), 16), saturated(4, '\xFF');
+  std::string file, directory;
+  for (const auto& [name, contents] : {std::pair<std::string, std::string>("a/data.pkl", made::dict(made::good)),
+                                       std::pair<std::string, std::string>("a/data/0", data)}) {
+    const auto name_size = made::bytes(static_cast<std::uint16_t>(name.size()));
+    const std::uint64_t size = contents.size(), at = file.size();
+    const std::string extra = made::bytes(std::uint16_t{7}) + made::bytes(std::uint16_t{0}) +  // of another kind
+                              made::bytes(std::uint16_t{1}) + made::bytes(std::uint16_t{24}) + made::bytes(size) +
+                              made::bytes(size) + made::bytes(at);
+    file += "PK\3\4" + std::string(22, '\0') + name_size + std::string(2, '\0') + name + contents;
+    directory += "PK\1\2" + std::string(16, '\0') + saturated + saturated + name_size +
+                 made::bytes(static_cast<std::uint16_t>(extra.size())) + std::string(10, '\0') + saturated + name +
+                 extra;
+  }
+  const std::string end = "PK\5\6" + std::string(4, '\0') + made::bytes(std::uint16_t{2}) +
+                          made::bytes(std::uint16_t{2}) + made::bytes(static_cast<std::uint32_t>(directory.size())) +
+                          made::bytes(static_cast<std::uint32_t>(file.size())) + made::bytes(std::uint16_t{0});
+  EXPECT_EQ(numbers_in(file + directory + end, 4), numbers);
+}
+
+TEST(TorchBin, ReadsTensorsThatRepeatTheirElements) {
+  namespace made = support::torch_files;
+  const std::string file =
+      made::holding(made::tensor(made::storage(), made::integer(1), made::integer(6), made::integer(0)));
+  const std::vector<float> values = numbers_in(file, 6);
+  EXPECT_EQ(values, std::vector<float>(6, values[0]));
+}
+
+TEST(TorchBin, WithANumberAmongItsTensorsIsRefused) {
+  namespace made = support::torch_files;
+  const std::string file = made::holding("G" + made::bytes(1.5));
+  TensorSet set;
+  try {
+    read_torch_bin({std::as_bytes(std::span(file)), "made"}, set);
+    ADD_FAILURE() << "accepted";
+  } catch (const FormatError& error) {
+    support::expect_words(error.what(), {"made: x", "a tensor, as in a state dict"});
+  }
+}
+
+TEST(Tensors, AreNotReadBeyondTheirEnd) {
+  TensorSet set;
+  read_torch_bin(ByteSource::open(data_folder / "torch" / "types.bin"), set);
+  const StoredTensor& tensor = *set.find("f32");
+  std::vector<float> values(24);
+  set.read(tensor, 0, std::span(values));
+  EXPECT_THROW(set.read(tensor, 1, std::span(values)), ArgumentError);
+  EXPECT_THROW(set.read(tensor, 25, std::span(values).first(0)), ArgumentError);
+  std::vector<std::byte> stored(96);
+  set.read_stored(tensor, 0, stored);
+  EXPECT_EQ(std::memcmp(stored.data(), values.data(), stored.size()), 0);
+  EXPECT_THROW(set.read_stored(tensor, 1, stored), ArgumentError);
 }
 
 TEST(Tensors, AreGatheredByTheirStrides) {
