@@ -381,7 +381,9 @@ TEST(DataParallel, ARankWithoutAllMomentsMakesNoStepByItself) {
     EXPECT_THROW(trainer.step(), ArgumentError);
     EXPECT_THROW(trainer.step(undivided), ArgumentError);
     together.on_first(trainer, [&] { save_training(trainer, file); });  // rank 0 has all now, and rank 1 has not
-    if (rank == 1) EXPECT_THROW(trainer.step(), ArgumentError);
+    if (rank == 1) {
+      EXPECT_THROW(trainer.step(), ArgumentError);
+    }
     EXPECT_THROW(trainer.step(undivided), ArgumentError);
     EXPECT_EQ(trainer.steps(), 1);
     expect_identical(weights, parameters_of(trainer.model()));
