@@ -145,6 +145,11 @@ TEST(CArray, NamesANamespaceByItsFile) {
   EXPECT_EQ(detail::namespace_of("a/b/my-model.v2.hpp"), "my_model_v2");
   EXPECT_EQ(detail::namespace_of("130m.hpp"), "model_130m");
   EXPECT_EQ(detail::namespace_of("minimamba.hpp"), "model_minimamba");
+  EXPECT_EQ(detail::namespace_of("new.hpp"), "model_new");  // a keyword
+  EXPECT_EQ(detail::namespace_of("xor_eq.hpp"), "model_xor_eq");
+  EXPECT_EQ(detail::namespace_of("xor"), "model_xor");
+  EXPECT_EQ(detail::namespace_of("newer.hpp"), "newer");
+  EXPECT_EQ(detail::namespace_of("main.hpp"), "model_main");  // the function
 }
 
 template <class Error, class Call>

@@ -65,14 +65,27 @@ class ConstantWriter {
   std::string line_;
 };
 
-/// The name of a namespace for a file: "my-model.hpp" is my_model.
+/// The name of a namespace for a file: "my-model.hpp" is my_model. What is no name in C++, or has a meaning there, gets
+/// "model_" before it.
 inline std::string namespace_of(const std::filesystem::path& path) {
   std::string name = path.stem().string();
   const auto in = [](char c, char first, char last) { return c >= first && c <= last; };
   for (char& c : name) {
     if (!in(c, 'a', 'z') && !in(c, 'A', 'Z') && !in(c, '0', '9')) c = '_';
   }
-  return name.empty() || in(name[0], '0', '9') || name == "minimamba" || name == "std" ? "model_" + name : name;
+  constexpr std::string_view taken =
+      " alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class "
+      "co_await co_return co_yield compl concept const const_cast consteval constexpr constinit continue decltype "
+      "default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline "
+      "int "
+      "long main minimamba mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected "
+      "public "
+      "register reinterpret_cast requires return short signed sizeof static static_assert static_cast std struct "
+      "switch "
+      "template this thread_local throw true try typedef typeid typename union unsigned using virtual void volatile "
+      "wchar_t while xor xor_eq ";
+  const bool usable = !name.empty() && !in(name[0], '0', '9') && taken.find(' ' + name + ' ') == taken.npos;
+  return usable ? name : "model_" + name;
 }
 
 /// The Config and what comes before the first weights.
