@@ -2,7 +2,7 @@
 #   cmake -DQEMU=... -DBOARD=... -DPROGRAM=... -DNM=... -DORACLE=... -DMODEL=... -DWEIGHTS=... -P run.cmake
 cmake_minimum_required(VERSION 3.21)
 execute_process(COMMAND ${NM} ${PROGRAM} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
-foreach(name IN ITEMS _malloc_r malloc free _free_r _sbrk _sbrk_r _Znwj _Znaj _ZdlPv _ZdaPv __cxa_throw __cxa_allocate_exception abort)
+foreach(name IN ITEMS _malloc_r malloc free _free_r _sbrk _sbrk_r _Zn[wa][A-Za-z0-9_]* _Zd[la]Pv[A-Za-z0-9_]* __cxa_throw __cxa_allocate_exception abort)
   if(symbols MATCHES " ${name}\n")
     message(FATAL_ERROR "${PROGRAM} is linked with ${name}")
   endif()
