@@ -76,7 +76,7 @@ struct Text {
 
 std::vector<std::byte> bytes;  // what the page passes
 std::optional<Model> model;
-std::optional<Text> text;
+std::unique_ptr<Text> text;
 std::string message;
 
 /// Calls body and returns its result, or -1 if it throws.
@@ -116,7 +116,7 @@ EMSCRIPTEN_KEEPALIVE int minimamba_load(std::size_t weights) {
     if (loaded.config().vocab_size != 256) return fail("the model's tokens are not bytes");
     text.reset();
     model.emplace(std::move(loaded));
-    bytes = {};
+    bytes = std::vector<std::byte>();  // `= {}` would keep the memory
     return 0;
   });
 }
@@ -131,8 +131,8 @@ EMSCRIPTEN_KEEPALIVE int minimamba_begin(double temperature, double min_p, std::
   using namespace web;
   if (!model) return fail("no model is loaded");
   return guarded([&] {
-    text.reset();
-    text.emplace(*model, SamplerOptions{.temperature = temperature, .min_p = min_p, .seed = seed}, shows != 0);
+    const SamplerOptions options{.temperature = temperature, .min_p = min_p, .seed = seed};
+    text = std::make_unique<Text>(*model, options, shows != 0);
     return 0;
   });
 }

@@ -3,10 +3,10 @@
 {
 const at = (id) => document.getElementById(id);
 const page = document.documentElement.dataset;  // what tests read
-const worker = new Worker('worker.js');
 const DT = 1, REACH = 2;  // places among the four numbers of a byte and layer
-let layers = 0, chosen = 5, number = 0, running = false;
-let letters = [], decoder = null, low = [], high = [], heldFrom = 0;
+const hint = at('cell').textContent;
+let worker = null, layers = 0, chosen = 5, number = 0, running = false;
+let letters = [], picked = null, decoder = null, partial = null, low = [], high = [], heldFrom = 0;
 
 const value = (letter, layer, which) => letter.numbers[4 * layer + which];
 const digits = (x) => x >= 100 ? x.toFixed(0) : x.toPrecision(2);
@@ -24,7 +24,7 @@ function addLayers(count) {
     const row = at('layers').insertRow(), head = document.createElement('th'), label = document.createElement('label'),
           radio = document.createElement('input');
     head.scope = 'row';
-    Object.assign(radio, {type: 'radio', name: 'layer', value: i, checked: i === chosen});
+    Object.assign(radio, {type: 'radio', name: 'layer', value: i, checked: i === chosen, ariaLabel: `Layer ${i}`});
     radio.addEventListener('change', () => { chosen = i; show(true); });
     label.append(radio, ' ' + i);
     head.append(label);
@@ -54,10 +54,19 @@ function show(all) {
   heldFrom = from;
 }
 
+function addLetter(text, letter, given) {
+  letter.span = document.createElement('span');
+  letter.span.textContent = text;
+  if (given) letter.span.className = 'given';
+  letters.push(letter);
+  heat(letter);
+  at('text').append(letter.span);
+}
+
 /// Adds bytes with their numbers. A character of several bytes is one letter, with the numbers of its last byte.
 function add({bytes, numbers, given}) {
   const size = 4 * layers, box = at('text'), follows = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-  const before = letters.length ? letters[letters.length - 1].end : 0;
+  const before = partial ? partial.end : letters.length ? letters[letters.length - 1].end : 0;
   bytes.forEach((byte, i) => {
     const text = decoder.decode(new Uint8Array([byte]), {stream: true});
     const letter = {end: before + i + 1, numbers: numbers.slice(size * i, size * (i + 1))};
@@ -66,22 +75,31 @@ function add({bytes, numbers, given}) {
       low[layer] = Math.min(low[layer] ?? dt, dt);
       high[layer] = Math.max(high[layer] ?? dt, dt);
     }
-    if (!text) return;
-    letter.span = document.createElement('span');
-    letter.span.textContent = text;
-    if (given) letter.span.className = 'given';
-    letters.push(letter);
-    heat(letter);
-    box.append(letter.span);
+    partial = text ? null : letter;
+    if (text) addLetter(text, letter, given);
   });
   show(given);
   if (follows) box.scrollTop = box.scrollHeight;
 }
 
+/// Shows the numbers of a letter.
+function pick(letter) {
+  picked?.span.classList.remove('picked');
+  picked = letter;
+  picked.span.classList.add('picked');
+  const name = JSON.stringify(letter.span.textContent).slice(1, -1).replace(' ', 'space');
+  at('cell').textContent = `${name}, layer ${chosen}: dt ${digits(value(letter, chosen, DT))}, reach ` +
+      (value(letter, chosen, REACH) < 0 ? 'all of the text' : `${value(letter, chosen, REACH)} bytes`);
+}
+
 function ended(words) {
   running = false;
   at('stop').disabled = true;
+  at('progress').textContent = '';
   at('status').textContent = words;
+  const rest = partial ? decoder.decode() : '';  // of a character that the text does not finish
+  if (rest) addLetter(rest, partial, false);
+  partial = null;
   if (letters.length) show(true);
 }
 
@@ -92,13 +110,18 @@ function fail(message) {
   page.state = 'error';
 }
 
-worker.onerror = (event) => fail(event.message || 'the worker could not be started');
-worker.onmessage = ({data}) => {
-  if (data.error) return fail(data.error);
+/// Nothing will come from the worker.
+function broken(message) {
+  at('start').disabled = true;
+  fail(message);
+}
+
+function received({data}) {
+  if (data.error) return (data.number ?? number) === number ? fail(data.error) : undefined;
   if (data.loaded) {
     addLayers(data.loaded.layers);
     page.loaded = Math.round(data.loaded.milliseconds);
-    if (!running) at('status').textContent = 'Ready.';
+    at('status').textContent = running ? 'Writing …' : 'Ready.';
     page.state ??= 'ready';
     return;
   }
@@ -110,17 +133,26 @@ worker.onmessage = ({data}) => {
   page.speed = Math.round(data.speed);
   if (data.done) page.state = 'done';
   const words = `${page.written} bytes, ${page.speed} a second`;
-  data.done ? ended(words) : at('status').textContent = words;
-};
+  data.done ? ended(words) : at('progress').textContent = words;  // which is not read out all the time
+}
+
+try {
+  worker = new Worker('worker.js');
+  worker.onmessage = received;
+  worker.onerror = (event) => broken(event.message || 'the worker could not be started');
+} catch (error) {  // a page that was opened as a file
+  broken(error.message);
+}
 
 at('temperature').addEventListener('input', () => { at('degrees').value = Number(at('temperature').value).toFixed(2); });
 at('form').addEventListener('submit', (event) => {
   event.preventDefault();
   running = true;
-  letters = [], low = [], high = [], heldFrom = 0, decoder = new TextDecoder();
+  letters = [], picked = null, partial = null, low = [], high = [], heldFrom = 0, decoder = new TextDecoder();
   at('text').replaceChildren();
   at('error').hidden = true;
-  at('cell').textContent = 'Point at a letter to see its numbers.';
+  at('cell').textContent = hint;
+  if (layers) at('status').textContent = 'Writing …';
   at('stop').disabled = false;
   page.state = 'running';
   page.written = 0;
@@ -134,9 +166,13 @@ at('stop').addEventListener('click', () => {
 });
 at('text').addEventListener('pointerover', (event) => {
   const letter = letters.find(({span}) => span === event.target);
-  if (!letter) return;
-  const name = JSON.stringify(letter.span.textContent).slice(1, -1).replace(' ', 'space');
-  at('cell').textContent = `${name}, layer ${chosen}: dt ${digits(value(letter, chosen, DT))}, reach ` +
-      (value(letter, chosen, REACH) < 0 ? 'all of the text' : `${value(letter, chosen, REACH)} bytes`);
+  if (letter) pick(letter);
+});
+at('text').addEventListener('keydown', (event) => {
+  const step = {ArrowLeft: -1, ArrowRight: 1}[event.key], from = picked ? letters.indexOf(picked) : step < 0 ? letters.length : -1;
+  if (!step || !letters[from + step]) return;
+  event.preventDefault();
+  pick(letters[from + step]);
+  picked.span.scrollIntoView({block: 'nearest'});
 });
 }

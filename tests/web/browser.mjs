@@ -33,12 +33,13 @@ const origin = `http://127.0.0.1:${server.address().port}`;
 const browser = await chromium.launch({executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-background-networking']});
 try {
   const page = await browser.newPage({viewport: {width: 900, height: 1100}});
-  const faults = [], elsewhere = [];
+  const faults = [], elsewhere = [], asked = new Set();
   page.on('console', (message) => { if (['error', 'warning'].includes(message.type())) faults.push(message.text()); });
   page.on('pageerror', (error) => faults.push(String(error)));
   page.on('requestfailed', (request) => faults.push('failed: ' + request.url()));
   page.on('response', (response) => { if (response.status() >= 400) faults.push(response.status() + ' ' + response.url()); });
   page.on('request', (request) => {
+    asked.add(request.url().split('/').at(-1));
     if (!request.url().startsWith(origin + '/below/it/') && !request.url().startsWith('data:')) elsewhere.push(request.url());
   });
   const data = () => page.evaluate(() => ({...document.documentElement.dataset}));
@@ -72,13 +73,19 @@ try {
   assert.ok(held > 0 && held <= letters, `${held} of ${letters}`);
   await page.click('#layers input >> nth=0');
   await page.hover('#text span >> nth=0');
-  assert.match(await page.textContent('#cell'), /layer 0: dt [0-9.]+, reach/);
+  assert.match(await page.textContent('#cell'), /^R, layer 0: dt [0-9.]+, reach/);
+  await page.focus('#text');
+  await page.keyboard.press('ArrowRight');
+  assert.match(await page.textContent('#cell'), /^O, layer 0: dt [0-9.]+, reach/);
+  assert.equal(await page.textContent('#text .picked'), 'O');
 
   // Speed: the best of five, as for this machine.
-  let speed = 0, model = 0;
+  let speed = 0, whole = 0, model = 0;
   for (let i = 0; i < 5; ++i) {
+    const begin = performance.now();
     await write(0.8, 600);
     await state('done');
+    whole = Math.max(whole, Math.round(600000 / (performance.now() - begin)));
     speed = Math.max(speed, Number((await data()).speed));
   }
   // The same without what is shown, in a worker of our own.
@@ -116,14 +123,43 @@ try {
   await broken.waitForFunction(() => document.documentElement.dataset.state === 'error');
   assert.match(await broken.textContent('#error'), /^model.safetensors: 404/);
 
+  // So is a worker that does not start: then nothing can be asked of it.
+  const alone = await browser.newPage();
+  await alone.route('**/minimamba.js', (route) => route.fulfill({status: 404}));
+  await alone.goto(origin + '/below/it/');
+  await alone.waitForFunction(() => document.documentElement.dataset.state === 'error');
+  assert.ok((await alone.textContent('#error')).length > 0 && await alone.isDisabled('#start'));
+
+  // Characters come in parts, and the last one is not finished; an error of a text that was stopped is nobody's.
+  const parts = await browser.newPage();
+  await parts.route('**/worker.js', (route) => route.fulfill({contentType: 'text/javascript', body: `
+      const numbers = (count) => Array(count).fill([1, 2, 4, 4]).flat();
+      const post = (number, bytes, more) => postMessage({number, bytes, numbers: numbers(bytes.length), speed: 1, ...more});
+      onmessage = ({data: {number, write}}) => {
+        if (!write) return;
+        postMessage({number: number - 1, error: 'late'});
+        post(number, [65], {given: true});
+        post(number, [0xC3]);
+        post(number, [0xA4, 0xE2, 0x82], {done: true});
+      };
+      postMessage({loaded: {layers: 1, milliseconds: 1}});`}));
+  await parts.goto(origin + '/below/it/');
+  await parts.click('#start');
+  await parts.waitForFunction(() => ['done', 'error'].includes(document.documentElement.dataset.state));
+  assert.deepEqual(await parts.locator('#text span').allTextContents(), ['A', 'ä', '\uFFFD']);
+  assert.deepEqual(await parts.locator('#text .held').allTextContents(), ['ä', '\uFFFD']);  // 4 bytes back from the fifth
+  assert.equal(await parts.textContent('#status'), '4 bytes, 1 a second');
+
   const other = await browser.newPage();
   await other.goto(origin + '/below/it/own.html');
   assert.equal(await other.evaluate(() => write('ROMEO:\n', 20).then((text) => text.length)), 20);
 
   if (process.env.PICTURE) await page.screenshot({path: process.env.PICTURE, fullPage: true});
   console.log(`first byte ${first} ms after the page was asked for, of which the model ${loaded} ms`);
-  console.log(`bytes a second: ${speed} with what the page shows, ${model} without; here, one thread: ${portable} portable, ${best} ${name}`);
+  console.log(`bytes a second: ${speed} of the worker's work with what the page shows (${whole} from the click to the last byte), ` +
+              `${model} without; here, one thread: ${portable} portable, ${best} ${name}`);
   assert.deepEqual(elsewhere, []);
+  assert.ok(asked.has('model.safetensors') && asked.has('minimamba.wasm'), 'requests of the worker are seen');
   assert.deepEqual(faults, []);
   const busy = Number(share) < 0.9;  // then times say nothing
   if (busy) console.log(`a program has ${share} of a processor here, so times are not checked`);
