@@ -277,6 +277,17 @@ TEST(InBackground, ThrowsWhatATaskHasThrownAndDropsTheRest) {
   background.wait();
   EXPECT_EQ(done, 2);
 }
+TEST(InBackground, DropsWhatIsAddedAfterATaskHasThrown) {
+  detail::InBackground background;
+  auto kept = std::make_shared<int>(0);
+  const std::weak_ptr<int> task = kept;
+  background.add([kept = std::move(kept)] { throw FileError("a file", "the disk is full"); });
+  while (!task.expired()) std::this_thread::yield();
+  int done = 0;
+  background.add([&] { ++done; });
+  EXPECT_THROW(background.wait(), FileError);
+  EXPECT_EQ(done, 0);
+}
 
 TEST(DataParallel, NamesTheRankWhoseWeightsDiverge) {
   std::vector<std::string> messages(3);

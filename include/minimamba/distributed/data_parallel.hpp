@@ -374,8 +374,8 @@ class DataParallel {
   std::vector<std::size_t> shares_, parameters_;  // where the share of each rank of their memory begins; of them
   std::vector<Elements> layers_;                  // those of each layer
   Elements early_;                                // that were added up during backward
+  std::shared_ptr<void> rows_;                    // see rows_of
   std::shared_ptr<detail::InBackground> background_;
-  std::shared_ptr<void> rows_;  // see rows_of
 };
 
 }  // namespace minimamba

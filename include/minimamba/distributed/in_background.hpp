@@ -32,15 +32,18 @@ class InBackground {
     if (thread_.joinable()) thread_.join();
   }
 
+  /// Nothing is added if there is no thread to be had, which it throws.
   void add(std::function<void()> task) {
+    if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
     {
       const std::lock_guard lock(mutex_);
+      if (failure_) return;  // as those are dropped that were added before
       tasks_.push_back(std::move(task));
     }
     changed_.notify_all();
-    if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
   }
-  /// Waits for all tasks. Throws what one of them has thrown, after which the rest were dropped.
+  /// Waits for all tasks. Throws what one of them has thrown, after which the rest were dropped, and all that were
+  /// added until now.
   void wait() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return tasks_.empty() && !running_; });
