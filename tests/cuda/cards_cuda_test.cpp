@@ -214,7 +214,8 @@ TEST(LinksOfCards, TellAllRanksWhatFailsOnOne) {
     cards(2);
     FakeNccl& nccl = fake_nccl();
     nccl.id_error = 2;
-    require_words(refusals(false), "making an id failed: unhandled system error", "rank 0 cannot use it");
+    require_words(refusals(false), "making an id failed: unhandled system error",
+                  "rank 0 cannot use it: NCCL: making an id failed");
     nccl.id_error = 0;
     nccl.begin_error = 3;
     require_words(refusals(false), "linking the cards failed", "linking the cards failed");

@@ -2,9 +2,10 @@
 // are added in the same tree as on the host; everything else goes as it did.
 //
 //   minimamba::MpiCommunicator ranks(MPI_COMM_WORLD);
-//   minimamba::CudaTraining<float> backend({.device = ranks.rank_on_machine() %
-//   minimamba::CudaTraining<float>::devices()}); minimamba::DataParallel together(minimamba::CardRanks(ranks,
-//   minimamba::NcclLinks::open(ranks, backend.device())));
+//   using Backend = minimamba::CudaTraining<float>;
+//   const Backend backend({.device = ranks.rank_on_machine() % Backend::devices()});
+//   const auto links = minimamba::NcclLinks::open(ranks, backend.device());
+//   minimamba::DataParallel together(minimamba::CardRanks(ranks, links));
 #ifndef MINIMAMBA_DISTRIBUTED_CARDS_HPP
 #define MINIMAMBA_DISTRIBUTED_CARDS_HPP
 

@@ -3,6 +3,7 @@
 #ifndef MINIMAMBA_DISTRIBUTED_NCCL_HPP
 #define MINIMAMBA_DISTRIBUTED_NCCL_HPP
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -91,14 +92,16 @@ class NcclLinks {
   /// others. Throws LinkError, on all ranks, if one has no NCCL or two have the same card.
   template <Communicator C>
   static std::shared_ptr<const NcclLinks> open(const C& ranks, const gpu::Device& device) {
-    std::exception_ptr failure;
     const auto attempt = [&](auto&& body) {
+      std::exception_ptr failure;
+      std::string reason;
       try {
         body();
-      } catch (const Error&) {
+      } catch (const Error& error) {
         failure = std::current_exception();
+        reason = error.what();
       }
-      require_all(ranks, failure);
+      require_all(ranks, failure, std::move(reason));
     };
     attempt([] { gpu::Nccl::get(); });
     require_own_cards(ranks, device);
@@ -165,15 +168,19 @@ class NcclLinks {
  private:
   void check(int error) const { nccl_.check(error, "a message between cards"); }
 
-  /// Throws on all ranks if one has failed: there its own error.
+  /// Throws on all ranks if one has failed: there its own error, and elsewhere the reason of the first.
   template <Communicator C>
-  static void require_all(const C& ranks, const std::exception_ptr& failure) {
+  static void require_all(const C& ranks, const std::exception_ptr& failure, std::string reason) {
     const std::array<std::uint8_t, 1> failed{static_cast<std::uint8_t>(failure != nullptr)};
     const auto all = detail::all_gather(ranks, std::span<const std::uint8_t>(failed));
+    const auto first = static_cast<int>(std::find(all.begin(), all.end(), std::uint8_t{1}) - all.begin());
+    if (first == ranks.size()) return;
+    std::array<std::uint64_t, 1> size{reason.size()};
+    detail::broadcast(ranks, std::span<std::uint64_t>(size), first);
+    reason.resize(static_cast<std::size_t>(size[0]));
+    detail::broadcast(ranks, std::span<char>(reason), first);
     if (failure) std::rethrow_exception(failure);
-    for (std::size_t rank = 0; rank < all.size(); ++rank) {
-      if (all[rank] != 0) throw LinkError("NCCL", "rank " + std::to_string(rank) + " cannot use it, and says why");
-    }
+    throw LinkError("NCCL", "rank " + std::to_string(first) + " cannot use it: " + reason);
   }
   template <Communicator C>
   static void require_own_cards(const C& ranks, const gpu::Device& device) {
