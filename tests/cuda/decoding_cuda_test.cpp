@@ -59,6 +59,17 @@ TEST(CudaDecoding, TakesShapesThatPeopleRun) {
   config.tie_embeddings = false;
   expect_decoded<float>(2, config);
 }
+TEST(CudaDecoding, NeedsRoomForWhatBlocksExchange) {
+  const auto fits = [](std::size_t format, std::uint32_t channels) {
+    gpu::DecodeProgram program{.format = format, .arguments = {}, .layers = {gpu::DecodeLayer()}};
+    program.arguments.width = 8, program.arguments.channels = channels;
+    program.arguments.rank = 1, program.arguments.states = 16;
+    return gpu::arrange(program, {.shared_bytes = 231424, .processors = 132});
+  };
+  EXPECT_TRUE(fits(4, 16));  // y of q4 is a block of 10 words
+  EXPECT_FALSE(fits(4, 8));
+  EXPECT_TRUE(fits(3, 8));
+}
 TEST(CudaDecoding, LeavesOtherStepsToGraphs) {
   MambaConfig config = small();
   expect_decoded<float>(0, config, 2);

@@ -122,6 +122,10 @@ inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   if (cols > longest[program.format] || ring_at > decoder.shared_bytes || program.layers.size() > most_layers) {
     return false;
   }
+  // Where y is sent in blocks of so many words, it has the room of a word for each channel.
+  constexpr std::size_t q4_format = 4, block_words = 10;
+  const std::size_t channels = p.channels;
+  if (program.format == q4_format && (channels + 31) / 32 * block_words > channels) return false;
   p.x_at = fixed;
   p.norm_at = static_cast<std::uint32_t>(norm_at);
   p.operand_at = static_cast<std::uint32_t>(operand_at);
