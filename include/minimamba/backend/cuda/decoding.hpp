@@ -57,7 +57,8 @@ class DecodeReader {
 
  private:
   static constexpr std::size_t formats = 5, bf16_format = 2, q8_format = 3;  // counted from f32
-  /// Layers. The first part of a step takes longer on the card than the host needs to record the others.
+  /// Layers. Of the shape of mamba-130m, the first part of a step takes the card about as long as the host needs to
+  /// record the others.
   static constexpr std::size_t fewest_to_divide = 8;
 
   /// A product of one row, perhaps of its norm, perhaps of its rounded values.
