@@ -3,6 +3,7 @@
 #define MINIMAMBA_EXAMPLES_TRAINING_HPP
 
 #include <minimamba/backend/cuda_training.hpp>
+#include <minimamba/distributed/data_parallel.hpp>
 #include <minimamba/nn/adapters.hpp>
 #include <minimamba/train.hpp>
 
@@ -12,6 +13,7 @@
 
 #include "new_model.hpp"
 #include "program.hpp"
+#include "ranks.hpp"
 #include "training_options.hpp"
 
 namespace training {
@@ -41,7 +43,7 @@ inline int train_adapter(const Arguments& arguments) {
   });
 }
 
-/// On a card if there is one, or else on the processor.
+/// On a card if every rank has one, or else on the processor, as ranks with other kernels cannot train together.
 inline int train_where_possible(const Arguments& arguments) {
   std::optional<minimamba::CudaTraining<float>> card;  // stays open
   try {
@@ -51,7 +53,9 @@ inline int train_where_possible(const Arguments& arguments) {
       program::print_note(std::string("computing on the processor: ") + error.what());
     }
   }
-  return card ? train_on<minimamba::CudaTraining>(arguments) : train_on<minimamba::NativeTraining>(arguments);
+  const bool all_have = !minimamba::DataParallel(program::ranks()).any(!card);
+  if (card && !all_have) program::print_note("computing on the processor: another rank has no card");
+  return all_have ? train_on<minimamba::CudaTraining>(arguments) : train_on<minimamba::NativeTraining>(arguments);
 }
 
 }  // namespace training
