@@ -310,6 +310,7 @@ TYPED_TEST(Selection, OfAReaderIsThatOfTheWholeTextAndItsLogitsAreTheModels) {
   const auto tokens = random_tokens(40, 50);
   const auto whole = selection_of(model, tokens);
   SelectionReader<Model> reader(model);
+  EXPECT_THROW(reader.logits(), ArgumentError);
   std::vector<SelectionSummary> summaries;
   std::size_t at = 0;
   for (const std::size_t size : {7U, 1U, 1U, 30U, 1U}) {

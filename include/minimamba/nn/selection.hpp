@@ -219,7 +219,7 @@ class SelectionReader {
 
   /// Reads more tokens and calls body(layer, selection) with the LayerSelection of each layer at these tokens, in
   /// order. Throws ArgumentError for no tokens and for a token id that the model does not have, before it reads any;
-  /// and for a model whose dt is not finite, after which this can only be destroyed.
+  /// and for a model whose dt is not finite. After that, or if body throws, this can only be destroyed.
   template <class Body>
   void read(std::span<const std::int32_t> tokens, Body&& body) {
     model_.check(tokens, cache_);
@@ -242,8 +242,9 @@ class SelectionReader {
   }
 
   /// The logits [1, V] after the last token that was read, with the bits of Model::forward_last. Valid until the next
-  /// call. There must have been a read.
+  /// call. Throws ArgumentError if nothing was read.
   typename Model::Logits logits() {
+    if (read_ == 0) throw ArgumentError("tokens", "at least one token before logits", "none");
     const Backend& backend = model_.backend();
     model_.head().reserve(backend, 1);
     logits_.reserve(backend, 1, model_.embedding.weight.rows());
