@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <charconv>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <string>

@@ -63,15 +63,15 @@ inline std::vector<std::string> csv_fields(std::string_view line, const std::str
 inline bool is_tiny(std::string_view text) {
   constexpr std::int64_t most = std::int64_t{1} << 40;  // beyond any line
   const std::size_t e = std::min(text.find_first_of("eE"), text.size());
-  std::int64_t exponent = 0, places = 0;
+  std::int64_t exponent = 0;
   for (const char x : text.substr(e)) {
     if (x >= '0' && x <= '9') exponent = std::min(most, exponent * 10 + (x - '0'));
   }
   if (text.substr(e).substr(0, 2).ends_with('-')) exponent = -exponent;
   const std::string_view digits = text.substr(0, e);
   const std::size_t point = std::min(digits.find('.'), digits.size()), first = digits.find_first_of("123456789");
-  places = static_cast<std::int64_t>(point) -
-           static_cast<std::int64_t>(first);  // before the point, if the first digit but 0 is there
+  // From the first digit but 0 to the point; the point itself, where it comes first, is no place.
+  const std::int64_t places = static_cast<std::int64_t>(point) - static_cast<std::int64_t>(first);
   return places + (first > point ? 1 : 0) + exponent <= 0;
 }
 
