@@ -155,6 +155,18 @@ TEST(InferenceCache, HasTheSizeOfThePublishedModels) {
   EXPECT_EQ(bytes(2560, 64), 24903680U);
 }
 
+TEST(InferenceCache, HasRoomToCountOnFromEveryPosition) {
+  const Mamba<float, ReferenceBackend> model(support::small_config());
+  auto cache = model.make_cache();
+  using Cache = decltype(cache);
+  cache.set_position(0, Cache::largest_position);
+  for (const std::int64_t refused : {std::int64_t{-1}, Cache::largest_position + 1}) {
+    EXPECT_THROW(cache.set_position(0, refused), ArgumentError);
+  }
+  model.forward_last(1, cache);
+  EXPECT_EQ(cache.position(), Cache::largest_position + 1);
+}
+
 TEST(MemoryBytes, AreWhatAModelAndACacheHold) {
   const MambaConfig config{.d_model = 64, .n_layer = 2, .vocab_size = 512};
   const Mamba<float, ReferenceBackend> model(config);
