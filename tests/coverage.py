@@ -5,7 +5,7 @@
 
 Left out are backend/cuda and what needs a card, NCCL or MPI. Lines for processors of another kind are no lines to the
 compiler, so they do not count; those of instruction sets that this machine lacks do. Profiles are kept in
-BUILD/profiles: those of programs that ran are not made again while they are there. Needs llvm-profdata and llvm-cov.
+BUILD/profiles: those of programs that ran and were not built again are not made again. Needs llvm-profdata and llvm-cov.
 """
 import argparse, glob, json, os, re, shutil, subprocess, sys
 
@@ -31,13 +31,16 @@ def main():
         sys.exit(f"{options.build} has no tests: build the preset coverage")
     for program in programs:
         raw = os.path.join(profiles, os.path.basename(program))
-        if not os.path.exists(raw + ".passed"):
+        passed = raw + ".passed"
+        if not os.path.exists(passed) or os.path.getmtime(passed) < os.path.getmtime(program):
             print(os.path.basename(program), flush=True)
+            for old in glob.glob(raw + "-*.profraw"):
+                os.remove(old)
             # Processes that a test starts write profiles of their own.
             result = subprocess.run([program, "--gtest_brief=1"], env={**os.environ, "LLVM_PROFILE_FILE": raw + "-%p.profraw"})
             if result.returncode:
                 sys.exit(f"{program} failed")
-            open(raw + ".passed", "w").close()
+            open(passed, "w").close()
     merged = os.path.join(profiles, "all.profdata")
     subprocess.run([tool("llvm-profdata"), "merge", "-sparse", "-failure-mode=all", "-o", merged, *glob.glob(os.path.join(profiles, "*.profraw"))], check=True)
     command = [tool("llvm-cov"), "export", f"-instr-profile={merged}", programs[0], *(f"-object={program}" for program in programs[1:])]
