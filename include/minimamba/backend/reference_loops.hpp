@@ -81,6 +81,13 @@ Scalar softplus(Scalar x) {
   return x > 20 ? x : std::log1p(std::exp(x));
 }
 
+/// sum + w x, never inlined: how many inputs are in the window differs from token to token, and a compiler that split
+/// the loop of the convolution there could round the products of one part and not those of the other.
+template <class Sum, class Scalar>
+[[gnu::noinline]] Sum add_product(Sum sum, Scalar w, Scalar x) {
+  return sum + static_cast<Sum>(w) * static_cast<Sum>(x);
+}
+
 /// The convolution at one token: y[e] = silu(bias[e] + sum_k weight[e,k] x_k[e]), where x_0 to x_{K-1} are the last
 /// inputs, oldest first.
 template <class Scalar>
@@ -102,7 +109,7 @@ template <class Sum, class Scalar>
     Sum sum = p.bias == nullptr ? Sum(0) : static_cast<Sum>(p.bias[e]);
     for (std::size_t k = 0; k < p.taps; ++k) {
       const Scalar x = k < p.past ? p.window[e * p.window_stride + k] : p.x[(k - p.past) * p.x_stride + e];
-      sum += static_cast<Sum>(p.weight[e * p.weight_stride + k]) * static_cast<Sum>(x);
+      sum = add_product(sum, p.weight[e * p.weight_stride + k], x);
     }
     p.y[e] = silu(static_cast<Scalar>(sum));
   }
