@@ -67,7 +67,10 @@ class Answer {
     if (decoder_) text_ += stops_.push(decoder_->push(token));
     return !stop && !stops_.found();
   }
+  void end() { ended_ = true; }
+  /// Empty if the continuation was interrupted, or never begun.
   std::string line() {
+    if (!ended_) return {};
     if (decoder_) text_ += stops_.push(decoder_->finish()) + stops_.finish();
     minimamba::JsonWriter json;
     json.open('{').key("prompt").value(prompt_);
@@ -87,7 +90,7 @@ class Answer {
   std::string prompt_, text_;
   std::optional<minimamba::StreamingDecoder> decoder_;
   minimamba::StopStrings stops_;
-  bool ids_only_;
+  bool ids_only_, ended_ = false;
   std::vector<std::int32_t> ids_;
 };
 
@@ -159,6 +162,7 @@ std::size_t generate_batch(const AnyModel& model, const std::optional<minimamba:
                         .on_end =
                             [&](Scheduler::Result& result) {
                               ++ended;
+                              if (!stop) answer.end();
                               if (result.error) failure = result.error;
                             }});
     }

@@ -107,6 +107,12 @@ void for_each_part(const std::string& text, const minimamba::Tokenizer& tokenize
 }  // namespace
 
 Text::Text(const Arguments& arguments, const program::Vocabulary& vocabulary) : arguments_(arguments) {
+  for (const std::string& text : arguments.text) {
+    std::error_code not_there;
+    if (fs::equivalent(text, tokens_file(), not_there)) {
+      throw minimamba::ArgumentError("--text", "another file than the one that training writes", text);
+    }
+  }
   if (program::ranks().first()) {  // what a training over several machines has left that was killed
     std::error_code ignored;
     fs::remove(tokens_file(), ignored);

@@ -88,7 +88,7 @@ class MpiCommunicator {
             "MPI_Sendrecv");
     }
   }
-  /// MPI_Allreduce.
+  /// MPI_Iallreduce in every thread, because it does not match the MPI_Allreduce of another rank's.
   template <class Scalar>
   void sum(std::span<Scalar> values) const {
     constexpr std::size_t most = std::size_t{1} << 27;
@@ -96,14 +96,13 @@ class MpiCommunicator {
       const auto some = values.subspan(first, std::min(most, values.size() - first));
       const MPI_Datatype type = std::is_same_v<Scalar, double> ? MPI_DOUBLE : MPI_FLOAT;
       std::array<MPI_Request, 1> request{MPI_REQUEST_NULL};
-      if (!is_beside_another()) {
-        check(MPI_Allreduce(MPI_IN_PLACE, some.data(), static_cast<int>(some.size()), type, MPI_SUM, ranks_),
-              "MPI_Allreduce");
-        continue;
-      }
       check(MPI_Iallreduce(MPI_IN_PLACE, some.data(), static_cast<int>(some.size()), type, MPI_SUM, ranks_,
                            request.data()),
             "MPI_Iallreduce");
+      if (!is_beside_another()) {
+        check(MPI_Wait(request.data(), MPI_STATUS_IGNORE), "MPI_Wait");
+        continue;
+      }
       wait_patiently(request);
     }
   }

@@ -124,6 +124,13 @@ expect(1 "rate 0.001, found 0.01" ${other} --text ${WORK}/text.txt --out ${WORK}
 expect(1 "more than 32 tokens to train on.*found 0 of 0" ${other} --text ${WORK}/empty.txt --out ${WORK}/none)
 expect(1 "more than 32 tokens to train on.*found 5 of 5" ${other} --text ${WORK}/short.txt --out ${WORK}/none)
 expect(1 "f32 on the processor, found bf16" ${other} --text ${WORK}/text.txt --out ${WORK}/none --products bf16)
+file(COPY_FILE ${WORK}/text.txt ${WORK}/training-tokens.bin)
+expect(1 "--text: expected another file than the one that training writes" ${other} --text ${WORK}/training-tokens.bin
+       --out ${WORK})
+if(NOT EXISTS ${WORK}/training-tokens.bin)
+  message(FATAL_ERROR "a text that was named as the file of tokens is gone")
+endif()
+file(REMOVE ${WORK}/training-tokens.bin)
 expect(1 "no-such-text" ${other} --text ${WORK}/no-such-text --out ${WORK}/none)
 expect(1 "training.safetensors" ${other} --text ${WORK}/text.txt --out ${WORK}/none --resume)
 expect(1 "step [0-9]+: the loss is |the gradient of .*: not finite after" ${model} --steps 300 --clip 0
