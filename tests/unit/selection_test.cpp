@@ -424,7 +424,7 @@ TEST(SelectionErrors, NameTheArgument) {
     }
     return "";
   };
-  EXPECT_EQ(message({}), "tokens: expected at least one, found none");
+  EXPECT_EQ(message({}), "tokens: expected at least one token, found none");
   EXPECT_NE(message({1, 50}).find("50"), std::string::npos);
   EXPECT_NE(message({-1}), "");
   EXPECT_EQ(message({1}, -1), "rows_at_once: expected at least 0, found -1");
