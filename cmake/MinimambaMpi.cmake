@@ -1,7 +1,8 @@
 # minimamba::mpi, for programs that run on several ranks and include minimamba/mpi.hpp: minimamba::minimamba, and MPI as it
 # is found on the system (OpenMPI or MPICH).
 find_package(MPI QUIET COMPONENTS CXX)
-if(TARGET MPI::MPI_CXX AND NOT TARGET minimamba::mpi)
+# CMake makes the target MPI::MPI_CXX before it knows whether there is an MPI.
+if(MPI_CXX_FOUND AND NOT TARGET minimamba::mpi)
   add_library(minimamba::mpi INTERFACE IMPORTED GLOBAL)
   target_link_libraries(minimamba::mpi INTERFACE minimamba::minimamba MPI::MPI_CXX)
   # OpenMPI's C++ bindings, which its headers would include, are not used.

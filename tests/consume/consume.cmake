@@ -96,6 +96,13 @@ if(WAY STREQUAL "add_subdirectory")  # what is missing can be fetched: here from
     message(FATAL_ERROR "nothing was fetched:\n${output}")
   endif()
 endif()
+if(WAY STREQUAL "add_subdirectory")  # where MPI is missing, CMake's FindMPI makes a target all the same
+  file(WRITE ${WORK}/without_mpi/FindMPI.cmake "add_library(MPI::MPI_CXX INTERFACE IMPORTED)\nset(MPI_CXX_FOUND FALSE)\n")
+  run(${consumer} -UMPI_* -DMINIMAMBA_MPI=ON -DCMAKE_MODULE_PATH=${WORK}/without_mpi)
+  if(NOT output MATCHES "No minimamba::mpi")
+    message(FATAL_ERROR "an MPI that is missing was found:\n${output}")
+  endif()
+endif()
 if(WAY STREQUAL "find_package")
   refused("requested version \"99.0\"" ${consumer} -DWANTED_VERSION=99.0)
   refused("requested version \"0.0.9\"" ${consumer} -DWANTED_VERSION=0.0.9)
