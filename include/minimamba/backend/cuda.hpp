@@ -238,6 +238,11 @@ class CudaBackend {
       const bool pairs = !std::is_same_v<Activation, Scalar> && width == 4 && channels % 2 == 0 && table.longest > 1 &&
                          (gpu::address(p.x.data()) | gpu::address(p.y.data())) % 4 == 0 &&
                          (stride(p.x) | stride(p.y)) % 2 == 0;
+      if (table.longest == 1 && table.count > 1 && p.kept.chunk == 0 && can_read_fours(p)) {
+        return device_->launch(program, gpu::causal_conv1d_of_tokens, {(p.x.cols() + 511) / 512, table.count}, 128,
+                               p.x.data(), stride(p.x), p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(),
+                               windows, slots, p.y.data(), stride(p.y), channels, width, table.entries);
+      }
       device_->launch(program, pairs ? gpu::causal_conv1d_of_pairs : std::size_t{gpu::causal_conv1d},
                       {(table.longest + 7) / 8, pairs ? (blocks + 1) / 2 : blocks, table.count}, 128, p.x.data(),
                       stride(p.x), p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(), windows, slots,
@@ -383,6 +388,17 @@ class CudaBackend {
                     weight.empty() ? nullptr : weight.data(), epsilon, y.data(), stride(y), cols(y));
   }
 
+  /// Whether a convolution may take four neighbouring channels at once: all that is read and written of them then
+  /// begins at a multiple of 16 bytes, or of 8 in bf16.
+  template <class Activation>
+  static bool can_read_fours(const Conv1dArguments<Scalar, Activation>& p) {
+    constexpr std::size_t bytes = std::min<std::size_t>(4 * sizeof(Activation), 16);
+    const gpu::Address parameters = gpu::address(p.weight.data()) | (p.bias.empty() ? 0 : gpu::address(p.bias.data()));
+    return p.weight.cols() == 4 && p.x.cols() % 4 == 0 &&
+           (gpu::address(p.window.first().data()) | parameters) % 16 == 0 &&
+           (gpu::address(p.x.data()) | gpu::address(p.y.data())) % bytes == 0 &&
+           (p.window.stride() | stride(p.x) | stride(p.y)) % 4 == 0;
+  }
   /// The norm that was queued last, for the product y of its row x.
   template <class W, class X, class Y>
   std::optional<gpu::NormOfRow> take_norm(View<const X> x, View<Y> y) const {

@@ -140,6 +140,15 @@ __device__ inline u32 to_bf16_pair(float low, float high) {
 // before this.
 __device__ inline void fetch_line(const void* there) { asm volatile("prefetch.global.L2 [%0];" ::"l"(there)); }
 
+// Four neighbours that are read or written at once. (Single values, of which the compiler knows that they follow one
+// another, stay single reads and writes.)
+struct __align__(16) Four {
+  Scalar at[4];
+};
+struct __align__(sizeof(Activation) < 4 ? 4 * sizeof(Activation) : 16) FourActivations {
+  Activation at[4];
+};
+
 // Copies of 16 bytes to shared memory that go on while a thread computes; zeros unless `real`.
 __device__ inline void copy_async(void* shared, const void* global, bool real) {
   const u32 to = (u32)__cvta_generic_to_shared(shared), bytes = real ? 16 : 0;

@@ -176,6 +176,40 @@ extern "C" __global__ void __launch_bounds__(128)
   for (u32 j = 0; j < past; ++j) window[j] = conv1d_input(x, x_stride, window, past, segment.length + j);
 }
 
+// The same for segments of one token, windows of 3 inputs, and channels that can be read four at once: a thread has
+// four neighbours.
+extern "C" __global__ void __launch_bounds__(128)
+    causal_conv1d_of_tokens(const Activation* x, u64 x_stride, const Scalar* weight, const Scalar* bias,
+                            Scalar* windows, u64 slot_stride, Activation* y, u64 y_stride, u32 channels, u32,
+                            const Segment* segments) {
+  begin();
+  const u32 e = (blockIdx.x * 128 + threadIdx.x) * 4;
+  if (e >= channels) return;
+  const Segment segment = segments[blockIdx.y];
+  Four* const window = (Four*)(windows + segment.slot * slot_stride + (u64)e * 3);
+  const FourActivations last = *(const FourActivations*)(x + segment.first * x_stride + e);
+  const Four before[3] = {window[0], window[1], window[2]};
+  const Four* const weights = (const Four*)(weight + (u64)e * 4);
+  const Four w[4] = {weights[0], weights[1], weights[2], weights[3]};
+  Four first = {};
+  if (bias) first = *(const Four*)(bias + e);
+  Four after[3];
+  FourActivations outputs;
+#pragma unroll
+  for (u32 c = 0; c < 4; ++c) {
+    Scalar inputs[4];
+#pragma unroll
+    for (u32 k = 0; k < 3; ++k) inputs[k] = before[(c * 3 + k) / 4].at[(c * 3 + k) % 4];
+    inputs[3] = last.at[c];
+    outputs.at[c] = conv1d_output(first.at[c], w[c].at, inputs);
+#pragma unroll
+    for (u32 k = 0; k < 3; ++k) after[(c * 3 + k) / 4].at[(c * 3 + k) % 4] = inputs[k + 1];
+  }
+#pragma unroll
+  for (u32 k = 0; k < 3; ++k) window[k] = after[k];
+  *(FourActivations*)(y + segment.first * y_stride + e) = outputs;
+}
+
 #ifdef MINIMAMBA_NARROW
 // The same for windows of 3 inputs and an even number of channels: a thread has two neighbours.
 extern "C" __global__ void __launch_bounds__(128)

@@ -53,17 +53,28 @@ __device__ inline Scalar scan_output(Scalar d, Scalar u, Scalar sum, Scalar gate
 #ifndef MINIMAMBA_DECODE  // which shares what is above alone
 // Four neighbours of a row, which begins at a multiple of 16 bytes if `whole`; zeros beyond the last.
 __device__ inline void read_four(Scalar (&to)[4], const Scalar* row, u32 first, u32 count, bool whole) {
-  if (whole && first + 4 <= count) return read_run(to, row + first);
+  if (whole && first + 4 <= count) {
+    const Four four = *(const Four*)(row + first);
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) to[i] = four.at[i];
+    return;
+  }
 #pragma unroll
   for (u32 i = 0; i < 4; ++i) to[i] = first + i < count ? row[first + i] : Scalar(0);
 }
+// In assembly, as the compiler would store value by value in what it makes of this and of the other way.
+__device__ inline void write_run(float* to, const float (&from)[4]) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(from[0]), "f"(from[1]), "f"(from[2]),
+               "f"(from[3])
+               : "memory");
+}
+__device__ inline void write_run(double* to, const double (&from)[4]) {
+  asm volatile("st.global.v2.f64 [%0], {%1, %2};\nst.global.v2.f64 [%0+16], {%3, %4};" ::"l"(to), "d"(from[0]),
+               "d"(from[1]), "d"(from[2]), "d"(from[3])
+               : "memory");
+}
 __device__ inline void write_four(const Scalar (&from)[4], Scalar* row, u32 first, u32 count, bool whole) {
-  if (whole && first + 4 <= count) {
-    Scalar* const run = (Scalar*)__builtin_assume_aligned(row + first, 16);
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) run[i] = from[i];
-    return;
-  }
+  if (whole && first + 4 <= count) return write_run(row + first, from);
 #pragma unroll
   for (u32 i = 0; i < 4; ++i) {
     if (first + i < count) row[first + i] = from[i];
