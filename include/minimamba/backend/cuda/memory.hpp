@@ -184,39 +184,45 @@ constexpr unsigned mma_shared_memory(std::size_t format, std::size_t kind) {
   return stages * (8 * 4 * (format == 2 ? 256 : 512) + groups * 1024 + (format == 0 ? 0 : (8 + groups) * 128));
 }
 
-/// Kernels of Program::products_wide: tiles of so many outputs and rows. `slice` and `end` are about how many clocks a
-/// slice of a tile takes, and what comes after.
+/// Kernels of Program::products_wide: tiles of so many outputs and rows, with up to so many stages. `slice` and `end`
+/// are about how many clocks a slice of a tile takes, and what comes after.
 struct WideTile {
   std::size_t outputs, rows;
   unsigned threads, stages, slice, end;
 
-  constexpr unsigned shared() const {
+  constexpr unsigned shared(std::size_t in_flight) const {
     const std::size_t results = std::max(rows * 144, std::min<std::size_t>(rows, 128) * 272);
-    return static_cast<unsigned>(1024 + stages * (outputs + rows) * 128 + outputs / 64 * results);
+    return static_cast<unsigned>(1024 + in_flight * (outputs + rows) * 128 + outputs / 64 * results);
+  }
+  /// For a product of so many slices: with many of them it is worth that no other block finds room beside this one.
+  constexpr std::size_t stages_for(std::size_t slices) const {
+    return slices >= 32 ? stages : std::min<std::size_t>(stages, 8);
   }
 };
-inline constexpr std::array wide_kernels = {"multiply_bf16_wide_256", "multiply_bf16_wide_128", "multiply_bf16_wide_64",
-                                            "multiply_bf16_wide_32",  "multiply_bf16_some_8",   "multiply_bf16_some_16",
-                                            "multiply_bf16_some_32"};
-inline constexpr std::array<WideTile, 4> wide_tiles = {{{128, 256, 384, 3, 1600, 3000},
+inline constexpr std::array wide_kernels = {
+    "multiply_bf16_wide_256", "multiply_bf16_wide_128", "multiply_bf16_wide_128x64", "multiply_bf16_wide_64",
+    "multiply_bf16_wide_32",  "multiply_bf16_some_8",   "multiply_bf16_some_16",     "multiply_bf16_some_32"};
+inline constexpr std::array<WideTile, 5> wide_tiles = {{{128, 256, 384, 3, 1600, 3000},
                                                         {128, 128, 384, 4, 920, 1500},
+                                                        {128, 64, 384, 7, 560, 900},
                                                         {64, 64, 160, 8, 370, 900},
-                                                        {64, 32, 160, 8, 250, 600}}};
+                                                        {64, 32, 160, 16, 250, 600}}};
 /// And others for few rows: blocks of 16 outputs and so many rows, whose warps copy so many stages ahead. The result is
-/// [2 turns][8 warps][16 outputs][pitch].
+/// [2 turns][warps][16 outputs][pitch].
 struct SomeTile {
   std::size_t rows;
-  unsigned stages;
+  unsigned stages, warps;
 
   constexpr unsigned shared() const {
     const std::size_t pitch = rows == 8 ? 8 : rows + 8;
-    return static_cast<unsigned>(std::size_t{8} * stages * (2048 + rows * 128) + std::size_t{2} * 8 * 16 * pitch * 4);
+    return static_cast<unsigned>(warps * (stages * (2048 + rows * 128) + 2 * 16 * pitch * 4));
   }
 };
-inline constexpr std::array<SomeTile, 3> some_tiles = {{{8, 4}, {16, 4}, {32, 3}}};
+inline constexpr std::array<SomeTile, 3> some_tiles = {{{8, 4, 16}, {16, 4, 8}, {32, 3, 8}}};
 static_assert(wide_kernels.size() == wide_tiles.size() + some_tiles.size());
 constexpr unsigned wide_shared_memory(std::size_t kernel) {
-  return kernel < wide_tiles.size() ? wide_tiles[kernel].shared() : some_tiles[kernel - wide_tiles.size()].shared();
+  return kernel < wide_tiles.size() ? wide_tiles[kernel].shared(wide_tiles[kernel].stages)
+                                    : some_tiles[kernel - wide_tiles.size()].shared();
 }
 
 /// Kernels of Program::products_double: one for each format, and the rounding of activations.

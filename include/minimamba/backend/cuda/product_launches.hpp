@@ -94,32 +94,33 @@ void multiply_wide(const Device& device, const Inputs& x, const Weights& weight,
                     row_bytes = std::size_t{(weight.cols + 15) / 16} * 512;
   const WideTile& tile = wide_tiles[kernel];
   const std::size_t tiles = (rows + tile.rows - 1) / tile.rows * ((outputs + tile.outputs - 1) / tile.outputs);
-  device.launch(
-      Program::products_wide, kernel, {std::min(tiles, device.processors())},
-      product_block(y, 5, x.values, x.values + (rows * x.stride + weight.cols) * 2, tile.threads, tile.shared()),
-      device.tensor_map({.data = x.values,
-                         .value_bytes = 2,
-                         .rows = rows,
-                         .cols = weight.cols,
-                         .stride_bytes = x.stride * 2,
-                         .box_rows = tile.rows}),
-      device.tensor_map({.data = weight.data,
-                         .value_bytes = 8,
-                         .rows = panels,
-                         .cols = row_bytes / 8,
-                         .stride_bytes = row_bytes,
-                         .box_rows = tile.outputs / 16}),
-      x.rows, weight, output_to(y));
+  device.launch(Program::products_wide, kernel, {std::min(tiles, device.processors())},
+                product_block(y, 5, x.values, x.values + (rows * x.stride + weight.cols) * 2, tile.threads,
+                              tile.shared(tile.stages_for((weight.cols + 63) / 64))),
+                device.tensor_map({.data = x.values,
+                                   .value_bytes = 2,
+                                   .rows = rows,
+                                   .cols = weight.cols,
+                                   .stride_bytes = x.stride * 2,
+                                   .box_rows = tile.rows}),
+                device.tensor_map({.data = weight.data,
+                                   .value_bytes = 8,
+                                   .rows = panels,
+                                   .cols = row_bytes / 8,
+                                   .stride_bytes = row_bytes,
+                                   .box_rows = tile.outputs / 16}),
+                x.rows, weight, output_to(y));
 }
 
 /// The kernels of products_wide for few rows.
 template <class Y>
 void multiply_some(const Device& device, const Inputs& x, const Weights& weight, View<Y> y, std::size_t number) {
   const SomeTile& tile = some_tiles[number];
-  device.launch(Program::products_wide, wide_tiles.size() + number,
-                {(y.cols() + 15) / 16, (y.rows() + tile.rows - 1) / tile.rows},
-                product_block(y, 3, x.values, x.values + (y.rows() * x.stride + weight.cols) * 2, 256, tile.shared()),
-                x, weight, output_to(y));
+  device.launch(
+      Program::products_wide, wide_tiles.size() + number,
+      {(y.cols() + 15) / 16, (y.rows() + tile.rows - 1) / tile.rows},
+      product_block(y, 3, x.values, x.values + (y.rows() * x.stride + weight.cols) * 2, 32 * tile.warps, tile.shared()),
+      x, weight, output_to(y));
 }
 /// Which of them, if one is likely to be the fastest: there is place for about a block on each multiprocessor.
 inline std::optional<std::size_t> some_kernel(const Device& device, const Inputs& x, const Weights& weight) {

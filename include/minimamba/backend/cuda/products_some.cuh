@@ -1,14 +1,14 @@
 R"cuda(
 // Products of bf16 activations with bf16 weights for few rows and few outputs, on Hopper: the arithmetic of
-// products_mma.cuh. A block has 16 outputs of 8 * GROUPS rows, and its eight warps share the slices. A warp has what it
+// products_mma.cuh. A block has 16 outputs of 8 * GROUPS rows, and its warps share the slices. A warp has what it
 // multiplies copied STAGES slices ahead, so that it waits for memory once: weights before x is there.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-template <int GROUPS, int STAGES>
+template <int GROUPS, int STAGES, int WARPS>
 struct Some {
   static constexpr u32 rows = 8 * GROUPS, weight_bytes = 2048, stage_bytes = weight_bytes + rows * 128;
   static constexpr u32 pitch = rows == 8 ? 8 : rows + 8, sums = 16 * pitch;  // of a slice: [16 outputs][rows]
-  static constexpr u32 bytes = 8 * STAGES * stage_bytes + 2 * 8 * sums * 4;
-  static constexpr u32 results = 16 * rows, each = (results + 255) / 256;
+  static constexpr u32 threads = 32 * WARPS, bytes = WARPS * STAGES * stage_bytes + 2 * WARPS * sums * 4;
+  static constexpr u32 results = 16 * rows, each = (results + threads - 1) / threads;
 
   const Inputs& x;
   const Weights& w;
@@ -31,7 +31,7 @@ struct Some {
   // is at i ^ r % 8, so that eight rows of a piece lie in different banks.
   __device__ u8* stage(u32 number) const { return shared + (warp * STAGES + number) * stage_bytes; }
   __device__ float* partial(u32 buffer) const {
-    return (float*)(shared + 8 * STAGES * stage_bytes) + buffer % 2 * 8 * sums;
+    return (float*)(shared + WARPS * STAGES * stage_bytes) + buffer % 2 * WARPS * sums;
   }
   __device__ static void copy_bytes(void* to, const void* from, u32 bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
@@ -81,15 +81,15 @@ struct Some {
 
   __device__ void run() const {
 #pragma unroll
-    for (u32 i = 0; i < STAGES; ++i) copy_weights(i * 8 + warp, i);
+    for (u32 i = 0; i < STAGES; ++i) copy_weights(i * WARPS + warp, i);
     wait_for_inputs();
 #pragma unroll
-    for (u32 i = 0; i < STAGES; ++i) copy_inputs(i * 8 + warp, i), end_copies();
+    for (u32 i = 0; i < STAGES; ++i) copy_inputs(i * WARPS + warp, i), end_copies();
     float total[each] = {}, before[each];
     read_sums(before);
     u32 number = 0, turn = 0;
 #pragma unroll 1
-    for (u32 first = 0; first < slices; first += 8, ++turn) {
+    for (u32 first = 0; first < slices; first += WARPS, ++turn) {
       wait_for_copies<STAGES - 1>();
       __syncwarp();
       if (first + warp < slices) {
@@ -103,13 +103,14 @@ struct Some {
         }
       }
       __syncthreads();
-      copy_weights(first + STAGES * 8 + warp, number), copy_inputs(first + STAGES * 8 + warp, number), end_copies();
+      copy_weights(first + STAGES * WARPS + warp, number), copy_inputs(first + STAGES * WARPS + warp, number),
+          end_copies();
       number = number + 1 == STAGES ? 0 : number + 1;
-      const u32 here = min(8u, slices - first);
+      const u32 here = min((u32)WARPS, slices - first);
 #pragma unroll
       for (u32 e = 0; e < each; ++e) {
-        const u32 at = e * 256 + threadIdx.x;
-        if (results < 256 && at >= results) break;
+        const u32 at = e * threads + threadIdx.x;
+        if (results < threads && at >= results) break;
         const float* const from = partial(turn) + at / rows * pitch + at % rows;
 #pragma unroll 8
         for (u32 s = 0; s < here; ++s) total[e] += from[s * sums];
@@ -119,10 +120,10 @@ struct Some {
   }
 
   // Result number e of a thread is stored in this row, of this output.
-  __device__ u32 row_of(u32 e) const { return first_row + (e * 256 + threadIdx.x) / 16; }
+  __device__ u32 row_of(u32 e) const { return first_row + (e * threads + threadIdx.x) / 16; }
   __device__ u32 output_of() const { return blockIdx.x * 16 + threadIdx.x % 16; }
   __device__ bool has(u32 e) const {
-    return (results >= 256 || threadIdx.x < results) && row_of(e) < x.rows && output_of() < w.rows;
+    return (results >= threads || threadIdx.x < results) && row_of(e) < x.rows && output_of() < w.rows;
   }
   __device__ void read_sums(float (&before)[each]) const {
 #pragma unroll
@@ -135,14 +136,14 @@ struct Some {
     float* const exchanged = partial(turn);
 #pragma unroll
     for (u32 e = 0; e < each; ++e) {
-      const u32 at = e * 256 + threadIdx.x;
-      if (results >= 256 || at < results) exchanged[at % rows * 17 + at / rows] = total[e];
+      const u32 at = e * threads + threadIdx.x;
+      if (results >= threads || at < results) exchanged[at % rows * 17 + at / rows] = total[e];
     }
     __syncthreads();
 #pragma unroll
     for (u32 e = 0; e < each; ++e) {
       if (!has(e)) continue;
-      const float own = exchanged[(e * 256 + threadIdx.x) / 16 * 17 + threadIdx.x % 16];
+      const float own = exchanged[(e * threads + threadIdx.x) / 16 * 17 + threadIdx.x % 16];
       if (output.sum) {
         output.y[row_of(e) * output.y_stride + output_of()] = own;
         output.sum[row_of(e) * output.sum_stride + output_of()] = before[e] + own;
@@ -153,16 +154,16 @@ struct Some {
   }
 };
 
-#define SOME(NAME, GROUPS, STAGES)                                                            \
-  extern "C" __global__ void __launch_bounds__(256, 1)                                        \
+#define SOME(NAME, GROUPS, STAGES, WARPS)                                                     \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)                                 \
       multiply_bf16_some_##NAME(Inputs x, Weights w, const __grid_constant__ Output output) { \
     extern __shared__ __align__(16) u8 dynamic[];                                             \
     let_next_begin();                                                                         \
-    const Some<GROUPS, STAGES> kind(x, w, output, dynamic);                                   \
+    const Some<GROUPS, STAGES, WARPS> kind(x, w, output, dynamic);                            \
     kind.run();                                                                               \
   }
-SOME(8, 1, 4)
-SOME(16, 2, 4)
-SOME(32, 4, 3)
+SOME(8, 1, 4, 16)
+SOME(16, 2, 4, 8)
+SOME(32, 4, 3, 8)
 #endif
 )cuda"

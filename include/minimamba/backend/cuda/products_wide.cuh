@@ -9,24 +9,24 @@ R"cuda(
 template <int WARPGROUPS, int PARTS, int WIDTH, int STAGES, int BUFFERS>
 struct Wide {
   static constexpr u32 outputs = 64 * WARPGROUPS, rows = PARTS * WIDTH;
-  // High tiles need more registers than all threads can have: a warpgroup that copies gives some away.
-  static constexpr bool moves_registers = rows >= 128;
+  // Two warpgroups need more registers than all threads can have: one more that copies gives some away.
+  static constexpr bool moves_registers = WARPGROUPS > 1;
   static constexpr u32 threads = 128 * WARPGROUPS + (moves_registers ? 128 : 32);
   static constexpr u32 weight_bytes = outputs * 128, stage_bytes = weight_bytes + rows * 128;  // of a slice
   static constexpr u32 narrow_pitch = 144, pitch = 272;         // bytes of a row of results
   static constexpr u32 rows_at_once = rows < 128 ? rows : 128;  // of results in f32
   static constexpr u32 result_bytes =
       rows * narrow_pitch > rows_at_once* pitch ? rows* narrow_pitch : rows_at_once* pitch;
-  static constexpr u32 bytes = 1024 + STAGES * stage_bytes + WARPGROUPS * result_bytes;
 
   struct Barriers {
     u64 full[STAGES], empty[STAGES];
   };
   // The slices that follow, in turn.
   struct Turn {
-    u32 stage = 0, parity = 0;
+    u32 stages, stage = 0, parity = 0;
+    __device__ explicit Turn(u32 count) : stages(count) {}
     __device__ void next() {
-      if (++stage == STAGES) stage = 0, parity ^= 1;
+      if (++stage == stages) stage = 0, parity ^= 1;
     }
   };
 
@@ -36,6 +36,7 @@ struct Wide {
   const Output& output;
   u8* const shared;
   Barriers& barriers;
+  const u32 stages;  // as many as the shared memory that the host has asked for, up to STAGES
 
   __device__ u32 slices() const { return (w.cols + 63) / 64; }
   __device__ u32 row_tiles() const { return (x_rows + rows - 1) / rows; }
@@ -45,7 +46,7 @@ struct Wide {
 
   __device__ void run() const {
     if (threadIdx.x == 0) {
-      for (u32 i = 0; i < STAGES; ++i) {
+      for (u32 i = 0; i < stages; ++i) {
         make_barrier(&barriers.full[i], 1);
         make_barrier(&barriers.empty[i], 4 * WARPGROUPS);  // every warp says that it has read a stage
       }
@@ -73,11 +74,11 @@ struct Wide {
   }
   __device__ void copy_all() const {
     if (blockIdx.x >= tiles()) return;
-    const u32 early = min(slices(), (u32)STAGES);  // slices whose weights are on their way before x is there
+    const u32 early = min(slices(), stages);  // slices whose weights are on their way before x is there
     for (u32 slice = 0; slice < early; ++slice) copy_weights(blockIdx.x, slice, slice);
     wait_for_inputs();
     for (u32 slice = 0; slice < early; ++slice) copy_inputs(blockIdx.x, slice, slice);
-    Turn turn;
+    Turn turn(stages);
     for (u32 tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
       for (u32 slice = 0; slice < slices(); ++slice, turn.next()) {
         if (tile == blockIdx.x && slice < early) continue;
@@ -198,7 +199,7 @@ struct Wide {
     }
   }
   __device__ void multiply_all(u32 warpgroup, u32 thread) const {
-    Turn turn;
+    Turn turn(stages);
     for (u32 tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
       Totals totals;
 #pragma unroll
@@ -249,7 +250,7 @@ struct Wide {
   }
   // Results go through shared memory, so that whole lines are written.
   __device__ void store(const Totals& totals, u32 tile, u32 warpgroup, u32 thread) const {
-    u8* const results = shared + STAGES * stage_bytes + warpgroup * result_bytes;
+    u8* const results = shared + stages * stage_bytes + warpgroup * result_bytes;
     const u32 row = first_row(tile), col = first_output(tile) + warpgroup * 64, lane = thread % 32, warp = thread / 32;
     if (output.narrow) {
 #pragma unroll
@@ -303,7 +304,7 @@ struct Wide {
 };
 
 #define WIDE(NAME, BLOCKS, WARPGROUPS, PARTS, WIDTH, STAGES, BUFFERS)                                           \
-  extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + (PARTS * WIDTH >= 128 ? 128 : 32), BLOCKS)    \
+  extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + (WARPGROUPS > 1 ? 128 : 32), BLOCKS)          \
       multiply_bf16_wide_##NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights, \
                                 u32 x_rows, Weights w, const __grid_constant__ Output output) {                 \
     extern __shared__ __align__(16) u8 dynamic[];                                                               \
@@ -311,12 +312,14 @@ struct Wide {
     __shared__ Kind::Barriers barriers;                                                                         \
     let_next_begin();                                                                                           \
     u8* const shared = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;                                \
-    const Kind kind = {x, weights, x_rows, w, output, shared, barriers};                                        \
+    const u32 stages = (dynamic_bytes() - 1024 - WARPGROUPS * Kind::result_bytes) / Kind::stage_bytes;          \
+    const Kind kind = {x, weights, x_rows, w, output, shared, barriers, stages};                                \
     kind.run();                                                                                                 \
   }
-WIDE(256, 1, 2, 4, 64, 3, 2)
+WIDE(256, 1, 2, 2, 128, 3, 1)
 WIDE(128, 1, 2, 2, 64, 4, 2)
+WIDE(128x64, 1, 2, 1, 64, 7, 2)
 WIDE(64, 1, 1, 1, 64, 8, 3)
-WIDE(32, 1, 1, 1, 32, 8, 4)
+WIDE(32, 1, 1, 1, 32, 16, 4)
 #endif
 )cuda"

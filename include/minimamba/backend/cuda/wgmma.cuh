@@ -33,6 +33,12 @@ __device__ inline void copy_box(void* shared, const TensorMap& from, u32 col, u3
       "l"(&from), "r"(col), "r"(row), "r"(shared_address(barrier))
       : "memory");
 }
+// Of the shared memory that the host has asked for.
+__device__ inline u32 dynamic_bytes() {
+  u32 bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  return bytes;
+}
 // Threads of a warpgroup wait for each other.
 __device__ inline void meet_warpgroup(u32 warpgroup) {
   asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
@@ -64,6 +70,18 @@ __device__ inline void multiply_wide(Sums<64>& sums, const uint4& a, u64 b, u32 
       "%30,%31}, {%32,%33,%34,%35}, %36, keep, 1, 1, 0;\n}"
       : MINIMAMBA_SUMS_OF_8(sums.at, 0), MINIMAMBA_SUMS_OF_8(sums.at, 8), MINIMAMBA_SUMS_OF_8(sums.at, 16),
         MINIMAMBA_SUMS_OF_8(sums.at, 24)
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(keep));
+}
+__device__ inline void multiply_wide(Sums<128>& sums, const uint4& a, u64 b, u32 keep) {
+  asm volatile(
+      "{\n.reg .pred keep;\nsetp.ne.b32 keep, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
+      "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,"
+      "%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, keep, 1, 1, 0;\n}"
+      : MINIMAMBA_SUMS_OF_8(sums.at, 0), MINIMAMBA_SUMS_OF_8(sums.at, 8), MINIMAMBA_SUMS_OF_8(sums.at, 16),
+        MINIMAMBA_SUMS_OF_8(sums.at, 24), MINIMAMBA_SUMS_OF_8(sums.at, 32), MINIMAMBA_SUMS_OF_8(sums.at, 40),
+        MINIMAMBA_SUMS_OF_8(sums.at, 48), MINIMAMBA_SUMS_OF_8(sums.at, 56)
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(keep));
 }
 __device__ inline void multiply_wide(Sums<32>& sums, const uint4& a, u64 b, u32 keep) {
