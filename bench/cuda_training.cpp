@@ -1,10 +1,11 @@
 // Training on a card: tokens a second of whole steps, with the memory that they take, and the kernels of backward
-// alone. cuda_training [d_model n_layer]; without arguments the shape of mamba-130m. Each figure is the median of
-// several runs. Weights are random.
+// alone. cuda_training [d_model n_layer] [f32 | bf16]; without sizes the shape of mamba-130m, and with a name of
+// products only its whole steps with these. Each figure is the median of several runs. Weights are random.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 #include "minimamba/backend/cuda_training.hpp"
@@ -227,25 +228,34 @@ int main(int argc, char** argv) {
       return 0;
     }
     MambaConfig config{.d_model = 768, .n_layer = 24, .vocab_size = 50280};
-    if (argc > 2 && argv[1][0] != '-') config.d_model = std::atoi(argv[1]), config.n_layer = std::atoi(argv[2]);
-    {
+    std::vector<Products> wanted{Products::f32, Products::bf16};
+    const std::string last = argc > 1 ? argv[argc - 1] : "";
+    const bool steps_alone = last == "f32" || last == "bf16";
+    if (steps_alone) wanted = {last == "f32" ? Products::f32 : Products::bf16};
+    if (argc - (steps_alone ? 1 : 0) > 2) config.d_model = std::atoi(argv[1]), config.n_layer = std::atoi(argv[2]);
+    using Mamba1 = Mamba<float, CudaTraining>;
+    if (!steps_alone) {
       const Backend backend;
       std::printf("%s\n", backend.device_name().c_str());
       bench_scan(backend, 8, 2048, 2048, 16);
+      for (const Products products : wanted) {
+        std::printf("products in %s\n", name_of(products));
+        bench_layer(Backend({.products = products}), 8 * 2048, config);
+      }
+      bench_steps<Mamba1>({.d_model = 128, .n_layer = 3, .vocab_size = 256}, 1, 32, 50);
+      bench_steps<Mamba1>({.d_model = 256, .n_layer = 4, .vocab_size = 256}, 8, 256, 20);
+      bench_steps<Mamba1>({.d_model = 256, .n_layer = 4, .vocab_size = 256}, 8, 256, 20, Products::bf16);
     }
-    for (const Products products : {Products::f32, Products::bf16}) {
-      std::printf("products in %s\n", name_of(products));
-      bench_layer(Backend({.products = products}), 8 * 2048, config);
-    }
-    using Mamba1 = Mamba<float, CudaTraining>;
-    bench_steps<Mamba1>({.d_model = 128, .n_layer = 3, .vocab_size = 256}, 1, 32, 50);
-    bench_steps<Mamba1>({.d_model = 256, .n_layer = 4, .vocab_size = 256}, 8, 256, 20);
-    bench_steps<Mamba1>({.d_model = 256, .n_layer = 4, .vocab_size = 256}, 8, 256, 20, Products::bf16);
-    for (const Products products : {Products::f32, Products::bf16}) {
-      for (const TapeOptions& kept :
-           {TapeOptions{}, {.recompute_some = false}, {.chunk = 16, .recompute_some = false}, {.recompute = true}}) {
+    for (const Products products : wanted) {
+      for (const TapeOptions& kept : {TapeOptions{},
+                                      {.chunk = 64},
+                                      {.recompute_some = false},
+                                      {.chunk = 16, .recompute_some = false},
+                                      {.recompute = true}}) {
+        if (steps_alone && (kept.chunk == 16 || kept.recompute)) continue;
         bench_steps<Mamba1>(config, 8, 2048, 5, products, kept);
       }
+      if (steps_alone) continue;
       bench_steps<Mamba<float, CudaTraining, float, SSD>>(
           {.d_model = config.d_model, .n_layer = config.n_layer, .vocab_size = config.vocab_size}, 8, 2048, 3,
           products);
