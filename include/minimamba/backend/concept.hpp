@@ -25,17 +25,55 @@
 
 namespace minimamba::inline MINIMAMBA_ISA {
 
+/// Operands. A backend whose products round what they read may let the kernels before them do it. What only products
+/// read is then an operand: it is in half of the memory of a matrix of Scalar, and the arguments of kernels say which
+/// of their results are to be written so. Such a backend has
+///   rounds_operand(x)                 whether x, if only products read it, is to be an operand: this depends on the
+///                                     backend, and on the shape and place of x
+///   operand_columns(x, first, count)  where these columns of an operand are; it has room for twice its columns
+///   rms_norm_to_operand(x, weight, epsilon, y), matmul_of_operand(x, weight, y)
+///   matmul_backward_of(operands, weight, dweight, dx)  both products of backward; dweight may be null
+///   hold(weight)                      an object; while it lives, the weight does not change, and is rounded once
+template <class Scalar>
+struct ProductBackwardArguments {
+  View<const Scalar> d_y, x;
+  bool d_y_is_operand = false, x_is_operand = false;
+};
+
+namespace detail {
+
+/// y += x, where nothing else reads x; a backend may have this as add_last(x, y).
+template <class B, class T>
+void add_last(const B& backend, View<T> x, View<T> y) {
+  if constexpr (requires { backend.add_last(x, y); }) {
+    backend.add_last(x, y);
+  } else {
+    backend.add(x, y);
+  }
+}
+template <class B, class T>
+bool is_operand(const B& backend, View<T> x) {
+  if constexpr (requires { backend.rounds_operand(x); }) {
+    return backend.rounds_operand(x);
+  } else {
+    return false;
+  }
+}
+
+}  // namespace detail
+
 /// The causal convolution. For each segment, y[t,e] = silu(bias[e] + sum_k weight[e,k] x[t - K + 1 + k, e]), where x at
 /// negative times is read from the window. Afterwards the window holds the last K - 1 inputs, oldest first.
 template <class Scalar, class Activation = Scalar>
 struct Conv1dArguments {
   std::span<const Segment> segments;
-  View<const Activation> x;      // [M, E]
-  View<const Scalar> weight;     // [E, K], oldest first
-  View<const Scalar> bias;       // [1, E], or empty
-  SlotView<Scalar> window;       // [E, K - 1], oldest first, read and written
-  View<Activation> y;            // [M, E], must not be x
-  KeptStates<Scalar> kept = {};  // windows
+  View<const Activation> x;       // [M, E]
+  View<const Scalar> weight;      // [E, K], oldest first
+  View<const Scalar> bias;        // [1, E], or empty
+  SlotView<Scalar> window;        // [E, K - 1], oldest first, read and written
+  View<Activation> y;             // [M, E], must not be x
+  KeptStates<Scalar> kept = {};   // windows
+  View<Activation> operand = {};  // y a second time, as an operand, or empty
 };
 
 /// The selective scan (arXiv 2312.00752, section 3.2 and algorithm 2), including the gate:
@@ -56,6 +94,7 @@ struct ScanArguments {
   SlotView<Scalar> h;             // [E, N], the state, read and written
   View<Activation> y;             // [M, E], must not be one of the views above
   KeptStates<Scalar> kept = {};   // states h
+  bool y_is_operand = false;
 };
 
 /// dropout: x[i,j] becomes zero with probability `rate`, and otherwise x[i,j] / (1 - rate). Which elements become zero
@@ -289,6 +328,11 @@ struct BackendTraits {
   /// Whether the backward of the scan gives the y of forward, so that training need not keep it.
   static constexpr bool scan_backward_gives_y = [] {
     if constexpr (requires { B::scan_backward_gives_y; }) return bool{B::scan_backward_gives_y};
+    return false;
+  }();
+  /// Whether the backward of a norm can add its result to a sum: see RmsNormBackwardArguments.
+  static constexpr bool norm_backward_adds = [] {
+    if constexpr (requires { B::norm_backward_adds; }) return bool{B::norm_backward_adds};
     return false;
   }();
   /// Whether the results for a sequence are bit for bit the same however it is split into calls and batched.

@@ -235,6 +235,14 @@ class CudaBackend {
                         static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF)), channels, width,
                         table.entries);
       }
+      if (!p.operand.empty()) {
+        assert(program == layers);
+        device_->launch(program, gpu::causal_conv1d_to_both, {(table.longest + 7) / 8, blocks, table.count}, 128,
+                        p.x.data(), stride(p.x), p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(), windows,
+                        slots, p.y.data(), stride(p.y), channels, width, table.entries, p.operand.data(),
+                        std::uint64_t{stride(p.operand) * sizeof(Scalar) / 2});
+        return;
+      }
       const bool pairs = !std::is_same_v<Activation, Scalar> && width == 4 && channels % 2 == 0 && table.longest > 1 &&
                          (gpu::address(p.x.data()) | gpu::address(p.y.data())) % 4 == 0 &&
                          (stride(p.x) | stride(p.y)) % 2 == 0;

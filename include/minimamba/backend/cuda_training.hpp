@@ -15,15 +15,16 @@
 //     over the channels of a head and then over all tokens (SSD)
 //   - the first of equal tokens adds their gradients to the row of the embedding, in their order
 // CudaOptions::products = Products::bf16 rounds the operands of products, forward and backward, to bf16; sums and all
-// else are in float: see cuda/training_bf16.cuh. With double it has no effect.
+// else are in float: see cuda/training_bf16.cuh. What products alone read is rounded by the kernel that computes it
+// (operands, see concept.hpp), and the rest by a kernel of its own, to the same bits. With double it has no effect.
 // What is not finite is left so: a product whose operands are larger than 1e38 need not have the result that a fused
 // multiply-add would have.
 //
 // Scratch memory, shared with the other kernels of the card: for the scan of S6, 2 N values for each token and group of
 // channels (32 channels up to 16 states), and E N for each segment and, where chunks are longer than 16 tokens, for
 // each further tile of 16; for that of SSD, 2 N for each token and group of channels (32 up to 128 states), and E N for
-// each segment and tile of 4 tokens of one chunk; for products of weights up to 128 MB; and for Products::bf16 the
-// rounded operands of one product.
+// each segment and tile of 4 tokens of one chunk; for products of weights up to 128 MB; and for Products::bf16 those
+// operands of one product that are rounded for it, and the weight of the head.
 //
 // Errors: CudaError as for CudaBackend, which says what is missing when the backend is made (the kernels of training
 // are compiled then), and when memory runs out; ArgumentError for more than 1024 states of a channel.
@@ -52,8 +53,8 @@ namespace minimamba::inline MINIMAMBA_ISA {
 template <class Number>
 class CudaTraining : public detail::CudaSsdTraining<Number> {
   using Base = detail::CudaSsdTraining<Number>;
-  using Base::gives_rounded_y, Base::rounded_in;
   using Base::is_contiguous, Base::multiply_rounded, Base::multiply_backward_rounded, Base::add_weight_parts;
+  using Base::rounded_in;
   using Base::rows, Base::cols, Base::stride, Base::over, Base::in_double, Base::device_;
   using Base::train, Base::ceil, Base::training, Base::products, Base::add_columns, Base::rounds_products;
   using typename Base::Columns;
@@ -62,9 +63,9 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
   using Scalar = Number;
   using Weights = CudaMatrix<Scalar>;
   using Base::Base;
-  static constexpr std::size_t logits_at_once = std::size_t{1} << 27;  // 512 MiB of floats: many rows fill the card
-  static constexpr bool recomputes_some = true;                        // memory is scarce, and it takes little time
-  static constexpr bool scan_backward_gives_y = true;
+  static constexpr std::size_t logits_at_once = std::size_t{15} << 23;  // 480 MiB of floats: many rows fill the card
+  static constexpr bool recomputes_some = true;                         // memory is scarce, and it takes little time
+  static constexpr bool scan_backward_gives_y = true, norm_backward_adds = true;
 
   static View<Scalar> elements(Weights& matrix) { return all_of<Scalar>(matrix); }
   static View<const Scalar> elements(const Weights& matrix) { return all_of<const Scalar>(matrix); }
@@ -87,27 +88,45 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
   /// Both products of backward: dx = dy weight, dweight += dy^T x.
   void matmul_backward(View<const Scalar> d_y, const Weights& weight, View<const Scalar> x, Weights& d_weight,
                        View<Scalar> d_x) const {
-    if (rounds_products()) return multiply_backward_rounded(d_y, &weight, d_x, x, &d_weight);
+    if (rounds_products()) return multiply_backward_rounded({d_y, x}, &weight, d_x, &d_weight);
     matmul_backward_weight(d_y, x, d_weight);
     matmul_backward_input(d_y, weight, d_x);
   }
-  /// Its halves, before and after the backward of the scan that gives y: the first keeps in `memory`, which is as large
-  /// as d_y, what the second needs of it.
-  void begin_matmul_backward(View<const Scalar> d_y, const Weights& weight, View<Scalar> d_x,
+  /// Its halves, before and after the backward of the scan that gives x: the first keeps in `memory`, which is as large
+  /// as dy, what the second needs of it.
+  void begin_matmul_backward(const ProductBackwardArguments<Scalar>& p, const Weights& weight, View<Scalar> d_x,
                              View<Scalar> memory) const {
-    if (!rounds_products()) return matmul_backward_input(d_y, weight, d_x);
-    multiply_backward_rounded(d_y, &weight, d_x, {}, nullptr, {.d_y = rounded_in(memory)});
+    if (!rounds_products()) return matmul_backward_input(p.d_y, weight, d_x);
+    multiply_backward_rounded(p, &weight, d_x, nullptr, {.d_y = rounded_in(memory)});
   }
-  void end_matmul_backward(View<const Scalar> d_y, View<const Scalar> y, Weights& d_weight, View<Scalar> memory) const {
-    if (!rounds_products()) return matmul_backward_weight(d_y, y, d_weight);
-    const gpu::Address rounded_y = gives_rounded_y(y) ? gpu::address(y.data()) : 0;
-    multiply_backward_rounded(d_y, nullptr, {}, y, &d_weight,
-                              {.d_y = rounded_in(memory), .d_y_is_there = true, .x = rounded_y});
+  void end_matmul_backward(const ProductBackwardArguments<Scalar>& p, Weights& d_weight, View<Scalar> memory) const {
+    if (!rounds_products()) return matmul_backward_weight(p.d_y, p.x, d_weight);
+    const gpu::Address d_y = rounded_in(memory);
+    multiply_backward_rounded(p, nullptr, {}, &d_weight, {.d_y = d_y, .is_there = d_y != 0});
   }
+
+  /// Operands: see backend/concept.hpp.
+  bool rounds_operand(View<const Scalar> x) const { return this->is_operand(x); }
+  static View<Scalar> operand_columns(View<Scalar> x, std::size_t first, std::size_t count) {
+    const auto data = reinterpret_cast<std::uintptr_t>(x.data()) + first * 2;
+    return {reinterpret_cast<Scalar*>(data), x.rows(), count, x.stride()};
+  }
+  void rms_norm_to_operand(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
+    this->normalise_to_bf16(x, weight, epsilon, y);
+  }
+  void matmul_of_operand(View<const Scalar> x, const Weights& weight, View<Scalar> y) const {
+    multiply_rounded(x, weight, y, true);
+  }
+  void matmul_backward_of(const ProductBackwardArguments<Scalar>& p, const Weights& weight, Weights* d_weight,
+                          View<Scalar> d_x) const {
+    multiply_backward_rounded(p, &weight, d_x, d_weight);
+  }
+  gpu::Holding hold(const Weights& weight) const { return this->hold_rounded(weight.weights()); }
+
   void matmul_backward_input(View<const Scalar> d_y, const Weights& weight, View<Scalar> d_x) const {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
     if (d_x.empty()) return;
-    if (rounds_products()) return multiply_backward_rounded(d_y, &weight, d_x, {}, nullptr);
+    if (rounds_products()) return multiply_backward_rounded({d_y, {}}, &weight, d_x, nullptr);
     constexpr std::size_t most = 8 * gpu::max_blocks;  // rows of a launch
     for (; d_x.rows() > most; d_y = after(d_y, most), d_x = after(d_x, most)) {
       matmul_backward_input(d_y.rows_from(0, most), weight, d_x.rows_from(0, most));
@@ -136,7 +155,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
   void matmul_backward_weight(View<const Scalar> d_y, View<const Scalar> x, Weights& d_weight) const {
     assert(d_y.rows() == x.rows() && d_y.cols() == d_weight.rows() && x.cols() == d_weight.cols());
     if (d_weight.rows() == 0 || x.empty()) return;
-    if (rounds_products()) return multiply_backward_rounded(d_y, nullptr, {}, x, &d_weight);
+    if (rounds_products()) return multiply_backward_rounded({d_y, x}, nullptr, {}, &d_weight);
     gpu::BackwardProduct p{.a = gpu::address(d_y.data()),
                            .b = gpu::address(x.data()),
                            .c = d_weight.weights().data,
@@ -170,6 +189,16 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
           stride(d_y), d_weight.weights());
   }
 
+  /// y += x, or y = from + x, where nothing else reads x: a product that gave x may not even store it.
+  void add_last(View<const Scalar> x, View<Scalar> y) const {
+    if (!this->add_to_product(x, {}, y)) Base::add(x, y);
+  }
+  void add_last(View<const Scalar> x, View<const Scalar> from, View<Scalar> y) const {
+    if (this->add_to_product(x, from, y)) return;
+    this->copy(from, y);
+    Base::add(x, y);
+  }
+
   void add_backward(View<const Scalar> d_y, View<Scalar> d_x) const {
     assert(d_y.cols() == d_x.cols());
     if (d_y.empty()) return;
@@ -194,7 +223,8 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     const gpu::Address scratch = device_->scratch(memory.bytes(), lock);
     train(gpu::rms_norm_backward, {.x = p.x.rows()}, 256, p.x.data(), stride(p.x),
           p.weight.empty() ? nullptr : p.weight.data(), p.epsilon, p.d_y.data(), stride(p.d_y), p.d_x.data(),
-          stride(p.d_x), scratch + inverses, cols(p.x));
+          stride(p.d_x), scratch + inverses, cols(p.x), std::uint32_t{p.adds},
+          p.operand.empty() ? nullptr : p.operand.data(), stride(p.operand) * 2);
     if (p.d_weight.empty()) return;
     train(gpu::rms_norm_backward_weight, columns.grid(), 256, p.x.data(), stride(p.x), p.d_y.data(), stride(p.d_y),
           scratch + inverses, rows(p.x), cols(p.x), scratch + parts);
@@ -216,7 +246,6 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     assert(p.kept.chunk > 0);
     if (p.u.empty()) return;
     gpu::ScanBackward<Scalar> arguments(p);
-    if (gives_rounded_y(p.y)) arguments.y_is_rounded = 1, arguments.y_stride = p.u.cols();
     const std::size_t kernel = gpu::scan_backward_kernel(p.a.cols());
     const gpu::ScanBackwardKernel& kind = gpu::scan_backward_kernels[kernel];
     const std::size_t groups = ceil(p.u.cols(), kind.channels()), size = arguments.state_size();
@@ -265,7 +294,8 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     const gpu::Block block = in_row ? gpu::Block{.threads = 1024, .shared = static_cast<unsigned>(row)} : gpu::Block{};
     device_->launch(training, in_row ? gpu::cross_entropy_of_row : gpu::cross_entropy, {.x = p.logits.rows()}, block,
                     p.logits.data(), stride(p.logits), p.targets.data(), static_cast<Scalar>(p.scale),
-                    p.d_logits.data(), stride(p.d_logits), losses, cols(p.logits));
+                    p.d_logits.data(), stride(p.d_logits), losses, cols(p.logits),
+                    std::uint32_t{p.d_logits_is_operand});
     train(gpu::sum_parts, {}, 256, losses, rows(p.logits), std::uint32_t{1}, p.loss.data());
   }
 

@@ -39,6 +39,7 @@ struct Conv1dBackwardArguments {
   View<Scalar> d_weight;          // [E, K], added to
   View<Scalar> d_bias;            // [1, E], added to, or empty
   SlotView<Scalar> d_window;      // [E, K - 1], in: of the final window; out: of the initial window
+  bool d_x_is_operand = false;
 };
 
 /// Backward of the selective scan. With g = silu(z), o = C . h + D u, y = o g and dh[L] given:
@@ -52,8 +53,7 @@ struct Conv1dBackwardArguments {
 ///   d_delta_bias += sum_t ddelta[t]
 /// h is recomputed from the states that were kept before each chunk of tokens. So memory holds ceil(length / chunk)
 /// states of each segment and the states of all tokens of one chunk, never those of all tokens of a segment.
-/// A backend that has scan_backward_gives_y computes the y of forward, too, unless y is empty: as its
-/// end_matmul_backward reads it.
+/// A backend that has scan_backward_gives_y computes the y of forward, too, unless y is empty.
 template <class Scalar>
 struct ScanBackwardArguments {
   std::span<const Segment> segments;
@@ -77,10 +77,12 @@ struct ScanBackwardArguments {
   View<Scalar> d_d;               // [1, E]
   SlotView<Scalar> d_h;           // [E, N], in: of the final state; out: of the initial state
   View<Scalar> y = {};            // [M, E], overwritten, or empty; see above
+  bool y_is_operand = false, d_z_is_operand = false, d_delta_is_operand = false;
 };
 
 /// Backward of y = x / r * weight, r = sqrt(mean(x^2) + epsilon):
 ///   dx = (dy weight - x / r^2 mean(dy weight x)) / r      dweight += sum over rows of dy x / r
+/// A backend that has norm_backward_adds can add to d_x instead.
 template <class Scalar>
 struct RmsNormBackwardArguments {
   View<const Scalar> x;       // [M, D]
@@ -89,6 +91,8 @@ struct RmsNormBackwardArguments {
   View<const Scalar> d_y;  // [M, D]
   View<Scalar> d_x;        // [M, D], overwritten; must not be x
   View<Scalar> d_weight;   // [1, D], added to, or empty
+  bool adds = false;
+  View<Scalar> operand = {};  // what d_x then holds a second time, as an operand, or empty
 };
 
 /// matmul_backward_input: dx = dy weight                             dy [M, out], weight [out, in], dx [M, in]
@@ -127,6 +131,7 @@ struct CrossEntropyArguments {
   double scale = 1;                  // 1 / (number of targets in the batch), for the gradient of the mean
   View<Scalar> d_logits;             // [M, V], overwritten; may be logits
   View<double> loss;                 // [1, 1], added to
+  bool d_logits_is_operand = false;
 };
 
 template <class B>

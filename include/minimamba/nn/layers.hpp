@@ -22,6 +22,9 @@ struct BackwardArguments {
   View<const Scalar> x;    // [M, in]
   View<const Scalar> d_y;  // [M, out]
   View<Scalar> d_x;        // [M, in], overwritten; not x
+  bool d_y_is_operand = false, x_is_operand = false;
+
+  ProductBackwardArguments<Scalar> operands() const { return {d_y, x, d_y_is_operand, x_is_operand}; }
 };
 
 /// y = x weight^T + bias
@@ -37,8 +40,8 @@ struct Linear {
 
   /// x [M, in] of activations, y [M, out] of activations or of Scalar
   template <class X, class Y>
-  void forward(const Backend<Scalar>& backend, View<X> x, View<Y> y) const {
-    weight.multiply(backend, x, y);
+  void forward(const Backend<Scalar>& backend, View<X> x, View<Y> y, bool x_is_operand = false) const {
+    weight.multiply(backend, x, y, x_is_operand);
     if (bias.present()) backend.add(bias.view(), y);
   }
 
@@ -99,10 +102,11 @@ struct Embedding {
 template <class Scalar, class Activation = Scalar>
 struct Conv1dForward {
   std::span<const Segment> segments;
-  View<const Activation> x;      // [M, E]
-  SlotView<Scalar> window;       // [E, K - 1], read and written
-  View<Activation> y;            // [M, E], not x
-  KeptStates<Scalar> kept = {};  // windows
+  View<const Activation> x;       // [M, E]
+  SlotView<Scalar> window;        // [E, K - 1], read and written
+  View<Activation> y;             // [M, E], not x
+  KeptStates<Scalar> kept = {};   // windows
+  View<Activation> operand = {};  // y a second time, as an operand, or empty
 };
 template <class Scalar>
 struct Conv1dBackward {
@@ -112,6 +116,7 @@ struct Conv1dBackward {
   View<const Scalar> d_y;     // [M, E]
   View<Scalar> d_x;           // [M, E], overwritten; not d_y
   SlotView<Scalar> d_window;  // in: of the final window; out: of the initial one
+  bool d_x_is_operand = false;
 };
 
 /// y = silu(causal depthwise convolution of x): see Conv1dArguments.
@@ -134,7 +139,8 @@ struct Conv1d {
                                                      .bias = bias.view(),
                                                      .window = p.window,
                                                      .y = p.y,
-                                                     .kept = p.kept});
+                                                     .kept = p.kept,
+                                                     .operand = p.operand});
   }
   void backward(const Backend<Scalar>& backend, Conv1d& gradient, const Conv1dBackward<Scalar>& p) const {
     backend.causal_conv1d_backward({.segments = p.segments,
@@ -146,7 +152,8 @@ struct Conv1d {
                                     .d_x = p.d_x,
                                     .d_weight = gradient.weight.view(),
                                     .d_bias = gradient.bias.view(),
-                                    .d_window = p.d_window});
+                                    .d_window = p.d_window,
+                                    .d_x_is_operand = p.d_x_is_operand});
   }
 
   template <class F, class... Self>
@@ -170,13 +177,23 @@ struct RMSNorm {
   void forward(const Backend<Scalar>& backend, View<const Scalar> x, View<Y> y) const {
     backend.rms_norm(x, weight.view(), epsilon, y);
   }
-  void backward(const Backend<Scalar>& backend, RMSNorm& gradient, const BackwardArguments<Scalar>& p) const {
+  /// The same for y that only products read: see detail::is_operand.
+  void to_operand(const Backend<Scalar>& backend, View<const Scalar> x, View<Scalar> y) const {
+    if constexpr (requires { backend.rms_norm_to_operand(x, weight.view(), epsilon, y); }) {
+      backend.rms_norm_to_operand(x, weight.view(), epsilon, y);
+    }
+  }
+  /// adds, operand: see RmsNormBackwardArguments.
+  void backward(const Backend<Scalar>& backend, RMSNorm& gradient, const BackwardArguments<Scalar>& p,
+                bool adds = false, View<Scalar> operand = {}) const {
     backend.rms_norm_backward({.x = p.x,
                                .weight = weight.view(),
                                .epsilon = epsilon,
                                .d_y = p.d_y,
                                .d_x = p.d_x,
-                               .d_weight = gradient.weight.view()});
+                               .d_weight = gradient.weight.view(),
+                               .adds = adds,
+                               .operand = operand});
   }
 
   template <class F, class... Self>

@@ -179,7 +179,7 @@ class WeightMatrix<Backend, Lora<W>> {
 
   /// See the header's first lines.
   template <class X, class Y>
-  void multiply(const Backend& backend, View<X> x, View<Y> y) const {
+  void multiply(const Backend& backend, View<X> x, View<Y> y, bool /*x_is_operand*/ = false) const {
     base.multiply(backend, x, y);
     each_part(x.rows(), rows(), [&](std::size_t first, std::size_t count) {
       const Rows part(backend, count, rank(), rows());
@@ -188,6 +188,11 @@ class WeightMatrix<Backend, Lora<W>> {
       backend.add(View<const Scalar>(part.wide), y.rows_from(first, count));
     });
   }
+  template <class T>
+  static constexpr bool reads_operand(const Backend&, View<T>) {
+    return false;
+  }
+  int hold(const Backend&) const { return 0; }
   /// dx = dy W + s (dy B) A, dA += s (dy B)^T x, dB += s dy^T (x A^T)
   template <class Arguments>
   void multiply_backward(const Backend& backend, WeightMatrix& gradient, const Arguments& p) const {

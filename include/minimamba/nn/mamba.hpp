@@ -193,6 +193,8 @@ class Mamba {
   void head_forward(View<A> x, View<Scalar> logits) const {
     head().multiply(backend(), x, logits);
   }
+  auto hold_head() const { return head().hold(backend()); }
+  bool head_reads_operand(View<Scalar> logits) const { return head().reads_operand(backend(), logits); }
   /// dx = dlogits head(), and dhead += dlogits^T x
   template <class Gradient>  // of a backend that trains
   void head_backward(Gradient& gradient, const BackwardArguments<Scalar>& p) const {

@@ -26,8 +26,10 @@
 // others at little cost may name them and compute them, with the bits of forward:
 //   static constexpr std::array recomputed{...};         indices of activation_widths, in ascending order
 //   void recompute(const Backend<Scalar>&, const MixerArguments<Scalar>&) const;
-// It does not use y, and of the state only the parts that are kept once are those before forward. What files say of its
-// models is in io/known_mixers.hpp.
+// It does not use y, and of the state only the parts that are kept once are those before forward. A mixer that reads x
+// in products alone may have
+//   template <class T> bool reads_operand(const Backend<Scalar>&, View<T> x) const;   see backend/concept.hpp
+// What files say of its models is in io/known_mixers.hpp.
 #ifndef MINIMAMBA_NN_MIXER_HPP
 #define MINIMAMBA_NN_MIXER_HPP
 
@@ -222,6 +224,7 @@ struct MixerArguments {
   ActivationViews<Activation> activations;        // [M, each of activation_widths], overwritten
   View<Scalar> y;                                 // [M, D], not x
   std::span<const KeptStates<Scalar>> kept = {};  // for each part of the state, or none
+  bool x_is_operand = false;                      // only where reads_operand says so
 
   KeptStates<Scalar> kept_of(std::size_t part) const { return kept.empty() ? KeptStates<Scalar>() : kept[part]; }
 };
@@ -238,6 +241,8 @@ struct MixerBackwardArguments {
   ActivationViews<Scalar> d_activations;  // overwritten
   View<Scalar> scratch;                   // [1, backward_scratch], overwritten
   LayerState<Scalar> d_state;             // in: of the final state; out: of the initial one
+  bool x_is_operand = false;              // as in forward
+  View<const Scalar> d_y_operand = {};    // d_y once more, as an operand, or empty
 };
 
 /// What a mixer selects with: at each token, it multiplies state n of channel c by exp(dt a(c, n)), where dt is

@@ -206,12 +206,21 @@ class WeightMatrix : public detail::Extents {
 
   /// y = x W^T                                         x [M, cols] of activations, y [M, rows]
   template <class X, class Y>
-  void multiply(const Backend& backend, View<X> x, View<Y> y) const {
+  void multiply(const Backend& backend, View<X> x, View<Y> y, bool x_is_operand = false) const {
+    if constexpr (requires { backend.matmul_of_operand(View<const X>(x), matrix_, y); }) {
+      if (x_is_operand) return backend.matmul_of_operand(View<const X>(x), matrix_, y);
+    }
     backend.matmul(View<const X>(x), matrix_, y);
   }
   /// dx = dy W and, unless the gradient is frozen, dW += dy^T x
   template <class Arguments>
   void multiply_backward(const Backend& backend, WeightMatrix& gradient, const Arguments& p) const {
+    if constexpr (requires { backend.matmul_backward_of(p.operands(), matrix_, &gradient.packed(), p.d_x); }) {
+      if (p.d_y_is_operand || p.x_is_operand) {
+        return backend.matmul_backward_of(p.operands(), matrix_, gradient.frozen() ? nullptr : &gradient.packed(),
+                                          p.d_x);
+      }
+    }
     if constexpr (requires { backend.matmul_backward(p.d_y, matrix_, p.x, gradient.packed(), p.d_x); }) {
       if (!gradient.frozen()) return backend.matmul_backward(p.d_y, matrix_, p.x, gradient.packed(), p.d_x);
     }
@@ -222,11 +231,25 @@ class WeightMatrix : public detail::Extents {
   /// large as dy, and keeps what the second needs of it.
   template <class Arguments>
   void begin_backward(const Backend& backend, const Arguments& p, View<Scalar> memory) const {
-    backend.begin_matmul_backward(p.d_y, matrix_, p.d_x, memory);
+    backend.begin_matmul_backward(p.operands(), matrix_, p.d_x, memory);
   }
   template <class Arguments>
   static void end_backward(const Backend& backend, WeightMatrix& gradient, const Arguments& p, View<Scalar> memory) {
-    if (!gradient.frozen()) backend.end_matmul_backward(p.d_y, p.x, gradient.packed(), memory);
+    if (!gradient.frozen()) backend.end_matmul_backward(p.operands(), gradient.packed(), memory);
+  }
+  /// Whether its products read x, if nothing else does, as an operand: see backend/concept.hpp.
+  template <class T>
+  static bool reads_operand(const Backend& backend, View<T> x) {
+    if constexpr (can_train) return detail::is_operand(backend, x);
+    return false;
+  }
+  /// While the result lives, this matrix does not change: the backend may keep what its products make of it.
+  auto hold(const Backend& backend) const {
+    if constexpr (requires { backend.hold(matrix_); }) {
+      return backend.hold(matrix_);
+    } else {
+      return 0;
+    }
   }
   /// y[i,:] = W[tokens[i],:]                           tokens [1, M], y [M, cols]
   void embed(const Backend& backend, View<const std::int32_t> tokens, View<Scalar> y) const {

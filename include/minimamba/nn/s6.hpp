@@ -15,6 +15,7 @@
 
 #include <array>
 #include <cstddef>
+#include <type_traits>
 #include <vector>
 
 #include "minimamba/core/config.hpp"
@@ -106,13 +107,15 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     this->check_derived();
     const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
-    in_proj.forward(backend, p.x, uz);
+    const View<T> operand = operand_of_u(backend, y);
+    in_proj.forward(backend, p.x, uz, p.x_is_operand);
     conv1d.forward(backend, Conv1dForward<Scalar, T>{.segments = p.segments,
                                                      .x = uz.columns(0, E),
                                                      .window = p.state[conv_part],
                                                      .y = u,
-                                                     .kept = p.kept_of(conv_part)});
-    x_proj.forward(backend, u, dt_b_c);
+                                                     .kept = p.kept_of(conv_part),
+                                                     .operand = operand});
+    x_proj.forward(backend, operand.empty() ? u : operand, dt_b_c, !operand.empty());
     normalise(backend, dt_b_c, selected);
     dt_proj.weight.multiply(backend, selected.columns(0, R), delta);
     backend.selective_scan(ScanArguments<Scalar, T>{.segments = p.segments,
@@ -126,8 +129,9 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
                                                     .z = uz.columns(E, E),
                                                     .h = p.state[ssm_part],
                                                     .y = y,
-                                                    .kept = p.kept_of(ssm_part)});
-    out_proj.forward(backend, y, p.y);
+                                                    .kept = p.kept_of(ssm_part),
+                                                    .y_is_operand = !operand.empty()});
+    out_proj.forward(backend, y, p.y, !operand.empty());
   }
 
   /// u and delta, and y where the backward of the scan gives it.
@@ -140,10 +144,17 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   }();
   void recompute(const Backend<Scalar>& backend, const MixerArguments<Scalar>& p) const {
     const auto v = computed(p.activations);
-    conv1d.forward(backend,
-                   Conv1dForward<Scalar>{
-                       .segments = p.segments, .x = v.uz.columns(0, D.cols()), .window = p.state[conv_part], .y = v.u});
+    conv1d.forward(backend, Conv1dForward<Scalar>{.segments = p.segments,
+                                                  .x = v.uz.columns(0, D.cols()),
+                                                  .window = p.state[conv_part],
+                                                  .y = v.u,
+                                                  .operand = operand_of_u(backend, v.y)});
     dt_proj.weight.multiply(backend, v.selected.columns(0, dt_proj.weight.cols()), v.delta);
+  }
+
+  template <class T>
+  bool reads_operand(const Backend<Scalar>& backend, View<T> x) const {
+    return in_proj.weight.reads_operand(backend, x);
   }
 
   /// What forward with these activations selected.
@@ -158,8 +169,16 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
     const auto [d_uz, d_u, d_dt_b_c, d_delta, d_y, d_selected] = computed(p.d_activations);
     const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
-    const View<Scalar> d_a(p.scratch.data(), E, N);
-    const BackwardArguments<Scalar> out{.x = y, .d_y = p.d_y, .d_x = d_y};
+    const View<Scalar> d_a(p.scratch.data(), E, N), operand = operand_of_u(backend, y);
+    const bool has_operands = !operand.empty();
+    const bool has_d_y = has_operands && !p.d_y_operand.empty() && !out_proj.bias.present();
+    const BackwardArguments<Scalar> out{.x = y,
+                                        .d_y = has_d_y ? p.d_y_operand : p.d_y,
+                                        .d_x = d_y,
+                                        .d_y_is_operand = has_d_y,
+                                        .x_is_operand = has_operands};
+    const bool d_uz_is_operand = !in_proj.bias.present() && in_proj.weight.reads_operand(backend, d_uz);
+    const bool d_delta_is_operand = dt_proj.weight.reads_operand(backend, d_delta);
     if constexpr (scan_gives_y) {
       out_proj.begin_backward(backend, out, p.d_x);  // which is free until the end
     } else {
@@ -181,29 +200,39 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
                                      .d_delta = d_delta,
                                      .d_b = d_selected.columns(R, N),
                                      .d_c = d_selected.columns(R + N, N),
-                                     .d_z = d_uz.columns(E, E),
+                                     .d_z = columns_of(backend, d_uz, E, d_uz_is_operand),
                                      .d_delta_bias = gradient.dt_proj.bias.view(),
                                      .d_a = d_a,
                                      .d_d = gradient.D.view(),
                                      .d_h = p.d_state[ssm_part],
-                                     .y = scan_gives_y ? y : View<Scalar>()});
+                                     .y = scan_gives_y ? y : View<Scalar>(),
+                                     .y_is_operand = has_operands,
+                                     .d_z_is_operand = d_uz_is_operand,
+                                     .d_delta_is_operand = d_delta_is_operand});
     if constexpr (scan_gives_y) out_proj.end_backward(backend, gradient.out_proj, out, p.d_x);
     backend.negative_exp_backward(A.view(), d_a, gradient.A_log.view());
-    dt_proj.weight.multiply_backward(
-        backend, gradient.dt_proj.weight,
-        BackwardArguments<Scalar>{.x = selected.columns(0, R), .d_y = d_delta, .d_x = d_selected.columns(0, R)});
+    dt_proj.weight.multiply_backward(backend, gradient.dt_proj.weight,
+                                     BackwardArguments<Scalar>{.x = selected.columns(0, R),
+                                                               .d_y = d_delta,
+                                                               .d_x = d_selected.columns(0, R),
+                                                               .d_y_is_operand = d_delta_is_operand});
     normalise_backward(backend, {.x = dt_b_c, .d_y = d_selected, .d_x = d_dt_b_c});
     // u goes into the scan and into x_proj: both gradients are added. d_y is no longer needed and takes the second.
-    x_proj.backward(backend, gradient.x_proj, {.x = u, .d_y = d_dt_b_c, .d_x = d_y});
-    backend.add(d_y, d_u);
+    const BackwardArguments<Scalar> selection{
+        .x = has_operands ? operand : u, .d_y = d_dt_b_c, .d_x = d_y, .x_is_operand = has_operands};
+    const BackwardArguments<Scalar> in{
+        .x = p.x, .d_y = d_uz, .d_x = p.d_x, .d_y_is_operand = d_uz_is_operand, .x_is_operand = p.x_is_operand};
+    x_proj.backward(backend, gradient.x_proj, selection);
+    detail::add_last(backend, d_y, d_u);
     conv1d.backward(backend, gradient.conv1d,
                     {.segments = p.segments,
                      .x = uz.columns(0, E),
                      .kept = detail::as_constant(p.kept[conv_part]),
                      .d_y = d_u,
-                     .d_x = d_uz.columns(0, E),
-                     .d_window = p.d_state[conv_part]});
-    in_proj.backward(backend, gradient.in_proj, {.x = p.x, .d_y = d_uz, .d_x = p.d_x});
+                     .d_x = columns_of(backend, d_uz, 0, d_uz_is_operand),
+                     .d_window = p.d_state[conv_part],
+                     .d_x_is_operand = d_uz_is_operand});
+    in_proj.backward(backend, gradient.in_proj, in);
   }
 
   template <class F, class... Self>
@@ -232,6 +261,22 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   template <class T>
   Computed<T> computed(const ActivationViews<T>& views) const {
     return {views[0], views[1], views[2], views[3], views[4], views[has_norms() ? 5 : 2]};
+  }
+
+  /// The E columns of d_uz from `first` on.
+  View<Scalar> columns_of(const Backend<Scalar>& backend, View<Scalar> d_uz, std::size_t first, bool is_operand) const {
+    if constexpr (requires { backend.operand_columns(d_uz, first, first); }) {
+      if (is_operand) return backend.operand_columns(d_uz, first, D.cols());
+    }
+    return d_uz.columns(first, D.cols());
+  }
+  /// Where u is once more as an operand, beside y, which has room for two and then is one too. Empty if they are none.
+  template <class T>
+  View<T> operand_of_u(const Backend<Scalar>& backend, View<T> y) const {
+    if constexpr (requires(View<Scalar> x) { backend.operand_columns(x, 0, 0); } && std::is_same_v<T, Scalar>) {
+      if (out_proj.weight.reads_operand(backend, y)) return backend.operand_columns(y, y.cols(), y.cols());
+    }
+    return {};
   }
 
   bool has_norms() const { return mixer_rms_eps_ > 0; }

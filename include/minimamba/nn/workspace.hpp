@@ -90,6 +90,12 @@ class ActivationBuffer {
   ActivationViews<A> of(std::size_t rows) {
     return {matrices_, rows};
   }
+  /// The memory of the matrices from index `first` on, as one row.
+  View<T> memory_from(std::size_t first) const {
+    if (first >= matrices_.size()) return {};
+    T* const begin = static_cast<T*>(matrices_[first].data);
+    return {begin, 1, static_cast<std::size_t>(buffer_.data() + buffer_.size() - begin)};
+  }
   std::size_t memory_bytes() const {
     return buffer_.size() * sizeof(T) + matrices_.capacity() * sizeof(ActivationMatrix);
   }

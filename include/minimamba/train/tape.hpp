@@ -215,8 +215,11 @@ class Tape {
     if (options.d_state == nullptr) no_gradient_->reset();
     if (recomputes()) again_->assign(*before_);
     Cache& d_state = options.d_state == nullptr ? *no_gradient_ : *options.d_state;
+    const bool has_operand = options_.dropout == 0 && !options_.recompute && !model.layers.empty() &&
+                             model.layers[0].takes_operand(backend_, d_out());
     model.norm_f.backward(backend_, gradients.norm_f,
-                          {.x = input(model.layers.size()), .d_y = d_activations_(rows())[0], .d_x = d_x()});
+                          {.x = input(model.layers.size()), .d_y = d_activations_(rows())[0], .d_x = d_x()}, false,
+                          has_operand ? d_out() : View<Scalar>());
     for (std::size_t layer = model.layers.size(); layer-- > 0;) {
       if (options_.recompute) {
         backend_.copy(input(layer), d_out());
@@ -238,7 +241,8 @@ class Tape {
                                     .d_activations = d_activations_(rows()),
                                     .scratch = scratch_(1),
                                     .d_state = d_state.state(layer),
-                                    .dropout = dropout_of(layer)});
+                                    .dropout = dropout_of(layer),
+                                    .has_operand = has_operand});
       if (options.on_layer) options.on_layer(layer);
     }
     if (!options.d_inputs.empty()) backend_.copy(d_x(), options.d_inputs);
@@ -287,7 +291,7 @@ class Tape {
   }
 
   void reserve_head(const Model& model) {
-    logits_.reserve(backend_, head_rows(model), model.embedding.weight.rows());
+    if (!has_room_for_logits(model)) logits_.reserve(backend_, head_rows(model), model.embedding.weight.rows());
     ids_.reserve(backend_, 1, rows());
     targets_.reserve(backend_, 1, rows());
     sum_.reserve(backend_, 1, 1);
@@ -305,6 +309,15 @@ class Tape {
     }
   }
 
+  /// While there are logits, the gradients of activations are not needed, but for the first, which the head computes.
+  bool has_room_for_logits(const Model& model) {
+    return d_activations_.memory_from(1).cols() >= head_rows(model) * model.embedding.weight.rows();
+  }
+  View<Scalar> logits_of(const Model& model, std::size_t count) {
+    if (!has_room_for_logits(model)) return logits_(count);
+    return {d_activations_.memory_from(1).data(), count, model.embedding.weight.rows()};
+  }
+
   std::size_t rows() const { return detail::rows_of(segments_); }  // M
   View<Scalar> input(std::size_t layer) { return inputs_[layer](rows()); }
   View<Scalar> head_input() { return head_input_(rows()); }
@@ -317,14 +330,19 @@ class Tape {
 
   void run_layers(const Model& model, Cache& cache) {
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-      backend_.copy(input(layer), input(layer + 1));
-      run_layer(model, layer, input(layer + 1), cache.state(layer));
+      if constexpr (Model::Block::adds_from) {
+        run_layer(model, layer, input(layer + 1), cache.state(layer), input(layer));
+      } else {
+        backend_.copy(input(layer), input(layer + 1));
+        run_layer(model, layer, input(layer + 1), cache.state(layer));
+      }
     }
     model.norm_f.forward(backend_, input(model.layers.size()), head_input());
   }
 
-  /// x [M, D]: in, the residual stream before the layer; out, after it.
-  void run_layer(const Model& model, std::size_t layer, View<Scalar> x, LayerState<Scalar> state) {
+  /// x [M, D]: in, the residual stream before the layer, unless that is `from`; out, after it.
+  void run_layer(const Model& model, std::size_t layer, View<Scalar> x, LayerState<Scalar> state,
+                 View<Scalar> from = {}) {
     LayerTape& tape = kept_of(layer);
     model.layers[layer].forward(backend_, {.segments = segments_,
                                            .x = x,
@@ -332,7 +350,8 @@ class Tape {
                                            .activations = tape.activations(rows()),
                                            .out = d_activations_(rows())[0],
                                            .kept = tape.kept,
-                                           .dropout = dropout_of(layer)});
+                                           .dropout = dropout_of(layer),
+                                           .from = from});
   }
 
   static void check_inputs(const Model& model, View<const Scalar> inputs, const Cache& cache) {
@@ -415,18 +434,23 @@ class Tape {
   /// rows are never in memory together.
   void head(const Model& model, std::span<const std::int32_t> targets, const HeadArguments& p) {
     const View<const std::int32_t> there = targets_.upload(backend_, targets);
+    [[maybe_unused]] const auto held = model.hold_head();
     for (std::size_t first = 0; first < rows(); first += head_rows(model)) {
       const std::size_t count = std::min(head_rows(model), rows() - first);
-      const View<Scalar> x = head_input().rows_from(first, count), logits = logits_(count);
+      const View<Scalar> x = head_input().rows_from(first, count), logits = logits_of(model, count);
+      const bool is_operand = p.gradients != nullptr && model.head_reads_operand(logits);
       model.head_forward(x, logits);
       backend_.cross_entropy({.logits = logits,
                               .targets = there.columns(first, count),
                               .scale = p.scale,
                               .d_logits = logits,
-                              .loss = p.sum});
+                              .loss = p.sum,
+                              .d_logits_is_operand = is_operand});
       if (p.gradients == nullptr) continue;
-      model.head_backward(*p.gradients,
-                          {.x = x, .d_y = logits, .d_x = d_activations_(rows())[0].rows_from(first, count)});
+      model.head_backward(*p.gradients, {.x = x,
+                                         .d_y = logits,
+                                         .d_x = d_activations_(rows())[0].rows_from(first, count),
+                                         .d_y_is_operand = is_operand});
     }
   }
 
@@ -450,7 +474,7 @@ class Tape {
   std::vector<LayerTape> layers_;            // one for each layer; a single one when recomputing
   ActivationBuffer<Backend> shared_;         // activations that are computed again
   Activation<Backend> head_input_;           // [M, D]
-  Activation<Backend> logits_;               // [head_rows, V]
+  Activation<Backend> logits_;               // [head_rows, V], unless d_activations_ has room for them
   Activation<Backend, std::int32_t> ids_, targets_;  // [1, M]
   Activation<Backend, double> sum_;                  // [1, 1], sum of the losses
   std::optional<Cache> before_, again_;              // the states before the pass, and those of recomputed layers

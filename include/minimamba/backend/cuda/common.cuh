@@ -35,10 +35,12 @@ typedef Scalar Activation;
 #endif
 
 // Where a product goes: y = product, and sum += product unless sum is null. `narrow`: y is of bf16, and sum is null.
+// A product of training may leave y out, and then y is null; its sum is of `from`, which is `sum` but there.
 // The host has the same struct.
 struct Output {
   float *y, *sum;
-  u64 y_stride, sum_stride, narrow;
+  const float* from;
+  u64 y_stride, sum_stride, from_stride, narrow;
   __device__ void store(u32 row, u32 col, float value) const {
     y[row * y_stride + col] = value;
     if (sum) sum[row * sum_stride + col] += value;

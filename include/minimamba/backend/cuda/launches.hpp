@@ -83,7 +83,7 @@ struct ScanArguments {
   Activation* y;
   Scalar* kept;
   std::uint64_t u_stride, delta_stride, b_stride, c_stride, z_stride, y_stride, slot_stride, kept_stride;
-  std::uint32_t channels, states, chunk, unused = 0;
+  std::uint32_t channels, states, chunk, y_is_rounded;
 
   explicit ScanArguments(const minimamba::ScanArguments<Scalar, Activation>& p)
       : u(p.u.data()),
@@ -102,12 +102,13 @@ struct ScanArguments {
         b_stride(p.b.stride()),
         c_stride(p.c.stride()),
         z_stride(p.z.stride()),
-        y_stride(p.y.stride()),
+        y_stride(p.y.stride() * (p.y_is_operand ? sizeof(Activation) / 2 : 1)),
         slot_stride(p.h.stride()),
         kept_stride(p.kept.states.stride()),
         channels(static_cast<std::uint32_t>(p.u.cols())),
         states(static_cast<std::uint32_t>(p.a.cols())),
-        chunk(static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF))) {}
+        chunk(static_cast<std::uint32_t>(std::min<std::size_t>(p.kept.chunk, 0xFFFFFFFF))),
+        y_is_rounded(p.y_is_operand ? 1 : 0) {}
 };
 
 struct ScanKernel {

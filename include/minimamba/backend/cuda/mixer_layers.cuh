@@ -38,8 +38,8 @@ extern "C" __global__ void add(const Scalar* x, u64 x_stride, Activation* y, u64
 }
 
 // y = x / sqrt(mean(x^2) + epsilon) * weight, where no weight is 1: a block for each row
-template <class Value>
-__device__ inline void normalise(const Value* x, u64 x_stride, const Scalar* weight, double epsilon, Activation* y,
+template <class Value, class Result>
+__device__ inline void normalise(const Value* x, u64 x_stride, const Scalar* weight, double epsilon, Result* y,
                                  u64 y_stride, u32 cols) {
   constexpr u32 most = 10;  // values of a thread that stay in registers
   let_next_begin();
@@ -62,21 +62,23 @@ __device__ inline void normalise(const Value* x, u64 x_stride, const Scalar* wei
 #pragma unroll
     for (u32 i = 0; i < most; ++i) {
       const u32 j = i * 256 + threadIdx.x;
-      if (j < cols) y[j] = scale.of(values[i]) * weights[i];
+      if (j < cols) y[j] = Result(scale.of(values[i]) * weights[i]);
     }
     return;
   }
   const RmsScale scale(x, cols, epsilon);
-  for (u32 j = threadIdx.x; j < cols; j += 256) y[j] = scale.of(x[j]) * (weight ? weight[j] : Scalar(1));
+  for (u32 j = threadIdx.x; j < cols; j += 256) {
+    y[j] = Result(scale.of(x[j]) * (weight ? weight[j] : Scalar(1)));
+  }
 }
 extern "C" __global__ void rms_norm(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Activation* y,
                                     u64 y_stride, u32 cols) {
   normalise(x, x_stride, weight, epsilon, y, y_stride, cols);
 }
 // The same for many rows of up to 1024 columns: a block has four of them. Sums are in the order of RmsScale.
-extern "C" __global__ void __launch_bounds__(256)
-    rms_norm_of_rows(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Activation* y, u64 y_stride,
-                     u32 rows, u32 cols) {
+template <class Value>
+__device__ inline void normalise_rows(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Value* y,
+                                      u64 y_stride, u32 rows, u32 cols) {
   constexpr u32 count = 4, most = 4;  // rows, and values of a thread
   __shared__ double parts[count][8], scales[count];
   let_next_begin();
@@ -118,9 +120,14 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (u32 i = 0; i < most; ++i) {
       const u32 j = i * 256 + thread;
-      if (j < cols) y[row * y_stride + j] = scale.of(values[row][i]) * (weight ? weight[j] : Scalar(1));
+      if (j < cols) y[row * y_stride + j] = Value(scale.of(values[row][i]) * (weight ? weight[j] : Scalar(1)));
     }
   }
+}
+extern "C" __global__ void __launch_bounds__(256)
+    rms_norm_of_rows(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Activation* y, u64 y_stride,
+                     u32 rows, u32 cols) {
+  normalise_rows(x, x_stride, weight, epsilon, y, y_stride, rows, cols);
 }
 #ifdef MINIMAMBA_NARROW
 extern "C" __global__ void rms_norm_of_activations(const Activation* x, u64 x_stride, const Scalar* weight,
@@ -135,10 +142,10 @@ __device__ inline Scalar conv1d_input(const Activation* x, u64 x_stride, const S
 }
 
 // A thread computes a tile of 8 tokens of a channel. That of a segment's first tile also slides the window, which it
-// alone reads: if the window is wider than a tile, it computes all tokens.
-extern "C" __global__ void __launch_bounds__(128)
-    causal_conv1d(const Activation* x, u64 x_stride, const Scalar* weight, const Scalar* bias, Scalar* windows,
-                  u64 slot_stride, Activation* y, u64 y_stride, u32 channels, u32 width, const Segment* segments) {
+// alone reads: if the window is wider than a tile, it computes all tokens. rounded: y as bf16 too, or null.
+__device__ inline void convolve(const Activation* x, u64 x_stride, const Scalar* weight, const Scalar* bias,
+                                Scalar* windows, u64 slot_stride, Activation* y, u64 y_stride, u32 channels, u32 width,
+                                const Segment* segments, Bf16Value* rounded, u64 rounded_stride) {
   begin();
   constexpr u32 tile = 8;
   const Segment segment = segments[blockIdx.z];
@@ -148,6 +155,7 @@ extern "C" __global__ void __launch_bounds__(128)
   const u32 tokens = alone ? segment.length : min(tile, segment.length - start);
   x += segment.first * x_stride + e;
   y += (segment.first + start) * y_stride + e;
+  const u64 rounded_at = (segment.first + start) * rounded_stride + e;
   weight += (u64)e * width;
   Scalar* const window = windows + segment.slot * slot_stride + (u64)e * past;
   const Scalar first = bias ? bias[e] : Scalar(0);
@@ -161,7 +169,9 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
     for (u32 t = 0; t < tile; ++t) {
       const Scalar output = conv1d_output(first, w, inputs + t);
-      if (t < tokens) y[t * y_stride] = output;
+      if (t >= tokens) continue;
+      y[t * y_stride] = output;
+      if (rounded) rounded[rounded_at + t * rounded_stride] = Bf16Value((float)output);
     }
   } else {
     for (u32 t = 0; t < tokens; ++t) {
@@ -170,11 +180,37 @@ extern "C" __global__ void __launch_bounds__(128)
         sum = multiply_add(weight[k], conv1d_input(x, x_stride, window, past, start + t + k), sum);
       }
       y[t * y_stride] = silu(sum);
+      if (rounded) rounded[rounded_at + t * rounded_stride] = Bf16Value((float)silu(sum));
     }
   }
   if (start > 0) return;
   for (u32 j = 0; j < past; ++j) window[j] = conv1d_input(x, x_stride, window, past, segment.length + j);
 }
+extern "C" __global__ void __launch_bounds__(128)
+    causal_conv1d(const Activation* x, u64 x_stride, const Scalar* weight, const Scalar* bias, Scalar* windows,
+                  u64 slot_stride, Activation* y, u64 y_stride, u32 channels, u32 width, const Segment* segments) {
+  convolve(x, x_stride, weight, bias, windows, slot_stride, y, y_stride, channels, width, segments, nullptr, 0);
+}
+
+#ifndef MINIMAMBA_NARROW
+// For products of training whose operands are rounded: norms, and a convolution that gives its results twice.
+extern "C" __global__ void rms_norm_to_bf16(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon,
+                                            Bf16Value* y, u64 y_stride, u32 cols) {
+  normalise(x, x_stride, weight, epsilon, y, y_stride, cols);
+}
+extern "C" __global__ void __launch_bounds__(256)
+    rms_norm_of_rows_to_bf16(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon, Bf16Value* y,
+                             u64 y_stride, u32 rows, u32 cols) {
+  normalise_rows(x, x_stride, weight, epsilon, y, y_stride, rows, cols);
+}
+extern "C" __global__ void __launch_bounds__(128)
+    causal_conv1d_to_both(const Scalar* x, u64 x_stride, const Scalar* weight, const Scalar* bias, Scalar* windows,
+                          u64 slot_stride, Scalar* y, u64 y_stride, u32 channels, u32 width, const Segment* segments,
+                          Bf16Value* rounded, u64 rounded_stride) {
+  convolve(x, x_stride, weight, bias, windows, slot_stride, y, y_stride, channels, width, segments, rounded,
+           rounded_stride);
+}
+#endif
 
 // The same for segments of one token, windows of 3 inputs, and channels that can be read four at once: a thread has
 // four neighbours.

@@ -46,11 +46,11 @@ struct Inputs {
 
   std::size_t value_bytes() const { return narrow != 0 ? 2 : 4; }
 };
-/// Where a product goes: y = product, and sum += product unless sum is null. `narrow`: y is of bf16. The kernels'
+/// Where a product goes: y = product, and sum = from + product unless sum is null. `narrow`: y is of bf16. The kernels'
 /// struct of this name.
 struct Output {
-  Address y = 0, sum = 0;
-  std::uint64_t y_stride = 0, sum_stride = 0, narrow = 0;
+  Address y = 0, sum = 0, from = 0;
+  std::uint64_t y_stride = 0, sum_stride = 0, from_stride = 0, narrow = 0;
 };
 
 /// A matrix of which kernels copy boxes at once: see Device::tensor_map.
@@ -163,7 +163,9 @@ struct Block {
   unsigned threads = 256, shared = 0;  // shared: bytes of dynamic shared memory
   std::uint16_t output = 0;            // of a product: 1 + the number of its Output argument
   std::size_t rows = 0, cols = 0;      // of a product
-  Address input = 0, input_end = 0;    // what a product reads
+  Address input = 0, input_end = 0;    // what a product reads, in one place
+  Address other = 0, other_end = 0;    // ... and in another
+  bool only_sums = false;              // a product that can leave out its own result, and add to another matrix
   bool is_norm = false;                // an rms_norm of one row
   bool is_narrow = false;              // ... to bf16
   bool is_copy = false;                // of rows
@@ -191,11 +193,14 @@ struct CopyOfRows {
   std::size_t rows = 0, cols = 0;
 };
 
-/// What an add of rows computes: sum += rows.
+/// What an add of rows computes: sum += rows, or sum = from + rows. `last`: nothing else reads the rows.
 struct SumOfRows {
   Address rows_at = 0, sum = 0;
   std::uint64_t stride = 0, sum_stride = 0;
   std::size_t rows = 0, cols = 0;
+  Address from = 0;
+  std::uint64_t from_stride = 0;
+  bool last = false;
 };
 
 /// A kernel that is loaded, and the numbers of its program and of itself in that.
@@ -230,14 +235,19 @@ class Recording {
     if (list_.size() == 0) return false;
     const Launch& last = list_.last();
     if (last.output == 0 || last_.rows != add.rows || last_.cols != add.cols) return false;
+    if (add.from != 0 && !last_.only_sums) return false;
     const Address sum_end = add.sum + add.rows * add.sum_stride * sizeof(float);
     if (add.sum < last_.input_end && last_.input < sum_end) return false;
+    if (add.sum < last_.other_end && last_.other < sum_end) return false;
     auto output = list_.get<Output>(last, last.output - 1U);
     if (output.y != add.rows_at || output.y_stride != add.stride || output.sum != 0 || output.narrow != 0) {
       return false;
     }
     output.sum = add.sum;
     output.sum_stride = add.sum_stride;
+    output.from = add.from != 0 ? add.from : add.sum;
+    output.from_stride = add.from != 0 ? add.from_stride : add.sum_stride;
+    if (add.last && last_.only_sums) output.y = 0;
     list_.set(last, last.output - 1U, output);
     return true;
   }

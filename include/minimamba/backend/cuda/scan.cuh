@@ -273,7 +273,7 @@ struct Scan {
     const VectorSource source(p.b, p.b_stride, p.c, p.c_stride, p.states);
 #endif
     Source z(*this, p.z, p.z_stride, number, real);
-    Activation* y = p.y + ((u64)segment.first + first) * p.y_stride + own;
+    u64 y = ((u64)segment.first + first) * p.y_stride + own;
     ValuesTurn to, now;
     VectorsTurn vectors_to;
     const auto copy_tile = [&](u32 tile) {
@@ -302,7 +302,7 @@ struct Scan {
       }
 #pragma unroll
       for (int j = 0; j < values; ++j) {
-        if (first + j * apart < tokens) y[(u64)(j * apart) * p.y_stride] = results[j];
+        if (first + j * apart < tokens) p.write_y(y + (u64)(j * apart) * p.y_stride, results[j]);
       }
       y += (u64)TILE * p.y_stride;
       now.next();

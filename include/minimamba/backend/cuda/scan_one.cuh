@@ -11,7 +11,15 @@ struct ScanArguments {
   Scalar* kept;
   u64 u_stride, delta_stride, b_stride, c_stride, z_stride, y_stride, slot_stride, kept_stride;
   u32 channels, states, chunk;  // chunk: tokens between kept states, or 0
-  u32 unused;
+  u32 y_is_rounded;             // y is of bf16, whatever Activation is
+
+  __device__ void write_y(u64 at, Scalar value) const {
+    if (y_is_rounded) {
+      ((Bf16Value*)y)[at] = Bf16Value((float)value);
+    } else {
+      y[at] = Activation(value);
+    }
+  }
 };
 
 // PER states of a channel.
@@ -112,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(128)
   Scalar sum = of.advance(step, step * u, b, c);
   for (int other = 1; other < 4; other *= 2) sum += __shfl_xor_sync(every_lane, sum, other);
   write_four(of.h, state, lane * 4, count, whole);
-  if (lane == 0 && own < p.channels) p.y[row * p.y_stride + own] = scan_output(d, u, sum, silu(z));
+  if (lane == 0 && own < p.channels) p.write_y(row * p.y_stride + own, scan_output(d, u, sum, silu(z)));
 }
 #endif
 )cuda"

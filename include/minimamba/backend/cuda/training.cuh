@@ -39,15 +39,22 @@ extern "C" __global__ void sum_rows(const Scalar* d_y, u64 d_y_stride, u32 rows,
   sum_columns(rows, cols, parts, [&](u32 i, u32 j) { return (double)d_y[i * d_y_stride + j]; });
 }
 
-// A block for each row. `inverses`: 1 / r of each row.
+// A block for each row. `inverses`: 1 / r of each row. `operand`: d_x as bf16 too, or null.
 extern "C" __global__ void rms_norm_backward(const Scalar* x, u64 x_stride, const Scalar* weight, double epsilon,
                                              const Scalar* d_y, u64 d_y_stride, Scalar* d_x, u64 d_x_stride,
-                                             double* inverses, u32 cols) {
+                                             double* inverses, u32 cols, u32 adds, Bf16Value* operand,
+                                             u64 operand_stride) {
   begin();
   x += blockIdx.x * x_stride;
   d_y += blockIdx.x * d_y_stride;
   d_x += blockIdx.x * d_x_stride;
   const auto weighted = [&](u32 j) { return (double)d_y[j] * (weight ? (double)weight[j] : 1.0); };
+  constexpr u32 most = 4;  // values that are on their way meanwhile
+  Scalar before[most];
+#pragma unroll
+  for (u32 i = 0; i < most; ++i) {
+    before[i] = adds && threadIdx.x + i * 256 < cols ? d_x[threadIdx.x + i * 256] : Scalar(0);
+  }
   double half = 1, whole = 1, squares = 0, dot = 0;
   const auto sum = [&] {
     double own_squares = 0, own_dot = 0;
@@ -66,9 +73,17 @@ extern "C" __global__ void rms_norm_backward(const Scalar* x, u64 x_stride, cons
     sum();
   }
   const double mean = squares / cols + epsilon * whole * whole, scale = 1 / sqrt(mean), along = dot / cols / mean;
-  for (u32 j = threadIdx.x; j < cols; j += 256) {
-    d_x[j] = (Scalar)((weighted(j) - (double)x[j] * half * half * along) * scale * whole);
+  const auto write = [&](u32 j, Scalar sum) {
+    const Scalar own = (Scalar)((weighted(j) - (double)x[j] * half * half * along) * scale * whole);
+    const Scalar value = adds ? sum + own : own;
+    d_x[j] = value;
+    if (operand) operand[blockIdx.x * operand_stride + j] = Bf16Value((float)value);
+  };
+#pragma unroll
+  for (u32 i = 0; i < most; ++i) {
+    if (threadIdx.x + i * 256 < cols) write(threadIdx.x + i * 256, before[i]);
   }
+  for (u32 j = threadIdx.x + most * 256; j < cols; j += 256) write(j, d_x[j]);
   if (threadIdx.x == 0) inverses[blockIdx.x] = scale * whole;
 }
 extern "C" __global__ void rms_norm_backward_weight(const Scalar* x, u64 x_stride, const Scalar* d_y, u64 d_y_stride,
@@ -94,7 +109,7 @@ struct Conv1dBackward {
   const Scalar *x, *weight, *bias, *kept, *d_y;
   Scalar *d_x, *d_window, *weight_parts, *bias_parts;
   u64 x_stride, d_y_stride, d_x_stride, slot_stride, kept_stride;
-  u32 channels, width, first_kept, unused;
+  u32 channels, width, first_kept, d_x_is_rounded;  // d_x is of bf16
 
   // Of a channel of a segment.
   struct Channel {
@@ -125,7 +140,7 @@ struct Conv1dBackward {
   };
 };
 
-// A thread has a tile of 64 tokens of a channel. What d_window adds is left to conv1d_backward_window.
+// A thread has a tile of 64 tokens of a channel.
 static const u32 conv1d_tile = 64;
 extern "C" __global__ void __launch_bounds__(128)
     conv1d_backward(const __grid_constant__ Conv1dBackward p, const Segment* segments) {
@@ -135,7 +150,17 @@ extern "C" __global__ void __launch_bounds__(128)
   if (e >= p.channels || start >= segment.length) return;
   const Conv1dBackward::Channel of(p, segment, blockIdx.z, e);
   const u32 end = min(start + conv1d_tile, segment.length);
-  Scalar* const d_x = p.d_x + segment.first * p.d_x_stride + e;
+  const u64 d_x = segment.first * p.d_x_stride + e;
+  const Scalar* const d_window = p.d_window + segment.slot * p.slot_stride + (u64)e * of.past;
+  const auto write = [&](u32 t, Scalar value) {  // the last inputs are those of the final window, too
+    if (t + of.past >= segment.length) value += d_window[t + of.past - segment.length];
+    const u64 at = d_x + (u64)t * p.d_x_stride;
+    if (p.d_x_is_rounded) {
+      ((Bf16Value*)p.d_x)[at] = Bf16Value((float)value);
+    } else {
+      p.d_x[at] = value;
+    }
+  };
   const u64 part = segment.kept + blockIdx.x;
   Scalar* const d_weight = p.weight_parts + (part * p.channels + e) * width;
   Scalar d_bias = 0;
@@ -171,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(128)
           sum = 0;
 #pragma unroll
           for (u32 k = 0; k < 4; ++k) sum = multiply_add(w[k], ds[k], sum);
-          d_x[(u64)(t - 3) * p.d_x_stride] = sum;
+          write(t - 3, sum);
         }
       }
     }
@@ -182,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(128)
       d_bias += of.d_sum(t);
       Scalar sum = 0;
       for (u32 k = 0; k < width; ++k) sum = multiply_add(of.weight[k], of.d_sum(t + of.past - k), sum);
-      d_x[(u64)t * p.d_x_stride] = sum;
+      write(t, sum);
     }
     for (u32 k = 0; k < width; ++k) {
       Scalar sum = 0;
@@ -192,8 +217,7 @@ extern "C" __global__ void __launch_bounds__(128)
   }
   if (p.bias) p.bias_parts[part * p.channels + e] = d_bias;
 }
-// Adds the gradient of the final window to that of the inputs which it has, and overwrites it with that of the initial
-// one: a thread for each channel.
+// Overwrites the gradient of the final window with that of the initial one: a thread for each channel.
 extern "C" __global__ void __launch_bounds__(128)
     conv1d_backward_window(const __grid_constant__ Conv1dBackward p, const Segment* segments) {
   begin();
@@ -201,11 +225,7 @@ extern "C" __global__ void __launch_bounds__(128)
   const u32 e = blockIdx.x * 128 + threadIdx.x, length = segment.length;
   if (e >= p.channels || length == 0) return;
   const Conv1dBackward::Channel of(p, segment, blockIdx.y, e);
-  Scalar* const d_x = p.d_x + segment.first * p.d_x_stride + e;
   Scalar* const d_window = p.d_window + segment.slot * p.slot_stride + (u64)e * of.past;
-  for (u32 j = of.past; j-- > 0;) {  // input j of the final window is input length + j of all
-    if (length + j >= of.past) d_x[(u64)(length + j - of.past) * p.d_x_stride] += d_window[j];
-  }
   for (u32 j = of.past; j-- > 0;) {
     Scalar sum = j >= length ? d_window[j - length] : Scalar(0);
     for (u32 k = 0; k <= j; ++k) sum = multiply_add(of.weight[k], of.d_sum(j - k), sum);

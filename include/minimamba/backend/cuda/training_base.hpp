@@ -7,6 +7,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -99,49 +100,98 @@ class CudaTrainingBase : public CudaBackend<Number> {
 
   static bool is_contiguous(View<const Scalar> x) { return x.rows() < 2 || x.stride() == x.cols(); }
 
-  void multiply_rounded(View<const Scalar> x, const Weights& weight, View<Scalar> y) const {
+  /// Whether products of x read it as an operand: see backend/concept.hpp.
+  bool is_operand(View<const Scalar> x) const {
+    if constexpr (in_double) {
+      return false;
+    } else {
+      return rounds_products() && gpu::RoundedRows::holds_operand(x);
+    }
+  }
+  /// Lets the last product also add its result x, which nothing else reads. Returns whether it does.
+  bool add_to_product(View<const Scalar> x, View<const Scalar> from, View<Scalar> y) const {
+    assert(x.rows() == y.rows() && x.cols() == y.cols());
+    return !in_double && device_->add_to_last_product({.rows_at = gpu::address(x.data()),
+                                                       .sum = gpu::address(y.data()),
+                                                       .stride = stride(x),
+                                                       .sum_stride = stride(y),
+                                                       .rows = y.rows(),
+                                                       .cols = y.cols(),
+                                                       .from = from.empty() ? 0 : gpu::address(from.data()),
+                                                       .from_stride = stride(from),
+                                                       .last = true});
+  }
+  void normalise_to_bf16(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
+    assert(is_operand(y) && x.rows() == y.rows() && x.cols() == y.cols());
+    const Scalar* const scale = weight.empty() ? nullptr : weight.data();
+    if (y.rows() >= Base::many_rows && y.cols() <= 1024) {
+      this->launch(gpu::rms_norm_of_rows_to_bf16, {.x = (y.rows() + 3) / 4}, 256, x.data(), stride(x), scale, epsilon,
+                   y.data(), stride(y) * 2, rows(y), cols(y));
+    } else {
+      this->launch(gpu::rms_norm_to_bf16, {.x = y.rows()}, 256, x.data(), stride(x), scale, epsilon, y.data(),
+                   stride(y) * 2, cols(y));
+    }
+  }
+  gpu::RoundedRows rounded_weight(const gpu::Weights& weight, gpu::Address scratch) const {
+    if (const auto held = held_->find(weight)) return *held;
+    return gpu::rounded(*device_, weight, scratch);
+  }
+  std::size_t rounded_bytes(const gpu::Weights& weight) const {
+    return held_->find(weight) ? 0 : gpu::RoundedRows::bytes(weight.rows, weight.cols);
+  }
+  /// Rounds the weight, which then does not change while the result lives.
+  gpu::Holding hold_rounded(const gpu::Weights& weight) const {
+    if constexpr (!in_double) {
+      if (!rounds_products() || weight.rows == 0 || weight.cols == 0) return {};
+      const auto allocate = [&](std::size_t bytes) { return this->template allocate<std::byte>(bytes); };
+      const auto round = [&](gpu::Address to) { gpu::rounded(*device_, weight, to); };
+      if (held_->hold(weight.data, gpu::RoundedRows::bytes(weight.rows, weight.cols), allocate, round)) {
+        return gpu::Holding(held_);
+      }
+    }
+    return {};
+  }
+
+  void multiply_rounded(View<const Scalar> x, const Weights& weight, View<Scalar> y, bool x_is_operand = false) const {
     assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
     if (y.empty()) return;
     if constexpr (!in_double) {
       using Rows = gpu::RoundedRows;
       gpu::ScratchParts memory;
-      const std::size_t of_x = memory.reserve<std::byte>(Rows::bytes(x.rows(), x.cols()));
-      const std::size_t of_weight = memory.reserve<std::byte>(Rows::bytes(weight.rows(), weight.cols()));
+      const std::size_t of_x = memory.reserve<std::byte>(x_is_operand ? 0 : Rows::bytes(x.rows(), x.cols()));
+      const std::size_t of_weight = memory.reserve<std::byte>(rounded_bytes(weight.weights()));
       const auto lock = device_->lock_scratch();
       const gpu::Address scratch = device_->scratch(memory.bytes(), lock);
       gpu::Bf16Product p{.m = rows(y), .n = cols(y), .k = cols(x)};
       const gpu::Bf16Division division = gpu::divide(p, false);
       p.slices = division.slices;
-      const Rows a = gpu::rounded(*device_, x, scratch + of_x);
-      const Rows b = gpu::rounded(*device_, weight.weights(), scratch + of_weight);
+      const Rows a = x_is_operand ? Rows::in_place(x) : gpu::rounded(*device_, x, scratch + of_x);
+      const Rows b = rounded_weight(weight.weights(), scratch + of_weight);
       gpu::multiply(*device_, gpu::TrainingProduct::forward, p, a, b, division.width, gpu::output_to(y));
     }
-  }
-  /// Whether the backward of the scan rounds y, of which only a product is made. Its rows are then one after another.
-  bool gives_rounded_y(View<const Scalar> y) const {
-    return rounds_products() && !y.empty() && y.cols() % 8 == 0 && is_contiguous(y) && gpu::address(y.data()) % 16 == 0;
   }
   /// Where rounded rows of the size of a matrix are kept in its memory, or 0 if it has too little.
   static gpu::Address rounded_in(View<Scalar> memory) {
     const bool fits = is_contiguous(memory) && gpu::RoundedRows::pieces(memory.cols()) * 16 <= memory.cols() * 4;
     return fits && gpu::address(memory.data()) % 16 == 0 ? gpu::address(memory.data()) : 0;
   }
-  /// Where rounded operands are kept, or 0: in scratch memory. x is there already.
-  struct RoundedOperands {
+  /// Where rounded dy is kept between two calls, or 0: in scratch memory.
+  struct KeptOperand {
     gpu::Address d_y = 0;
-    bool d_y_is_there = false;
-    gpu::Address x = 0;
+    bool is_there = false;
   };
   /// dx = dy weight unless there is no weight, and dweight += dy^T x unless there is no dweight.
-  void multiply_backward_rounded(View<const Scalar> d_y, const Weights* weight, View<Scalar> d_x, View<const Scalar> x,
-                                 Weights* d_weight, const RoundedOperands& kept = {}) const {
+  void multiply_backward_rounded(const ProductBackwardArguments<Scalar>& of, const Weights* weight, View<Scalar> d_x,
+                                 Weights* d_weight, const KeptOperand& kept = {}) const {
+    const auto& [d_y, x, d_y_is_operand, x_is_operand] = of;
     if (d_y.empty()) return;
     if constexpr (!in_double) {
       using Rows = gpu::RoundedRows;
       gpu::ScratchParts memory;
-      const std::size_t of_y = memory.reserve<std::byte>(kept.d_y ? 0 : Rows::bytes(d_y.rows(), d_y.cols()));
-      const std::size_t of_x = memory.reserve<std::byte>(d_weight && !kept.x ? Rows::bytes(x.rows(), x.cols()) : 0);
-      const std::size_t of_weight = memory.reserve<std::byte>(weight ? Rows::bytes(weight->rows(), weight->cols()) : 0);
+      const bool rounds_y = !d_y_is_operand && !kept.d_y, rounds_x = d_weight && !x_is_operand;
+      const std::size_t of_y = memory.reserve<std::byte>(rounds_y ? Rows::bytes(d_y.rows(), d_y.cols()) : 0);
+      const std::size_t of_x = memory.reserve<std::byte>(rounds_x ? Rows::bytes(x.rows(), x.cols()) : 0);
+      const std::size_t of_weight = memory.reserve<std::byte>(weight ? rounded_bytes(weight->weights()) : 0);
       gpu::Bf16Product p{.m = cols(d_y), .n = cols(x), .k = rows(d_y)};
       const gpu::Bf16Division division = gpu::divide(p, true);
       p.slices = division.slices;
@@ -149,11 +199,11 @@ class CudaTrainingBase : public CudaBackend<Number> {
       const std::size_t parts = memory.reserve<float>(d_weight && count > 1 ? count * size : 0);
       const auto lock = device_->lock_scratch();
       const gpu::Address scratch = device_->scratch(memory.bytes(), lock);
-      const Rows from = kept.d_y && kept.d_y_is_there
-                            ? Rows{kept.d_y, d_y.rows(), d_y.cols()}
-                            : gpu::rounded(*device_, d_y, kept.d_y ? kept.d_y : scratch + of_y);
+      const Rows from = d_y_is_operand  ? Rows::in_place(d_y)
+                        : kept.is_there ? Rows::packed(kept.d_y, d_y.rows(), d_y.cols())
+                                        : gpu::rounded(*device_, d_y, kept.d_y ? kept.d_y : scratch + of_y);
       if (d_weight != nullptr && size > 0) {
-        const Rows inputs = kept.x ? Rows{kept.x, x.rows(), x.cols()} : gpu::rounded(*device_, x, scratch + of_x);
+        const Rows inputs = x_is_operand ? Rows::in_place(x) : gpu::rounded(*device_, x, scratch + of_x);
         p.in_panels = count == 1;
         const gpu::Address sums = count == 1 ? d_weight->weights().data : scratch + parts;
         gpu::multiply(*device_, gpu::TrainingProduct::of_weights, p, from, inputs, division.width,
@@ -164,7 +214,7 @@ class CudaTrainingBase : public CudaBackend<Number> {
         gpu::Bf16Product input{.m = rows(d_x), .n = cols(d_x), .k = cols(d_y)};
         const gpu::Bf16Division tile = gpu::divide(input, false);
         input.slices = tile.slices;
-        const Rows weights = gpu::rounded(*device_, weight->weights(), scratch + of_weight);
+        const Rows weights = rounded_weight(weight->weights(), scratch + of_weight);
         gpu::multiply(*device_, gpu::TrainingProduct::of_inputs, input, from, weights, tile.width, gpu::output_to(d_x));
       }
     }
@@ -175,6 +225,9 @@ class CudaTrainingBase : public CudaBackend<Number> {
                     {(n + std::size_t{255}) / 256, std::min<std::size_t>(m, gpu::max_blocks)}, 256, parts,
                     static_cast<std::uint32_t>(count), m, n, d_weight.weights().data);
   }
+
+ private:
+  std::shared_ptr<gpu::HeldWeight> held_ = std::make_shared<gpu::HeldWeight>();
 };
 
 }  // namespace detail

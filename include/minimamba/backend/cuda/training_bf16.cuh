@@ -13,7 +13,10 @@ struct Bf16Product {
   u32 in_panels, unused;   // c is in panels, and added to
 
   // Whether all columns up to `end` are there, and neighbours can be stored at once.
-  __device__ bool takes_rows(const Output& c, u32 end) const { return end <= n && (in_panels || c.takes_pairs()); }
+  __device__ bool takes_rows(const Output& c, u32 end) const { return end <= n && (in_panels || takes_pairs(c)); }
+  __device__ static bool takes_pairs(const Output& c) {
+    return c.takes_pairs() && (((u64)c.from | c.from_stride * 4) & 7) == 0;
+  }
   __device__ u32 parts() const { return (k + slices * 64 - 1) / (slices * 64); }
   __device__ void store(const Output& c, u32 part, u32 row, u32 col, const float2& pair) const {
     if (row >= m || col >= n) return;
@@ -22,14 +25,21 @@ struct Bf16Product {
       float* const to = c.y + F32::offset(n, row, col);
       const float2 before = *(const float2*)to;
       *(float2*)to = make_float2(before.x + pair.x, two ? before.y + pair.y : before.y);
-    } else if (two && c.takes_pairs()) {
+    } else if (two && takes_pairs(c)) {
       const u64 r = (u64)part * m + row;
-      c.store_pair(c.y + r * c.y_stride + col, c.sum + r * c.sum_stride + col, pair);
+      if (c.y) *(float2*)(c.y + r * c.y_stride + col) = pair;
+      if (!c.sum) return;
+      const float2 before = *(const float2*)(c.from + r * c.from_stride + col);
+      *(float2*)(c.sum + r * c.sum_stride + col) = make_float2(before.x + pair.x, before.y + pair.y);
     } else {
       const u32 r = part * m + row;
-      c.store(r, col, pair.x);
-      if (two) c.store(r, col + 1, pair.y);
+      store(c, r, col, pair.x);
+      if (two) store(c, r, col + 1, pair.y);
     }
+  }
+  __device__ static void store(const Output& c, u64 row, u32 col, float value) {
+    if (c.y) c.y[row * c.y_stride + col] = value;
+    if (c.sum) c.sum[row * c.sum_stride + col] = c.from[row * c.from_stride + col] + value;
   }
 };
 )cuda"

@@ -4,10 +4,16 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <utility>
 
+#include "minimamba/backend/cuda/memory.hpp"
 #include "minimamba/backend/cuda/product_launches.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -78,15 +84,26 @@ inline Bf16Division divide(Bf16Product p, bool in_parts) {
 /// An operand that is rounded: rows of whole pieces of 8 values.
 struct RoundedRows {
   Address data = 0;
-  std::size_t rows = 0, cols = 0;
+  std::size_t rows = 0, cols = 0, stride = 0;  // stride in values, a multiple of 8
 
   static std::size_t pieces(std::size_t cols) { return (cols + 7) / 8; }
   static std::size_t bytes(std::size_t rows, std::size_t cols) { return rows * pieces(cols) * 16; }
-  std::size_t stride() const { return pieces(cols) * 8; }
-  Address end() const { return data + bytes(rows, cols); }
+  /// Rows one after another.
+  static RoundedRows packed(Address data, std::size_t rows, std::size_t cols) {
+    return {data, rows, cols, pieces(cols) * 8};
+  }
+  /// An operand of backend/concept.hpp: each row begins where that of a matrix of floats would.
+  static RoundedRows in_place(View<const float> x) {
+    assert(holds_operand(x));
+    return {address(x.data()), x.rows(), x.cols(), x.stride() * 2};
+  }
+  static bool holds_operand(View<const float> x) {
+    return !x.empty() && x.cols() % 8 == 0 && x.stride() % 4 == 0 && address(x.data()) % 16 == 0;
+  }
+  Address end() const { return rows == 0 ? data : data + ((rows - 1) * stride + pieces(cols) * 8) * 2; }
 };
 inline RoundedRows rounded(const Device& device, View<const float> x, Address to) {
-  const RoundedRows y{to, x.rows(), x.cols()};
+  const RoundedRows y = RoundedRows::packed(to, x.rows(), x.cols());
   const std::size_t pieces = RoundedRows::pieces(y.cols);
   device.launch(Program::training_bf16, round_rows, {(pieces + 31) / 32, std::min((y.rows + 7) / 8, max_blocks)}, 256,
                 x.data(), std::uint64_t{x.stride()}, static_cast<std::uint32_t>(x.rows()),
@@ -97,7 +114,7 @@ inline RoundedRows rounded(const Device& device, const Weights& weight, Address 
   const std::size_t in_panels = Layout<float>::bytes(weight.rows, weight.cols) / 32;
   device.launch(Program::training_bf16, round_weights, {(in_panels + 255) / 256}, 256, weight, to,
                 static_cast<std::uint32_t>(RoundedRows::pieces(weight.cols)));
-  return {to, weight.rows, weight.cols};
+  return RoundedRows::packed(to, weight.rows, weight.cols);
 }
 
 /// c = a b. The sizes of p are known, and its slices.
@@ -105,8 +122,14 @@ inline void multiply(const Device& device, TrainingProduct kind, Bf16Product p, 
                      const RoundedRows& b, std::size_t width, const Output& c) {
   const bool a_across = kind == TrainingProduct::of_weights, b_across = kind != TrainingProduct::forward;
   const auto number = static_cast<std::size_t>(kind);
-  p.a = a.data, p.b = b.data, p.a_stride = a.stride(), p.b_stride = b.stride();
-  Block block{.rows = p.m, .cols = p.n, .input = std::min(a.data, b.data), .input_end = std::max(a.end(), b.end())};
+  p.a = a.data, p.b = b.data, p.a_stride = a.stride, p.b_stride = b.stride;
+  Block block{.rows = p.m,
+              .cols = p.n,
+              .input = a.data,
+              .input_end = a.end(),
+              .other = b.data,
+              .other_end = b.end(),
+              .only_sums = true};
   const bool adds = kind != TrainingProduct::of_weights;  // see Recording::add_to_last_product
   if (!device.uses_tiles()) {
     const std::size_t kernel = first_bf16_product + number;
@@ -120,7 +143,7 @@ inline void multiply(const Device& device, TrainingProduct kind, Bf16Product p, 
                               .value_bytes = 2,
                               .rows = rows.rows,
                               .cols = rows.cols,
-                              .stride_bytes = rows.stride() * 2,
+                              .stride_bytes = rows.stride * 2,
                               .box_rows = across ? 64 : size});
   };
   block.threads = 384, block.shared = bf16_tile_shared_memory(0), block.output = adds ? 4 : 0;
@@ -128,6 +151,53 @@ inline void multiply(const Device& device, TrainingProduct kind, Bf16Product p, 
                 {std::min(p.tiles(bf16_widths[width]), device.processors())}, block, map(a, a_across, 128),
                 map(b, b_across, bf16_widths[width]), p, c);
 }
+
+/// A weight that is rounded once for several products in a row: see CudaTraining::hold. One at a time; memory is kept
+/// for the next.
+class HeldWeight {
+ public:
+  /// round(memory) rounds the weight into `bytes` bytes. False if another is held.
+  template <class Allocate, class Round>
+  bool hold(Address weight, std::size_t bytes, Allocate&& allocate, Round&& round) {
+    const std::lock_guard lock(mutex_);
+    if (weight_ != 0) return false;
+    if (memory_.size() < bytes) {
+      memory_ = {};
+      memory_ = allocate(bytes);
+    }
+    round(address(memory_.data()));
+    weight_ = weight;
+    return true;
+  }
+  void release() {
+    const std::lock_guard lock(mutex_);
+    weight_ = 0;
+  }
+  std::optional<RoundedRows> find(const Weights& weight) const {
+    const std::lock_guard lock(mutex_);
+    if (weight_ == 0 || weight.data != weight_) return std::nullopt;
+    return RoundedRows::packed(address(memory_.data()), weight.rows, weight.cols);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  Address weight_ = 0;
+  CudaBuffer<std::byte> memory_;
+};
+/// Holds it while it lives.
+class Holding {
+ public:
+  Holding() = default;
+  explicit Holding(std::shared_ptr<HeldWeight> held) : held_(std::move(held)) {}
+  Holding(Holding&&) noexcept = default;
+  Holding& operator=(Holding&&) = delete;
+  ~Holding() {
+    if (held_) held_->release();
+  }
+
+ private:
+  std::shared_ptr<HeldWeight> held_;
+};
 
 }  // namespace gpu
 }  // namespace minimamba

@@ -142,8 +142,10 @@ struct Bf16Tiles {
       const u32 r = row + half * 8;
       if (r >= p.m) break;
       const u64 of_part = (u64)at.part * p.m + r;
-      float* const y = p.in_panels ? c.y + F32::offset(p.n, r, col) : c.y + of_part * c.y_stride + col;
-      float* const sum = p.in_panels ? y : c.sum ? c.sum + of_part * c.sum_stride + col : nullptr;
+      float* const panels = c.y + F32::offset(p.n, r, col);
+      float* const y = !p.in_panels && c.y ? c.y + of_part * c.y_stride + col : nullptr;
+      float* const sum = p.in_panels ? panels : c.sum ? c.sum + of_part * c.sum_stride + col : nullptr;
+      const float* const from = p.in_panels ? panels : c.from + of_part * c.from_stride + col;
       const u32 step = p.in_panels ? 128 : 16;  // of 16 columns
 #pragma unroll
       for (u32 eight = 0; eight < WIDTH / 8; eight += 8) {
@@ -151,14 +153,14 @@ struct Bf16Tiles {
         if (sum) {
 #pragma unroll
           for (u32 i = 0; i < 8; ++i) {
-            before[i] = *(const float2*)(sum + (eight + i) / 2 * step + i % 2 * 8);
+            before[i] = *(const float2*)(from + (eight + i) / 2 * step + i % 2 * 8);
           }
         }
 #pragma unroll
         for (u32 i = 0; i < 8; ++i) {
           const u32 offset = (eight + i) / 2 * step + i % 2 * 8, from = (eight + i) * 4 + half * 2;
           const float2 own = make_float2(sums.at[from], sums.at[from + 1]);
-          if (!p.in_panels) *(float2*)(y + offset) = own;
+          if (y) *(float2*)(y + offset) = own;
           if (sum) *(float2*)(sum + offset) = make_float2(before[i].x + own.x, before[i].y + own.y);
         }
       }

@@ -202,13 +202,19 @@ inline WeightParts weight_parts(const BackwardProduct& p) {
   return best;
 }
 
+/// The stride of a view in the values that it holds: those of an operand are of bf16.
+template <class T>
+std::uint64_t stride_of(const View<T>& view, bool is_operand) {
+  return view.stride() * (is_operand ? sizeof(T) / 2 : 1);
+}
+
 /// The kernels' struct of this name.
 template <class Scalar>
 struct Conv1dBackward {
   const Scalar *x, *weight, *bias, *kept, *d_y;
   Scalar *d_x, *d_window, *weight_parts = nullptr, *bias_parts = nullptr;
   std::uint64_t x_stride, d_y_stride, d_x_stride, slot_stride, kept_stride;
-  std::uint32_t channels, width, first_kept = 0, unused = 0;
+  std::uint32_t channels, width, first_kept = 0, d_x_is_rounded;
 
   static constexpr std::size_t tile = 64;  // tokens
 
@@ -222,11 +228,12 @@ struct Conv1dBackward {
         d_window(p.d_window.first().data()),
         x_stride(p.x.stride()),
         d_y_stride(p.d_y.stride()),
-        d_x_stride(p.d_x.stride()),
+        d_x_stride(stride_of(p.d_x, p.d_x_is_operand)),
         slot_stride(p.d_window.stride()),
         kept_stride(p.kept.states.stride()),
         channels(static_cast<std::uint32_t>(p.x.cols())),
-        width(static_cast<std::uint32_t>(p.weight.cols())) {}
+        width(static_cast<std::uint32_t>(p.weight.cols())),
+        d_x_is_rounded(p.d_x_is_operand ? 1 : 0) {}
 };
 
 /// The kernels' struct of this name.
@@ -237,7 +244,7 @@ struct ScanBackward {
   double* sum_parts = nullptr;
   std::uint64_t u_stride, delta_stride, b_stride, c_stride, z_stride, d_y_stride, d_u_stride, d_delta_stride,
       d_z_stride, y_stride, slot_stride, kept_stride;
-  std::uint32_t rows, channels, states, chunk, y_is_rounded = 0, unused = 0;
+  std::uint32_t rows, channels, states, chunk, rounded, unused = 0;
 
   explicit ScanBackward(const ScanBackwardArguments<Scalar>& p)
       : u(p.u.data()),
@@ -262,16 +269,17 @@ struct ScanBackward {
         z_stride(p.z.stride()),
         d_y_stride(p.d_y.stride()),
         d_u_stride(p.d_u.stride()),
-        d_delta_stride(p.d_delta.stride()),
-        d_z_stride(p.d_z.stride()),
-        y_stride(p.y.stride()),
+        d_delta_stride(stride_of(p.d_delta, p.d_delta_is_operand)),
+        d_z_stride(stride_of(p.d_z, p.d_z_is_operand)),
+        y_stride(stride_of(p.y, p.y_is_operand)),
         slot_stride(p.d_h.stride()),
         kept_stride(p.kept.states.stride()),
         rows(static_cast<std::uint32_t>(p.u.rows())),
         channels(static_cast<std::uint32_t>(p.u.cols())),
         states(static_cast<std::uint32_t>(p.a.cols())),
         chunk(static_cast<std::uint32_t>(
-            std::max<std::size_t>(detail::tokens_at_once(detail::longest(p.segments), p.kept.chunk), 1))) {}
+            std::max<std::size_t>(detail::tokens_at_once(detail::longest(p.segments), p.kept.chunk), 1))),
+        rounded((p.y_is_operand ? 1U : 0U) | (p.d_z_is_operand ? 2U : 0U) | (p.d_delta_is_operand ? 4U : 0U)) {}
 
   std::size_t state_size() const { return std::size_t{channels} * states; }
 };

@@ -1,16 +1,23 @@
 R"cuda(
 // The loss, norms of gradients, AdamW and dropout: see training_concept.hpp.
-// A block for each row. d_logits may be logits.
+// A block for each row. d_logits may be logits; `rounded`: of bf16, from the start of each row.
 extern "C" __global__ void __launch_bounds__(256)
     cross_entropy(const Scalar* logits, u64 stride, const int* targets, Scalar scale, Scalar* d_logits, u64 d_stride,
-                  double* losses, u32 cols) {
+                  double* losses, u32 cols, u32 rounded) {
   __shared__ Scalar parts[8];
   begin();
   const int target = targets[blockIdx.x];
   logits += blockIdx.x * stride;
   d_logits += blockIdx.x * d_stride;
+  const auto write = [&](u32 v, Scalar value) {
+    if (rounded) {
+      ((Bf16Value*)d_logits)[v] = Bf16Value((float)value);
+    } else {
+      d_logits[v] = value;
+    }
+  };
   if (target < 0) {
-    for (u32 v = threadIdx.x; v < cols; v += 256) d_logits[v] = 0;
+    for (u32 v = threadIdx.x; v < cols; v += 256) write(v, 0);
     if (threadIdx.x == 0) losses[blockIdx.x] = 0;
     return;
   }
@@ -32,10 +39,21 @@ extern "C" __global__ void __launch_bounds__(256)
     losses[blockIdx.x] = log(sum) + ((double)largest - (double)logits[target]);
   }
   const Scalar inverse = (Scalar)(1 / sum);
-#pragma unroll 8
-  for (u32 v = threadIdx.x; v < cols; v += 256) {
-    const Scalar probability = exponential(logits[v] - largest) * inverse;
-    d_logits[v] = scale * (probability - (v == (u32)target ? Scalar(1) : Scalar(0)));
+  for (u32 first = 0; first < cols; first += 2048) {
+    Scalar gradients[8];
+#pragma unroll
+    for (u32 i = 0; i < 8; ++i) {
+      const u32 v = first + i * 256 + threadIdx.x;
+      if (v >= cols) break;
+      const Scalar probability = exponential(logits[v] - largest) * inverse;
+      gradients[i] = scale * (probability - (v == (u32)target ? Scalar(1) : Scalar(0)));
+    }
+    __syncthreads();  // a value of bf16 takes the place of a logit of another thread, which is read now
+#pragma unroll
+    for (u32 i = 0; i < 8; ++i) {
+      const u32 v = first + i * 256 + threadIdx.x;
+      if (v < cols) write(v, gradients[i]);
+    }
   }
 }
 // The same by 1024 threads, which read a row once: it is in shared memory. There are whole fours of columns, at
@@ -45,20 +63,29 @@ struct __align__(16) FourLogits {
 };
 extern "C" __global__ void __launch_bounds__(1024, 1)
     cross_entropy_of_row(const Scalar* logits, u64 stride, const int* targets, Scalar scale, Scalar* d_logits,
-                         u64 d_stride, double* losses, u32 cols) {
+                         u64 d_stride, double* losses, u32 cols, u32 rounded) {
   extern __shared__ __align__(16) u8 memory[];
   __shared__ double parts[32];
   FourLogits* const row = (FourLogits*)memory;
   begin();
   const int target = targets[blockIdx.x];
   const FourLogits* const from = (const FourLogits*)(logits + blockIdx.x * stride);
-  FourLogits* const to = (FourLogits*)(d_logits + blockIdx.x * d_stride);
+  Scalar* const to = d_logits + blockIdx.x * d_stride;
   const u32 fours = cols / 4;
+  const auto write = [&](u32 v, const FourLogits& four) {
+    if (rounded) {
+      ((uint2*)to)[v] = make_uint2(to_bf16_pair((float)four.of[0], (float)four.of[1]),
+                                   to_bf16_pair((float)four.of[2], (float)four.of[3]));
+    } else {
+      ((FourLogits*)to)[v] = four;
+    }
+  };
   if (target < 0) {
-    for (u32 v = threadIdx.x; v < fours; v += 1024) to[v] = {{0, 0, 0, 0}};
+    for (u32 v = threadIdx.x; v < fours; v += 1024) write(v, {{0, 0, 0, 0}});
     if (threadIdx.x == 0) losses[blockIdx.x] = 0;
     return;
   }
+  const Scalar of_target = ((const Scalar*)from)[target];  // d_logits may be there later
   Scalar largest = *(const Scalar*)from;
 #pragma unroll 4
   for (u32 v = threadIdx.x; v < fours; v += 1024) {
@@ -96,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
   sum = 0;
   for (int i = 0; i < 32; ++i) sum += parts[i];
   if (threadIdx.x == (u32)target / 4 % 1024) {
-    losses[blockIdx.x] = log(sum) + ((double)largest - (double)((const Scalar*)from)[target]);
+    losses[blockIdx.x] = log(sum) + ((double)largest - (double)of_target);
   }
   const Scalar inverse = (Scalar)(1 / sum);
 #pragma unroll 4
@@ -106,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     for (u32 k = 0; k < 4; ++k) {
       four.of[k] = scale * (four.of[k] * inverse - (v * 4 + k == (u32)target ? Scalar(1) : Scalar(0)));
     }
-    to[v] = four;
+    write(v, four);
   }
 }
 // to = (adds ? to : 0) + the sum of the parts, by one block

@@ -51,12 +51,12 @@ struct BackwardScan {
       own.for_each_pair(now, [&](u32 j, u32 t, u32 e, u64 row, u32 channel_of_all) {
         const Scalar along = own.sum_lanes(t, e, 0), x = of.delta[j] + bias, d_out = own.shared.d_out[t][e];
         const Scalar out = multiply_add(d, of.u[j], own.sum_outs(t, e));
-        own.p.d_z[row * own.p.d_z_stride + channel_of_all] = of.d_y[j] * out * silu_slope(of.z[j]);
-        if (own.p.y) write_y(row * own.p.y_stride + channel_of_all, out * silu(of.z[j]));
+        write(own.p.d_z, row * own.p.d_z_stride + channel_of_all, of.d_y[j] * out * silu_slope(of.z[j]), d_z_rounded);
+        if (own.p.y) write(own.p.y, row * own.p.y_stride + channel_of_all, out * silu(of.z[j]), y_rounded);
         const Scalar power = own.sum_lanes(t, e, 1) * (Scalar(1) / decay_scale(Scalar(0)));
         const Scalar d_delta = multiply_add(of.u[j], along, power) * (x > Scalar(20) ? Scalar(1) : sigmoid(x));
         own.p.d_u[row * own.p.d_u_stride + channel_of_all] = multiply_add(d, d_out, own.shared.dt[t][e] * along);
-        own.p.d_delta[row * own.p.d_delta_stride + channel_of_all] = d_delta;
+        write(own.p.d_delta, row * own.p.d_delta_stride + channel_of_all, d_delta, d_delta_rounded);
         d_sum += (double)(d_out * of.u[j]);
         bias_sum += (double)d_delta;
       });
@@ -69,11 +69,12 @@ struct BackwardScan {
     write_channel_sums(d_sum, bias_sum, pair_channel);
   }
 
-  __device__ void write_y(u64 at, Scalar value) const {
-    if (own.p.y_is_rounded) {
-      ((Bf16Value*)own.p.y)[at] = Bf16Value((float)value);
+  // `which` of the results that may be of bf16.
+  __device__ void write(Scalar* to, u64 at, Scalar value, u32 which) const {
+    if (own.p.rounded & which) {
+      ((Bf16Value*)to)[at] = Bf16Value((float)value);
     } else {
-      own.p.y[at] = value;
+      to[at] = value;
     }
   }
   __device__ void forward(u32 buffer, const Scalar (&start)[4], const Scalar (&a)[4]) const {

@@ -25,8 +25,9 @@ struct ScanBackward {
   u64 u_stride, delta_stride, b_stride, c_stride, z_stride, d_y_stride, d_u_stride, d_delta_stride, d_z_stride;
   u64 y_stride, slot_stride, kept_stride;
   u32 rows, channels, states, chunk;
-  u32 y_is_rounded, unused;  // y is of bf16
+  u32 rounded, unused;  // which of y, d_z and d_delta are of bf16
 };
+static const u32 y_rounded = 1, d_z_rounded = 2, d_delta_rounded = 4;
 
 // What a block has, and what the phases share.
 template <int THREADS, int LANES, int TILE>
