@@ -220,7 +220,9 @@ void note_what_llama_cannot_run(const minimamba::AnyConfig& any) {
 
 int convert(const Arguments& arguments) {
   if (arguments.output == "-") {
-    throw minimamba::ArgumentError("output", "a folder, or a file named *.gguf", "-, standard output");
+    const char* const expected =
+        arguments.c_array ? "a C++ header, such as model.hpp" : "a folder, or a file named *.gguf";
+    throw minimamba::ArgumentError("output", expected, "-, standard output");
   }
   const bool gguf = !arguments.c_array && is_gguf_name(arguments.output);
   const minimamba::Checkpoint checkpoint = program::open_model(arguments.input);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <limits>
 #include <string>
 #include <vector>
@@ -149,7 +150,24 @@ TEST(CArray, NamesANamespaceByItsFile) {
   EXPECT_EQ(detail::namespace_of("xor_eq.hpp"), "model_xor_eq");
   EXPECT_EQ(detail::namespace_of("xor"), "model_xor");
   EXPECT_EQ(detail::namespace_of("newer.hpp"), "newer");
-  EXPECT_EQ(detail::namespace_of("main.hpp"), "model_main");  // the function
+  for (const char* const name : {"main", "time", "exp", "index", "y0", "stat"}) {  // functions
+    EXPECT_EQ(detail::namespace_of(std::string(name) + ".hpp"), std::string("model_") + name);
+  }
+}
+
+/// "time.hpp" would be a namespace of the name of a function, and "time.h" would hide a header.
+TEST(CArray, SaysThatANamespaceHasAnotherName) {
+  const Folder folder;
+  const Model model = model_of(small());
+  std::vector<std::string> notes;
+  SaveOptions options{.matrices = DType::F32, .on_note = [&](const std::string& note) { notes.push_back(note); }};
+  save_c_array(model, folder / "play-1.h", options);
+  EXPECT_TRUE(notes.empty());
+  save_c_array(model, folder / "time.hpp", options);
+  ASSERT_EQ(notes.size(), 1U);
+  EXPECT_NE(notes[0].find("time.hpp: its namespace is model_time, as time cannot be one in C++"), std::string::npos)
+      << notes[0];
+  EXPECT_NE(read_text(folder / "time.hpp").find("namespace model_time {"), std::string::npos);
 }
 
 template <class Error, class Call>
@@ -180,6 +198,16 @@ TEST(CArray, RefusesWhatItCannotHold) {
   model.norm_f.weight.upload(model.backend(), 0, values.view());
   expect_refused<CheckpointError>(save_as(DType::F32), "norm_f.weight");
   EXPECT_EQ(read_text(folder / "a.hpp"), before);
+}
+
+TEST(CArray, RefusesTheNameOfAStandardHeader) {
+  const Folder folder;
+  const Model model = model_of(small());
+  for (const char* const name : {"time.h", "string.h", "new", "-"}) {
+    expect_refused<ArgumentError>([&] { save_c_array(model, folder / name, {.matrices = DType::F32}); },
+                                  "the name of a header that hides no standard one, such as model.hpp");
+    EXPECT_FALSE(std::filesystem::exists(folder / name));
+  }
 }
 
 TEST(CArray, RefusesAnotherMixer) {

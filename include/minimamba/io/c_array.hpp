@@ -65,27 +65,61 @@ class ConstantWriter {
   std::string line_;
 };
 
-/// The name of a namespace for a file: "my-model.hpp" is my_model. What is no name in C++, or has a meaning there, gets
-/// "model_" before it.
-inline std::string namespace_of(const std::filesystem::path& path) {
+/// What has a meaning in C++ as it is: keywords, and functions and types that the headers of C and POSIX declare
+/// without a namespace. A namespace of such a name would compile in no program that includes them.
+inline constexpr std::string_view taken_names =
+    " alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class "
+    "co_await co_return co_yield compl concept const const_cast consteval constexpr constinit continue decltype "
+    "default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int "
+    "long main minimamba mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public "
+    "register reinterpret_cast requires return short signed sizeof static static_assert static_cast std struct switch "
+    "template this thread_local throw true try typedef typeid typename union unsigned using virtual void volatile "
+    "wchar_t while xor xor_eq "
+    "abort abs accept access acos acosh alarm asin asinh assert atan atan2 atanh atexit atof atoi atol basename bind "
+    "brk bsearch calloc cbrt ceil chdir chmod chown chroot clock close connect copysign cos cosh creat crypt ctime "
+    "daemon daylight difftime dirname div drem dup dup2 environ erf erfc errno exit exp exp10 exp2 expm1 fabs fclose "
+    "fdim feof ferror fflush ffs fgetc fgets finite floor fma fmax fmin fmod fopen fork fprintf fputc fputs fread free "
+    "frexp fscanf fseek fstat ftell fwrite gamma getc getchar getcwd getenv getline getopt getpid gets glob gmtime "
+    "hypot iconv ilogb index ioctl isatty isnan j0 j1 jn kill labs ldexp ldiv lgamma link listen localtime log log10 "
+    "log1p log2 logb longjmp lrint lround lseek major malloc memchr memcmp memcpy memmove memset minor mkdir mktime "
+    "mmap modf nan nice open optarg pause perror pipe poll pow printf profil putc putchar puts qsort raise rand random "
+    "read readlink realloc realpath recv remainder remove rename revoke rewind rindex rint rmdir round scalb scanf "
+    "select send setbuf setenv setjmp shutdown sigaction signal significand sigset sin sincos sinh sleep socket "
+    "sprintf sqrt srand srandom stat stderr stdin stdout strcat strchr strcmp strcpy strlen strstr strtod swab symlink "
+    "sync syscall sysconf system tan tanh tgamma time timezone tm tolower toupper trunc truncate tzname uint ulong "
+    "umask ungetc unlink ushort usleep utime valloc wait waitpid write y0 y1 yn ";
+
+inline bool is_one_of(std::string_view names, std::string_view name) {  // each has a space before and after it
+  return names.find(' ' + std::string(name) + ' ') != names.npos;
+}
+
+/// The name of a file as it is written in C++: "my-model.hpp" is my_model.
+inline std::string identifier_of(const std::filesystem::path& path) {
   std::string name = path.stem().string();
   const auto in = [](char c, char first, char last) { return c >= first && c <= last; };
   for (char& c : name) {
     if (!in(c, 'a', 'z') && !in(c, 'A', 'Z') && !in(c, '0', '9')) c = '_';
   }
-  constexpr std::string_view taken =
-      " alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class "
-      "co_await co_return co_yield compl concept const const_cast consteval constexpr constinit continue decltype "
-      "default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline "
-      "int "
-      "long main minimamba mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected "
-      "public "
-      "register reinterpret_cast requires return short signed sizeof static static_assert static_cast std struct "
-      "switch "
-      "template this thread_local throw true try typedef typeid typename union unsigned using virtual void volatile "
-      "wchar_t while xor xor_eq ";
-  const bool usable = !name.empty() && !in(name[0], '0', '9') && taken.find(' ' + name + ' ') == taken.npos;
+  return name;
+}
+/// The name of a namespace for a file. What is no name in C++, or has a meaning there, gets "model_" before it.
+inline std::string namespace_of(const std::filesystem::path& path) {
+  const std::string name = identifier_of(path);
+  const bool usable = !name.empty() && !(name[0] >= '0' && name[0] <= '9') && !is_one_of(taken_names, name);
   return usable ? name : "model_" + name;
+}
+
+/// Throws ArgumentError for a header that a program would find in place of a standard one: `time.h` in a folder of
+/// -I, or any of C++, none of which has an extension.
+inline void check_header_name(const std::filesystem::path& path) {
+  constexpr std::string_view of_c =
+      " assert complex ctype errno fenv float inttypes iso646 limits locale math memory malloc setjmp signal stdalign "
+      "stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string strings tgmath threads time uchar unistd "
+      "wchar wctype ";
+  const std::string extension = path.extension().string();
+  if (!extension.empty() && !(extension == ".h" && is_one_of(of_c, path.stem().string()))) return;
+  throw ArgumentError("path", "the name of a header that hides no standard one, such as model.hpp",
+                      path.filename().string());
 }
 
 /// The Config and what comes before the first weights.
@@ -230,6 +264,7 @@ void save_c_array_file(const Parameters& parameters, const std::filesystem::path
   if (matrices != DType::F32 && matrices != DType::Q8_0) {
     throw ArgumentError("matrices", "F32 or Q8_0 in a C array", std::string(name_of(matrices)));
   }
+  check_header_name(path);
   const bool quantised = matrices == DType::Q8_0;
   Saturation saturation(options.saturate);
   saturation.check(parameters, [&](const SavedParameter& p) { return Writer::type_of(p, quantised); });
@@ -246,6 +281,10 @@ void save_c_array_file(const Parameters& parameters, const std::filesystem::path
   });
   file.write("};\n\n}  // namespace " + name + "\n");
   saturation.report(path.string(), options.on_note);
+  if (options.on_note && name != identifier_of(path)) {
+    options.on_note(path.string() + ": its namespace is " + name + ", as " + identifier_of(path) +
+                    " cannot be one in C++");
+  }
   file.commit();
   folders.keep();
 }
@@ -253,10 +292,11 @@ void save_c_array_file(const Parameters& parameters, const std::filesystem::path
 }  // namespace detail
 
 /// Saves the weights of a Mamba (S6) as a C++ header, which defines `Config` and `weights` in a namespace of the file's
-/// name. The six matrices are F32 or Q8_0, as the options or the model's weight format say; with Q8_0, x_proj is bf16,
-/// as in every q8 model. Rows that pad the vocabulary are left out. Throws FileError; CancelledError; CheckpointError
-/// for values that are not finite or do not fit; ConfigError for a checkpoint of another mixer; and ArgumentError for a
-/// model that was moved from or another type. An existing file is then as before.
+/// name, or, if that cannot be one, of the name with "model_" before it, with a note. The six matrices are F32 or Q8_0,
+/// as the options or the model's weight format say; with Q8_0, x_proj is bf16, as in every q8 model. Rows that pad the
+/// vocabulary are left out. Throws FileError; CancelledError; CheckpointError for values that are not finite or do not
+/// fit; ConfigError for a checkpoint of another mixer; and ArgumentError for a model that was moved from, another type,
+/// or a name such as time.h, which would hide a standard header. An existing file is then as before.
 template <class Model>
 void save_c_array(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {}) {
   static_assert(std::is_same_v<typename Model::Config, MambaConfig>,
