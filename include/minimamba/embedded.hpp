@@ -163,6 +163,7 @@ class StaticMamba {
 
   /// The weights must live as long as this object.
   explicit StaticMamba(const Weights& in_flash) : weights_(&in_flash) {}
+  explicit StaticMamba(const Weights&&) = delete;
   template <class Other>
   explicit StaticMamba(const StaticWeights<Other>&) {
     static_assert(std::is_same_v<Other, Config>,

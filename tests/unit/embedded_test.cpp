@@ -112,6 +112,10 @@ std::unique_ptr<StaticWeights<Config>> weights_of(const Model<Config>& model) {
   return weights;
 }
 
+// A temporary would be gone before the first token.
+static_assert(std::is_constructible_v<StaticMamba<Plain>, const StaticWeights<Plain>&>);
+static_assert(!std::is_constructible_v<StaticMamba<Plain>, StaticWeights<Plain>>);
+
 const std::vector<std::int32_t> tokens{3, 36, 0, 7, 7, 21, 30, 1, 2};
 
 template <class Config>
