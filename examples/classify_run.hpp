@@ -84,7 +84,7 @@ Model make_model(const Arguments& arguments, const Training& training,
     config.backbone.vocab_size = training.vocabulary.tokenizer.size();
     return Model(config, backend, seed);
   }
-  Model model = minimamba::load_pretrained<Model>(*training.init, config, backend, seed);
+  Model model = minimamba::load_pretrained<Model>(*training.init, config, {.backend = backend, .seed = seed});
   if (training.vocabulary.tokenizer.size() > model.config().backbone.vocab_size) {
     throw minimamba::ArgumentError(
         "tokenizer",

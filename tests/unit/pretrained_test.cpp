@@ -60,8 +60,25 @@ TEST(APretrainedModel, HasTheWeightsOfTheLanguageModelAndANewHead) {
   EXPECT_EQ(features.forward(tokens, cache).cols(), 8U);
   using Other = SequenceModel<float, NativeBackend, float, SSD>;
   EXPECT_THROW(load_pretrained<Other>(checkpoint, {.labels = {"a", "b"}}), ConfigError);
+  EXPECT_EQ(model.memory_bytes(), language.memory_bytes() + parameter_bytes(model.head));
+  EXPECT_GE(parameter_bytes(model.head), (3 * 8 + 3) * sizeof(float));  // in panels
   config = head(), config.labels = {"one"};
   EXPECT_THROW(load_pretrained<SequenceModel<float>>(checkpoint, config), ConfigError);
+}
+
+TEST(APretrainedModel, IsLoadedWithProgressAndASeedOfItsHead) {
+  const Folder folder;
+  save(Language(sizes, NativeBackend<float>(), 7), folder / "language");
+  const Checkpoint checkpoint = open_checkpoint(folder / "language");
+  using Model = SequenceModel<float>;
+  double last = 0;
+  const auto first =
+      load_pretrained<Model>(checkpoint, head(), {.progress = [&](double part) { return last = part, true; }});
+  EXPECT_EQ(last, 1);
+  const auto heads_of = [](const Model& model) { return support::parameters_of(model).at("head.weight"); };
+  EXPECT_TRUE(support::identical(heads_of(first), heads_of(load_pretrained<Model>(checkpoint, head(), {.seed = 0}))));
+  EXPECT_FALSE(support::identical(heads_of(first), heads_of(load_pretrained<Model>(checkpoint, head(), {.seed = 1}))));
+  EXPECT_THROW(load_pretrained<Model>(checkpoint, head(), {.progress = [](double) { return false; }}), CancelledError);
 }
 
 TEST(APretrainedModel, TrainsItsHeadAlone) {

@@ -8,6 +8,9 @@
 #define MINIMAMBA_IO_PRETRAINED_HPP
 
 #include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
 #include <utility>
 
 #include "minimamba/io/load.hpp"
@@ -41,23 +44,36 @@ Mamba<Scalar, Backend, Weight, Mixer> language_model_for(const SequenceModel<Sca
 
 }  // namespace detail
 
+template <class Model>
+struct PretrainedOptions {
+  typename Model::BackendType backend = typename Model::BackendType();
+  std::uint64_t seed = 0;  // of the weights of the head, and of the input layer for rows of numbers
+  /// As in LoadOptions.
+  std::function<bool(double)> progress = {};
+  std::function<void(const std::string&)> on_note = {};
+  bool saturate = false;
+};
+
 /// A model with a new head, for which `config` says all but the backbone: that is the checkpoint's, with its weights. A
 /// model of real inputs has a new input layer too, and no embedding. Throws what load throws, and ConfigError for a
 /// head that is not valid; ConfigError too for a checkpoint of another mixer.
 template <class Model>
 Model load_pretrained(const Checkpoint& checkpoint, typename Model::Config config,
-                      typename Model::BackendType backend = typename Model::BackendType(), std::uint64_t seed = 0) {
+                      const PretrainedOptions<Model>& options = {}) {
   using Language = decltype(detail::language_model_for(std::declval<const Model&>()));
   config.backbone = checkpoint.config_as<typename Model::Backbone::Config>();
   if (config.columns > 0) config.backbone.vocab_size = 0;
-  Model model = Model::shapes_only(config, backend);
+  Model model = Model::shapes_only(config, options.backend);
   const auto make = [&](auto& layer) {
-    allocate_parameters(layer, backend);
-    initialize_parameters(layer, model.backbone.config(), backend, seed);
+    allocate_parameters(layer, model.backend());
+    initialize_parameters(layer, model.backbone.config(), model.backend(), options.seed);
   };
   if (config.columns > 0) make(model.input);
   if (config.task != Task::features) make(model.head);
-  Language language = load<Language>(checkpoint, {.backend = backend});
+  Language language = load<Language>(checkpoint, {.backend = options.backend,
+                                                  .progress = options.progress,
+                                                  .on_note = options.on_note,
+                                                  .saturate = options.saturate});
   if (config.columns == 0) model.embedding = std::move(language.embedding);
   model.backbone.layers = std::move(language.layers);
   model.backbone.norm_f = std::move(language.norm_f);

@@ -158,6 +158,10 @@ class SequenceModel {
   const Config& config() const { return config_; }
   const Backend<Scalar>& backend() const { return backbone.backend(); }
   std::size_t parameter_count() const { return count_parameters(*this); }
+  /// Bytes of memory that the model holds: its parameters as they are stored, and what is derived from them.
+  std::size_t memory_bytes() const {
+    return parameter_bytes(embedding) + parameter_bytes(input) + backbone.memory_bytes() + parameter_bytes(head);
+  }
   const StateLayout& state_layout() const { return backbone.state_layout(); }
   /// A cache for `batch` sequences, all at their beginning. Throws ArgumentError.
   Cache make_cache(std::int64_t batch = 1) const { return backbone.make_cache(batch); }
