@@ -134,6 +134,7 @@ class Program {
     say("%zu parameters, %zu tokens to train on, %zu to validate on\n", all, trainer_.data().training_size(),
         trainer_.data().validation_size());
     for (const auto& record : trainer_.history()) note(record);
+    note_if_nothing_overlaps();
     Progress progress(trainer_.steps());
     if (trainer_.steps() > 0)
       progress.pause([&] { validate_if_due(); });  // it may have been interrupted during its validation
@@ -202,6 +203,16 @@ class Program {
     write_file(out / "loss.csv", program::loss_csv(trainer_.history()));
     write_file(out / "loss.svg", program::loss_svg(trainer_.history()));
     folders_->keep();
+  }
+
+  /// Says why gradients do not travel in the background, if that was asked for.
+  void note_if_nothing_overlaps() const {
+    if (!first() || !arguments_.together.overlap || together_.overlaps(trainer_.model())) return;
+    const bool on_card = minimamba::BackendTraits<Backend>::on_device;
+    program::print_note(std::string("--overlap changes nothing: ") +
+                        (program::ranks().size() == 1 ? "there is one rank"
+                         : on_card                    ? "gradients on cards travel when all are there"
+                                                      : "this MPI lets one thread alone call it"));
   }
 
   void sample() {

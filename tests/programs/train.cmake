@@ -35,6 +35,8 @@ if(result)
   message(FATAL_ERROR "generate does not read what train wrote")
 endif()
 
+expect(0 "step 1/1.*note: --overlap changes nothing: there is one rank" ${model} --steps 1 --text ${WORK}/text.txt --out ${WORK}/one --overlap)
+
 # Killed after its first checkpoint, and resumed with other threads: the same bytes as without.
 string(JOIN "' '" quoted ${small})
 file(WRITE ${WORK}/kill.sh "'${TRAIN}' '${quoted}' --out '${WORK}/parts' --threads 2 > '${WORK}/killed.log' &

@@ -180,6 +180,7 @@ TEST(DataParallel, SendsGradientsFromASecondThreadWhileItComputes) {
     on_ranks<Noting>(2, [&](std::size_t, const Noting& comm) {
       Trainer<Model> trainer(Fixture::model(), Fixture::tokens(), Fixture::options(2));
       DataParallel together(comm, {.overlap = overlap});
+      EXPECT_EQ(together.overlaps(trainer.model()), overlap);
       trainer.step(together);
       EXPECT_EQ(comm.senders->size(), overlap ? 2U : 1U);
     });

@@ -11,6 +11,7 @@
 #define MINIMAMBA_DISTRIBUTED_DATA_PARALLEL_HPP
 
 #include <algorithm>
+#include <any>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -41,7 +42,9 @@ enum class Reduction {
 
 struct DataParallelOptions {
   Reduction reduction = Reduction::tree;
-  bool overlap = false;            // gradients of a layer travel while those before it are computed: for slow networks
+  /// Gradients of a layer travel while those before it are computed: for slow networks. DataParallel::overlaps says
+  /// whether they can.
+  bool overlap = false;
   bool divide_moments = false;     // each rank has the moments of some parameters, updates these and sends them to all
   std::int64_t check_every = 100;  // steps after which ranks compare their weights; 0: only before the first
 };
@@ -135,6 +138,8 @@ class DataParallel {
       }
     });
   }
+  /// Whether steps do what DataParallelOptions::overlap asks for: with several ranks, gradients in the memory of the
+  /// processor, and a communicator that a second thread may use (may_change_threads).
   template <class Model>
   bool overlaps(const Model&) const {
     return size() > 1 && options_.overlap && may_overlap<Model>();
@@ -248,11 +253,12 @@ class DataParallel {
     if (!options_.divide_moments) detail::all_gather(rows, sums.back(), std::span<const std::size_t>(shares));
   }
 
-  /// Kept between steps, for its memory. One trainer needs one kind.
+  /// Kept between steps, for its memory.
   template <class Rows, class... Backend>
   Rows& rows_of(const Backend&... backend) {
-    if (!rows_) rows_ = std::make_shared<Rows>(ranks_, backend...);
-    return *static_cast<Rows*>(rows_.get());
+    const auto* kept = std::any_cast<std::shared_ptr<Rows>>(&rows_);
+    if (kept == nullptr) kept = &rows_.emplace<std::shared_ptr<Rows>>(std::make_shared<Rows>(ranks_, backend...));
+    return **kept;
   }
   /// The sum that the communicator has itself. Returns false if it has none.
   template <class Rows, class Backend, class Scalar>
@@ -374,7 +380,7 @@ class DataParallel {
   std::vector<std::size_t> shares_, parameters_;  // where the share of each rank of their memory begins; of them
   std::vector<Elements> layers_;                  // those of each layer
   Elements early_;                                // that were added up during backward
-  std::shared_ptr<void> rows_;                    // see rows_of
+  std::any rows_;                                 // see rows_of: one trainer needs one kind
   std::shared_ptr<detail::InBackground> background_;
 };
 
