@@ -28,6 +28,7 @@ template const native::TrainingKernels<double>& native::training_kernels_for(Ins
 template const native::SsdTrainingKernels<float>& native::ssd_training_kernels_for(InstructionSet);
 template const native::SsdTrainingKernels<double>& native::ssd_training_kernels_for(InstructionSet);
 
+template class native::PanelMemory<float>;
 template class NativeBackend<float>;
 template class Mamba<float>;
 template class InferenceCache<float, NativeBackend>;

@@ -29,6 +29,7 @@
 #if defined(MINIMAMBA_COMPILED_KERNELS) && !defined(MINIMAMBA_KERNELS_HPP) && !defined(_GLIBCXX_DEBUG)
 namespace minimamba {
 
+extern template class native::PanelMemory<float>;
 extern template class NativeBackend<float>;
 extern template class Mamba<float>;
 extern template class InferenceCache<float, NativeBackend>;

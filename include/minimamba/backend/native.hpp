@@ -8,16 +8,14 @@
 #include <algorithm>
 #include <cassert>
 #include <cstddef>
-#include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <type_traits>
 
 #include "minimamba/backend/concept.hpp"
 #include "minimamba/backend/host_memory.hpp"
-#include "minimamba/backend/native/arena.hpp"
 #include "minimamba/backend/native/instruction_set.hpp"
+#include "minimamba/backend/native/panel_memory.hpp"
 #include "minimamba/backend/native/panels.hpp"
 #include "minimamba/backend/native/tasks.hpp"
 #include "minimamba/backend/host_kernels.hpp"
@@ -38,106 +36,26 @@ struct NativeOptions {
 };
 
 template <class Number>
-class NativeBackend : public detail::HostMemory<Number> {
+class NativeBackend : public native::PanelMemory<Number> {
+  using Memory = native::PanelMemory<Number>;
+
  public:
   using Scalar = Number;
-  /// Weights are stored in panels: in Scalar, or, if Scalar is float, in 16-bit and quantised formats. If Scalar is
-  /// double, 16-bit and quantised weights are stored row by row.
-  template <WeightFormat W>
-  using Matrix = std::conditional_t<
-      std::is_same_v<W, Scalar>, PanelMatrix<Scalar>,
-      std::conditional_t<std::is_same_v<Scalar, float> && native::has_panels<W>, CompactPanelMatrix<W>, HostMatrix<W>>>;
 
   /// Throws ArgumentError if options.threads is out of range or the machine lacks the instruction set.
   explicit NativeBackend(NativeOptions options = {})
-      : pool_(std::make_shared<ThreadPool>(options.threads)),
-        arena_(std::make_shared<native::Arena>()),
-        set_(chosen(options.instruction_set)),
-        activations_(options.activations) {}
+      : Memory(options.threads), set_(chosen(options.instruction_set)), activations_(options.activations) {}
 
   const char* name() const { return "native"; }
-  int threads() const { return pool_->threads(); }
   InstructionSet instruction_set() const { return set_; }
   Activations activations() const { return activations_; }
   const native::Kernels<Scalar>& kernels() const { return native::kernels_for<Scalar>(set_); }
   const native::SsdKernels<Scalar>& ssd_kernels() const { return native::ssd_kernels_for<Scalar>(set_); }
 
-  template <WeightFormat W>
-  Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
-    if constexpr (std::is_same_v<Matrix<W>, HostMatrix<W>>) {
-      return Matrix<W>(rows, cols);
-    } else {
-      return Matrix<W>(rows, cols, *arena_);
-    }
-  }
-  using detail::HostMemory<Number>::upload_rows;
-  using detail::HostMemory<Number>::download_rows;
-  void upload_rows(View<const Scalar> host, std::size_t first, PanelMatrix<Scalar>& matrix) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    constexpr std::size_t columns = 16;  // at a time, so that the lines written to stay in the L1 cache
-    for (std::size_t begin = 0; begin < host.cols(); begin += columns) {
-      const std::size_t end = std::min(begin + columns, host.cols());
-      for (std::size_t i = 0; i < host.rows(); ++i) {
-        Scalar* row = matrix.row(first + i);
-        for (std::size_t k = begin; k < end; ++k) row[k * native::panel] = host(i, k);
-      }
-    }
-  }
-  void download_rows(const PanelMatrix<Scalar>& matrix, std::size_t first, View<Scalar> host) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    for (std::size_t i = 0; i < host.rows(); ++i) {
-      const Scalar* row = matrix.row(first + i);
-      for (std::size_t k = 0; k < host.cols(); ++k) host(i, k) = row[k * native::panel];
-    }
-  }
-
-  template <class W>
-  void upload_rows(View<const Scalar> host, std::size_t first, CompactPanelMatrix<W>& matrix) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    each_panel_of_rows(first, host.rows(), 64 * host.cols(), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end; ++i) matrix.put_row(first + i, host.row(i).data());
-    });
-  }
-  template <class W>
-  void download_rows(const CompactPanelMatrix<W>& matrix, std::size_t first, View<Scalar> host) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == matrix.cols());
-    for (std::size_t i = 0; i < host.rows(); ++i) matrix.get_row(first + i, host.row(i).data());
-  }
-
-  using detail::HostMemory<Number>::upload_blocks;
-  using detail::HostMemory<Number>::download_blocks;
-  template <class W>
-  requires(Format<W>::block_size > 1) void upload_blocks(View<const typename Format<W>::Block> host, std::size_t first,
-                                                         CompactPanelMatrix<W>& matrix) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
-    each_panel_of_rows(first, host.rows(), 16 * host.cols(), [&](std::size_t begin, std::size_t end) {
-      // Block by block, because a panel holds those of its rows together.
-      for (std::size_t b = 0; b < host.cols(); ++b) {
-        for (std::size_t i = begin; i < end; ++i) matrix.put_block(first + i, b, host(i, b));
-      }
-    });
-  }
-  template <class W>
-  requires(Format<W>::block_size > 1) void download_blocks(const CompactPanelMatrix<W>& matrix, std::size_t first,
-                                                           View<typename Format<W>::Block> host) const {
-    assert(first + host.rows() <= matrix.rows() && host.cols() == blocks_in<W>(matrix.cols()));
-    for (std::size_t b = 0; b < host.cols(); ++b) {
-      for (std::size_t i = 0; i < host.rows(); ++i) matrix.get_block(first + i, b, host(i, b));
-    }
-  }
-
-  template <class M>
-  void embed(View<const std::int32_t> tokens, const M& weight, View<Scalar> y) const {
-    assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
-    for (std::size_t i = 0; i < y.rows(); ++i) {
-      this->download_rows(weight, static_cast<std::size_t>(tokens(0, i)), y.rows_from(i, 1));
-    }
-  }
-
   void rms_norm(View<const Scalar> x, View<const Scalar> weight, double epsilon, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == y.cols());
     const std::span<const Scalar> w = detail::norm_weight(weight, x.cols());
-    parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
+    parallel_for(pool(), x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) norm_row(x.row(i), w, epsilon, y.row(i));
     });
   }
@@ -145,7 +63,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   void gated_rms_norm(const GatedRmsNormArguments<Scalar>& p) const {
     assert(p.x.cols() % p.groups == 0 && p.x.cols() == p.weight.cols());
     const std::size_t size = p.x.cols() / p.groups;
-    parallel_for(*pool_, p.x.rows(), grain(8 * p.x.cols()), [&](std::size_t begin, std::size_t end) {
+    parallel_for(pool(), p.x.rows(), grain(8 * p.x.cols()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
         const auto y = p.y.row(i);
         ssd_kernels().gate(p.x.row(i).data(), p.z.row(i).data(), y.data(), y.size());
@@ -185,7 +103,7 @@ class NativeBackend : public detail::HostMemory<Number> {
   template <class M>
   void reserve_matmul(std::size_t rows, const M& weight) const {
     const auto sizes = scratch_of(rows, weight);
-    scratch(sizes.rounded + sizes.each * static_cast<std::size_t>(threads()));
+    scratch(sizes.rounded + sizes.each * static_cast<std::size_t>(this->threads()));
   }
 
   void causal_conv1d(const Conv1dArguments<Scalar>& p) const {
@@ -263,29 +181,22 @@ class NativeBackend : public detail::HostMemory<Number> {
 
   void add(View<const Scalar> x, View<Scalar> y) const {
     assert((x.rows() == y.rows() || x.rows() == 1) && x.cols() == y.cols());
-    parallel_for(*pool_, y.rows(), grain(y.cols()), [&](std::size_t begin, std::size_t end) {
+    parallel_for(pool(), y.rows(), grain(y.cols()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
         kernels().add(x.row(x.rows() == 1 ? 0 : i).data(), y.row(i).data(), y.cols());
       }
     });
   }
 
- protected:                                            // for NativeTraining
-  static constexpr std::size_t strip = 16;             // channels that are never divided among threads
-  static constexpr std::size_t worthwhile = 1U << 15;  // elementary operations that are worth a second thread
-
-  static std::size_t grain(std::size_t operations) { return worthwhile / std::max<std::size_t>(operations, 1) + 1; }
+ protected:  // for NativeTraining
+  using Memory::grain, Memory::pool, Memory::scratch;
+  static constexpr std::size_t strip = 16;  // channels that are never divided among threads
 
   static InstructionSet chosen(InstructionSet set) {
     if (set == InstructionSet::best) return best_instruction_set();
     if (available(set)) return set;
     throw ArgumentError("instruction_set", "one that this machine supports", std::string(name_of(set)));
   }
-
-  /// Scratch memory of the calling thread. All parts of its task use it, also those that other threads run.
-  static Scalar* scratch(std::size_t size) { return detail::thread_scratch<Scalar>(size); }
-
-  ThreadPool& pool() const { return *pool_; }
 
   /// Calls body(index of the segment, first channel, end channel) on parts that cover all channels of all segments that
   /// have tokens. `operations` is the cost of one token of one channel.
@@ -294,7 +205,7 @@ class NativeBackend : public detail::HostMemory<Number> {
                      Body&& body) const {
     if (segments.empty()) return;
     const std::size_t strips = native::divide_up(channels, strip), tokens = detail::rows_of(segments) / segments.size();
-    parallel_for(*pool_, segments.size() * strips, grain(strip * operations * tokens),
+    parallel_for(pool(), segments.size() * strips, grain(strip * operations * tokens),
                  [&](std::size_t begin, std::size_t end) {
                    for (std::size_t i = begin; i < end;) {
                      const std::size_t number = i / strips, next = std::min(end, (number + 1) * strips);
@@ -307,19 +218,6 @@ class NativeBackend : public detail::HostMemory<Number> {
   }
 
  private:
-  /// Calls body(first, end) on parts of rows [0, rows) of the host's, which are rows from `first` on of a matrix. Each
-  /// is one panel's, because rows of one panel share bytes and cache lines; each row takes `operations`.
-  template <class Body>
-  void each_panel_of_rows(std::size_t first, std::size_t rows, std::size_t operations, Body&& body) const {
-    const std::size_t before = first % native::panel, panels = native::divide_up(before + rows, native::panel);
-    parallel_for(*pool_, panels, grain(native::panel * operations), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t panel = begin; panel < end; ++panel) {
-        const std::size_t from = panel == 0 ? 0 : panel * native::panel - before;
-        body(from, std::min((panel + 1) * native::panel - before, rows));
-      }
-    });
-  }
-
   void norm_row(std::span<const Scalar> x, std::span<const Scalar> weight, double epsilon, std::span<Scalar> y) const {
     if (kernels().rms_norm({x.data(), weight.data(), y.data(), x.size(), static_cast<Scalar>(epsilon)})) return;
     detail::rms_norm_row(x, weight, epsilon, y);
@@ -381,9 +279,9 @@ class NativeBackend : public detail::HostMemory<Number> {
   /// Applies round_activations to each row, into the scratch memory of this thread.
   template <class W>
   View<const Scalar> rounded(View<const Scalar> x, const ScratchSizes& sizes) const {
-    const View<Scalar> result(scratch(sizes.rounded + sizes.each * static_cast<std::size_t>(threads())), x.rows(),
+    const View<Scalar> result(scratch(sizes.rounded + sizes.each * static_cast<std::size_t>(this->threads())), x.rows(),
                               x.cols());
-    parallel_for(*pool_, x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
+    parallel_for(pool(), x.rows(), grain(x.cols()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
         round_activations<W>(x.row(i).data(), x.cols(), result.row(i).data());
       }
@@ -402,11 +300,11 @@ class NativeBackend : public detail::HostMemory<Number> {
     const auto& [x, weight, y] = p;
     assert(x.rows() == y.rows());
     if (y.empty()) return;
-    const std::size_t threads = static_cast<std::size_t>(pool_->threads());
+    const std::size_t threads = static_cast<std::size_t>(this->threads());
     const native::Division division = native::division(x.rows(), native::divide_up(y.cols(), native::panel), threads);
     Scalar* const own = scratch(sizes.rounded + sizes.each * threads) + sizes.rounded;
     const std::size_t operations = x.cols() * division.unit * (division.by_rows ? y.cols() : native::panel * x.rows());
-    parallel_for(*pool_, division.count, grain(operations),
+    parallel_for(pool(), division.count, grain(operations),
                  [&, data = x.data(), x_stride = x.stride(), in = x.cols(), w = weight, to = y](
                      std::size_t begin, std::size_t end, std::size_t index) {
                    const native::Part part = division.part(begin, end);
@@ -443,8 +341,6 @@ class NativeBackend : public detail::HostMemory<Number> {
     });
   }
 
-  std::shared_ptr<ThreadPool> pool_;
-  std::shared_ptr<native::Arena> arena_;
   InstructionSet set_;
   Activations activations_;
 };

@@ -143,3 +143,14 @@ namespace neon {
 #endif
 
 #undef MINIMAMBA_UNROLL
+
+// What an instruction set of this processor has by a name that every region defines; other sets have the portable one.
+// The file that includes this one undefines it.
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define MINIMAMBA_OF(set, name) \
+  (has_avx512(set) ? avx512::name : (set) == InstructionSet::avx2 ? avx2::name : portable_float::name)
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#define MINIMAMBA_OF(set, name) ((set) == InstructionSet::neon ? neon::name : portable_float::name)
+#else
+#define MINIMAMBA_OF(set, name) portable_float::name
+#endif

@@ -33,13 +33,7 @@ const Kernels<Scalar>& kernels_for([[maybe_unused]] InstructionSet set) {
   if constexpr (std::is_same_v<Scalar, double>) {
     return portable_double::kernels;
   } else {
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    if (has_avx512(set)) return avx512::kernels;
-    if (set == InstructionSet::avx2) return avx2::kernels;
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-    if (set == InstructionSet::neon) return neon::kernels;
-#endif
-    return portable_float::kernels;
+    return MINIMAMBA_OF(set, kernels);
   }
 }
 
@@ -48,13 +42,7 @@ const SsdKernels<Scalar>& ssd_kernels_for([[maybe_unused]] InstructionSet set) {
   if constexpr (std::is_same_v<Scalar, double>) {
     return portable_double::ssd_kernels;
   } else {
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    if (has_avx512(set)) return avx512::ssd_kernels;
-    if (set == InstructionSet::avx2) return avx2::ssd_kernels;
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-    if (set == InstructionSet::neon) return neon::ssd_kernels;
-#endif
-    return portable_float::ssd_kernels;
+    return MINIMAMBA_OF(set, ssd_kernels);
   }
 }
 
@@ -63,33 +51,22 @@ CompactMatmul compact_matmul_for([[maybe_unused]] InstructionSet set) {
   if constexpr (Format<W>::block_size == 1) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
     if (std::is_same_v<W, bf16> && set == InstructionSet::avx512bf16) return &avx512::matmul_pairs;
-    if (has_avx512(set)) return &avx512::matmul_halves<W>;
-    if (set == InstructionSet::avx2) return &avx2::matmul_halves<W>;
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-    if (set == InstructionSet::neon) return &neon::matmul_halves<W>;
 #endif
-    return &portable_float::matmul_halves<W>;
+    return MINIMAMBA_OF(set, matmul_halves<W>);
   } else {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    if (has_avx512(set) && __builtin_cpu_supports("avx512vnni") != 0) return &avx512::matmul_blocks<W>;
-    if (has_avx512(set) || set == InstructionSet::avx2) return &avx2::matmul_blocks<W>;
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-    if (set == InstructionSet::neon) return &neon::matmul_blocks<W>;
+    if (has_avx512(set) && __builtin_cpu_supports("avx512vnni") == 0) set = InstructionSet::avx2;
 #endif
-    return &portable_float::matmul_blocks<W>;
+    return MINIMAMBA_OF(set, matmul_blocks<W>);
   }
 }
 
 template <class Scalar>
 const Functions<Scalar>& functions_for([[maybe_unused]] InstructionSet set) {
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  if (has_avx512(set)) return avx512::functions;
-  if (set == InstructionSet::avx2) return avx2::functions;
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-  if (set == InstructionSet::neon) return neon::functions;
-#endif
-  return portable_float::functions;
+  return MINIMAMBA_OF(set, functions);
 }
+
+#undef MINIMAMBA_OF
 
 }  // namespace native
 }  // namespace minimamba

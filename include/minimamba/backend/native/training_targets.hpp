@@ -23,13 +23,7 @@ const TrainingKernels<Scalar>& training_kernels_for([[maybe_unused]] Instruction
   if constexpr (std::is_same_v<Scalar, double>) {
     return portable_double::training_kernels;
   } else {
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    if (has_avx512(set)) return avx512::training_kernels;
-    if (set == InstructionSet::avx2) return avx2::training_kernels;
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-    if (set == InstructionSet::neon) return neon::training_kernels;
-#endif
-    return portable_float::training_kernels;
+    return MINIMAMBA_OF(set, training_kernels);
   }
 }
 
@@ -38,15 +32,11 @@ const SsdTrainingKernels<Scalar>& ssd_training_kernels_for([[maybe_unused]] Inst
   if constexpr (std::is_same_v<Scalar, double>) {
     return portable_double::ssd_training_kernels;
   } else {
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    if (has_avx512(set)) return avx512::ssd_training_kernels;
-    if (set == InstructionSet::avx2) return avx2::ssd_training_kernels;
-#elif defined(__aarch64__) && defined(__ARM_NEON)
-    if (set == InstructionSet::neon) return neon::ssd_training_kernels;
-#endif
-    return portable_float::ssd_training_kernels;
+    return MINIMAMBA_OF(set, ssd_training_kernels);
   }
 }
+
+#undef MINIMAMBA_OF
 
 }  // namespace native
 }  // namespace minimamba
