@@ -297,6 +297,7 @@ void measure(const typename Model::Config& config) {
   const Model model(config);
   std::printf("%-5s %zu MB, made in %.1f s\n", std::string(Format<W>::name).c_str(), model.memory_bytes() >> 20,
               seconds() - start);
+  model.backend().device().kernels().wait();
   for (const std::size_t batch : {1U, 8U, 64U, 256U}) {
     std::printf("  generation, batch %3zu: %9.0f tokens/s; with the choice: %9.0f; with all logits downloaded: %9.0f\n",
                 batch, rate(model, batch, 1, 100, 1), greedy_rate(model, batch, 100),

@@ -66,7 +66,7 @@ TEST(AnyModelOnACard, IsChosenByAutoWhereItFits) {
     EXPECT_EXIT(support::end_with([&] { std::fprintf(stderr, "%s\n", choose(fake_driver()).c_str()); }),
                 testing::ExitedWithCode(0), words);
   };
-  expect_choice("cuda on Fake H100, compiling layers for Fake H100 .sm_90a., compiling",
+  expect_choice("cuda on Fake H100, compiling layers_0 for Fake H100 .sm_90a., compiling",
                 [&](FakeCuda&) { return chosen(folder, "auto"); });
   expect_choice("native on CPU, .*computing on the processor: Fake H100: too little memory", [&](FakeCuda& fake) {
     fake.memory = 1000;

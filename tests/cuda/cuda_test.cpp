@@ -80,7 +80,8 @@ TEST(CudaErrors, SayThatNvrtcIsMissing) {
                  [](FakeCuda& fake) { fake.compiler_major = 11; });
 }
 TEST(CudaErrors, ShowWhatNvrtcRefuses) {
-  expect_refusal(CudaProblem::compiler, "NVRTC: it cannot compile the kernels \"layers\": line 3: expected a semicolon",
+  expect_refusal(CudaProblem::compiler,
+                 "NVRTC: it cannot compile the kernels \"layers_0\": line 3: expected a semicolon",
                  [](FakeCuda& fake) { fake.complaint = "line 3: expected a semicolon"; });
 }
 TEST(CudaErrors, SayThatNvrtcIsNewerThanTheDriver) {

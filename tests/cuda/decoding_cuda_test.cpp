@@ -33,6 +33,7 @@ template <class Model>
 std::size_t decoded(const Model& model, std::int64_t batch = 1) {
   auto cache = model.make_cache(batch);
   const std::vector<std::int32_t> tokens(static_cast<std::size_t>(batch), 3);
+  model.backend().device().kernels().wait();  // graphs do it until then
   for (int i = 0; i < 4; ++i) model.backend().to_host(model.forward(tokens, cache));
   return model.backend().device().decoded();
 }
@@ -115,6 +116,39 @@ TEST(CudaDecoding, GivesWayToGraphsWhereTheGridDoesNotFit) {
       REQUIRE(decoded(model) == 0 && model.backend().device().replayed() == 2 && fake.graphs == 1);
     }
     REQUIRE(fake.allocated == 0 && fake.graphs == 0);
+  });
+}
+TEST(CudaDecoding, GoesOnAsGraphsUntilItsKernelIsCompiled) {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    fake.held = "decode_";
+    {
+      MambaConfig config = small();
+      config.n_layer = 16;  // whose graphs are divided
+      const Mamba<float, CudaBackend, bf16> model(config);
+      auto cache = model.make_cache();
+      const auto read = [&] { model.backend().to_host(model.forward(1, cache)); };
+      for (int i = 0; i < 8; ++i) read();
+      const auto& device = model.backend().device();
+      REQUIRE(device.decoded() == 0 && device.replayed() > 4 && fake.compiling == 1 && fake.graphs > 0);
+      fake.held = nullptr;
+      device.kernels().wait();
+      for (int i = 0; i < 5; ++i) read();
+      REQUIRE(device.decoded() >= 4 && fake.graphs == 0);
+    }
+    REQUIRE(fake.allocated == 0 && fake.graphs == 0 && fake.modules == 0);
+  });
+}
+TEST(CudaDecoding, GivesWayToGraphsIfItsKernelIsRefused) {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    fake.held = "decode_";
+    const Mamba<float, CudaBackend, q8> model(small());
+    auto cache = model.make_cache();
+    model.forward(1, cache);
+    fake.complaint = "line 3";
+    fake.held = nullptr;
+    REQUIRE(decoded(model) == 0 && model.backend().device().replayed() > 0);
   });
 }
 TEST(CudaDecoding, GivesItsMemoryBack) {

@@ -3,12 +3,16 @@
 #include "minimamba/cuda.hpp"
 
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <future>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <thread>
@@ -42,9 +46,12 @@ TEST(CudaKernels, AreCompiledForTheCardOrTheClosestThatNvrtcKnows) {
   }
 }
 
+/// What a backend compiles when it is made: what it needs at once, and what every model needs.
+constexpr int of_a_backend = 3;
+
 /// Opens a backend and returns how often NVRTC was called.
 int compilations(const CudaKernelOptions& options) {
-  CudaBackend<float> backend({.kernels = options});
+  { const CudaBackend<float> backend({.kernels = options}); }  // waits for what it has begun
   return fake_driver().compilations;
 }
 void spoil(const std::filesystem::path& folder) {
@@ -64,20 +71,20 @@ TEST(CudaKernels, AreKeptInACacheThatBelongsToTheUser) {
       REQUIRE(compilations(options) == expected);
     });
   };
-  expect_compilations(1);
+  expect_compilations(of_a_backend);
   struct stat status;
   ASSERT_EQ(::stat(options.cache_folder.c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0700U);
   expect_compilations(0);
   spoil(options.cache_folder);
-  expect_compilations(1);
+  expect_compilations(of_a_backend);
   expect_compilations(0);
   ::chmod(options.cache_folder.c_str(), 0770);  // others might have put kernels there
-  expect_compilations(1);
+  expect_compilations(of_a_backend);
   ::chmod(options.cache_folder.c_str(), 0700);
   std::filesystem::rename(options.cache_folder, folder / "elsewhere");
   std::filesystem::create_directory_symlink(folder / "elsewhere", options.cache_folder);
-  expect_compilations(1);
+  expect_compilations(of_a_backend);
   std::filesystem::remove(options.cache_folder);
   std::filesystem::rename(folder / "elsewhere", options.cache_folder);
   expect_compilations(0);
@@ -100,8 +107,8 @@ TEST(CudaKernels, InACacheBelongToTheVersionOfNvrtcThatMadeThem) {
     fake_driver().compiler_major = version;
     return compilations(options);
   };
-  expect_success([&] { REQUIRE(compilations_by(12) == 1); });
-  expect_success([&] { REQUIRE(compilations_by(13) == 1); });
+  expect_success([&] { REQUIRE(compilations_by(12) == of_a_backend); });
+  expect_success([&] { REQUIRE(compilations_by(13) == of_a_backend); });
   expect_success([&] { REQUIRE(compilations_by(12) == 0); });
   expect_problem(CudaProblem::no_compiler, "there is no NVRTC", [&] {  // which is asked for its version
     fake_driver();
@@ -113,12 +120,14 @@ TEST(CudaKernels, InACacheBelongToTheVersionOfNvrtcThatMadeThem) {
 TEST(CudaKernels, OfDifferentProgramsAreCompiledAtOnce) {
   expect_success([] {
     FakeCuda& fake = fake_driver();
-    const CudaBackend<float> backend;  // compiles those that every model needs
-    fake.meeting = 3;
+    const CudaBackend<float> backend;
+    backend.device().kernels().wait();
+    fake.meeting = of_a_backend + 3 + 4;  // each waits until all are being compiled
     std::thread other([&] { backend.make_matrix<q8>(1, 1); });
     backend.make_matrix<float>(1, 1);
     other.join();
-    REQUIRE(fake.compilations == 3 && fake.complaint == nullptr);
+    backend.device().kernels().wait();
+    REQUIRE(fake.compilations == fake.meeting && fake.complaint == nullptr);
   });
 }
 
@@ -132,55 +141,148 @@ TEST(CudaKernels, ThatAModelNeedsAreCompiledAtOnce) {
                                                     std::this_thread::sleep_for(std::chrono::milliseconds(5));
                                                     --under_way, ++said;
                                                   }}});
-    fake.meeting = 4;  // each waits until all are being compiled
+    backend.device().kernels().wait();
+    fake.meeting = of_a_backend + 3 + 2 + 1;  // products, layers and decoding of bf16
     backend.make_matrix<bf16>(1, 1);
-    REQUIRE(fake.compilations == 4 && fake.complaint == nullptr);  // products, layers and decoding of bf16
-    REQUIRE(said == 4 && most == 1);                               // one call at a time
+    backend.device().kernels().wait();
+    REQUIRE(fake.compilations == fake.meeting && fake.complaint == nullptr);
+    REQUIRE(said == fake.meeting && most == 1);  // one call at a time
     backend.make_matrix<bf16>(1, 1);
-    REQUIRE(fake.compilations == 4);
-    fake.meeting = 6;
+    REQUIRE(fake.compilations == fake.meeting);
+    fake.meeting += 3 + 1 + 1;
     backend.make_matrix<float>(1, 1);
-    REQUIRE(fake.compilations == 6 && fake.complaint == nullptr);
+    backend.device().kernels().wait();
+    REQUIRE(fake.compilations == fake.meeting && fake.complaint == nullptr);
   });
   expect_success([] {
     FakeCuda& fake = fake_driver();
     const CudaBackend<float> backend;
-    fake.meeting = 3;
+    backend.device().kernels().wait();
+    fake.meeting = of_a_backend + 2;
     const CudaTraining<float> training;
-    REQUIRE(fake.compilations == 3 && fake.complaint == nullptr);
+    REQUIRE(fake.compilations == fake.meeting && fake.complaint == nullptr);
   });
-}
-TEST(CudaKernels, ThatAreCompiledAtOnceThrowWhenAllHaveEnded) {
-  int ended = 0;
-  const auto refuse = [] { throw CudaError(CudaProblem::compiler, "NVRTC", "first"); };
-  const auto end = [&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    ++ended;
-  };
-  EXPECT_THROW(gpu::at_once(refuse, end), CudaError);
-  EXPECT_EQ(ended, 1);
 }
 TEST(CudaKernels, CanBeCompiledAfterACompilationAmongSeveralHasFailed) {
   expect_success([] {
     FakeCuda& fake = fake_driver();
     const CudaBackend<float> backend({.kernels = {.cache = false}});
+    backend.device().kernels().wait();
+    fake.complaint = "line 3";
+    const Mamba<float, CudaBackend, bf16> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, backend);
+    auto cache = model.make_cache();
+    const auto is_refused = [&] {
+      try {
+        model.forward(1, cache);
+      } catch (const CudaError& error) {
+        return error.problem() == CudaProblem::compiler;
+      }
+      return false;
+    };
+    REQUIRE(is_refused() && is_refused() && cache.position() == 0);
+    backend.device().kernels().wait();
+    fake.complaint = nullptr;
+    for (int i = 0; i < 8 && is_refused(); ++i) {  // of what was refused while others were waited for
+    }
+    model.forward(1, cache);
+    REQUIRE(cache.position() > 0);
+  });
+}
+TEST(CudaKernels, OfScansOfManyStatesAreCompiledBeforeAnythingIsChanged) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32, .d_state = 32});
+    auto cache = model.make_cache();
+    model.backend().device().kernels().wait();
+    const int before = fake.compilations;
     fake.complaint = "line 3";
     bool refused = false;
     try {
-      backend.make_matrix<bf16>(1, 1);
+      model.forward({1, 2}, cache);
     } catch (const CudaError& error) {
-      refused = error.problem() == CudaProblem::compiler;
+      refused = std::string(error.what()).find("\"layers_3\": line 3") != std::string::npos;
     }
+    REQUIRE(refused && cache.position() == 0 && fake.compilations == before + 1);
     fake.complaint = nullptr;
-    const Mamba<float, CudaBackend, bf16> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, backend);
-    REQUIRE(refused);
+    model.forward({1, 2}, cache);
+    REQUIRE(cache.position() == 2 && fake.compilations == before + 2);
+  });
+}
+
+TEST(CudaKernels, AreCompiledWhileAProgramGoesOn) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    fake.held = "layers_1";
+    const CudaBackend<float> backend;
+    backend.make_matrix<bf16>(1, 1);
+    auto memory = backend.allocate<float>(8);
+    backend.fill({memory.data(), 1, 8}, 1);
+    backend.to_host({memory.data(), 1, 8});
+    while (fake.compiling == 0) std::this_thread::yield();
+    fake.held = nullptr;
+    backend.rms_norm({memory.data(), 1, 8}, {}, 1e-5, {memory.data(), 1, 8});  // waits
+  });
+}
+TEST(CudaKernels, AreCompiledBeforeTheLastUserOfACardIsGone) {
+  expect_success([] {
+    FakeCuda& fake = fake_driver();
+    fake.slow = true;
+    { const CudaBackend<float> backend; }
+    REQUIRE(fake.compilations == of_a_backend && fake.compiling == 0 && fake.modules == 0);
+  });
+}
+TEST(CudaKernels, AreCompiledBeforeAProgramEnds) {
+  const Folder folder;
+  EXPECT_EXIT(
+      {
+        fake_driver().slow = true;
+        static const auto* const left = new CudaBackend<float>({.kernels = {.cache_folder = folder / "cache"}});
+        std::exit(left->threads());
+      },
+      testing::ExitedWithCode(1), "");
+  const std::filesystem::directory_iterator files(folder / "cache");
+  EXPECT_EQ(std::distance(begin(files), end(files)), of_a_backend);
+}
+TEST(CudaKernels, ThatAreBeingCompiledAreNotCompiledAgain) {
+  expect_success([] {
+    fake_driver();
+    auto& all = gpu::Compilations::get();
+    std::promise<void> may_end;
+    const auto once = [end = may_end.get_future().share()]() -> gpu::Compiled {
+      end.wait();
+      return {"code", ""};
+    };
+    const auto never = []() -> gpu::Compiled { std::abort(); };
+    const auto first = all.start("key", once);
+    REQUIRE(all.find("key").valid() && !all.find("another").valid());
+    const auto second = all.start("key", never);
+    may_end.set_value();
+    REQUIRE(first.get().code == "code" && second.get().code == "code");
+    REQUIRE(!all.find("key").valid());
+    REQUIRE(all.start("key", [] { return gpu::Compiled{"other", ""}; }).get().code == "other");
+  });
+}
+TEST(CudaKernels, AreKeptBySeveralProcessesAtOnce) {
+  const Folder folder;
+  const CudaKernelOptions options{.cache_folder = folder / "cache"};
+  expect_success([&] {
+    fake_driver().slow = true;
+    const pid_t other = ::fork();
+    REQUIRE(compilations(options) == of_a_backend);
+    if (other == 0) std::_Exit(0);
+    int status = 0;
+    REQUIRE(::waitpid(other, &status, 0) == other && status == 0);
+  });
+  expect_success([&] {
+    fake_driver();
+    REQUIRE(compilations(options) == 0);
   });
 }
 
 TEST(CudaKernels, AreKeptInAFolderWhoseNameEndsInASlash) {
   const Folder folder;
   const CudaKernelOptions options{.cache_folder = (folder / "cache").string() + "/"};
-  for (const int expected : {1, 0}) {
+  for (const int expected : {of_a_backend, 0}) {
     expect_success([&] {
       fake_driver();
       REQUIRE(compilations(options) == expected);
@@ -206,9 +308,9 @@ TEST(CudaKernels, AreNotKeptWhereThatIsNotWanted) {
     const CudaKernelOptions options{
         .cache = false, .cache_folder = folder / "cache", .on_compile = [&](const std::string& text) {
           ++said;
-          REQUIRE(text == "compiling layers for Fake H100 (sm_90a)");
+          REQUIRE(text.starts_with("compiling layers_") && text.ends_with(" for Fake H100 (sm_90a)"));
         }};
-    REQUIRE(compilations(options) == 1 && said == 1);
+    REQUIRE(compilations(options) == of_a_backend && said == of_a_backend);
   });
   EXPECT_FALSE(std::filesystem::exists(folder / "cache"));
 }
@@ -247,7 +349,7 @@ TEST(CudaKernels, CompiledBeforeNeedNoNvrtc) {
                  [&] { open_without_nvrtc(folder / "90", 90, "sm_90a"); });
   expect_success([&] {
     fake_driver();
-    REQUIRE(compilations({.cache = false, .compiled = folder / "90"}) == 1);
+    REQUIRE(compilations({.cache = false, .compiled = folder / "90"}) == of_a_backend);
   });
 }
 

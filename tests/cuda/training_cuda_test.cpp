@@ -25,14 +25,15 @@ TEST(CudaTrainings, CompileTheKernelsOfTrainingWithTheirBackend) {
   expect_success([] {
     const FakeCuda& fake = fake_driver();
     const CudaBackend<float> inference;
-    REQUIRE(fake.compilations == 1);
+    inference.device().kernels().wait();
+    const int before = fake.compilations;
     const CudaTraining<float> backend;
-    REQUIRE(fake.compilations == 3);
+    REQUIRE(fake.compilations == before + 2);
     const CudaTraining<float> other;
-    REQUIRE(fake.compilations == 3);
+    REQUIRE(fake.compilations == before + 2);
     REQUIRE(backend.training_kernels_name() == "cuda sm_90a");
     const CudaTraining<float> rounding({.products = Products::bf16});
-    REQUIRE(fake.compilations == 4);  // this driver describes no matrices for those of Hopper
+    REQUIRE(fake.compilations == before + 3);  // this driver describes no matrices for those of Hopper
     REQUIRE(rounding.training_kernels_name() == "cuda sm_90a, bf16 products");
     const CudaTraining<double> exact({.products = Products::bf16});  // which double does not have
     REQUIRE(exact.training_kernels_name() == "cuda sm_90a");

@@ -20,6 +20,7 @@ void expect_the_same_bits(const MambaConfig& config) {
   const auto& backend = model.backend();
   if (backend.device().capability() < 90) GTEST_SKIP() << "the card is older than Hopper";
   auto cache = model.make_cache(), other = model.make_cache();
+  backend.device().kernels().wait();
   const std::size_t before = backend.device().decoded();
   for (std::int32_t i = 0; i < 12; ++i) {
     const std::int32_t token = i * 7919 % static_cast<std::int32_t>(config.vocab_size);

@@ -2,13 +2,43 @@
 // for cards that are newer than the compiler. This needs no card.
 #include <gtest/gtest.h>
 
+#include <span>
 #include <string>
+#include <vector>
 
 #include "minimamba/backend/cuda/compiler.hpp"
+#include "minimamba/backend/cuda/memory.hpp"
 
 namespace kernel_text_test {
 
 using namespace minimamba;
+
+/// Kernels, and the parts that have them.
+struct Group {
+  gpu::Program program;
+  std::span<const char* const> kernels;
+  std::span<const gpu::PartBegin> parts;
+};
+const std::vector<Group> groups = {{gpu::Program::layers, gpu::layer_kernels, gpu::layer_parts},
+                                   {gpu::Program::layers_double, gpu::layer_kernels, gpu::layer_parts},
+                                   {gpu::Program::layers_bf16, gpu::bf16_layer_kernels, gpu::bf16_layer_parts},
+                                   {gpu::Program::products_tf32, gpu::tf32_kernels, gpu::tf32_parts},
+                                   {gpu::Program::products_mma, gpu::mma_kernels, gpu::mma_parts},
+                                   {gpu::Program::products_q8, gpu::q8_kernels, gpu::mma_parts},
+                                   {gpu::Program::products_q4, gpu::q4_kernels, gpu::mma_parts},
+                                   {gpu::Program::products_wide, gpu::wide_kernels, gpu::wide_parts}};
+/// The code of a part, for a card, has its kernels and no others of the group.
+void expect_kernels(const gpu::Unit& unit, const std::string& code) {
+  for (const Group& group : groups) {
+    if (group.program != unit.program) continue;
+    for (std::size_t i = 0; i < group.kernels.size(); ++i) {
+      std::size_t part = 0;
+      for (const gpu::PartBegin& begin : group.parts) part = i >= begin.kernel ? begin.part : part;
+      const std::string section = std::string(".text.") + group.kernels[i] + '\0';
+      EXPECT_EQ(code.find(section) != std::string::npos, part == unit.part) << group.kernels[i];
+    }
+  }
+}
 
 class KernelText : public testing::TestWithParam<const char*> {};
 
@@ -20,11 +50,15 @@ TEST_P(KernelText, CompilesWithoutAWarning) {
     GTEST_SKIP() << error.what();
   }
   for (std::size_t i = 0; i < gpu::program_count; ++i) {
-    SCOPED_TRACE(gpu::program_names[i]);
-    std::string log;
-    const std::string code = compiler->compile(static_cast<gpu::Program>(i), GetParam(), log);
-    EXPECT_EQ(log, "");
-    EXPECT_GT(code.size(), 300U);  // PTX of a program that other cards have, and this one has not: its head alone
+    for (std::size_t part = 0; part < gpu::parts_of(static_cast<gpu::Program>(i)); ++part) {
+      const gpu::Unit unit{static_cast<gpu::Program>(i), part};
+      SCOPED_TRACE(unit.name());
+      std::string log;
+      const std::string code = compiler->compile(unit, GetParam(), log);
+      EXPECT_EQ(log, "");
+      if (std::string(GetParam()) == "sm_90a") expect_kernels(unit, code);
+      EXPECT_GT(code.size(), 300U);  // PTX of a program that other cards have, and this one has not: its head alone
+    }
   }
 }
 INSTANTIATE_TEST_SUITE_P(For, KernelText, testing::Values("sm_80", "sm_90a", "compute_120"),

@@ -11,13 +11,14 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 
 namespace {
 
 support::FakeCuda fake;
 bool lost = false;  // after wait_error
 std::map<std::uint64_t, std::size_t> blocks, pinned_blocks;
-thread_local std::string code, text_log;
+thread_local std::string code, text_log, kernels;
 std::mutex compiling_mutex;
 std::condition_variable compiling_changed;
 bool capturing = false;
@@ -287,12 +288,15 @@ int nvrtcGetSupportedArchs(int* architectures) {
   architectures[2] = fake.newest_architecture;
   return 0;
 }
-int nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*, const char* const*) {
+int nvrtcCreateProgram(void** program, const char*, const char* name, int, const char* const*, const char* const*) {
   *program = &handle;
+  kernels = name;
   return 0;
 }
 int nvrtcDestroyProgram(void**) { return 0; }
 int nvrtcCompileProgram(void*, int count, const char* const* options) {
+  if (kernels == "nothing") return 0;  // see Compiler::begin
+  ++fake.compiling;
   {
     std::unique_lock lock(compiling_mutex);
     ++fake.compilations;
@@ -301,6 +305,13 @@ int nvrtcCompileProgram(void*, int count, const char* const* options) {
         compiling_changed.wait_for(lock, std::chrono::seconds(10), [] { return fake.compilations >= fake.meeting; });
     if (!met) fake.complaint = "the others did not come";
   }
+  const auto is_held = [] {
+    const char* const held = fake.held;
+    return held != nullptr && kernels.starts_with(held);
+  };
+  while (is_held()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  if (fake.slow) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  --fake.compiling;
   text_log = fake.complaint == nullptr ? "" : fake.complaint;
   code.clear();
   for (int i = 0; i < count; ++i) {

@@ -234,7 +234,8 @@ concept HasCausalConv1d = requires(const B& backend,
   backend.causal_conv1d(arguments);
 };
 
-/// selective_scan: see ScanArguments.
+/// selective_scan: see ScanArguments. A backend may have reserve_scan<A>(states), which mixers call before a forward
+/// changes anything: what scans of so many states need is then there.
 template <class B>
 concept HasSelectiveScan = requires(const B& backend,
                                     const ScanArguments<typename B::Scalar, ActivationOf<B>>& arguments) {

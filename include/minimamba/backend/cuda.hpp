@@ -54,7 +54,7 @@ class CudaBackend {
   /// Opens a card. Throws CudaError, which says what is missing.
   explicit CudaBackend(CudaOptions options = {})
       : device_(gpu::Device::open(options.device)), options_(std::make_shared<CudaOptions>(std::move(options))) {
-    device_->load(layers, gpu::layer_kernels, options_->kernels, gpu::no_shared_memory);
+    groups().open();
   }
 
   const char* name() const { return "cuda"; }
@@ -133,10 +133,10 @@ class CudaBackend {
     });
   }
 
-  /// Also makes the kernels for products with such weights ready.
+  /// Also begins to make the kernels ready that models with such weights need.
   template <WeightFormat W>
   Matrix<W> make_matrix(std::size_t rows, std::size_t cols) const {
-    groups().template load_products<W>();
+    groups().template begin_for<W>();
     return Matrix<W>(device_, rows, cols);
   }
   template <WeightFormat W>
@@ -159,7 +159,7 @@ class CudaBackend {
   template <WeightFormat W>
   void embed(View<const std::int32_t> tokens, const Matrix<W>& weight, View<Scalar> y) const {
     assert(tokens.cols() == y.rows() && weight.cols() == y.cols());
-    groups().template load_decoding<W>();
+    groups().template begin_decoding<W>();
     launch(gpu::first_of_formats + 3 * gpu::Layout<W>::index + 2, over(y), 256, tokens.data(), weight.weights(),
            y.data(), stride(y), rows(y));
   }
@@ -209,9 +209,10 @@ class CudaBackend {
       multiply_on_tensor_cores(x, weight, y);
     }
   }
-  /// Memory for the rounded activations of products of up to `rows` rows.
+  /// Memory for the rounded activations of products of up to `rows` rows. Waits for the kernels that have begun.
   template <WeightFormat W>
   void reserve_matmul(std::size_t rows, const Matrix<W>& weight) const {
+    groups().finish();
     const std::size_t at_once = std::min(rows, max_rows_of_product);
     if (const std::size_t bytes = rounded_bytes<W>(at_once, weight.cols()); bytes > 0) {
       device_->scratch(bytes, device_->lock_scratch());
@@ -258,6 +259,11 @@ class CudaBackend {
     });
   }
 
+  /// Makes the kernels ready for scans of so many states.
+  template <class Activation = Scalar>
+  void reserve_scan(std::size_t states) const {
+    groups().load_scans(states, !std::is_same_v<Activation, Scalar> && on_tensor_cores<bf16>());
+  }
   /// Throws ArgumentError for more than max_states states of a channel.
   template <class Activation = Scalar>
   void selective_scan(const ScanArguments<Scalar, Activation>& p) const {
@@ -273,7 +279,7 @@ class CudaBackend {
   }
 
   /// Makes the kernels of SSD ready.
-  void reserve_ssd() const { device_->load(ssd, gpu::ssd_kernels, options_->kernels, gpu::no_shared_memory); }
+  void reserve_ssd() const { groups().load_ssd(); }
   /// Throws ArgumentError for more than max_states states of a channel.
   void ssd_scan(const SsdScanArguments<Scalar>& p) const {
     if (p.x.cols() == 0) return;
@@ -334,10 +340,10 @@ class CudaBackend {
 
  protected:  // for CudaTraining
   static constexpr bool in_double = std::is_same_v<Scalar, double>;
-  static constexpr gpu::Program layers = in_double ? gpu::Program::layers_double : gpu::Program::layers;
+  static constexpr gpu::Program layers = gpu::KernelGroups<Scalar>::layers;
   template <class Activation>
   static constexpr gpu::Program program_of = std::is_same_v<Activation, Scalar> ? layers : gpu::Program::layers_bf16;
-  static constexpr gpu::Program ssd = in_double ? gpu::Program::ssd_double : gpu::Program::ssd;
+  static constexpr gpu::Program ssd = gpu::KernelGroups<Scalar>::ssd;
 
   template <class T>
   static std::uint64_t stride(const View<T>& view) {
@@ -373,7 +379,7 @@ class CudaBackend {
   bool on_tensor_cores() const {
     return groups().template on_tensor_cores<W>();
   }
-  void load_for_bf16() const { groups().load_for_bf16(); }
+  void load_for_bf16() const { groups().begin_for_bf16(); }
   template <class Activation>
   void load_for() const {
     if constexpr (!std::is_same_v<Activation, Scalar>) load_for_bf16();

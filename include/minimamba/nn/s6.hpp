@@ -72,6 +72,9 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
     x_proj.reserve(backend, rows);
     dt_proj.reserve(backend, rows);
     out_proj.reserve(backend, rows);
+    if constexpr (requires { backend.template reserve_scan<ActivationType>(std::size_t{}); }) {
+      backend.template reserve_scan<ActivationType>(A_log.shape().back());
+    }
   }
 
   static std::vector<ModelSetting> settings(const MambaConfig& config) {

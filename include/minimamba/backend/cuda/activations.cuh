@@ -41,7 +41,7 @@ struct Quantised {
   }
 };
 
-#ifndef MINIMAMBA_DECODE  // which shares the functions alone
+#if !defined(MINIMAMBA_DECODE) && MINIMAMBA_PART == 0  // others share the functions alone
 // bf16: a warp for each half of a slice of 8 rows.
 extern "C" __global__ void round_to_bf16(Inputs x, u32 cols) {
   begin();

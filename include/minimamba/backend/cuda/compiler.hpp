@@ -71,6 +71,37 @@ inline constexpr std::array program_names = {"layers",
 inline constexpr std::size_t program_count = program_names.size();
 static_assert(program_count == static_cast<std::size_t>(Program::training_bf16_tiles) + 1);
 
+/// Programs that take long are compiled in parts, at once, or a part only when it is needed: see memory.hpp, which says
+/// which kernels each part has.
+inline constexpr std::size_t most_parts = 6;
+constexpr std::size_t parts_of(Program program) {
+  switch (program) {
+    case Program::layers:
+    case Program::layers_double:
+      return 5;
+    case Program::layers_bf16:
+    case Program::products_mma:
+    case Program::products_q8:
+    case Program::products_q4:
+    case Program::products_wide:
+      return 3;
+    case Program::products_tf32:
+      return 6;
+    default:
+      return 1;
+  }
+}
+/// A part of a program.
+struct Unit {
+  Program program;
+  std::size_t part = 0;
+
+  std::string name() const {
+    const std::string whole = program_names[static_cast<std::size_t>(program)];
+    return parts_of(program) == 1 ? whole : whole + "_" + std::to_string(part);
+  }
+};
+
 namespace text {
 inline constexpr char common[] =
 #include "minimamba/backend/cuda/common.cuh"
@@ -176,31 +207,47 @@ inline constexpr char wgmma_tiles[] =
     ;
 }  // namespace text
 
-inline std::string text_of(Program program) {
+/// The parts of layers: memory, mixer_layers.cuh, scans of up to 16 states and of more, and the rest.
+inline std::string text_of_layers(std::size_t part) {
+  const auto joined = [](auto... parts) { return (std::string() + ... + parts); };
+  const std::string before = "#define MINIMAMBA_PART " + std::to_string(part) + "\n" + text::common;
+  switch (part) {
+    case 0:
+      return joined(before, text::mixer_layers, text::layers);
+    case 1:
+      return joined(before, text::mixer_layers);
+    case 4:
+      return joined("#define MINIMAMBA_FORMATS\n", before, text::mixer_layers, text::layers, text::formats);
+    default:
+      return joined(before, text::state_sums, text::scan_one, text::scan);
+  }
+}
+
+inline std::string text_of(const Unit& unit) {
   const auto joined = [](auto... parts) { return (std::string() + ... + parts); };
   constexpr const char* in_double = "#define MINIMAMBA_DOUBLE\n";
+  const std::string part = "#define MINIMAMBA_PART " + std::to_string(unit.part) + "\n";
   constexpr const char* functions_alone = "#define MINIMAMBA_DECODE\n";
   const auto decode = [&](const char* formats) {  // of all matrices but x_proj, and of x_proj
     return joined("#define MINIMAMBA_DECODE ", formats, "\n", text::common, text::mixer_layers, text::layers,
                   text::state_sums, text::scan_one, text::formats, text::tf32, text::products_tf32, text::activations,
                   text::mma, text::products_mma, text::decode_exchange, text::decode_products, text::decode);
   };
-  const std::string products = joined(text::common, text::formats, text::activations, text::mma, text::products_mma);
-  switch (program) {
+  const std::string products =
+      joined(part, text::common, text::formats, text::activations, text::mma, text::products_mma);
+  switch (unit.program) {
     case Program::layers:
-      return joined(text::common, text::mixer_layers, text::layers, text::state_sums, text::scan_one, text::scan,
-                    text::formats);
-    case Program::layers_bf16:
-      return joined("#define MINIMAMBA_NARROW\n", text::common, text::mixer_layers, text::state_sums, text::scan_one,
-                    text::scan);
+      return text_of_layers(unit.part);
+    case Program::layers_bf16:  // those that are also of layers, but the first
+      return joined("#define MINIMAMBA_NARROW\n", text_of_layers(unit.part + 1));
     case Program::layers_double:
-      return joined(in_double, text_of(Program::layers));
+      return joined(in_double, text_of_layers(unit.part));
     case Program::ssd:
       return joined(text::common, text::state_sums, text::ssd, text::ssd_scan);
     case Program::ssd_double:
-      return joined(in_double, text_of(Program::ssd));
+      return joined(in_double, text_of({Program::ssd}));
     case Program::products_tf32:
-      return joined(text::common, text::formats, text::tf32, text::products_tf32);
+      return joined(part, text::common, text::formats, text::tf32, text::products_tf32);
     case Program::products_fma:
       return joined(text::common, text::formats, text::products_fma);
     case Program::products_mma:
@@ -210,7 +257,7 @@ inline std::string text_of(Program program) {
     case Program::products_q4:
       return joined("#define MINIMAMBA_PRODUCTS_Q4\n", products);
     case Program::products_wide:
-      return joined(functions_alone, text::common, text::formats, text::activations, text::mma, text::wgmma,
+      return joined(part, functions_alone, text::common, text::formats, text::activations, text::mma, text::wgmma,
                     text::products_wide, text::products_some);
     case Program::decode_f32:
       return decode("F32Units, F32Units");
@@ -226,7 +273,7 @@ inline std::string text_of(Program program) {
       return joined(text::common, text::formats, text::training_sums, text::training, text::training_loss,
                     text::training_tiles, text::training_scan);
     case Program::training_double:
-      return joined(in_double, text_of(Program::training));
+      return joined(in_double, text_of({Program::training}));
     case Program::training_products:
       return joined(text::common, text::formats, text::tf32, text::training_products);
     case Program::training_products_double:
@@ -234,7 +281,7 @@ inline std::string text_of(Program program) {
     case Program::training_ssd:
       return joined(text::common, text::training_sums, text::ssd_backward, text::ssd_backward_sums);
     case Program::training_ssd_double:
-      return joined(in_double, text_of(Program::training_ssd));
+      return joined(in_double, text_of({Program::training_ssd}));
     case Program::training_bf16:
       return joined(functions_alone, text::common, text::formats, text::training_bf16, text::training_bf16_blocks);
     case Program::training_bf16_tiles:
@@ -279,14 +326,22 @@ class Compiler {
     return known / 10 == capability / 10 ? binary_target(known) : portable_target(known);
   }
 
+  /// Compiles next to nothing, so that this library has made what it makes at its first use.
+  void begin() const {
+    Handle handle = nullptr;
+    if (create_(&handle, "extern \"C\" __global__ void nothing() {}", "nothing", 0, nullptr, nullptr) != 0) return;
+    compile_(handle, static_cast<int>(compiler_options.size()), compiler_options.data());
+    destroy_(&handle);
+  }
+
   /// A cubin for sm_..., or PTX for compute_.... `log` is what the compiler says. Throws CudaError: compiler.
-  std::string compile(Program program, const std::string& target, std::string& log) const {
-    const std::string source = text_of(program), architecture = "--gpu-architecture=" + target;
-    const char* const name = program_names[static_cast<std::size_t>(program)];
+  std::string compile(const Unit& unit, const std::string& target, std::string& log) const {
+    const std::string source = text_of(unit), name = unit.name(), architecture = "--gpu-architecture=" + target;
     std::vector<const char*> options(compiler_options.begin(), compiler_options.end());
     options.push_back(architecture.c_str());
     Handle handle = nullptr;
-    if (create_(&handle, source.c_str(), name, 0, nullptr, nullptr) != 0) throw refused(name, "it cannot start");
+    if (create_(&handle, source.c_str(), name.c_str(), 0, nullptr, nullptr) != 0)
+      throw refused(name, "it cannot start");
     const int error = compile_(handle, static_cast<int>(options.size()), options.data());
     std::size_t size = 0;
     log_size_(handle, &size);
@@ -305,8 +360,8 @@ class Compiler {
   }
 
  private:
-  static CudaError refused(const char* name, const std::string& log) {
-    return {CudaProblem::compiler, "NVRTC", "it cannot compile the kernels \"" + std::string(name) + "\": " + log};
+  static CudaError refused(const std::string& name, const std::string& log) {
+    return {CudaProblem::compiler, "NVRTC", "it cannot compile the kernels \"" + name + "\": " + log};
   }
 
   static Compiler open() {

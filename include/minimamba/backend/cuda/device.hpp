@@ -67,7 +67,7 @@ class Device : public std::enable_shared_from_this<Device> {
     friend Device;
     Key() = default;
   };
-  Device(int ordinal, Key) : driver_(Driver::get()), kernels_(driver_) {
+  Device(int ordinal, Key) : driver_(Driver::get()) {
     int cards = 0;
     driver_.check(driver_.device_count(&cards), "counting cards");
     if (ordinal < 0 || ordinal >= cards) {
@@ -87,6 +87,7 @@ class Device : public std::enable_shared_from_this<Device> {
                           std::to_string(capability_ / 10) + "." + std::to_string(capability_ % 10));
     }
     driver_.check(driver_.retain_context(&context_, device_), "opening a card");
+    kernels_.emplace(driver_, Card{capability_, name_}, context_);
     try {
       const Current current(*this);
       queue_.emplace(driver_, capability_ >= 90);
@@ -100,7 +101,7 @@ class Device : public std::enable_shared_from_this<Device> {
   ~Device() {  // errors are ignored: there is nothing left that they could harm
     if (driver_.push_context(context_) == 0) {
       driver_.wait_for_stream(queue_->stream());
-      kernels_.unload();
+      kernels_->unload();
       if (scratch_ != 0) driver_.release(scratch_);
       if (segments_ != 0) driver_.release(segments_);
       for (auto& piece : uploads_) piece.reset();
@@ -212,6 +213,7 @@ class Device : public std::enable_shared_from_this<Device> {
   void receive(Program program, std::size_t send, Address from, std::size_t bytes, void* host) {
     constexpr std::size_t data_at = 64, most = 3072;
     assert(bytes <= most && bytes % 4 == 0);
+    kernels_->need(program, send);
     const Current current(*this);
     const std::lock_guard lock(download_mutex_);
     if (!received_) received_ = std::make_unique<PinnedMemory>(driver_, data_at + most);
@@ -229,26 +231,15 @@ class Device : public std::enable_shared_from_this<Device> {
     std::memcpy(host, there + data_at, bytes);
   }
 
-  /// Loads kernels that are not loaded yet: from the cache, or compiled. Throws CudaError. Threads wait for one another
-  /// only where they load the same program. shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
-  /// `may_lack`: code for older cards, which has none of these kernels, will do; see has.
-  template <class Shared>
-  void load(Program program, std::span<const char* const> kernels, const CudaKernelOptions& options, Shared&& shared_of,
-            bool may_lack = false) {
-    const auto makes_current = [this] { return Current(*this); };
-    kernels_.load({.program = program,
-                   .kernels = kernels,
-                   .capability = capability_,
-                   .card = name_,
-                   .options = options,
-                   .may_lack = may_lack},
-                  makes_current, shared_of);
+  /// All kernels are of groups that were added there.
+  LoadedKernels& kernels() const { return *kernels_; }
+  /// Begins to make a group of kernels ready. Throws CudaError.
+  void begin(const KernelGroup& group, const CudaKernelOptions& options) const {
+    kernels_->add(group, options);
+    for (std::size_t i = 0; i < parts_of(group.program); ++i) kernels_->begin({group.program, i}, options);
   }
-
-  /// Whether load has ended for a program.
-  bool is_loaded(Program program) { return kernels_.is_loaded(program); }
-  /// Whether the kernels of a program are loaded.
-  bool has(Program program) const { return kernels_.has(program); }
+  /// Whether the kernels of a program are loaded, or will be, for which it waits.
+  bool has(Program program) const { return kernels_->has(program); }
   /// Whether products of training use wgmma where the card has it, for tests.
   bool uses_tiles() const { return uses_tiles_ && has(Program::training_bf16_tiles); }
   void set_tiles(bool wanted) const { uses_tiles_ = wanted; }
@@ -261,8 +252,9 @@ class Device : public std::enable_shared_from_this<Device> {
     });
   }
 
-  /// Makes the kernel ready that reads one token by itself, if the card can run it: see decode_program.hpp. `format`
-  /// is that of the weights, counted from f32; lists are translated by `translate`.
+  /// Begins to make the kernel ready that reads one token by itself, if the card can run it, and uses it once it is:
+  /// see decode_program.hpp. Until then, others do the same. `format` is that of the weights, counted from f32; lists
+  /// are translated by `translate`.
   void load_decoding(std::size_t format, DecodeTranslator* translate, const CudaKernelOptions& options) {
     constexpr int cooperative_launch = 95, most_shared_memory = 97, static_shared_memory = 1024;
     if (!decodes_ || decodes_in_[format]) return;
@@ -271,23 +263,29 @@ class Device : public std::enable_shared_from_this<Device> {
       return;
     }
     const auto program = static_cast<Program>(static_cast<std::size_t>(Program::decode_f32) + format);
-    const int shared = attribute(most_shared_memory) - static_shared_memory;
+    const auto shared = static_cast<unsigned>(attribute(most_shared_memory) - static_shared_memory);
     try {
-      load(program, decode_kernels, options, [&](std::size_t) { return shared; });
+      kernels_->add({.program = program,
+                     .kernels = decode_kernels,
+                     .shared_of = [shared](std::size_t) { return shared; },
+                     .is_optional = true},
+                    options);
+      kernels_->begin({program}, options);
+      if (!kernels_->is_ready({program})) return;
+      kernels_->load({program}, options);
     } catch (const CudaError&) {  // the other kernels do the same, more slowly
       decodes_ = false;
       return;
     }
+    const Current current(*this);
     const std::lock_guard lock(queue_mutex_);
     queue_->set_decoder(format,
-                        {.function = kernels_.function(program, 0),
-                         .shared_bytes = static_cast<std::size_t>(shared),
-                         .processors = processors_},
+                        {.function = kernels_->function(program, 0), .shared_bytes = shared, .processors = processors_},
                         translate);
     decodes_in_[format] = true;
   }
 
-  /// Queues a kernel of a program that is loaded. Arguments have exactly the types of the kernel's parameters.
+  /// Queues a kernel, of a group that is known. Arguments have exactly the types of the kernel's parameters.
   template <class... Arguments>
   void launch(Program program, std::size_t kernel, const Grid& grid, unsigned threads,
               const Arguments&... arguments) const {
@@ -299,6 +297,7 @@ class Device : public std::enable_shared_from_this<Device> {
               const Arguments&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     assert(grid.y <= max_blocks && grid.z <= max_blocks);
+    kernels_->need(program, kernel);
     const std::lock_guard lock(queue_mutex_);
     if (queue_->is_due()) {
       const Current current(*this);
@@ -310,6 +309,7 @@ class Device : public std::enable_shared_from_this<Device> {
   template <class... Arguments>
   void launch_once(Program program, std::size_t kernel, const Grid& grid, unsigned threads,
                    const Arguments&... arguments) const {
+    kernels_->need(program, kernel);
     const Current current(*this);
     const std::lock_guard lock(queue_mutex_);
     queue_->flush();
@@ -424,25 +424,12 @@ class Device : public std::enable_shared_from_this<Device> {
   template <class... Arguments>
   void record(Program program, std::size_t kernel, const Grid& grid, const Block& block,
               const Arguments&... arguments) const {
-    queue_->recording().add({kernels_.function(program, kernel), static_cast<std::size_t>(program), kernel}, grid,
+    queue_->recording().add({kernels_->function(program, kernel), static_cast<std::size_t>(program), kernel}, grid,
                             block, arguments...);
   }
 
-  /// Makes the card's context current in this thread, for the calls of a scope.
-  class Current {
-   public:
-    explicit Current(const Device& device) : driver_(device.driver_) {
-      driver_.check(driver_.push_context(device.context_), "using a card");
-    }
-    Current(const Current&) = delete;
-    Current& operator=(const Current&) = delete;
-    ~Current() {
-      Handle popped = nullptr;
-      driver_.pop_context(&popped);
-    }
-
-   private:
-    const Driver& driver_;
+  struct Current : CurrentContext {
+    explicit Current(const Device& device) : CurrentContext(device.driver_, device.context_) {}
   };
 
   using Pieces = std::array<std::unique_ptr<PinnedMemory>, 2>;
@@ -478,7 +465,7 @@ class Device : public std::enable_shared_from_this<Device> {
   std::mutex upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
   mutable std::optional<Queue> queue_;
   mutable TensorMaps maps_;
-  LoadedKernels kernels_;
+  mutable std::optional<LoadedKernels> kernels_;
   Pieces uploads_, downloads_;
   std::unique_ptr<PinnedMemory> received_;
   std::size_t upload_turn_ = 0, download_turn_ = 0;

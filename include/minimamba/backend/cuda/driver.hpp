@@ -294,6 +294,23 @@ struct Driver {
   }
 };
 
+/// Makes a card's context current in this thread, for the calls of a scope.
+class CurrentContext {
+ public:
+  CurrentContext(const Driver& driver, Handle context) : driver_(driver) {
+    driver_.check(driver_.push_context(context), "using a card");
+  }
+  CurrentContext(const CurrentContext&) = delete;
+  CurrentContext& operator=(const CurrentContext&) = delete;
+  ~CurrentContext() {
+    Handle popped = nullptr;
+    driver_.pop_context(&popped);
+  }
+
+ private:
+  const Driver& driver_;
+};
+
 }  // namespace gpu
 }  // namespace minimamba
 

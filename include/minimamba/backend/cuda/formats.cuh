@@ -126,7 +126,7 @@ __device__ inline void embed(const int* tokens, const Weights& w, Scalar* y, u64
   }
 }
 
-#ifndef MINIMAMBA_DECODE  // which shares the functions alone
+#ifdef MINIMAMBA_FORMATS  // others share the functions alone
 #define FORMAT(NAME, FORMAT_TYPE, UNIT, TRANSFER)                                                            \
   extern "C" __global__ void place_##NAME(Weights w, UNIT* rows, u32 first, u32 count) {                     \
     begin();                                                                                                 \

@@ -2,11 +2,9 @@
 #ifndef MINIMAMBA_BACKEND_CUDA_KERNEL_CODE_HPP
 #define MINIMAMBA_BACKEND_CUDA_KERNEL_CODE_HPP
 
-#include <array>
 #include <cstddef>
 #include <filesystem>
 #include <functional>
-#include <future>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -14,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "minimamba/backend/cuda/compilations.hpp"
 #include "minimamba/backend/cuda/compiler.hpp"
 #include "minimamba/backend/cuda/kernel_cache.hpp"
 #include "minimamba/core/error.hpp"
@@ -27,18 +26,18 @@ struct CudaKernelOptions {
   bool cache = true;              // keep compiled kernels in a folder, for the next start
   std::string cache_folder = {};  // the user's cache folder if empty; must belong to the user alone, or it is not used
   std::string compiled = {};      // a folder that compile_cuda_kernels has filled: NVRTC is then not needed
-  /// Called before each compilation, which takes seconds; one call at a time, but by any thread, as several groups of
-  /// kernels are compiled at once.
+  /// Called before each compilation, which takes seconds in a thread of its own, as several groups of kernels are
+  /// compiled at once: one call at a time, by the thread that makes a backend or a model.
   std::function<void(const std::string&)> on_compile = {};
 };
 
 namespace gpu {
 
-/// What identifies the code of a program: the kernels' text, the target, and how it was compiled.
-inline std::string key_of(Program program, const std::string& target, const std::string& by) {
+/// What identifies the code of kernels: their text, the target, and how it was compiled.
+inline std::string key_of(const Unit& unit, const std::string& target, const std::string& by) {
   std::string key = "minimamba " + target + " NVRTC" + by;
   for (const char* option : compiler_options) key += std::string(" ") + option;
-  return key + "\n" + text_of(program);
+  return key + "\n" + text_of(unit);
 }
 
 /// Files that compile_cuda_kernels makes.
@@ -46,29 +45,29 @@ class CompiledKernels {
  public:
   explicit CompiledKernels(std::string folder) : folder_(std::move(folder)) {}
 
-  std::string path_of(Program program, const std::string& target) const {
-    return folder_ + "/" + program_names[static_cast<std::size_t>(program)] + "." + target + ".kernels";
+  std::string path_of(const Unit& unit, const std::string& target) const {
+    return folder_ + "/" + unit.name() + "." + target + ".kernels";
   }
   /// The code that a card of this capability runs: compiled for the card, for an older one of its generation, or PTX.
-  std::optional<std::string> find(Program program, int capability) const {
+  std::optional<std::string> find(const Unit& unit, int capability) const {
     if (folder_.empty()) return std::nullopt;
     for (int known = capability; known >= capability / 10 * 10; --known) {
-      if (auto code = read(program, binary_target(known))) return code;
+      if (auto code = read(unit, binary_target(known))) return code;
     }
     for (int known = capability; known >= oldest_capability; --known) {
-      if (auto code = read(program, portable_target(known))) return code;
+      if (auto code = read(unit, portable_target(known))) return code;
     }
     return std::nullopt;
   }
   /// Throws FileError.
-  void store(Program program, const std::string& target, const std::string& code) const {
-    const std::string path = path_of(program, target);
-    if (!KernelCache::write(path, key_of(program, target, ""), code)) throw FileError(path, "cannot be written");
+  void store(const Unit& unit, const std::string& target, const std::string& code) const {
+    const std::string path = path_of(unit, target);
+    if (!KernelCache::write(path, key_of(unit, target, ""), code)) throw FileError(path, "cannot be written");
   }
 
  private:
-  std::optional<std::string> read(Program program, const std::string& target) const {
-    return KernelCache::read(path_of(program, target), key_of(program, target, ""));
+  std::optional<std::string> read(const Unit& unit, const std::string& target) const {
+    return KernelCache::read(path_of(unit, target), key_of(unit, target, ""));
   }
   std::string folder_;
 };
@@ -85,21 +84,6 @@ inline const Compiler& compiler_for(const CudaKernelOptions& options, int capabi
   }
 }
 
-/// Makes all these calls at once, each in a thread of its own while there are any, and throws what the first of those
-/// that threw has thrown, when all have ended.
-template <class... Calls>
-void at_once(const Calls&... calls) {
-  const auto start = [](const auto& call) {
-    try {
-      return std::async(std::launch::async, std::cref(call));
-    } catch (const std::system_error&) {  // there is no thread to be had
-      return std::async(std::launch::deferred, std::cref(call));
-    }
-  };
-  std::array<std::future<void>, sizeof...(Calls)> started = {start(calls)...};
-  for (auto& call : started) call.get();
-}
-
 /// Calls on_compile, one thread after the other.
 inline void say(const CudaKernelOptions& options, const std::string& text) {
   static std::mutex one_at_a_time;
@@ -108,27 +92,52 @@ inline void say(const CudaKernelOptions& options, const std::string& text) {
   options.on_compile(text);
 }
 
-/// The code of a program for a card: the first that loads(code) accepts of what was compiled before and what the cache
-/// has, or else compiled now. Throws CudaError.
-template <class Loads>
-std::string code_of(Program program, int capability, const std::string& card, const CudaKernelOptions& options,
-                    Loads&& loads) {
-  if (auto found = CompiledKernels(options.compiled).find(program, capability); found && loads(*found)) {
-    return *std::move(found);
+/// Where code comes from, in the order in which it is looked for.
+enum class Origin { compiled_before, cache, compiler };
+struct KernelCode {
+  Origin origin = Origin::compiled_before;
+  CompiledLater compiled = {};
+};
+struct Card {
+  int capability = 0;
+  std::string name;
+};
+
+/// Compiles, and keeps the code for the next start. `text` alone tells why it failed, as this may be another thread.
+inline Compiled compile_and_keep(const Unit& unit, const std::string& target, const std::string& key,
+                                 const KernelCache* cache) {
+  Compiled compiled;
+  try {
+    std::string log;
+    compiled.code = Compiler::get().compile(unit, target, log);
+  } catch (const CudaError& error) {
+    return {.code = {}, .refusal = error.found()};
   }
-  const Compiler& compiler = compiler_for(options, capability);
-  const std::string target = compiler.target_for(capability);
-  const std::string key = key_of(program, target, " " + std::to_string(compiler.version()));
+  if (cache != nullptr) cache->store(key, compiled.code);
+  return compiled;
+}
+
+/// The code of kernels for a card, of the first origin from `from` on that has it. If they must be compiled, that goes
+/// on in another thread when this returns. Throws CudaError if there is no compiler.
+inline KernelCode code_of(const Unit& unit, const Card& card, const CudaKernelOptions& options, Origin from) {
+  if (from == Origin::compiled_before) {
+    if (auto found = CompiledKernels(options.compiled).find(unit, card.capability)) {
+      return {Origin::compiled_before, compiled_already(*std::move(found))};
+    }
+  }
+  const Compiler& compiler = compiler_for(options, card.capability);
+  const std::string target = compiler.target_for(card.capability);
+  const std::string key = key_of(unit, target, " " + std::to_string(compiler.version()));
   const KernelCache cache(options.cache_folder);
-  if (options.cache) {
-    if (auto found = cache.find(key); found && loads(*found)) return *std::move(found);
+  if (options.cache && from != Origin::compiler) {
+    if (auto found = cache.find(key)) return {Origin::cache, compiled_already(*std::move(found))};
   }
-  const std::string name = program_names[static_cast<std::size_t>(program)];
-  say(options, "compiling " + name + " for " + card + " (" + target + ")");
-  std::string log;
-  std::string code = compiler.compile(program, target, log);
-  if (options.cache) cache.store(key, code);
-  return code;
+  const std::string what = key + "\n" + (options.cache ? cache.folder() : "");
+  if (CompiledLater found = Compilations::get().find(what); found.valid()) return {Origin::compiler, std::move(found)};
+  say(options, "compiling " + unit.name() + " for " + card.name + " (" + target + ")");
+  return {Origin::compiler, Compilations::get().start(what, [=, keeps = options.cache] {
+            return compile_and_keep(unit, target, key, keeps ? &cache : nullptr);
+          })};
 }
 
 }  // namespace gpu
@@ -144,9 +153,11 @@ inline void compile_cuda_kernels(const std::string& folder, const std::vector<st
   if (error) throw FileError(folder, "cannot be made: " + error.message());
   for (const std::string& target : targets) {
     for (std::size_t i = 0; i < gpu::program_count; ++i) {
-      std::string log;
       const auto program = static_cast<gpu::Program>(i);
-      gpu::CompiledKernels(folder).store(program, target, compiler.compile(program, target, log));
+      for (std::size_t part = 0; part < gpu::parts_of(program); ++part) {
+        std::string log;
+        gpu::CompiledKernels(folder).store({program, part}, target, compiler.compile({program, part}, target, log));
+      }
     }
   }
 }

@@ -3,6 +3,8 @@
 #define MINIMAMBA_BACKEND_CUDA_KERNEL_GROUPS_HPP
 
 #include <cstddef>
+#include <initializer_list>
+#include <span>
 #include <type_traits>
 
 #include "minimamba/backend/concept.hpp"
@@ -16,7 +18,8 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace gpu {
 
-/// Each function makes kernels ready, unless they are. All throw CudaError.
+/// What has begun goes on in threads of its own. A launch waits for its kernel; but all that can fail should have ended
+/// before a call changes anything: see finish. All throw CudaError.
 template <class Scalar>
 struct KernelGroups {
   Device& device;
@@ -24,30 +27,49 @@ struct KernelGroups {
   Activations activations;
 
   static constexpr bool in_double = std::is_same_v<Scalar, double>;
+  static constexpr Program layers = in_double ? Program::layers_double : Program::layers;
+  static constexpr Program ssd = in_double ? Program::ssd_double : Program::ssd;
 
   /// Whether products with such weights are of rounded activations.
   template <class W>
   bool on_tensor_cores() const {
     return !in_double && rounds_activations<W> && activations == Activations::rounded;
   }
-  /// The kernels for products with such weights, and besides all that models with them need, as they are compiled at
-  /// once.
+  /// What a backend needs is there when this returns, and what all models need has begun.
+  void open() const {
+    add(layers, layer_kernels, no_shared_memory, layer_parts);
+    device.kernels().load({layers, memory_part}, options);
+    begin(layers, {other_part, mixer_part});
+  }
+  /// Begins with all that models with such weights need, unless it has begun.
   template <class W>
-  void load_products() const {
+  void begin_for() const {
     if constexpr (in_double) {
-      load(Program::products_double, double_kernels, no_shared_memory);
+      add(Program::products_double, double_kernels, no_shared_memory);
+      begin(Program::products_double, {0});
     } else if constexpr (in_tf32<W>) {
-      if (device.is_loaded(Program::products_tf32)) return;
-      at_once([&] { load(Program::products_tf32, tf32_kernels, tf32_shared_memory); }, [&] { load_decoding<W>(); });
+      constexpr std::size_t first = std::is_same_v<W, float> ? 0 : 3;
+      add(Program::products_tf32, tf32_kernels, tf32_shared_memory, tf32_parts);
+      begin(Program::products_tf32, {first, first + 1, first + 2});
     } else if (on_tensor_cores<W>()) {
-      load_products_of_mma<W>();
+      constexpr std::size_t format = Layout<W>::index - Layout<bf16>::index;
+      const auto shared_of = [](std::size_t kind) { return mma_shared_memory(format, kind); };
+      add(mma_program(format), mma_names(format), shared_of, mma_parts);
+      begin(mma_program(format), {0, 1, 2});
     } else {
-      load(Program::products_fma, fma_kernels, no_shared_memory);
+      add(Program::products_fma, fma_kernels, no_shared_memory);
+      begin(Program::products_fma, {0});
     }
+    if (std::is_same_v<W, bf16> && on_tensor_cores<W>()) {
+      begin_for_bf16();
+    } else {
+      begin(layers, {scan_part});
+    }
+    begin_decoding<W>();
   }
   /// The kernel that reads one token, where there is one.
   template <class W>
-  void load_decoding() const {
+  void begin_decoding() const {
     if constexpr (!in_double) {
       if (!rounds_activations<W> || on_tensor_cores<W>()) {
         device.load_decoding(Layout<W>::index - Layout<float>::index, translate_step, options);
@@ -55,37 +77,39 @@ struct KernelGroups {
     }
   }
   /// The kernels for activations of bf16.
-  void load_for_bf16() const {
-    load_narrow_layers();
-    load_wide_products();
+  void begin_for_bf16() const {
+    if (device.capability() == 90 && device.has_tensor_maps()) {
+      add(Program::products_wide, wide_kernels, wide_shared_memory, wide_parts, true);
+      begin(Program::products_wide, {0, 1, 2});
+    }
+    add(Program::layers_bf16, bf16_layer_kernels, no_shared_memory, bf16_layer_parts);
+    begin(Program::layers_bf16, {scan_part - 1, mixer_part - 1});
   }
+  /// Loads what has begun, and the scans of so many states, of activations of bf16 or not.
+  void load_scans(std::size_t states, bool narrow) const {
+    if (narrow) begin_for_bf16();
+    const std::size_t part = states <= 16 ? scan_part : wide_scan_part;
+    begin(narrow ? Program::layers_bf16 : layers, {narrow ? part - 1 : part});
+    finish();
+  }
+  void load_ssd() const {
+    add(ssd, ssd_kernels, no_shared_memory);
+    begin(ssd, {0});
+    finish();
+  }
+  /// Loads what has begun.
+  void finish() const { device.kernels().finish(options); }
 
  private:
   template <class Names, class Shared>
-  void load(Program program, const Names& names, const Shared& shared_of) const {
-    device.load(program, names, options, shared_of);
+  void add(Program program, const Names& names, const Shared& shared_of, std::span<const PartBegin> parts = one_part,
+           bool may_lack = false) const {
+    if (device.kernels().is_known(program)) return;
+    device.kernels().add(
+        {.program = program, .kernels = names, .shared_of = shared_of, .parts = parts, .may_lack = may_lack}, options);
   }
-  template <class W>
-  void load_products_of_mma() const {
-    constexpr std::size_t format = Layout<W>::index - Layout<bf16>::index;
-    const auto shared_of = [](std::size_t kind) { return mma_shared_memory(format, kind); };
-    const auto products = [&] { load(mma_program(format), mma_names(format), shared_of); };
-    const auto decoding = [&] { load_decoding<W>(); };
-    const bool is_loaded = device.is_loaded(mma_program(format));
-    if (!std::is_same_v<W, bf16>) {
-      if (!is_loaded) at_once(products, decoding);
-    } else if (!is_loaded) {
-      at_once(
-          products, decoding, [&] { load_narrow_layers(); }, [&] { load_wide_products(); });
-    } else {
-      load_for_bf16();
-    }
-  }
-  void load_narrow_layers() const { load(Program::layers_bf16, bf16_layer_kernels, no_shared_memory); }
-  void load_wide_products() const {
-    if (device.capability() == 90 && device.has_tensor_maps()) {
-      device.load(Program::products_wide, wide_kernels, options, wide_shared_memory, true);
-    }
+  void begin(Program program, std::initializer_list<std::size_t> parts) const {
+    for (const std::size_t part : parts) device.kernels().begin({program, part}, options);
   }
 };
 

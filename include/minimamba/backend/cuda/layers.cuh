@@ -3,7 +3,7 @@ R"cuda(
 // and a stride in values.
 
 #ifndef MINIMAMBA_DECODE  // which shares some functions
-
+#if MINIMAMBA_PART == 0
 extern "C" __global__ void fill(Scalar* y, u64 y_stride, u32 rows, u32 cols, Scalar value) {
   begin();
   FOR_EACH_ELEMENT(i, j, rows, cols) y[i * y_stride + j] = value;
@@ -66,7 +66,9 @@ extern "C" __global__ void move_rows(Scalar* y, u64 y_stride, u32 moves, u32 col
     *to = value;
   }
 }
+#endif
 
+#if MINIMAMBA_PART == 4
 // y = -exp(x), computed in double as on every other backend
 extern "C" __global__ void negative_exp(const Scalar* x, u64 x_stride, Scalar* y, u64 y_stride, u32 rows, u32 cols) {
   begin();
@@ -93,7 +95,7 @@ extern "C" __global__ void negative_log_likelihood(const Scalar* logits, u64 str
   sum = block_sum(sum);
   if (threadIdx.x == 0) nats[blockIdx.x] = log(sum) + ((double)largest - (double)logits[targets[blockIdx.x]]);
 }
-
+#endif
 #endif
 
 // A logit and its column, in the order of top_k: larger logits first, of equal ones the lower column. The host has the
@@ -117,7 +119,7 @@ struct Candidate {
   }
 };
 
-#ifndef MINIMAMBA_DECODE
+#if MINIMAMBA_PART == 4
 // The largest logits of each row: a block for a row. A thread has the columns whose number is its own, modulo 1024, and
 // knows the first of them that is not taken yet.
 struct LargestOfRow {

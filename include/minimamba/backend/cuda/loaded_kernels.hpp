@@ -1,10 +1,12 @@
-// The groups of kernels that are loaded on a card.
+// The groups of kernels of a card: which are loaded, and which are on their way.
 #ifndef MINIMAMBA_BACKEND_CUDA_LOADED_KERNELS_HPP
 #define MINIMAMBA_BACKEND_CUDA_LOADED_KERNELS_HPP
 
 #include <array>
+#include <atomic>
 #include <cassert>
 #include <cstddef>
+#include <functional>
 #include <mutex>
 #include <span>
 #include <string>
@@ -19,77 +21,192 @@
 namespace minimamba::inline MINIMAMBA_ISA {
 namespace gpu {
 
+/// The kernels from this one on are in this part of their group.
+struct PartBegin {
+  std::size_t kernel, part;
+};
+inline constexpr std::array one_part = {PartBegin{0, 0}};
+
+/// The kernels of a program. Names and parts are constants.
+struct KernelGroup {
+  Program program;
+  std::span<const char* const> kernels;            // their names
+  std::function<unsigned(std::size_t)> shared_of;  // the dynamic shared memory of a kernel in bytes
+  std::span<const PartBegin> parts = one_part;
+  bool may_lack = false;     // code that has none of these kernels will do
+  bool is_optional = false;  // others do the same: nothing waits for it
+};
+
+/// All calls may come from any thread. Threads wait for one another only where they want the same part of a group. All
+/// but wait and unload may throw CudaError.
 class LoadedKernels {
  public:
-  explicit LoadedKernels(const Driver& driver) : driver_(driver) {}
+  LoadedKernels(const Driver& driver, Card card, Handle context)
+      : driver_(driver), card_(std::move(card)), context_(context) {}
   LoadedKernels(const LoadedKernels&) = delete;
   LoadedKernels& operator=(const LoadedKernels&) = delete;
 
-  struct Request {
-    Program program;
-    std::span<const char* const> kernels;  // their names
-    int capability;                        // of the card, and its name
-    const std::string& card;
-    const CudaKernelOptions& options;
-    bool may_lack;  // code that has none of these kernels will do
-  };
-  /// Loads a program that is not loaded yet: from the cache, or compiled. Throws CudaError. Threads wait for one
-  /// another only where they load the same program. make_current() returns what keeps the card's context current;
-  /// shared_of(kernel) is the dynamic shared memory of a kernel in bytes.
-  template <class MakeCurrent, class Shared>
-  void load(const Request& wanted, MakeCurrent&& make_current, Shared&& shared_of) {
-    Loaded& loaded = of(wanted.program);
+  /// Makes a group known, unless it is. Its kernels can then be launched: what is not there is compiled then.
+  void add(const KernelGroup& group, const CudaKernelOptions& options) {
+    Loaded& loaded = of(group.program);
+    if (loaded.is_known) return;
     const std::lock_guard lock(loaded.mutex);
-    if (loaded.module != nullptr) return;
-    [[maybe_unused]] const auto current = make_current();
-    Handle module = nullptr;
-    const std::string code =
-        code_of(wanted.program, wanted.capability, wanted.card, wanted.options,
-                [&](const std::string& found) { return driver_.load_module(&module, found.c_str()) == 0; });
-    if (module == nullptr) driver_.check(driver_.load_module(&module, code.c_str()), "loading the kernels");
-    std::vector<Handle> functions(wanted.kernels.size());
-    for (std::size_t i = 0; i < functions.size(); ++i) {
-      const int error = find(functions[i], module, wanted.kernels[i], static_cast<int>(shared_of(i)));
-      if (error != 0 && wanted.may_lack) {
-        functions.clear();
-        break;
-      }
-      if (error != 0) {
-        driver_.unload_module(module);
-        driver_.check(error, wanted.kernels[i]);
-      }
+    if (loaded.is_known) return;
+    loaded.group = group;
+    loaded.options = options;
+    loaded.options.on_compile = {};  // may be gone when a kernel is launched
+    loaded.functions.assign(group.kernels.size(), nullptr);
+    loaded.part_of.assign(group.kernels.size(), 0);
+    for (const PartBegin& begin : group.parts) {
+      for (std::size_t i = begin.kernel; i < group.kernels.size(); ++i) loaded.part_of[i] = begin.part;
     }
-    loaded.functions = std::move(functions);
-    loaded.module = module;
+    loaded.is_known = true;
   }
-  /// Whether load has ended for a program.
-  bool is_loaded(Program program) {
+  bool is_known(Program program) const { return of(program).is_known; }
+  /// Begins to make a part of a group ready, and does not wait.
+  void begin(const Unit& unit, const CudaKernelOptions& options) {
+    Loaded& loaded = of(unit.program);
+    Part& part = loaded.parts[unit.part];
+    if (part.state != Part::absent) return;
+    const std::unique_lock lock(part.mutex, std::try_to_lock);
+    if (lock && part.state == Part::absent) begin(unit, loaded, part, options);
+  }
+  /// Waits until a part of a group is loaded.
+  void load(const Unit& unit, const CudaKernelOptions& options) {
+    Loaded& loaded = of(unit.program);
+    Part& part = loaded.parts[unit.part];
+    if (part.state == Part::loaded) return;
+    const std::lock_guard lock(part.mutex);
+    if (part.state == Part::absent) begin(unit, loaded, part, options);
+    if (part.state == Part::begun) finish(unit, loaded, part, options);
+  }
+  /// Loads all that is on its way, but for what is optional.
+  void finish(const CudaKernelOptions& options) {
+    if (on_their_way_ == 0) return;
+    for_each_part([&](const Unit& unit, Loaded& loaded, Part& part) {
+      if (part.state == Part::begun && !loaded.group.is_optional) load(unit, options);
+    });
+  }
+  /// Whether load would not wait.
+  bool is_ready(const Unit& unit) {
+    Part& part = of(unit.program).parts[unit.part];
+    if (part.state == Part::loaded) return true;
+    const std::unique_lock lock(part.mutex, std::try_to_lock);
+    return lock && part.state == Part::begun && gpu::is_ready(part.code.compiled);
+  }
+  /// Waits for all compilations that were begun.
+  void wait() {
+    for_each_part([&](const Unit&, Loaded&, Part& part) {
+      const std::lock_guard lock(part.mutex);
+      if (part.state == Part::begun && !gpu::is_ready(part.code.compiled)) part.code.compiled.wait();
+    });
+  }
+
+  /// Whether the kernels of a group are there, those that are on their way included.
+  bool has(Program program) {
     Loaded& loaded = of(program);
-    const std::lock_guard lock(loaded.mutex);
-    return loaded.module != nullptr;
-  }
-  /// Whether the kernels of a program are there.
-  bool has(Program program) const { return !of(program).functions.empty(); }
-  Handle function(Program program, std::size_t kernel) const {
-    assert(kernel < of(program).functions.size());
-    return of(program).functions[kernel];
-  }
-  /// With the card's context current.
-  void unload() {
-    for (Loaded& program : programs_) {
-      if (program.module != nullptr) driver_.unload_module(std::exchange(program.module, nullptr));
+    if (!loaded.is_known) return false;
+    for (std::size_t i = 0; i < parts_of(program); ++i) {
+      if (loaded.parts[i].state == Part::begun) load({program, i}, loaded.options);
     }
+    return loaded.parts[0].state == Part::loaded && loaded.functions.front() != nullptr;
+  }
+  /// Of a group that is known. Waits until the kernel is there.
+  void need(Program program, std::size_t kernel) {
+    Loaded& loaded = of(program);
+    assert(loaded.is_known && kernel < loaded.functions.size());
+    const std::size_t part = loaded.part_of[kernel];
+    if (loaded.parts[part].state != Part::loaded) load({program, part}, loaded.options);
+  }
+  Handle function(Program program, std::size_t kernel) const {
+    const Loaded& loaded = of(program);
+    assert(kernel < loaded.functions.size() && loaded.functions[kernel] != nullptr);
+    return loaded.functions[kernel];
+  }
+  /// With the card's context current. Waits for the compilations, so that none goes on when nothing needs it.
+  void unload() {
+    wait();
+    for_each_part([&](const Unit&, Loaded&, Part& part) {
+      if (part.module != nullptr) driver_.unload_module(std::exchange(part.module, nullptr));
+    });
   }
 
  private:
-  struct Loaded {
-    std::mutex mutex;  // for whoever loads it
+  struct Part {
+    enum State { absent, begun, loaded };
+    std::mutex mutex;  // for whoever changes it
+    std::atomic<State> state = absent;
+    KernelCode code;  // when it is begun
     Handle module = nullptr;
+  };
+  struct Loaded {
+    std::mutex mutex;  // for whoever makes it known
+    std::atomic<bool> is_known = false;
+    KernelGroup group = {};
+    CudaKernelOptions options;
+    std::vector<std::size_t> part_of;  // of each kernel
     std::vector<Handle> functions;
+    std::array<Part, most_parts> parts;
   };
   Loaded& of(Program program) { return programs_[static_cast<std::size_t>(program)]; }
   const Loaded& of(Program program) const { return programs_[static_cast<std::size_t>(program)]; }
+  template <class Body>
+  void for_each_part(Body&& body) {
+    for (std::size_t i = 0; i < program_count; ++i) {
+      for (std::size_t part = 0; part < parts_of(static_cast<Program>(i)); ++part) {
+        body(Unit{static_cast<Program>(i), part}, programs_[i], programs_[i].parts[part]);
+      }
+    }
+  }
 
+  void begin(const Unit& unit, Loaded& loaded, Part& part, const CudaKernelOptions& options) {
+    assert(loaded.is_known);
+    part.code = code_of(unit, card_, options, Origin::compiled_before);
+    part.state = Part::begun;
+    if (!loaded.group.is_optional) ++on_their_way_;
+  }
+  void finish(const Unit& unit, Loaded& loaded, Part& part, const CudaKernelOptions& options) {
+    const auto end = [&](typename Part::State state) {
+      part.code = {};
+      part.state = state;
+      if (!loaded.group.is_optional) --on_their_way_;
+    };
+    try {
+      const CurrentContext current(driver_, context_);
+      part.module = load_module(unit, part.code, options);
+      find_kernels(unit, loaded, part.module);
+    } catch (...) {
+      end(Part::absent);  // the next call begins again
+      throw;
+    }
+    end(Part::loaded);
+  }
+  void find_kernels(const Unit& unit, Loaded& loaded, Handle& module) const {
+    for (std::size_t i = 0; i < loaded.functions.size(); ++i) {
+      if (loaded.part_of[i] != unit.part) continue;
+      const int error =
+          find(loaded.functions[i], module, loaded.group.kernels[i], static_cast<int>(loaded.group.shared_of(i)));
+      if (error != 0 && loaded.group.may_lack) {
+        loaded.functions[i] = nullptr;
+      } else if (error != 0) {
+        driver_.unload_module(std::exchange(module, nullptr));
+        driver_.check(error, loaded.group.kernels[i]);
+      }
+    }
+  }
+  /// The code that was found may be of another driver: it is then looked for further.
+  Handle load_module(const Unit& unit, KernelCode& code, const CudaKernelOptions& options) const {
+    while (true) {
+      const Compiled& compiled = code.compiled.get();
+      if (compiled.code.empty()) throw CudaError(CudaProblem::compiler, "NVRTC", compiled.refusal);
+      Handle module = nullptr;
+      const int error = driver_.load_module(&module, compiled.code.c_str());
+      if (error == 0) return module;
+      if (code.origin == Origin::compiler) driver_.check(error, "loading the kernels");
+      const auto next = code.origin == Origin::compiled_before ? Origin::cache : Origin::compiler;
+      code = code_of(unit, card_, options, next);
+    }
+  }
   /// Returns the number of an error, or 0.
   int find(Handle& function, Handle module, const char* name, int shared) const {
     constexpr int max_dynamic_shared_memory = 8, share_of_shared_memory = 9;  // and the rest is cache
@@ -102,6 +219,9 @@ class LoadedKernels {
   }
 
   const Driver& driver_;
+  const Card card_;
+  const Handle context_;
+  std::atomic<int> on_their_way_ = 0;  // parts that are begun, but for optional ones
   std::array<Loaded, program_count> programs_;
 };
 

@@ -93,6 +93,15 @@ inline constexpr std::array layer_kernels = {"add",
                                              "embed_q4"};
 
 static_assert(layer_kernels.size() == first_of_formats + 18);
+/// Their parts: what a backend needs to be made, layers, scans of up to 16 states and of more, and the rest.
+enum LayerPart : std::size_t { memory_part, mixer_part, scan_part, wide_scan_part, other_part };
+inline constexpr std::array layer_parts = {PartBegin{add, mixer_part},
+                                           PartBegin{scan_one, scan_part},
+                                           PartBegin{scan_to_64, wide_scan_part},
+                                           PartBegin{fill, memory_part},
+                                           PartBegin{negative_exp, other_part},
+                                           PartBegin{rms_norm_to_bf16, mixer_part},
+                                           PartBegin{first_of_formats, other_part}};
 /// Kernels of Program::layers_bf16: those before fill, and some of its own.
 inline constexpr std::size_t rms_norm_of_activations = fill, causal_conv1d_of_pairs = fill + 1;
 inline constexpr auto bf16_layer_kernels = [] {
@@ -102,6 +111,10 @@ inline constexpr auto bf16_layer_kernels = [] {
   names[causal_conv1d_of_pairs] = "causal_conv1d_of_pairs";
   return names;
 }();
+/// The parts of layers but the first.
+inline constexpr std::array bf16_layer_parts = {PartBegin{add, mixer_part - 1}, PartBegin{scan_one, scan_part - 1},
+                                                PartBegin{scan_to_64, wide_scan_part - 1},
+                                                PartBegin{rms_norm_of_activations, mixer_part - 1}};
 
 /// Kernels of Program::ssd and ssd_double.
 enum SsdKernel : std::size_t {
@@ -140,6 +153,17 @@ inline constexpr std::array tf32_kernels = {
     "multiply_f16_few",        "multiply_f16_some_16x8",  "multiply_f16_some_16x16", "multiply_f16_some_32x16",
     "multiply_f16_some_32x32", "multiply_f16_many_64",    "multiply_f16_many_128",   "multiply_f16_normed"};
 static_assert(tf32_kernels.size() == 2 * tf32_kinds);
+/// Three parts for each format.
+inline constexpr std::array tf32_parts = {
+    PartBegin{tf32_row, 0},
+    PartBegin{tf32_some_16x8, 1},
+    PartBegin{tf32_many_128, 2},
+    PartBegin{tf32_normed, 0},
+    PartBegin{tf32_kinds, 3},
+    PartBegin{tf32_kinds + tf32_some_16x8, 4},
+    PartBegin{tf32_kinds + tf32_many_128, 5},
+    PartBegin{tf32_kinds + tf32_normed, 3},
+};
 /// Bytes of dynamic shared memory: the four stages of multiply_many.
 constexpr unsigned tf32_shared_memory(std::size_t kernel) {
   const std::size_t kind = kernel % tf32_kinds, rows = kind == tf32_many_64 ? 64 : 128;
@@ -175,6 +199,8 @@ inline constexpr std::array q4_kernels = {"multiply_q4_few_8",
                                           "multiply_q4_many_128",
                                           "quantise"};
 static_assert(mma_kernels.size() == round_to_bf16 + 1 && q8_kernels.size() == quantise + 1);
+inline constexpr std::array mma_parts = {PartBegin{mma_few_8, 0}, PartBegin{mma_few_64, 1}, PartBegin{mma_many_128, 2},
+                                         PartBegin{mma_kinds, 0}};
 /// Those of a format, counted from bf16, and its program.
 constexpr std::span<const char* const> mma_names(std::size_t format) {
   if (format == 0) return mma_kernels;
@@ -208,6 +234,7 @@ struct WideTile {
 inline constexpr std::array wide_kernels = {
     "multiply_bf16_wide_256", "multiply_bf16_wide_128", "multiply_bf16_wide_128x64", "multiply_bf16_wide_64",
     "multiply_bf16_wide_32",  "multiply_bf16_some_8",   "multiply_bf16_some_16",     "multiply_bf16_some_32"};
+inline constexpr std::array wide_parts = {PartBegin{0, 0}, PartBegin{1, 1}, PartBegin{2, 2}, PartBegin{4, 3}};
 inline constexpr std::array<WideTile, 5> wide_tiles = {{{128, 256, 384, 3, 1600, 3000},
                                                         {128, 128, 384, 4, 920, 1500},
                                                         {128, 64, 384, 7, 560, 900},

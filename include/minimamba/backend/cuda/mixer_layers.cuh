@@ -19,6 +19,7 @@ __device__ inline Scalar conv1d_output(Scalar bias, const Scalar (&weight)[WIDTH
   for (u64 i = blockIdx.y; i < (rows); i += gridDim.y * 4) \
     for (u32 j = blockIdx.x * 256 + threadIdx.x; j < (cols); j += gridDim.x * 256)
 
+#if MINIMAMBA_PART == 1
 // y += x; x_stride is 0 for a single row
 extern "C" __global__ void add(const Scalar* x, u64 x_stride, Activation* y, u64 y_stride, u32 rows, u32 cols) {
   begin();
@@ -307,5 +308,6 @@ extern "C" __global__ void keep_windows(const Activation* x, u64 x_stride, const
     for (u32 j = 0; j < past; ++j) there[j] = conv1d_input(x, x_stride, windows, past, (u32)(c * chunk) + j);
   }
 }
+#endif
 #endif
 )cuda"

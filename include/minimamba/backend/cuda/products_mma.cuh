@@ -245,21 +245,28 @@ __device__ inline void multiply_many(const Inputs& x, const Weights& w, const Ou
     let_next_begin();                                                                        \
     __VA_ARGS__(x, w, output);                                                               \
   }
+#if MINIMAMBA_PART == 0
 #define PRODUCTS(NAME, PRODUCT, ROUNDS)                         \
   MULTIPLY(NAME, few_8, 256, multiply_few<PRODUCT, 1, ROUNDS>)  \
   MULTIPLY(NAME, few_16, 256, multiply_few<PRODUCT, 2, ROUNDS>) \
-  MULTIPLY(NAME, few_32, 256, multiply_few<PRODUCT, 4, ROUNDS>) \
+  MULTIPLY(NAME, few_32, 256, multiply_few<PRODUCT, 4, ROUNDS>)
+#elif MINIMAMBA_PART == 1
+#define PRODUCTS(NAME, PRODUCT, ROUNDS)                         \
   MULTIPLY(NAME, few_64, 256, multiply_few<PRODUCT, 8, ROUNDS>) \
-  MULTIPLY(NAME, many_64, 128, multiply_many<PRODUCT, 1>)       \
-  MULTIPLY(NAME, many_128, 128, multiply_many<PRODUCT, 2>)
+  MULTIPLY(NAME, many_64, 128, multiply_many<PRODUCT, 1>)
+#else
+#define PRODUCTS(NAME, PRODUCT, ROUNDS) MULTIPLY(NAME, many_128, 128, multiply_many<PRODUCT, 2>)
+#endif
 #ifdef MINIMAMBA_PRODUCTS_BF16
 PRODUCTS(bf16, Bf16Product, true)
+#if MINIMAMBA_PART == 0
 extern "C" __global__ void __launch_bounds__(256, 2)
     multiply_bf16_normed(Inputs x, Weights w, const __grid_constant__ Output output, const float* norm_weight,
                          double epsilon, float* normed) {
   let_next_begin();
   multiply_few<Bf16Product, 1, true>(x, w, output, norm_weight, epsilon, normed);
 }
+#endif
 #endif
 #ifdef MINIMAMBA_PRODUCTS_Q8
 PRODUCTS(q8, Q8Product, false)

@@ -162,8 +162,10 @@ struct Some {
     const Some<GROUPS, STAGES, WARPS> kind(x, w, output, dynamic);                            \
     kind.run();                                                                               \
   }
+#if MINIMAMBA_PART == 3
 SOME(8, 1, 4, 16)
 SOME(16, 2, 4, 8)
 SOME(32, 4, 3, 8)
+#endif
 #endif
 )cuda"

@@ -301,18 +301,26 @@ __device__ inline void multiply_many(const Product<Format>& p) {
     let_next_begin();                                                                                                 \
     __VA_ARGS__({x, x_stride, x_rows, w, y}, norm_weight, epsilon, normed);                                           \
   }
+#if MINIMAMBA_PART % 3 == 0
+#define PRODUCTS(NAME, FORMAT_TYPE)                                      \
+  MULTIPLY(NAME, row, 256, 4, multiply_row<FORMAT_TYPE, 6, false>)       \
+  MULTIPLY(NAME, row_deep, 256, 2, multiply_row<FORMAT_TYPE, 12, false>) \
+  MULTIPLY(NAME, few, 256, 3, multiply_few<FORMAT_TYPE, 6>)              \
+  MULTIPLY_NORMED(NAME, normed, 4, multiply_row<FORMAT_TYPE, 6, true>)
+#elif MINIMAMBA_PART % 3 == 1
 #define PRODUCTS(NAME, FORMAT_TYPE)                                       \
-  MULTIPLY(NAME, row, 256, 4, multiply_row<FORMAT_TYPE, 6, false>)        \
-  MULTIPLY(NAME, row_deep, 256, 2, multiply_row<FORMAT_TYPE, 12, false>)  \
-  MULTIPLY(NAME, few, 256, 3, multiply_few<FORMAT_TYPE, 6>)               \
   MULTIPLY(NAME, some_16x8, 256, 2, multiply_some<FORMAT_TYPE, 1, 1, 4>)  \
   MULTIPLY(NAME, some_16x16, 256, 2, multiply_some<FORMAT_TYPE, 1, 2, 2>) \
   MULTIPLY(NAME, some_32x16, 256, 2, multiply_some<FORMAT_TYPE, 2, 2, 2>) \
   MULTIPLY(NAME, some_32x32, 256, 2, multiply_some<FORMAT_TYPE, 2, 4, 1>) \
-  MULTIPLY(NAME, many_64, 128, 3, multiply_many<FORMAT_TYPE, 2, 8>)       \
-  MULTIPLY(NAME, many_128, 128, 2, multiply_many<FORMAT_TYPE, 4, 8>)      \
-  MULTIPLY_NORMED(NAME, normed, 4, multiply_row<FORMAT_TYPE, 6, true>)
+  MULTIPLY(NAME, many_64, 128, 3, multiply_many<FORMAT_TYPE, 2, 8>)
+#else
+#define PRODUCTS(NAME, FORMAT_TYPE) MULTIPLY(NAME, many_128, 128, 2, multiply_many<FORMAT_TYPE, 4, 8>)
+#endif
+#if MINIMAMBA_PART < 3
 PRODUCTS(f32, F32)
+#else
 PRODUCTS(f16, F16)
+#endif
 #endif
 )cuda"

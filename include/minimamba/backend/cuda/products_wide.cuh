@@ -316,10 +316,15 @@ struct Wide {
     const Kind kind = {x, weights, x_rows, w, output, shared, barriers, stages};                                \
     kind.run();                                                                                                 \
   }
+#if MINIMAMBA_PART == 0
 WIDE(256, 1, 2, 2, 128, 3, 1)
+#elif MINIMAMBA_PART == 1
 WIDE(128, 1, 2, 2, 64, 4, 2)
+#elif MINIMAMBA_PART == 2
 WIDE(128x64, 1, 2, 1, 64, 7, 2)
 WIDE(64, 1, 1, 1, 64, 8, 3)
+#else
 WIDE(32, 1, 1, 1, 32, 16, 4)
+#endif
 #endif
 )cuda"

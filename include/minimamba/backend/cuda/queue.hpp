@@ -47,9 +47,13 @@ class Queue {
   std::size_t replayed() const { return replayed_; }
   std::size_t decoded() const { return decoded_; }
   void set_decoding(bool wanted) { decodes_ = wanted; }
+  /// Lists that were graphs until then may become programs.
   void set_decoder(std::size_t format, const Decoder& decoder, DecodeTranslator* translator) {
     decoders_[format] = decoder;
     translate_ = translator;
+    for (Replay& replay : kept_) forget(replay);
+    kept_.clear();
+    divided_.reset();
   }
   bool overlaps() const { return overlaps_; }
   Recording& recording() { return recording_; }

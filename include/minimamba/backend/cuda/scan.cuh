@@ -331,9 +331,12 @@ struct Scan {
     const Kind scan = {p, segment, blockIdx.x * (SCANNERS / LANES), shared};                   \
     scan.run();                                                                                \
   }
+#if MINIMAMBA_PART == 2
 SCAN(128, 8, 2, 64 / (int)sizeof(Scalar))  // up to 16 states
 SCAN(64, 4, 4, 64 / (int)sizeof(Scalar))   // the same with fewer threads, for many blocks
+#else
 SCAN(64, 16, 4, 64 / (int)sizeof(Scalar))  // up to 64
 SCAN(64, 32, 8, 32 / (int)sizeof(Scalar))  // up to 256
 SCAN(64, 32, 32, 8 / (int)sizeof(Scalar))  // up to 1024
+#endif
 )cuda"

@@ -58,7 +58,7 @@ __device__ inline Scalar scan_output(Scalar d, Scalar u, Scalar sum, Scalar gate
   return multiply_add(d, u, sum) * gate;
 }
 
-#ifndef MINIMAMBA_DECODE  // which shares what is above alone
+#if MINIMAMBA_PART == 2  // others share what is above alone
 // Four neighbours of a row, which begins at a multiple of 16 bytes if `whole`; zeros beyond the last.
 __device__ inline void read_four(Scalar (&to)[4], const Scalar* row, u32 first, u32 count, bool whole) {
   if (whole && first + 4 <= count) {

@@ -167,7 +167,11 @@ class CudaSsdTraining : public CudaTrainingBase<Number> {
 
   /// Makes the kernels ready.
   void load() const {
-    device_->load(training_ssd, gpu::ssd_training_kernels, this->options_->kernels, gpu::ssd_training_shared_memory);
+    const CudaKernelOptions& options = this->options_->kernels;
+    device_->begin(
+        {.program = training_ssd, .kernels = gpu::ssd_training_kernels, .shared_of = gpu::ssd_training_shared_memory},
+        options);
+    device_->kernels().finish(options);
   }
 };
 

@@ -31,19 +31,21 @@ class CudaTrainingBase : public CudaBackend<Number> {
   /// Throws CudaError.
   explicit CudaTrainingBase(CudaOptions options = {}) : Base(std::move(options)) {
     const CudaKernelOptions& kernels = this->options_->kernels;
-    const auto load_products = [&] {
-      if constexpr (in_double) {
-        device_->load(products, gpu::backward_double_kernels, kernels, gpu::no_shared_memory);
-      } else {
-        device_->load(products, gpu::backward_product_kernels, kernels, gpu::backward_shared_memory);
-      }
-    };
-    const auto load_training = [&] {
-      device_->load(training, gpu::training_kernels, kernels,
-                    [&](std::size_t kernel) { return gpu::training_shared_memory(kernel, has_rows()); });
-    };
-    gpu::at_once(
-        load_training, load_products, [&] { load_bf16(); }, [&] { load_bf16_tiles(); });
+    if constexpr (in_double) {
+      device_->begin({.program = products, .kernels = gpu::backward_double_kernels, .shared_of = gpu::no_shared_memory},
+                     kernels);
+    } else {
+      device_->begin(
+          {.program = products, .kernels = gpu::backward_product_kernels, .shared_of = gpu::backward_shared_memory},
+          kernels);
+    }
+    device_->begin(
+        {.program = training,
+         .kernels = gpu::training_kernels,
+         .shared_of = [rows = has_rows()](std::size_t kernel) { return gpu::training_shared_memory(kernel, rows); }},
+        kernels);
+    begin_bf16();
+    device_->kernels().finish(kernels);
   }
 
   /// What its bits depend on, for checkpoints of training.
@@ -60,15 +62,18 @@ class CudaTrainingBase : public CudaBackend<Number> {
   /// Whether a row of logits finds place in shared memory.
   bool has_rows() const { return device_->capability() / 10 == 9 || device_->capability() / 10 == 10; }
   bool rounds_products() const { return !in_double && this->options_->products == Products::bf16; }
-  void load_bf16() const {
+  void begin_bf16() const {
     if (!rounds_products()) return;
-    device_->load(gpu::Program::training_bf16, gpu::bf16_training_kernels, this->options_->kernels,
-                  gpu::bf16_training_shared_memory);
-  }
-  void load_bf16_tiles() const {
-    if (!rounds_products() || device_->capability() != 90 || !device_->has_tensor_maps()) return;
-    device_->load(gpu::Program::training_bf16_tiles, gpu::bf16_tile_kernels, this->options_->kernels,
-                  gpu::bf16_tile_shared_memory, true);
+    device_->begin({.program = gpu::Program::training_bf16,
+                    .kernels = gpu::bf16_training_kernels,
+                    .shared_of = gpu::bf16_training_shared_memory},
+                   this->options_->kernels);
+    if (device_->capability() != 90 || !device_->has_tensor_maps()) return;
+    device_->begin({.program = gpu::Program::training_bf16_tiles,
+                    .kernels = gpu::bf16_tile_kernels,
+                    .shared_of = gpu::bf16_tile_shared_memory,
+                    .may_lack = true},
+                   this->options_->kernels);
   }
 
   static std::size_t ceil(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit; }
