@@ -133,7 +133,7 @@ inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   p.slot_bytes = static_cast<std::uint32_t>(slot_bytes[program.format]);
   // A place for each warp, or for each warp and all that is on the way: see struct Ring. The thread that has tiles
   // copied has no time to wait for those of 4 KB.
-  constexpr std::size_t warps = 15, most_slots = 60, bytes_on_the_way = 40960, few = 3, no_limit = 0xFFFFFFFF;
+  constexpr std::size_t warps = 15, most_slots = 60, bytes_on_the_way = 32768, few = 3, no_limit = 0xFFFFFFFF;
   const std::size_t room = std::min(most_slots, (decoder.shared_bytes - ring_at) / p.slot_bytes);
   const std::size_t most = p.slot_bytes <= 4096 ? no_limit : bytes_on_the_way / p.slot_bytes;
   const bool any_number = most < no_limit && room >= warps + few;
