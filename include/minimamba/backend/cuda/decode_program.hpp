@@ -169,8 +169,11 @@ class DecodeMemory {
   }
   int start(DecodeProgram& program, const Decoder& decoder, Handle stream) {
     DecodeArguments& p = program.arguments;
-    if (tag_ + p.layer_count > last_tag) {
+    // Words of 4 bytes and of 8 lie in the same places: a half of one may look like the other.
+    const bool narrow = program.format == narrow_format;
+    if (tag_ + p.layer_count > last_tag || narrow != narrow_) {
       tag_ = 1;
+      narrow_ = narrow;
       if (const int error = driver_.set_bytes(exchange_, 0, bytes_, stream); error != 0) return error;
     }
     p.tag = tag_;
@@ -198,11 +201,13 @@ class DecodeMemory {
   }
 
   static constexpr std::uint32_t last_tag = 0xFFFF;  // words have room for 16 bits
+  static constexpr std::size_t narrow_format = 2;    // bf16: words of 4 bytes
 
   const Driver& driver_;
   Address exchange_ = 0;
   std::size_t bytes_ = 0;
   std::uint32_t tag_ = 1;  // of the next kernel's first layer
+  bool narrow_ = false;    // the kernel before
 };
 
 }  // namespace gpu
