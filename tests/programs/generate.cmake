@@ -206,6 +206,7 @@ run(file --prompt-file ${WORK}/prompt.txt --max-new-tokens 30)
 expect_equal("with --prompt-file" "${file}" "${whole}")
 
 # A stop string ends text and ids alike.
+expect(1 "prompt.txt: expected config.json in the folder of this file" --model ${WORK}/prompt.txt)
 string(LENGTH "the quick" begin)
 string(SUBSTRING "${whole}" ${begin} -1 made)
 string(SUBSTRING "${made}" 5 2 stop)

@@ -33,6 +33,11 @@ TYPED_TEST(Generate, DoesWhatAHandWrittenLoopDoes) {
   }
   EXPECT_EQ(collect(model, prompt, {.max_new_tokens = 12}), expected);
   EXPECT_TRUE(collect(model, prompt, {.max_new_tokens = 0}).empty());
+  cache.reset();
+  EXPECT_EQ(generate(model, cache, {3, 1, 4}, {.max_new_tokens = 12}).collect().tokens, expected);
+  cache.reset();
+  const auto all = [](std::int32_t) { return true; };
+  EXPECT_EQ(generate(model, cache, {3, 1, 4}, {.max_new_tokens = 12}, all).tokens, expected);
 }
 
 TYPED_TEST(Generate, SamplesTheSameTokensFromTheSameSeed) {

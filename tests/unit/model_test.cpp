@@ -155,6 +155,19 @@ TEST(InferenceCache, HasTheSizeOfThePublishedModels) {
   EXPECT_EQ(bytes(2560, 64), 24903680U);
 }
 
+TEST(Mamba, SaysOfABytePassedAsACharWhatToDo) {
+  const Mamba<float, ReferenceBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 256});
+  auto cache = model.make_cache();
+  try {
+    model.forward({72, -61}, cache);
+    FAIL();
+  } catch (const ArgumentError& error) {
+    EXPECT_STREQ(error.what(),
+                 "tokens[1]: expected a token id from 0 to 255, found -61 (a byte above 127? As a char it is negative: "
+                 "convert it to unsigned char first)");
+  }
+}
+
 TEST(InferenceCache, HasRoomToCountOnFromEveryPosition) {
   const Mamba<float, ReferenceBackend> model(support::small_config());
   auto cache = model.make_cache();

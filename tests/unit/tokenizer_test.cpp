@@ -101,6 +101,8 @@ TEST(Tokenizer, FindsTheLongestAddedTokenAndHonoursItsFlags) {
   EXPECT_EQ(tokenizer.encode("<a>", {.special_tokens_as_text = true}), (Ids{'<', 'a', '>'}));
   EXPECT_EQ(tokenizer.id_of("<a>"), 260);
   EXPECT_EQ(tokenizer.decode(Ids{261, 257}), "<a><b>abc");
+  EXPECT_EQ(tokenizer.decode({261, 257}), "<a><b>abc");
+  EXPECT_EQ(tokenizer.decode({}), "");
   EXPECT_THROW(tokenizer.decode(Ids{263}), mm::ArgumentError);
 }
 

@@ -7,11 +7,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <iterator>
 #include <limits>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -255,6 +257,28 @@ template <class Model, class OnToken>
 GenerationResult generate(const Model& model, typename Model::Cache& cache, std::span<const std::int32_t> prompt,
                           const GenerateOptions& options, OnToken&& on_token) {
   return Generation<Model>(model, cache, prompt, options).collect(on_token);
+}
+
+/// Both for a list of tokens: generate(model, cache, {1, 2, 3}).
+template <class Model>
+Generation<Model> generate(const Model& model, typename Model::Cache& cache, std::initializer_list<std::int32_t> prompt,
+                           const GenerateOptions& options = {}) {
+  return generate(model, cache, std::span(prompt.begin(), prompt.size()), options);
+}
+template <class Model>
+void generate(const Model&&, typename Model::Cache&, std::initializer_list<std::int32_t>,
+              const GenerateOptions& = {}) = delete;  // the model must outlive the range
+template <class Model, class OnToken>
+GenerationResult generate(const Model& model, typename Model::Cache& cache, std::initializer_list<std::int32_t> prompt,
+                          const GenerateOptions& options, OnToken&& on_token) {
+  return generate(model, cache, std::span(prompt.begin(), prompt.size()), options, on_token);
+}
+
+/// Refuses a text in words.
+template <class Model, class... OnToken>
+Generation<Model> generate(const Model&, typename Model::Cache&, std::string_view, const GenerateOptions& = {},
+                           const OnToken&...) {
+  static_assert(sizeof(Model) == 0, "a prompt is token ids: pass tokenizer.encode(text)");
 }
 
 }  // namespace minimamba

@@ -249,6 +249,10 @@ Checkpoint open_files(const std::filesystem::path& path) {
     if (is_gguf(source)) return open_gguf(checkpoint, weights, std::move(source));
     if (is_legacy_torch(source)) refuse_legacy_torch(source);  // whether or not it has a configuration
     refuse_pointer(source);
+    if (!is_folder && !is_there(config_in(folder))) {
+      throw FileError(path.string(),
+                      "config.json in the folder of this file, which weights of every format but GGUF need", "none");
+    }
     const ByteSource config = ByteSource::open(config_in(folder));
     open_with_config(checkpoint, weights, std::move(source), config, true);
   });

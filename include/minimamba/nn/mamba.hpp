@@ -174,8 +174,12 @@ class Mamba {
     const auto bad = std::find_if(tokens.begin(), tokens.end(),
                                   [&](std::int32_t token) { return token < 0 || token >= config().vocab_size; });
     if (bad != tokens.end()) {
+      const bool is_char = *bad < 0 && *bad >= -128 && config().vocab_size == 256;
       throw ArgumentError("tokens[" + std::to_string(bad - tokens.begin()) + "]",
-                          "a token id from 0 to " + std::to_string(config().vocab_size - 1), std::to_string(*bad));
+                          "a token id from 0 to " + std::to_string(config().vocab_size - 1),
+                          std::to_string(*bad) + (is_char ? " (a byte above 127? As a char it is negative: convert it "
+                                                            "to unsigned char first)"
+                                                          : ""));
     }
   }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <string>
@@ -134,6 +135,10 @@ class Tokenizer {
   /// tokens <0x00> to <0xFF> that is not UTF-8 is replaced as a whole, one U+FFFD for each token, as in the Hugging
   /// Face library. Throws ArgumentError for an id outside [0, size()).
   std::string decode(std::span<const std::int32_t> ids) const { return decode_ids(ids); }
+  /// The same for a list, decode({token}).
+  std::string decode(std::initializer_list<std::int32_t> ids) const {
+    return decode(std::span(ids.begin(), ids.size()));
+  }
   /// What decode puts between two tokens: a space if tokens are words, otherwise nothing.
   std::string_view separator() const { return spaced_ ? " " : ""; }
 

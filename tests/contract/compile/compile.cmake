@@ -230,11 +230,12 @@ function(check_embedded)
   endif()
 endfunction()
 
-# Mistakes with generate() are reported in words: a range that nobody iterates, a callback that returns nothing.
+# Mistakes with generate() are reported in words: a range that nobody iterates, a callback that returns nothing, a text.
 function(check_generation)
   precompile(minimamba.hpp)
   expect_words(generation.cpp 4 "computes nothing until its range is iterated"
-               "on_token\\(token\\) must return a bool" "on_token\\(row, token\\) must return a bool")
+               "on_token\\(token\\) must return a bool" "on_token\\(row, token\\) must return a bool"
+               "pass tokenizer.encode\\(text\\)")
 endfunction()
 
 # Results of a card that are read in place are refused: they must be copied first.

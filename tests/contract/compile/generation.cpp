@@ -31,6 +31,8 @@ int main() {
   generate(model, cache, prompt, {}, [](std::int32_t) {});
 #elif CASE == 3
   generate_batch(model, cache, {prompt}, {}, [](std::int32_t) { return true; });
+#elif CASE == 4
+  for (const auto token : generate(model, cache, "text", {.max_new_tokens = 2})) return token;
 #else
   generate(model, cache, prompt, {.max_new_tokens = 2}, [](std::int32_t) { return true; });
   generate_batch(model, cache, {prompt}, {.max_new_tokens = 2});
