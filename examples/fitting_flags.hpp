@@ -23,7 +23,7 @@ inline void add_options(CLI::App& app, Options& options) {
       ->required();
   add("--steps", options.training.schedule.steps, "Total number of steps")->check(CLI::NonNegativeNumber);
   add("--batch", options.training.batch, "Sequences per step")->check(size);
-  add("--max-lr", options.training.schedule.max_lr, "Learning rate after the warm-up");
+  add("--max-lr,--lr", options.training.schedule.max_lr, "Learning rate after the warm-up");
   add("--min-lr", options.training.schedule.min_lr, "Learning rate at the end");
   add("--warmup", options.training.schedule.warmup_steps, "Warm-up steps")->check(CLI::NonNegativeNumber);
   add("--weight-decay", options.training.adamw.weight_decay, "Weight decay of the matrices");

@@ -124,7 +124,13 @@ class Conversation {
     unread_ = program::as_ids(sections["unread"]);
     const bool beginning = unread_.empty() && cache_.position(0) == 0;
     add(program::read_prompt(arguments_, tokenizer_, beginning, output_));
-    if (unread_.empty() && !arguments_.interactive) prompt_ = unread_ = {model_.config().bos_token_id.value_or(0)};
+    if (unread_.empty() && !arguments_.interactive) {
+      if (cache_.position(0) > 0) {
+        throw minimamba::ArgumentError(arguments_.load_state,
+                                       "this state has read all of its text, and needs a token to go on: use --prompt");
+      }
+      prompt_ = unread_ = {model_.config().bos_token_id.value_or(0)};
+    }
     if (!unread_.empty() && (!arguments_.interactive || beginning)) turn();
     while (arguments_.interactive && !stop && next_line()) turn();
   }
@@ -333,14 +339,17 @@ void add_options(CLI::App& app, Arguments& arguments) {
   file->excludes(ids);
   app.add_flag("--special-tokens-as-text", arguments.special_tokens_as_text,
                "Encode the names of special tokens in the prompt as ordinary text");
-  app.add_option("--max-new-tokens", options.max_new_tokens, "Maximum number of tokens to generate")
+  app.add_option("--max-new-tokens", options.max_new_tokens,
+                 "Maximum number of tokens to generate (without --model: 500)")
       ->capture_default_str();
-  app.add_option("--temperature", options.temperature, "Sampling temperature (0: always the most likely token)")
+  app.add_option("--temperature", options.temperature,
+                 "Sampling temperature (0: always the most likely token; without --model: 0.8)")
       ->capture_default_str();
   app.add_option("--top-k", options.top_k, "Sample from the k most likely tokens (0: all)")->capture_default_str();
   app.add_option("--top-p", options.top_p, "Sample from the most likely tokens with this total probability")
       ->capture_default_str();
-  app.add_option("--min-p", options.min_p, "Sample from tokens with at least this part of the highest probability")
+  app.add_option("--min-p", options.min_p,
+                 "Sample from tokens with at least this part of the highest probability (without --model: 0.1)")
       ->capture_default_str();
   app.add_option("--repetition-penalty", options.repetition_penalty,
                  "Above 1: tokens that occurred before are less likely")

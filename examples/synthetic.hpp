@@ -52,7 +52,7 @@ inline void add_options(CLI::App& app, Options& options) {
   program::add_model_options(app, options.sizes);
   add("--steps", options.steps, "Training steps")->check(CLI::NonNegativeNumber);
   add("--batch", options.batch, "Sequences per step")->check(one);
-  add("--max-lr,--rate", options.max_lr, "Learning rate after the warm-up");
+  add("--max-lr,--lr,--rate", options.max_lr, "Learning rate after the warm-up");
   add("--min-lr,--least-rate", options.min_lr, "Learning rate at the end");
   add("--check-every", options.check_every, "Steps between measurements of the accuracy")->check(one);
   add("--seed", options.seed, "Random seed of the weights and of all sequences")->check(program::check_seed);

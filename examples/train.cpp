@@ -53,7 +53,7 @@ void add_training_options(CLI::App& app, Arguments& arguments) {
       ->check(CLI::NonNegativeNumber);
   add("--micro-batches", options.micro_batches, "Micro-batches per step, which ranks of mpirun divide")
       ->check(CLI::NonNegativeNumber);
-  add("--max-lr,--rate", options.schedule.max_lr, "Learning rate after the warm-up");
+  add("--max-lr,--lr,--rate", options.schedule.max_lr, "Learning rate after the warm-up");
   add("--min-lr,--least-rate", options.schedule.min_lr, "Learning rate at the end");
   add("--warmup", options.schedule.warmup_steps, "Warm-up steps");
   add("--weight-decay", options.adamw.weight_decay, "Weight decay of the matrices");
@@ -110,9 +110,15 @@ int run(Arguments& arguments) {
   }
   if (arguments.backend == "cuda") return training::train_on<minimamba::CudaTraining>(arguments);
   if (arguments.backend == "auto") return training::train_where_possible(arguments);
-  if (arguments.backend == "reference") return training::train_on<minimamba::ReferenceTraining>(arguments);
-  if (arguments.backend == "eigen") return training::train_on<minimamba::EigenTraining>(arguments);
-  return training::train_on<minimamba::NativeTraining>(arguments);
+  if (arguments.backend == "native") return training::train_on<minimamba::NativeTraining>(arguments);
+  if constexpr (minimamba::detail::has_models_on("reference")) {
+    if (arguments.backend == "reference") return training::train_on<minimamba::ReferenceTraining>(arguments);
+  }
+  if constexpr (minimamba::detail::has_models_on("eigen")) {
+    if (arguments.backend == "eigen") return training::train_on<minimamba::EigenTraining>(arguments);
+  }
+  throw minimamba::ArgumentError("--backend",
+                                 arguments.backend + " is not available, because the program was compiled without it");
 }
 
 }  // namespace

@@ -152,6 +152,8 @@ class Program {
     if (ends) {
       progress.end_line();
       say("stopped after step %lld; --resume continues\n", static_cast<long long>(trainer_.steps()));
+    } else if (first()) {
+      program::print("saved; to write with it: generate " + model_options() + "\n");
     }
     return ends ? interrupted : 0;
   }
@@ -159,6 +161,11 @@ class Program {
  private:
   using Backend = typename Model::BackendType;
   static constexpr bool is_adapted = !std::is_same_v<typename Model::WeightType, float>;
+
+  /// The options by which `generate` takes what was trained.
+  std::string model_options() const {
+    return is_adapted ? "--model " + arguments_.init + " --adapter " + arguments_.out : "--model " + arguments_.out;
+  }
 
   /// Prints the last step. Returns the error if standard output cannot be written.
   std::exception_ptr report_step(Progress& progress) {

@@ -1,5 +1,5 @@
 # What generate prints and how it ends:
-# cmake -DGENERATE=... -DTRAIN=... -DDATA=... -DTOKENIZER=... -DWORK=... -P generate.cmake
+# cmake -DGENERATE=... -DTRAIN=... -DWHOLE_STATE=... -DDATA=... -DTOKENIZER=... -DWORK=... -P generate.cmake
 function(expect status output)
   execute_process(COMMAND ${GENERATE} ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE printed ERROR_VARIABLE errors)
   if(NOT result MATCHES "^(${status})$" OR NOT "${printed}${errors}" MATCHES "${output}")
@@ -192,6 +192,10 @@ run(_ ${prompt} --max-new-tokens 0 --save-state ${WORK}/state)
 run(parts --load-state ${WORK}/state --prompt " brown" --max-new-tokens 9 --ids)
 run(once --prompt "the quick brown" --max-new-tokens 9 --ids)
 expect_equal("after a saved state a prompt is read as" "${parts}" "${once}")
+# A state of another program, with nothing left to read: a text goes on from a token, which a prompt must give.
+execute_process(COMMAND ${WHOLE_STATE} ${model} ${WORK}/whole.state COMMAND_ERROR_IS_FATAL ANY)
+expect(1 "whole.state: this state has read all of its text, .* use --prompt" --model ${model} --load-state ${WORK}/whole.state)
+expect(0 "^[0-9 ]+\n$" --model ${model} --load-state ${WORK}/whole.state --prompt-ids "4 5" --max-new-tokens 2 --ids)
 expect(0 "prompt 7 tokens, " --model ${model} --load-state ${WORK}/state --prompt " brown" --max-new-tokens 1 --ignore-eos --stats)
 # Of prompts that are texts, too: each goes on as it does alone, and ends before a stop string.
 foreach(stop IN ITEMS "" "--stop;ju")

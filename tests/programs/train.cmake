@@ -22,9 +22,10 @@ file(WRITE ${WORK}/long.txt "${long}")
 file(WRITE ${WORK}/empty.txt "")
 set(model --d-model 32 --n-layer 2 --batch 2 --length 32 --validate-every 20 --sample-every 60
           --sample-tokens 20)
-set(small ${model} --steps 60 --warmup 5 --max-lr 0.01 --save-every 10 --text ${WORK}/text.txt)
+set(small ${model} --steps 60 --warmup 5 --lr 0.01 --save-every 10 --text ${WORK}/text.txt)
 
-expect(0 "step 60/60  loss [0-9.]+  validation [0-9.]+  [0-9]+ tokens/s.*---" ${small} --out ${WORK}/whole --threads 1)
+expect(0 "step 60/60  loss [0-9.]+  validation [0-9.]+  [0-9]+ tokens/s.*---\nsaved; to write with it: generate --model ${WORK}/whole\n"
+       ${small} --out ${WORK}/whole --threads 1)
 foreach(file IN ITEMS model.safetensors config.json training.safetensors loss.csv loss.svg)
   if(NOT EXISTS ${WORK}/whole/${file})
     message(FATAL_ERROR "no ${file}")
@@ -167,7 +168,7 @@ get_filename_component(suffix ${TRAIN} EXT)
 foreach(base IN ITEMS whole ssd)
   set(lora --init ${WORK}/${base} --lora-rank 4 --lora-targets in_proj,out_proj --batch 2 --length 32 --sample-every 0 --text ${WORK}/text.txt
            --out ${WORK}/${base}-adapter)
-  expect(0 "[0-9]+ of [0-9]+ parameters train.*step 4/4" ${lora} --steps 4 --lora-weights q8)
+  expect(0 "[0-9]+ of [0-9]+ parameters train.*step 4/4.*generate --model ${WORK}/${base} --adapter ${WORK}/${base}-adapter\n" ${lora} --steps 4 --lora-weights q8)
   expect(0 "step 5/5" ${lora} --steps 5 --lora-weights q8 --resume)
   expect(0 "step 1/1" --init ${WORK}/${base} --lora-rank 2 --batch 2 --length 32 --sample-every 0 --steps 1 --text ${WORK}/text.txt
          --out ${WORK}/${base}-default)  # targets that each mixer has
