@@ -39,7 +39,7 @@ configure_file(cmake/minimamba.pc.in minimamba.pc @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/minimamba.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig")
 install(FILES LICENSE README.md DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 if(MINIMAMBA_BUILD_EXAMPLES)
-  install(TARGETS ${minimamba_examples} DESTINATION "${CMAKE_INSTALL_BINDIR}")
+  install(TARGETS ${minimamba_examples} DESTINATION "${CMAKE_INSTALL_BINDIR}" OPTIONAL)  # those that were built
   install(DIRECTORY examples/data/ DESTINATION "${CMAKE_INSTALL_DATADIR}/minimamba")
 endif()
 

@@ -31,6 +31,10 @@ set(library ${CMAKE_COMMAND} -S ${SOURCE} -B ${WORK}/library ${toolchain} -DCMAK
 set(consumer ${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK}/build ${toolchain} -DWAY=${WAY}
              -DMINIMAMBA_SOURCE=${SOURCE} -DCMAKE_PREFIX_PATH=${WORK}/prefix "-DCMAKE_CXX_FLAGS=${strict_flags}")
 
+if(WAY STREQUAL "find_package")  # what is installed then are the programs that were built: none
+  list(APPEND library -DMINIMAMBA_BUILD_EXAMPLES=ON)
+endif()
+
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
 if(WAY STREQUAL "find_package" OR WAY STREQUAL "pkg_config")
@@ -79,6 +83,9 @@ if(WAY STREQUAL "pkg_config")
 endif()
 
 run(${consumer})
+if(NOT output MATCHES "Configure with -DCMAKE_BUILD_TYPE=Release" AND NOT GENERATOR MATCHES "Visual Studio|Xcode|Multi")
+  message(FATAL_ERROR "nothing was said of a build without optimisation:\n${output}")
+endif()
 run(${CMAKE_COMMAND} --build ${WORK}/build)
 run(${CMAKE_COMMAND} -E chdir ${WORK} ${WORK}/build/program)
 
