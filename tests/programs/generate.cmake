@@ -206,11 +206,11 @@ foreach(stop IN ITEMS "" "--stop;ju")
          --model ${model} --ignore-eos --prompts ${WORK}/texts.txt --max-new-tokens 24 ${stop})
 endforeach()
 file(WRITE ${WORK}/prompt.txt "the quick")
+expect(1 "prompt.txt: expected config.json in the folder of this file" --model ${WORK}/prompt.txt)
 run(file --prompt-file ${WORK}/prompt.txt --max-new-tokens 30)
 expect_equal("with --prompt-file" "${file}" "${whole}")
 
 # A stop string ends text and ids alike.
-expect(1 "prompt.txt: expected config.json in the folder of this file" --model ${WORK}/prompt.txt)
 string(LENGTH "the quick" begin)
 string(SUBSTRING "${whole}" ${begin} -1 made)
 string(SUBSTRING "${made}" 5 2 stop)
