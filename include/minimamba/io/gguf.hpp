@@ -163,6 +163,13 @@ class GgufHeader {
   GgufValue read_list(const std::string& key) {
     const auto type = static_cast<GgufType>(bytes_.value<std::uint32_t>());
     const auto count = bytes_.value<std::uint64_t>();
+    std::uint64_t size = sizeof(std::uint64_t);  // of an element in the file, at least: that of the length of a text
+    if (type != GgufType::text && !with_type(type, [&](auto number) { size = sizeof(number); }) && count > 0) {
+      refuse_item(key, "a list of strings or numbers", "type " + std::to_string(static_cast<std::uint32_t>(type)));
+    }
+    if (count > bytes_.left() / size) {  // before there is memory for them
+      refuse_item(key, "a list within the file", std::to_string(count) + " elements");
+    }
     if (type == GgufType::text) {
       keep(key, count, sizeof(std::string));
       std::vector<std::string> texts(static_cast<std::size_t>(count));
@@ -172,9 +179,7 @@ class GgufHeader {
     keep(key, count, sizeof(double));
     std::vector<double> numbers(static_cast<std::size_t>(count));
     for (double& number : numbers) {
-      if (!with_number(type, [&](auto x) { number = static_cast<double>(x); })) {
-        refuse_item(key, "a list of strings or numbers", "type " + std::to_string(static_cast<std::uint32_t>(type)));
-      }
+      with_number(type, [&](auto x) { number = static_cast<double>(x); });
     }
     return numbers;
   }
@@ -182,28 +187,33 @@ class GgufHeader {
   /// Reads a number of that type and calls body with it; returns false if the type is not numeric.
   template <class Body>
   bool with_number(GgufType type, Body&& body) {
+    return with_type(type, [&](auto number) { body(bytes_.value<decltype(number)>()); });
+  }
+  /// Calls body with a zero of that type; returns false if the type is not numeric.
+  template <class Body>
+  static bool with_type(GgufType type, Body&& body) {
     switch (type) {
       case GgufType::u8:
       case GgufType::boolean:
-        return body(bytes_.value<std::uint8_t>()), true;
+        return body(std::uint8_t{}), true;
       case GgufType::i8:
-        return body(bytes_.value<std::int8_t>()), true;
+        return body(std::int8_t{}), true;
       case GgufType::u16:
-        return body(bytes_.value<std::uint16_t>()), true;
+        return body(std::uint16_t{}), true;
       case GgufType::i16:
-        return body(bytes_.value<std::int16_t>()), true;
+        return body(std::int16_t{}), true;
       case GgufType::u32:
-        return body(bytes_.value<std::uint32_t>()), true;
+        return body(std::uint32_t{}), true;
       case GgufType::i32:
-        return body(bytes_.value<std::int32_t>()), true;
+        return body(std::int32_t{}), true;
       case GgufType::f32:
-        return body(bytes_.value<float>()), true;
+        return body(float{}), true;
       case GgufType::u64:
-        return body(bytes_.value<std::uint64_t>()), true;
+        return body(std::uint64_t{}), true;
       case GgufType::i64:
-        return body(bytes_.value<std::int64_t>()), true;
+        return body(std::int64_t{}), true;
       case GgufType::f64:
-        return body(bytes_.value<double>()), true;
+        return body(double{}), true;
       default:
         return false;
     }
