@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "support/measured.hpp"
+
 namespace mm = minimamba;
 using Ids = std::vector<std::int32_t>;
 
@@ -104,6 +106,15 @@ TEST(Tokenizer, FindsTheLongestAddedTokenAndHonoursItsFlags) {
   EXPECT_EQ(tokenizer.decode({261, 257}), "<a><b>abc");
   EXPECT_EQ(tokenizer.decode({}), "");
   EXPECT_THROW(tokenizer.decode(Ids{263}), mm::ArgumentError);
+}
+
+TEST(Tokenizer, LooksOnceAtTheWhiteSpaceThatAddedTokensOfWhiteSpaceInclude) {
+  mm::TokenizerParts parts = small_parts();
+  parts.added = {added(260, " ", false)};
+  parts.added[0].rstrip = true;
+  const mm::Tokenizer tokenizer(parts);
+  EXPECT_EQ(tokenizer.encode("a   b c"), (Ids{'a', 260, 260, 260, 'b', 260, 'c'}));  // as Hugging Face's library
+  support::expect_seconds(1, [&] { EXPECT_EQ(tokenizer.encode(std::string(100'000, ' ')), Ids(100'000, 260)); });
 }
 
 static_assert(std::is_constructible_v<mm::StreamingDecoder, const mm::Tokenizer&>);

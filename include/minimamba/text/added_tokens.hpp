@@ -48,7 +48,7 @@ class AddedTokenFinder {
   /// Calls on_text(string_view) for the text between tokens and on_token(id) for each token, in order.
   template <class Text, class Token>
   void split(std::string_view text, bool special_as_text, const Text& on_text, const Token& on_token) const {
-    std::size_t done = 0;
+    std::size_t done = 0, spaces = 0, spaces_end = 0;  // white space that was looked at
     for (std::size_t at = 0; at < text.size();) {
       const Match found = match(text, at);
       if (found.size == 0) {
@@ -60,7 +60,13 @@ class AddedTokenFinder {
       at = end;
       if ((special_as_text && token.special) || (token.single_word && touches_word(text, begin, end))) continue;
       if (token.lstrip) begin = std::max(done, begin - space_before(text, begin, done));
-      if (token.rstrip) end += space_after(text, end);
+      if (token.rstrip) {
+        if (end < spaces || end > spaces_end) {  // not known yet: a token may itself be white space, after another
+          spaces = end;
+          spaces_end = end + space_after(text, end);
+        }
+        end = spaces_end;
+      }
       if (done < begin) on_text(text.substr(done, begin - done));
       on_token(token.id);
       done = end;
