@@ -6,6 +6,7 @@
 #include "minimamba/train/csv.hpp"
 #include "minimamba/train/sequence_trainer.hpp"
 #include "support/files.hpp"
+#include "support/measured.hpp"
 
 namespace csv_test {
 
@@ -60,6 +61,32 @@ TEST(Csv, HasQuotationMarksTwiceInQuotedFields) {
   const Table table = read_csv({std::as_bytes(std::span(file)), "file"});
   EXPECT_EQ(table.names, (std::vector<std::string>{"a \"b\", c", "d"}));
   EXPECT_EQ(table.values, (std::vector<double>{1, 2}));
+}
+
+/// A line of so many fields, each with another name.
+std::string names_of(std::size_t count) {
+  std::string line = "0";
+  for (std::size_t i = 1; i < count; ++i) line += "," + std::to_string(i);
+  return line;
+}
+
+TEST(Csv, FindsManyColumnsInASecond) {  // each of them was looked for among all
+  const std::string file = names_of(50'000) + "\n" + names_of(50'000) + "\n";
+  support::expect_seconds(1, [&] {
+    const Table table = read_csv({std::as_bytes(std::span(file)), "file"});
+    ASSERT_EQ(table.rows(), 1U);
+    EXPECT_EQ(table.values[49'999], 49'999);
+  });
+}
+
+TEST(Csv, RefusesALineOfMoreThanAMillionFields) {
+  const std::string file(1'000'000, ',');
+  try {
+    read_csv({std::as_bytes(std::span(file)), "file"});
+    ADD_FAILURE() << "accepted";
+  } catch (const FormatError& error) {
+    support::expect_words(error.what(), {"file: line 1", "1000000 fields"});
+  }
 }
 
 TEST(CsvRows, AreTheSameInMemoryAndInTheFile) {

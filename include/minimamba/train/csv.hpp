@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -40,7 +41,10 @@ struct CsvOptions {
 
 namespace detail {
 
-/// The fields of a line of CSV. Throws FormatError for a quoted field that does not end on the line.
+inline constexpr std::size_t most_fields = 1'000'000;  // of a line, in memory
+
+/// The fields of a line of CSV. Throws FormatError for too many of them, and for a quoted field that does not end on
+/// the line.
 inline std::vector<std::string> csv_fields(std::string_view line, const std::string& name) {
   std::vector<std::string> fields(1);
   bool quoted = false;
@@ -50,6 +54,9 @@ inline std::vector<std::string> csv_fields(std::string_view line, const std::str
     } else if (line[i] == '"') {
       quoted = !quoted;
     } else if (line[i] == ',' && !quoted) {
+      if (fields.size() == most_fields) {
+        throw FormatError(name, "at most " + std::to_string(most_fields) + " fields", "more");
+      }
       fields.emplace_back();
     } else {
       fields.back() += line[i];
@@ -129,13 +136,18 @@ class CsvReader {
  private:
   void read_header(const std::vector<std::string>& fields, const std::string& name) {
     if (names_.empty()) names_ = fields;
+    struct Places {
+      std::size_t first, count;
+    };
+    std::map<std::string_view, Places> places;
+    for (std::size_t i = 0; i < fields.size(); ++i) ++places.try_emplace(fields[i], Places{i, 0}).first->second.count;
     for (const std::string& column : names_) {
-      const auto place = std::find(fields.begin(), fields.end(), column);
-      const auto count = std::count(fields.begin(), fields.end(), column);
+      const auto found = places.find(column);
+      const std::size_t count = found == places.end() ? 0 : found->second.count;
       if (count != 1) {
         throw FormatError(name, "one column " + printable(column, 40), count == 0 ? "none" : std::to_string(count));
       }
-      chosen_.push_back(static_cast<std::size_t>(place - fields.begin()));
+      chosen_.push_back(found->second.first);
     }
     width_ = fields.size();
   }
