@@ -3,6 +3,8 @@
 #ifndef MINIMAMBA_EXAMPLES_SERVE_CONNECTION_HPP
 #define MINIMAMBA_EXAMPLES_SERVE_CONNECTION_HPP
 
+#include "serve_api.hpp"  // with Eigen, whose names a macro of <resolv.h> changes: clang refuses them after the next
+
 #include <httplib.h>
 
 #include <poll.h>
@@ -15,9 +17,9 @@
 #include <chrono>
 #include <cstddef>
 #include <string>
+#include <string_view>
 #include <utility>
 
-#include "serve_api.hpp"
 #include "serve_job.hpp"
 
 namespace serve {
@@ -102,6 +104,13 @@ class Connection final : public httplib::Stream {
   void get_remote_ip_and_port(std::string&, int&) const override {}  // which are not used
   void get_local_ip_and_port(std::string&, int&) const override {}
   socket_t socket() const override { return socket_; }
+
+  /// Whether the head of a request is complete in these bytes, of which `known` were looked at before.
+  static bool has_head(std::string_view received, std::size_t known = 0) {
+    const std::size_t from = known - std::min<std::size_t>(known, 2);
+    return received.find("\n\r\n", from) != received.npos ||
+           received.find("\n\n", from) != received.npos;  // which is answered with 400
+  }
 
   static bool is_temporary(int error) { return error == EAGAIN || error == EWOULDBLOCK || error == EINTR; }
 

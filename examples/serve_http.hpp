@@ -2,7 +2,7 @@
 #ifndef MINIMAMBA_EXAMPLES_SERVE_HTTP_HPP
 #define MINIMAMBA_EXAMPLES_SERVE_HTTP_HPP
 
-#include <httplib.h>
+#include "serve_connection.hpp"
 
 #include <sys/socket.h>
 #include <unistd.h>
@@ -23,7 +23,6 @@
 #include <utility>
 #include <vector>
 
-#include "serve_connection.hpp"
 #include "serve_job.hpp"
 #include "serve_listener.hpp"
 
@@ -34,7 +33,9 @@ class Workers {
  public:
   using Serve = std::function<void(Parked&&)>;
 
-  Workers(const HttpOptions& options, Serve serve) : options_(options), serve_(std::move(serve)) {
+  /// `crowded` becomes true while no thread is free.
+  Workers(const HttpOptions& options, std::atomic<bool>& crowded, Serve serve)
+      : options_(options), crowded_(crowded), serve_(std::move(serve)) {
     try {
       for (std::size_t i = 0; i < options.connections; ++i) threads_.emplace_back([this] { work(); });
     } catch (...) {
@@ -51,12 +52,10 @@ class Workers {
     const std::lock_guard lock(mutex_);
     if (taken() >= options_.connections + options_.waiting) return false;
     waiting_.push_back(std::move(one));
-    crowded = taken() >= options_.connections;
+    crowded_ = taken() >= options_.connections;
     work_.notify_one();
     return true;
   }
-
-  std::atomic<bool> crowded = false;  // no thread is free
 
  private:
   void join() {
@@ -81,11 +80,12 @@ class Workers {
       serve_(std::move(one));
       lock.lock();
       --busy_;
-      crowded = taken() >= options_.connections;
+      crowded_ = taken() >= options_.connections;
     }
   }
 
   const HttpOptions& options_;
+  std::atomic<bool>& crowded_;
   const Serve serve_;
   std::mutex mutex_;
   std::condition_variable work_;
@@ -118,7 +118,7 @@ class HttpServer final : public httplib::Server {
   }
   /// Answers requests from now on.
   void begin() {
-    workers_ = std::make_unique<Workers>(options_, [this](Parked&& one) { serve(std::move(one)); });
+    workers_ = std::make_unique<Workers>(options_, crowded_, [this](Parked&& one) { serve(std::move(one)); });
     thread_ = std::thread([this] { listener_.run(svr_sock_); });
   }
   /// Closes silent connections, and the others after their answers; new ones are refused.
@@ -135,6 +135,26 @@ class HttpServer final : public httplib::Server {
     listener_.end();
     thread_.join();
     ::close(svr_sock_.exchange(INVALID_SOCKET));
+  }
+
+  /// Answers a request on a connection of which some bytes were received already. Returns the connection with what was
+  /// received after them.
+  Parked answer(int socket, std::string received) {
+    Connection connection(socket, std::move(received), options_, crowded_);
+    bool closed = false;
+    ++requests;
+    const bool done = process_request(connection, false, closed, [&](httplib::Request& request) {
+      connection.head_has_ended();
+      request.headers.erase("Accept-Encoding");  // answers are not compressed,
+      request.ranges.clear();                    // and are sent whole
+      const bool has_body = request.has_header("Transfer-Encoding") || request.has_header("Content-Length");
+      if (!has_body || request.method == "POST") return;
+      connection.closes = true;  // as the body is not read
+      for (const char* name : {"Transfer-Encoding", "Content-Length", "Content-Encoding"}) request.headers.erase(name);
+    });
+    Parked next{.socket = socket, .closes = !done || closed || connection.closes};
+    if (!next.closes) next.received = connection.rest();
+    return next;
   }
 
   std::size_t answering() const { return answering_; }  // connections, with those that wait for a thread
@@ -163,9 +183,8 @@ class HttpServer final : public httplib::Server {
     }
     Parked next{.socket = socket, .closes = true};
     try {
-      answer(std::move(one.received), next);
+      next = answer(socket, std::move(one.received));
     } catch (...) {  // such as a lack of memory: this client's answer ends here, and the others go on
-      next.closes = true;
     }
     {
       const std::lock_guard lock(mutex_);
@@ -177,22 +196,6 @@ class HttpServer final : public httplib::Server {
     const double used = thread_seconds() - begin;
     while (!seconds_.compare_exchange_weak(before, before + used)) continue;
   }
-  void answer(std::string&& received, Parked& next) {
-    Connection connection(next.socket, std::move(received), options_, workers_->crowded);
-    bool closed = false;
-    ++requests;
-    const bool done = process_request(connection, false, closed, [&](httplib::Request& request) {
-      connection.head_has_ended();
-      request.headers.erase("Accept-Encoding");  // answers are not compressed,
-      request.ranges.clear();                    // and are sent whole
-      const bool has_body = request.has_header("Transfer-Encoding") || request.has_header("Content-Length");
-      if (!has_body || request.method == "POST") return;
-      connection.closes = true;  // as the body is not read
-      for (const char* name : {"Transfer-Encoding", "Content-Length", "Content-Encoding"}) request.headers.erase(name);
-    });
-    next.closes = !done || closed || connection.closes;
-    if (!next.closes) next.received = connection.rest();
-  }
   /// Ends what is being read and written.
   void abort() {
     const std::lock_guard lock(mutex_);
@@ -202,6 +205,7 @@ class HttpServer final : public httplib::Server {
 
   const HttpOptions options_;
   Listener listener_;
+  std::atomic<bool> crowded_ = false;  // no thread is free
   std::unique_ptr<Workers> workers_;
   std::thread thread_;
   std::atomic<std::size_t> answering_ = 0;

@@ -151,9 +151,7 @@ class Listener {
   }
   /// Hands the connection on if the head is complete. `known` bytes were looked at before.
   void look_at(Parked& one, std::size_t known) {
-    const std::size_t from = known - std::min<std::size_t>(known, 2);
-    const bool complete = one.received.find("\n\r\n", from) != one.received.npos ||
-                          one.received.find("\n\n", from) != one.received.npos;  // which is answered with 400
+    const bool complete = Connection::has_head(one.received, known);
     if (!complete && one.received.size() > options_.head_bytes) {
       return refuse(one, 431, "Request Header Fields Too Large");
     }
