@@ -6,11 +6,14 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "support/measured.hpp"
@@ -115,6 +118,31 @@ TEST(Tokenizer, LooksOnceAtTheWhiteSpaceThatAddedTokensOfWhiteSpaceInclude) {
   const mm::Tokenizer tokenizer(parts);
   EXPECT_EQ(tokenizer.encode("a   b c"), (Ids{'a', 260, 260, 260, 'b', 260, 'c'}));  // as Hugging Face's library
   support::expect_seconds(1, [&] { EXPECT_EQ(tokenizer.encode(std::string(100'000, ' ')), Ids(100'000, 260)); });
+}
+
+/// Merges of which all keys have the same remainder, if they are divided by the buckets of a standard table.
+TEST(Tokenizer, ReadsMergesThatMeanToCollideInASecond) {
+  constexpr std::uint64_t count = 40'000;
+  std::unordered_map<std::uint64_t, int> table;
+  table.reserve(count);
+  const std::uint64_t buckets = table.bucket_count(), step = (std::uint64_t{1} << 32) % buckets;
+  mm::TokenizerParts parts;
+  parts.pre_tokenizers.clear();
+  parts.byte_level_decoder = false;
+  const std::uint64_t characters = std::max(buckets, count);
+  for (std::uint64_t i = 0; i < characters; ++i) {
+    mm::detail::append_utf8(parts.tokens.emplace_back(), static_cast<std::int32_t>(0x20000 + i));
+  }
+  for (std::uint64_t left = 0; left < count; ++left) {
+    const std::string &a = parts.tokens[left], b = parts.tokens[(buckets - left * step % buckets) % buckets];
+    parts.merges.push_back(a + " " + b);
+    parts.tokens.push_back(a + b);
+  }
+  support::expect_seconds(1, [&] {
+    const mm::Tokenizer tokenizer(parts);
+    const auto last = static_cast<std::int32_t>(characters + count - 1);
+    EXPECT_EQ(tokenizer.encode(parts.tokens.back()), Ids{last});
+  });
 }
 
 static_assert(std::is_constructible_v<mm::StreamingDecoder, const mm::Tokenizer&>);

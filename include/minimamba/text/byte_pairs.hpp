@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -14,7 +16,6 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -96,19 +97,73 @@ class Symbols {
   }
 };
 
+/// A table of pairs of tokens. Where a pair lies in it can be foreseen by no file: if all pairs of one fell in one
+/// place, reading it would take time that grows with the square of their number.
+template <class Value>
+class PairTable {
+ public:
+  bool empty() const { return size_ == 0; }
+  void reserve(std::size_t count) {
+    if (count > slots_.size() / 2) grow(std::bit_ceil(2 * count));
+  }
+  void set(std::uint64_t pair, const Value& value) {
+    reserve(size_ + 1);
+    Slot& slot = slots_[place_of(pair)];
+    size_ += slot.pair == nothing ? 1U : 0U;
+    slot = {pair, value};
+  }
+  /// Null if it is not there.
+  const Value* find(std::uint64_t pair) const {
+    if (empty()) return nullptr;
+    const Slot& slot = slots_[place_of(pair)];
+    return slot.pair == nothing ? nullptr : &slot.value;
+  }
+
+ private:
+  static constexpr std::uint64_t nothing = ~std::uint64_t{0};  // which is no pair, as ids are not negative
+  struct Slot {
+    std::uint64_t pair = nothing;
+    Value value{};
+  };
+
+  static std::uint64_t odd() {  // from when a process began, and where it lies in memory
+    static const auto begin = std::chrono::steady_clock::now().time_since_epoch().count();
+    return (static_cast<std::uint64_t>(begin) * 0x9E3779B97F4A7C15U ^ reinterpret_cast<std::uintptr_t>(&begin)) | 1U;
+  }
+  /// That of the pair, or the empty slot that it would have.
+  std::size_t place_of(std::uint64_t pair) const {
+    auto place = static_cast<std::size_t>((pair * factor_) >> shift_);
+    while (slots_[place].pair != pair && slots_[place].pair != nothing) place = (place + 1) & (slots_.size() - 1);
+    return place;
+  }
+  void grow(std::size_t count) {
+    std::vector<Slot> old(std::max<std::size_t>(count, 16));
+    old.swap(slots_);
+    shift_ = 64 - std::countr_zero(slots_.size());
+    for (const Slot& slot : old) {
+      if (slot.pair != nothing) slots_[place_of(slot.pair)] = slot;
+    }
+  }
+
+  std::vector<Slot> slots_;  // a power of two, at most half of them full
+  std::size_t size_ = 0;
+  int shift_ = 0;
+  std::uint64_t factor_ = odd();
+};
+
 class BytePairs {
  public:
   Symbols alphabet;
 
   /// Pairs of a lower rank are merged first.
   void add(std::int32_t left, std::int32_t right, std::uint32_t rank, std::int32_t merged) {
-    merges_.insert_or_assign(key(left, right), Merge{rank, merged});
+    merges_.set(key(left, right), {rank, merged});
   }
   void reserve(std::size_t count) { merges_.reserve(count); }
 
   /// Marks two symbols of the alphabet as neighbours that a merge may join. If any are marked, long pieces are cut
   /// between all other neighbours and merged part by part: the result is the same, and parts are usually words.
-  void add_neighbours(std::int32_t left, std::int32_t right) { neighbours_.insert(key(left, right)); }
+  void add_neighbours(std::int32_t left, std::int32_t right) { neighbours_.set(key(left, right), {}); }
   void never_divide() { divides_ = false; }
 
   /// Characters that merges use although they are not tokens. They have the ids from `first` on while a piece is
@@ -138,6 +193,7 @@ class BytePairs {
     std::uint32_t rank;
     std::int32_t id;
   };
+  struct Nothing {};
   static constexpr Merge none{std::numeric_limits<std::uint32_t>::max(), -1};
   static constexpr std::size_t max_scanned = 32;
 
@@ -145,8 +201,8 @@ class BytePairs {
     return (static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32) | static_cast<std::uint32_t>(right);
   }
   Merge find(std::int32_t left, std::int32_t right) const {
-    const auto found = merges_.find(key(left, right));
-    return found == merges_.end() ? none : found->second;
+    const Merge* const found = merges_.find(key(left, right));
+    return found == nullptr ? none : *found;
   }
 
   void merge(std::vector<std::int32_t>& ids, std::size_t begin) const {
@@ -161,7 +217,7 @@ class BytePairs {
     ids.resize(begin);
     for (std::size_t i = 0; i < symbols.size(); ++i) {
       ids.push_back(symbols[i]);
-      if (i + 1 < symbols.size() && neighbours_.contains(key(symbols[i], symbols[i + 1]))) continue;
+      if (i + 1 < symbols.size() && neighbours_.find(key(symbols[i], symbols[i + 1])) != nullptr) continue;
       merge(ids, begin);
       begin = ids.size();
     }
@@ -237,8 +293,8 @@ class BytePairs {
     for (std::size_t i = 0; i < count; i = symbols[i].next) ids.push_back(symbols[i].id);
   }
 
-  std::unordered_map<std::uint64_t, Merge> merges_;
-  std::unordered_set<std::uint64_t> neighbours_;
+  PairTable<Merge> merges_;
+  PairTable<Nothing> neighbours_;
   bool divides_ = true;
   std::int32_t first_loose_ = 0;
   std::vector<std::string> loose_;
