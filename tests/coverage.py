@@ -7,9 +7,9 @@ Left out are backend/cuda and what needs a card, NCCL or MPI. Lines for processo
 compiler, so they do not count; those of instruction sets that this machine lacks do. Profiles are kept in
 BUILD/profiles: those of programs that ran and were not built again are not made again. Needs llvm-profdata and llvm-cov.
 """
-import argparse, glob, json, os, re, shutil, subprocess, sys
+import argparse, glob, os, re, shutil, subprocess, sys
 
-SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HEADERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "include", "minimamba")
 LEFT_OUT = re.compile(r"backend/cuda|minimamba/cuda\.hpp|minimamba/mpi\.hpp|nccl")
 
 
@@ -36,30 +36,61 @@ def main():
             print(os.path.basename(program), flush=True)
             for old in glob.glob(raw + "-*.profraw"):
                 os.remove(old)
-            # Processes that a test starts write profiles of their own.
-            result = subprocess.run([program, "--gtest_brief=1"], env={**os.environ, "LLVM_PROFILE_FILE": raw + "-%p.profraw"})
+            # %m: processes that a test starts add to the file of the program.
+            environment = {**os.environ, "LLVM_PROFILE_FILE": raw + "-%m.profraw"}
+            result = subprocess.run([program, "--gtest_brief=1"], env=environment)
             if result.returncode:
                 sys.exit(f"{program} failed")
             open(passed, "w").close()
     merged = os.path.join(profiles, "all.profdata")
-    subprocess.run([tool("llvm-profdata"), "merge", "-sparse", "-failure-mode=all", "-o", merged, *glob.glob(os.path.join(profiles, "*.profraw"))], check=True)
-    command = [tool("llvm-cov"), "export", f"-instr-profile={merged}", programs[0], *(f"-object={program}" for program in programs[1:])]
-    headers = os.path.join(SOURCE, "include", "minimamba")
-    export = subprocess.run([*command, "-summary-only", headers], check=True, capture_output=True, text=True).stdout
-    covered = count = 0
-    for file in sorted(json.loads(export)["data"][0]["files"], key=lambda file: file["summary"]["lines"]["percent"]):
-        name, lines = os.path.relpath(file["filename"], os.path.join(SOURCE, "include")), file["summary"]["lines"]
-        if LEFT_OUT.search(name) or lines["count"] == 0:
-            continue
-        covered, count = covered + lines["covered"], count + lines["count"]
-        print(f"{lines['percent']:6.2f} %  {lines['count'] - lines['covered']:4} of {lines['count']:4} lines not run  {name}")
-        if options.lines and options.lines in name:
-            show = ["show", f"-instr-profile={merged}", *command[3:], file["filename"]]
-            text = subprocess.run([command[0], *show], check=True, capture_output=True, text=True).stdout
-            print("".join(line + "\n" for line in text.splitlines() if re.match(r"\s*\d+\|\s+0\|", line)))
-    percent = 100 * covered / max(1, count)
-    print(f"{percent:6.2f} %  {count - covered:4} of {count:4} lines not run  in all")
-    sys.exit(percent < options.least)
+    raws = glob.glob(os.path.join(profiles, "*.profraw"))
+    subprocess.run([tool("llvm-profdata"), "merge", "-sparse", "-failure-mode=all", "-o", merged, *raws], check=True)
+    command = [tool("llvm-cov"), "export", "-format=lcov", f"-instr-profile={merged}", programs[0]]
+    command += [f"-object={program}" for program in programs[1:]] + [HEADERS]
+    files = counts_of(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    covered, count = report(files, options.lines)
+    print(f"{100 * covered / max(1, count):6.2f} %  {count - covered:4} of {count:4} lines not run  in all")
+    sys.exit(100 * covered < options.least * count)
+
+
+def counts_of(lcov):
+    """How often each line of each header ran, by the numbers of lines."""
+    files, lines = {}, None
+    for entry in lcov.splitlines():
+        kind, _, rest = entry.partition(":")
+        if kind == "SF":
+            name = os.path.relpath(rest, os.path.dirname(HEADERS))
+            lines = None if LEFT_OUT.search(name) or name.startswith("..") else files.setdefault(name, {})
+        elif kind == "DA" and lines is not None:
+            number, runs = rest.split(",")[:2]
+            lines[int(number)] = lines.get(int(number), 0) + int(runs)
+    return files
+
+
+def count_after_assertions(text, lines):
+    """clang 14 says of a line after an assertion, where the function has no other, that it never ran."""
+    for number in sorted(number for number, runs in lines.items() if runs == 0):
+        if re.search(r"\bassert\([^;]*\);\s*(//.*)?$", "\n".join(text[max(0, number - 4):number - 1])):
+            lines[number] = lines.get(number - 1, 0)
+
+
+def report(files, shown):
+    """Prints the part of each file, the worst first, and returns how many lines ran, of how many."""
+    def part(lines):
+        return sum(runs > 0 for runs in lines.values()), len(lines)
+
+    texts = {}
+    for name, lines in files.items():
+        with open(os.path.join(os.path.dirname(HEADERS), name), encoding="utf-8") as file:
+            texts[name] = file.read().splitlines()
+        count_after_assertions(texts[name], lines)
+    for name, lines in sorted(files.items(), key=lambda item: part(item[1])[0] / max(1, part(item[1])[1])):
+        covered, count = part(lines)
+        print(f"{100 * covered / max(1, count):6.2f} %  {count - covered:4} of {count:4} lines not run  {name}")
+        if shown is not None and shown in name:
+            print("".join(f"{number:6}  {texts[name][number - 1]}\n" for number in sorted(lines) if lines[number] == 0))
+    parts = [part(lines) for lines in files.values()]
+    return sum(covered for covered, _ in parts), sum(count for _, count in parts)
 
 
 if __name__ == "__main__":

@@ -363,9 +363,9 @@ TEST(CudaKernels, CannotBeWrittenBelowAFile) {
           compile_cuda_kernels(folder / "file" / "kernels", {"sm_90a"});
         } catch (const FileError& error) {
           std::fprintf(stderr, "%s\n", error.what());
-          std::_Exit(3);
+          support::leave(3);
         }
-        std::_Exit(0);
+        support::leave(0);
       },
       testing::ExitedWithCode(3), "file/kernels: cannot be made: Not a directory");
 }

@@ -13,6 +13,7 @@
 #include "minimamba/backend/cuda/driver.hpp"
 #include "support/fake_cuda.hpp"
 #include "support/files.hpp"
+#include "support/leave.hpp"
 
 namespace support {
 
@@ -38,7 +39,7 @@ inline bool has_driver() {
 inline void require(bool holds, const char* what) {
   if (holds) return;
   std::fprintf(stderr, "not so: %s\n", what);
-  std::_Exit(1);
+  leave(1);
 }
 #define REQUIRE(...) support::require((__VA_ARGS__), #__VA_ARGS__)
 
@@ -49,10 +50,10 @@ inline int status_of(minimamba::CudaProblem problem) { return 10 + static_cast<i
     body();
   } catch (const minimamba::CudaError& error) {
     std::fprintf(stderr, "%s\n", error.what());
-    std::_Exit(status_of(error.problem()));
+    leave(status_of(error.problem()));
   }
   std::fprintf(stderr, "no error\n");
-  std::_Exit(0);
+  leave(0);
 }
 /// `body` runs in a process of its own, and throws a CudaError that has these words.
 inline void expect_problem(minimamba::CudaProblem problem, const char* words, const std::function<void()>& body) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "minimamba/core/parallel.hpp"
+#include "support/leave.hpp"
 #include "support/support.hpp"
 
 namespace fork_test {
@@ -43,7 +44,7 @@ int status_of_child(Body&& body) {
       status = body() ? 0 : 1;
     } catch (...) {
     }
-    std::_Exit(status);
+    support::leave(status);
   }
   int status = 0;
   return child > 0 && ::waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : -1;

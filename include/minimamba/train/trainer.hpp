@@ -331,7 +331,7 @@ class Trainer {
     const auto [begin, end] = ranks.elements_of_layer(layer);
     if (begin == end) return;  // it is frozen
     ranks.add_up_in_background(
-        ranks.in_tree() ? tree_.finish(begin, end) : Views{gradients_.memory().columns(begin, end - begin)}, begin);
+        ranks.in_tree() ? tree_.finish(begin, end) : Views(1, gradients_.memory().columns(begin, end - begin)), begin);
   }
 
   template <class Backend, class P>
