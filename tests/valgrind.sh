@@ -13,7 +13,7 @@ if [ "$1" = --part ]; then  # of so many parts, numbered from 0
   [ ! "$log.passed" -nt "$program" ] || exit 0
   if GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part valgrind --error-exitcode=9 --quiet --leak-check=full \
     --errors-for-leak-kinds=definite --num-callers=24 --fair-sched=yes "--log-file=$log.memcheck" \
-    "$program" --gtest_brief=1 "--gtest_filter=$filter" >"$log.tests" 2>&1; then
+    "$program" "--gtest_filter=$filter" >"$log.tests" 2>&1; then
     mv "$log.tests" "$log.passed"
   else
     echo "failed: $log.tests, $log.memcheck"
