@@ -322,4 +322,16 @@ TEST(Loading, AcceptsUnusualConfigurations) {
   EXPECT_NO_THROW(load<support::Model>(folder.path()));
 }
 
+TEST(Loading, TakesTheFirst256IdsThatEndATextAndSaysSo) {
+  const Folder folder;
+  minimamba::save(support::Model(support::tiny_config()), folder.path());
+  config_with("eos_token_id", std::vector<int>(300, 1))(folder);
+  std::vector<std::string> notes;
+  const auto model =
+      load<support::Model>(folder.path(), {.on_note = [&](const std::string& note) { notes.push_back(note); }});
+  EXPECT_TRUE(model.config().ends_text(1));
+  ASSERT_EQ(notes.size(), 1U);
+  support::expect_words(notes[0], {"config.json: eos_token_id: only the first 256 of 300 ids are used"});
+}
+
 }  // namespace refused_configs_test

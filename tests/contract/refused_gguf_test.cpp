@@ -155,6 +155,10 @@ INSTANTIATE_TEST_SUITE_P(
             replacing(natural("general.alignment", 32), natural("general.alignment", 0)),
             is<FormatError>,
             {"general.alignment", "multiple of 8", "found 0"}},
+        Row{"AlignmentIsText",
+            replacing(natural("general.alignment", 32), text("general.alignment") + bytes(8U) + text("32")),
+            is<FormatError>,
+            {"general.alignment", "a value of another type"}},
         Row{"AlignmentOdd",
             replacing(natural("general.alignment", 32), natural("general.alignment", 33)),
             is<FormatError>,
@@ -240,6 +244,15 @@ INSTANTIATE_TEST_SUITE_P(
                         replacing(bytes(6U) + bytes(1e-5F), bytes(6U) + bytes(0.0F)),
                         is<ConfigError>,
                         {"norm_epsilon", "positive"}},
+                    Row{"MoreNamesOfTokensThanRows",
+                        [](std::string& file) {
+                          std::string names;
+                          for (int i = 0; i < 17; ++i) names += text(std::to_string(i));
+                          pair(text("tokenizer.ggml.tokens") + bytes(9U) + bytes(8U) + bytes(17ULL) + names)(file);
+                          support::replace(file, "minimamba.vocab_size", "minimamba.other_size");
+                        },
+                        is<ConfigError>,
+                        {"tokenizer.ggml.tokens", "at most 16 tokens", "17"}},
                     Row{"MoreTokensThanRows",
                         replacing(natural("minimamba.vocab_size", 11), natural("minimamba.vocab_size", 17)),
                         is<ConfigError>,

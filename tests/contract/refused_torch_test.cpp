@@ -163,6 +163,16 @@ INSTANTIATE_TEST_SUITE_P(
             {"32768 entries", "33000"}},
         Row{"DirectoryBeyondTheFile", changed(6, bytes(~0U)), {"directory within the file"}},
         Row{"DirectoryOfAGigabyte", changed(10, bytes(1U << 30)), {"directory within the file"}},
+        Row{"DirectoryEndsInsideAName", changed(48, bytes(std::uint16_t{500})), {"ends inside an entry"}},
+        Row{"HeaderElsewhere", changed(34, bytes(5U)), {"a/data/0", "a header before the directory", "none at byte 5"}},
+        Row{"HeaderBeyondTheDirectory", changed(34, bytes(~1U)), {"a/data/0", "a header", "at byte 4294967294"}},
+        Row{"TwoEntriesAtOnePlace", changed(34, bytes(0U)), {"the entry overlaps another"}},
+        Row{"LocatorOfNoEnd",
+            [] {
+              std::string file = holding(good);
+              return file.insert(file.size() - 22, "PK\6\7" + bytes(0U) + bytes(~0ULL) + bytes(1U));
+            },
+            {"a 64-bit end record before byte", "none at byte 18446744073709551615"}},
         Row{"MoreEntriesThanThereAre", changed(12, bytes(std::uint16_t{9})), {"directory of 9 entries", "only 2"}},
         Row{"EntryBeyondTheFile",
             [] {
@@ -267,6 +277,12 @@ INSTANTIATE_TEST_SUITE_P(
             },
             {"parts"}},
         Row{"OneNameForAllTensors", one_name_for_all, {"names of at most 4194304 bytes"}},
+        Row{"OfMoreThan20000Tensors",
+            [] {
+              return pickled("\x80\x02}(" + text("x") + "q\1" + good + "q\2" +
+                             repeated(20'000, std::string("h\1h\2", 4)) + "u.");
+            },
+            {"at most 20000 tensors"}},
         Row{"AllLimitsAtOnce", all_at_once, {"19998nnn", "another tensor of this name"}},
         Row{"OfFortyMegabytes",
             [] { return pickled("\x80\x02" + repeated(40'000'000, "N")); },
@@ -282,6 +298,15 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"BytesBeyondItsFolder",
             [] { return holding(tensor(storage("FloatStorage", "../0"), integer(0), integer(4), integer(1))); },
             {"x", "a/data/../0 is missing"}},
+        Row{"StorageOfANumber",
+            [] { return holding(tensor(integer(1) + "Q", integer(0), integer(4), integer(1))); },
+            {"a tuple that describes a storage", "an int"}},
+        Row{"StorageWithoutItsSize",
+            [] {
+              const std::string parts = text("storage") + global("torch", "FloatStorage") + text("0") + text("cpu");
+              return holding(tensor(tuple(parts) + "Q", integer(0), integer(4), integer(1)));
+            },
+            {"x", "a storage with type, key, device and size"}},
         Row{"StorageOfAnotherSize",
             [] { return holding(tensor(storage("FloatStorage", "0", 5), integer(0), integer(4), integer(1))); },
             {"x", "5 elements of type F32", "16 bytes"}},

@@ -173,6 +173,24 @@ void expect_error(Body&& body, const std::vector<std::string>& words) {
   }
 }
 
+TEST(ATraining, GoesOnForMoreStepsThanWerePlannedWithANote) {
+  const Folder folder;
+  NativeTrainer trainer(Native(config()), tokens(), options());
+  trainer.step();
+  save_training(trainer, folder / "training");
+  TrainerOptions changed = options();
+  changed.schedule.steps = 20;
+  NativeTrainer longer(Native(config()), tokens(), changed);
+  std::vector<std::string> notes;
+  resume_training(longer, folder / "training", [&](const std::string& note) { notes.push_back(note); });
+  ASSERT_EQ(notes.size(), 1U);
+  expect_words(notes[0], {"training: the training run was planned for 12 steps", "the schedule for 20"});
+  EXPECT_EQ(longer.steps(), 1);
+  changed.schedule.steps = 11;
+  NativeTrainer shorter(Native(config()), tokens(), changed);
+  expect_error<CheckpointError>([&] { resume_training(shorter, folder / "training"); }, {"steps 11", "found 12"});
+}
+
 TEST(RefusedTrainings, OfAnotherConfigurationAreNamedAndChangeNothing) {
   const Folder folder;
   const auto file = folder / "training.safetensors";
@@ -306,6 +324,7 @@ TEST(RefusedTrainings, OfTooLittleTextOrOddOptions) {
   expect_refused(tokens(), with([](auto& o) { o.batch = 0; }), {"batch"});
   expect_refused(tokens(), with([](auto& o) { o.length = 0; }), {"length"});
   expect_refused(tokens(), with([](auto& o) { o.accumulate = 0; }), {"accumulate"});
+  expect_refused(tokens(), with([](auto& o) { o.seed = std::uint64_t{1} << 53; }), {"TrainerOptions.seed", "2^53"});
   expect_refused(tokens(), with([](auto& o) { o.batch = -1; }), {"TrainerOptions.batch", "at least 1", "found -1"});
   expect_refused(tokens(), with([](auto& o) { o.tape.chunk = -3; }), {"TapeOptions.chunk", "at least 1", "found -3"});
   expect_refused(tokens(), with([](auto& o) { o.validation_fraction = 1; }), {"validation_fraction"});

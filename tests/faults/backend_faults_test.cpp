@@ -1,6 +1,7 @@
 // What is left of a backend when memory runs out.
 #include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "support/faults.hpp"
 #include "support/support.hpp"
@@ -35,6 +36,15 @@ TEST(AFailedAllocation, OfAModelLeavesItsBackendToAnother) {
   support::with_each_allocation_failing(
       [&] { const Model model(config, backend); },
       [&](bool) { EXPECT_TRUE(identical(logits_of(Model(config, backend)), expected)); });
+}
+
+TEST(AvailableThreads, AreKnownThoughThereIsNoMemoryToReadTheQuota) {
+  int threads = 0;
+  support::with_each_allocation_failing([&] { threads = available_threads(); },
+                                        [&](bool threw) {
+                                          EXPECT_FALSE(threw);
+                                          EXPECT_GE(std::exchange(threads, 0), 1);
+                                        });
 }
 
 }  // namespace backend_faults_test

@@ -1,4 +1,7 @@
 // What is left of models, caches and generations when memory runs out.
+#include <optional>
+
+#include "minimamba/serving.hpp"
 #include "support/elsewhere.hpp"
 #include "support/faults.hpp"
 #include "support/support.hpp"
@@ -79,6 +82,45 @@ TYPED_TEST(GenerationsOutOfMemory, LeaveTheCacheOfABatchUnchanged) {
           cache = original.clone();
         });
   }
+}
+
+TEST(ASchedulerOutOfMemory, ServesEveryRequestOnceThereIsMemoryAgain) {
+  using M = Mamba<float>;
+  const M model(config(), NativeBackend<float>({.threads = 1}));
+  const GenerateOptions options{.max_new_tokens = 4, .temperature = 1, .ignore_eos = true, .log_probabilities = true};
+  constexpr std::size_t count = 3;
+  std::vector<std::vector<std::int32_t>> prompts, expected;
+  for (std::size_t i = 0; i < count; ++i) {
+    prompts.push_back(support::random_tokens(3 + i, 12, i + 1));
+    auto cache = model.make_cache();
+    expected.push_back(generate(model, cache, prompts[i], options).collect().tokens);
+  }
+  std::optional<Scheduler<M>> scheduler;
+  std::vector<Scheduler<M>::Result> results(count);
+  std::size_t ended = 0;
+  const auto submit_all = [&] {
+    scheduler.emplace(model, SchedulerOptions{.slots = 2, .prompt_tokens = 4});
+    ended = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      scheduler->submit({.prompt = prompts[i], .options = options, .on_end = [&results, &ended, i](auto& result) {
+                           results[i] = std::move(result);
+                           ++ended;
+                         }});
+    }
+  };
+  submit_all();
+  support::with_each_allocation_failing([&] { scheduler->run(); },
+                                        [&](bool) {
+                                          scheduler->run();
+                                          EXPECT_EQ(ended, count);
+                                          for (std::size_t i = 0; i < count; ++i) {
+                                            std::vector<std::int32_t> tokens = expected[i];
+                                            if (results[i].error != nullptr) tokens.resize(results[i].tokens.size());
+                                            EXPECT_EQ(results[i].tokens, tokens) << i;
+                                          }
+                                          EXPECT_EQ(scheduler->statistics().waiting, 0U);
+                                          submit_all();
+                                        });
 }
 
 }  // namespace generation_test

@@ -143,4 +143,41 @@ TYPED_TEST(Optimizer, RefusesOtherShapesAndRatesAndChangesNothing) {
   support::expect_identical(before, support::parameters_of(model));
 }
 
+TEST(TheKernelOfAdamW, FollowsTheEquationInEveryInstructionSet) {
+  constexpr std::size_t count = 37;
+  const auto weight = support::random_matrix<float>(2, count, 1), gradient = support::random_matrix<float>(2, count, 2),
+             mean = support::random_matrix<float>(2, count, 3);
+  auto variance = support::random_matrix<float>(2, count, 4);
+  for (float& x : variance.values) x *= x;
+  for (const InstructionSet set : {InstructionSet::portable, InstructionSet::neon, InstructionSet::avx2,
+                                   InstructionSet::avx512, InstructionSet::best}) {
+    if (!available(set)) continue;
+    const NativeTraining<float> backend({.instruction_set = set});
+    auto w = weight, g = gradient, m = mean, v = variance;
+    backend.adamw({.weight = w.view(),
+                   .gradient = g.view(),
+                   .mean = m.view(),
+                   .variance = v.view(),
+                   .rate = 0.01,
+                   .decay = 0.1,
+                   .beta1 = 0.9,
+                   .beta2 = 0.95,
+                   .epsilon = 1e-3,
+                   .mean_correction = 0.19,
+                   .variance_correction = 0.0975,
+                   .gradient_scale = 0.5});
+    for (std::size_t i = 0; i < w.values.size(); ++i) {
+      const double half = 0.5 * static_cast<double>(gradient.values[i]);
+      const double moved = 0.9 * static_cast<double>(mean.values[i]) + 0.1 * half;
+      const double spread = 0.95 * static_cast<double>(variance.values[i]) + 0.05 * half * half;
+      const double expected = static_cast<double>(weight.values[i]) * (1 - 0.01 * 0.1) -
+                              0.01 / 0.19 * moved / (std::sqrt(spread / 0.0975) + 1e-3);
+      EXPECT_NEAR(static_cast<double>(m.values[i]), moved, 1e-6) << name_of(set);
+      EXPECT_NEAR(static_cast<double>(v.values[i]), spread, 1e-6 * (1 + spread)) << name_of(set);
+      EXPECT_NEAR(static_cast<double>(w.values[i]), expected, 2e-6 * (1 + std::abs(expected))) << name_of(set);
+      EXPECT_EQ(g.values[i], 0) << name_of(set);
+    }
+  }
+}
+
 }  // namespace adamw_test

@@ -210,7 +210,29 @@ TEST(AdapterFilesOfAModel, AreRefusedIfTheirTensorsDoNotFit) {
                     return true;
                   }),
                   "lora_magnitude_vector");
+  // A and B as embeddings have them, for a matrix that is none.
+  expect_contains(refusal([&](StoredTensor& t) {
+                    if (t.name == module + "lora_A.weight") t.name = module + "lora_embedding_A";
+                    if (t.name == module + "lora_B.weight") t.name = module + "lora_embedding_B";
+                    return true;
+                  }),
+                  "lora_A.weight: expected a tensor of this name, found " + module + "lora_embedding_A");
+  expect_contains(refusal([&](StoredTensor& t) {
+                    if (t.name == module + "lora_B.weight") t.name = module + "lora_embedding_A";
+                    return true;
+                  }),
+                  "lora_embedding_A: it is " + module + "lora_A.weight again");
   expect_contains(refusal([](StoredTensor&) { return false; }), "the tensors of an adapter");
+}
+
+TEST(AdapterFilesOfAModel, SayThatTheirDropoutIsNotApplied) {
+  const Saved saved;
+  auto config = nlohmann::json::parse(support::read_text(saved.path / "adapter_config.json"));
+  config["lora_dropout"] = 0.1;
+  support::write_text(saved.path / "adapter_config.json", config.dump());
+  const std::vector<std::string> notes = open_adapter(saved.path).notes;
+  ASSERT_EQ(notes.size(), 1U);
+  expect_contains(notes[0], "adapter_config.json: lora_dropout is not applied");
 }
 
 TEST(AdapterFilesOfAModel, AreRefusedForATiedEmbedding) {

@@ -25,9 +25,7 @@ using namespace minimamba;
 
 template <class Half>
 Half from_bits(std::uint32_t bits) {
-  Half half;
-  half.bits = static_cast<std::uint16_t>(bits);
-  return half;
+  return Half::from_bits(static_cast<std::uint16_t>(bits));
 }
 
 template <class Half>

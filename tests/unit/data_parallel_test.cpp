@@ -224,7 +224,7 @@ TEST(DataParallel, NamesTheRankWhoseWeightsDiverge) {
   }
 }
 TEST(DataParallel, NamesTheRankThatDiffersAndInWhat) {
-  for (const char* const name : {"data", "seed", "average", "weights"}) {
+  for (const char* const name : {"data", "seed", "groups", "average", "weights"}) {
     const std::string what = name;
     on_ranks<ThreadRanks>(2, [&](std::size_t rank, const ThreadRanks& comm) {
       const auto differs = [&](const char* in) { return rank == 1 && what == in; };
@@ -234,6 +234,7 @@ TEST(DataParallel, NamesTheRankThatDiffersAndInWhat) {
       freeze(model, {"norm_f"});
       if (differs("data")) tokens[7] ^= 1;
       if (differs("seed")) options.seed = 6;
+      options.adamw.groups = {{.part = "in_proj", .rate = differs("groups") ? 0.5 : 0.25}};
       options.average = differs("average") ? 0.5 : 0.9;
       if (differs("weights")) model.norm_f.weight.view()(0, 3) += 1;  // frozen ones
       Trainer<Model> trainer(std::move(model), std::move(tokens), options);
@@ -243,7 +244,7 @@ TEST(DataParallel, NamesTheRankThatDiffersAndInWhat) {
         ADD_FAILURE() << "was accepted";
       } catch (const RanksDifferError& error) {
         EXPECT_EQ(error.subject(), "rank 1");
-        const bool of_options = what == "seed" || what == "average";
+        const bool of_options = what == "seed" || what == "groups" || what == "average";
         EXPECT_NE(error.found().find(of_options ? "options" : what), std::string::npos) << error.what();
       }
     });

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -95,6 +96,10 @@ TEST_F(ByteSourceTest, RefusesToReadPastTheEnd) {
     refuses<minimamba::FormatError>(folder / "file", [&] { source.read(offset, four); });
   }
   refuses<minimamba::FormatError>("empty", [] { ByteSource({}, "empty").read_value<char>(0); });
+  for (const auto& [begin, end] : {std::pair(0U, 11U), std::pair(11U, 11U), std::pair(5U, 4U)}) {
+    refuses<minimamba::FormatError>(
+        folder / "file", [&, first = begin, last = end] { minimamba::detail::SequentialBytes(source, first, last); });
+  }
 }
 
 TEST_F(ByteSourceTest, NoticesThatAFileHasShrunk) {
@@ -208,6 +213,19 @@ TEST_F(AtomicFileTest, CommitsTogetherWhatLinksLeadTo) {
   std::string text(source.size(), '\0');
   source.read(0, std::as_writable_bytes(std::span(text)));
   EXPECT_EQ(text, "newer");
+}
+
+TEST_F(AtomicFileTest, CommitsAtMost256FilesTogether) {
+  std::vector<std::unique_ptr<AtomicFile>> files;
+  std::vector<AtomicFile*> pointers;
+  for (int i = 0; i < 257; ++i) {
+    files.push_back(std::make_unique<AtomicFile>(folder / std::to_string(i)));
+    pointers.push_back(files.back().get());
+  }
+  EXPECT_THROW(minimamba::commit_together(pointers), minimamba::ArgumentError);
+  pointers.clear();
+  files.clear();
+  EXPECT_EQ(entries(), 0U);
 }
 
 TEST_F(AtomicFileTest, KeepsThePermissionsOfTheOldFile) {

@@ -81,7 +81,7 @@ TEST_F(FoundFiles, MayLieInTheCacheOfHuggingFace) {
 }
 
 /// A GGUF file cut into parts as llama.cpp does: the metadata in the first, the tensors one after the other.
-void split_gguf(const fs::path& path, std::size_t parts) {
+void split_gguf(const fs::path& path, std::size_t parts, std::size_t more_than_there_are = 0) {
   const Checkpoint whole = open_checkpoint(path);
   std::vector<const StoredTensor*> tensors;
   for (const auto& [name, tensor] : whole.tensors.tensors()) tensors.push_back(&tensor);
@@ -89,7 +89,7 @@ void split_gguf(const fs::path& path, std::size_t parts) {
     GgufMetadata metadata = part == 0 ? whole.metadata : GgufMetadata();
     metadata["split.no"] = std::uint64_t{part};
     metadata["split.count"] = std::uint64_t{parts};
-    metadata["split.tensors.count"] = std::uint64_t{tensors.size()};
+    metadata["split.tensors.count"] = std::uint64_t{tensors.size() + more_than_there_are};
     std::vector<StoredTensor> own;
     std::string data;
     for (std::size_t i = part; i < tensors.size(); i += parts) {
@@ -128,6 +128,38 @@ TEST_F(FoundFiles, MayBeGgufInParts) {
   EXPECT_THROW(load<Model>(folder / "model-00001-of-00003.gguf"), Error);
 }
 
+TEST_F(FoundFiles, MayNotBePartsThatCountMoreTensorsThanTheyHave) {
+  save_gguf(tiny(), folder / "parts" / "model.gguf");
+  split_gguf(folder / "parts" / "model.gguf", 2, 1);
+  try {
+    load<Model>(folder / "parts" / "model-00001-of-00002.gguf");
+    ADD_FAILURE() << "accepted";
+  } catch (const CheckpointError& error) {
+    support::expect_words(error.what(), {"model-00001-of-00002.gguf", "tensors in all parts together"});
+  }
+}
+
+TEST_F(FoundFiles, MayNotHoldMoreThan20000TensorsInAllPartsTogether) {
+  const auto part = [](int number) { return "model-0000" + std::to_string(number) + "-of-00002.gguf"; };
+  for (const int number : {1, 2}) {
+    detail::GgufHeaderWriter writer(10'001, 2);
+    writer.pair("split.no", std::uint64_t(number - 1));
+    writer.pair("split.count", std::uint64_t{2});
+    for (int i = 0; i < 10'001; ++i) {
+      writer.tensor({.name = std::to_string(number) + "." + std::to_string(i), .shape = {0}});
+    }
+    write_text(folder / part(number), std::move(writer).finish());
+  }
+  TensorSet set;
+  try {
+    detail::read_gguf_parts(folder / part(1), ByteSource::open(folder / part(1)), set);
+    ADD_FAILURE() << "accepted";
+  } catch (const FormatError& error) {
+    support::expect_words(error.what(), {part(2), "20000 tensors in all parts together", "20002"});
+  }
+  EXPECT_TRUE(set.tensors().empty());
+}
+
 TEST_F(FoundFiles, MayBeGgufWithATokenizerWhereTheWeightsAre) {
   TokenizerParts parts;
   for (unsigned byte = 0; byte < 256; ++byte) parts.tokens.push_back(detail::byte_spelling(byte));
@@ -160,6 +192,10 @@ TEST_F(FoundFiles, MayBeBytesInMemory) {
   const std::string bytes = read_text(folder / weights), config = read_text(folder / "config.json");
   const ByteSource source(std::as_bytes(std::span(bytes)), "weights"), text(std::as_bytes(std::span(config)), "config");
   EXPECT_TRUE(identical(logits_of(load<Model>(open_checkpoint(source, text))), expected));
+  save_gguf(tiny(), folder / "model.gguf");
+  const std::string gguf = read_text(folder / "model.gguf");
+  const Checkpoint whole = open_checkpoint(ByteSource(std::as_bytes(std::span(gguf)), "whole"), text);
+  EXPECT_TRUE(identical(logits_of(load<Model>(whole)), expected)) << "its configuration is in it";
 }
 
 TEST_F(FoundFiles, ReportTheLayoutOfTheirSettings) {

@@ -82,6 +82,35 @@ TEST(Gguf, HasTheConfiguration) {
   EXPECT_EQ(untied.d_conv, 2);
 }
 
+template <class T>
+std::string bytes_of_value(T value) {
+  return {reinterpret_cast<const char*>(&value), sizeof(value)};
+}
+/// A key "number" of GGUF's number for a type, and so much of a file as has nothing else.
+template <class T>
+GgufValue read_number(std::uint32_t type, T value) {
+  const std::string file = "GGUF" + bytes_of_value(3U) + bytes_of_value(std::uint64_t{0}) +
+                           bytes_of_value(std::uint64_t{1}) + bytes_of_value(std::uint64_t{6}) + "number" +
+                           bytes_of_value(type) + bytes_of_value(value);
+  TensorSet set;
+  return read_gguf(ByteSource(std::as_bytes(std::span(file)), "made"), set).at("number");
+}
+
+TEST(Gguf, MayHaveNumbersOfEveryWidth) {
+  EXPECT_EQ(read_number(0, std::uint8_t{200}), GgufValue(std::uint64_t{200}));
+  EXPECT_EQ(read_number(1, std::int8_t{-100}), GgufValue(std::int64_t{-100}));
+  EXPECT_EQ(read_number(2, std::uint16_t{60'000}), GgufValue(std::uint64_t{60'000}));
+  EXPECT_EQ(read_number(3, std::int16_t{-30'000}), GgufValue(std::int64_t{-30'000}));
+  EXPECT_EQ(read_number(4, std::uint32_t{4'000'000'000}), GgufValue(std::uint64_t{4'000'000'000}));
+  EXPECT_EQ(read_number(5, std::int32_t{-2'000'000'000}), GgufValue(std::int64_t{-2'000'000'000}));
+  EXPECT_EQ(read_number(7, std::uint8_t{1}), GgufValue(true));
+  EXPECT_EQ(read_number(10, ~std::uint64_t{0}), GgufValue(~std::uint64_t{0}));
+  EXPECT_EQ(read_number(11, std::int64_t{-1} << 62), GgufValue(std::int64_t{-1} << 62));
+  EXPECT_EQ(read_number(12, 1.0 / 3), GgufValue(1.0 / 3));
+  EXPECT_EQ(read_number(6, 1e-5F), GgufValue(1e-5)) << "as it was written in decimal";
+  EXPECT_EQ(read_number(6, 1e-30F), GgufValue(static_cast<double>(1e-30F))) << "has no short form";
+}
+
 TEST(Gguf, IsRecognisedByItsContentAndFoundInAFolder) {
   const Folder folder;
   fs::copy_file(data_folder / "gguf" / "tied.gguf", folder / "weights");

@@ -2,6 +2,8 @@
 // every 4099th float, or every one when MINIMAMBA_TEST_EVERY_FLOAT is set.
 #include <bit>
 #include <cstdlib>
+#include <string_view>
+#include <utility>
 
 #include "support/support.hpp"
 
@@ -95,7 +97,17 @@ TEST_P(NativeMath, InfinitiesAndNaNGiveWhatTheFormulasGive) {
   check_special_numbers(native::functions_for<float>(GetParam()).silu, exact_silu);
 }
 
+TEST(InstructionSets, HaveNames) {
+  const std::pair<InstructionSet, std::string_view> names[] = {
+      {InstructionSet::best, "best"},     {InstructionSet::portable, "portable"},
+      {InstructionSet::neon, "neon"},     {InstructionSet::avx2, "avx2"},
+      {InstructionSet::avx512, "avx512"}, {InstructionSet::avx512bf16, "avx512bf16"}};
+  for (const auto& [set, name] : names) EXPECT_EQ(name_of(set), name);
+  EXPECT_EQ(name_of(static_cast<InstructionSet>(99)), "unknown");
+}
+
 TEST(NativeBackend, PicksInstructionsThatTheMachineHas) {
+  EXPECT_TRUE(available(InstructionSet::best));
   EXPECT_TRUE(available(NativeBackend<float>().instruction_set()));
 #if defined(__aarch64__)
   EXPECT_EQ(NativeBackend<float>().instruction_set(), InstructionSet::neon);

@@ -80,6 +80,19 @@ TEST(APretrainedModel, IsLoadedWithProgressAndASeedOfItsHead) {
   EXPECT_FALSE(support::identical(heads_of(first), heads_of(load_pretrained<Model>(checkpoint, head(), {.seed = 1}))));
   EXPECT_THROW(load_pretrained<Model>(checkpoint, head(), {.progress = [](double) { return false; }}), CancelledError);
 }
+TEST(APretrainedModel, SaysOfWhichMixerItIs) {
+  const Folder folder;
+  save(SequenceModel<float>({.backbone = sizes, .labels = {"a", "b"}}), folder / "s6");
+  const AnyConfig s6 = read_backbone_config(folder / "s6");
+  EXPECT_TRUE(s6.is<MambaConfig>());
+  EXPECT_EQ(s6.d_model, 8);
+  using Ssd = SequenceModel<float, NativeBackend, float, SSD>;
+  save(Ssd({.backbone = {.d_model = 16, .n_layer = 1, .vocab_size = 20, .head_dim = 8}, .labels = {"a", "b"}}),
+       folder / "ssd");
+  const AnyConfig ssd = read_backbone_config(folder / "ssd");
+  EXPECT_TRUE(ssd.is<Mamba2Config>());
+  EXPECT_EQ(ssd.as<Mamba2Config>().n_layer, 1);
+}
 
 TEST(APretrainedModel, TrainsItsHeadAlone) {
   const Folder folder;

@@ -177,6 +177,14 @@ TEST(Safetensors, RefusesToWriteOtherThanWasAnnounced) {
     for (std::size_t i = 0; tensors.size() > 2 && i < tensors.size(); ++i) tensors[i].name = std::to_string(i);
     EXPECT_THROW(minimamba::SafetensorsWriter(folder / "file", tensors), minimamba::ArgumentError);
   }
+  const std::vector<StoredTensor> long_names{{std::string(3'000'000, 'm'), DType::F32, {1}},
+                                             {std::string(3'000'000, 'n'), DType::F32, {1}}};
+  try {
+    const minimamba::SafetensorsWriter writer(folder / "file", long_names);
+    ADD_FAILURE() << "accepted";
+  } catch (const minimamba::ArgumentError& error) {
+    support::expect_words(error.what(), {"4 MiB", "100 MB"});
+  }
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), fs::directory_iterator()), 1);
 }
 
@@ -235,6 +243,24 @@ TEST(Safetensors, RefusesMoreThanAHeaderMayHold) {
   for (int i = 0; i < 40; ++i)
     names += (i == 0 ? "" : ",") + entry(std::to_string(i) + std::string(500'000, 'n'), 0, 0, 0);
   EXPECT_NE(refusal_of(file_of(names + "}", 0)), "");
+  std::string texts = R"({"__metadata__":{)";
+  for (int i = 0; i <= 20'000; ++i) texts += (i == 0 ? "\"" : ",\"") + std::to_string(i) + R"(":"")";
+  EXPECT_NE(refusal_of(file_of(texts + "}}", 0)).find("20000 keys"), std::string::npos);
+}
+
+TEST(Safetensors, RefusesMoreTensorsThanFilesMayHoldTogether) {
+  std::string most = "{";
+  for (int i = 0; i < 20'000; ++i) most += (i == 0 ? "" : ",") + entry(std::to_string(i), 0, 0, 0);
+  TensorSet set;
+  const std::string first = file_of(most + "}", 0), second = file_of("{" + entry("a", 0, 4, 4) + "}", 4);
+  minimamba::read_safetensors(source_of(first), set);
+  try {
+    minimamba::read_safetensors(source_of(second, "second"), set);
+    ADD_FAILURE() << "accepted";
+  } catch (const FormatError& error) {
+    support::expect_words(error.what(), {"second", "20000 tensors in a checkpoint"});
+  }
+  EXPECT_EQ(set.tensors().size(), 20'000U);
 }
 
 TEST(Safetensors, RefusesHostileHeadersQuickly) {

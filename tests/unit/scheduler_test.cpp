@@ -67,6 +67,30 @@ TYPED_TEST(SchedulerOf, GivesEachRequestTheTokensThatItGivesAloneThoughOthersJoi
   }
 }
 
+TYPED_TEST(SchedulerOf, EndsARequestWithTheEndOfItsText) {
+  using Scheduling = Scheduler<typename TypeParam::Model>;
+  const std::vector<std::int32_t> prompt{3, 1, 4};
+  const GenerateOptions whole{.max_new_tokens = 8, .ignore_eos = true};
+  auto config = small_config();
+  const auto tokens = generated_alone(trained_looking_model<typename TypeParam::Model>(config), prompt, whole).tokens;
+  config.eos_token_id = tokens[3];
+  const auto model = trained_looking_model<typename TypeParam::Model>(config);
+  Scheduling scheduler(model);
+  std::vector<typename Scheduling::Result> results(2);
+  for (const std::size_t i : {0U, 1U}) {
+    scheduler.submit({.prompt = prompt,
+                      .options = {.max_new_tokens = 8, .ignore_eos = i == 1},
+                      .on_end = [&results, i](auto& result) { results[i] = std::move(result); }});
+  }
+  scheduler.run();
+  const auto alone = generated_alone(model, prompt, {.max_new_tokens = 8});
+  ASSERT_EQ(alone.reason, EndReason::eos);
+  EXPECT_EQ(results[0].reason, EndReason::eos);
+  EXPECT_EQ(results[0].tokens, alone.tokens);
+  EXPECT_EQ(results[1].reason, EndReason::max_new_tokens);
+  EXPECT_EQ(results[1].tokens, tokens);
+}
+
 TYPED_TEST(SchedulerOf, BoundsTheTokensOfPromptsInAStepAndSharesThemEqually) {
   using Request = typename Scheduler<typename TypeParam::Model>::Request;
   const auto model = trained_looking_model<typename TypeParam::Model>(small_config());
@@ -338,6 +362,18 @@ TEST(PrefixCacheOfStates, FindsTheLongestPrefixAndDropsWhatWasNotUsed) {
   moved.clear();
   EXPECT_EQ(moved.bytes(), 0U);
   EXPECT_EQ(moved.find(text, 5).state, nullptr);
+}
+
+TEST(PrefixCacheOfStates, KeepsAStateOnceThoughItIsInsertedAgain) {
+  const Mamba<float, ReferenceBackend> model(small_config());
+  using Cache = Mamba<float, ReferenceBackend>::Cache;
+  const auto state = std::make_shared<Cache>(model.make_cache());
+  PrefixCache<Cache> prefixes(2 * state->state_bytes() + 600);
+  for (const std::int32_t token : {1, 2, 1}) prefixes.insert({token}, state);
+  EXPECT_EQ(prefixes.size(), 2U);
+  prefixes.insert({3}, state);  // {1} was inserted after {2}
+  EXPECT_TRUE(prefixes.contains(std::vector<std::int32_t>{1}));
+  EXPECT_FALSE(prefixes.contains(std::vector<std::int32_t>{2}));
 }
 
 #endif

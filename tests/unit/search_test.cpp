@@ -69,6 +69,35 @@ TYPED_TEST(Search, BeamSearchWithEnoughBeamsIsExhaustive) {
   EXPECT_EQ(start.position(), 3);
 }
 
+TYPED_TEST(Search, BeamsEndWhenNoneCanBecomeOneOfTheBest) {
+  auto config = small_config();
+  const std::vector<std::int32_t> prompt{3, 1, 4};
+  const auto likely = generated_alone(trained_looking_model<typename TypeParam::Model>(config), prompt,
+                                      {.max_new_tokens = 1, .ignore_eos = true})
+                          .tokens;
+  config.eos_token_id = likely[0];
+  const auto model = trained_looking_model<typename TypeParam::Model>(config);
+  std::int64_t steps = 0;
+  const auto found =
+      beam_search(model, model.make_cache(), prompt, {.beams = 3, .max_new_tokens = 100, .length_penalty = 0},
+                  [&](std::int64_t) { return ++steps < 100; });
+  ASSERT_EQ(found.size(), 1U);
+  EXPECT_EQ(found[0].reason, EndReason::eos);
+  EXPECT_TRUE(found[0].tokens.empty()) << "the end is the most likely first token, and longer texts are less likely";
+  EXPECT_LE(steps, 1);
+}
+
+TEST(BeamSearchOf, PrefersTheFirstOfTokensThatAreEquallyLikely) {
+  Mamba<float, ReferenceBackend> model(small_config());
+  for (std::size_t i = 0; i < model.norm_f.weight.cols(); ++i) model.norm_f.weight.view()(0, i) = 0;
+  const std::vector<std::int32_t> prompt{3};
+  const auto found =
+      beam_search(model, model.make_cache(), prompt, {.beams = 3, .best = 3, .max_new_tokens = 1, .ignore_eos = true});
+  ASSERT_EQ(found.size(), 3U);
+  for (std::size_t i = 0; i < 3; ++i)
+    EXPECT_EQ(found[i].tokens, std::vector<std::int32_t>{static_cast<std::int32_t>(i)});
+}
+
 TYPED_TEST(Search, OneBeamIsTheGreedyChoice) {
   const auto model = trained_looking_model<typename TypeParam::Model>(small_config());
   const auto start = model.make_cache();

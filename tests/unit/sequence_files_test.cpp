@@ -184,11 +184,14 @@ TEST(LabelledLines, AreRefusedByTheirLine) {
   refused("{\"text\": \"a\"}");
   refused("{\"label\": \"x\"}");
   refused("{\"text\": 1, \"label\": \"x\"}");
+  refused("{\"text\": \"a\", \"label\": [1]}");
   refused("[1]");
   refused("{\"text\": ");
   refused("{\"text\": \"a\", \"text\": \"b\", \"label\": \"x\"}");
   refused("{\"text\": \"\xFF\", \"label\": \"x\"}");
   EXPECT_THROW(LabelledLines(bytes_of(good), byte_tokens, {"x", "x", "y"}), ArgumentError);
+  const std::string endless = good + "{\"text\": \"" + std::string(18'000'000, 'a');
+  expect_format_error([&] { LabelledLines(bytes_of(endless), byte_tokens, {"x", "y"}); }, "data: line 2");
 }
 
 TEST(LabelledWords, HaveALabelAfterTheLastTokenOfEach) {

@@ -235,6 +235,19 @@ TEST(TheLosses, AreTheirFormulas) {
   EXPECT_EQ(quantiles(one, view, 2, d.view()), 0.25 * 1 + 0.25 * 1);
   EXPECT_EQ(d.values, (std::vector<double>{-0.5, 0.5, 0, 0}));
   EXPECT_EQ(quantiles.count(one), 2U);
+  EXPECT_EQ(TaskLoss(config_of(Task::regression, Pooling::none, false)).count(numbers), 3U);
+}
+
+TEST(TheLosses, RefuseOutputsOfAnotherWidth) {
+  const HostMatrix<double> outputs(2, 4);
+  HostMatrix<double> d(2, 4);
+  const QuantileLoss quantiles{{0.25, 0.5, 0.75}};
+  try {
+    quantiles(SequenceBatch{.targets = {2, 1}}, outputs.view(), 1, d.view());
+    ADD_FAILURE() << "accepted";
+  } catch (const ArgumentError& error) {
+    EXPECT_STREQ(error.what(), "outputs: expected a multiple of 3 columns, found 4");
+  }
 }
 
 TEST(ASequenceModel, RefusesWhatItCannotRead) {
@@ -366,6 +379,26 @@ TEST(ASequenceTape, AllowsNoBackwardAfterAForwardThatThrew) {
   EXPECT_THROW(tape.backward(model, d.view(), gradients), ArgumentError);
   tape.forward(model, batch, cache);
   tape.backward(model, d.view(), gradients);
+}
+
+TEST(ASequenceTape, RefusesDerivativesOfAnotherShape) {
+  const auto config = config_of(Task::regression, Pooling::none, false);
+  const Reference model(config);
+  auto gradients = zeros_like(model);
+  auto cache = model.make_cache(3);
+  SequenceTape tape(model);
+  tape.forward(model, batch_for(config), cache);
+  for (const auto& [rows, cols] : {std::pair(10U, 2U), std::pair(11U, 3U)}) {
+    const HostMatrix<double> d(rows, cols);
+    try {
+      tape.backward(model, d.view(), gradients);
+      ADD_FAILURE() << "accepted";
+    } catch (const ArgumentError& error) {
+      EXPECT_NE(std::string(error.what()).find("d_outputs: expected shape [11, 2]"), std::string::npos) << error.what();
+    }
+  }
+  const HostMatrix<double> fitting(11, 2);
+  tape.backward(model, fitting.view(), gradients);  // the forward has not been used up
 }
 
 TEST(TheTapeOfALanguageModel, TakesSequencesOfUnequalLengths) {

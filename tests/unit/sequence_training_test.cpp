@@ -116,6 +116,61 @@ TEST(ATrainer, TakesASeriesAndALossOfOnesOwn) {
   EXPECT_THROW(SeriesWindows(Series{1, {1, 2, 3}, 0, {1, 2, 3}}, 0, 2), ArgumentError);
 }
 
+TEST(ASeries, IsKnownByItsNumbers) {
+  const Series series{1, {1, 2, 3}, 1, {2, 3, 4}};
+  Series inputs = series, targets = series;
+  inputs.inputs[1] = 5;
+  targets.targets[2] = 5;
+  EXPECT_EQ(series.fingerprint(), Series(series).fingerprint());
+  EXPECT_NE(series.fingerprint(), inputs.fingerprint());
+  EXPECT_NE(series.fingerprint(), targets.fingerprint());
+}
+
+TEST(ATrainer, ResumesNoForecastOfOtherQuantiles) {
+  using Model = SequenceModel<float, NativeTraining>;
+  const support::Folder folder;
+  const auto trainer = [](const std::vector<double>& quantiles) {
+    const SequenceConfig<> config{.backbone = {.d_model = 8, .n_layer = 1, .d_state = 4},
+                                  .columns = 1,
+                                  .task = Task::regression,
+                                  .pooling = Pooling::none,
+                                  .quantiles = quantiles};
+    const Series series{1, std::vector<float>(90, 0.5F), 1, std::vector<float>(90, 1.5F)};
+    return std::make_unique<Trainer<Model, SeriesWindows>>(
+        Model(config), SeriesWindows(series, 0.2, 8),
+        TrainerOptions{.batch = 2, .length = 8, .schedule = {.max_lr = 1e-2, .steps = 3}});
+  };
+  const auto whole = trainer({0.1, 0.5});
+  whole->step();
+  save_training(*whole, folder / "training");
+  const auto same = trainer({0.1, 0.5}), other = trainer({0.1, 0.9});
+  resume_training(*same, folder / "training");
+  EXPECT_EQ(same->steps(), 1);
+  try {
+    resume_training(*other, folder / "training");
+    ADD_FAILURE() << "accepted";
+  } catch (const CheckpointError& error) {
+    support::expect_words(error.what(), {"training", "quantile_1 0.9", "found 0.5"});
+  }
+}
+
+/// Says that it has so many examples.
+struct ManyExamples {
+  std::uint64_t count;
+  std::size_t size() const { return static_cast<std::size_t>(count); }
+  void append(std::size_t, SequenceBatch&) const {}
+  std::uint64_t fingerprint() const { return 0; }
+};
+
+TEST(ShuffledExamples, AreFewerThanTwoTo32) {
+  try {
+    const ShuffledExamples examples(ManyExamples{std::uint64_t{1} << 40}, 0.5);
+    ADD_FAILURE() << "accepted";
+  } catch (const ArgumentError& error) {
+    EXPECT_STREQ(error.what(), "examples: expected fewer than 2^32, found 1099511627776");
+  }
+}
+
 TEST(ExampleList, RefusesSizesThatDoNotAgree) {
   const auto refused = [](const std::vector<SequenceBatch>& examples) {
     try {

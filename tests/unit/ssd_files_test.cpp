@@ -89,6 +89,29 @@ TEST(SsdFiles, GiveTheModelThatWasSavedInGguf) {
   EXPECT_TRUE(identical(logits_of(load<Mamba2>(folder / "again.gguf")), logits_of(model)));
 }
 
+TEST(SsdFiles, OfGgufAreRefusedIfTheirSettingsCannotBe) {
+  const Folder folder;
+  save_gguf(support::trained_looking_model<Mamba2>(config()), folder / "model.gguf");
+  const Checkpoint checkpoint = open_checkpoint(folder / "model.gguf");
+  const auto refusal = [&](const char* key, const GgufValue& value) {
+    GgufMetadata metadata = checkpoint.metadata;
+    metadata[key] = value;
+    std::vector<std::string> notes;
+    try {
+      detail::SsdFiles::read_gguf(metadata, checkpoint.tensors, "model.gguf", notes);
+    } catch (const ConfigError& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  const char* const heads = "mamba2.ssm.time_step_rank";
+  EXPECT_EQ(refusal(heads, std::uint64_t{8}), "accepted");
+  EXPECT_EQ(refusal(heads, std::uint64_t{7}),
+            "model.gguf: mamba2.ssm.time_step_rank: expected a divisor of 48, found 7");
+  const std::string limits = refusal(detail::ssd_gguf_dt_limit, std::vector<double>{0.1});
+  EXPECT_NE(limits.find("expected two numbers, found 1 numbers"), std::string::npos) << limits;
+}
+
 TEST(SsdFiles, AreReadAsMistralWritesThem) {
   const Folder folder;
   const auto reference = load<Mamba2>(data / "tiny-mamba2");

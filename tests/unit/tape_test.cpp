@@ -1,4 +1,5 @@
 // Whole models walked back: against finite differences, and against themselves where another way must give the same.
+#include "minimamba/nn/ssd.hpp"
 #include "support/sanitizer.hpp"
 #include "support/training.hpp"
 
@@ -184,6 +185,22 @@ TYPED_TEST(Tapes, GiveTheSameBitsWhenTheyComputeLayersAgain) {
   }
 }
 
+TEST(TapesOfSsd, GiveTheSameBitsWhenTheyComputeLayersAgain) {
+  using Model = Mamba<float, NativeTraining, float, SSD>;
+  const auto model = support::trained_looking_model<Model>(
+      {.d_model = 16, .n_layer = 2, .vocab_size = 50, .d_state = 8, .head_dim = 8});
+  auto pass = random_pass(model, 2, 75);
+  pass.options = {.recompute_some = false};
+  const auto kept = pass.run(model);
+  for (const bool all : {true, false}) {
+    pass.options.recompute = all;
+    pass.options.recompute_some = !all;
+    const auto again = pass.run(model);
+    EXPECT_EQ(kept.loss.sum, again.loss.sum);
+    support::expect_identical(kept.gradients, again.gradients);
+  }
+}
+
 TYPED_TEST(Tapes, AddUpOverPartsOfASequenceAndOfABatch) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
   const std::size_t length = 40, cut = 13;
@@ -288,6 +305,10 @@ TYPED_TEST(Tapes, RefuseWhatTheyCannotRead) {
   EXPECT_THROW(tape.forward(model, none, cache), ArgumentError);
   EXPECT_THROW(tape.forward(model, odd, cache), ArgumentError);
   EXPECT_THROW(tape.forward(model, unknown, cache), ArgumentError);
+  using Number = typename TypeParam::Scalar;
+  const auto narrow = support::random_matrix<Number>(4, model.norm_f.weight.cols() - 1, 1);
+  const std::vector<std::int64_t> lengths{3, 1};
+  EXPECT_THROW(tape.forward(model, View<const Number>(narrow.view()), lengths, cache), ArgumentError);
   EXPECT_EQ(cache.position(), 0);
   tape.forward(model, tokens, cache);
   for (const auto& bad : {none, odd, unknown, negative}) {

@@ -322,6 +322,14 @@ TEST(Tokenizer, RefusesByNameWhatItDoesNotSupport) {
   parts = small_parts();
   parts.tokens['a'].clear();  // which merges name
   EXPECT_THROW(mm::Tokenizer{parts}, mm::FormatError);
+  parts = small_parts();
+  parts.scores = {1, 2, 3};  // of three tokens, beside merges
+  EXPECT_THROW(mm::Tokenizer{parts}, mm::FormatError);
+  parts = small_parts();
+  for (std::int32_t i = 0; i < 1100; ++i) {
+    parts.added.push_back(added(300 + i, (std::to_string(i) + std::string(4000, 'x')).c_str(), true));
+  }
+  EXPECT_THROW(mm::Tokenizer{parts}, mm::FormatError) << "more than 4 MiB of added tokens";
 }
 
 TEST(Tokenizer, GivesTheIdsOfHuggingFace) {

@@ -126,6 +126,22 @@ TEST(TorchBin, WithSizesOf64BitsInItsDirectoryIsRead) {
   EXPECT_EQ(numbers_in(file + directory + end, 4), numbers);
 }
 
+TEST(TorchBin, WithADirectoryEndOf64BitsIsRead) {
+  namespace made = support::torch_files;
+  std::string file = made::holding(made::good);
+  const std::size_t end = file.size() - 22;
+  const auto narrow = [&](std::size_t at) {
+    std::uint32_t value = 0;
+    std::memcpy(&value, file.data() + end + at, sizeof(value));
+    return std::uint64_t{value};
+  };
+  const std::string wide = "PK\6\6" + std::string(28, '\0') + made::bytes(std::uint64_t{2}) + made::bytes(narrow(12)) +
+                           made::bytes(narrow(16));
+  file.replace(end + 10, 10, 10, '\xFF');  // the narrow one no longer says where the directory is
+  file.insert(end, wide + "PK\6\7" + made::bytes(0U) + made::bytes(std::uint64_t{end}) + made::bytes(1U));
+  EXPECT_EQ(numbers_in(file, 4), numbers_in(made::holding(made::good), 4));
+}
+
 TEST(TorchBin, ReadsTensorsThatRepeatTheirElements) {
   namespace made = support::torch_files;
   const std::string file =
@@ -144,6 +160,20 @@ TEST(TorchBin, WithANumberAmongItsTensorsIsRefused) {
   } catch (const FormatError& error) {
     support::expect_words(error.what(), {"made: x", "a tensor, as in a state dict"});
   }
+}
+
+TEST(TorchBin, WithMoreTensorsThanACheckpointMayHoldIsRefused) {
+  const std::string file = support::torch_files::holding(support::torch_files::good);
+  TensorSet set;
+  const std::size_t source = set.add_source({std::as_bytes(std::span(file)), "others"});
+  for (int i = 0; i < 20'000; ++i) set.add({std::to_string(i), DType::F32, {0}, 0, source});
+  try {
+    read_torch_bin({std::as_bytes(std::span(file)), "made"}, set);
+    ADD_FAILURE() << "accepted";
+  } catch (const FormatError& error) {
+    support::expect_words(error.what(), {"made", "20000 tensors in a checkpoint"});
+  }
+  EXPECT_EQ(set.tensors().size(), 20'000U);
 }
 
 TEST(Tensors, AreNotReadBeyondTheirEnd) {
