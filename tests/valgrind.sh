@@ -5,13 +5,13 @@
 # and tells programs so: the kernels are the portable ones and those of AVX2. The tests run in
 # MINIMAMBA_VALGRIND_PARTS parts (default: 24), each with logs in BUILD/valgrind; one that has passed with the same
 # program is not run again, so that the script can be interrupted. Exit status 1 if memcheck has found something, a
-# test fails, or a pattern of FILTER has no test.
+# test fails, or a pattern of FILTER has no test. MINIMAMBA_TEST_VALGRIND tells tests to leave out most of many cases.
 set -eu
 if [ "$1" = --part ]; then  # of so many parts, numbered from 0
   program=$2 work=$3 filter=$4 part=$5 parts=$6
   log=$work/$part
   [ ! "$log.passed" -nt "$program" ] || exit 0
-  if GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part valgrind --error-exitcode=9 --quiet --leak-check=full \
+  if MINIMAMBA_TEST_VALGRIND=1 GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part valgrind --error-exitcode=9 --quiet --leak-check=full \
     --errors-for-leak-kinds=definite --num-callers=24 --fair-sched=yes "--log-file=$log.memcheck" \
     "$program" "--gtest_filter=$filter" >"$log.tests" 2>&1; then
     mv "$log.tests" "$log.passed"

@@ -2,6 +2,7 @@
 #include "minimamba/distributed/data_parallel.hpp"
 
 #include <cstddef>
+#include <cstdlib>
 #include <memory>
 #include <set>
 #include <span>
@@ -104,7 +105,9 @@ using Kinds = testing::Types<Ranked<Mamba<float, NativeTraining>>, Ranked<Mamba<
 TYPED_TEST_SUITE(Together, Kinds);
 
 TYPED_TEST(Together, HaveTheBitsOfOneRank) {
+  const bool few = std::getenv("MINIMAMBA_TEST_VALGRIND") != nullptr;  // which runs one thread at a time
   for (const std::int64_t micro_batches : {1, 2, 3, 4, 6}) {
+    if (few && micro_batches != 3) continue;
     const auto expected = this->alone(micro_batches);
     for (const int ranks : {1, 2, 3, 4}) {
       if (ranks > micro_batches) continue;
