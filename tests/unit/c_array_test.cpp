@@ -150,7 +150,7 @@ TEST(CArray, NamesANamespaceByItsFile) {
   EXPECT_EQ(detail::namespace_of("xor_eq.hpp"), "model_xor_eq");
   EXPECT_EQ(detail::namespace_of("xor"), "model_xor");
   EXPECT_EQ(detail::namespace_of("newer.hpp"), "newer");
-  for (const char* const name : {"main", "time", "exp", "index", "y0", "stat"}) {  // functions
+  for (const char* const name : {"main", "time", "exp", "index", "y0", "stat", "linux", "option"}) {
     EXPECT_EQ(detail::namespace_of(std::string(name) + ".hpp"), std::string("model_") + name);
   }
 }
@@ -203,10 +203,15 @@ TEST(CArray, RefusesWhatItCannotHold) {
 TEST(CArray, RefusesTheNameOfAStandardHeader) {
   const Folder folder;
   const Model model = model_of(small());
-  for (const char* const name : {"time.h", "string.h", "new", "-"}) {
-    expect_refused<ArgumentError>([&] { save_c_array(model, folder / name, {.matrices = DType::F32}); },
-                                  "the name of a header that hides no standard one, such as model.hpp");
+  const auto refuses = [&](const char* name, const char* expected) {
+    expect_refused<ArgumentError>([&] { save_c_array(model, folder / name, {.matrices = DType::F32}); }, expected);
     EXPECT_FALSE(std::filesystem::exists(folder / name));
+  };
+  for (const char* const name : {"time.h", "string.h", "Time.H", "features.h"}) {
+    refuses(name, "the name of a header that hides no standard one, such as model.hpp");
+  }
+  for (const char* const name : {"new", "model", "-"}) {
+    refuses(name, "a name with an extension, which headers of C++ lack, such as model.hpp");
   }
 }
 

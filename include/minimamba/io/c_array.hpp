@@ -65,8 +65,9 @@ class ConstantWriter {
   std::string line_;
 };
 
-/// What has a meaning in C++ as it is: keywords, and functions and types that the headers of C and POSIX declare
-/// without a namespace. A namespace of such a name would compile in no program that includes them.
+/// What has a meaning in C++ as it is: keywords, macros of compilers, and functions and types that the headers of C and
+/// POSIX declare without a namespace, as far as a file may be called so. A namespace of such a name would not compile
+/// in a program that includes them.
 inline constexpr std::string_view taken_names =
     " alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class "
     "co_await co_return co_yield compl concept const const_cast consteval constexpr constinit continue decltype "
@@ -76,18 +77,19 @@ inline constexpr std::string_view taken_names =
     "template this thread_local throw true try typedef typeid typename union unsigned using virtual void volatile "
     "wchar_t while xor xor_eq "
     "abort abs accept access acos acosh alarm asin asinh assert atan atan2 atanh atexit atof atoi atol basename bind "
-    "brk bsearch calloc cbrt ceil chdir chmod chown chroot clock close connect copysign cos cosh creat crypt ctime "
-    "daemon daylight difftime dirname div drem dup dup2 environ erf erfc errno exit exp exp10 exp2 expm1 fabs fclose "
-    "fdim feof ferror fflush ffs fgetc fgets finite floor fma fmax fmin fmod fopen fork fprintf fputc fputs fread free "
-    "frexp fscanf fseek fstat ftell fwrite gamma getc getchar getcwd getenv getline getopt getpid gets glob gmtime "
-    "hypot iconv ilogb index ioctl isatty isnan j0 j1 jn kill labs ldexp ldiv lgamma link listen localtime log log10 "
-    "log1p log2 logb longjmp lrint lround lseek major malloc memchr memcmp memcpy memmove memset minor mkdir mktime "
-    "mmap modf nan nice open optarg pause perror pipe poll pow printf profil putc putchar puts qsort raise rand random "
-    "read readlink realloc realpath recv remainder remove rename revoke rewind rindex rint rmdir round scalb scanf "
-    "select send setbuf setenv setjmp shutdown sigaction signal significand sigset sin sincos sinh sleep socket "
-    "sprintf sqrt srand srandom stat stderr stdin stdout strcat strchr strcmp strcpy strlen strstr strtod swab symlink "
-    "sync syscall sysconf system tan tanh tgamma time timezone tm tolower toupper trunc truncate tzname uint ulong "
-    "umask ungetc unlink ushort usleep utime valloc wait waitpid write y0 y1 yn ";
+    "brk bsearch calloc cbrt ceil chdir chmod chown chroot clock clone close connect copysign cos cosh creat crypt "
+    "ctime daemon daylight difftime dirname div drem dup dup2 environ erf erfc errno exit exp exp10 exp2 expm1 fabs "
+    "fclose fdim feof ferror fflush ffs fgetc fgets finite floor fma fmax fmin fmod fopen fork fprintf fputc fputs "
+    "fread free frexp fscanf fseek fstat ftell fwrite gamma getc getchar getcwd getenv getline getopt getpid gets glob "
+    "gmtime group hypot iconv ilogb index ioctl isatty isnan j0 j1 jn kill labs ldexp ldiv lgamma link linux listen "
+    "localtime log log10 log1p log2 logb longjmp lrint lround lseek major malloc memchr memcmp memcpy memmove memset "
+    "minor mkdir mktime mmap modf nan nice open optarg option pause perror pipe poll pow printf profil putc putchar "
+    "puts qsort raise rand random read readlink realloc realpath recv remainder remove rename revoke rewind rindex "
+    "rint rmdir round scalb scanf select send setbuf setenv setjmp shutdown sigaction signal significand sigset sin "
+    "sincos sinh sleep socket splice sprintf sqrt srand srandom stat stderr stdin stdout strcat strchr strcmp strcpy "
+    "strlen strstr strtod swab symlink sync syscall sysconf system tan tanh tee tgamma time timezone tm tolower "
+    "toupper trunc truncate tzname uint ulong umask ungetc unix unlink ushort usleep utime valloc wait waitpid write "
+    "y0 y1 yn ";
 
 inline bool is_one_of(std::string_view names, std::string_view name) {  // each has a space before and after it
   return names.find(' ' + std::string(name) + ' ') != names.npos;
@@ -110,16 +112,24 @@ inline std::string namespace_of(const std::filesystem::path& path) {
 }
 
 /// Throws ArgumentError for a header that a program would find in place of a standard one: `time.h` in a folder of
-/// -I, or any of C++, none of which has an extension.
+/// -I, or any of C++, none of which has an extension. Of C they are those of the standard, and what these include.
 inline void check_header_name(const std::filesystem::path& path) {
   constexpr std::string_view of_c =
-      " assert complex ctype errno fenv float inttypes iso646 limits locale math memory malloc setjmp signal stdalign "
-      "stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string strings tgmath threads time uchar unistd "
-      "wchar wctype ";
-  const std::string extension = path.extension().string();
-  if (!extension.empty() && !(extension == ".h" && is_one_of(of_c, path.stem().string()))) return;
-  throw ArgumentError("path", "the name of a header that hides no standard one, such as model.hpp",
-                      path.filename().string());
+      " alloca assert complex ctype dirent endian errno fcntl features fenv float getopt inttypes iso646 libintl "
+      "limits locale malloc math memory newlib pthread reent sched semaphore setjmp signal stdalign stdarg stdatomic "
+      "stdbit stdbool stdckdint stddef stdint stdio stdlib stdnoreturn string strings tgmath threads time uchar "
+      "unistd wchar wctype ";
+  std::string name = path.filename().string();
+  for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;  // as some file systems do
+  const std::filesystem::path lower(name);
+  if (!lower.has_extension()) {
+    throw ArgumentError("path", "a name with an extension, which headers of C++ lack, such as model.hpp",
+                        path.filename().string());
+  }
+  if (lower.extension() == ".h" && is_one_of(of_c, lower.stem().string())) {
+    throw ArgumentError("path", "the name of a header that hides no standard one, such as model.hpp",
+                        path.filename().string());
+  }
 }
 
 /// The Config and what comes before the first weights.
@@ -296,7 +306,8 @@ void save_c_array_file(const Parameters& parameters, const std::filesystem::path
 /// as the options or the model's weight format say; with Q8_0, x_proj is bf16, as in every q8 model. Rows that pad the
 /// vocabulary are left out. Throws FileError; CancelledError; CheckpointError for values that are not finite or do not
 /// fit; ConfigError for a checkpoint of another mixer; and ArgumentError for a model that was moved from, another type,
-/// or a name such as time.h, which would hide a standard header. An existing file is then as before.
+/// or a name that is, or may be, that of a standard header: time.h, or any without an extension. An existing file is
+/// then as before.
 template <class Model>
 void save_c_array(const Model& model, const std::filesystem::path& path, const SaveOptions& options = {}) {
   static_assert(std::is_same_v<typename Model::Config, MambaConfig>,
