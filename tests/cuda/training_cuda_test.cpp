@@ -1,8 +1,10 @@
 // CudaTraining without a card: what it queues, gives back and refuses, and how products are divided. The driver and
 // NVRTC are those of support/fake_cuda.cpp: see cuda_test.cpp. Kernels compute nothing there, so all numbers are zero.
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "minimamba/backend/cuda_training.hpp"
@@ -75,6 +77,28 @@ TEST(CudaTrainings, SayHowMuchMemoryIsMissing) {
     fake.memory = fake.allocated + (1U << 20);
     tape.forward(model, std::vector<std::int32_t>(10'000, 1), cache);
   });
+}
+
+/// Others cannot know when it is released, and have made no room for one of their own.
+TEST(CudaTrainings, GiveAHeldWeightToTheThreadThatHoldsItAlone) {
+  std::vector<std::byte> weights(256), memory(128);
+  const gpu::Weights weight{gpu::address(weights.data()), 8, 8};
+  gpu::HeldWeight held;
+  const auto hold = [&] {
+    return held.hold(
+        weight.data, memory.size(), [&](std::size_t bytes) { return CudaBuffer<std::byte>(memory.data(), bytes); },
+        [](gpu::Address) {});
+  };
+  EXPECT_TRUE(hold());
+  EXPECT_TRUE(held.find(weight).has_value());
+  bool found = true, second = true;
+  std::thread([&] { found = held.find(weight).has_value(), second = hold(); }).join();
+  EXPECT_FALSE(found || second);
+  held.release();
+  EXPECT_FALSE(held.find(weight).has_value());
+  std::thread([&] { found = hold() && held.find(weight).has_value(); }).join();
+  EXPECT_TRUE(found);
+  EXPECT_FALSE(held.find(weight).has_value());
 }
 
 TEST(CudaTrainings, RunKernelsOnAnyNumberOfRowsAndSequences) {

@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "minimamba/backend/cuda/memory.hpp"
@@ -153,7 +154,7 @@ inline void multiply(const Device& device, TrainingProduct kind, Bf16Product p, 
 }
 
 /// A weight that is rounded once for several products in a row: see CudaTraining::hold. One at a time; memory is kept
-/// for the next.
+/// for the next. The thread that holds it finds it alone: others cannot know when it is released.
 class HeldWeight {
  public:
   /// round(memory) rounds the weight into `bytes` bytes. False if another is held.
@@ -167,6 +168,7 @@ class HeldWeight {
     }
     round(address(memory_.data()));
     weight_ = weight;
+    thread_ = std::this_thread::get_id();
     return true;
   }
   void release() {
@@ -175,13 +177,14 @@ class HeldWeight {
   }
   std::optional<RoundedRows> find(const Weights& weight) const {
     const std::lock_guard lock(mutex_);
-    if (weight_ == 0 || weight.data != weight_) return std::nullopt;
+    if (weight_ == 0 || weight.data != weight_ || thread_ != std::this_thread::get_id()) return std::nullopt;
     return RoundedRows::packed(address(memory_.data()), weight.rows, weight.cols);
   }
 
  private:
   mutable std::mutex mutex_;
   Address weight_ = 0;
+  std::thread::id thread_;
   CudaBuffer<std::byte> memory_;
 };
 /// Holds it while it lives.
