@@ -42,7 +42,8 @@ struct ProductBackwardArguments {
 
 namespace detail {
 
-/// y += x, where nothing else reads x; a backend may have this as add_last(x, y).
+/// y += x, where nothing else reads x; a backend may have this as add_last(x, y), and y = from + x as
+/// add_last(x, from, y).
 template <class B, class T>
 void add_last(const B& backend, View<T> x, View<T> y) {
   if constexpr (requires { backend.add_last(x, y); }) {

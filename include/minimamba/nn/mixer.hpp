@@ -29,6 +29,7 @@
 // It does not use y, and of the state only the parts that are kept once are those before forward. A mixer that reads x
 // in products alone may have
 //   template <class T> bool reads_operand(const Backend<Scalar>&, View<T> x) const;   see backend/concept.hpp
+// and passes x_is_operand on. One that derives from S6 has it: it says false if its forward reads x in other ways, too.
 // What files say of its models is in io/known_mixers.hpp.
 #ifndef MINIMAMBA_NN_MIXER_HPP
 #define MINIMAMBA_NN_MIXER_HPP
