@@ -101,6 +101,49 @@ TEST(CudaTrainings, GiveAHeldWeightToTheThreadThatHoldsItAlone) {
   EXPECT_FALSE(held.find(weight).has_value());
 }
 
+/// What a product [2, 8] at 1000 is told to store, after it has been asked to add its result; nothing if it refuses.
+std::optional<gpu::Output> output_of(const gpu::Block& block, const gpu::SumOfRows& add) {
+  gpu::Recording recording;
+  recording.add({}, {}, block, gpu::Output{.y = 1000, .y_stride = 8});
+  const bool adds = recording.add_to_last_product(add);
+  const auto output = recording.list().get<gpu::Output>(recording.list().last(), 0);
+  EXPECT_EQ(adds, output.sum == add.sum);
+  return adds ? std::optional(output) : std::nullopt;
+}
+TEST(CudaTrainings, LetProductsAddTheirResultToMatricesThatTheyDoNotRead) {
+  const gpu::SumOfRows add{.rows_at = 1000,
+                           .sum = 5000,
+                           .stride = 8,
+                           .sum_stride = 16,
+                           .rows = 2,
+                           .cols = 8,
+                           .from = 7000,
+                           .from_stride = 8};
+  gpu::SumOfRows last = add, in_place = add;
+  last.last = true;
+  in_place.last = true, in_place.from = 0;
+  // The sum lies between the two operands, and touches neither.
+  gpu::Block block{
+      .output = 1, .rows = 2, .cols = 8, .input = 4000, .input_end = 5000, .other = 5128, .other_end = 6000};
+  block.only_sums = true;
+  const auto kept = output_of(block, add), alone = output_of(block, last), same = output_of(block, in_place);
+  ASSERT_TRUE(kept && alone && same);
+  EXPECT_EQ(kept->y, 1000U);
+  EXPECT_TRUE(alone->y == 0 && alone->from == 7000 && alone->from_stride == 8 && alone->sum_stride == 16);
+  EXPECT_TRUE(same->y == 0 && same->from == 5000 && same->from_stride == 16);
+
+  gpu::Block other = block;  // of inference: they add in place, and store their result too
+  other.only_sums = false;
+  EXPECT_FALSE(output_of(other, last));
+  ASSERT_TRUE(output_of(other, in_place));
+  EXPECT_EQ(output_of(other, in_place)->y, 1000U);
+  for (const auto end : {&gpu::Block::input_end, &gpu::Block::other}) {
+    gpu::Block reads = block;
+    reads.*end = end == &gpu::Block::other ? 5124 : 5004;
+    EXPECT_FALSE(output_of(reads, add));
+  }
+}
+
 TEST(CudaTrainings, RunKernelsOnAnyNumberOfRowsAndSequences) {
   expect_success([] {
     fake_driver();
