@@ -68,6 +68,7 @@ TEST(CudaTrainingsWithOperands, HaveTheBitsOfThoseThatRoundApart) {
   expect_the_same_bits({{.d_model = 64, .n_layer = 2, .vocab_size = 50, .bias = true}, 4, 33, {.dropout = 0.2}});
   expect_the_same_bits({{.d_model = 54, .n_layer = 2, .vocab_size = 100}, 2, 40});   // E is no multiple of 8
   expect_the_same_bits({{.d_model = 44, .n_layer = 2, .vocab_size = 300}, 2, 40});   // nor is D, but E is
+  expect_the_same_bits({{.d_model = 64, .n_layer = 1, .vocab_size = 3000}, 1, 40});  // a row of logits in two turns
   expect_the_same_bits({{.d_model = 1032, .n_layer = 1, .vocab_size = 64}, 1, 37});  // norms of wide rows
   expect_the_same_bits({{.d_model = 64, .n_layer = 1, .vocab_size = 64, .d_conv = 6, .dt_b_c_rms = true}, 3, 2});
   expect_the_same_bits(
