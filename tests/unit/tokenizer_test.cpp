@@ -14,6 +14,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "support/measured.hpp"
@@ -118,6 +119,15 @@ TEST(Tokenizer, LooksOnceAtTheWhiteSpaceThatAddedTokensOfWhiteSpaceInclude) {
   const mm::Tokenizer tokenizer(parts);
   EXPECT_EQ(tokenizer.encode("a   b c"), (Ids{'a', 260, 260, 260, 'b', 260, 'c'}));  // as Hugging Face's library
   support::expect_seconds(1, [&] { EXPECT_EQ(tokenizer.encode(std::string(100'000, ' ')), Ids(100'000, 260)); });
+}
+
+TEST(Tokenizer, EncodesWithoutMergesAfterItWasMovedFrom) {
+  mm::Tokenizer first(small_parts());
+  const std::string text = "a b ab abc";
+  const Ids expected = first.encode(text);
+  const mm::Tokenizer second = std::move(first);
+  EXPECT_EQ(second.encode(text), expected);
+  EXPECT_NO_THROW(first.encode(text));  // NOLINT: it has no tokens then, but reads no memory that is gone
 }
 
 /// Merges of which all keys have the same remainder, if they are divided by the buckets of a standard table.

@@ -102,7 +102,7 @@ class Symbols {
 template <class Value>
 class PairTable {
  public:
-  bool empty() const { return size_ == 0; }
+  bool empty() const { return slots_.empty(); }  // also after it was moved from
   void reserve(std::size_t count) {
     if (count > slots_.size() / 2) grow(std::bit_ceil(2 * count));
   }
