@@ -167,8 +167,8 @@ inline void require_header(const CsvReader& reader, const ByteSource& source) {
 }  // namespace detail
 
 /// Reads a CSV file with names in its first line. The table is in memory as a whole. Throws FormatError, which names
-/// file and line, for a column that the file lacks or has twice, a line with another number of fields, and a field that
-/// is not a finite number.
+/// file and line, for a column that the file lacks or has twice, a line with another number of fields or more than a
+/// million, and a field that is not a finite number.
 inline Table read_csv(const ByteSource& source, const CsvOptions& options = {}) {
   Table table;
   detail::CsvReader reader(source.name(), options);
