@@ -35,6 +35,9 @@ build=$(cd "$1" && pwd) source=$(cd "$(dirname "$0")" && pwd)
 work=${2:-$build/fuzz-long}
 shift "$(($# < 2 ? $# : 2))"
 chosen=$*
+for name in $chosen; do
+  [ -e "$build/tests/${name}_fuzz" ] || { echo "there is no target $name in $build/tests"; exit 2; }
+done
 left() {  # targets that have executions to make, each with what --one takes
   for target in "$build"/tests/*_fuzz; do
     name=$(basename "$target" _fuzz)
