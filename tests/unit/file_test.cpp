@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -216,16 +215,15 @@ TEST_F(AtomicFileTest, CommitsTogetherWhatLinksLeadTo) {
 }
 
 TEST_F(AtomicFileTest, CommitsAtMost256FilesTogether) {
-  std::vector<std::unique_ptr<AtomicFile>> files;
-  std::vector<AtomicFile*> pointers;
-  for (int i = 0; i < 257; ++i) {
-    files.push_back(std::make_unique<AtomicFile>(folder / std::to_string(i)));
-    pointers.push_back(files.back().get());
+  AtomicFile file(folder / "file");
+  const std::vector<AtomicFile*> files(257, &file);  // one, as macOS lets a process open 256
+  try {
+    minimamba::commit_together(files);
+    ADD_FAILURE() << "accepted";
+  } catch (const minimamba::ArgumentError& error) {
+    EXPECT_STREQ(error.what(), "files: expected at most 256 files to save together, found 257");
   }
-  EXPECT_THROW(minimamba::commit_together(pointers), minimamba::ArgumentError);
-  pointers.clear();
-  files.clear();
-  EXPECT_EQ(entries(), 0U);
+  EXPECT_FALSE(fs::exists(folder / "file"));
 }
 
 TEST_F(AtomicFileTest, KeepsThePermissionsOfTheOldFile) {

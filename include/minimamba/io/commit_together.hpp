@@ -31,6 +31,10 @@ struct CommitTogether {
 
 /// Throws ArgumentError for names that the reader of the list would reject or could not distinguish.
 inline void CommitTogether::check(std::span<AtomicFile* const> files) {
+  if (files.size() > max_journal_files) {
+    throw ArgumentError("files", "at most " + std::to_string(max_journal_files) + " files to save together",
+                        std::to_string(files.size()));
+  }
   std::set<std::filesystem::path> seen;
   const auto is_plain = [](const std::filesystem::path& path) {
     const std::u8string name = path.filename().u8string();
@@ -46,10 +50,6 @@ inline void CommitTogether::check(std::span<AtomicFile* const> files) {
     if (!fits) {
       throw ArgumentError("files", "distinct plain file names in one folder", printable(file->name_.string()));
     }
-  }
-  if (files.size() > max_journal_files) {
-    throw ArgumentError("files", "at most " + std::to_string(max_journal_files) + " files to save together",
-                        std::to_string(files.size()));
   }
 }
 
