@@ -113,11 +113,14 @@ TEST(ASchedulerOutOfMemory, ServesEveryRequestOnceThereIsMemoryAgain) {
                                         [&](bool) {
                                           scheduler->run();
                                           EXPECT_EQ(ended, count);
+                                          std::size_t failed = 0;
                                           for (std::size_t i = 0; i < count; ++i) {
                                             std::vector<std::int32_t> tokens = expected[i];
+                                            failed += results[i].error != nullptr ? 1U : 0U;
                                             if (results[i].error != nullptr) tokens.resize(results[i].tokens.size());
                                             EXPECT_EQ(results[i].tokens, tokens) << i;
                                           }
+                                          EXPECT_LE(failed, 2U) << "those of the step in which memory ran out";
                                           EXPECT_EQ(scheduler->statistics().waiting, 0U);
                                           submit_all();
                                         });
