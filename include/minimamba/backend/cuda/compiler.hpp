@@ -83,8 +83,9 @@ constexpr std::size_t parts_of(Program program) {
     case Program::products_mma:
     case Program::products_q8:
     case Program::products_q4:
-    case Program::products_wide:
       return 3;
+    case Program::products_wide:
+      return 4;
     case Program::products_tf32:
       return 6;
     default:

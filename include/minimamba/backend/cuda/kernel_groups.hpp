@@ -46,7 +46,7 @@ struct KernelGroups {
   void begin_for() const {
     if constexpr (in_double) {
       add(Program::products_double, double_kernels, no_shared_memory);
-      begin(Program::products_double, {0});
+      begin_all(Program::products_double);
     } else if constexpr (in_tf32<W>) {
       constexpr std::size_t first = std::is_same_v<W, float> ? 0 : 3;
       add(Program::products_tf32, tf32_kernels, tf32_shared_memory, tf32_parts);
@@ -55,10 +55,10 @@ struct KernelGroups {
       constexpr std::size_t format = Layout<W>::index - Layout<bf16>::index;
       const auto shared_of = [](std::size_t kind) { return mma_shared_memory(format, kind); };
       add(mma_program(format), mma_names(format), shared_of, mma_parts);
-      begin(mma_program(format), {0, 1, 2});
+      begin_all(mma_program(format));
     } else {
       add(Program::products_fma, fma_kernels, no_shared_memory);
-      begin(Program::products_fma, {0});
+      begin_all(Program::products_fma);
     }
     if (std::is_same_v<W, bf16> && on_tensor_cores<W>()) {
       begin_for_bf16();
@@ -80,7 +80,7 @@ struct KernelGroups {
   void begin_for_bf16() const {
     if (device.capability() == 90 && device.has_tensor_maps()) {
       add(Program::products_wide, wide_kernels, wide_shared_memory, wide_parts, true);
-      begin(Program::products_wide, {0, 1, 2});
+      begin_all(Program::products_wide);
     }
     add(Program::layers_bf16, bf16_layer_kernels, no_shared_memory, bf16_layer_parts);
     begin(Program::layers_bf16, {scan_part - 1, mixer_part - 1});
@@ -94,7 +94,7 @@ struct KernelGroups {
   }
   void load_ssd() const {
     add(ssd, ssd_kernels, no_shared_memory);
-    begin(ssd, {0});
+    begin_all(ssd);
     finish();
   }
   /// Loads what has begun.
@@ -110,6 +110,9 @@ struct KernelGroups {
   }
   void begin(Program program, std::initializer_list<std::size_t> parts) const {
     for (const std::size_t part : parts) device.kernels().begin({program, part}, options);
+  }
+  void begin_all(Program program) const {
+    for (std::size_t part = 0; part < parts_of(program); ++part) device.kernels().begin({program, part}, options);
   }
 };
 

@@ -235,6 +235,15 @@ inline constexpr std::array wide_kernels = {
     "multiply_bf16_wide_256", "multiply_bf16_wide_128", "multiply_bf16_wide_128x64", "multiply_bf16_wide_64",
     "multiply_bf16_wide_32",  "multiply_bf16_some_8",   "multiply_bf16_some_16",     "multiply_bf16_some_32"};
 inline constexpr std::array wide_parts = {PartBegin{0, 0}, PartBegin{1, 1}, PartBegin{2, 2}, PartBegin{4, 3}};
+/// Whether parts are all of a program.
+constexpr bool are_all(std::span<const PartBegin> parts, Program program) {
+  std::size_t count = 0;
+  for (const PartBegin& begin : parts) count = std::max(count, begin.part + 1);
+  return count == parts_of(program);
+}
+static_assert(are_all(layer_parts, Program::layers) && are_all(bf16_layer_parts, Program::layers_bf16) &&
+              are_all(tf32_parts, Program::products_tf32) && are_all(mma_parts, Program::products_mma) &&
+              are_all(wide_parts, Program::products_wide));
 inline constexpr std::array<WideTile, 5> wide_tiles = {{{128, 256, 384, 3, 1600, 3000},
                                                         {128, 128, 384, 4, 920, 1500},
                                                         {128, 64, 384, 7, 560, 900},

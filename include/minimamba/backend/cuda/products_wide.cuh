@@ -323,7 +323,7 @@ WIDE(128, 1, 2, 2, 64, 4, 2)
 #elif MINIMAMBA_PART == 2
 WIDE(128x64, 1, 2, 1, 64, 7, 2)
 WIDE(64, 1, 1, 1, 64, 8, 3)
-#else
+#elif MINIMAMBA_PART == 3
 WIDE(32, 1, 1, 1, 32, 16, 4)
 #endif
 #endif
