@@ -270,6 +270,32 @@ TEST(CudaDecoding, ClearsWhatBlocksExchangeBeforeTagsRecur) {
     REQUIRE(begun == 1);
   });
 }
+TEST(CudaDecoding, ClearsWhatBlocksExchangeWhenWordsOfFourBytesHaveOtherPlaces) {
+  expect_success([] {
+    const FakeCuda& fake = fake_with_grids();
+    MambaConfig larger = small();
+    larger.d_model = 128;
+    const Mamba<float, CudaBackend, bf16> model(small()), draft(larger);
+    const Mamba<float, CudaBackend> exact(small()), other(larger);
+    model.backend().device().kernels().wait();
+    auto of_model = model.make_cache(), of_draft = draft.make_cache();
+    auto of_exact = exact.make_cache(), of_other = other.make_cache();
+    const auto clears = [&](const auto& reader, auto& cache) {
+      const int before = fake.cleared;
+      reader.backend().to_host(reader.forward(1, cache));
+      return fake.cleared - before;
+    };
+    for (int i = 0; i < 4; ++i) {
+      clears(model, of_model), clears(draft, of_draft), clears(exact, of_exact), clears(other, of_other);
+    }
+    const std::size_t decoded = model.backend().device().decoded();
+    REQUIRE(clears(model, of_model) == 1 && clears(model, of_model) == 0);
+    REQUIRE(clears(draft, of_draft) == 1 && clears(draft, of_draft) == 0);
+    REQUIRE(clears(exact, of_exact) == 0 && clears(other, of_other) == 0);
+    REQUIRE(clears(draft, of_draft) == 1);
+    REQUIRE(model.backend().device().decoded() == decoded + 7);
+  });
+}
 TEST(CudaDecoding, TagsDoNotRecur) {
   expect_success([] {
     FakeCuda& fake = fake_with_grids();

@@ -51,30 +51,40 @@ TEST(CudaDecoding, GivesTheSameBitsInBf16) { expect_the_same_bits<bf16>(); }
 TEST(CudaDecoding, GivesTheSameBitsInQ8) { expect_the_same_bits<q8>(); }
 TEST(CudaDecoding, GivesTheSameBitsInQ4) { expect_the_same_bits<q4>(); }
 
-/// Both use the same memory, in words of different sizes.
-TEST(CudaDecoding, GivesTheSameBitsWhenFormatsTakeTurns) {
+/// All use the same memory, in words of different sizes and places.
+TEST(CudaDecoding, GivesTheSameBitsWhenModelsTakeTurns) {
   if (CudaBackend<float>::devices() == 0) GTEST_SKIP() << "no NVIDIA card";
   const MambaConfig config{.d_model = 768, .n_layer = 4, .vocab_size = 256};
   const Mamba<float, CudaBackend, bf16> model(config);
   const Mamba<float, CudaBackend> between(config);
+  const Mamba<float, CudaBackend, bf16> draft({.d_model = 1024, .n_layer = 4, .vocab_size = 256});
   const auto& backend = model.backend();
+  if (backend.device().capability() < 90) GTEST_SKIP() << "the card is older than Hopper";
   auto cache = model.make_cache(), other = model.make_cache();
-  auto of_between = between.make_cache();
+  auto of_between = between.make_cache(), of_draft = draft.make_cache();
+  backend.device().kernels().wait();
+  const std::size_t before = backend.device().decoded();
   for (std::int32_t i = 0; i < 40; ++i) {
     backend.device().set_decoding(true);
-    between.forward({i}, of_between);
+    if (i % 2 == 0) {
+      between.forward({i}, of_between);
+    } else {
+      draft.forward({i}, of_draft);
+    }
     const auto one = backend.to_host(model.forward({i}, cache));
     backend.device().set_decoding(false);
     const auto many = backend.to_host(model.forward({i}, other));
     ASSERT_EQ(std::memcmp(one.row(0).data(), many.row(0).data(), one.cols() * sizeof(float)), 0) << "token " << i;
   }
   backend.device().set_decoding(true);
+  EXPECT_GT(backend.device().decoded(), before + 30);
 }
 
 TEST(CudaDecoding, ChoosesTheSameToken) {
   if (CudaBackend<float>::devices() == 0) GTEST_SKIP() << "no NVIDIA card";
   const Mamba<float, CudaBackend, bf16> model({.d_model = 256, .n_layer = 2, .vocab_size = 1000});
   auto cache = model.make_cache();
+  model.backend().device().kernels().wait();
   Sampler sampler({}, 1000);
   detail::LastLogits<CudaBackend<float>> last;
   std::vector<float> logits(1000);

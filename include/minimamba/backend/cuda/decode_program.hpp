@@ -169,13 +169,12 @@ class DecodeMemory {
   }
   int start(DecodeProgram& program, const Decoder& decoder, Handle stream) {
     DecodeArguments& p = program.arguments;
-    // Words of 4 bytes and of 8 lie in the same places: a half of one may look like the other.
-    const bool narrow = program.format == narrow_format;
-    if (tag_ + p.layer_count > last_tag || narrow != narrow_) {
-      tag_ = 1;
-      narrow_ = narrow;
+    const Places places{program.format == narrow_format, p.width, p.channels, p.rank + 2 * p.states};
+    if (tag_ + p.layer_count > last_tag || (places.narrow && places != places_)) {
       if (const int error = driver_.set_bytes(exchange_, 0, bytes_, stream); error != 0) return error;
+      tag_ = 1;
     }
+    places_ = places;
     p.tag = tag_;
     p.exchange = exchange_;
     tag_ += p.layer_count + 1;
@@ -185,6 +184,15 @@ class DecodeMemory {
   }
 
  private:
+  /// Where words of 4 bytes and of 8 lie: with bf16, x and the choice are of 8, and the others of 4. Half a word of 8,
+  /// which a program with other places has left, may look like one of 4 with the right tag; but not the other way
+  /// round, as all tags differ.
+  struct Places {
+    bool narrow = false;
+    std::uint32_t width = 0, channels = 0, selection = 0;
+    bool operator==(const Places&) const = default;
+  };
+
   /// After an error, the old memory is there still, for the programs that use it.
   int reserve(std::size_t bytes, Handle stream) {
     if (bytes <= bytes_) return 0;
@@ -201,13 +209,13 @@ class DecodeMemory {
   }
 
   static constexpr std::uint32_t last_tag = 0xFFFF;  // words have room for 16 bits
-  static constexpr std::size_t narrow_format = 2;    // bf16: words of 4 bytes
+  static constexpr std::size_t narrow_format = 2;    // bf16
 
   const Driver& driver_;
   Address exchange_ = 0;
   std::size_t bytes_ = 0;
   std::uint32_t tag_ = 1;  // of the next kernel's first layer
-  bool narrow_ = false;    // the kernel before
+  Places places_;          // of the kernel before
 };
 
 }  // namespace gpu
