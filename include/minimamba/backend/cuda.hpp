@@ -209,10 +209,11 @@ class CudaBackend {
       multiply_on_tensor_cores(x, weight, y);
     }
   }
-  /// Memory for the rounded activations of products of up to `rows` rows. Waits for the kernels that have begun.
+  /// Memory for the rounded activations of products of up to `rows` rows. Waits for the kernels of models with such
+  /// weights.
   template <WeightFormat W>
   void reserve_matmul(std::size_t rows, const Matrix<W>& weight) const {
-    groups().finish();
+    groups().template finish_for<W>();
     const std::size_t at_once = std::min(rows, max_rows_of_product);
     if (const std::size_t bytes = rounded_bytes<W>(at_once, weight.cols()); bytes > 0) {
       device_->scratch(bytes, device_->lock_scratch());

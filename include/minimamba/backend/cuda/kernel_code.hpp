@@ -27,7 +27,7 @@ struct CudaKernelOptions {
   std::string cache_folder = {};  // the user's cache folder if empty; must belong to the user alone, or it is not used
   std::string compiled = {};      // a folder that compile_cuda_kernels has filled: NVRTC is then not needed
   /// Called before each compilation, which takes seconds in a thread of its own, as several groups of kernels are
-  /// compiled at once: one call at a time, by the thread that makes a backend or a model.
+  /// compiled at once: one call at a time, by the thread that makes a backend or a model, or first uses it.
   std::function<void(const std::string&)> on_compile = {};
 };
 

@@ -39,11 +39,23 @@ struct KernelGroups {
   void open() const {
     add(layers, layer_kernels, no_shared_memory, layer_parts);
     device.kernels().load({layers, memory_part}, options);
-    begin(layers, {other_part, mixer_part});
+    begin_for_all();
+  }
+  /// The products with such weights.
+  template <class W>
+  Program products() const {
+    if constexpr (in_double) {
+      return Program::products_double;
+    } else if constexpr (in_tf32<W>) {
+      return Program::products_tf32;
+    } else {
+      return on_tensor_cores<W>() ? mma_program(Layout<W>::index - Layout<bf16>::index) : Program::products_fma;
+    }
   }
   /// Begins with all that models with such weights need, unless it has begun.
   template <class W>
   void begin_for() const {
+    begin_for_all();
     if constexpr (in_double) {
       add(Program::products_double, double_kernels, no_shared_memory);
       begin_all(Program::products_double);
@@ -85,22 +97,30 @@ struct KernelGroups {
     add(Program::layers_bf16, bf16_layer_kernels, no_shared_memory, bf16_layer_parts);
     begin(Program::layers_bf16, {scan_part - 1, mixer_part - 1});
   }
-  /// Loads what has begun, and the scans of so many states, of activations of bf16 or not.
+  /// Loads the scans of so many states, of activations of bf16 or not.
   void load_scans(std::size_t states, bool narrow) const {
     if (narrow) begin_for_bf16();
     const std::size_t part = states <= 16 ? scan_part : wide_scan_part;
     begin(narrow ? Program::layers_bf16 : layers, {narrow ? part - 1 : part});
-    finish();
+    device.kernels().finish(narrow ? Program::layers_bf16 : layers, options);
   }
   void load_ssd() const {
     add(ssd, ssd_kernels, no_shared_memory);
     begin_all(ssd);
-    finish();
+    device.kernels().finish(ssd, options);
   }
-  /// Loads what has begun.
-  void finish() const { device.kernels().finish(options); }
+  /// Loads what models with such weights need. What was refused begins again, or else a launch would wait for it when
+  /// some states have changed. What other models need may be refused meanwhile.
+  template <class W>
+  void finish_for() const {
+    if (device.kernels().has_failed()) begin_for<W>();
+    for (const Program program : {layers, products<W>(), Program::layers_bf16, Program::products_wide}) {
+      device.kernels().finish(program, options);
+    }
+  }
 
  private:
+  void begin_for_all() const { begin(layers, {other_part, mixer_part}); }
   template <class Names, class Shared>
   void add(Program program, const Names& names, const Shared& shared_of, std::span<const PartBegin> parts = one_part,
            bool may_lack = false) const {

@@ -82,11 +82,18 @@ class LoadedKernels {
   }
   /// Loads all that is on its way, but for what is optional.
   void finish(const CudaKernelOptions& options) {
-    if (on_their_way_ == 0) return;
-    for_each_part([&](const Unit& unit, Loaded& loaded, Part& part) {
-      if (part.state == Part::begun && !loaded.group.is_optional) load(unit, options);
-    });
+    for (std::size_t i = 0; i < program_count; ++i) finish(static_cast<Program>(i), options);
   }
+  /// Of one group.
+  void finish(Program program, const CudaKernelOptions& options) {
+    if (on_their_way_ == 0) return;
+    Loaded& loaded = of(program);
+    for (std::size_t i = 0; i < parts_of(program); ++i) {
+      if (loaded.parts[i].state == Part::begun && !loaded.group.is_optional) load({program, i}, options);
+    }
+  }
+  /// Whether a part was ever begun and could not be loaded, but for optional ones.
+  bool has_failed() const { return has_failed_; }
   /// Whether load would not wait.
   bool is_ready(const Unit& unit) {
     Part& part = of(unit.program).parts[unit.part];
@@ -162,8 +169,8 @@ class LoadedKernels {
   void begin(const Unit& unit, Loaded& loaded, Part& part, const CudaKernelOptions& options) {
     assert(loaded.is_known);
     part.code = code_of(unit, card_, options, Origin::compiled_before);
+    if (!loaded.group.is_optional) ++on_their_way_;  // first, as finish may look at any time
     part.state = Part::begun;
-    if (!loaded.group.is_optional) ++on_their_way_;
   }
   void finish(const Unit& unit, Loaded& loaded, Part& part, const CudaKernelOptions& options) {
     const auto end = [&](typename Part::State state) {
@@ -176,6 +183,7 @@ class LoadedKernels {
       part.module = load_module(unit, part.code, options);
       find_kernels(unit, loaded, part.module);
     } catch (...) {
+      if (!loaded.group.is_optional) has_failed_ = true;
       end(Part::absent);  // the next call begins again
       throw;
     }
@@ -222,6 +230,7 @@ class LoadedKernels {
   const Card card_;
   const Handle context_;
   std::atomic<int> on_their_way_ = 0;  // parts that are begun, but for optional ones
+  std::atomic<bool> has_failed_ = false;
   std::array<Loaded, program_count> programs_;
 };
 
