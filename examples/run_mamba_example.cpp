@@ -89,7 +89,12 @@ int main(int argc, char** argv) {
   if (wanted != "native") {
     try {
       card.emplace();
+      const minimamba::Mamba<float, minimamba::CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 16},
+                                                                  *card);
+      auto cache = model.make_cache();
+      model.forward(1, cache);  // kernels that models need may be refused, too
     } catch (const minimamba::CudaError& error) {
+      card.reset();
       if (wanted == "cuda") {
         std::fprintf(stderr, "run_mamba_example: %s\n", error.what());
         return 1;
