@@ -1,6 +1,6 @@
 // examples/serve_chat.hpp: what it reads of templates that strangers wrote. The prompts that real templates give are
 // tested in programs/serve_templates.py.
-#include <chrono>
+#include <ctime>
 #include <string>
 #include <vector>
 
@@ -21,7 +21,7 @@ std::string repeated(const std::string& part, std::size_t bytes) {
 TEST(ServeChat, TakesTimeInProportionToTheTemplate) {
   constexpr std::size_t size = std::size_t{1} << 20;  // the longest that is read
   const std::string system = "<|im_start|>system\n", quoted = "'<|im_start|>system\\n";
-  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin = std::clock();  // of the processor: others may hold up this test
   for (const std::string& source :
        {"{{" + repeated("m.role+", size), "{{" + repeated("m['content']+", size), repeated(system, size) + "<|im_end|>",
         "{{" + quoted + repeated("\\\\", size) + "<|im_end|>'}}", "{{" + repeated(quoted, size) + "'}}",
@@ -30,7 +30,7 @@ TEST(ServeChat, TakesTimeInProportionToTheTemplate) {
     static_cast<void>(ChatTemplate(ChatFormat::chatml, {}, source));
   }
   // A tenth of a second; what took time in proportion to its square took minutes.
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+  EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 20.0);
 }
 
 TEST(ServeChat, HasTheSystemMessageOfTheTemplate) {
