@@ -193,6 +193,7 @@ TEST(CudaDecoding, ChoosesTheLargestLogitInTheSameKernel) {
   expect_success([] {
     FakeCuda& fake = fake_with_grids();
     const Mamba<float, CudaBackend> model(small());
+    model.backend().device().kernels().wait();
     auto cache = model.make_cache();
     Sampler sampler({}, 40);
     detail::LastLogits<CudaBackend<float>> last;
@@ -215,6 +216,7 @@ void expect_division() {
     config.n_layer = 17;
     {
       const Mamba<float, CudaBackend, W> model(config);
+      model.backend().device().kernels().wait();
       auto cache = model.make_cache();
       const auto read = [&] {
         const int launches = fake.launches, grids = fake.grids;
@@ -254,6 +256,7 @@ TEST(CudaDecoding, ClearsWhatBlocksExchangeBeforeTagsRecur) {
     MambaConfig config = small();
     config.n_layer = 7;
     const Mamba<float, CudaBackend> model(config);
+    model.backend().device().kernels().wait();
     auto cache = model.make_cache();
     std::uint32_t before = 0, begun = 0;
     for (int i = 0; i < 66'000 / 8; ++i) {
@@ -300,6 +303,7 @@ TEST(CudaDecoding, TagsDoNotRecur) {
   expect_success([] {
     FakeCuda& fake = fake_with_grids();
     const Mamba<float, CudaBackend> model(small());
+    model.backend().device().kernels().wait();
     auto cache = model.make_cache();
     std::uint32_t before = 0;
     for (int i = 0; i < 4; ++i) {
