@@ -5,7 +5,8 @@
 # and tells programs so: the kernels are the portable ones and those of AVX2. The tests run in
 # MINIMAMBA_VALGRIND_PARTS parts (default: 24), each with logs in BUILD/valgrind; one that has passed with the same
 # program is not run again, so that the script can be interrupted. Exit status 1 if memcheck has found something, a
-# test fails, or a pattern of FILTER has no test. MINIMAMBA_TEST_VALGRIND tells tests to leave out most of many cases.
+# test fails, or a pattern of FILTER has no test. MINIMAMBA_TEST_VALGRIND tells tests to leave out most of many cases, and
+# all limits on time.
 set -eu
 if [ "$1" = --part ]; then  # of so many parts, numbered from 0
   program=$2 work=$3 filter=$4 part=$5 parts=$6

@@ -94,12 +94,12 @@ TYPED_TEST(RanksOfCards, HaveTheBitsOfOneOverNccl) {
     GTEST_SKIP() << error.what();
   }
   this->template expect_all_bits<NcclLinks>(
-      [](const ThreadRanks& ranks, const gpu::Device& device) { return NcclLinks::open(ranks, device); });
+      [](const ThreadRanks& here, const gpu::Device& device) { return NcclLinks::open(here, device); });
 }
 TYPED_TEST(RanksOfCards, HaveTheBitsOfOneByCopiesOfTheDriver) {
   if (this->cards() < this->ranks) GTEST_SKIP() << "a single NVIDIA card, or none";
   this->template expect_all_bits<PeerLinks>(
-      [](const ThreadRanks& ranks, const gpu::Device& device) { return PeerLinks::open(ranks, device); });
+      [](const ThreadRanks& here, const gpu::Device& device) { return PeerLinks::open(here, device); });
 }
 
 }  // namespace cards_test
