@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
+#include "minimamba/text/hash.hpp"
 #include "minimamba/text/unicode.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -36,9 +36,13 @@ class AddedTokenFinder {
   void add(const AddedToken& token, std::string_view content) {
     std::uint32_t node = 0;
     for (const char x : content) {
-      const auto [child, is_new] = children_.try_emplace(key(node, x), nodes());
-      if (is_new) tokens_.push_back(none);
-      node = child->second;
+      const std::uint32_t* const child = children_.find(key(node, x));
+      const std::uint32_t next = child != nullptr ? *child : nodes();
+      if (child == nullptr) {
+        children_.set(key(node, x), next);
+        tokens_.push_back(none);
+      }
+      node = next;
     }
     starts_[static_cast<unsigned char>(content[0])] = true;
     tokens_[node] = stored_.size();
@@ -90,9 +94,9 @@ class AddedTokenFinder {
     if (!starts_[static_cast<unsigned char>(text[at])]) return longest;
     std::uint32_t node = 0;
     for (std::size_t i = at; i < text.size(); ++i) {
-      const auto child = children_.find(key(node, text[i]));
-      if (child == children_.end()) break;
-      node = child->second;
+      const std::uint32_t* const child = children_.find(key(node, text[i]));
+      if (child == nullptr) break;
+      node = *child;
       if (tokens_[node] != none) longest = {i + 1 - at, tokens_[node]};
     }
     return longest;
@@ -122,7 +126,7 @@ class AddedTokenFinder {
     return at - end;
   }
 
-  std::unordered_map<std::uint64_t, std::uint32_t> children_;
+  PairTable<std::uint32_t> children_;
   std::vector<std::size_t> tokens_{none};  // [node]: the token that ends there
   std::vector<AddedToken> stored_;
   std::array<bool, 256> starts_{};

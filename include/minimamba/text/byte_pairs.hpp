@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -21,6 +19,7 @@
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/io/file.hpp"
+#include "minimamba/text/hash.hpp"
 #include "minimamba/text/pre_tokenizer.hpp"
 #include "minimamba/text/unicode.hpp"
 
@@ -95,60 +94,6 @@ class Symbols {
     throw ArgumentError("text", "an unknown character in \"" + printable(std::string(piece), 100) +
                                     "\" cannot be encoded because the tokenizer's vocabulary lacks its unk_token");
   }
-};
-
-/// A table of pairs of tokens. Where a pair lies in it can be foreseen by no file: if all pairs of one fell in one
-/// place, reading it would take time that grows with the square of their number.
-template <class Value>
-class PairTable {
- public:
-  bool empty() const { return slots_.empty(); }  // also after it was moved from
-  void reserve(std::size_t count) {
-    if (count > slots_.size() / 2) grow(std::bit_ceil(2 * count));
-  }
-  void set(std::uint64_t pair, const Value& value) {
-    reserve(size_ + 1);
-    Slot& slot = slots_[place_of(pair)];
-    size_ += slot.pair == nothing ? 1U : 0U;
-    slot = {pair, value};
-  }
-  /// Null if it is not there.
-  const Value* find(std::uint64_t pair) const {
-    if (empty()) return nullptr;
-    const Slot& slot = slots_[place_of(pair)];
-    return slot.pair == nothing ? nullptr : &slot.value;
-  }
-
- private:
-  static constexpr std::uint64_t nothing = ~std::uint64_t{0};  // which is no pair, as ids are not negative
-  struct Slot {
-    std::uint64_t pair = nothing;
-    Value value{};
-  };
-
-  static std::uint64_t odd() {  // from when a process began, and where it lies in memory
-    static const auto begin = std::chrono::steady_clock::now().time_since_epoch().count();
-    return (static_cast<std::uint64_t>(begin) * 0x9E3779B97F4A7C15U ^ reinterpret_cast<std::uintptr_t>(&begin)) | 1U;
-  }
-  /// That of the pair, or the empty slot that it would have.
-  std::size_t place_of(std::uint64_t pair) const {
-    auto place = static_cast<std::size_t>((pair * factor_) >> shift_);
-    while (slots_[place].pair != pair && slots_[place].pair != nothing) place = (place + 1) & (slots_.size() - 1);
-    return place;
-  }
-  void grow(std::size_t count) {
-    std::vector<Slot> old(std::max<std::size_t>(count, 16));
-    old.swap(slots_);
-    shift_ = 64 - std::countr_zero(slots_.size());
-    for (const Slot& slot : old) {
-      if (slot.pair != nothing) slots_[place_of(slot.pair)] = slot;
-    }
-  }
-
-  std::vector<Slot> slots_;  // a power of two, at most half of them full
-  std::size_t size_ = 0;
-  int shift_ = 0;
-  std::uint64_t factor_ = odd();
 };
 
 class BytePairs {

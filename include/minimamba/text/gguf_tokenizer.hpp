@@ -19,6 +19,7 @@
 #include "minimamba/core/error.hpp"
 #include "minimamba/io/gguf_config.hpp"
 #include "minimamba/text/decoder.hpp"
+#include "minimamba/text/hash.hpp"
 #include "minimamba/text/normalizer.hpp"
 #include "minimamba/text/pre_tokenizer.hpp"
 #include "minimamba/text/sentence_piece.hpp"
@@ -213,7 +214,7 @@ class GgufTokenizerReader {
   /// the text after an added token.
   void read_sentence_piece() {
     parts_.tokens.resize(tokens_->size());
-    std::unordered_set<std::string_view> seen;
+    std::unordered_set<std::string_view, TextHash> seen;
     for (std::size_t id = 0; id < tokens_->size(); ++id) {
       const std::string& token = (*tokens_)[id];
       if (token.empty() || type(id) == Type::unused) continue;
@@ -284,7 +285,7 @@ inline bool prepends_space(const TokenizerParts& parts) {
 /// Scores that make llama.cpp merge in the order of the merges. It also merges other pairs that form a token.
 inline std::vector<float> scores_of(const TokenizerParts& parts) {
   if (!parts.scores.empty()) return parts.scores;
-  std::unordered_map<std::string, std::size_t> ranks;
+  std::unordered_map<std::string, std::size_t, TextHash> ranks;
   for (std::size_t rank = 0; rank < parts.merges.size(); ++rank) {
     std::string token = parts.merges[rank];
     if (const std::size_t gap = token.find(' '); gap != token.npos) token.erase(gap, 1);

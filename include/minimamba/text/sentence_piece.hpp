@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "minimamba/core/error.hpp"
+#include "minimamba/text/hash.hpp"
 #include "minimamba/text/unicode.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -65,7 +66,7 @@ inline std::vector<std::uint32_t> ranks_of(const std::vector<float>& scores, con
 
 /// The characters that occur in tokens but are not tokens themselves.
 inline std::vector<std::string> loose_characters(const std::vector<std::string_view>& tokens) {
-  std::unordered_set<std::string_view> known(tokens.begin(), tokens.end());
+  std::unordered_set<std::string_view, TextHash> known(tokens.begin(), tokens.end());
   std::vector<std::string> loose;
   for (const std::string_view token : tokens) {
     for (std::size_t at = 0; at < token.size(); at += code_point(token, at).size) {

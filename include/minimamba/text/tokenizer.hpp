@@ -23,6 +23,7 @@
 #include "minimamba/text/added_tokens.hpp"
 #include "minimamba/text/byte_pairs.hpp"
 #include "minimamba/text/decoder.hpp"
+#include "minimamba/text/hash.hpp"
 #include "minimamba/text/normalizer.hpp"
 #include "minimamba/text/pre_tokenizer.hpp"
 #include "minimamba/text/sentence_piece.hpp"
@@ -31,14 +32,6 @@
 #include "minimamba/core/isa.hpp"
 
 namespace minimamba::inline MINIMAMBA_ISA {
-namespace detail {
-
-struct TextHash {
-  using is_transparent = void;
-  std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
-};
-
-}  // namespace detail
 
 /// The parts of a tokenizer. Tokens and merges are spelled in GPT-2's byte alphabet if a pre-tokenizer is ByteLevel,
 /// and as plain text otherwise.

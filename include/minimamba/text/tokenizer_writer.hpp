@@ -13,6 +13,7 @@
 
 #include "minimamba/io/json_value.hpp"
 #include "minimamba/text/gguf_tokenizer.hpp"
+#include "minimamba/text/hash.hpp"
 #include "minimamba/text/sentence_piece.hpp"
 #include "minimamba/text/tokenizer.hpp"
 #include "minimamba/text/tokenizer_steps.hpp"
@@ -95,7 +96,7 @@ inline void write_byte_pairs(JsonWriter& json, const TokenizerParts& parts) {
   json.key("unk_token").value(parts.unk_token);
   json.key("fuse_unk").value(parts.fuse_unk).key("byte_fallback").value(parts.byte_fallback);
   json.key("ignore_merges").value(parts.ignore_merges).key("vocab").open('{');
-  std::unordered_map<std::string_view, std::size_t> ids;  // the last id of each token, if it has several
+  std::unordered_map<std::string_view, std::size_t, TextHash> ids;  // the last id of each token, if it has several
   for (std::size_t id = 0; id < parts.tokens.size(); ++id) ids[parts.tokens[id]] = id;
   for (std::size_t id = 0; id < parts.tokens.size(); ++id) {
     if (!parts.tokens[id].empty() && ids[parts.tokens[id]] == id) json.key(parts.tokens[id]).value(id);
