@@ -166,6 +166,14 @@ HostMatrix<Scalar> random_matrix(std::size_t rows, std::size_t cols, std::uint64
   return matrix;
 }
 
+/// Whether a long double has the squares of all Scalars. By MSVC, and under valgrind, it is no wider than a double.
+template <class Scalar>
+bool long_double_has_squares() {
+  volatile long double largest = std::numeric_limits<Scalar>::max();
+  const long double square = largest * largest;
+  return std::isfinite(square);
+}
+
 /// Rows of `cols` finite numbers, most of which have squares that are no Scalar, and what they are called.
 template <class Scalar>
 std::vector<std::pair<std::string, HostMatrix<Scalar>>> extreme_rows(std::size_t cols) {

@@ -141,6 +141,7 @@ TYPED_TEST(SsdKernels, NormEachGroupOfGatedChannels) {
 
 TYPED_TEST(SsdKernels, NormGroupsWhoseSquaresOverflow) {
   using Scalar = typename TypeParam::Scalar;
+  if (!support::long_double_has_squares<Scalar>()) GTEST_SKIP() << "a long double has not the squares of all numbers";
   const typename TypeParam::Backend backend;
   auto x = random_matrix<Scalar>(1, 64, 1);
   for (std::size_t j = 32; j < 64; ++j) x.values[j] = std::sqrt(std::numeric_limits<Scalar>::max()) * (2 + x(0, j));
