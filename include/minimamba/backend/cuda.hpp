@@ -270,10 +270,9 @@ class CudaBackend {
   void selective_scan(const ScanArguments<Scalar, Activation>& p) const {
     load_for<Activation>();
     const gpu::ScanArguments<Scalar, Activation> arguments(p);
-    const std::size_t states = p.a.cols(), channels = p.u.cols();
     gpu::for_each_table(*device_, layers, p.segments, p.kept.chunk, [&](const gpu::SegmentTable& table) {
-      const gpu::ScanKernel kernel = gpu::scan_kernel(*device_, channels, states, table, p.kept.chunk != 0);
-      const gpu::Grid grid{(channels + kernel.channels - 1) / kernel.channels, table.count};
+      const gpu::ScanKernel kernel = gpu::scan_kernel(*device_, arguments, table);
+      const gpu::Grid grid{(p.u.cols() + kernel.channels - 1) / kernel.channels, table.count};
       device_->launch(program_of<Activation>, kernel.index, grid, gpu::scan_block(*device_, kernel, grid, table),
                       arguments, table.entries);
     });

@@ -115,14 +115,18 @@ struct ScanKernel {
   std::size_t index, channels;  // of a block
   unsigned threads;
 };
-/// All kernels for some number of states give the same bits. For the segments of a table; `keeps`: states are kept.
-inline ScanKernel scan_kernel(const Device& device, std::size_t channels, std::size_t states, const SegmentTable& table,
-                              bool keeps) {
+/// All kernels for some number of states give the same bits. For the segments of a table.
+template <class Scalar, class Activation>
+ScanKernel scan_kernel(const Device& device, const ScanArguments<Scalar, Activation>& p, const SegmentTable& table) {
+  const std::size_t states = p.states;
   if (states <= 16) {
-    if (table.longest == 1 && !keeps) return {scan_one, 32, 128};
-    // Few blocks must be quick; many of them fill the card, and should do little.
-    const bool many = (channels + 15) / 16 * table.count >= 2 * device.processors();
-    return many ? ScanKernel{scan_many_to_16, 16, 192} : ScanKernel{scan_to_16, 16, 384};
+    if (table.longest == 1 && p.chunk == 0) return {scan_one, 32, 128};
+    // A block that has a multiprocessor for itself must be quick; where several share one, they should do little. With
+    // activations of bf16 only three of them fit unless they have fewer registers, which makes each slower.
+    const std::size_t blocks = (p.channels + 15) / 16 * table.count;
+    if (blocks <= device.processors()) return {scan_to_16, 16, 384};
+    const bool four = sizeof(Activation) == 2 && blocks > 2 * device.processors();
+    return {four ? scan_many_of_activations : std::size_t{scan_many_to_16}, 16, 192};
   }
   if (states <= 64) return {scan_to_64, 4, 192};
   if (states <= 256) return {scan_to_256, 2, 192};

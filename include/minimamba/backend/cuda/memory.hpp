@@ -103,18 +103,20 @@ inline constexpr std::array layer_parts = {PartBegin{add, mixer_part},
                                            PartBegin{rms_norm_to_bf16, mixer_part},
                                            PartBegin{first_of_formats, other_part}};
 /// Kernels of Program::layers_bf16: those before fill, and some of its own.
-inline constexpr std::size_t rms_norm_of_activations = fill, causal_conv1d_of_pairs = fill + 1;
+inline constexpr std::size_t rms_norm_of_activations = fill, causal_conv1d_of_pairs = fill + 1,
+                             scan_many_of_activations = fill + 2;
 inline constexpr auto bf16_layer_kernels = [] {
-  std::array<const char*, causal_conv1d_of_pairs + 1> names{};
+  std::array<const char*, scan_many_of_activations + 1> names{};
   std::copy_n(layer_kernels.begin(), fill, names.begin());
   names[rms_norm_of_activations] = "rms_norm_of_activations";
   names[causal_conv1d_of_pairs] = "causal_conv1d_of_pairs";
+  names[scan_many_of_activations] = "scan_4x4_of_many";
   return names;
 }();
 /// The parts of layers but the first.
-inline constexpr std::array bf16_layer_parts = {PartBegin{add, mixer_part - 1}, PartBegin{scan_one, scan_part - 1},
-                                                PartBegin{scan_to_64, wide_scan_part - 1},
-                                                PartBegin{rms_norm_of_activations, mixer_part - 1}};
+inline constexpr std::array bf16_layer_parts = {
+    PartBegin{add, mixer_part - 1}, PartBegin{scan_one, scan_part - 1}, PartBegin{scan_to_64, wide_scan_part - 1},
+    PartBegin{rms_norm_of_activations, mixer_part - 1}, PartBegin{scan_many_of_activations, scan_part - 1}};
 
 /// Kernels of Program::ssd and ssd_double.
 enum SsdKernel : std::size_t {

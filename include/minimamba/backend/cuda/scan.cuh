@@ -320,23 +320,27 @@ struct Scan {
   }
 };
 
-#define SCAN(SCANNERS, LANES, PER, TILE)                                                       \
-  extern "C" __global__ void __launch_bounds__(3 * SCANNERS, 2)                                \
-      scan_##LANES##x##PER(const __grid_constant__ ScanArguments p, const Segment* segments) { \
-    typedef Scan<SCANNERS, LANES, PER, TILE> Kind;                                             \
-    __shared__ __align__(16) Kind::Shared shared;                                              \
-    begin();                                                                                   \
-    const Segment segment = segments[blockIdx.y];                                              \
-    if (segment.length == 0) return;                                                           \
-    const Kind scan = {p, segment, blockIdx.x * (SCANNERS / LANES), shared};                   \
-    scan.run();                                                                                \
+// BLOCKS of a kernel are to fit on a multiprocessor.
+#define SCAN(NAME, BLOCKS, SCANNERS, LANES, PER, TILE)                         \
+  extern "C" __global__ void __launch_bounds__(3 * SCANNERS, BLOCKS)           \
+      NAME(const __grid_constant__ ScanArguments p, const Segment* segments) { \
+    typedef Scan<SCANNERS, LANES, PER, TILE> Kind;                             \
+    __shared__ __align__(16) Kind::Shared shared;                              \
+    begin();                                                                   \
+    const Segment segment = segments[blockIdx.y];                              \
+    if (segment.length == 0) return;                                           \
+    const Kind scan = {p, segment, blockIdx.x * (SCANNERS / LANES), shared};   \
+    scan.run();                                                                \
   }
 #if MINIMAMBA_PART == 2
-SCAN(128, 8, 2, 64 / (int)sizeof(Scalar))  // up to 16 states
-SCAN(64, 4, 4, 64 / (int)sizeof(Scalar))   // the same with fewer threads, for many blocks
+SCAN(scan_8x2, 2, 128, 8, 2, 64 / (int)sizeof(Scalar))  // up to 16 states
+SCAN(scan_4x4, 2, 64, 4, 4, 64 / (int)sizeof(Scalar))   // the same with fewer threads
+#ifdef MINIMAMBA_NARROW
+SCAN(scan_4x4_of_many, 4, 64, 4, 4, 64 / (int)sizeof(Scalar))  // and fewer registers, where many do
+#endif
 #else
-SCAN(64, 16, 4, 64 / (int)sizeof(Scalar))  // up to 64
-SCAN(64, 32, 8, 32 / (int)sizeof(Scalar))  // up to 256
-SCAN(64, 32, 32, 8 / (int)sizeof(Scalar))  // up to 1024
+SCAN(scan_16x4, 2, 64, 16, 4, 64 / (int)sizeof(Scalar))   // up to 64
+SCAN(scan_32x8, 2, 64, 32, 8, 32 / (int)sizeof(Scalar))   // up to 256
+SCAN(scan_32x32, 2, 64, 32, 32, 8 / (int)sizeof(Scalar))  // up to 1024
 #endif
 )cuda"
