@@ -2,7 +2,6 @@
 #ifndef MINIMAMBA_TESTS_MEASURED_HPP
 #define MINIMAMBA_TESTS_MEASURED_HPP
 
-#include <cstdlib>
 #include <ctime>
 
 #include <gtest/gtest.h>
@@ -25,7 +24,7 @@ void expect_seconds(double most, Action&& action) {
   action();
   const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   testing::Test::RecordProperty("milliseconds", static_cast<int>(1000 * seconds));
-  if (optimised && !under_a_sanitizer && std::getenv("MINIMAMBA_TEST_VALGRIND") == nullptr) {
+  if (optimised && !under_a_sanitizer && !under_valgrind()) {
     EXPECT_LT(seconds, most);
   }
 }

@@ -2,6 +2,8 @@
 #ifndef MINIMAMBA_TESTS_SANITIZER_HPP
 #define MINIMAMBA_TESTS_SANITIZER_HPP
 
+#include <cstdlib>
+
 namespace support {
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -15,6 +17,9 @@ inline constexpr bool under_a_sanitizer = false;
 #else
 inline constexpr bool under_a_sanitizer = false;
 #endif
+
+/// The same for valgrind: tests/valgrind.sh says so.
+inline bool under_valgrind() { return std::getenv("MINIMAMBA_TEST_VALGRIND") != nullptr; }
 
 }  // namespace support
 

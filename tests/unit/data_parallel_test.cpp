@@ -2,7 +2,6 @@
 #include "minimamba/distributed/data_parallel.hpp"
 
 #include <cstddef>
-#include <cstdlib>
 #include <memory>
 #include <set>
 #include <span>
@@ -15,6 +14,7 @@
 #include "minimamba/train/checkpoint.hpp"
 #include "support/files.hpp"
 #include "support/ranks.hpp"
+#include "support/sanitizer.hpp"
 #include "support/training.hpp"
 
 namespace data_parallel_test {
@@ -105,7 +105,7 @@ using Kinds = testing::Types<Ranked<Mamba<float, NativeTraining>>, Ranked<Mamba<
 TYPED_TEST_SUITE(Together, Kinds);
 
 TYPED_TEST(Together, HaveTheBitsOfOneRank) {
-  const bool few = std::getenv("MINIMAMBA_TEST_VALGRIND") != nullptr;  // which runs one thread at a time
+  const bool few = support::under_valgrind();  // which runs one thread at a time
   for (const std::int64_t micro_batches : {1, 2, 3, 4, 6}) {
     if (few && micro_batches != 3) continue;
     const auto expected = this->alone(micro_batches);

@@ -177,7 +177,7 @@ double resident_bytes() {
 }
 
 TEST(Workspace, LetsAnIdleSessionTakeItsStateAndLittleElse) {
-  if (support::under_a_sanitizer) GTEST_SKIP() << "a sanitizer keeps memory for itself";
+  if (support::under_a_sanitizer || support::under_valgrind()) GTEST_SKIP() << "it keeps memory for itself";
   const Mamba<float> model({.d_model = 256, .n_layer = 8, .vocab_size = 4096});
   Workspace<NativeBackend<float>> work;
   const auto tokens = random_tokens(300, 4096);
@@ -233,7 +233,7 @@ TYPED_TEST(Runs, ReorderedSlotsAreThoseThatGatherGives) {
 
 TYPED_TEST(Runs, RollBackToAnyPositionThatWasKept) {
   const auto model = support::trained_looking_model<typename TypeParam::Model>(support::small_config());
-  const std::size_t least = support::under_a_sanitizer ? 20 : 1;
+  const std::size_t least = support::under_a_sanitizer || support::under_valgrind() ? 20 : 1;
   for (const std::size_t every : {least, 3 * least, std::size_t{1000}}) {
     auto cache = model.make_cache(3);
     const auto before = random_tokens(5, 50, 9), one = random_tokens(8, 50, 1), two = random_tokens(300, 50, 2);
