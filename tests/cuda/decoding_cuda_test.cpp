@@ -61,15 +61,18 @@ TEST(CudaDecoding, TakesShapesThatPeopleRun) {
   expect_decoded<float>(2, config);
 }
 TEST(CudaDecoding, NeedsRoomForWhatBlocksExchange) {
-  const auto fits = [](std::size_t format, std::uint32_t channels) {
+  const auto fits = [](std::size_t format, std::uint32_t channels, std::size_t processors = 132) {
     gpu::DecodeProgram program{.format = format, .arguments = {}, .layers = {gpu::DecodeLayer()}};
     program.arguments.width = 8, program.arguments.channels = channels;
     program.arguments.rank = 1, program.arguments.states = 16;
-    return gpu::arrange(program, {.shared_bytes = 231424, .processors = 132});
+    return gpu::arrange(program, {.shared_bytes = 231424, .processors = processors});
   };
   EXPECT_TRUE(fits(4, 16));  // y of q4 is a block of 10 words
   EXPECT_FALSE(fits(4, 8));
   EXPECT_TRUE(fits(3, 8));
+  EXPECT_TRUE(fits(0, 4096, 16));  // u of 256 channels of a block is multiplied where it is computed
+  EXPECT_FALSE(fits(0, 4096, 15));
+  EXPECT_TRUE(fits(2, 4096, 15));
 }
 TEST(CudaDecoding, LeavesOtherStepsToGraphs) {
   MambaConfig config = small();

@@ -42,6 +42,7 @@ void expect_the_same_bits() {
   expect_the_same_bits<W>({.d_model = 64, .n_layer = 3, .vocab_size = 256});
   expect_the_same_bits<W>({.d_model = 768, .n_layer = 2, .vocab_size = 50280});
   expect_the_same_bits<W>({.d_model = 200, .n_layer = 2, .vocab_size = 1000, .d_state = 7});
+  expect_the_same_bits<W>({.d_model = 100, .n_layer = 2, .vocab_size = 500});
   expect_the_same_bits<W>({.d_model = 2560, .n_layer = 1, .vocab_size = 5000});
 }
 

@@ -164,8 +164,17 @@ inline constexpr char products_double[] =
 inline constexpr char decode_exchange[] =
 #include "minimamba/backend/cuda/decode_exchange.cuh"
     ;
+inline constexpr char decode_units[] =
+#include "minimamba/backend/cuda/decode_units.cuh"
+    ;
 inline constexpr char decode_products[] =
 #include "minimamba/backend/cuda/decode_products.cuh"
+    ;
+inline constexpr char decode_block[] =
+#include "minimamba/backend/cuda/decode_block.cuh"
+    ;
+inline constexpr char decode_parts[] =
+#include "minimamba/backend/cuda/decode_parts.cuh"
     ;
 inline constexpr char decode[] =
 #include "minimamba/backend/cuda/decode.cuh"
@@ -232,7 +241,8 @@ inline std::string text_of(const Unit& unit) {
   const auto decode = [&](const char* formats) {  // of all matrices but x_proj, and of x_proj
     return joined("#define MINIMAMBA_DECODE ", formats, "\n", text::common, text::mixer_layers, text::layers,
                   text::state_sums, text::scan_one, text::formats, text::tf32, text::products_tf32, text::activations,
-                  text::mma, text::products_mma, text::decode_exchange, text::decode_products, text::decode);
+                  text::mma, text::products_mma, text::decode_exchange, text::decode_units, text::decode_products,
+                  text::decode_block, text::decode_parts, text::decode);
   };
   const std::string products =
       joined(part, text::common, text::formats, text::activations, text::mma, text::products_mma);

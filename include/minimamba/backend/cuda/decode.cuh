@@ -7,18 +7,11 @@ R"cuda(
 // A layer has four phases, each of which needs results of all blocks: norm, in_proj and convolution; x_proj; dt_proj
 // and scan; out_proj and sum.
 template <class W, class S>  // all matrices but x_proj; x_proj
-struct Decoder {
-  const DecodeArguments& p;
-  u8* const shared;
+struct Decoder : DecodeBlock {
   Ring ring;
-  const u32 slot;
   u32 rounds = 0, turn = 0;
 
-  static const u32 shares_at = 960, partial_at = 1024, layers_at = partial_at + 8 * partial_floats;
-  static const u32 bc_at = layers_at + 2 * sizeof(DecodeLayer), zeros_at = bc_at + 128;
-
-  __device__ Decoder(const DecodeArguments& arguments, u8* memory)
-      : p(arguments), shared(memory), slot(p.segments->slot) {
+  __device__ Decoder(const DecodeArguments& arguments, u8* memory) : DecodeBlock(arguments, memory) {
     ring.slots = shared + p.ring_at, ring.slot_bytes = p.slot_bytes, ring.count = p.slots;
     ring.full = (u64*)shared, ring.empty = ring.full + max_slots;
   }
@@ -30,35 +23,19 @@ struct Decoder {
     }
     for (u32 i = 0; i < 5; ++i) shares()[i] = i == 1 ? p.jobs[i].share(S::outputs) : p.jobs[i].share(W::outputs);
     if (W::sends_blocks) shares()[2] = p.jobs[2].share_of_pairs(W::outputs);
+    if constexpr (S::by_parts) PartsOfSums<S>::divide(*this);
   }
-  // Of in_proj, x_proj, dt_proj, out_proj and the head.
-  __device__ Share* shares() const { return (Share*)(shared + shares_at); }
-  __device__ Share share(u32 i) const { return shares()[i]; }
-  __device__ u32 selection() const { return p.rank + 2 * p.states; }
-  __device__ float* x() const { return (float*)(shared + p.x_at); }
-  __device__ float* norm_weight() const { return (float*)(shared + p.norm_at); }
-  __device__ u8* operand() const { return shared + p.operand_at; }
-  __device__ u8* zeros() const { return shared + zeros_at; }
-  __device__ float* b_and_c() const { return (float*)(shared + bc_at); }
-  __device__ DecodeLayer* layer_copy(u32 layer) const { return (DecodeLayer*)(shared + layers_at) + layer % 2; }
-  // Where blocks exchange what a layer computes.
-  __device__ u64* exchange_of(u32 layer) const {
-    return p.exchange + layer % 2 * (u64)(p.width + 3 * p.channels + (selection() + 1) / 2 * 2);
+  __device__ Job<W> in_part(const u8* data) const {
+    if constexpr (S::by_parts) return {data, p.jobs[0], share(0), *gap()};
+    return {data, p.jobs[0], share(0)};
   }
-  __device__ u64* x_of(u32 layer) const { return exchange_of(layer); }
-  __device__ Word* u_of(u32 layer) const { return (Word*)(x_of(layer) + p.width); }
-  __device__ Word* z_of(u32 layer) const { return (Word*)(x_of(layer) + p.width + p.channels); }
-  __device__ Word* y_of(u32 layer) const { return (Word*)(x_of(layer) + p.width + 2 * (u64)p.channels); }
-  __device__ Word* selected_of(u32 layer) const { return (Word*)(x_of(layer) + p.width + 3 * (u64)p.channels); }
-  static const u32 deep = sizeof(Word) == 4 ? 3 : 5;  // at real widths, all is looked at together
-  __device__ u32 tag_of(u32 layer) const { return p.tag + layer; }
-  __device__ Job<W> in_part(const u8* data) const { return {data, p.jobs[0], share(0)}; }
   __device__ Job<S> x_part(const u8* data) const { return {data, p.jobs[1], share(1)}; }
+  __device__ PartsOfSums<S> x_parts(const DecodeLayer& layer) const { return {*this, layer.matrices[1], share(1)}; }
   __device__ Job<W> dt_part(const u8* data) const { return {data, p.jobs[2], share(2)}; }
   __device__ Job<W> out_part(const u8* data) const { return {data, p.jobs[3], share(3)}; }
   __device__ Job<W> head_part() const { return {p.head.data, p.jobs[4], share(4)}; }
 
-  // Has all weights copied, in the order in which they are used.
+  // Has all weights copied that come through the ring, in the order in which they are used.
   __device__ void produce() {
     Ring landed = ring;
     ring.free = p.on_the_way;
@@ -70,7 +47,7 @@ struct Decoder {
       for (u32 i = 0; i < 4; ++i) now[i] = next[i];
       for (u32 i = 0; i < 4; ++i) next[i] = p.layers[min(l + 1, p.layer_count - 1)].matrices[i].data;
       in_part(now[0]).feed(ring, landed);
-      x_part(now[1]).feed(ring, landed);
+      if (!S::by_parts) x_part(now[1]).feed(ring, landed);
       dt_part(now[2]).feed(ring, landed);
       out_part(now[3]).feed(ring, landed);
     }
@@ -89,7 +66,7 @@ struct Decoder {
       if (l + 1 < p.layer_count) copy_layer(l + 1);
       end_copies();
       read_in(l, layer);
-      if (share(1).count) select(l, layer);
+      select(l, layer);
       if (share(2).count) scan(l, layer);
       if (share(3).count) {
         write_out(l, layer);
@@ -123,46 +100,7 @@ struct Decoder {
       x()[k] = p.token ? W::Format::get(p.embedding, token, k) : p.x[k];
     }
     if (threadIdx.x < 32) ((u32*)zeros())[threadIdx.x] = 0;
-  }
-  template <class Units>
-  __device__ void pad(u32 cols) const {
-    if (cols % Units::values == 0) return;
-    const u32 padded = (cols + Units::values - 1) / Units::values * Units::values;
-#pragma unroll 1
-    for (u32 k = (cols + 1) / 2 * 2 + 2 * threadIdx.x; k < padded; k += 2 * workers) Units::put(operand(), k, 0, 0);
-  }
-  // Of x, to the operand.
-  __device__ void normalise(double epsilon, Activation* to) const {
-    __shared__ double scales[2];
-    RmsScale scale;
-    const float* const weight = norm_weight();
-    if (threadIdx.x < 256) scale = RmsScale(x(), p.width, epsilon);  // as many as add up the squares in every kernel
-    if constexpr (W::in_blocks) {
-      if (threadIdx.x == 0) scales[0] = scale.scale, scales[1] = scale.half;
-      meet();
-      scale.scale = scales[0], scale.half = scales[1];
-      const u32 blocks = W::padded(p.width) / 32;
-#pragma unroll 1
-      for (u32 first = threadIdx.x / 32; first < blocks; first += workers / 32 * blocks_at_once) {
-        BlockValues values;
-#pragma unroll
-        for (u32 d = 0; d < blocks_at_once; ++d) {
-          const u32 k = first * 32 + threadIdx.x % 32 + workers * d;
-          values.at[d] = k < p.width ? scale.of(x()[k]) * weight[k] : 0.0f;
-          if (blockIdx.x == 0 && k < p.width) to[k] = values.at[d];
-        }
-        W::put_blocks(operand(), p.width, first, values);
-      }
-    } else {
-      for (u32 k = 2 * threadIdx.x; threadIdx.x < 256 && k < p.width; k += 512) {
-        const float2 two = *(const float2*)(x() + k), both = *(const float2*)(weight + k);
-        const float first = scale.of(two.x) * both.x, second = scale.of(two.y) * both.y;
-        W::put(operand(), k, first, second);
-        if (blockIdx.x == 0) to[k] = first, to[k + 1] = second;
-      }
-      pad<W>(p.width);
-    }
-    meet();
+    if (S::by_parts && threadIdx.x < most_own) own_u()[threadIdx.x] = 0;
   }
   template <class Units>
   __device__ void receive_operand(const Word* from, u32 cols, u32 tag) const {
@@ -199,41 +137,26 @@ struct Decoder {
   }
   struct Nothing {};
 
-  struct ConvInputs {
-    float weight[4], bias, inputs[4];
-    float* window;
-
-    __device__ ConvInputs(const DecodeLayer& layer, u32 slot, u32 channel, bool real) {
-      if (!real) return;
-      const float4 four = *(const float4*)(layer.conv_weight + channel * 4);
-      weight[0] = four.x, weight[1] = four.y, weight[2] = four.z, weight[3] = four.w;
-      bias = layer.conv_bias ? layer.conv_bias[channel] : 0.0f;
-      window = layer.windows + slot * layer.window_stride + channel * 3;
-      for (u32 i = 0; i < 3; ++i) inputs[i] = window[i];
-    }
-    __device__ float output(float input) {
-      inputs[3] = input;
-      return conv1d_output(bias, weight, inputs);
-    }
-    __device__ void slide() const {
-      for (u32 i = 0; i < 3; ++i) window[i] = inputs[i + 1];
-    }
-  };
   __device__ void read_in(u32 l, const DecodeLayer& layer) {
     if (!share(0).count && !share(3).count) return;
     const u32 tag = tag_of(l);
     const auto prepare = [&](u32 j) { return ConvInputs(layer, slot, j, threadIdx.x < 256 && j < p.channels); };
     const Job<W> job = in_part(layer.matrices[0].data);
     const ConvInputs first = prepare(job.output_of(0));
+    if constexpr (S::by_parts) {
+      x_parts(layer).fetch();
+      fetch_channels(layer);
+    }
     if (l > 0) receive_x(l);
     if (!share(0).count) return;
     wait_for_copies<1>();
     meet();
-    normalise(layer.epsilon, p.normed);
+    normalise<W>(layer.epsilon, p.normed);
     multiply<false>(job, l, first, prepare, [&](u32 j, float value, ConvInputs& conv) {
       const Activation own = value;
       if (j < p.channels) {
         const Activation u = conv.output(own);
+        if (S::by_parts) own_u()[j - shares()[1].first * granule] = u;
         send(u_of(l) + j, u, tag);
         p.u[j] = u;
         conv.slide();
@@ -242,6 +165,7 @@ struct Decoder {
       }
       p.uz[j] = own;
     });
+    if constexpr (S::by_parts) x_parts(layer).multiply(l);
   }
   // What layer l - 1 has made of x.
   __device__ void receive_x(u32 l) const {
@@ -249,6 +173,11 @@ struct Decoder {
                    [&](u32 k, float first, float second) { *(float2*)(x() + k) = make_float2(first, second); });
   }
   __device__ void select(u32 l, const DecodeLayer& layer) {
+    if constexpr (S::by_parts) {
+      if (!share(0).count) meet();  // sums of the layer before, and its operand, are needed no more
+      return x_parts(layer).add_up(l);
+    }
+    if (!share(1).count) return;
     receive_operand<S>(u_of(l), p.channels, tag_of(l));
     const auto nothing = [](u32) { return Nothing(); };
     multiply<false>(x_part(layer.matrices[1].data), l, Nothing(), nothing, [&](u32 j, float value, Nothing) {
@@ -281,10 +210,22 @@ struct Decoder {
     const float2 both = receive_two(u_of(l) + c.e, z_of(l) + c.e, tag_of(l));
     c.u = both.x, c.gate = silu(both.y);
   }
+  // What the scan needs from memory, to the second-level cache: the work of two warps.
+  __device__ void fetch_channels(const DecodeLayer& layer) const {
+    const u32 first = share(2).first * W::outputs, last = min(first + share(2).count * W::outputs, p.channels);
+    const u32 own = threadIdx.x - 384;
+    if (own >= 64 || first >= last) return;
+    const u64 state = slot * layer.h_stride + (u64)first * p.states;
+    const u32 bytes = (last - first) * p.states * 4;
+    const float* const from = own == 0 ? layer.h + state : layer.a + (u64)first * p.states;
+    if (own < 2 && (((u64)from | bytes) & 15) == 0) fetch_bulk(from, bytes);
+    const u32 channel = first + own % 32 * 8;
+    if (channel < last) fetch_line(own < 32 ? layer.d + channel : layer.delta_bias + channel);
+  }
   __device__ void scan(u32 l, const DecodeLayer& layer) {
     const Job<W> job = dt_part(layer.matrices[2].data);
     Channel c = channel_of(layer, job, 0);
-    if (W::late || S::late) meet();
+    if (!S::by_parts && (W::late || S::late)) meet();
     receive_u_and_z(l, c);
     receive_selected(l);
 #pragma unroll 1
@@ -392,7 +333,7 @@ struct Decoder {
     meet();
 #pragma unroll 1
     for (u32 k = threadIdx.x; p.last && blockIdx.x == 0 && k < p.width; k += workers) p.last[k] = x()[k];
-    normalise(p.epsilon, p.last_normed);
+    normalise<W>(p.epsilon, p.last_normed);
     const auto nothing = [](u32) { return Nothing(); };
     multiply<false>(head_part(), p.layer_count, Nothing(), nothing, [&](u32 j, float value, Nothing) {
       p.logits[j] = value;

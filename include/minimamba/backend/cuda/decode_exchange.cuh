@@ -7,7 +7,9 @@ static const u32 workers = 480;
 // Not variables: older cards compile none of what uses them.
 enum : u32 {
   max_slots = 60,  // places of the ring
-  channels_at_once = 64
+  channels_at_once = 64,
+  granule = 16,   // channels of u: see decode_parts.cuh
+  most_own = 256  // channels of the granules of a block
 };
 __device__ inline void meet() { asm volatile("bar.sync 2, 480;" ::: "memory"); }
 
@@ -30,6 +32,11 @@ __device__ inline void send(u64* to, float value, u32 tag) {
 __device__ inline void send(u32* to, float value, u32 tag) {
   const u32 word = (u32)Bf16Value(value).bits << 16 | tag;
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+// Two neighbours.
+__device__ inline void send_two(u64* to, float first, float second, u32 tag) {
+  const u64 words[2] = {(u64)tag << 32 | __float_as_uint(first), (u64)tag << 32 | __float_as_uint(second)};
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(words[0]), "l"(words[1]) : "memory");
 }
 __device__ inline bool has_tag(u64 word, u32 tag) { return (u32)(word >> 32) == tag; }
 __device__ inline bool has_tag(u32 word, u32 tag) { return (word & 0xFFFFu) == tag; }
@@ -178,22 +185,35 @@ __device__ inline void copy_bulk(void* to, const void* from, u32 bytes, u64* bar
       : "memory");
 }
 
-// Panels of a matrix that are the work of a block.
+// To the second-level cache.
+__device__ inline void fetch_bulk(const void* from, u32 bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
+// Panels of a matrix that are the work of a block: neighbours, but that a gap may lie before one of them.
 struct Share {
   u32 first, count;
 };
+struct Gap {
+  u32 before = 0xFFFFFFFF, panels = 0;
+};
+// Of `all` things, what the one of number `own` has of `count` that divide them: the first have one more.
+__device__ inline Share even_share(u32 all, u32 own, u32 count) {
+  const u32 more = all % count;
+  return {own * (all / count) + min(own, more), all / count + (own < more)};
+}
 
 // The host has the same structs.
 struct DecodeJob {
   u32 rows, cols, steps, slices;
   u32 at_once;            // panels of a round
-  u32 tiles, reciprocal;  // of a panel; of the number of tiles, in parts of 2^32
+  u32 tiles, reciprocal;  // of a panel, or, by parts, panels; of that number, in parts of 2^32
   u32 offset;             // of the first block that has one panel more, if there are some left over
 
   __device__ Share share(u32 outputs) const {
-    const u32 panels = (rows + outputs - 1) / outputs, blocks = gridDim.x, more = panels % blocks;
+    const u32 panels = (rows + outputs - 1) / outputs, blocks = gridDim.x;
     const u32 own = (blockIdx.x + blocks - offset) % blocks;
-    return {own * (panels / blocks) + min(own, more), panels / blocks + (own < more)};
+    return even_share(panels, own, blocks);
   }
   // The same, but that no other block has the second of two panels.
   __device__ Share share_of_pairs(u32 outputs) const {
@@ -212,7 +232,7 @@ struct DecodeLayer {
 };
 struct DecodeArguments {
   const DecodeLayer* layers;
-  u64* exchange;  // [2][x, u, z, selected, y], for layers in turn, and the candidates of all blocks
+  u64* exchange;  // [2][x, u, z, y, selected, parts], for layers in turn, and the candidates of all blocks
   const int* token;
   const Segment* segments;
   Weights embedding, head;
@@ -227,7 +247,8 @@ struct DecodeArguments {
   Candidate* choice;
   u32 layer_count, width, channels, rank, states, tag;
   u32 slots, slot_bytes, x_at, norm_at, operand_at, ring_at;  // the ring, and bytes in shared memory
-  u32 on_the_way, unused;                                     // tiles that are copied at the same time: see struct Ring
+  u32 on_the_way;                                             // tiles that are copied at the same time: see struct Ring
+  u32 words_of_layer;                                         // of `exchange`
   DecodeJob jobs[5];                                          // of the matrices, and of the head
 };
 )cuda"

@@ -20,247 +20,27 @@ struct Ring {
   }
 };
 
-// What a lane reads of a row's values: the first four lanes have them, the others read zeros.
-struct LaneInputs {
-  const u8* from;
-  u32 stride;  // of a slice, in bytes
-
-  __device__ LaneInputs(const u8* operand, const u8* zeros, u32 lane, u32 lane_bytes, u32 slice_bytes)
-      : from(lane < 4 ? operand + lane * lane_bytes : zeros), stride(lane < 4 ? slice_bytes : 0) {}
-  __device__ const float* scales_of(u32) const { return nullptr; }
-  __device__ u32 sums_after() const { return 0; }
-};
-
-// Sums of four slices of 16 outputs, as mma leaves them: row by row, `stride` apart.
-__device__ inline void store_fragment(float* partial, u32 stride, const float2 (&sums)[4], u32 lane) {
-  if (lane % 4 != 0) return;
-  float* const to = partial + lane / 4 * stride;
-  *(float4*)to = make_float4(sums[0].x, sums[1].x, sums[2].x, sums[3].x);
-  *(float4*)(to + 8 * stride) = make_float4(sums[0].y, sums[1].y, sums[2].y, sums[3].y);
-}
-// Those of one slice.
-__device__ inline void store_fragment(float* partial, u32 stride, const float2& sum, u32 lane) {
-  if (lane % 4 != 0) return;
-  partial[lane / 4 * stride] = sum.x;
-  partial[(lane / 4 + 8) * stride] = sum.y;
-}
-
-// The formats: how the arithmetic of one row divides a matrix. A unit is a slice of a panel; a unit has `steps` steps,
-// or less at the end of a panel: steps that are not there count as zeros, which change no sum. `together` neighbours of
-// a panel are a tile, or less at its end. Of four slices `unrolled` are multiplied at the same time: more is not better
-// where a slice has many instructions, which are fetched anew in every layer. Inputs of a product are put in pairs into
-// shared memory, the operand.
-struct Bf16Units {
-  typedef Bf16 Format;
-  static const u32 outputs = 16, values = 64, steps = 4, step_bytes = 512, scale_bytes = 0, together = 4, unrolled = 4;
-  static const bool late = false;  // the operand is still needed when a result is known
-  static const bool in_blocks = false, sends_blocks = false;
-  typedef float2 Sums;
-
-  __device__ static u32 steps_of(u32 cols) { return (cols + 15) / 16; }
-  __device__ static void put(u8* operand, u32 k, float first, float second) {
-    ((u32*)operand)[(k / 64 * 4 + k % 8 / 2) * 8 + k % 64 / 8] = to_bf16_pair(first, second);
-  }
-  typedef LaneInputs Lane;
-  __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32, u32 lane) {
-    return {operand, zeros, lane, 32, 128};
-  }
-  template <bool WHOLE>
-  __device__ static Sums multiply(const u8* unit, const u8*, u32 here, const u8* inputs, const float*, u32, u32 lane) {
-    uint4 a[4];
+// The sum of `count` times four values in their order. Zeros after the last change nothing.
+__device__ inline float sum_in_order(const float4* from, u32 count) {
+  constexpr u32 deep = 4;
+  float4 next[deep];
+  float sum = 0;
+  const auto read = [&](u32 first) {
 #pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-      a[i] = ((const uint4*)unit)[(WHOLE ? i : min(i, here - 1)) * 32 + lane];
-      if (!WHOLE && i >= here) a[i] = make_uint4(0, 0, 0, 0);
-    }
-    Fragments b;
-    b.half[0] = ((const uint4*)inputs)[0], b.half[1] = ((const uint4*)inputs)[1];
-    float sum[4] = {};
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) Bf16Product::add(sum, a[i], b.low(i), b.high(i), nullptr, nullptr);
-    return make_float2(sum[0], sum[2]);
-  }
-  __device__ static void store(float* partial, u32 stride, const Sums (&sums)[4], u32 lane) {
-    store_fragment(partial, stride, sums, lane);
-  }
-  __device__ static void store_one(float* partial, u32 stride, const Sums& sum, u32 lane) {
-    store_fragment(partial, stride, sum, lane);
-  }
-  __device__ static float result(float total, const Weights&, u32, const u8*) { return total; }
-};
-
-// f32 and f16.
-template <class FORMAT>
-struct Tf32Units {
-  typedef FORMAT Format;
-  typedef typename Format::Unit Unit;
-  static const u32 outputs = 8, values = 16, steps = 1, step_bytes = 128 * sizeof(Unit), scale_bytes = 0;
-  static const u32 together = 16 / sizeof(Unit) * 2, unrolled = 4;
-  static const bool late = true, in_blocks = false, sends_blocks = false, all_high = sizeof(Unit) == 2;
-  typedef float2 Sums;
-
-  __device__ static u32 steps_of(u32 cols) { return (cols + 15) / 16; }
-  __device__ static void put(u8* operand, u32 k, float first, float second) {
-    *(float2*)((float*)operand + k) = make_float2(first, second);
-  }
-  typedef LaneInputs Lane;
-  __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32, u32 lane) {
-    return {operand, zeros, lane, 16, 64};
-  }
-  template <bool WHOLE>
-  __device__ static Sums multiply(const u8* unit, const u8*, u32, const u8* inputs, const float*, u32, u32 lane) {
-    const float4 w = four_floats((const Unit*)unit + lane * 4);
-    const float4 x = *(const float4*)inputs;
-    const Parts part = split(x);
-    const uint4 both[2] = {make_uint4(part.high[0], part.low[0], part.high[1], part.low[1]),
-                           make_uint4(part.high[2], part.low[2], part.high[3], part.low[3])};
-    float sum[4] = {};
-    add_few<all_high>(sum, both, split_weights<all_high>(w));
-    return make_float2(sum[0] + sum[2], sum[1] + sum[3]);
-  }
-  __device__ static void store(float* partial, u32 stride, const Sums (&sums)[4], u32 lane) {
-    if (lane >= 4) return;
-    *(float4*)(partial + 2 * lane * stride) = make_float4(sums[0].x, sums[1].x, sums[2].x, sums[3].x);
-    *(float4*)(partial + (2 * lane + 1) * stride) = make_float4(sums[0].y, sums[1].y, sums[2].y, sums[3].y);
-  }
-  __device__ static void store_one(float* partial, u32 stride, const Sums& sum, u32 lane) {
-    if (lane >= 4) return;
-    partial[2 * lane * stride] = sum.x;
-    partial[(2 * lane + 1) * stride] = sum.y;
-  }
-  // What is not finite is computed once more.
-  __device__ static float result(float total, const Weights& w, u32 output, const u8* operand) {
-    if (Product<Format>::is_finite(total)) return total;
-    float sum = 0;
-#pragma unroll 1
-    for (u32 k = 0; k < w.cols; ++k) sum = __fmaf_rn(((const float*)operand)[k], Format::get(w, output, k), sum);
-    return sum;
-  }
-};
-
-// q8 and q4. The operand: integers, scales and, for q4, -8 times the sums of the integers. The weights of q4
-// are multiplied as they are stored, 8 too large, and begin with that: sums of whole numbers are exact in any order.
-template <class FORMAT, class PRODUCT, u32 TOGETHER>
-struct BlockUnits {
-  typedef FORMAT Format;
-  static const u32 outputs = 16, values = 128, steps = 4, step_bytes = PRODUCT::bytes, scale_bytes = 32;
-  static const u32 together = TOGETHER, unrolled = PRODUCT::bytes == 512 ? 4 : 2;
-  // Whether y is quantised where it is computed. For q8 it was slower.
-  static const bool late = false, in_blocks = true, sends_blocks = PRODUCT::bytes != 512;
-  typedef float2 Sums;
-
-  __device__ static u32 steps_of(u32 cols) { return (cols + 31) / 32; }
-  __device__ static u32 padded(u32 cols) { return (cols + 127) / 128 * 128; }
-  __device__ static uint4 unsigned_bytes(const uint4& bytes) { return bytes; }
-  __device__ static uint4 unsigned_bytes(const uint2& both) {
-    return make_uint4(both.x & 0x0F0F0F0Fu, both.y & 0x0F0F0F0Fu, both.x >> 4 & 0x0F0F0F0Fu, both.y >> 4 & 0x0F0F0F0Fu);
-  }
-  // A value of this lane of each of several blocks: see receive_blocks.
-  // One text for all callers: the instructions of a layer should stay in the cache that a multiprocessor has for them.
-  __device__ __noinline__ static void put_blocks(u8* operand, u32 cols, u32 first, BlockValues values) {
-    const u32 lane = threadIdx.x % 32, all = padded(cols);
-    float* const scales = (float*)(operand + all);
-    u32 largest = 0;  // lane d has that of block d, and its scale
-#pragma unroll
-    for (u32 d = 0; d < blocks_at_once; ++d) {
-      const u32 of_block = Quantised::largest_of(values.at[d]);
-      if (lane == d) largest = of_block;
-    }
-    const Quantised::Scale own(largest);
-    int own_sum = 0;
-#pragma unroll
-    for (u32 d = 0; d < blocks_at_once; ++d) {
-      const u32 block = first + d * (workers / 32);
-      const signed char whole = Quantised::rounded(values.at[d], __shfl_sync(every_lane, own.inverse, d));
-      const int sum = PRODUCT::bytes == 512 ? 0 : __reduce_add_sync(every_lane, (int)whole);
-      if (lane == d) own_sum = sum;
-      if (block < all / 32) ((signed char*)operand)[block * 32 + lane] = whole;
-    }
-    const u32 block = first + lane * (workers / 32);
-    if (lane >= blocks_at_once || block >= all / 32) return;
-    scales[block] = own.scale;
-    if (PRODUCT::bytes != 512) ((int*)scales)[all / 32 + block] = -8 * own_sum;
-  }
-  // The same where a block was quantised already: its words are 32 integers, the scale, and -8 times their sum.
-  static const u32 block_words = 10;
-  __device__ static void send_block(u64* to, float value, u32 tag) {
-    const u32 lane = threadIdx.x % 32;
-    const Quantised own(value);
-    const int sum = __reduce_add_sync(every_lane, (int)own.whole);
-    u32 four = (u32)(u8)own.whole << lane % 4 * 8;
-    for (int other = 1; other < 4; other *= 2) four |= __shfl_xor_sync(every_lane, four, other);
-    if (lane % 4 == 0) send(to + lane / 4, __uint_as_float(four), tag);
-    if (lane == 1) send(to + 8, own.scale, tag);
-    if (lane == 2) send(to + 9, __int_as_float(-8 * sum), tag);
-  }
-  __device__ static void put_words(u8* operand, u32 cols, u32 k, float first, float second) {
-    const u32 all = padded(cols), block = k / block_words, i = k % block_words;
-    float* const scales = (float*)(operand + all);
-    if (i < 8) {
-      *(float2*)(operand + block * 32 + i * 4) = make_float2(first, second);
-    } else {
-      scales[block] = first;
-      if (PRODUCT::bytes != 512) scales[all / 32 + block] = second;
-    }
-  }
-  // Of the blocks after the last.
-  __device__ static void pad_blocks(u8* operand, u32 cols) {
-    const u32 all = padded(cols), first = (cols + 31) / 32, block = first + threadIdx.x / 8;
-    if (block >= all / 32) return;
-    ((u32*)operand)[first * 8 + threadIdx.x] = 0;
-    if (threadIdx.x % 8 == 0) ((float*)(operand + all))[block] = 0;
-    if (threadIdx.x % 8 == 1 && PRODUCT::bytes != 512) ((float*)(operand + all))[all / 32 + block] = 0;
-  }
-  struct Lane : LaneInputs {
-    const float* scales;
-    u32 blocks;
-    __device__ const float* scales_of(u32 slice) const { return scales + slice * 4; }
-    __device__ u32 sums_after() const { return blocks; }
+    for (u32 i = 0; i < deep; ++i) next[i] = first + i < count ? from[first + i] : make_float4(0, 0, 0, 0);
   };
-  __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32 cols, u32 lane) {
-    const u32 all = padded(cols);
-    return {{operand, zeros, lane, 4, 128}, (const float*)(operand + all), all / 32};
-  }
-  template <bool WHOLE>
-  __device__ static Sums multiply(const u8* unit, const u8* unit_scales, u32 here, const u8* inputs,
-                                  const float* scales, u32 blocks, u32 lane) {
-    const u32* const integers = (const u32*)inputs;
-    const float4 four = *(const float4*)scales;
-    const float b_scales[4] = {four.x, four.y, four.z, four.w};
-    const u16* const w_scales = (const u16*)unit_scales + lane / 4;
-    float sum[4] = {};
+  read(0);
+#pragma unroll 1
+  for (u32 first = deep; first < count + deep; first += deep) {
+    float4 now[deep];
 #pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-      const u32 step = WHOLE ? i : min(i, here - 1);
-      const bool real = WHOLE || i < here;
-      uint4 a = unsigned_bytes(((const typename PRODUCT::Packed*)unit)[step * 32 + lane]);
-      if (!real) a = make_uint4(0, 0, 0, 0);
-      const float low = from_f16(w_scales[step * 16]), high = from_f16(w_scales[step * 16 + 8]);
-      const float a_scale[2] = {real ? low : 0.0f, real ? high : 0.0f};
-      const float b_scale[2] = {b_scales[i], 0};
-      if (PRODUCT::bytes == 512) {
-        PRODUCT::add(sum, a, integers[i * 8], integers[i * 8 + 4], a_scale, b_scale);
-      } else {
-        const int begin = ((const int*)scales)[blocks + i];
-        int whole[4];
-        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
-            : "=r"(whole[0]), "=r"(whole[1]), "=r"(whole[2]), "=r"(whole[3])
-            : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(integers[i * 8]), "r"(integers[i * 8 + 4]), "r"(begin));
-        for (u32 n = 0; n < 4; n += 2) {
-          sum[n] = __fmaf_rn((float)whole[n], __fmul_rn(a_scale[n / 2], b_scale[0]), sum[n]);
-        }
-      }
-    }
-    return make_float2(sum[0], sum[2]);
+    for (u32 i = 0; i < deep; ++i) now[i] = next[i];
+    read(first);
+#pragma unroll
+    for (u32 i = 0; i < deep; ++i) sum += now[i].x, sum += now[i].y, sum += now[i].z, sum += now[i].w;
   }
-  __device__ static void store(float* partial, u32 stride, const Sums (&sums)[4], u32 lane) {
-    store_fragment(partial, stride, sums, lane);
-  }
-  __device__ static void store_one(float* partial, u32 stride, const Sums& sum, u32 lane) {
-    store_fragment(partial, stride, sum, lane);
-  }
-  __device__ static float result(float total, const Weights&, u32, const u8*) { return total; }
-};
+  return sum;
+}
 
 // The product of a block's share of a matrix: rounds of panels, whose units' sums have room at the same time.
 static const u32 partial_floats = 4224;
@@ -269,10 +49,15 @@ struct Job {
   const u8* const data;
   const DecodeJob& of;
   const Share share;
+  const Gap gap = {};
 
   __device__ Weights weights() const { return {data, of.rows, of.cols}; }
   // That this thread sums up in the round that begins with panel `first` of the share, and the panels of that.
-  __device__ u32 output_of(u32 first) const { return (share.first + first) * W::outputs + threadIdx.x; }
+  __device__ u32 output_of(u32 first) const {
+    const u32 output = (share.first + first) * W::outputs + threadIdx.x;
+    if (!W::by_parts || first + threadIdx.x / W::outputs < gap.before) return output;
+    return output + gap.panels * W::outputs;
+  }
   __device__ u32 panels_of(u32 first) const { return min(of.at_once, share.count - first); }
 
   // Has the tiles copied: the work of one thread.
@@ -282,6 +67,7 @@ struct Job {
         data + (u64)((of.rows + 15) / 16) * of.steps * W::step_bytes + (u64)share.first * of.steps * W::scale_bytes;
 #pragma unroll 1
     for (u32 panel = 0; panel < share.count; ++panel) {
+      if (W::by_parts && panel == gap.before) from += (u64)gap.panels * of.steps * W::step_bytes;
 #pragma unroll 1
       for (u32 step = 0; step < of.steps; step += W::together * W::steps) {
         const u32 count = min(W::together * W::steps, of.steps - step);
@@ -363,28 +149,9 @@ struct Job {
       W::store_one(to + i, stride(), sum, lane);
     }
   }
-  // The sum of the slices of output `own` of a round, in their order. Zeros after the last change nothing.
+  // The sum of the slices of output `own` of a round, in their order.
   __device__ float total(const float* partial, u32 own) const {
-    constexpr u32 deep = 4;
-    const float4* const from = (const float4*)(partial + own * stride());
-    const u32 count = fours();
-    float4 next[deep];
-    float sum = 0;
-    const auto read = [&](u32 first) {
-#pragma unroll
-      for (u32 i = 0; i < deep; ++i) next[i] = first + i < count ? from[first + i] : make_float4(0, 0, 0, 0);
-    };
-    read(0);
-#pragma unroll 1
-    for (u32 first = deep; first < count + deep; first += deep) {
-      float4 now[deep];
-#pragma unroll
-      for (u32 i = 0; i < deep; ++i) now[i] = next[i];
-      read(first);
-#pragma unroll
-      for (u32 i = 0; i < deep; ++i) sum += now[i].x, sum += now[i].y, sum += now[i].z, sum += now[i].w;
-    }
-    return sum;
+    return sum_in_order((const float4*)(partial + own * stride()), fours());
   }
 };
 )cuda"

@@ -42,7 +42,7 @@ struct DecodeArguments {
           logits = 0, choice = 0;
   std::uint32_t layer_count = 0, width = 0, channels = 0, rank = 0, states = 0, tag = 0;
   std::uint32_t slots = 0, slot_bytes = 0, x_at = 0, norm_at = 0, operand_at = 0, ring_at = 0;
-  std::uint32_t on_the_way = 0, unused = 0;
+  std::uint32_t on_the_way = 0, words_of_layer = 0;
   std::array<DecodeJob, 5> jobs = {};  // in_proj, x_proj, dt_proj, out_proj, head
 };
 
@@ -64,12 +64,12 @@ struct Decoder {
   std::size_t shared_bytes = 0, processors = 0;
 };
 
-/// How the arithmetic of one row divides a matrix of a format: see decode_products.cuh.
+/// How the arithmetic of one row divides a matrix of a format: see decode_units.cuh.
 struct DecodeUnits {
   std::size_t outputs, values, steps, together;  // of a panel; of a step; of a slice; slices of a tile
 };
 inline constexpr std::array<DecodeUnits, 5> decode_units = {
-    {{8, 16, 1, 8}, {8, 16, 1, 16}, {16, 16, 4, 4}, {16, 32, 4, 4}, {16, 32, 4, 4}}};
+    {{8, 16, 1, 12}, {8, 16, 1, 16}, {16, 16, 4, 4}, {16, 32, 4, 4}, {16, 32, 4, 4}}};
 
 /// A product of the kernel. `most_outputs` are computed at once.
 inline DecodeJob decode_job(std::size_t format, std::size_t rows, std::size_t cols, std::size_t most_outputs,
@@ -88,8 +88,14 @@ inline DecodeJob decode_job(std::size_t format, std::size_t rows, std::size_t co
           .reciprocal = static_cast<std::uint32_t>(0xFFFFFFFFU / tiles + 1),
           .offset = static_cast<std::uint32_t>(offset)};
 }
+/// Of u, with f32 and f16 weights, whose x_proj is divided among blocks by its inputs: see decode_parts.cuh.
+inline constexpr std::size_t granule = 16;
+inline bool is_by_parts(const DecodeProgram& program) { return program.format < 2; }
+inline std::size_t granules(const DecodeProgram& program) {
+  return (program.arguments.channels + granule - 1) / granule;
+}
 /// Divides the products among blocks. Those with one panel more of in_proj are the first, those with more of out_proj
-/// the last; x_proj and then dt_proj go to those after the first.
+/// the last; x_proj and then dt_proj go to those after the first. By parts, those with one granule more are the first.
 inline void divide(DecodeProgram& program, std::size_t blocks) {
   constexpr std::size_t q8_format = 3, bf16_format = 2, most = 256, channels_at_once = 64;
   DecodeArguments& p = program.arguments;
@@ -105,13 +111,22 @@ inline void divide(DecodeProgram& program, std::size_t blocks) {
   if (format >= q8_format) p.jobs[2].at_once = p.jobs[2].at_once / 2 * 2;  // whole blocks of 32 outputs
   p.jobs[3] = decode_job(format, p.width, p.channels, most, (blocks - left_over(p.width, format)) % blocks);
   p.jobs[4] = decode_job(format, p.head.rows, p.width, most, 0);
+  p.words_of_layer = static_cast<std::uint32_t>(p.width + 3 * std::size_t{p.channels} + (selection + 3) / 4 * 4);
+  if (!is_by_parts(program)) return;
+  const std::size_t outputs = decode_units[format].outputs, x_panels = (selection + outputs - 1) / outputs;
+  p.jobs[1].tiles = static_cast<std::uint32_t>(x_panels);  // of a granule
+  p.jobs[1].reciprocal = static_cast<std::uint32_t>(0xFFFFFFFFU / x_panels + 1);
+  p.jobs[2].offset = static_cast<std::uint32_t>(granules(program) % blocks);
+  p.words_of_layer += static_cast<std::uint32_t>(x_panels * outputs * granules(program));
 }
 
-/// Places the parts of shared memory. Returns whether they fit, with a ring that is worth while.
+/// Places the parts of shared memory: see decode_block.cuh. Returns whether they fit, with a ring that is worth while.
 inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   constexpr std::size_t most_layers = 10000;  // which have tags of their own
-  constexpr std::size_t fixed = 1024 + 4 * 2 * 4224 + 2 * sizeof(DecodeLayer) + 128 + 128;  // see decode.cuh
-  constexpr std::array<std::size_t, 5> slot_bytes = {4096, 4096, 8192, 8704, 4608};
+  constexpr std::size_t most_own = 256;       // channels of the granules of a block
+  const std::size_t own_bytes = is_by_parts(program) ? sizeof(float) * most_own : 0;
+  const std::size_t fixed = 1024 + 4 * 2 * 4224 + 2 * sizeof(DecodeLayer) + 128 + 128 + own_bytes;
+  constexpr std::array<std::size_t, 5> slot_bytes = {6144, 4096, 8192, 8704, 4608};
   constexpr std::array<std::size_t, 5> longest = {8192, 8192, 16384, 16384, 32768};  // sums whose slices have room
   DecodeArguments& p = program.arguments;
   const std::size_t cols = (std::size_t{std::max({p.width, p.channels, p.rank})} + 127) / 128 * 128;
@@ -126,13 +141,13 @@ inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   constexpr std::size_t q4_format = 4, block_words = 10;
   const std::size_t channels = p.channels;
   if (program.format == q4_format && (channels + 31) / 32 * block_words > channels) return false;
-  p.x_at = fixed;
+  p.x_at = static_cast<std::uint32_t>(fixed);
   p.norm_at = static_cast<std::uint32_t>(norm_at);
   p.operand_at = static_cast<std::uint32_t>(operand_at);
   p.ring_at = static_cast<std::uint32_t>(ring_at);
   p.slot_bytes = static_cast<std::uint32_t>(slot_bytes[program.format]);
   // A place for each warp, or for each warp and all that is on the way: see struct Ring. The thread that has tiles
-  // copied has no time to wait for those of 4 KB.
+  // copied has no time to wait for those of 4 KB, which f16 has.
   constexpr std::size_t warps = 15, most_slots = 60, bytes_on_the_way = 32768, few = 3, no_limit = 0xFFFFFFFF;
   const std::size_t room = std::min(most_slots, (decoder.shared_bytes - ring_at) / p.slot_bytes);
   const std::size_t most = p.slot_bytes <= 4096 ? no_limit : bytes_on_the_way / p.slot_bytes;
@@ -140,6 +155,8 @@ inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   p.slots = static_cast<std::uint32_t>(any_number ? room : room / warps * warps);
   p.on_the_way = static_cast<std::uint32_t>(any_number ? std::min(most, room - warps) : most);
   divide(program, decoder.processors);
+  const std::size_t own_granules = (granules(program) + decoder.processors - 1) / decoder.processors;
+  if (is_by_parts(program) && own_granules * granule > most_own) return false;
   return p.slots > 0 && p.jobs[2].at_once > 0;
 }
 
@@ -157,8 +174,7 @@ class DecodeMemory {
   /// Copies the table of layers to the card. It is freed by release.
   int place(DecodeProgram& program, const Decoder& decoder, Handle stream) {
     DecodeArguments& p = program.arguments;
-    const std::size_t selection = (p.rank + 2 * std::size_t{p.states} + 1) / 2 * 2;
-    const std::size_t words = 2 * (p.width + 3 * std::size_t{p.channels} + selection) + 2 * decoder.processors;
+    const std::size_t words = 2 * std::size_t{p.words_of_layer} + 2 * decoder.processors;
     if (const int error = reserve(8 * words, stream); error != 0) return error;
     const std::size_t bytes = program.layers.size() * sizeof(DecodeLayer);
     if (const int error = driver_.allocate(&p.layers, bytes); error != 0) return error;
