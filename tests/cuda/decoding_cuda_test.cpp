@@ -67,8 +67,8 @@ TEST(CudaDecoding, NeedsRoomForWhatBlocksExchange) {
     program.arguments.rank = 1, program.arguments.states = 16;
     return gpu::arrange(program, {.shared_bytes = 231424, .processors = processors});
   };
-  EXPECT_TRUE(fits(4, 16));  // y of q4 is a block of 10 words
-  EXPECT_FALSE(fits(4, 8));
+  EXPECT_TRUE(fits(4, 32));  // u and y of q4 are sent in whole blocks
+  EXPECT_FALSE(fits(4, 48));
   EXPECT_TRUE(fits(3, 8));
   EXPECT_TRUE(fits(0, 4096, 16));  // u of 256 channels of a block is multiplied where it is computed
   EXPECT_FALSE(fits(0, 4096, 15));

@@ -22,7 +22,7 @@ struct Decoder : DecodeBlock {
       make_barrier(ring.empty + i, 1);
     }
     for (u32 i = 0; i < 5; ++i) shares()[i] = i == 1 ? p.jobs[i].share(S::outputs) : p.jobs[i].share(W::outputs);
-    if (W::sends_blocks) shares()[2] = p.jobs[2].share_of_pairs(W::outputs);
+    for (u32 i = 0; W::sends_blocks && i < 4; i += 2) shares()[i] = p.jobs[i].share_of_pairs(W::outputs);
     if constexpr (S::by_parts) PartsOfSums<S>::divide(*this);
   }
   __device__ Job<W> in_part(const u8* data) const {
@@ -157,6 +157,7 @@ struct Decoder : DecodeBlock {
       if (j < p.channels) {
         const Activation u = conv.output(own);
         if (S::by_parts) own_u()[j - shares()[1].first * granule] = u;
+        if constexpr (S::sends_blocks) S::send_block(blocks_of_u(l) + j / 32 * S::block_words, u, tag);
         send(u_of(l) + j, u, tag);
         p.u[j] = u;
         conv.slide();
@@ -178,7 +179,11 @@ struct Decoder : DecodeBlock {
       return x_parts(layer).add_up(l);
     }
     if (!share(1).count) return;
-    receive_operand<S>(u_of(l), p.channels, tag_of(l));
+    if constexpr (S::sends_blocks) {
+      receive_sent_blocks(blocks_of_u(l), tag_of(l));
+    } else {
+      receive_operand<S>(u_of(l), p.channels, tag_of(l));
+    }
     const auto nothing = [](u32) { return Nothing(); };
     multiply<false>(x_part(layer.matrices[1].data), l, Nothing(), nothing, [&](u32 j, float value, Nothing) {
       const Activation own = value;
@@ -285,7 +290,7 @@ struct Decoder : DecodeBlock {
       if (!W::sends_blocks) send(y_of(l) + c.e, y, tag_of(l));
       p.y[c.e] = y;
     }
-    if constexpr (W::sends_blocks) send_blocks(l, round, c.count > 0 ? (float)y : 0.0f);
+    if constexpr (W::sends_blocks) send_blocks(l, round, y);
     c.of.write(c.state, c.lane * 4, c.count);
   }
   // y of the channels of a round of panels, of which every fourth thread has one: whole blocks, quantised here and not
@@ -294,13 +299,13 @@ struct Decoder : DecodeBlock {
     __shared__ float values[channels_at_once];
     if (threadIdx.x % 4 == 0) values[threadIdx.x / 4] = y;
     meet_256();
-    const u32 blocks = (round.count * W::outputs + 31) / 32;
-    if (threadIdx.x >= blocks * 32) return;
+    if (threadIdx.x >= round.count * W::outputs) return;
     const u32 block = round.first * W::outputs / 32 + threadIdx.x / 32;
     W::send_block(y_of(l) + block * W::block_words, values[threadIdx.x], tag_of(l));
   }
-  __device__ void receive_blocks_of_y(u32 l) const {
-    receive_all<2>(y_of(l), (p.channels + 31) / 32 * W::block_words, tag_of(l),
+  // u or y, to the operand.
+  __device__ void receive_sent_blocks(const Word* from, u32 tag) const {
+    receive_all<2>(from, p.channels / 32 * W::block_words, tag,
                    [&](u32 k, float first, float second) { W::put_words(operand(), p.channels, k, first, second); });
     W::pad_blocks(operand(), p.channels);
     meet();
@@ -308,7 +313,7 @@ struct Decoder : DecodeBlock {
 
   __device__ void write_out(u32 l, const DecodeLayer& layer) {
     if constexpr (W::sends_blocks) {
-      receive_blocks_of_y(l);
+      receive_sent_blocks(y_of(l), tag_of(l));
     } else {
       receive_operand<W>(y_of(l), p.channels, tag_of(l));
     }

@@ -34,6 +34,8 @@ struct DecodeBlock {
   __device__ Word* u_of(u32 layer) const { return (Word*)(x_of(layer) + p.width); }
   __device__ Word* z_of(u32 layer) const { return (Word*)(x_of(layer) + p.width + p.channels); }
   __device__ Word* y_of(u32 layer) const { return (Word*)(x_of(layer) + p.width + 2 * (u64)p.channels); }
+  // Where a block of 32 is sent as less words, y leaves room for u.
+  __device__ Word* blocks_of_u(u32 layer) const { return y_of(layer) + p.channels / 2; }
   __device__ Word* selected_of(u32 layer) const { return (Word*)(x_of(layer) + p.width + 3 * (u64)p.channels); }
   __device__ u64* parts_of(u32 layer) const {
     return x_of(layer) + p.width + 3 * (u64)p.channels + (selection() + 3) / 4 * 4;

@@ -94,21 +94,27 @@ inline bool is_by_parts(const DecodeProgram& program) { return program.format < 
 inline std::size_t granules(const DecodeProgram& program) {
   return (program.arguments.channels + granule - 1) / granule;
 }
+/// With q4 weights, u and y are sent in blocks of 32.
+inline bool sends_blocks(const DecodeProgram& program) { return program.format == 4; }
 /// Divides the products among blocks. Those with one panel more of in_proj are the first, those with more of out_proj
 /// the last; x_proj and then dt_proj go to those after the first. By parts, those with one granule more are the first.
 inline void divide(DecodeProgram& program, std::size_t blocks) {
   constexpr std::size_t q8_format = 3, bf16_format = 2, most = 256, channels_at_once = 64;
   DecodeArguments& p = program.arguments;
   const std::size_t format = program.format, x_format = format == q8_format ? bf16_format : format;
-  const auto left_over = [&](std::size_t rows, std::size_t of) {
-    return (rows + decode_units[of].outputs - 1) / decode_units[of].outputs % blocks;
+  const auto left_over = [&](std::size_t rows, std::size_t of, std::size_t panels = 1) {
+    const std::size_t outputs = panels * decode_units[of].outputs;
+    return (rows + outputs - 1) / outputs % blocks;
   };
   const std::size_t selection = p.rank + 2 * std::size_t{p.states}, inner = 2 * std::size_t{p.channels};
-  const std::size_t after_in = left_over(inner, format), after_x = (after_in + left_over(selection, x_format)) % blocks;
+  const std::size_t in_pairs = sends_blocks(program) ? 2 : 1;
+  const std::size_t after_in = left_over(inner, format, in_pairs),
+                    after_x = (after_in + left_over(selection, x_format)) % blocks;
   p.jobs[0] = decode_job(format, inner, p.width, most, 0);
+  if (sends_blocks(program)) p.jobs[0].at_once = p.jobs[0].at_once / 2 * 2;  // whole blocks of 32 outputs
   p.jobs[1] = decode_job(x_format, selection, p.channels, most, after_in);
   p.jobs[2] = decode_job(format, p.channels, p.rank, channels_at_once, after_x);
-  if (format >= q8_format) p.jobs[2].at_once = p.jobs[2].at_once / 2 * 2;  // whole blocks of 32 outputs
+  if (sends_blocks(program)) p.jobs[2].at_once = p.jobs[2].at_once / 2 * 2;
   p.jobs[3] = decode_job(format, p.width, p.channels, most, (blocks - left_over(p.width, format)) % blocks);
   p.jobs[4] = decode_job(format, p.head.rows, p.width, most, 0);
   p.words_of_layer = static_cast<std::uint32_t>(p.width + 3 * std::size_t{p.channels} + (selection + 3) / 4 * 4);
@@ -137,10 +143,7 @@ inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   if (cols > longest[program.format] || ring_at > decoder.shared_bytes || program.layers.size() > most_layers) {
     return false;
   }
-  // Where y is sent in blocks of so many words, it has the room of a word for each channel.
-  constexpr std::size_t q4_format = 4, block_words = 10;
-  const std::size_t channels = p.channels;
-  if (program.format == q4_format && (channels + 31) / 32 * block_words > channels) return false;
+  if (sends_blocks(program) && p.channels % 32 != 0) return false;
   p.x_at = static_cast<std::uint32_t>(fixed);
   p.norm_at = static_cast<std::uint32_t>(norm_at);
   p.operand_at = static_cast<std::uint32_t>(operand_at);
@@ -157,7 +160,7 @@ inline bool arrange(DecodeProgram& program, const Decoder& decoder) {
   divide(program, decoder.processors);
   const std::size_t own_granules = (granules(program) + decoder.processors - 1) / decoder.processors;
   if (is_by_parts(program) && own_granules * granule > most_own) return false;
-  return p.slots > 0 && p.jobs[2].at_once > 0;
+  return p.slots > 0 && p.jobs[0].at_once > 0 && p.jobs[2].at_once > 0;
 }
 
 /// Programs of a stream, and what blocks exchange. Each function that returns an int returns the number of an error, or

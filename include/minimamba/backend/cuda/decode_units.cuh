@@ -128,7 +128,7 @@ struct BlockUnits {
   typedef FORMAT Format;
   static const u32 outputs = 16, values = 128, steps = 4, step_bytes = PRODUCT::bytes, scale_bytes = 32;
   static const u32 together = TOGETHER, unrolled = PRODUCT::bytes == 512 ? 4 : 2;
-  // Whether y is quantised where it is computed. For q8 it was slower.
+  // Whether u and y are quantised where they are computed. For q8 it was slower.
   static const bool late = false, in_blocks = true, sends_blocks = PRODUCT::bytes != 512, by_parts = false;
   typedef float2 Sums;
 
@@ -164,7 +164,8 @@ struct BlockUnits {
     scales[block] = own.scale;
     if (PRODUCT::bytes != 512) ((int*)scales)[all / 32 + block] = -8 * own_sum;
   }
-  // The same where a block was quantised already: its words are 32 integers, the scale, and -8 times their sum.
+  // A block that is quantised where it is computed, by a warp: its words are 32 integers, the scale, and -8 times
+  // their sum.
   static const u32 block_words = 10;
   __device__ static void send_block(u64* to, float value, u32 tag) {
     const u32 lane = threadIdx.x % 32;
@@ -188,7 +189,7 @@ struct BlockUnits {
   }
   // Of the blocks after the last.
   __device__ static void pad_blocks(u8* operand, u32 cols) {
-    const u32 all = padded(cols), first = (cols + 31) / 32, block = first + threadIdx.x / 8;
+    const u32 all = padded(cols), first = cols / 32, block = first + threadIdx.x / 8;
     if (block >= all / 32) return;
     ((u32*)operand)[first * 8 + threadIdx.x] = 0;
     if (threadIdx.x % 8 == 0) ((float*)(operand + all))[block] = 0;
