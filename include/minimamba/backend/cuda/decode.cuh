@@ -147,11 +147,11 @@ struct Decoder : DecodeBlock {
       x_parts(layer).fetch();
       fetch_channels(layer);
     }
-    if (l > 0) receive_x(l);
+    const double squares = l > 0 ? receive_x<W>(l) : squares_of_x<W>();
     if (!share(0).count) return;
     wait_for_copies<1>();
-    meet();
-    normalise<W>(layer.epsilon, p.normed);
+    if (!W::in_blocks) meet();
+    normalise<W>(squares, layer.epsilon, p.normed);
     multiply<false>(job, l, first, prepare, [&](u32 j, float value, ConvInputs& conv) {
       const Activation own = value;
       if (j < p.channels) {
@@ -167,11 +167,6 @@ struct Decoder : DecodeBlock {
       p.uz[j] = own;
     });
     if constexpr (S::by_parts) x_parts(layer).multiply(l);
-  }
-  // What layer l - 1 has made of x.
-  __device__ void receive_x(u32 l) const {
-    receive_all<3>(x_of(l - 1), p.width, tag_of(l - 1),
-                   [&](u32 k, float first, float second) { *(float2*)(x() + k) = make_float2(first, second); });
   }
   __device__ void select(u32 l, const DecodeLayer& layer) {
     if constexpr (S::by_parts) {
@@ -333,12 +328,12 @@ struct Decoder : DecodeBlock {
       wait_for_copies<0>();
       return largest;
     }
-    receive_x(p.layer_count);
+    const double squares = receive_x<W>(p.layer_count);
     wait_for_copies<0>();
     meet();
 #pragma unroll 1
     for (u32 k = threadIdx.x; p.last && blockIdx.x == 0 && k < p.width; k += workers) p.last[k] = x()[k];
-    normalise<W>(p.epsilon, p.last_normed);
+    normalise<W>(squares, p.epsilon, p.last_normed);
     const auto nothing = [](u32) { return Nothing(); };
     multiply<false>(head_part(), p.layer_count, Nothing(), nothing, [&](u32 j, float value, Nothing) {
       p.logits[j] = value;

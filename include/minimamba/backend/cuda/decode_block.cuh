@@ -50,13 +50,46 @@ struct DecodeBlock {
     for (u32 k = (cols + 1) / 2 * 2 + 2 * threadIdx.x; k < padded; k += 2 * workers) Units::put(operand(), k, 0, 0);
   }
 
+  // What layer l - 1 has made of x. Where it is quantised, the threads that add up its squares receive it: returns the
+  // sum of those of this thread.
+  template <class W>
+  __device__ double receive_x(u32 l) const {
+    double squares = 0;
+    if constexpr (W::in_blocks) {
+      constexpr u32 deep = 8;
+      if (threadIdx.x >= 256) return 0;
+      receive_blocks<256, deep>(x_of(l - 1), p.width, (p.width + 31) / 32, tag_of(l - 1), [&](u32 first, auto& values) {
+#pragma unroll
+        for (u32 d = 0; d < deep; ++d) {
+          const u32 k = first * 32 + threadIdx.x % 32 + 256 * d;
+          if (k < p.width) x()[k] = values.at[d];
+          squares = multiply_add((double)values.at[d], (double)values.at[d], squares);
+        }
+      });
+    } else {
+      receive_all<3>(x_of(l - 1), p.width, tag_of(l - 1),
+                     [&](u32 k, float first, float second) { *(float2*)(x() + k) = make_float2(first, second); });
+    }
+    return squares;
+  }
+  template <class W>
+  __device__ double squares_of_x() const {
+    double squares = 0;
+#pragma unroll 1
+    for (u32 k = threadIdx.x; W::in_blocks && threadIdx.x < 256 && k < p.width; k += 256) {
+      squares = multiply_add((double)x()[k], (double)x()[k], squares);
+    }
+    return squares;
+  }
   // Of x, to the operand.
   template <class W>
-  __device__ void normalise(double epsilon, Activation* to) const {
+  __device__ void normalise(double squares, double epsilon, Activation* to) const {
     __shared__ double scales[2];
     RmsScale scale;
     const float* const weight = norm_weight();
-    if (threadIdx.x < 256) scale = RmsScale(x(), p.width, epsilon);  // as many as add up the squares in every kernel
+    if (threadIdx.x < 256) {  // as many as add up the squares in every kernel
+      scale = W::in_blocks ? RmsScale(squares, x(), p.width, epsilon) : RmsScale(x(), p.width, epsilon);
+    }
     if constexpr (W::in_blocks) {
       if (threadIdx.x == 0) scales[0] = scale.scale, scales[1] = scale.half;
       meet();
@@ -64,7 +97,7 @@ struct DecodeBlock {
       const u32 blocks = W::padded(p.width) / 32;
 #pragma unroll 1
       for (u32 first = threadIdx.x / 32; first < blocks; first += workers / 32 * blocks_at_once) {
-        BlockValues values;
+        BlockValues<blocks_at_once> values;
 #pragma unroll
         for (u32 d = 0; d < blocks_at_once; ++d) {
           const u32 k = first * 32 + threadIdx.x % 32 + workers * d;

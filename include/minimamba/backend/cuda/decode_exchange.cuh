@@ -120,33 +120,33 @@ __device__ inline void receive_all(const W* from, u32 count, u32 tag, const Body
     }
   }
 }
-// The same in blocks of 32, of which each warp takes several at once: body(block, values), of the blocks that follow at
-// a distance of as many as there are warps. There are `blocks` in all; beyond `count` are zeros.
+// The same in blocks of 32, by the first THREADS, of which each warp takes DEEP at once: body(block, values), of the
+// blocks that follow at a distance of as many as there are warps. There are `blocks` in all; beyond `count` are zeros.
 static const u32 blocks_at_once = 5;
+template <u32 COUNT>
 struct BlockValues {  // of a lane
-  float at[blocks_at_once];
+  float at[COUNT];
 };
-template <class Body>
+template <u32 THREADS = workers, u32 DEEP = blocks_at_once, class Body>
 __device__ inline void receive_blocks(const u64* from, u32 count, u32 blocks, u32 tag, const Body& body) {
-  constexpr u32 deep = blocks_at_once, apart = workers;
 #pragma unroll 1
-  for (u32 first = threadIdx.x / 32; first < blocks; first += workers / 32 * deep) {
+  for (u32 first = threadIdx.x / 32; first < blocks; first += THREADS / 32 * DEEP) {
     const u32 k = first * 32 + threadIdx.x % 32;
-    u64 words[deep] = {};
+    u64 words[DEEP] = {};
     u32 missing = 0;
 #pragma unroll
-    for (u32 d = 0; d < deep; ++d) missing |= (k + apart * d < count) << d;
+    for (u32 d = 0; d < DEEP; ++d) missing |= (k + THREADS * d < count) << d;
 #pragma unroll 1
     for (Patience patience; missing; patience.wait()) {
 #pragma unroll
-      for (u32 d = 0; d < deep; ++d) look_at(from + k + apart * d, missing >> d & 1, words[d]);
+      for (u32 d = 0; d < DEEP; ++d) look_at(from + k + THREADS * d, missing >> d & 1, words[d]);
 #pragma unroll
-      for (u32 d = 0; d < deep; ++d) missing &= ~((u32)(words[d] >> 32 == tag) << d);
+      for (u32 d = 0; d < DEEP; ++d) missing &= ~((u32)(words[d] >> 32 == tag) << d);
     }
     __syncwarp();
-    BlockValues values;
+    BlockValues<DEEP> values;
 #pragma unroll
-    for (u32 d = 0; d < deep; ++d) values.at[d] = value_of(words[d]);
+    for (u32 d = 0; d < DEEP; ++d) values.at[d] = value_of(words[d]);
     body(first, values);
   }
 }

@@ -140,7 +140,7 @@ struct BlockUnits {
   }
   // A value of this lane of each of several blocks: see receive_blocks.
   // One text for all callers: the instructions of a layer should stay in the cache that a multiprocessor has for them.
-  __device__ __noinline__ static void put_blocks(u8* operand, u32 cols, u32 first, BlockValues values) {
+  __device__ __noinline__ static void put_blocks(u8* operand, u32 cols, u32 first, BlockValues<blocks_at_once> values) {
     const u32 lane = threadIdx.x % 32, all = padded(cols);
     float* const scales = (float*)(operand + all);
     u32 largest = 0;  // lane d has that of block d, and its scale
