@@ -121,8 +121,10 @@ struct Tf32Units {
   }
 };
 
-// q8 and q4. The operand: integers, scales and, for q4, -8 times the sums of the integers. The weights of q4
-// are multiplied as they are stored, 8 too large, and begin with that: sums of whole numbers are exact in any order.
+// q8 and q4. The operand: integers, scales and, for q4, what sums begin with. The weights of q4 are multiplied as they
+// are stored, 8 too large, so sums begin with -8 times the sum of the integers: sums of whole numbers are exact in any
+// order. They begin with the bits of the float 3 * 2^22, too: whole numbers below 2^22 that are added to these leave
+// the bits of a float again, which a subtraction turns into the sum.
 template <class FORMAT, class PRODUCT, u32 TOGETHER>
 struct BlockUnits {
   typedef FORMAT Format;
@@ -134,6 +136,11 @@ struct BlockUnits {
 
   __device__ static u32 steps_of(u32 cols) { return (cols + 31) / 32; }
   __device__ static u32 padded(u32 cols) { return (cols + 127) / 128 * 128; }
+  static const u32 three_halves = 0x4B400000;  // of 2^23: the bits of that float
+  // Where integer k of a block is: those that a lane needs of a slice lie together.
+  __device__ static u32 place_of(u32 block, u32 k) {
+    return block / 4 * 128 + k % 16 / 4 * 32 + block % 4 * 8 + k / 16 * 4 + k % 4;
+  }
   __device__ static uint4 unsigned_bytes(const uint4& bytes) { return bytes; }
   __device__ static uint4 unsigned_bytes(const uint2& both) {
     return make_uint4(both.x & 0x0F0F0F0Fu, both.y & 0x0F0F0F0Fu, both.x >> 4 & 0x0F0F0F0Fu, both.y >> 4 & 0x0F0F0F0Fu);
@@ -157,15 +164,15 @@ struct BlockUnits {
       const signed char whole = Quantised::rounded(values.at[d], __shfl_sync(every_lane, own.inverse, d));
       const int sum = PRODUCT::bytes == 512 ? 0 : __reduce_add_sync(every_lane, (int)whole);
       if (lane == d) own_sum = sum;
-      if (block < all / 32) ((signed char*)operand)[block * 32 + lane] = whole;
+      if (block < all / 32) ((signed char*)operand)[place_of(block, lane)] = whole;
     }
     const u32 block = first + lane * (workers / 32);
     if (lane >= blocks_at_once || block >= all / 32) return;
     scales[block] = own.scale;
-    if (PRODUCT::bytes != 512) ((int*)scales)[all / 32 + block] = -8 * own_sum;
+    if (PRODUCT::bytes != 512) ((int*)scales)[all / 32 + block] = three_halves - 8 * own_sum;
   }
-  // A block that is quantised where it is computed, by a warp: its words are 32 integers, the scale, and -8 times
-  // their sum.
+  // A block that is quantised where it is computed, by a warp: its words are 32 integers, in the order of their
+  // places, the scale, and what sums begin with.
   static const u32 block_words = 10;
   __device__ static void send_block(u64* to, float value, u32 tag) {
     const u32 lane = threadIdx.x % 32;
@@ -173,15 +180,15 @@ struct BlockUnits {
     const int sum = __reduce_add_sync(every_lane, (int)own.whole);
     u32 four = (u32)(u8)own.whole << lane % 4 * 8;
     for (int other = 1; other < 4; other *= 2) four |= __shfl_xor_sync(every_lane, four, other);
-    if (lane % 4 == 0) send(to + lane / 4, __uint_as_float(four), tag);
+    if (lane % 4 == 0) send(to + lane % 16 / 4 * 2 + lane / 16, __uint_as_float(four), tag);
     if (lane == 1) send(to + 8, own.scale, tag);
-    if (lane == 2) send(to + 9, __int_as_float(-8 * sum), tag);
+    if (lane == 2) send(to + 9, __int_as_float(three_halves - 8 * sum), tag);
   }
   __device__ static void put_words(u8* operand, u32 cols, u32 k, float first, float second) {
     const u32 all = padded(cols), block = k / block_words, i = k % block_words;
     float* const scales = (float*)(operand + all);
     if (i < 8) {
-      *(float2*)(operand + block * 32 + i * 4) = make_float2(first, second);
+      *(float2*)(operand + place_of(block, i * 2)) = make_float2(first, second);
     } else {
       scales[block] = first;
       if (PRODUCT::bytes != 512) scales[all / 32 + block] = second;
@@ -191,9 +198,9 @@ struct BlockUnits {
   __device__ static void pad_blocks(u8* operand, u32 cols) {
     const u32 all = padded(cols), first = cols / 32, block = first + threadIdx.x / 8;
     if (block >= all / 32) return;
-    ((u32*)operand)[first * 8 + threadIdx.x] = 0;
+    *(u32*)(operand + place_of(block, threadIdx.x % 8 * 4)) = 0;
     if (threadIdx.x % 8 == 0) ((float*)(operand + all))[block] = 0;
-    if (threadIdx.x % 8 == 1 && PRODUCT::bytes != 512) ((float*)(operand + all))[all / 32 + block] = 0;
+    if (threadIdx.x % 8 == 1 && PRODUCT::bytes != 512) ((u32*)(operand + all))[all / 32 + block] = three_halves;
   }
   struct Lane : LaneInputs {
     const float* scales;
@@ -203,14 +210,17 @@ struct BlockUnits {
   };
   __device__ static Lane lane_of(const u8* operand, const u8* zeros, u32 cols, u32 lane) {
     const u32 all = padded(cols);
-    return {{operand, zeros, lane, 4, 128}, (const float*)(operand + all), all / 32};
+    return {{operand, zeros, lane, 32, 128}, (const float*)(operand + all), all / 32};
   }
   template <bool WHOLE>
   __device__ static Sums multiply(const u8* unit, const u8* unit_scales, u32 here, const u8* inputs,
                                   const float* scales, u32 blocks, u32 lane) {
-    const u32* const integers = (const u32*)inputs;
+    const uint4 early = ((const uint4*)inputs)[0], late = ((const uint4*)inputs)[1];
+    const u32 integers[8] = {early.x, early.y, early.z, early.w, late.x, late.y, late.z, late.w};
     const float4 four = *(const float4*)scales;
     const float b_scales[4] = {four.x, four.y, four.z, four.w};
+    const int4 four_begin = PRODUCT::bytes == 512 ? int4() : *(const int4*)(scales + blocks);
+    const int begin[4] = {four_begin.x, four_begin.y, four_begin.z, four_begin.w};
     const u16* const w_scales = (const u16*)unit_scales + lane / 4;
     float sum[4] = {};
 #pragma unroll
@@ -223,15 +233,15 @@ struct BlockUnits {
       const float a_scale[2] = {real ? low : 0.0f, real ? high : 0.0f};
       const float b_scale[2] = {b_scales[i], 0};
       if (PRODUCT::bytes == 512) {
-        PRODUCT::add(sum, a, integers[i * 8], integers[i * 8 + 4], a_scale, b_scale);
+        PRODUCT::add(sum, a, integers[2 * i], integers[2 * i + 1], a_scale, b_scale);
       } else {
-        const int begin = ((const int*)scales)[blocks + i];
         int whole[4];
         asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
             : "=r"(whole[0]), "=r"(whole[1]), "=r"(whole[2]), "=r"(whole[3])
-            : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(integers[i * 8]), "r"(integers[i * 8 + 4]), "r"(begin));
+            : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(integers[2 * i]), "r"(integers[2 * i + 1]), "r"(begin[i]));
         for (u32 n = 0; n < 4; n += 2) {
-          sum[n] = __fmaf_rn((float)whole[n], __fmul_rn(a_scale[n / 2], b_scale[0]), sum[n]);
+          const float exact = __int_as_float(whole[n]) - __uint_as_float(three_halves);
+          sum[n] = __fmaf_rn(exact, __fmul_rn(a_scale[n / 2], b_scale[0]), sum[n]);
         }
       }
     }
