@@ -227,21 +227,29 @@ TEST(CudaTrainings, ChooseTheScanByItsStatesAndRefuseMoreThan1024) {
 }
 
 /// Every slice of a sum is in one part, and parts are of one size but for the last.
-TEST(CudaTrainings, DivideSumsOfRoundedProductsIntoWholeParts) {
+template <class Divide>
+void expect_whole_parts(const Divide& divide, std::size_t widths) {
   for (const std::uint32_t m : {1U, 80U, 768U, 50280U}) {
     for (const std::uint32_t n : {1U, 48U, 1536U, 3072U}) {
       for (const std::uint32_t k : {1U, 64U, 65U, 2048U, 16384U}) {
         gpu::Bf16Product p{.m = m, .n = n, .k = k};
-        const gpu::Bf16Division division = gpu::divide(p, true);
+        const gpu::Bf16Division division = divide(p, true);
         p.slices = division.slices;
-        ASSERT_LT(division.width, gpu::bf16_widths.size());
+        ASSERT_LT(division.width, widths);
         ASSERT_GE(p.parts() * p.slices, p.all_slices());
         ASSERT_LT((p.parts() - 1) * p.slices, p.all_slices());
         ASSERT_LE(p.parts() == 1 ? 0 : p.parts() * m * n * sizeof(float), std::size_t{1} << 27);
-        ASSERT_EQ(gpu::divide(p, false).slices, p.all_slices());
+        ASSERT_EQ(divide(p, false).slices, p.all_slices());
       }
     }
   }
+}
+TEST(CudaTrainings, DivideSumsOfRoundedProductsIntoWholeParts) {
+  expect_whole_parts([](const gpu::Bf16Product& p, bool in_parts) { return gpu::divide(p, in_parts); },
+                     gpu::bf16_widths.size());
+}
+TEST(CudaTrainings, DivideSumsOfSplitProductsIntoWholeParts) {
+  expect_whole_parts(gpu::divide_split, gpu::split_widths.size());
 }
 
 /// The tables of a launch: every block of a grid finds its parameter and its place in that.

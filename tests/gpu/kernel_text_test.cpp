@@ -8,6 +8,7 @@
 
 #include "minimamba/backend/cuda/compiler.hpp"
 #include "minimamba/backend/cuda/memory.hpp"
+#include "minimamba/backend/cuda/training_split.hpp"
 
 namespace kernel_text_test {
 
@@ -26,7 +27,8 @@ const std::vector<Group> groups = {{gpu::Program::layers, gpu::layer_kernels, gp
                                    {gpu::Program::products_mma, gpu::mma_kernels, gpu::mma_parts},
                                    {gpu::Program::products_q8, gpu::q8_kernels, gpu::mma_parts},
                                    {gpu::Program::products_q4, gpu::q4_kernels, gpu::mma_parts},
-                                   {gpu::Program::products_wide, gpu::wide_kernels, gpu::wide_parts}};
+                                   {gpu::Program::products_wide, gpu::wide_kernels, gpu::wide_parts},
+                                   {gpu::Program::training_split, gpu::split_kernels, gpu::split_parts}};
 /// The code of a part, for a card, has its kernels and no others of the group.
 void expect_kernels(const gpu::Unit& unit, const std::string& code) {
   for (const Group& group : groups) {
@@ -88,6 +90,8 @@ TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
                                  sizeof(gpu::text::training_bf16_blocks),
                                  sizeof(gpu::text::training_bf16_tiles),
                                  sizeof(gpu::text::wgmma_tiles),
+                                 sizeof(gpu::text::training_wgmma),
+                                 sizeof(gpu::text::training_split),
                                  sizeof(gpu::text::training_tiles),
                                  sizeof(gpu::text::training_scan),
                                  sizeof(gpu::text::training_products),

@@ -7,8 +7,9 @@
 //
 // The equations and shapes are those of training_concept.hpp. Nothing waits but download. Every sum has a fixed order,
 // and there are no atomics, so a step gives the same bits each time on cards of one architecture:
-//   - products sum over slices of 16 as the forward products do, see cuda/tf32.cuh. Those of weights sum over all
-//     tokens; where there are few tiles of results, in parts whose number depends on the sizes alone
+//   - products sum over slices of 16 as the forward products do, see cuda/tf32.cuh, or with large weights on Hopper,
+//     forward and backward, over slices of 32, see cuda/training_split.cuh. Those of weights sum over all tokens; where
+//     there are few tiles of results, in parts whose number depends on the sizes alone
 //   - sums over tokens for biases and norms are in double, over slices of 256 rows, and then over the slices
 //   - scans recompute states from those that the tape kept; dB and dC are summed over groups of channels and then over
 //     the groups, dA, dD and the gradient of the bias over the tokens of a segment and then over the segments (S6), or
@@ -23,8 +24,8 @@
 // Scratch memory, shared with the other kernels of the card: for the scan of S6, 2 N values for each token and group of
 // channels (32 channels up to 16 states), and E N for each segment and, where chunks are longer than 16 tokens, for
 // each further tile of 16; for that of SSD, 2 N for each token and group of channels (32 up to 128 states), and E N for
-// each segment and tile of 4 tokens of one chunk; for products of weights up to 128 MB; and for Products::bf16 those
-// operands of one product that are rounded for it, and the weight of the head.
+// each segment and tile of 4 tokens of one chunk; for products of weights up to 128 MB; and those operands of one
+// product that are split, up to 1 GiB each, or for Products::bf16 rounded for it, and the weight of the head.
 //
 // Errors: CudaError as for CudaBackend, which says what is missing when the backend is made (the kernels of training
 // are compiled then), and when memory runs out; ArgumentError for more than 1024 states of a channel.
@@ -81,6 +82,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
   void matmul(View<const Scalar> x, const CudaMatrix<W>& weight, View<Scalar> y) const {
     if constexpr (std::is_same_v<W, float> && !in_double) {
       if (rounds_products()) return multiply_rounded(x, weight, y);
+      if (this->splits(weight)) return this->multiply_split(x, weight, y);
     }
     Base::matmul(x, weight, y);
   }
@@ -89,6 +91,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
   void matmul_backward(View<const Scalar> d_y, const Weights& weight, View<const Scalar> x, Weights& d_weight,
                        View<Scalar> d_x) const {
     if (rounds_products()) return multiply_backward_rounded({d_y, x}, &weight, d_x, &d_weight);
+    if (this->splits(weight)) return this->multiply_backward_split({d_y, x}, weight, d_x, &d_weight);
     matmul_backward_weight(d_y, x, d_weight);
     matmul_backward_input(d_y, weight, d_x);
   }
@@ -121,12 +124,15 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
                           View<Scalar> d_x) const {
     multiply_backward_rounded(p, &weight, d_x, d_weight);
   }
-  gpu::Holding hold(const Weights& weight) const { return this->hold_rounded(weight.weights()); }
+  gpu::Holding hold(const Weights& weight) const {
+    return rounds_products() ? this->hold_rounded(weight.weights()) : this->hold_split(weight);
+  }
 
   void matmul_backward_input(View<const Scalar> d_y, const Weights& weight, View<Scalar> d_x) const {
     assert(d_y.rows() == d_x.rows() && d_y.cols() == weight.rows() && d_x.cols() == weight.cols());
     if (d_x.empty()) return;
     if (rounds_products()) return multiply_backward_rounded({d_y, {}}, &weight, d_x, nullptr);
+    if (this->splits(weight)) return this->multiply_backward_split({d_y, {}}, weight, d_x, nullptr);
     constexpr std::size_t most = 8 * gpu::max_blocks;  // rows of a launch
     for (; d_x.rows() > most; d_y = after(d_y, most), d_x = after(d_x, most)) {
       matmul_backward_input(d_y.rows_from(0, most), weight, d_x.rows_from(0, most));
@@ -156,6 +162,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
     assert(d_y.rows() == x.rows() && d_y.cols() == d_weight.rows() && x.cols() == d_weight.cols());
     if (d_weight.rows() == 0 || x.empty()) return;
     if (rounds_products()) return multiply_backward_rounded({d_y, x}, nullptr, {}, &d_weight);
+    if (this->splits(d_weight)) return this->multiply_backward_split({d_y, x}, d_weight, {}, &d_weight);
     gpu::BackwardProduct p{.a = gpu::address(d_y.data()),
                            .b = gpu::address(x.data()),
                            .c = d_weight.weights().data,

@@ -41,7 +41,8 @@ enum class Program {
   training_ssd,
   training_ssd_double,
   training_bf16,
-  training_bf16_tiles  // without kernels but on Hopper
+  training_bf16_tiles,  // without kernels but on Hopper
+  training_split        // likewise
 };
 inline constexpr std::array program_names = {"layers",
                                              "layers_double",
@@ -67,9 +68,10 @@ inline constexpr std::array program_names = {"layers",
                                              "training_ssd",
                                              "training_ssd_double",
                                              "training_bf16",
-                                             "training_bf16_tiles"};
+                                             "training_bf16_tiles",
+                                             "training_split"};
 inline constexpr std::size_t program_count = program_names.size();
-static_assert(program_count == static_cast<std::size_t>(Program::training_bf16_tiles) + 1);
+static_assert(program_count == static_cast<std::size_t>(Program::training_split) + 1);
 
 /// Programs that take long are compiled in parts, at once, or a part only when it is needed: see memory.hpp, which says
 /// which kernels each part has.
@@ -83,6 +85,7 @@ constexpr std::size_t parts_of(Program program) {
     case Program::products_mma:
     case Program::products_q8:
     case Program::products_q4:
+    case Program::training_split:
       return 3;
     case Program::products_wide:
       return 4;
@@ -209,8 +212,14 @@ inline constexpr char training_bf16[] =
 inline constexpr char training_bf16_blocks[] =
 #include "minimamba/backend/cuda/training_bf16_blocks.cuh"
     ;
+inline constexpr char training_wgmma[] =
+#include "minimamba/backend/cuda/training_wgmma.cuh"
+    ;
 inline constexpr char training_bf16_tiles[] =
 #include "minimamba/backend/cuda/training_bf16_tiles.cuh"
+    ;
+inline constexpr char training_split[] =
+#include "minimamba/backend/cuda/training_split.cuh"
     ;
 inline constexpr char wgmma_tiles[] =
 #include "minimamba/backend/cuda/wgmma_tiles.cuh"
@@ -297,7 +306,10 @@ inline std::string text_of(const Unit& unit) {
       return joined(functions_alone, text::common, text::formats, text::training_bf16, text::training_bf16_blocks);
     case Program::training_bf16_tiles:
       return joined(functions_alone, text::common, text::formats, text::wgmma, text::wgmma_tiles, text::training_bf16,
-                    text::training_bf16_tiles);
+                    text::training_wgmma, text::training_bf16_tiles);
+    case Program::training_split:
+      return joined(part, functions_alone, text::common, text::formats, text::wgmma, text::wgmma_tiles,
+                    text::training_bf16, text::training_wgmma, text::training_split);
     case Program::products_double:
       break;
   }

@@ -241,7 +241,7 @@ class Device : public std::enable_shared_from_this<Device> {
   /// Whether the kernels of a program are loaded, or will be, for which it waits.
   bool has(Program program) const { return kernels_->has(program); }
   /// Whether products of training use wgmma where the card has it, for tests.
-  bool uses_tiles() const { return uses_tiles_ && has(Program::training_bf16_tiles); }
+  bool uses_tiles(Program program = Program::training_bf16_tiles) const { return uses_tiles_ && has(program); }
   void set_tiles(bool wanted) const { uses_tiles_ = wanted; }
   bool has_tensor_maps() const { return driver_.make_tensor_map != nullptr; }
   /// See TensorMaps.

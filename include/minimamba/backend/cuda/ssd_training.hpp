@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <string>
 
-#include "minimamba/backend/cuda/training_base.hpp"
+#include "minimamba/backend/cuda/split_training.hpp"
 #include "minimamba/backend/ssd_training_concept.hpp"
 
 #include "minimamba/core/isa.hpp"
@@ -85,8 +85,8 @@ struct SsdBackward {
 namespace detail {
 
 template <class Number>
-class CudaSsdTraining : public CudaTrainingBase<Number> {
-  using Base = CudaTrainingBase<Number>;
+class CudaSsdTraining : public CudaSplitTraining<Number> {
+  using Base = CudaSplitTraining<Number>;
 
  protected:
   using Base::rows, Base::cols, Base::stride, Base::in_double, Base::device_, Base::ceil;

@@ -19,11 +19,12 @@ namespace minimamba::inline MINIMAMBA_ISA::gpu {
 /// recording a kernel.
 class TensorMaps {
  public:
-  /// A matrix of `rows` rows of `cols` values of 2 or 8 bytes, of which boxes are copied at once, of 64 or 256 values
-  /// of `box_rows` rows. Those of 64 values have their pieces of 16 bytes exchanged as wgmma expects it.
+  /// A matrix of `rows` rows of `cols` values of 2 or 8 bytes, of which boxes are copied at once, of `box_rows` rows
+  /// of 256 values, or of 64 or 32 if they have 2 bytes. Those have their pieces of 16 bytes exchanged as wgmma
+  /// expects it.
   struct Boxes {
     Address data = 0;
-    std::size_t value_bytes = 0, rows = 0, cols = 0, stride_bytes = 0, box_rows = 0;
+    std::size_t value_bytes = 0, rows = 0, cols = 0, stride_bytes = 0, box_rows = 0, box_cols = 64;
 
     bool operator==(const Boxes&) const = default;
   };
@@ -49,7 +50,7 @@ class TensorMaps {
   static std::uint64_t hash(const Boxes& b) {
     std::uint64_t hash = 0;
     for (const std::uint64_t word :
-         std::array<std::uint64_t, 6>{b.data, b.value_bytes, b.rows, b.cols, b.stride_bytes, b.box_rows}) {
+         std::array<std::uint64_t, 7>{b.data, b.value_bytes, b.rows, b.cols, b.stride_bytes, b.box_rows, b.box_cols}) {
       hash = (hash ^ word) * 0x9E3779B97F4A7C15U;
       hash ^= hash >> 32;
     }
@@ -62,12 +63,15 @@ class TensorMaps {
 
 /// Needs a driver that has make_tensor_map. Throws CudaError.
 inline void make_tensor_map(const Driver& driver, const TensorMaps::Boxes& boxes, TensorMap& map) {
-  constexpr int of_2_bytes = 1, of_8_bytes = 4, exchanged_in_128_bytes = 3, read_256_bytes = 3;
+  constexpr int of_2_bytes = 1, of_8_bytes = 4, read_256_bytes = 3;
+  const int exchanged_in_row = boxes.box_cols == 64 ? 3 : 2;  // of 128 or 64 bytes
   const bool exchanged = boxes.value_bytes == 2;
   const std::uint64_t sizes[] = {boxes.cols, boxes.rows}, strides[] = {boxes.stride_bytes};
-  const std::uint32_t box[] = {exchanged ? 64U : 256U, static_cast<std::uint32_t>(boxes.box_rows)}, steps[] = {1, 1};
+  const std::uint32_t box[] = {exchanged ? static_cast<std::uint32_t>(boxes.box_cols) : 256U,
+                               static_cast<std::uint32_t>(boxes.box_rows)},
+                      steps[] = {1, 1};
   driver.check(driver.make_tensor_map(map.words, exchanged ? of_2_bytes : of_8_bytes, 2, boxes.data, sizes, strides,
-                                      box, steps, 0, exchanged ? exchanged_in_128_bytes : 0, read_256_bytes, 0),
+                                      box, steps, 0, exchanged ? exchanged_in_row : 0, read_256_bytes, 0),
                "describing a matrix");
 }
 

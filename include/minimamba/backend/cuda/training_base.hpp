@@ -14,6 +14,7 @@
 #include "minimamba/backend/cuda.hpp"
 #include "minimamba/backend/cuda/training_bf16.hpp"
 #include "minimamba/backend/cuda/training_launches.hpp"
+#include "minimamba/backend/cuda/training_split.hpp"
 
 #include "minimamba/core/isa.hpp"
 
@@ -44,13 +45,15 @@ class CudaTrainingBase : public CudaBackend<Number> {
          .kernels = gpu::training_kernels,
          .shared_of = [rows = has_rows()](std::size_t kernel) { return gpu::training_shared_memory(kernel, rows); }},
         kernels);
-    begin_bf16();
+    begin_tiles();
     device_->kernels().finish(kernels);
   }
 
   /// What its bits depend on, for checkpoints of training.
   std::string training_kernels_name() const {
-    return "cuda " + gpu::binary_target(device_->capability()) + (rounds_products() ? ", bf16 products" : "");
+    const bool splits = splits_products() && device_->has(gpu::Program::training_split);
+    return "cuda " + gpu::binary_target(device_->capability()) + (rounds_products() ? ", bf16 products" : "") +
+           (splits ? ", split products" : "");
   }
 
  protected:
@@ -62,13 +65,24 @@ class CudaTrainingBase : public CudaBackend<Number> {
   /// Whether a row of logits finds place in shared memory.
   bool has_rows() const { return device_->capability() / 10 == 9 || device_->capability() / 10 == 10; }
   bool rounds_products() const { return !in_double && this->options_->products == Products::bf16; }
-  void begin_bf16() const {
+  /// Whether large ones are split, on cards that can: see training_split.hpp.
+  bool splits_products() const { return !in_double && this->options_->products == Products::f32; }
+  void begin_tiles() const {
+    const bool has_wgmma = device_->capability() == 90 && device_->has_tensor_maps();
+    if (splits_products() && has_wgmma) {
+      device_->begin({.program = gpu::Program::training_split,
+                      .kernels = gpu::split_kernels,
+                      .shared_of = gpu::split_shared_memory,
+                      .parts = gpu::split_parts,
+                      .may_lack = true},
+                     this->options_->kernels);
+    }
     if (!rounds_products()) return;
     device_->begin({.program = gpu::Program::training_bf16,
                     .kernels = gpu::bf16_training_kernels,
                     .shared_of = gpu::bf16_training_shared_memory},
                    this->options_->kernels);
-    if (device_->capability() != 90 || !device_->has_tensor_maps()) return;
+    if (!has_wgmma) return;
     device_->begin({.program = gpu::Program::training_bf16_tiles,
                     .kernels = gpu::bf16_tile_kernels,
                     .shared_of = gpu::bf16_tile_shared_memory,
@@ -146,15 +160,20 @@ class CudaTrainingBase : public CudaBackend<Number> {
   }
   /// Rounds the weight, which then does not change while the result lives.
   gpu::Holding hold_rounded(const gpu::Weights& weight) const {
-    if constexpr (!in_double) {
-      if (!rounds_products() || weight.rows == 0 || weight.cols == 0) return {};
-      const auto allocate = [&](std::size_t bytes) { return this->template allocate<std::byte>(bytes); };
-      const auto round = [&](gpu::Address to) { gpu::rounded(*device_, weight, to); };
-      if (held_->hold(weight.data, gpu::RoundedRows::bytes(weight.rows, weight.cols), allocate, round)) {
-        return gpu::Holding(held_);
-      }
-    }
-    return {};
+    if (!rounds_products() || weight.rows == 0 || weight.cols == 0) return {};
+    return hold_as(weight, gpu::RoundedRows::bytes(weight.rows, weight.cols),
+                   [&](gpu::Address to) { gpu::rounded(*device_, weight, to); });
+  }
+  /// Holds what make(memory) makes of it.
+  template <class Make>
+  gpu::Holding hold_as(const gpu::Weights& weight, std::size_t bytes, const Make& make) const {
+    const auto allocate = [&](std::size_t size) { return this->template allocate<std::byte>(size); };
+    return held_->hold(weight.data, bytes, allocate, make) ? gpu::Holding(held_) : gpu::Holding();
+  }
+  /// What is held of it, or 0.
+  gpu::Address held(const gpu::Weights& weight) const {
+    const auto found = held_->find(weight);
+    return found ? found->data : 0;
   }
 
   void multiply_rounded(View<const Scalar> x, const Weights& weight, View<Scalar> y, bool x_is_operand = false) const {
