@@ -83,6 +83,8 @@ TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
                                  sizeof(gpu::text::mma),
                                  sizeof(gpu::text::products_mma),
                                  sizeof(gpu::text::products_wide),
+                                 sizeof(gpu::text::products_some),
+                                 sizeof(gpu::text::products_conv),
                                  sizeof(gpu::text::products_double),
                                  sizeof(gpu::text::training),
                                  sizeof(gpu::text::training_loss),

@@ -249,6 +249,7 @@ class CudaBackend {
                          (gpu::address(p.x.data()) | gpu::address(p.y.data())) % 4 == 0 &&
                          (stride(p.x) | stride(p.y)) % 2 == 0;
       if (table.longest == 1 && table.count > 1 && p.kept.chunk == 0 && can_read_fours(p)) {
+        if (convolves_after_product(p, table)) return;
         return device_->launch(program, gpu::causal_conv1d_of_tokens, {(p.x.cols() + 511) / 512, table.count}, 128,
                                p.x.data(), stride(p.x), p.weight.data(), p.bias.empty() ? nullptr : p.bias.data(),
                                windows, slots, p.y.data(), stride(p.y), channels, width, table.entries);
@@ -412,6 +413,34 @@ class CudaBackend {
            (gpu::address(p.window.first().data()) | parameters) % 16 == 0 &&
            (gpu::address(p.x.data()) | gpu::address(p.y.data())) % bytes == 0 &&
            (p.window.stride() | stride(p.x) | stride(p.y)) % 4 == 0;
+  }
+  /// Lets the product that gives x convolve it too, where each row is a token of the sequence of its number.
+  template <class Activation>
+  bool convolves_after_product(const Conv1dArguments<Scalar, Activation>& p, const gpu::SegmentTable& table) const {
+    if constexpr (std::is_same_v<Activation, Scalar>) {
+      return false;
+    } else {
+      const gpu::Address y = gpu::address(p.y.data());
+      if (table.count != p.x.rows() || p.x.cols() % 64 != 0 || (gpu::address(p.x.data()) | y) % 16 != 0 ||
+          (stride(p.x) | stride(p.y)) % 8 != 0) {
+        return false;
+      }
+      for (std::size_t i = 0; i < p.segments.size(); ++i) {
+        if (p.segments[i].first != i || p.segments[i].length != 1) return false;
+      }
+      const gpu::Address bias = p.bias.empty() ? 0 : gpu::address(p.bias.data());
+      return gpu::convolve_after_product(*device_, {.x = gpu::address(p.x.data()),
+                                                    .x_stride = stride(p.x),
+                                                    .rows = p.x.rows(),
+                                                    .convolution = {.weight = gpu::address(p.weight.data()),
+                                                                    .bias = bias,
+                                                                    .windows = gpu::address(p.window.first().data()),
+                                                                    .y = y,
+                                                                    .segments = table.entries,
+                                                                    .slot_stride = p.window.stride(),
+                                                                    .y_stride = stride(p.y),
+                                                                    .channels = p.x.cols()}});
+    }
   }
   /// The norm that was queued last, for the product y of its row x.
   template <class W, class X, class Y>

@@ -88,7 +88,7 @@ constexpr std::size_t parts_of(Program program) {
     case Program::training_split:
       return 3;
     case Program::products_wide:
-      return 4;
+      return 5;
     case Program::products_tf32:
       return 6;
     default:
@@ -157,6 +157,9 @@ inline constexpr char wgmma[] =
     ;
 inline constexpr char products_wide[] =
 #include "minimamba/backend/cuda/products_wide.cuh"
+    ;
+inline constexpr char products_conv[] =
+#include "minimamba/backend/cuda/products_conv.cuh"
     ;
 inline constexpr char products_some[] =
 #include "minimamba/backend/cuda/products_some.cuh"
@@ -277,8 +280,8 @@ inline std::string text_of(const Unit& unit) {
     case Program::products_q4:
       return joined("#define MINIMAMBA_PRODUCTS_Q4\n", products);
     case Program::products_wide:
-      return joined(part, functions_alone, text::common, text::formats, text::activations, text::mma, text::wgmma,
-                    text::products_wide, text::products_some);
+      return joined(part, functions_alone, text::common, text::mixer_layers, text::formats, text::activations,
+                    text::mma, text::wgmma, text::products_wide, text::products_some, text::products_conv);
     case Program::decode_f32:
       return decode("F32Units, F32Units");
     case Program::decode_f16:

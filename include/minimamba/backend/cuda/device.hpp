@@ -321,6 +321,27 @@ class Device : public std::enable_shared_from_this<Device> {
     const std::lock_guard lock(queue_mutex_);
     return queue_->recording().add_to_last_product(add);
   }
+  /// The same for a convolution of what the last product gives. kernel_for(its number) is the number of the kernel of
+  /// `program` that does both, or std::nullopt.
+  template <class KernelFor>
+  bool convolve_after_last_product(const ConvolutionOfRows& rows, Program program, KernelFor&& kernel_for) const {
+    const auto find = [&]() -> std::optional<std::size_t> {
+      const auto product = queue_->recording().product_before(rows, static_cast<std::size_t>(program));
+      return product ? kernel_for(*product) : std::nullopt;
+    };
+    std::optional<std::size_t> kernel;
+    {
+      const std::lock_guard lock(queue_mutex_);
+      kernel = find();
+    }
+    if (!kernel) return false;
+    kernels_->need(program, *kernel);
+    const std::lock_guard lock(queue_mutex_);
+    if (find() != kernel) return false;  // another thread has queued something
+    queue_->recording().convolve_after_last(
+        {kernels_->function(program, *kernel), static_cast<std::size_t>(program), *kernel}, rows.convolution);
+    return true;
+  }
   bool extend_last_copy(const CopyOfRows& copy, std::size_t value_bytes) const {
     const std::lock_guard lock(queue_mutex_);
     return queue_->recording().extend_last_copy(copy, value_bytes);

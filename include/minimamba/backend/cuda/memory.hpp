@@ -235,8 +235,10 @@ struct WideTile {
 };
 inline constexpr std::array wide_kernels = {
     "multiply_bf16_wide_256", "multiply_bf16_wide_128", "multiply_bf16_wide_128x64", "multiply_bf16_wide_64",
-    "multiply_bf16_wide_32",  "multiply_bf16_some_8",   "multiply_bf16_some_16",     "multiply_bf16_some_32"};
-inline constexpr std::array wide_parts = {PartBegin{0, 0}, PartBegin{1, 1}, PartBegin{2, 2}, PartBegin{4, 3}};
+    "multiply_bf16_wide_32",  "multiply_bf16_some_8",   "multiply_bf16_some_16",     "multiply_bf16_some_32",
+    "multiply_bf16_conv_64",  "multiply_bf16_conv_32"};
+inline constexpr std::array wide_parts = {PartBegin{0, 0}, PartBegin{1, 1}, PartBegin{2, 2}, PartBegin{4, 3},
+                                          PartBegin{8, 4}};
 /// Whether parts are all of a program.
 constexpr bool are_all(std::span<const PartBegin> parts, Program program) {
   std::size_t count = 0;
@@ -263,8 +265,11 @@ struct SomeTile {
   }
 };
 inline constexpr std::array<SomeTile, 3> some_tiles = {{{8, 4, 16}, {16, 4, 8}, {32, 3, 8}}};
-static_assert(wide_kernels.size() == wide_tiles.size() + some_tiles.size());
+/// And the last of wide_tiles, from the first_convolved on, once more: with a convolution of what they give.
+inline constexpr std::size_t first_convolved = 3, first_conv = wide_tiles.size() + some_tiles.size();
+static_assert(wide_kernels.size() == first_conv + wide_tiles.size() - first_convolved);
 constexpr unsigned wide_shared_memory(std::size_t kernel) {
+  if (kernel >= first_conv) return wide_shared_memory(kernel - first_conv + first_convolved);
   return kernel < wide_tiles.size() ? wide_tiles[kernel].shared(wide_tiles[kernel].stages)
                                     : some_tiles[kernel - wide_tiles.size()].shared();
 }

@@ -112,6 +112,15 @@ void multiply_wide(const Device& device, const Inputs& x, const Weights& weight,
                 x.rows, weight, output_to(y));
 }
 
+/// Lets the product that was queued last convolve what it gives: see products_conv.cuh.
+inline bool convolve_after_product(const Device& device, const ConvolutionOfRows& rows) {
+  const auto kernel_for = [](std::size_t product) -> std::optional<std::size_t> {
+    if (product < first_convolved || product >= wide_tiles.size()) return std::nullopt;
+    return first_conv + product - first_convolved;
+  };
+  return device.convolve_after_last_product(rows, Program::products_wide, kernel_for);
+}
+
 /// The kernels of products_wide for few rows.
 template <class Y>
 void multiply_some(const Device& device, const Inputs& x, const Weights& weight, View<Y> y, std::size_t number) {

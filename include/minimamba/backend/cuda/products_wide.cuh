@@ -4,9 +4,17 @@ R"cuda(
 // mma.m16n8k16, so these kernels follow the arithmetic of products_mma.cuh: slices of 64 values, each summed from zero,
 // are added in their order.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// What is done with results of bf16 besides storing them: see products_conv.cuh.
+struct Nothing {
+  template <class Kind>
+  __device__ void begin(const Kind&, u32, u32) const {}
+  template <u32 ROWS, u32 PITCH>
+  __device__ void follow(const u8*, u32, u32, u32, u32) const {}
+};
+
 // 64 WARPGROUPS outputs of PARTS * WIDTH rows of x are a tile. One warp more copies what the others multiply. Blocks
 // take tiles in turns. BUFFERS: sums that a warpgroup has under way.
-template <int WARPGROUPS, int PARTS, int WIDTH, int STAGES, int BUFFERS>
+template <int WARPGROUPS, int PARTS, int WIDTH, int STAGES, int BUFFERS, class After = Nothing>
 struct Wide {
   static constexpr u32 outputs = 64 * WARPGROUPS, rows = PARTS * WIDTH;
   // Two warpgroups need more registers than all threads can have: one more that copies gives some away.
@@ -37,6 +45,7 @@ struct Wide {
   u8* const shared;
   Barriers& barriers;
   const u32 stages;  // as many as the shared memory that the host has asked for, up to STAGES
+  const After& after;
 
   __device__ u32 slices() const { return (w.cols + 63) / 64; }
   __device__ u32 row_tiles() const { return (x_rows + rows - 1) / rows; }
@@ -56,6 +65,7 @@ struct Wide {
     if (threadIdx.x < 128 * WARPGROUPS) {
       if (moves_registers) asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
       wait_for_inputs();
+      after.begin(*this, threadIdx.x / 128, threadIdx.x % 128);
       multiply_all(threadIdx.x / 128, threadIdx.x % 128);
     } else {
       if (moves_registers) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
@@ -276,6 +286,7 @@ struct Wide {
           for (u32 j = 0; j < 8 && col + thread % 8 * 8 + j < w.rows; ++j) to[j] = ((const u16*)from)[j];
         }
       }
+      after.template follow<rows, narrow_pitch>(results, row, x_rows, col, thread);
       meet_warpgroup(warpgroup);
       return;
     }
@@ -303,18 +314,23 @@ struct Wide {
   }
 };
 
+template <class Kind, class After>
+__device__ inline void run_wide(const TensorMap& x, const TensorMap& weights, u32 x_rows, const Weights& w,
+                                const Output& output, const After& after) {
+  extern __shared__ __align__(16) u8 memory[];
+  __shared__ typename Kind::Barriers barriers;
+  let_next_begin();
+  u8* const shared = memory + (1024 - shared_address(memory) % 1024) % 1024;
+  const u32 stages = (dynamic_bytes() - 1024 - Kind::outputs / 64 * Kind::result_bytes) / Kind::stage_bytes;
+  const Kind kind = {x, weights, x_rows, w, output, shared, barriers, stages, after};
+  kind.run();
+}
 #define WIDE(NAME, BLOCKS, WARPGROUPS, PARTS, WIDTH, STAGES, BUFFERS)                                           \
   extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + (WARPGROUPS > 1 ? 128 : 32), BLOCKS)          \
       multiply_bf16_wide_##NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights, \
                                 u32 x_rows, Weights w, const __grid_constant__ Output output) {                 \
-    extern __shared__ __align__(16) u8 dynamic[];                                                               \
-    typedef Wide<WARPGROUPS, PARTS, WIDTH, STAGES, BUFFERS> Kind;                                               \
-    __shared__ Kind::Barriers barriers;                                                                         \
-    let_next_begin();                                                                                           \
-    u8* const shared = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;                                \
-    const u32 stages = (dynamic_bytes() - 1024 - WARPGROUPS * Kind::result_bytes) / Kind::stage_bytes;          \
-    const Kind kind = {x, weights, x_rows, w, output, shared, barriers, stages};                                \
-    kind.run();                                                                                                 \
+    const Nothing after = {};                                                                                   \
+    run_wide<Wide<WARPGROUPS, PARTS, WIDTH, STAGES, BUFFERS>>(x, weights, x_rows, w, output, after);            \
   }
 #if MINIMAMBA_PART == 0
 WIDE(256, 1, 2, 2, 128, 3, 1)

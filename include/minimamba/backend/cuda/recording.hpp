@@ -203,6 +203,19 @@ struct SumOfRows {
   bool last = false;
 };
 
+/// The kernels' struct of this name.
+struct Convolution {
+  Address weight = 0, bias = 0, windows = 0, y = 0, segments = 0;
+  std::uint64_t slot_stride = 0, y_stride = 0, channels = 0;
+};
+/// A convolution of the first columns of `rows` rows of bf16, each a token of a sequence of its own.
+struct ConvolutionOfRows {
+  Address x = 0;
+  std::uint64_t x_stride = 0;
+  std::size_t rows = 0;
+  Convolution convolution;
+};
+
 /// A kernel that is loaded, and the numbers of its program and of itself in that.
 struct Kernel {
   Handle function = nullptr;
@@ -250,6 +263,29 @@ class Recording {
     if (add.last && last_.only_sums) output.y = 0;
     list_.set(last, last.output - 1U, output);
     return true;
+  }
+  /// The number of the product that was added last, if it is of this program and gives what is to be convolved.
+  std::optional<std::size_t> product_before(const ConvolutionOfRows& rows, std::size_t program) const {
+    if (list_.size() == 0) return std::nullopt;
+    const Launch& last = list_.launches().back();
+    if (last.output == 0 || last.program != program || last_.rows != rows.rows) return std::nullopt;
+    const auto output = list_.get<Output>(last, last.output - 1U);
+    const Convolution& c = rows.convolution;
+    const bool apart = c.y + rows.rows * c.y_stride * 2 <= last_.input || last_.input_end <= c.y;
+    const bool same = output.y == rows.x && output.y_stride == rows.x_stride && output.narrow != 0;
+    return apart && same ? std::optional<std::size_t>(last.kernel) : std::nullopt;
+  }
+  /// Puts a kernel in its place that also convolves, and takes the same arguments before the convolution.
+  void convolve_after_last(const Kernel& kernel, const Convolution& convolution) {
+    Launch launch = list_.launches().back();
+    const auto x = list_.get<TensorMap>(launch, 0), weights_map = list_.get<TensorMap>(launch, 1);
+    const auto rows = list_.get<std::uint32_t>(launch, 2);
+    const auto weights = list_.get<Weights>(launch, 3);
+    const auto output = list_.get<Output>(launch, 4);
+    list_.remove_last();
+    launch.function = kernel.function;
+    launch.kernel = static_cast<std::uint16_t>(kernel.number);
+    list_.add(launch, x, weights_map, rows, weights, output, convolution);
   }
   /// Lets the copy that was added last also copy the rows that follow, if these are such. Returns whether they are.
   bool extend_last_copy(const CopyOfRows& copy, std::size_t value_bytes) {
