@@ -219,7 +219,7 @@ TEST(CudaTrainings, DivideProductsOfWeightsIntoPartsThatDependOnSizesAlone) {
 }
 
 TEST(CudaTrainings, ChooseTheScanByItsStatesAndRefuseMoreThan1024) {
-  for (const auto& [states, lanes] : {std::pair(1, 4), {16, 4}, {17, 16}, {64, 16}, {256, 64}, {1024, 256}}) {
+  for (const auto& [states, lanes] : {std::pair(1, 8), {16, 8}, {17, 16}, {64, 16}, {256, 64}, {1024, 256}}) {
     const auto kernel = gpu::scan_backward_kernel(static_cast<std::size_t>(states));
     EXPECT_EQ(gpu::scan_backward_kernels[kernel].lanes, static_cast<std::size_t>(lanes)) << states;
   }

@@ -278,7 +278,7 @@ class CudaTraining : public detail::CudaSsdTraining<Number> {
         if (tiles > 1) {
           device_->launch(training, gpu::first_scan_backward + 2 * kernel + 1,
                           {groups, std::min(table.max_chunks, gpu::max_blocks), count},
-                          gpu::Block{.threads = kind.threads, .shared = kind.states_shared}, arguments, entries);
+                          gpu::Block{.threads = kind.states_threads, .shared = kind.states_shared}, arguments, entries);
         }
         device_->launch(training, gpu::first_scan_backward + 2 * kernel, {groups, count}, block, arguments, entries);
         add_scan_parts(p, arguments, count);

@@ -62,7 +62,7 @@ inline constexpr std::array training_kernels = {"add_parts",
                                                 "dropout",
                                                 "embed_backward",
                                                 "add_channel_groups",
-                                                "scan_backward_4",
+                                                "scan_backward_8",
                                                 "scan_states_4",
                                                 "scan_backward_16",
                                                 "scan_states_16",
@@ -71,17 +71,20 @@ inline constexpr std::array training_kernels = {"add_parts",
                                                 "scan_backward_256",
                                                 "scan_states_256"};
 
-/// A backward of the scan, for up to 4 LANES states: LANES threads share a channel.
+/// A backward of the scan, for up to LANES PER states: LANES threads share a channel.
 struct ScanBackwardKernel {
-  std::size_t lanes;
+  std::size_t lanes, per;
   unsigned threads;
-  std::size_t tile_bytes;          // of one channel, in Scalar: sizeof(Scalar) * tokens of a tile
-  unsigned shared, states_shared;  // bytes of dynamic shared memory, and of the kernel for the states before tiles
+  std::size_t tile_bytes;                  // of one channel, in Scalar: sizeof(Scalar) * tokens of a tile
+  unsigned shared;                         // bytes of dynamic shared memory
+  unsigned states_threads, states_shared;  // of the kernel for states before tiles, for as many channels a block
 
   std::size_t channels() const { return threads / lanes; }
 };
-inline constexpr std::array<ScanBackwardKernel, 4> scan_backward_kernels = {
-    {{4, 128, 64, 55296, 6272}, {16, 128, 64, 65536, 9344}, {64, 128, 32, 65536, 16576}, {256, 256, 8, 65536, 16416}}};
+inline constexpr std::array<ScanBackwardKernel, 4> scan_backward_kernels = {{{8, 2, 256, 64, 65536, 128, 7168},
+                                                                             {16, 4, 128, 64, 65536, 128, 9472},
+                                                                             {64, 4, 128, 32, 65536, 128, 16576},
+                                                                             {256, 4, 256, 8, 65536, 256, 16416}}};
 static_assert(training_kernels.size() == first_scan_backward + 2 * scan_backward_kernels.size());
 inline constexpr unsigned row_shared_memory = 204800;  // bytes of a row of logits, on cards that have so much
 constexpr unsigned training_shared_memory(std::size_t kernel, bool has_rows) {
@@ -93,7 +96,7 @@ constexpr unsigned training_shared_memory(std::size_t kernel, bool has_rows) {
 /// The kernel for this many states.
 inline std::size_t scan_backward_kernel(std::size_t states) {
   for (std::size_t i = 0; i < scan_backward_kernels.size(); ++i) {
-    if (states <= 4 * scan_backward_kernels[i].lanes) return i;
+    if (states <= scan_backward_kernels[i].lanes * scan_backward_kernels[i].per) return i;
   }
   throw ArgumentError("d_state", "at most 1024 on a card", std::to_string(states));
 }

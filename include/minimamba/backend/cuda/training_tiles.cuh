@@ -1,7 +1,7 @@
 R"cuda(
 // The backward of the selective scan: see ScanBackwardArguments. A block has some channels of one segment and walks
-// through its tokens from the end, tile by tile of TILE tokens. In a tile, LANES threads share a channel and have 4 of
-// its states each:
+// through its tokens from the end, tile by tile of TILE tokens. In a tile, LANES threads share a channel and have PER
+// of its states each:
 //   prepare   dt, dt u and do of the tile's tokens, once for each channel; what the next tile needs is then on its way
 //   forward   h of all tokens, from the state before the tile, into shared memory
 //   between   the sum of do h over the block's channels, for dC
@@ -30,26 +30,36 @@ struct ScanBackward {
 static const u32 y_rounded = 1, d_z_rounded = 2, d_delta_rounded = 4;
 
 // What a block has, and what the phases share.
-template <int THREADS, int LANES, int TILE>
+template <int THREADS, int LANES, int PER, int TILE>
 struct BackwardTiles {
-  static constexpr u32 channels = THREADS / LANES, states = LANES * 4, pairs = TILE * channels;
+  static constexpr u32 channels = THREADS / LANES, states = LANES * PER, pairs = TILE * channels;
   static constexpr u32 each = (pairs + THREADS - 1) / THREADS;  // pairs of a token and a channel that a thread has
   static constexpr u32 quads = TILE * LANES;                    // of dB, and of dC
   static constexpr u32 shares = quads < THREADS ? THREADS / quads : 1;
   static_assert(channels * LANES == THREADS && channels % shares == 0);
 
-  struct __align__(16) Quad {
-    Scalar of[4];
+  template <int COUNT>
+  struct alignas(COUNT * sizeof(Scalar) < 16 ? COUNT * sizeof(Scalar) : 16) Some {
+    Scalar of[COUNT];
+  };
+  typedef Some<PER> Quad;
+  static constexpr u32 some = TILE * sizeof(Scalar) < 16 ? TILE : 16 / sizeof(Scalar);  // tokens that are read at once
+  typedef Some<(int)some> Tokens;
+  typedef Some<(int)each> Own;             // of the tokens of this thread's pairs
+  static constexpr u32 row = TILE + some;  // so that neighbours' rows begin in different banks
+  struct alignas(16) Sums {
+    Scalar along, power, out, unused;
   };
   struct Shared {
-    Scalar b[2][TILE][states], dt[TILE][channels + 1], dt_u[TILE][channels + 1];  // all that scan_states needs
+    Scalar b[2][TILE][states];
+    __align__(16) Scalar dt[channels][row], dt_u[channels][row];  // with b all that scan_states needs
     __align__(16) Scalar c[2][TILE][states];
-    Quad h[TILE][THREADS + 16 / sizeof(Scalar)];
+    Quad h[TILE][THREADS + 64 / (PER * sizeof(Scalar))];
     Quad shared_sums[shares][quads];
-    Scalar sums[TILE][THREADS / 2];  // of four neighbouring threads: two each, see store_sums
-    Scalar d_out[TILE][channels + 1], outs[TILE][THREADS / 4];
+    __align__(16) Sums sums[TILE][THREADS / 4];  // over the states of four neighbouring threads
+    __align__(16) Scalar d_out[channels][row];
   };
-  static constexpr u32 bytes_of_states = 2 * TILE * (states + channels + 1) * sizeof(Scalar);
+  static constexpr u32 bytes_of_states = 2 * (TILE * states + channels * row) * sizeof(Scalar);
   // Of a thread's pairs, as they were read.
   struct Values {
     Scalar delta[each], u[each], z[each], d_y[each];
@@ -88,31 +98,33 @@ struct BackwardTiles {
     return {start, min((u32)TILE, chunk_end - start),
             i == 0 ? p.kept + kept * p.kept_stride : p.tile_states + (kept * (of_chunk - 1) + i - 1) * size};
   }
-  __device__ u64 state_at() const { return (u64)(first_channel + channel) * p.states + lane * 4; }
-  __device__ void read_states(Scalar (&to)[4], const Scalar* from) const {
+  __device__ u64 state_at() const { return (u64)(first_channel + channel) * p.states + lane * PER; }
+  __device__ void read_states(Scalar (&to)[PER], const Scalar* from) const {
 #pragma unroll
-    for (u32 n = 0; n < 4; ++n) to[n] = real && lane * 4 + n < p.states ? from[state_at() + n] : Scalar(0);
+    for (u32 n = 0; n < PER; ++n) to[n] = real && lane * PER + n < p.states ? from[state_at() + n] : Scalar(0);
   }
-  __device__ void write_states(Scalar* to, const Scalar (&from)[4]) const {
+  __device__ void write_states(Scalar* to, const Scalar (&from)[PER]) const {
 #pragma unroll
-    for (u32 n = 0; n < 4; ++n) {
-      if (real && lane * 4 + n < p.states) to[state_at() + n] = from[n];
+    for (u32 n = 0; n < PER; ++n) {
+      if (real && lane * PER + n < p.states) to[state_at() + n] = from[n];
     }
   }
   // A scaled so that a decay is decay(dt a).
-  __device__ void read_a(Scalar (&a)[4]) const {
+  __device__ void read_a(Scalar (&a)[PER]) const {
     read_states(a, p.a);
 #pragma unroll
-    for (u32 n = 0; n < 4; ++n) a[n] *= decay_scale(Scalar(0));
+    for (u32 n = 0; n < PER; ++n) a[n] *= decay_scale(Scalar(0));
   }
 
-  // Calls body(j, token of the tile, channel of the block, row of activations, channel) for this thread's real pairs.
+  // Calls body(j, token of the tile, channel of the block, row of activations, channel) for this thread's real pairs:
+  // those of a channel and the tokens from first_own() on.
+  __device__ u32 first_own() const { return threadIdx.x / channels * each; }
   template <class Body>
   __device__ void for_each_pair(const Tile& tile, const Body& body) const {
     const u32 e = threadIdx.x % channels;
 #pragma unroll
     for (u32 j = 0; j < each; ++j) {
-      const u32 t = (threadIdx.x + j * THREADS) / channels;
+      const u32 t = first_own() + j;
       if (t < tile.count && first_channel + e < p.channels) {
         body(j, t, e, (u64)segment.first + tile.start + t, first_channel + e);
       }
@@ -137,13 +149,9 @@ struct BackwardTiles {
     }
     end_copies();
   }
-  // Tokens that there are not have a step of zero, which changes nothing.
-  __device__ void clear_steps(const Tile& tile) const {
-    for (u32 at = threadIdx.x; at < pairs; at += THREADS) {
-      const u32 t = at / channels, e = at % channels;
-      if (t < tile.count && first_channel + e < p.channels) continue;
-      shared.dt[t][e] = shared.dt_u[t][e] = shared.d_out[t][e] = 0;
-    }
+  // Values of this thread's pairs. Those of tokens that there are not are zeros: a step of zero changes nothing.
+  __device__ void store(Scalar (&to)[channels][row], const Own& own) const {
+    if (first_own() < TILE) *(Own*)&to[threadIdx.x % channels][first_own()] = own;
   }
 
   // The sum of weight h or weight dh over the channels, of one quad: this thread's share of it.
@@ -153,14 +161,14 @@ struct BackwardTiles {
 #pragma unroll
     for (u32 at = threadIdx.x; at < quads * shares; at += THREADS) {
       const u32 quad = at % quads, share = at / quads, t = quad / LANES, n = quad % LANES;
-      Quad sum = {{0, 0, 0, 0}};
+      Quad sum = {};
 #pragma unroll
       for (u32 i = 0; i < count; ++i) {
         const u32 e = share * count + i;
         const Quad value = shared.h[t][e * LANES + n];
-        const Scalar factor = weight[t][e];
+        const Scalar factor = weight[e][t];
 #pragma unroll
-        for (u32 k = 0; k < 4; ++k) sum.of[k] = multiply_add(factor, value.of[k], sum.of[k]);
+        for (u32 k = 0; k < PER; ++k) sum.of[k] = multiply_add(factor, value.of[k], sum.of[k]);
       }
       shared.shared_sums[share][quad] = sum;
     }
@@ -169,48 +177,49 @@ struct BackwardTiles {
   __device__ void write_sums(const Tile& tile, u32 second) const {
 #pragma unroll
     for (u32 quad = threadIdx.x; quad < quads; quad += THREADS) {
-      const u32 t = quad / LANES, n = quad % LANES * 4;
+      const u32 t = quad / LANES, n = quad % LANES * PER;
       if (t >= tile.count) continue;
       Quad sum = shared.shared_sums[0][quad];
 #pragma unroll
       for (u32 i = 1; i < shares; ++i) {
 #pragma unroll
-        for (u32 k = 0; k < 4; ++k) sum.of[k] += shared.shared_sums[i][quad].of[k];
+        for (u32 k = 0; k < PER; ++k) sum.of[k] += shared.shared_sums[i][quad].of[k];
       }
       const u64 row = (u64)blockIdx.x * p.rows + segment.first + tile.start + t;
       Scalar* const to = p.vector_parts + row * 2 * p.states + second + n;
 #pragma unroll
-      for (u32 k = 0; k < 4; ++k) {
+      for (u32 k = 0; k < PER; ++k) {
         if (n + k < p.states) to[k] = sum.of[k];
       }
     }
   }
-  // Two sums over the states of a channel: those of this thread's states are added to those of its three neighbours,
-  // and stored; sum_lanes then adds what is left, number `which` of the two.
-  __device__ void store_sums(u32 t, Scalar first, Scalar second) const {
-    const bool odd = threadIdx.x & 1;
-    Scalar sum = (odd ? second : first) + __shfl_xor_sync(every_lane, odd ? first : second, 1);
-    sum += __shfl_xor_sync(every_lane, sum, 2);
-    if ((threadIdx.x & 2) == 0) shared.sums[t][threadIdx.x / 4 * 2 + odd] = sum;
+  // Three sums over the states of a channel, of some tokens: those of this thread's states are added to those of its
+  // three neighbours, and stored; sums_of then adds what is left. Each exchange serves two sums.
+  __device__ void store_sums(u32 first, const Tokens& along, const Tokens& power, const Tokens& out) const {
+    const bool odd = threadIdx.x & 1, last = threadIdx.x & 2;
+    Tokens sum, outs;
+#pragma unroll
+    for (u32 i = 0; i < some; ++i) {
+      const Scalar other = __shfl_xor_sync(every_lane, odd ? along.of[i] : power.of[i], 1);
+      sum.of[i] = (odd ? power.of[i] : along.of[i]) + other;
+      outs.of[i] = out.of[i] + __shfl_xor_sync(every_lane, out.of[i], 1);
+    }
+#pragma unroll
+    for (u32 i = 0; i < some; ++i) {
+      const Scalar other = __shfl_xor_sync(every_lane, last ? sum.of[i] : outs.of[i], 2);
+      ((Scalar*)shared.sums[first + i])[threadIdx.x] = (last ? outs.of[i] : sum.of[i]) + other;
+    }
   }
-  // The same for C . h.
-  __device__ void store_out(u32 t, Scalar out) const {
-    out += __shfl_xor_sync(every_lane, out, 1);
-    out += __shfl_xor_sync(every_lane, out, 2);
-    if (threadIdx.x % 4 == 0) shared.outs[t][threadIdx.x / 4] = out;
-  }
-  __device__ Scalar sum_outs(u32 t, u32 e) const {
+  __device__ Sums sums_of(u32 t, u32 e) const {
     constexpr u32 count = LANES / 4;
-    Scalar sum = shared.outs[t][e * count];
+    Sums sum = shared.sums[t][e * count];
 #pragma unroll 4
-    for (u32 i = 1; i < count; ++i) sum += shared.outs[t][e * count + i];
-    return sum;
-  }
-  __device__ Scalar sum_lanes(u32 t, u32 e, u32 which) const {
-    constexpr u32 count = LANES / 4;
-    Scalar sum = shared.sums[t][e * count * 2 + which];
-#pragma unroll 4
-    for (u32 i = 1; i < count; ++i) sum += shared.sums[t][(e * count + i) * 2 + which];
+    for (u32 i = 1; i < count; ++i) {
+      const Sums next = shared.sums[t][e * count + i];
+      sum.along += next.along;
+      sum.power += next.power;
+      sum.out += next.out;
+    }
     return sum;
   }
 };
