@@ -12,8 +12,8 @@ __device__ inline void add_parts_to(const Part* parts, u32 count, u64 size, Scal
   const u64 j = (u64)blockIdx.x * 256 + threadIdx.x;
   if (j >= size) return;
   double sum = 0;
-#pragma unroll 8
-  for (u32 i = 0; i < count; ++i) sum += (double)parts[i * size + j];
+#pragma unroll 32
+  for (u32 i = 0; i < count; ++i) sum += (double)parts[i * size + j];  // few threads: many are on their way
   to[j] += (Scalar)sum;
 }
 extern "C" __global__ void add_parts(const Scalar* parts, u32 count, u64 size, Scalar* to) {

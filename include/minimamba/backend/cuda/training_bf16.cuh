@@ -12,8 +12,11 @@ struct Bf16Product {
   u32 m, n, k, slices;     // slices of a part
   u32 in_panels, unused;   // c is in panels, and added to
 
-  // Whether all columns up to `end` are there, and neighbours can be stored at once.
-  __device__ bool takes_rows(const Output& c, u32 end) const { return end <= n && (in_panels || takes_pairs(c)); }
+  // Whether all columns up to `end` are there, and fours of them can be stored at once.
+  __device__ bool takes_fours(const Output& c, u32 end) const {
+    const u64 places = (u64)c.y | (u64)c.sum | (u64)c.from, strides = c.y_stride | c.sum_stride | c.from_stride;
+    return end <= n && (in_panels || ((places | strides * 4) & 15) == 0);
+  }
   __device__ static bool takes_pairs(const Output& c) {
     return c.takes_pairs() && (((u64)c.from | c.from_stride * 4) & 7) == 0;
   }

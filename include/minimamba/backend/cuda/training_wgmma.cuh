@@ -73,41 +73,54 @@ struct ProductTiles {
     }
   }
 
-  // In i % 2 is the lower half of the rows of a warp. What is added to is read eight pairs at a time.
+  // In i % 2 is the lower half of the rows of a warp.
   __device__ void store(const Sums<WIDTH>& sums, const Place& at, u32 warpgroup, u32 thread) const {
     const u32 row = at.row + warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4, col = at.col + thread % 4 * 2;
-    if (!p.takes_rows(c, at.col + WIDTH)) {
-#pragma unroll
-      for (u32 i = 0; i < WIDTH / 4; ++i) {
-        p.store(c, at.part, row + i % 2 * 8, col + i / 2 * 8, make_float2(sums.at[i * 2], sums.at[i * 2 + 1]));
-      }
+    if (p.takes_fours(c, at.col + WIDTH)) {
+      store_fours(sums, at, row, thread % 4);
       return;
     }
 #pragma unroll
+    for (u32 i = 0; i < WIDTH / 4; ++i) {
+      p.store(c, at.part, row + i % 2 * 8, col + i / 2 * 8, make_float2(sums.at[i * 2], sums.at[i * 2 + 1]));
+    }
+  }
+  // Two neighbours exchange pairs, so that each has four columns of 16: the first and third thread of a row those of
+  // the first eight, the others those of the last. What is added to is read four times four at a time.
+  __device__ void store_fours(const Sums<WIDTH>& sums, const Place& at, u32 row, u32 number) const {
+    const bool odd = number % 2;
+    const u32 col = at.col + number / 2 * 4 + odd * 8, step = p.in_panels ? 128 : 16;  // of 16 columns
+#pragma unroll
     for (u32 half = 0; half < 2; ++half) {
       const u32 r = row + half * 8;
-      if (r >= p.m) break;
+      const bool real = r < p.m;
       const u64 of_part = (u64)at.part * p.m + r;
       float* const panels = c.y + F32::offset(p.n, r, col);
-      float* const y = !p.in_panels && c.y ? c.y + of_part * c.y_stride + col : nullptr;
-      float* const sum = p.in_panels ? panels : c.sum ? c.sum + of_part * c.sum_stride + col : nullptr;
+      float* const y = !p.in_panels && c.y && real ? c.y + of_part * c.y_stride + col : nullptr;
+      float* const sum = !real         ? nullptr
+                         : p.in_panels ? panels
+                         : c.sum       ? c.sum + of_part * c.sum_stride + col
+                                       : nullptr;
       const float* const from = p.in_panels ? panels : c.from + of_part * c.from_stride + col;
-      const u32 step = p.in_panels ? 128 : 16;  // of 16 columns
 #pragma unroll
-      for (u32 eight = 0; eight < WIDTH / 8; eight += 8) {
-        float2 before[8];
+      for (u32 first = 0; first < WIDTH / 16; first += 4) {
+        float4 before[4];
         if (sum) {
 #pragma unroll
-          for (u32 i = 0; i < 8; ++i) {
-            before[i] = *(const float2*)(from + (eight + i) / 2 * step + i % 2 * 8);
-          }
+          for (u32 i = 0; i < 4; ++i) before[i] = *(const float4*)(from + (first + i) * step);
         }
 #pragma unroll
-        for (u32 i = 0; i < 8; ++i) {
-          const u32 offset = (eight + i) / 2 * step + i % 2 * 8, from = (eight + i) * 4 + half * 2;
-          const float2 own = make_float2(sums.at[from], sums.at[from + 1]);
-          if (y) *(float2*)(y + offset) = own;
-          if (sum) *(float2*)(sum + offset) = make_float2(before[i].x + own.x, before[i].y + own.y);
+        for (u32 i = 0; i < 4; ++i) {
+          const u32 low = (first + i) * 8 + half * 2, high = low + 4, offset = (first + i) * step;
+          const float x = __shfl_xor_sync(every_lane, odd ? sums.at[low] : sums.at[high], 1);
+          const float y_of_other = __shfl_xor_sync(every_lane, odd ? sums.at[low + 1] : sums.at[high + 1], 1);
+          const float4 own = odd ? make_float4(x, y_of_other, sums.at[high], sums.at[high + 1])
+                                 : make_float4(sums.at[low], sums.at[low + 1], x, y_of_other);
+          if (y) *(float4*)(y + offset) = own;
+          if (sum) {
+            *(float4*)(sum + offset) =
+                make_float4(before[i].x + own.x, before[i].y + own.y, before[i].z + own.z, before[i].w + own.w);
+          }
         }
       }
     }
