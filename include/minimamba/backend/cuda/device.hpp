@@ -103,7 +103,9 @@ class Device : public std::enable_shared_from_this<Device> {
       driver_.wait_for_stream(queue_->stream());
       kernels_->unload();
       if (scratch_ != 0) driver_.release(scratch_);
-      if (segments_ != 0) driver_.release(segments_);
+      for (const Segments& table : segments_) {
+        if (table.at != 0) driver_.release(table.at);
+      }
       for (auto& piece : uploads_) piece.reset();
       for (auto& piece : downloads_) piece.reset();
       received_.reset();
@@ -407,24 +409,27 @@ class Device : public std::enable_shared_from_this<Device> {
     return static_cast<double>(milliseconds) / 1e3;
   }
 
-  /// A table in the card's memory, which is written only when it differs from the one before. Hold the lock until the
-  /// kernel that reads it is queued.
+  /// A table in the card's memory, which is written only when it differs from the one before of its kind: those of
+  /// inference (chunk 0), and of training for the last three lengths of chunks. Hold the lock until the kernel that
+  /// reads it is queued.
   std::unique_lock<std::mutex> lock_segments() { return std::unique_lock(segments_mutex_); }
   template <class Entry, class Write>  // write(address, bytes, data) queues a kernel
-  Address segments(std::span<const Entry> entries, const std::unique_lock<std::mutex>&, Write&& write) {
+  Address segments(std::span<const Entry> entries, std::size_t chunk, const std::unique_lock<std::mutex>&,
+                   Write&& write) {
     const auto* const data = reinterpret_cast<const std::byte*>(entries.data());
     const std::size_t bytes = entries.size_bytes();
-    if (segments_written_.size() == bytes && std::memcmp(segments_written_.data(), data, bytes) == 0) return segments_;
-    segments_written_.clear();
-    if (bytes > segments_bytes_) {
-      release(std::exchange(segments_, 0));
-      segments_bytes_ = 0;
-      segments_ = allocate(std::max<std::size_t>(2 * bytes, 4096));
-      segments_bytes_ = std::max<std::size_t>(2 * bytes, 4096);
+    Segments& table = segments_of(chunk);
+    if (table.written.size() == bytes && std::memcmp(table.written.data(), data, bytes) == 0) return table.at;
+    table.written.clear();
+    if (bytes > table.bytes) {
+      release(std::exchange(table.at, 0));
+      table.bytes = 0;
+      table.at = allocate(std::max<std::size_t>(2 * bytes, 4096));
+      table.bytes = std::max<std::size_t>(2 * bytes, 4096);
     }
-    write(segments_, bytes, data);
-    segments_written_.assign(data, data + bytes);
-    return segments_;
+    write(table.at, bytes, data);
+    table.written.assign(data, data + bytes);
+    return table.at;
   }
 
   /// Scratch memory for kernels that follow one another: hold the lock from the first to the last of them.
@@ -440,6 +445,20 @@ class Device : public std::enable_shared_from_this<Device> {
   }
 
  private:
+  struct Segments {
+    Address at = 0;
+    std::size_t bytes = 0, chunk = 0;
+    std::vector<std::byte> written;
+  };
+  Segments& segments_of(std::size_t chunk) {
+    if (chunk == 0) return segments_[0];
+    for (std::size_t i = 1; i < segments_.size(); ++i) {
+      if (segments_[i].chunk == chunk) return segments_[i];
+    }
+    Segments& table = segments_[1 + next_segments_++ % (segments_.size() - 1)];
+    table.chunk = chunk;
+    return table;
+  }
   static constexpr std::size_t piece_bytes = std::size_t{4} << 20;
 
   template <class... Arguments>
@@ -492,9 +511,8 @@ class Device : public std::enable_shared_from_this<Device> {
   std::size_t upload_turn_ = 0, download_turn_ = 0;
   Address scratch_ = 0;
   std::size_t scratch_bytes_ = 0;
-  Address segments_ = 0;
-  std::size_t segments_bytes_ = 0;
-  std::vector<std::byte> segments_written_;
+  std::array<Segments, 4> segments_;
+  std::size_t next_segments_ = 0;
 };
 
 }  // namespace gpu

@@ -57,7 +57,7 @@ void for_each_table(Device& device, Program program, std::span<const Segment> se
     kept += chunks;
   }
   const auto lock = device.lock_segments();
-  const Address all = device.segments(std::span<const SegmentEntry>(entries, count), lock,
+  const Address all = device.segments(std::span<const SegmentEntry>(entries, count), chunk, lock,
                                       [&](Address to, std::size_t bytes, const std::byte* data) {
                                         for (std::size_t done = 0; done < bytes; done += Words::max_bytes) {
                                           const std::size_t size = std::min(Words::max_bytes, bytes - done);
