@@ -63,6 +63,9 @@ void expect_the_same_bits(const Case& p) {
 TEST(CudaTrainingsWithOperands, HaveTheBitsOfThoseThatRoundApart) {
   if (CudaTraining<float>::devices() == 0) GTEST_SKIP() << "no NVIDIA card";
   expect_the_same_bits({{.d_model = 64, .n_layer = 2, .vocab_size = 256, .d_state = 16}, 3, 100});
+}
+TEST(CudaTrainingsWithOperands, HaveThemWithOtherSizesAndOptions) {
+  if (CudaTraining<float>::devices() == 0) GTEST_SKIP() << "no NVIDIA card";
   expect_the_same_bits({{.d_model = 128, .n_layer = 2, .vocab_size = 9000}, 2, 150, {.recompute_some = false}});
   expect_the_same_bits({{.d_model = 64, .n_layer = 2, .vocab_size = 5000}, 2, 70, {.chunk = 64, .recompute = true}});
   expect_the_same_bits({{.d_model = 64, .n_layer = 2, .vocab_size = 50, .bias = true}, 4, 33, {.dropout = 0.2}});
