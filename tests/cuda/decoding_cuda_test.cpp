@@ -121,6 +121,22 @@ TEST(CudaDecoding, GivesWayToGraphsWhereTheGridDoesNotFit) {
     REQUIRE(fake.allocated == 0 && fake.graphs == 0);
   });
 }
+TEST(CudaDecoding, GoesOnForOtherModelsWhereTheGridOfOneDoesNotFit) {
+  expect_success([] {
+    FakeCuda& fake = fake_with_grids();
+    {
+      fake.cooperative_error = 720;
+      const Mamba<float, CudaBackend> model(small());
+      REQUIRE(decoded(model) == 0 && model.backend().device().replayed() == 2);
+      fake.cooperative_error = 0;
+      MambaConfig other = small();
+      other.d_model = 128;
+      const std::size_t of_other = decoded(Mamba<float, CudaBackend>(other));
+      REQUIRE(of_other >= 2 && decoded(Mamba<float, CudaBackend, bf16>(small())) >= of_other + 2);
+    }
+    REQUIRE(fake.allocated == 0 && fake.graphs == 0);
+  });
+}
 TEST(CudaDecoding, GoesOnAsGraphsUntilItsKernelIsCompiled) {
   expect_success([] {
     FakeCuda& fake = fake_with_grids();
@@ -152,6 +168,8 @@ TEST(CudaDecoding, GivesWayToGraphsIfItsKernelIsRefused) {
     fake.complaint = "line 3";
     fake.held = nullptr;
     REQUIRE(decoded(model) == 0 && model.backend().device().replayed() > 0);
+    fake.complaint = nullptr;
+    REQUIRE(decoded(Mamba<float, CudaBackend>(small())) >= 2);  // other formats have kernels of their own
   });
 }
 TEST(CudaDecoding, GivesItsMemoryBack) {

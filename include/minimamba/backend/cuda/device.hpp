@@ -259,7 +259,7 @@ class Device : public std::enable_shared_from_this<Device> {
   /// are translated by `translate`.
   void load_decoding(std::size_t format, DecodeTranslator* translate, const CudaKernelOptions& options) {
     constexpr int cooperative_launch = 95, most_shared_memory = 97, static_shared_memory = 1024;
-    if (!decodes_ || decodes_in_[format]) return;
+    if (!decodes_ || is_settled_[format]) return;
     if (capability_ < 90 || driver_.launch_cooperatively == nullptr || attribute(cooperative_launch) == 0) {
       decodes_ = false;
       return;
@@ -276,7 +276,7 @@ class Device : public std::enable_shared_from_this<Device> {
       if (!kernels_->is_ready({program})) return;
       kernels_->load({program}, options);
     } catch (const CudaError&) {  // the other kernels do the same, more slowly
-      decodes_ = false;
+      is_settled_[format] = true;
       return;
     }
     const Current current(*this);
@@ -284,7 +284,7 @@ class Device : public std::enable_shared_from_this<Device> {
     queue_->set_decoder(format,
                         {.function = kernels_->function(program, 0), .shared_bytes = shared, .processors = processors_},
                         translate);
-    decodes_in_[format] = true;
+    is_settled_[format] = true;
   }
 
   /// Queues a kernel, of a group that is known. Arguments have exactly the types of the kernel's parameters.
@@ -496,7 +496,7 @@ class Device : public std::enable_shared_from_this<Device> {
   const Driver& driver_;
   int device_ = 0, capability_ = 0;
   std::atomic<bool> decodes_ = true;
-  std::array<std::atomic<bool>, 5> decodes_in_ = {};  // weights of a format, counted from f32
+  std::array<std::atomic<bool>, 5> is_settled_ = {};  // of a format, counted from f32: its kernel is used, or refused
   mutable std::atomic<bool> uses_tiles_ = true;
   std::size_t processors_ = 0;
   std::string name_;

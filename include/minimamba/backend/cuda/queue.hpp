@@ -115,7 +115,7 @@ class Queue {
   int start_all() {
     if (Replay* const replay = find()) {
       replay->last_use = ++uses_;
-      if (replay->program && decodes_ && decode(*replay->program) == 0) {
+      if (replay->program && decodes_ && decode(*replay)) {
         ++replayed_, ++decoded_;
         return start_from(replay->program->launches);
       }
@@ -134,11 +134,13 @@ class Queue {
     }
     return error;
   }
-  /// Once this fails, as where the card has no place for the whole grid, lists are replayed as graphs.
-  int decode(DecodeProgram& program) {
-    const int error = decode_memory_.start(program, decoders_[program.format], stream_);
-    if (error != 0) decodes_ = false;
-    return error;
+  /// Returns whether it has started the list's program. If that is refused, as where the card has no place for the
+  /// whole grid, this list is a graph from then on; other lists may be of other formats and shapes.
+  bool decode(Replay& replay) {
+    if (decode_memory_.start(*replay.program, decoders_[replay.program->format], stream_) == 0) return true;
+    decode_memory_.release(*replay.program);
+    replay.program.reset();
+    return false;
   }
   int start(const Launch& launch, Handle stream) {
     arguments_.resize(launch.count);
