@@ -186,11 +186,41 @@ TEST(CudaKernels, CanBeCompiledAfterACompilationAmongSeveralHasFailed) {
     REQUIRE(cache.position() == 0 && fake.launches == before);
     backend.device().kernels().wait();
     fake.complaint = nullptr;
-    for (int i = 0; i < 8 && is_refused(); ++i) {  // of what was refused while others were waited for
-    }
-    model.forward(1, cache);
-    REQUIRE(cache.position() > 0);
+    model.forward(1, cache);  // compiles again what was refused beside what was thrown
+    REQUIRE(cache.position() == 1);
   });
+}
+TEST(CudaKernels, ThatAreRefusedForAWhileStopOneForward) {
+  for (const char* const held : {"", "layers_bf16"}) {  // and are refused before the next one begins, or while it waits
+    expect_success([held] {
+      FakeCuda& fake = fake_driver();
+      const CudaBackend<float> backend({.kernels = {.cache = false}});
+      backend.device().kernels().wait();
+      constexpr int of_products = 3, of_layers = 2;
+      const bool holds = held[0] != 0;
+      if (holds) fake.held = held;
+      fake.complaint = "too little memory";
+      const Mamba<float, CudaBackend, bf16> model({.d_model = 16, .n_layer = 1, .vocab_size = 32}, backend);
+      auto cache = model.make_cache();
+      const int all = of_a_backend + of_products + of_layers;
+      while (fake.compilations < all || fake.compiling != (holds ? of_layers : 0)) std::this_thread::yield();
+      bool refused = false;
+      try {
+        model.forward(1, cache);
+      } catch (const CudaError& error) {
+        refused = std::string(error.what()).find("\"products_mma_0\": too little memory") != std::string::npos;
+      }
+      REQUIRE(refused && cache.position() == 0);
+      fake.complaint = nullptr;
+      std::thread other([&] {
+        while (fake.compilations < all + of_products) std::this_thread::yield();
+        fake.held = nullptr;
+      });
+      model.forward(1, cache);
+      other.join();
+      REQUIRE(cache.position() == 1 && fake.compilations == all + of_products + of_layers);
+    });
+  }
 }
 TEST(CudaKernels, ThatAreRefusedDoNotStopModelsThatDoNotNeedThem) {
   expect_success([] {

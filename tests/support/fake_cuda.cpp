@@ -296,6 +296,7 @@ int nvrtcCreateProgram(void** program, const char*, const char* name, int, const
 int nvrtcDestroyProgram(void**) { return 0; }
 int nvrtcCompileProgram(void*, int count, const char* const* options) {
   if (kernels == "nothing") return 0;  // see Compiler::begin
+  const char* const at_once = fake.complaint;
   ++fake.compiling;
   {
     std::unique_lock lock(compiling_mutex);
@@ -311,14 +312,15 @@ int nvrtcCompileProgram(void*, int count, const char* const* options) {
   };
   while (is_held()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   if (fake.slow) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  const char* const complaint = at_once != nullptr ? at_once : fake.complaint;
   --fake.compiling;
-  text_log = fake.complaint == nullptr ? "" : fake.complaint;
+  text_log = complaint == nullptr ? "" : complaint;
   code.clear();
   for (int i = 0; i < count; ++i) {
     const std::string option = options[i], architecture = "--gpu-architecture=";
     if (option.starts_with(architecture)) code = option.substr(architecture.size());
   }
-  return fake.complaint == nullptr ? 0 : 6;
+  return complaint == nullptr ? 0 : 6;
 }
 int nvrtcGetProgramLogSize(void*, std::size_t* size) {
   *size = text_log.size() + 1;

@@ -19,7 +19,7 @@ struct FakeCuda {
   int wait_error = 0;                       // of the first wait, and of every call after it
   int compiler_major = 12;                  // NVRTC's version
   int newest_architecture = 120;            // that NVRTC knows, besides 80 and 90
-  const char* complaint = nullptr;          // with which NVRTC refuses
+  const char* complaint = nullptr;          // with which NVRTC refuses what begins or ends then
   bool no_uuid = false;                     // as with an old driver
   bool adds = false;                        // whether the kernels add and copy of floats do what they should
   int meeting = 0;                          // NVRTC waits for the start of so many compilations, 10 s at most

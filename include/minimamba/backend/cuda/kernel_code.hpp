@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -110,10 +111,12 @@ inline Compiled compile_and_keep(const Unit& unit, const std::string& target, co
   try {
     std::string log;
     compiled.code = Compiler::get().compile(unit, target, log);
+    if (cache != nullptr) cache->store(key, compiled.code);
   } catch (const CudaError& error) {
-    return {.code = {}, .refusal = error.found()};
+    compiled.refusal = error.found();
+  } catch (const std::bad_alloc&) {
+    compiled.refusal = "out of memory";  // which is short enough to need none
   }
-  if (cache != nullptr) cache->store(key, compiled.code);
   return compiled;
 }
 

@@ -39,6 +39,10 @@ struct KernelGroup {
 
 /// All calls may come from any thread. Threads wait for one another only where they want the same part of a group. All
 /// but wait and unload may throw CudaError.
+///
+/// What NVRTC refuses is thrown by whatever waits for it, and compiled again by the next call that needs it. Several
+/// parts are compiled at once, and what refuses one for a while, such as too little memory, refuses others, too: these
+/// are not thrown one after another, but compiled again with the first.
 class LoadedKernels {
  public:
   LoadedKernels(const Driver& driver, Card card, Handle context)
@@ -67,9 +71,11 @@ class LoadedKernels {
   void begin(const Unit& unit, const CudaKernelOptions& options) {
     Loaded& loaded = of(unit.program);
     Part& part = loaded.parts[unit.part];
-    if (part.state != Part::absent) return;
+    if (part.state == Part::loaded || (part.state == Part::begun && failures_ == 0)) return;
     const std::unique_lock lock(part.mutex, std::try_to_lock);
-    if (lock && part.state == Part::absent) begin(unit, loaded, part, options);
+    if (!lock) return;
+    if (part.state == Part::absent) begin(unit, loaded, part, options);
+    if (part.state == Part::begun && gpu::is_ready(part.code.compiled) && is_stale(part)) compile(unit, part, options);
   }
   /// Waits until a part of a group is loaded.
   void load(const Unit& unit, const CudaKernelOptions& options) {
@@ -93,7 +99,7 @@ class LoadedKernels {
     }
   }
   /// Whether a part was ever begun and could not be loaded, but for optional ones.
-  bool has_failed() const { return has_failed_; }
+  bool has_failed() const { return failures_ > 0; }
   /// Whether load would not wait.
   bool is_ready(const Unit& unit) {
     Part& part = of(unit.program).parts[unit.part];
@@ -143,7 +149,8 @@ class LoadedKernels {
     enum State { absent, begun, loaded };
     std::mutex mutex;  // for whoever changes it
     std::atomic<State> state = absent;
-    KernelCode code;  // when it is begun
+    KernelCode code;        // when it is begun
+    unsigned failures = 0;  // that there were when that was begun
     Handle module = nullptr;
   };
   struct Loaded {
@@ -168,10 +175,17 @@ class LoadedKernels {
 
   void begin(const Unit& unit, Loaded& loaded, Part& part, const CudaKernelOptions& options) {
     assert(loaded.is_known);
-    part.code = code_of(unit, card_, options, Origin::compiled_before);
+    compile(unit, part, options);
     if (!loaded.group.is_optional) ++on_their_way_;  // first, as finish may look at any time
     part.state = Part::begun;
   }
+  void compile(const Unit& unit, Part& part, const CudaKernelOptions& options) const {
+    const unsigned failures = failures_;
+    part.code = code_of(unit, card_, options, Origin::compiled_before);
+    part.failures = failures;
+  }
+  /// Whether a part that is compiled was refused, and another failure has been thrown since it was begun.
+  bool is_stale(const Part& part) const { return part.failures != failures_ && part.code.compiled.get().code.empty(); }
   void finish(const Unit& unit, Loaded& loaded, Part& part, const CudaKernelOptions& options) {
     const auto end = [&](typename Part::State state) {
       part.code = {};
@@ -180,10 +194,12 @@ class LoadedKernels {
     };
     try {
       const CurrentContext current(driver_, context_);
+      part.code.compiled.wait();
+      if (!loaded.group.is_optional && is_stale(part)) compile(unit, part, options);
       part.module = load_module(unit, part.code, options);
       find_kernels(unit, loaded, part.module);
     } catch (...) {
-      if (!loaded.group.is_optional) has_failed_ = true;
+      if (!loaded.group.is_optional) ++failures_;
       end(Part::absent);  // the next call begins again
       throw;
     }
@@ -229,8 +245,8 @@ class LoadedKernels {
   const Driver& driver_;
   const Card card_;
   const Handle context_;
-  std::atomic<int> on_their_way_ = 0;  // parts that are begun, but for optional ones
-  std::atomic<bool> has_failed_ = false;
+  std::atomic<int> on_their_way_ = 0;   // parts that are begun, but for optional ones
+  std::atomic<unsigned> failures_ = 0;  // to load a part, but for optional ones
   std::array<Loaded, program_count> programs_;
 };
 
