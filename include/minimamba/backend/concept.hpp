@@ -33,6 +33,7 @@ namespace minimamba::inline MINIMAMBA_ISA {
 ///   operand_columns(x, first, count)  where these columns of an operand are; it has room for twice its columns
 ///   rms_norm_to_operand(x, weight, epsilon, y), matmul_of_operand(x, weight, y)
 ///   matmul_backward_of(operands, weight, dweight, dx)  both products of backward; dweight may be null
+/// and it may have
 ///   hold(weight)                      an object; while it lives, the weight does not change, and is rounded once
 template <class Scalar>
 struct ProductBackwardArguments {
@@ -52,6 +53,20 @@ void add_last(const B& backend, View<T> x, View<T> y) {
     backend.add(x, y);
   }
 }
+/// All that goes with rounds_operand.
+template <class B, class Scalar = typename B::Scalar>
+concept HasOperands = requires(const B& backend, View<Scalar> x, View<const Scalar> weight, std::size_t count,
+                               double epsilon, typename B::template Matrix<Scalar>& matrix,
+                               const ProductBackwardArguments<Scalar>& operands) {
+  { backend.operand_columns(x, count, count) } -> std::convertible_to<View<Scalar>>;
+  backend.rms_norm_to_operand(View<const Scalar>(x), weight, epsilon, x);
+  backend.matmul_of_operand(View<const Scalar>(x), matrix, x);
+  backend.matmul_backward_of(operands, matrix, &matrix, x);
+};
+template <class B>
+concept RoundsOperands = requires(const B& backend, View<typename B::Scalar> x) {
+  { backend.rounds_operand(x) } -> std::convertible_to<bool>;
+};
 template <class B, class T>
 bool is_operand(const B& backend, View<T> x) {
   if constexpr (requires { backend.rounds_operand(x); }) {

@@ -153,6 +153,10 @@ class Tensor : public detail::Extents {
 /// One of the matrices that carry the weight format W: in_proj, x_proj, dt_proj, out_proj, embedding, lm_head.
 template <class Backend, class W>
 class WeightMatrix : public detail::Extents {
+  static_assert(!detail::RoundsOperands<Backend> || detail::HasOperands<Backend>,
+                "a backend with rounds_operand also needs operand_columns, rms_norm_to_operand, matmul_of_operand and "
+                "matmul_backward_of: see minimamba/backend/concept.hpp");
+
  public:
   using Scalar = typename Backend::Scalar;
   using Weight = W;

@@ -207,7 +207,7 @@ function(check_words)
                "a GGUF file holds a language model" "the model needs check, forward and forward_last"
                "weights may be bf16: Mamba<float, NativeBackend, bf16>" "${training}" "${training}" "${training}"
                "${training}" "for weights in this format" "SSD needs two kernels that the backend lacks"
-               "to train SSD, the backend needs two kernels that it lacks")
+               "to train SSD, the backend needs two kernels that it lacks" "a backend with rounds_operand also needs")
 endfunction()
 
 # A small machine: no heap and no exceptions, and models that do not fit are refused in words.

@@ -51,6 +51,12 @@ class WithoutScanBackward : public ReferenceTraining<Number> {
   using ReferenceTraining<Number>::ssd_scan_backward;
 };
 
+/// A backend that rounds operands for products that cannot read them.
+template <class Number>
+struct WithoutOperands : ReferenceTraining<Number> {
+  bool rounds_operand(View<const Number>) const { return true; }
+};
+
 void train() {
   const std::vector<std::int32_t> tokens(100);
 #if CASE == 12
@@ -60,6 +66,10 @@ void train() {
 #elif CASE == 13
   Mamba<float, WithoutScanBackward, float, SSD> scans({.d_model = 64, .n_layer = 1, .vocab_size = 32});
   Trainer trainer(std::move(scans), tokens, {.batch = 2, .length = 16});
+  trainer.step();
+#elif CASE == 14
+  Trainer trainer(Mamba<float, WithoutOperands>({.d_model = 64, .n_layer = 1, .vocab_size = 32}), tokens,
+                  {.batch = 2, .length = 16});
   trainer.step();
 #endif
 #if CASE == 6
