@@ -7,12 +7,13 @@
 # MINIMAMBA_FUZZ_DIVISOR=1000 makes fewer executions, MINIMAMBA_FUZZ_JOBS=1 runs so many targets at a time. Exit status 1
 # if a target has found something: WORK/<target> has a file crash-*, oom-* or timeout-*, which the target reads as its
 # argument (without ASAN_OPTIONS it tells more), and its other executions are left out until the file `found` there is removed.
+# A target that was killed (status 137) counts as one that has, since the system kills so when memory is short; it leaves no such file.
 set -eu
 if [ "$1" = --one ]; then  # a part of the executions: a target, its folder, how many it is to make, and its first corpus
   target=$2 work=$3 wanted=$4 corpus=$5 status=0
   mkdir -p "$work/corpus"
   cd "$work"
-  made=$(cat executions 2>/dev/null || echo 0)
+  made=$(cat executions 2>/dev/null || echo 0) what="found something"
   known=$(find corpus ${corpus:+"$corpus"} -type f | wc -l)  # executed again when a turn begins, which does not count
   trap : INT TERM  # what the target has made until then does
   # Half of the time went to weights by the frequency of features (entropic), stacks of allocations, and memory that
@@ -25,8 +26,12 @@ if [ "$1" = --one ]; then  # a part of the executions: a target, its folder, how
   echo "$made" >executions
   case $status in
     0) ;;
-    72 | 129 | 130 | 137 | 143) exit 255 ;;  # it was interrupted: xargs starts no other
-    *) cp log found; echo "$(basename "$target"): found something after $made executions: $work/found"; exit 1 ;;
+    72 | 129 | 130 | 143) exit 255 ;;  # it was interrupted: xargs starts no other
+    *)
+      [ "$status" -ne 137 ] || what="killed, perhaps for want of memory,"
+      { cat log; echo "status $status"; } >found
+      echo "$(basename "$target"): $what after $made executions: $work/found"
+      exit 1 ;;
   esac
   [ "$made" -lt "$wanted" ] || echo "$(basename "$target"): $made executions"
   exit 0
@@ -57,10 +62,12 @@ left() {  # targets that have executions to make, each with what --one takes
     printf '%s\0%s\0%s\0%s\0' "$target" "$work/$name" "$wanted" "$corpus"
   done
 }
+state() { cat "$work"/*/executions "$work"/*/found 2>/dev/null | cksum; }
 while [ "$(left | wc -c)" -gt 0 ]; do
-  status=0
+  status=0 before=$(state)
   left | xargs -0 -n 4 -P "${MINIMAMBA_FUZZ_JOBS:-$(nproc)}" sh "$0" --one || status=$?
   [ "$status" -ne 124 ] || exit 130
+  [ "$(state)" != "$before" ] || { echo "no target makes an execution any more: see its file log in $work"; exit 1; }
 done
 for found in "$work"/*/found; do
   [ ! -e "$found" ] || { echo "found something: $found"; exit 1; }
