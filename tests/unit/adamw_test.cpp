@@ -19,6 +19,69 @@ void randomize(Model& module, std::uint64_t seed, double scale) {
       module);
 }
 
+/// An element as the equation has it, and the errors that rounding may cause: each number and each result is off by at
+/// most half an epsilon of itself, all in one direction.
+struct Element {
+  double weight = 0, mean = 0, variance = 0;
+  double size = 0;              // what the mean would be if all gradients had one sign
+  double steps = 0, error = 0;  // error: of the weight, in halves of an epsilon
+
+  template <class Arguments>
+  void step(const Arguments& p, double gradient) {
+    const double g = p.gradient_scale * gradient;
+    ++steps;
+    mean = p.beta1 * mean + (1 - p.beta1) * g;
+    size = p.beta1 * size + (1 - p.beta1) * std::abs(g);
+    variance = p.beta2 * variance + (1 - p.beta2) * g * g;
+    const double root = std::sqrt(variance / p.variance_correction) + p.epsilon, rate = p.rate / p.mean_correction;
+    // The root halves errors; then the correction and its product, the root, whose last bits Eigen approximates, and
+    // epsilon and its sum.
+    const double of_root = variance_error(p) / 2 + 1 + 4 + 2;
+    // Of the weight: what it keeps, the product and the sum. Of the change: the rate, its product, the quotient and the
+    // sum, and one for errors of errors.
+    const double keep = 1 - p.rate * p.decay;
+    error = keep * error + 3 * std::abs(weight) + (mean_error(p) + of_root + 5) * rate * size / root;
+    weight = keep * weight - rate * mean / root;
+  }
+  /// Of the mean, in halves of an epsilon of size: in each step beta, its product and the sum; then 1 - beta, which has
+  /// the error of beta and its own, the scale, and two products.
+  template <class Arguments>
+  double mean_error(const Arguments& p) const {
+    return 3 * steps + p.beta1 / (1 - p.beta1) + 1 + 3;
+  }
+  /// Of the variance, in halves of an epsilon of it; the scale and the gradient are in it twice.
+  template <class Arguments>
+  double variance_error(const Arguments& p) const {
+    return 3 * steps + p.beta2 / (1 - p.beta2) + 1 + 6;
+  }
+};
+template <class Scalar>
+constexpr double half_epsilon = static_cast<double>(std::numeric_limits<Scalar>::epsilon()) / 2;
+
+using Elements = std::map<std::string, std::vector<Element>>;
+template <class Model>
+Elements elements_of(const Model& model) {
+  Elements elements;
+  for (const auto& [name, values] : support::parameters_of(model)) {
+    for (const auto w : values.values) elements[name].push_back({.weight = static_cast<double>(w)});
+  }
+  return elements;
+}
+/// The test rounds too, in double.
+template <class Model>
+void expect_elements(const Model& model, const Elements& expected) {
+  constexpr double half = half_epsilon<typename Model::ScalarType> + half_epsilon<double>;
+  for (const auto& [name, values] : support::parameters_of(model)) {
+    double excess = -1;
+    for (std::size_t i = 0; i < values.values.size(); ++i) {
+      const Element& wanted = expected.at(name)[i];
+      const double difference = std::abs(wanted.weight - static_cast<double>(values.values[i]));
+      excess = std::max(excess, difference - wanted.error * half);
+    }
+    EXPECT_LE(excess, 0) << name;
+  }
+}
+
 using Native = Mamba<float, NativeTraining>;
 template <class M, class G>
 constexpr bool steps = requires(AdamW<Native>& optimizer, M& model, G& gradients) {
@@ -31,8 +94,16 @@ template <class K>
 class Optimizer : public support::KernelTest<K> {};
 TYPED_TEST_SUITE(Optimizer, support::TrainingKinds, support::KindNames);
 
+/// Whether weight decay spares a parameter.
+bool is_spared(std::string_view name) {
+  const auto ends_with = [&](std::string_view end) { return name.ends_with(end); };
+  return ends_with("A_log") || ends_with(".D") || ends_with("bias") || ends_with("norm.weight") ||
+         ends_with("norm_f.weight");
+}
+
 TYPED_TEST(Optimizer, FollowsTheEquation) {
   using Model = typename TypeParam::Model;
+  using Scalar = typename TypeParam::Scalar;
   MambaConfig config = support::small_config();
   config.bias = true;
   Model model(config);
@@ -40,47 +111,32 @@ TYPED_TEST(Optimizer, FollowsTheEquation) {
   const double beta1 = 0.8, beta2 = 0.9, epsilon = 1e-3, decay = 0.3, clip = 2, rate = 0.05;
   AdamW<Model> optimizer(model,
                          {.beta1 = beta1, .beta2 = beta2, .epsilon = epsilon, .weight_decay = decay, .clip = clip});
-  auto weights = support::parameters_of(model);
-  std::map<std::string, std::vector<double>> expected, mean, variance;
-  for (const auto& [name, values] : weights) {
-    expected[name].assign(values.values.begin(), values.values.end());
-    mean[name].resize(values.values.size());
-    variance[name].resize(values.values.size());
-  }
+  Elements expected = elements_of(model);
   for (int t = 1; t <= 3; ++t) {
     randomize(gradients, static_cast<std::uint64_t>(100 * t), 1e-4 * std::pow(1000, t - 1));
     const auto gradient = support::parameters_of(gradients);
     double squares = 0;
+    std::size_t terms = 0;  // of the longest sum of squares in Scalar
     for (const auto& [name, values] : gradient) {
       for (const auto g : values.values) squares += static_cast<double>(g) * static_cast<double>(g);
+      terms = std::max(terms, values.values.size());
     }
-    const double norm = std::sqrt(squares), scale = norm > clip ? clip / norm : 1;
+    const double norm = optimizer.step(model, gradients, rate);
+    EXPECT_NEAR(norm, std::sqrt(squares), support::tolerance<Scalar>(terms) * norm);
     EXPECT_EQ(t > 1, norm > clip);  // the first step is not clipped
+    EXPECT_EQ(optimizer.steps(), t);
+    AdamWArguments<Scalar> step;
+    step.rate = rate, step.beta1 = beta1, step.beta2 = beta2, step.epsilon = epsilon;
+    step.mean_correction = 1 - std::pow(beta1, t), step.variance_correction = 1 - std::pow(beta2, t);
+    step.gradient_scale = norm > clip ? clip / norm : 1;
     for (const auto& [name, values] : gradient) {
-      const auto ends_with = [&, n = name](std::string_view end) {
-        return n.size() >= end.size() && n.compare(n.size() - end.size(), end.size(), end) == 0;
-      };
-      const bool spared = ends_with("A_log") || ends_with(".D") || ends_with("bias") || ends_with("norm.weight") ||
-                          ends_with("norm_f.weight");
+      step.decay = is_spared(name) ? 0 : decay;
       for (std::size_t i = 0; i < values.values.size(); ++i) {
-        const double g = scale * static_cast<double>(values.values[i]);
-        double &m = mean[name][i], &v = variance[name][i], &w = expected[name][i];
-        m = beta1 * m + (1 - beta1) * g;
-        v = beta2 * v + (1 - beta2) * g * g;
-        w -= rate * (spared ? 0 : decay) * w +
-             rate * (m / (1 - std::pow(beta1, t))) / (std::sqrt(v / (1 - std::pow(beta2, t))) + epsilon);
+        expected[name][i].step(step, static_cast<double>(values.values[i]));
       }
     }
-    EXPECT_NEAR(optimizer.step(model, gradients, rate), norm, 1e-5 * norm);
-    EXPECT_EQ(optimizer.steps(), t);
   }
-  for (const auto& [name, values] : support::parameters_of(model)) {
-    double largest = 0;
-    for (std::size_t i = 0; i < values.values.size(); ++i) {
-      largest = std::max(largest, std::abs(expected[name][i] - static_cast<double>(values.values[i])));
-    }
-    EXPECT_LE(largest, support::tolerance<typename TypeParam::Scalar>(64) * 4) << name;
-  }
+  expect_elements(model, expected);
   for (const auto& [name, values] : support::parameters_of(gradients)) {
     EXPECT_EQ(support::largest_magnitude(values), 0) << name;
   }
@@ -154,27 +210,27 @@ TEST(TheKernelOfAdamW, FollowsTheEquationInEveryInstructionSet) {
     if (!available(set)) continue;
     const NativeTraining<float> backend({.instruction_set = set});
     auto w = weight, g = gradient, m = mean, v = variance;
-    backend.adamw({.weight = w.view(),
-                   .gradient = g.view(),
-                   .mean = m.view(),
-                   .variance = v.view(),
-                   .rate = 0.01,
-                   .decay = 0.1,
-                   .beta1 = 0.9,
-                   .beta2 = 0.95,
-                   .epsilon = 1e-3,
-                   .mean_correction = 0.19,
-                   .variance_correction = 0.0975,
-                   .gradient_scale = 0.5});
+    const AdamWArguments<float> step{.weight = w.view(),
+                                     .gradient = g.view(),
+                                     .mean = m.view(),
+                                     .variance = v.view(),
+                                     .rate = 0.01,
+                                     .decay = 0.1,
+                                     .beta1 = 0.9,
+                                     .beta2 = 0.95,
+                                     .epsilon = 1e-3,
+                                     .mean_correction = 0.19,
+                                     .variance_correction = 0.0975,
+                                     .gradient_scale = 0.5};
+    backend.adamw(step);
+    constexpr double half = half_epsilon<float>;
     for (std::size_t i = 0; i < w.values.size(); ++i) {
-      const double half = 0.5 * static_cast<double>(gradient.values[i]);
-      const double moved = 0.9 * static_cast<double>(mean.values[i]) + 0.1 * half;
-      const double spread = 0.95 * static_cast<double>(variance.values[i]) + 0.05 * half * half;
-      const double expected = static_cast<double>(weight.values[i]) * (1 - 0.01 * 0.1) -
-                              0.01 / 0.19 * moved / (std::sqrt(spread / 0.0975) + 1e-3);
-      EXPECT_NEAR(static_cast<double>(m.values[i]), moved, 1e-6) << name_of(set);
-      EXPECT_NEAR(static_cast<double>(v.values[i]), spread, 1e-6 * (1 + spread)) << name_of(set);
-      EXPECT_NEAR(static_cast<double>(w.values[i]), expected, 2e-6 * (1 + std::abs(expected))) << name_of(set);
+      const auto at = [i](const auto& values) { return static_cast<double>(values.values[i]); };
+      Element wanted{.weight = at(weight), .mean = at(mean), .variance = at(variance), .size = std::abs(at(mean))};
+      wanted.step(step, at(gradient));
+      EXPECT_NEAR(at(m), wanted.mean, wanted.mean_error(step) * half * wanted.size) << name_of(set);
+      EXPECT_NEAR(at(v), wanted.variance, wanted.variance_error(step) * half * wanted.variance) << name_of(set);
+      EXPECT_NEAR(at(w), wanted.weight, wanted.error * half) << name_of(set);
       EXPECT_EQ(g.values[i], 0) << name_of(set);
     }
   }
