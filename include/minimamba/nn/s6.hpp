@@ -169,73 +169,31 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   /// The backward of forward. Throws ArgumentError as forward does.
   void backward(const Backend<Scalar>& backend, S6& gradient, const MixerBackwardArguments<Scalar>& p) const {
     this->check_derived();
-    const auto [uz, u, dt_b_c, delta, y, selected] = computed(p.activations);
-    const auto [d_uz, d_u, d_dt_b_c, d_delta, d_y, d_selected] = computed(p.d_activations);
-    const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
-    const View<Scalar> d_a(p.scratch.data(), E, N), operand = operand_of_u(backend, y);
-    const bool has_operands = !operand.empty();
-    const bool has_d_y = has_operands && !p.d_y_operand.empty() && !out_proj.bias.present();
-    const BackwardArguments<Scalar> out{.x = y,
-                                        .d_y = has_d_y ? p.d_y_operand : p.d_y,
-                                        .d_x = d_y,
-                                        .d_y_is_operand = has_d_y,
-                                        .x_is_operand = has_operands};
-    const bool d_uz_is_operand = !in_proj.bias.present() && in_proj.weight.reads_operand(backend, d_uz);
-    const bool d_delta_is_operand = dt_proj.weight.reads_operand(backend, d_delta);
+    const Backward pass = backward_of(backend, p);
+    const View<Scalar> d_a(p.scratch.data(), D.cols(), A_log.cols());
+    const BackwardArguments<Scalar> out = out_proj_of(pass);
     if constexpr (scan_gives_y) {
       out_proj.begin_backward(backend, out, p.d_x);  // which is free until the end
     } else {
       out_proj.backward(backend, gradient.out_proj, out);
     }
     backend.fill(d_a, Scalar(0));
-    backend.selective_scan_backward({.segments = p.segments,
-                                     .u = u,
-                                     .delta = delta,
-                                     .delta_bias = dt_proj.bias.view(),
-                                     .a = A.view(),
-                                     .b = selected.columns(R, N),
-                                     .c = selected.columns(R + N, N),
-                                     .d = D.view(),
-                                     .z = uz.columns(E, E),
-                                     .kept = detail::as_constant(p.kept[ssm_part]),
-                                     .d_y = d_y,
-                                     .d_u = d_u,
-                                     .d_delta = d_delta,
-                                     .d_b = d_selected.columns(R, N),
-                                     .d_c = d_selected.columns(R + N, N),
-                                     .d_z = columns_of(backend, d_uz, E, d_uz_is_operand),
-                                     .d_delta_bias = gradient.dt_proj.bias.view(),
-                                     .d_a = d_a,
-                                     .d_d = gradient.D.view(),
-                                     .d_h = p.d_state[ssm_part],
-                                     .y = scan_gives_y ? y : View<Scalar>(),
-                                     .y_is_operand = has_operands,
-                                     .d_z_is_operand = d_uz_is_operand,
-                                     .d_delta_is_operand = d_delta_is_operand});
+    scan_backward(backend, gradient, pass, d_a);
     if constexpr (scan_gives_y) out_proj.end_backward(backend, gradient.out_proj, out, p.d_x);
     backend.negative_exp_backward(A.view(), d_a, gradient.A_log.view());
-    dt_proj.weight.multiply_backward(backend, gradient.dt_proj.weight,
-                                     BackwardArguments<Scalar>{.x = selected.columns(0, R),
-                                                               .d_y = d_delta,
-                                                               .d_x = d_selected.columns(0, R),
-                                                               .d_y_is_operand = d_delta_is_operand});
-    normalise_backward(backend, {.x = dt_b_c, .d_y = d_selected, .d_x = d_dt_b_c});
-    // u goes into the scan and into x_proj: both gradients are added. d_y is no longer needed and takes the second.
-    const BackwardArguments<Scalar> selection{
-        .x = has_operands ? operand : u, .d_y = d_dt_b_c, .d_x = d_y, .x_is_operand = has_operands};
-    const BackwardArguments<Scalar> in{
-        .x = p.x, .d_y = d_uz, .d_x = p.d_x, .d_y_is_operand = d_uz_is_operand, .x_is_operand = p.x_is_operand};
-    x_proj.backward(backend, gradient.x_proj, selection);
-    detail::add_last(backend, d_y, d_u);
+    selection_backward(backend, gradient, pass);
+    // u went into the scan and into x_proj: both gradients are added. d.y is no longer needed and takes the second.
+    x_proj.backward(backend, gradient.x_proj, x_proj_of(pass));
+    detail::add_last(backend, pass.d.y, pass.d.u);
     conv1d.backward(backend, gradient.conv1d,
                     {.segments = p.segments,
-                     .x = uz.columns(0, E),
+                     .x = pass.of.uz.columns(0, D.cols()),
                      .kept = detail::as_constant(p.kept[conv_part]),
-                     .d_y = d_u,
-                     .d_x = columns_of(backend, d_uz, 0, d_uz_is_operand),
+                     .d_y = pass.d.u,
+                     .d_x = columns_of(backend, pass.d.uz, 0, pass.d_uz_is_operand),
                      .d_window = p.d_state[conv_part],
-                     .d_x_is_operand = d_uz_is_operand});
-    in_proj.backward(backend, gradient.in_proj, in);
+                     .d_x_is_operand = pass.d_uz_is_operand});
+    in_proj.backward(backend, gradient.in_proj, in_proj_of(pass));
   }
 
   template <class F, class... Self>
@@ -264,6 +222,85 @@ struct S6 : DerivedA<Scalar, Backend> {  // A_log and A [E, N]
   template <class T>
   Computed<T> computed(const ActivationViews<T>& views) const {
     return {views[0], views[1], views[2], views[3], views[4], views[has_norms() ? 5 : 2]};
+  }
+
+  /// What the parts of backward share. The next functions have the arguments of its products.
+  struct Backward {
+    const MixerBackwardArguments<Scalar>& p;
+    Computed<Scalar> of, d;  // what forward computed, and its gradients
+    View<Scalar> u_operand;  // u as an operand, beside y, which is one too; or empty
+    bool d_uz_is_operand, d_delta_is_operand;
+
+    bool has_operands() const { return !u_operand.empty(); }
+  };
+  Backward backward_of(const Backend<Scalar>& backend, const MixerBackwardArguments<Scalar>& p) const {
+    const Computed<Scalar> of = computed(p.activations), d = computed(p.d_activations);
+    return {p,
+            of,
+            d,
+            operand_of_u(backend, of.y),
+            !in_proj.bias.present() && in_proj.weight.reads_operand(backend, d.uz),
+            dt_proj.weight.reads_operand(backend, d.delta)};
+  }
+  BackwardArguments<Scalar> out_proj_of(const Backward& pass) const {
+    const bool has_d_y = pass.has_operands() && !pass.p.d_y_operand.empty() && !out_proj.bias.present();
+    return {.x = pass.of.y,
+            .d_y = has_d_y ? pass.p.d_y_operand : pass.p.d_y,
+            .d_x = pass.d.y,
+            .d_y_is_operand = has_d_y,
+            .x_is_operand = pass.has_operands()};
+  }
+  BackwardArguments<Scalar> x_proj_of(const Backward& pass) const {
+    return {.x = pass.has_operands() ? pass.u_operand : pass.of.u,
+            .d_y = pass.d.dt_b_c,
+            .d_x = pass.d.y,
+            .x_is_operand = pass.has_operands()};
+  }
+  BackwardArguments<Scalar> in_proj_of(const Backward& pass) const {
+    return {.x = pass.p.x,
+            .d_y = pass.d.uz,
+            .d_x = pass.p.d_x,
+            .d_y_is_operand = pass.d_uz_is_operand,
+            .x_is_operand = pass.p.x_is_operand};
+  }
+  /// From y to u, delta, B, C and z, and to the parameters of the scan; d_a [E, N] is of A and not of A_log.
+  void scan_backward(const Backend<Scalar>& backend, S6& gradient, const Backward& pass, View<Scalar> d_a) const {
+    const auto& [uz, u, dt_b_c, delta, y, selected] = pass.of;
+    const std::size_t E = D.cols(), N = A_log.cols(), R = dt_proj.weight.cols();
+    backend.selective_scan_backward({.segments = pass.p.segments,
+                                     .u = u,
+                                     .delta = delta,
+                                     .delta_bias = dt_proj.bias.view(),
+                                     .a = A.view(),
+                                     .b = selected.columns(R, N),
+                                     .c = selected.columns(R + N, N),
+                                     .d = D.view(),
+                                     .z = uz.columns(E, E),
+                                     .kept = detail::as_constant(pass.p.kept[ssm_part]),
+                                     .d_y = pass.d.y,
+                                     .d_u = pass.d.u,
+                                     .d_delta = pass.d.delta,
+                                     .d_b = pass.d.selected.columns(R, N),
+                                     .d_c = pass.d.selected.columns(R + N, N),
+                                     .d_z = columns_of(backend, pass.d.uz, E, pass.d_uz_is_operand),
+                                     .d_delta_bias = gradient.dt_proj.bias.view(),
+                                     .d_a = d_a,
+                                     .d_d = gradient.D.view(),
+                                     .d_h = pass.p.d_state[ssm_part],
+                                     .y = scan_gives_y ? y : View<Scalar>(),
+                                     .y_is_operand = pass.has_operands(),
+                                     .d_z_is_operand = pass.d_uz_is_operand,
+                                     .d_delta_is_operand = pass.d_delta_is_operand});
+  }
+  /// From delta, B and C to dt_b_c.
+  void selection_backward(const Backend<Scalar>& backend, S6& gradient, const Backward& pass) const {
+    const std::size_t R = dt_proj.weight.cols();
+    dt_proj.weight.multiply_backward(backend, gradient.dt_proj.weight,
+                                     BackwardArguments<Scalar>{.x = pass.of.selected.columns(0, R),
+                                                               .d_y = pass.d.delta,
+                                                               .d_x = pass.d.selected.columns(0, R),
+                                                               .d_y_is_operand = pass.d_delta_is_operand});
+    normalise_backward(backend, {.x = pass.of.dt_b_c, .d_y = pass.d.selected, .d_x = pass.d.dt_b_c});
   }
 
   /// The E columns of d_uz from `first` on.
