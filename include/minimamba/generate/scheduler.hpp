@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <exception>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -20,13 +19,12 @@
 
 #include "minimamba/core/error.hpp"
 #include "minimamba/generate/generate.hpp"
-#include "minimamba/generate/last_logits.hpp"
-#include "minimamba/generate/logits.hpp"
 #include "minimamba/generate/prefix_cache.hpp"
 #include "minimamba/generate/prompt_plan.hpp"
 #include "minimamba/generate/request.hpp"
 #include "minimamba/generate/request_queue.hpp"
 #include "minimamba/generate/sampler.hpp"
+#include "minimamba/generate/token_choice.hpp"
 #include "minimamba/nn/model.hpp"
 #include "minimamba/nn/workspace.hpp"
 
@@ -64,6 +62,7 @@ class Scheduler {
         cache_(model.make_cache(options.slots)),
         rows_(cache_.batch()),
         prefixes_(options.prefix_cache_bytes),
+        choice_(model),
         queue_(options) {
     order_.reserve(rows_.size());
     runs_.reserve(rows_.size());
@@ -200,9 +199,9 @@ class Scheduler {
         row.read += run.tokens.size();
         prompt_tokens += run.tokens.size();
       }
-      if (row.generates()) needed = std::max(needed, logits_needed(row));
+      if (row.generates()) needed = std::max(needed, choice_.logits_needed(row));
     }
-    if (needed > 0) choose_all(logits, needed);
+    if (needed > 0) choice_.choose_all(rows_, runs_, logits, needed);
     count(prompt_tokens);
     for (const Run& run : runs_) keep_prefix(run.slot);
   }
@@ -231,45 +230,15 @@ class Scheduler {
       scored_.resize(logits.rows() * logits.cols());
       model_.backend().download(logits.data(), std::span(scored_));
       for (std::size_t i = 0; i < size; ++i) {
-        note_score(row, std::span(scored_).subspan(i * logits.cols(), logits.cols()), prompt[first + i + 1]);
+        choice_.note_score(row, std::span(scored_).subspan(i * logits.cols(), logits.cols()), prompt[first + i + 1]);
       }
     } catch (...) {
-      fail(row);
+      choice_.fail(row);
     }
     const std::lock_guard lock(mutex_);
     statistics_.prompt_tokens += size;
     return size;
   }
-  void note_score(Row& row, std::span<const Scalar> logits, std::int32_t token) const {
-    row.result.prompt_log_probabilities.push_back(-minimamba::negative_log_likelihood(logits, token));
-    if (row.request.top_log_probabilities > 0) row.result.prompt_top.push_back(most_likely(row, logits));
-  }
-  /// Ends a request with the exception that is being handled.
-  static void fail(Row& row) {
-    row.result.reason = EndReason::failed;
-    row.result.error = std::current_exception();
-    row.has_ended = true;
-  }
-
-  void choose_all(View<const Scalar> logits, std::size_t needed) {
-    std::exception_ptr error;
-    try {
-      logits_.take(model_.backend(), logits, needed, static_cast<std::size_t>(model_.config().vocab_size));
-    } catch (...) {
-      error = std::current_exception();
-    }
-    for (std::size_t i = 0; i < runs_.size(); ++i) {
-      Row& row = *rows_[runs_[i].slot];
-      if (!row.generates()) continue;
-      try {
-        if (error) std::rethrow_exception(error);
-        choose(row, i);
-      } catch (...) {  // NaN in its logits: the others go on
-        fail(row);
-      }
-    }
-  }
-
   void keep_prefix(std::size_t slot) {
     const Row& row = *rows_[slot];
     if (row.generates() || !prompts_.keeps_prefixes(row) || row.read != prompts_.next_stop(row, row.read - 1)) return;
@@ -280,39 +249,6 @@ class Scheduler {
     auto copy = std::make_shared<Cache>(model_.make_cache());
     copy->assign(0, cache_, slot);
     return copy;
-  }
-
-  static std::size_t logits_needed(const Row& row) {
-    return row.request.options.log_probabilities ? row.sampler.vocab_size() : row.sampler.logits_needed();
-  }
-
-  /// Chooses the next token of a row from row i of the logits.
-  void choose(Row& row, std::size_t i) {
-    row.next = logits_.choose(row.sampler, i);
-    row.sampler.accept(row.next);
-    if (!row.request.options.ignore_eos && model_.config().ends_text(row.next)) {
-      row.result.reason = EndReason::eos;
-      row.has_ended = true;
-      return;
-    }
-    if (row.request.options.log_probabilities) note_probabilities(row, i);
-    row.result.tokens.push_back(row.next);
-    row.has_token = true;
-  }
-  void note_probabilities(Row& row, std::size_t i) {
-    const auto logits = logits_.row(model_.backend(), i);
-    row.log_probability = -minimamba::negative_log_likelihood(logits, row.next);
-    if (row.request.top_log_probabilities > 0) row.top = most_likely(row, logits);
-    row.result.log_probabilities.push_back(row.log_probability);
-  }
-  /// With the probabilities among all V logits, as that of the chosen token.
-  std::vector<TokenLogProbability> most_likely(const Row& row, std::span<const Scalar> logits) const {
-    auto top = top_k(without_padding(logits, model_.config()), row.request.top_log_probabilities);
-    const detail::LogSoftmax log_probability(logits);
-    for (TokenLogProbability& one : top) {
-      one.log_probability = log_probability(logits[static_cast<std::size_t>(one.token)]);
-    }
-    return top;
   }
 
   void count(std::size_t prompt_tokens) {
@@ -421,7 +357,7 @@ class Scheduler {
   std::vector<Run> runs_;                   // of this step
   std::deque<Waiting> ended_;               // which were cancelled while they waited
   PrefixCache<Cache> prefixes_;
-  detail::LastLogits<BackendOf<Model>> logits_;
+  detail::TokenChoice<Model> choice_;
   std::vector<Scalar> scored_;  // [tokens, V] logits of a prompt's tokens
 
   detail::RequestQueue<Cache> queue_;
