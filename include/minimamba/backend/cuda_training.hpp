@@ -36,10 +36,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
-#include <span>
-#include <string>
 #include <type_traits>
-#include <utility>
 
 #include "minimamba/backend/cuda.hpp"
 #include "minimamba/backend/cuda/training_optimizer.hpp"
@@ -53,8 +50,7 @@ namespace minimamba::inline MINIMAMBA_ISA {
 template <class Number>
 class CudaTraining : public detail::CudaOptimizer<Number> {
   using Base = detail::CudaOptimizer<Number>;
-  using Base::multiply_rounded, Base::multiply_backward_rounded, Base::add_weight_parts;
-  using Base::rounded_in;
+  using Base::multiply_rounded, Base::multiply_backward_rounded, Base::add_weight_parts, Base::rounded_in;
   using Base::rows, Base::cols, Base::stride, Base::over, Base::in_double, Base::device_;
   using Base::train, Base::ceil, Base::training, Base::products, Base::add_columns, Base::rounds_products;
   using typename Base::Columns;
