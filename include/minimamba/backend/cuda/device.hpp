@@ -20,6 +20,7 @@
 
 #include "minimamba/backend/cuda/driver.hpp"
 #include "minimamba/backend/cuda/loaded_kernels.hpp"
+#include "minimamba/backend/cuda/opened_card.hpp"
 #include "minimamba/backend/cuda/pinned_memory.hpp"
 #include "minimamba/backend/cuda/queue.hpp"
 #include "minimamba/backend/cuda/tensor_maps.hpp"
@@ -39,7 +40,7 @@ inline constexpr std::size_t max_blocks = 65535;  // of a grid in its second and
 
 /// Shared by all backends of a card, so that they and their caches may be used together, and destroyed in any order.
 /// All calls may come from any thread; each queues its work on the one stream.
-class Device : public std::enable_shared_from_this<Device> {
+class Device : public OpenedCard, public std::enable_shared_from_this<Device> {
  public:
   /// The card of this number. Throws CudaError.
   static std::shared_ptr<Device> open(int ordinal) {
@@ -53,48 +54,15 @@ class Device : public std::enable_shared_from_this<Device> {
     }
     return device;
   }
-  /// The number of cards; 0 without a driver.
-  static int count() {
-    try {
-      int found = 0;
-      return Driver::get().device_count(&found) == 0 ? found : 0;
-    } catch (const CudaError&) {
-      return 0;
-    }
-  }
 
   class Key {
     friend Device;
     Key() = default;
   };
-  Device(int ordinal, Key) : driver_(Driver::get()) {
-    int cards = 0;
-    driver_.check(driver_.device_count(&cards), "counting cards");
-    if (ordinal < 0 || ordinal >= cards) {
-      throw CudaError(CudaProblem::no_device, "CUDA",
-                      "there is no card number " + std::to_string(ordinal) + ": the driver sees " +
-                          std::to_string(cards) + " (CUDA_VISIBLE_DEVICES may hide some)");
-    }
-    driver_.check(driver_.device_get(&device_, ordinal), "finding a card");
-    char text[256] = {};
-    driver_.check(driver_.device_name(text, sizeof(text) - 1, device_), "asking for the name of a card");
-    name_ = text;
-    capability_ = 10 * attribute(75) + attribute(76);
-    processors_ = static_cast<std::size_t>(attribute(16));
-    if (capability_ < oldest_capability) {
-      throw CudaError(CudaProblem::old_device, name_,
-                      "expected a card of compute capability 8.0 or later (Ampere), found " +
-                          std::to_string(capability_ / 10) + "." + std::to_string(capability_ % 10));
-    }
-    driver_.check(driver_.retain_context(&context_, device_), "opening a card");
+  Device(int ordinal, Key) : OpenedCard(ordinal) {
     kernels_.emplace(driver_, Card{capability_, name_}, context_);
-    try {
-      const Current current(*this);
-      queue_.emplace(driver_, capability_ >= 90);
-    } catch (...) {
-      driver_.release_context(device_);
-      throw;
-    }
+    const Current current(*this);
+    queue_.emplace(driver_, capability_ >= 90);
   }
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
@@ -113,24 +81,7 @@ class Device : public std::enable_shared_from_this<Device> {
       Handle popped = nullptr;
       driver_.pop_context(&popped);
     }
-    driver_.release_context(device_);
   }
-
-  const std::string& name() const { return name_; }
-  const Driver& driver() const { return driver_; }
-  Handle context() const { return context_; }
-  /// What no other card in the world has; zeros if the driver does not say it.
-  std::array<std::uint64_t, 2> uuid() const {
-    std::array<std::uint64_t, 2> bytes{};
-    if (driver_.device_uuid != nullptr && driver_.device_uuid(bytes.data(), device_) != 0) bytes = {};
-    return bytes;
-  }
-  int capability() const { return capability_; }          // 90 for compute capability 9.0
-  std::size_t processors() const { return processors_; }  // multiprocessors
-  double clock() const { return 1e3 * attribute(13); }    // at most, of the multiprocessors, in Hz
-  double memory_rate() const { return 2e3 * attribute(36) * attribute(37) / 8; }  // in bytes a second
-  std::size_t total_memory() const { return memory().second; }
-  std::size_t free_memory() const { return memory().first; }
 
   /// Memory filled with zeros. Throws CudaError if there is too little.
   Address allocate(std::size_t bytes) const {
@@ -468,24 +419,7 @@ class Device : public std::enable_shared_from_this<Device> {
                             block, arguments...);
   }
 
-  struct Current : CurrentContext {
-    explicit Current(const Device& device) : CurrentContext(device.driver_, device.context_) {}
-  };
-
   using Pieces = std::array<std::unique_ptr<PinnedMemory>, 2>;
-
-  int attribute(int number) const {
-    int value = 0;
-    driver_.check(driver_.device_attribute(&value, number, device_), "asking for a property of a card");
-    return value;
-  }
-  std::pair<std::size_t, std::size_t> memory() const {
-    const Current current(*this);
-    std::size_t free = 0, total = 0;
-    driver_.check(driver_.memory_info(&free, &total), "asking for the memory of a card");
-    return {free, total};
-  }
-  static std::string megabytes(std::size_t bytes) { return std::to_string((bytes + (1U << 20) - 1) >> 20) + " MiB"; }
 
   PinnedMemory& next_of(Pieces& pieces, std::size_t& turn) {
     auto& piece = pieces[turn++ % pieces.size()];
@@ -493,14 +427,9 @@ class Device : public std::enable_shared_from_this<Device> {
     return *piece;
   }
 
-  const Driver& driver_;
-  int device_ = 0, capability_ = 0;
   std::atomic<bool> decodes_ = true;
   std::array<std::atomic<bool>, 5> is_settled_ = {};  // of a format, counted from f32: its kernel is used, or refused
   mutable std::atomic<bool> uses_tiles_ = true;
-  std::size_t processors_ = 0;
-  std::string name_;
-  Handle context_ = nullptr;
   mutable std::mutex queue_mutex_;  // the innermost
   std::mutex upload_mutex_, download_mutex_, scratch_mutex_, segments_mutex_;
   mutable std::optional<Queue> queue_;
