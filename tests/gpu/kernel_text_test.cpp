@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "minimamba/backend/cuda/compiler.hpp"
+#include "minimamba/backend/cuda/nvrtc.hpp"
 #include "minimamba/backend/cuda/memory.hpp"
 #include "minimamba/backend/cuda/training_split.hpp"
 

@@ -11,7 +11,7 @@
 #include <system_error>
 #include <utility>
 
-#include "minimamba/backend/cuda/compiler.hpp"
+#include "minimamba/backend/cuda/nvrtc.hpp"
 #include "minimamba/core/fork.hpp"
 
 #include "minimamba/core/isa.hpp"

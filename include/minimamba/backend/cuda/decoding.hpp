@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "minimamba/backend/cuda/compiler.hpp"
+#include "minimamba/backend/cuda/kernel_text.hpp"
 #include "minimamba/backend/cuda/decode_program.hpp"
 #include "minimamba/backend/cuda/memory.hpp"
 #include "minimamba/backend/cuda/recording.hpp"

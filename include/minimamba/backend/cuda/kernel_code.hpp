@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "minimamba/backend/cuda/compilations.hpp"
-#include "minimamba/backend/cuda/compiler.hpp"
+#include "minimamba/backend/cuda/nvrtc.hpp"
 #include "minimamba/backend/cuda/kernel_cache.hpp"
 #include "minimamba/core/error.hpp"
 

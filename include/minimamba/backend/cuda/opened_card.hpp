@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "minimamba/backend/cuda/compiler.hpp"
+#include "minimamba/backend/cuda/nvrtc.hpp"
 #include "minimamba/backend/cuda/driver.hpp"
 
 #include "minimamba/core/isa.hpp"
