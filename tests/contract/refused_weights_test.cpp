@@ -61,7 +61,7 @@ INSTANTIATE_TEST_SUITE_P(
     Length, RefusedWeights,
     testing::Values(
         Refusal{"EmptyFile", write(weights, ""), is<FormatError>, {weights, "8 bytes", "only 0 bytes"}},
-        Refusal{"SevenBytes", write(weights, "1234567"), is<FormatError>, {weights, "8 bytes", "only 7 bytes"}},
+        Refusal{"SevenBytes", write(weights, "\1\2\3\4\5\6\7"), is<FormatError>, {weights, "8 bytes", "only 7 bytes"}},
         Refusal{"EightBytes", write(weights, std::string(8, '\0')), is<FormatError>, {weights, "'{'"}},
         Refusal{"BeyondTheFile", length(8321), is<FormatError>, {weights, "within the file", "8321", "8328 bytes"}},
         Refusal{"NotCountable", length(~0ULL), is<FormatError>, {weights, "18446744073709551615"}},
@@ -323,6 +323,11 @@ INSTANTIATE_TEST_SUITE_P(TiedHead, RefusedWeights,
 
 Change without_weights(const std::function<void(const fs::path&)>& make) { return instead_of(weights, make); }
 
+void with_an_adapter(const Folder& folder) {
+  fs::create_directory(folder / "lora");
+  support::write_text(folder / "lora" / "adapter_config.json", "{}");
+}
+
 INSTANTIATE_TEST_SUITE_P(
     File, RefusedWeights,
     testing::Values(
@@ -351,8 +356,35 @@ INSTANTIATE_TEST_SUITE_P(
                 is<FileError>,
                 {"/" + weights, "no such file"},
                 weights},
+        Refusal{"TheConfigurationInstead",
+                write("x", ""),
+                is<FileError>,
+                {"settings", "give its folder, /"},
+                "config.json"},
+        Refusal{"ATextInstead",
+                write("book.txt", "Once upon a time\n"),
+                is<FormatError>,
+                {"/book.txt", "safetensors, GGUF or PyTorch's", "a text"},
+                "book.txt"},
+        Refusal{"AShortTextInstead", write("book", "\xC3\xA9"), is<FormatError>, {"/book", "a text"}, "book"},
+        Refusal{"ATextAsWeights", write(weights, "Once upon a time\n"), is<FormatError>, {weights, "a text"}},
+        Refusal{"ATextAsGguf",
+                write("book.gguf", "Once upon a time\n"),
+                is<FormatError>,
+                {"/book.gguf", "begins with \"GGUF\""},
+                "book.gguf"},
+        Refusal{"OtherBytesAsGguf",
+                write("x.gguf", std::string("GGUD\3\0\0\0 and more", 17)),
+                is<FormatError>,
+                {"/x.gguf", "begins with \"GGUF\""},
+                "x.gguf"},
         Refusal{
-            "TheConfigurationInstead", write("x", ""), is<FormatError>, {"config.json", "weight_map"}, "config.json"},
+            "AnAdapter", with_an_adapter, is<FileError>, {"this is a LoRA adapter", "--adapter /", "/lora"}, "lora"},
+        Refusal{"TheSettingsOfAnAdapter",
+                with_an_adapter,
+                is<FileError>,
+                {"this is a LoRA adapter", "--adapter /", "/lora"},
+                "lora/adapter_config.json"},
         Refusal{"AFifoByName",
                 [](const Folder& folder) { support::make_fifo(folder / "fifo"); },
                 is<FileError>,

@@ -230,12 +230,49 @@ inline void open_with_config(Checkpoint& checkpoint, const std::filesystem::path
   settle(checkpoint, mentioned);
 }
 
+/// Whether a file begins as a text does, in ASCII or UTF-8. The header length of a safetensors file has zeros.
+inline bool is_text(const ByteSource& source) {
+  std::string beginning(static_cast<std::size_t>(std::min<std::uint64_t>(source.size(), 64)), '\0');
+  source.read(0, std::as_writable_bytes(std::span(beginning)));
+  const auto is_sign = [](char x) {
+    const auto byte = static_cast<unsigned char>(x);
+    return byte >= 0x20 ? byte != 0x7F && byte < 0xF8 && byte != 0xC0 && byte != 0xC1
+                        : x == '\t' || x == '\n' || x == '\r';
+  };
+  return !beginning.empty() && std::all_of(beginning.begin(), beginning.end(), is_sign);
+}
+
+/// Throws FileError for what is beside a model, by its name: a LoRA adapter, and settings.
+inline void refuse_other_files(const std::filesystem::path& path, bool is_folder) {
+  const std::string name = path.filename().string();
+  const auto folder = (is_folder ? path : path.parent_path()).string();
+  const bool no_model =
+      is_folder && is_there(path / "adapter_config.json") && !is_there(config_in(path)) && gguf_files_in(path).empty();
+  if (no_model || (!is_folder && (name == "adapter_config.json" || name.starts_with("adapter_model.")))) {
+    throw FileError(path.string(), "this is a LoRA adapter: open the model that it is for, and give it the adapter" +
+                                       (" (the programs: --model MODEL --adapter " + (folder.empty() ? "." : folder)) +
+                                       ")");
+  }
+  if (is_folder || (name != "config.json" && name != "params.json")) return;
+  throw FileError(path.string(),
+                  "these are the settings of a model: give its folder, " + (folder.empty() ? "." : folder));
+}
+
+/// Throws FormatError for a file that is no checkpoint of any format.
+inline void refuse_no_checkpoint(const std::filesystem::path& path, const ByteSource& source) {
+  if (is_zip(source) || (source.size() >= 8 && source.read_value<std::uint32_t>(4) == 0)) return;  // as in safetensors
+  if (path.extension() == ".gguf") throw FormatError(source.name(), "a file that begins with \"GGUF\"", "other bytes");
+  if (is_shard_index(path, source) || !is_text(source)) return;
+  throw FormatError(source.name(), "a checkpoint, which is safetensors, GGUF or PyTorch's", "a text");
+}
+
 template <class>
 Checkpoint open_files(const std::filesystem::path& path) {
   if (!is_there(path)) throw FileError(path.string(), "no such file or folder");
   std::error_code error;
   const bool is_folder = std::filesystem::is_directory(path, error);
   const std::filesystem::path folder = is_folder ? model_folder(path) : path.parent_path();
+  refuse_other_files(is_folder ? folder : path, is_folder);
   const std::filesystem::path weights = is_folder ? weights_in(folder) : path;
   ByteSource source = ByteSource::open(weights);
   Checkpoint checkpoint;
@@ -249,6 +286,7 @@ Checkpoint open_files(const std::filesystem::path& path) {
     if (is_gguf(source)) return open_gguf(checkpoint, weights, std::move(source));
     if (is_legacy_torch(source)) refuse_legacy_torch(source);  // whether or not it has a configuration
     refuse_pointer(source);
+    refuse_no_checkpoint(weights, source);
     if (!is_folder && !is_there(config_in(folder))) {
       throw FileError(path.string(),
                       "config.json in the folder of this file, which weights of every format but GGUF need", "none");
