@@ -32,7 +32,8 @@ using minimamba::DType;
 using program::stop;
 
 const std::map<std::string, DType> types{{"f32", DType::F32},   {"f16", DType::F16},   {"bf16", DType::BF16},
-                                         {"q8_0", DType::Q8_0}, {"q4_0", DType::Q4_0}, {"f64", DType::F64}};
+                                         {"q8_0", DType::Q8_0}, {"q4_0", DType::Q4_0}, {"f64", DType::F64},
+                                         {"q8", DType::Q8_0},   {"q4", DType::Q4_0}};  // as in generate --weights
 
 struct Arguments {
   std::string input, output, type, tokenizer, adapter;

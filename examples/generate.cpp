@@ -129,7 +129,7 @@ class Conversation {
         throw minimamba::ArgumentError(arguments_.load_state,
                                        "this state has read all of its text, and needs a token to go on: use --prompt");
       }
-      prompt_ = unread_ = {model_.config().bos_token_id.value_or(0)};
+      prompt_ = unread_ = {program::first_token(model_.config(), tokenizer_)};
     }
     if (!unread_.empty() && (!arguments_.interactive || beginning)) turn();
     while (arguments_.interactive && !stop && next_line()) turn();

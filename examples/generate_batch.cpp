@@ -102,7 +102,7 @@ std::vector<std::int32_t> tokens_of(const std::string& prompt, const AnyModel& m
   } else if (!tokenizer) {
     ids = parse_ids(prompt);
   }
-  if (ids.empty()) ids.push_back(model.config().bos_token_id.value_or(0));
+  if (ids.empty()) ids.push_back(first_token(model.config(), tokenizer));
   return ids;
 }
 

@@ -39,7 +39,8 @@ inline std::vector<std::int32_t> as_ids(const std::string& bytes) {
   return ids;
 }
 
-/// Prints tokens as text or as ids. If printing fails, only the output ends: the program still saves its state.
+/// Prints tokens as text or as ids; to a terminal, without control characters. If printing fails, only the output ends:
+/// the program still saves its state.
 class Output {
  public:
   Output(const std::optional<minimamba::Tokenizer>& tokenizer, const Arguments& arguments)
@@ -91,7 +92,7 @@ class Output {
  private:
   void show(const std::string& text) {
     try {
-      open_ = open_ && print(text);
+      open_ = open_ && (is_terminal(1) ? print(for_terminal(text)) : print(text));
     } catch (const minimamba::FileError&) {
       failure_ = std::current_exception();
       open_ = false;

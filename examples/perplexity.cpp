@@ -204,7 +204,7 @@ int main(int argc, char** argv) {
   CLI::App app("Measures how well a Mamba model predicts a text: nats per token and bits per byte.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
   app.add_option("--model", arguments.model, "Checkpoint folder or file, in any format")->required();
-  app.add_option("--file", arguments.files,
+  app.add_option("--file,--text", arguments.files,
                  "File with the text (-: standard input); several are independent texts, which ranks of mpirun divide")
       ->required();
   app.add_option("--last", arguments.last,

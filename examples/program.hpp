@@ -96,15 +96,35 @@ inline minimamba::TokenizerOptions tokenizer_options() {
   return options;
 }
 
+/// Throws ArgumentError, or prints a note about the model's own tokenizer, if it has more tokens than the model. Models
+/// may have more.
+inline minimamba::Tokenizer that_fits(minimamba::Tokenizer tokenizer, const std::string& path,
+                                      const minimamba::Checkpoint& checkpoint) {
+  const std::int64_t tokens = tokenizer.size(), rows = checkpoint.config.padded_vocab_size();
+  if (tokens <= rows) return tokenizer;
+  const std::string found = std::to_string(tokens);
+  if (!path.empty()) {
+    throw minimamba::ArgumentError("--tokenizer " + path,
+                                   "at most " + std::to_string(rows) + " tokens, as " + checkpoint.weights_name +
+                                       " has (is it the tokenizer of another model?)",
+                                   found);
+  }
+  print_note("the tokenizer has " + found + " tokens, and " + checkpoint.weights_name + " " + std::to_string(rows) +
+             ": texts with others are refused");
+  return tokenizer;
+}
+
 /// The tokenizer at `path` or, if that is empty, the model's own, if it has one. Prints its notes. A tokenizer of the
 /// model that is damaged or not supported is an error if the program needs one, and otherwise a note.
 inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& path,
                                                           const minimamba::Checkpoint& checkpoint, bool needed = true) {
   const minimamba::TokenizerOptions options = tokenizer_options();
-  if (!path.empty()) return with_notes(minimamba::Tokenizer::load(std::filesystem::path(path), options));
+  if (!path.empty()) {
+    return that_fits(with_notes(minimamba::Tokenizer::load(std::filesystem::path(path), options)), path, checkpoint);
+  }
   try {
     auto own = minimamba::find_tokenizer(checkpoint, options);
-    if (own) return with_notes(*std::move(own));
+    if (own) return that_fits(with_notes(*std::move(own)), "", checkpoint);
   } catch (const minimamba::FormatError& error) {
     const minimamba::FormatError named(error.subject(), error.expected(),
                                        error.found() + " (--tokenizer FILE reads another tokenizer)");
@@ -112,6 +132,15 @@ inline std::optional<minimamba::Tokenizer> find_tokenizer(const std::string& pat
     print_note(named.what());
   }
   return std::nullopt;
+}
+
+/// The token from which a text without a prompt begins: the model's token for that or, if tokens are bytes, a newline,
+/// as the byte 0 is in no text.
+inline std::int32_t first_token(const minimamba::AnyConfig& config,
+                                const std::optional<minimamba::Tokenizer>& tokenizer) {
+  const auto is = [&](std::int32_t id, std::string_view text) { return tokenizer->bytes_of(id) == text; };
+  const bool bytes = tokenizer && tokenizer->size() == 256 && is(10, "\n") && is(255, "\xFF");
+  return config.bos_token_id.value_or(bytes ? 10 : 0);
 }
 
 /// Throws CheckpointError for logits that are NaN or infinite. It names the first tensor that contains such a value.

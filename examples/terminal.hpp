@@ -64,6 +64,45 @@ class EndsAtOnce {
   ~EndsAtOnce() { ends_at_once = false; }
 };
 
+/// A word of a command line: in quotation marks where it has signs that a shell does not take as they are.
+inline std::string shell_word(const std::string& text) {
+  constexpr std::string_view plain =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_@%+=:,./-"
+#if defined(_WIN32)
+      "\\"
+#endif
+      ;
+  if (!text.empty() && text.find_first_not_of(plain) == text.npos) return text;
+  std::string word = "'";
+  for (const char c : text) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return word + "'";
+}
+
+/// A text as a terminal may be given it: control characters, which could change it, are written as \x1b, but for tab
+/// and newline; a carriage return is left out.
+inline std::string for_terminal(std::string_view text) {
+  std::string shown;
+  const auto escape = [&](unsigned code) {
+    char number[8];
+    std::snprintf(number, sizeof number, "\\x%02x", code);
+    shown += number;
+  };
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto x = static_cast<unsigned char>(text[i]);
+    const unsigned next = i + 1 < text.size() ? static_cast<unsigned char>(text[i + 1]) : 0U;
+    if (x == '\r') continue;
+    if ((x < 0x20 && x != '\n' && x != '\t') || x == 0x7F) {
+      escape(x);
+    } else if (x == 0xC2 && next >= 0x80 && next < 0xA0) {  // U+0080 to U+009F, in UTF-8
+      escape(next);
+      ++i;
+    } else {
+      shown += text[i];
+    }
+  }
+  return shown;
+}
+
 inline double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }

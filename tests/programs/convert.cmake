@@ -31,6 +31,7 @@ expect(0 "matrices in BF16" ${DATA}/tiny-bf16 ${WORK}/narrow.gguf)
 expect(0 "matrices in BF16" ${WORK}/narrow.gguf ${WORK}/narrow)
 expect(0 "in_proj.weight +BF16.*norm.weight +F32" --info ${WORK}/narrow)
 expect(0 "matrices in Q8_0" ${DATA}/tiny-official ${WORK}/q8.gguf --type q8_0)
+expect(0 "matrices in Q8_0" ${DATA}/tiny-official ${WORK}/eight.gguf --type q8)  # as other programs name it
 expect(0 "matrices in F16" ${WORK}/q8.gguf ${WORK}/wide --type f16)
 expect(0 "matrices in Q8_0" ${WORK}/q8.gguf ${WORK}/q8-again.gguf)
 expect_same(${WORK}/q8.gguf ${WORK}/q8-again.gguf)

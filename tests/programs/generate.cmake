@@ -23,7 +23,12 @@ expect(1 "the model has no tokenizer" --model ${model} --prompt "text")
 expect(1 "no-such-model" --model ${DATA}/no-such-model)
 expect(1 "temperature" --model ${model} --temperature -1)
 expect(2 "" --model ${model} --weights q99)
-expect(2 "" --no-such-flag)
+expect(2 "^generate: --no-such-flag: no such option\nRun with --help" --no-such-flag)
+expect(2 "^generate: --promt: no such option; did you mean --prompt[?]\n" --promt Once)
+expect(2 "^generate: --temp: no such option; did you mean --temperature[?]\n" --model ${model} --temp 0.8)
+expect(2 "^generate: -model: no such option; did you mean --model[?]\n" -model ${model})
+expect(2 "^generate: --weights: q99 not in" --model ${model} --prompt --txt --weights q99)  # a prompt, not an option
+expect(2 "^generate: .*not expected: .*upon" --model ${model} --prompt Once upon)
 
 # Interrupted by a saved state, the tokens are those of one run: greedy, and sampled with penalties.
 file(REMOVE_RECURSE ${WORK})
@@ -122,7 +127,7 @@ if(NOT CMAKE_HOST_WIN32)
            --model ${WORK}/${name}.gguf --prompt-ids "1 2 3" --max-new-tokens 3)
     expect(1 "--tokenizer FILE" --model ${WORK}/${name}.gguf --prompt "text")
     expect(1 "--tokenizer FILE" --model ${WORK}/${name}.gguf --stop "text")
-    expect(1 "token id from 0 to 95, found 259" --model ${WORK}/${name}.gguf --prompt "the" --tokenizer ${TOKENIZER})
+    expect(1 "--tokenizer .*: expected at most 96 tokens, as .*/${name}.gguf has .is it the tokenizer of another model.., found 260" --model ${WORK}/${name}.gguf --prompt "the" --tokenizer ${TOKENIZER})
   endforeach()
 endif()
 
@@ -208,8 +213,29 @@ endforeach()
 file(WRITE ${WORK}/prompt.txt "the quick")
 expect(1 "prompt.txt: expected a checkpoint, which is safetensors, GGUF or PyTorch's, found a text" --model ${WORK}/prompt.txt)
 expect(1 "config.json: these are the settings of a model: give its folder, ${model}\n" --model ${model}/config.json)
+# A model's own tokenizer may have more tokens than it.
+file(COPY ${DATA}/tiny-hf/ DESTINATION ${WORK}/small)
+file(COPY ${model}/tokenizer.json DESTINATION ${WORK}/small)
+expect(0 "note: the tokenizer has 260 tokens, and .*model.safetensors 96: " --model ${WORK}/small --prompt-ids "1 2" --max-new-tokens 2)
 run(file --prompt-file ${WORK}/prompt.txt --max-new-tokens 30)
 expect_equal("with --prompt-file" "${file}" "${whole}")
+
+# To a terminal, control characters are written as text; to a pipe as they are.
+string(ASCII 27 escape)
+file(WRITE ${WORK}/escape.txt "the${escape}[2J")
+find_program(script script)
+if(script AND CMAKE_HOST_SYSTEM_NAME STREQUAL "Linux")
+  execute_process(COMMAND ${script} -qec "'${GENERATE}' --model '${model}' --prompt-file '${WORK}/escape.txt' --max-new-tokens 1" /dev/null
+                  INPUT_FILE /dev/null OUTPUT_VARIABLE printed RESULT_VARIABLE result)
+  string(FIND "${printed}" "${escape}" at)
+  if(result OR NOT at EQUAL -1 OR NOT printed MATCHES "the\\\\x1b.2J")
+    message(FATAL_ERROR "to a terminal, generate said (${result}):\n${printed}")
+  endif()
+endif()
+run(piped --prompt-file ${WORK}/escape.txt --max-new-tokens 1)
+if(NOT piped MATCHES "the${escape}.2J")
+  message(FATAL_ERROR "to a pipe, generate said:\n${piped}")
+endif()
 
 # A stop string ends text and ids alike.
 string(LENGTH "the quick" begin)

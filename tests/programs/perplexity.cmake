@@ -26,6 +26,7 @@ endforeach()
 set(one --model ${model} --file ${WORK}/text.txt)
 expect(0 "^tokens: 1799\nnats per token: [0-9.]+\nbits per byte: [0-9.]+\nperplexity: [0-9.]+\ntokens per second: [0-9]+\n$" ${one})
 set(first "${printed}")
+expect(0 "^tokens: 1799\n" --model ${model} --text ${WORK}/text.txt)
 string(REGEX REPLACE "tokens per second.*" "" first "${first}")
 foreach(flags IN ITEMS "--threads;1" "--backend;native" "--backend;reference;--last;1")  # the same bits but for the backend
   expect(0 "nats per token" ${one} ${flags})

@@ -39,6 +39,16 @@ if(result OR text MATCHES "^ROMEO:\n")
   message(FATAL_ERROR "an empty prompt was taken for none:\n${text}")
 endif()
 run(text ${GENERATE} --model ${draft} --prompt "JULIET:" --max-new-tokens 200)
+# Without a prompt, a model of bytes begins after a newline, and not after the byte 0, which no text has.
+run(after ${GENERATE} --model ${draft} --ids --max-new-tokens 12 --prompt-ids 10)
+run(none ${GENERATE} --model ${draft} --ids --max-new-tokens 12)
+file(WRITE ${WORK}/empty.txt "\n")
+run(many ${GENERATE} --model ${draft} --ids --max-new-tokens 12 --prompts ${WORK}/empty.txt)
+string(STRIP "${after}" ids)
+string(REPLACE " " "," ids "${ids}")
+if(NOT none STREQUAL after OR NOT many STREQUAL "{\"prompt\":\"\",\"ids\":[${ids}]}\n")
+  message(FATAL_ERROR "without a prompt, generate said\n${none}and ${many}and after a newline\n${after}")
+endif()
 
 # The commands that the pages show.
 include(${CMAKE_CURRENT_LIST_DIR}/commands.cmake)
