@@ -25,18 +25,53 @@ void require_examples(const Examples& examples, const Arguments& arguments) {
   if (examples.size() == 0) throw minimamba::FormatError(arguments.data, "at least one line", "none");
 }
 
+/// Gives options of --resume that were not given the values of the run, of which the file does not have all.
+void resume(CLI::App& app, Arguments& arguments) {
+  const bool is_new = arguments.model.empty();
+  program::StartedWith started = fitting::started_with(app, arguments.fit, is_new);
+  using minimamba::Pooling;
+  for (const auto& [name, pooling] :
+       {std::pair<const char*, Pooling>{"last", Pooling::last}, {"mean", Pooling::mean}, {"max", Pooling::max}}) {
+    if (started.find("pooling") == static_cast<double>(pooling)) started.take_text(app, "--pooling", name);
+  }
+  if (started.rank() > 0) {
+    started.take_text(app, "--lora-rank", std::to_string(started.rank()));
+    if (app.count("--lora-targets") == 0) started.take_text(app, "--lora-targets", started.targets());
+  } else {
+    started.take_flag(app, "--freeze-backbone", started.find("frozen").has_value());
+  }
+  started.check();
+  if (is_new && started.find("frozen")) {
+    throw minimamba::ArgumentError("--model", "the language model that the run began with, whose weights do not train",
+                                   "none");
+  }
+}
+
+/// The backbone of a run that goes on, if its model was saved: it may have been that of a language model.
+std::optional<minimamba::AnyConfig> saved_backbone(const Arguments& arguments) {
+  const std::filesystem::path folder(arguments.fit.out);
+  if (!arguments.fit.resume || !minimamba::is_there(folder / "config.json")) return std::nullopt;
+  return minimamba::read_backbone_config(folder);
+}
+
 int train(const Arguments& arguments) {
   std::optional<minimamba::Checkpoint> init;
   if (!arguments.model.empty()) init = program::open_model(std::filesystem::path(arguments.model));
-  const auto vocabulary = program::find_vocabulary(arguments.tokenizer, init, "--model " + arguments.model);
+  const std::string saved = (std::filesystem::path(arguments.fit.out) / "tokenizer.json").string();
+  const bool resumes = arguments.fit.resume && arguments.tokenizer.empty() && !init && minimamba::is_there(saved);
+  const auto vocabulary =
+      program::find_vocabulary(resumes ? saved : arguments.tokenizer, init, "--model " + arguments.model);
   const std::size_t least = std::min<std::size_t>(arguments.length, 8);
   Examples examples = arguments.task.empty()
                           ? classifying::read_examples(arguments.data, vocabulary.tokenizer)
                           : classifying::make_examples(arguments, arguments.examples.value_or(20'000), least,
                                                        arguments.fit.training.seed);
   require_examples(examples, arguments);
-  Training training{std::move(examples), vocabulary, std::move(init)};
-  const minimamba::AnyConfig config = training.init ? training.init->config : fitting::backbone(arguments.fit);
+  const auto backbone = init ? std::nullopt : saved_backbone(arguments);
+  Training training{std::move(examples), vocabulary, std::move(init), backbone.has_value()};
+  const minimamba::AnyConfig config = backbone        ? *backbone
+                                      : training.init ? training.init->config
+                                                      : fitting::backbone(arguments.fit);
   return config.visit([&]<class Files>(Files, const auto& own) {
     if (arguments.lora_rank > 0) {
       return classifying::train_as<fitting::Model<Files, minimamba::Lora<float>>>(arguments, training, own);
@@ -217,6 +252,7 @@ int main(int argc, char** argv) {
       ->check(program::check_seed)
       ->capture_default_str();
   return program::run("classify", app, {argc, argv}, [&] {
+    if (training.parsed() && arguments.fit.resume) resume(training, arguments);
     return training.parsed() ? train(arguments) : evaluation.parsed() ? evaluate(arguments) : predict(arguments);
   });
 }

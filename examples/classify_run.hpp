@@ -62,6 +62,7 @@ struct Training {
   Examples examples;
   const program::Vocabulary& vocabulary;  // whose tokenizer the examples use
   std::optional<minimamba::Checkpoint> init;
+  bool saved_backbone = false;  // the configuration is that of a model which was saved, with its vocabulary
 };
 
 /// A model to train: new, or with a new head on the backbone of --model.
@@ -81,7 +82,7 @@ Model make_model(const Arguments& arguments, const Training& training,
   const std::uint64_t seed = arguments.fit.training.seed;
   constexpr bool is_adapted = minimamba::detail::is_lora<typename Model::WeightType>;
   if (!training.init) {
-    config.backbone.vocab_size = training.vocabulary.tokenizer.size();
+    if (!training.saved_backbone) config.backbone.vocab_size = training.vocabulary.tokenizer.size();
     return Model(config, backend, seed);
   }
   Model model = minimamba::load_pretrained<Model>(*training.init, config, {.backend = backend, .seed = seed});

@@ -90,7 +90,12 @@ class Fit {
     save();
     folders.keep();
     line_.clear();
-    if (program::stop) print("stopped after step %lld; --resume continues\n", static_cast<long long>(trainer_.steps()));
+    if (program::stop) {
+      print("stopped after step %lld; to go on, give the same data and --out, and --resume\n",
+            static_cast<long long>(trainer_.steps()));
+    } else if (options_.resume && trainer_.steps() == first_) {
+      program::print_note("all " + std::to_string(first_) + " steps of this training run are done: give more --steps");
+    }
     return program::stop ? program::interrupted : 0;
   }
 

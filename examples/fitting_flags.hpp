@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fitting.hpp"
+#include "resuming.hpp"
 #include "terminal.hpp"
 
 namespace fitting {
@@ -37,7 +38,8 @@ inline void add_options(CLI::App& app, Options& options) {
       ->check(CLI::NonNegativeNumber);
   add("--seed", options.training.seed, "Random seed of the weights and of the batches")->check(program::check_seed);
   add("--threads", options.threads, "Number of threads (0: one for each available core)");
-  app.add_flag("--resume", options.resume, "Continue the training run in --out");
+  app.add_flag("--resume", options.resume,
+               "Continue the training run in --out; what its model and its steps depend on need not be given again");
 }
 
 /// The flags of a new backbone.
@@ -51,6 +53,32 @@ inline std::vector<CLI::Option*> add_sizes(CLI::App& app, Options& options) {
           add("--n-layer", options.n_layer, "Number of blocks")->check(size),
           add("--d-state", options.d_state, "States per channel")->check(size),
           add("--head-dim", options.head_dim, "Channels of a head, with --mixer ssd")->check(size)};
+}
+
+/// Gives options of --resume that were not given the values of the run in --out. new_backbone: whether the backbone is
+/// none of a language model.
+inline program::StartedWith started_with(CLI::App& app, const Options& options, bool new_backbone) {
+  program::StartedWith started(options.out);
+  for (const auto& [option, setting] : {std::pair<const char*, const char*>{"--batch", "batch"},
+                                        {"--lr", "rate"},
+                                        {"--min-lr", "least_rate"},
+                                        {"--warmup", "warmup_steps"},
+                                        {"--weight-decay", "weight_decay"},
+                                        {"--dropout", "dropout"},
+                                        {"--validation-fraction", "validation_fraction"}}) {
+    started.take(app, option, setting);
+  }
+  started.take_steps(app);
+  started.take(app, "--seed", "seed");
+  if (!new_backbone) return started;
+  started.take_text(app, "--mixer", started.find("head_dim") ? "ssd" : "s6");
+  for (const auto& [option, setting] : {std::pair<const char*, const char*>{"--d-model", "d_model"},
+                                        {"--n-layer", "n_layer"},
+                                        {"--d-state", "d_state"},
+                                        {"--head-dim", "head_dim"}}) {
+    started.take(app, option, setting);
+  }
+  return started;
 }
 
 /// The configuration of a new backbone.

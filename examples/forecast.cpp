@@ -71,6 +71,25 @@ std::size_t training_size(std::size_t rows, double fraction) {
   return rows - static_cast<std::size_t>(static_cast<double>(rows) * fraction);
 }
 
+/// Gives options of --resume that were not given the values of the run.
+void resume(CLI::App& app, const Arguments& arguments) {
+  program::StartedWith started = fitting::started_with(app, arguments.fit, true);
+  started.take(app, "--length", "length");
+  started.take(app, "--horizon", "targets");
+  std::string quantiles;
+  for (int i = 0; started.find("quantile_" + std::to_string(i)); ++i) {
+    quantiles += (i == 0 ? "" : ",") + minimamba::number_text(*started.find("quantile_" + std::to_string(i)));
+  }
+  if (app.count("--quantiles") == 0) started.take_text(app, "--quantiles", quantiles);
+  const auto file = std::filesystem::path(arguments.fit.out) / "forecast.json";
+  if (minimamba::is_there(file)) {
+    const Scaling scaling = forecasting::from_json(minimamba::ByteSource::open(file));
+    started.take(app, "--period", "period", static_cast<double>(scaling.period));
+    started.take_flag(app, "--no-level", !scaling.level);
+  }
+  started.check();
+}
+
 int train(Arguments& arguments) {
   const forecasting::Values values = read_values(arguments);
   const double fraction = arguments.fit.training.validation_fraction;
@@ -309,6 +328,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
   return program::run("forecast", app, {argc, argv}, [&] {
+    if (training.parsed() && arguments.fit.resume) resume(training, arguments);
     return training.parsed() ? train(arguments) : evaluation.parsed() ? evaluate(arguments) : stream_values(arguments);
   });
 }

@@ -11,6 +11,7 @@
 #include "program.hpp"
 #include "ranks.hpp"
 #include "training.hpp"
+#include "training_resume.hpp"
 
 namespace {
 
@@ -37,8 +38,9 @@ void add_lora_options(CLI::App& app, Arguments& arguments) {
          "and x_proj)")
       ->needs(rank)
       ->delimiter(',');
-  add("--lora-weights", arguments.lora_weights, "LoRA: format of the frozen matrices in memory")
-      ->check(CLI::IsMember({"f32", "q8"}));
+  app.add_option("--lora-weights", arguments.lora_weights, "LoRA: format of the frozen matrices in memory")
+      ->check(CLI::IsMember({"f32", "q8"}))
+      ->capture_default_str();  // needs no --lora-rank with --resume
 }
 
 void add_training_options(CLI::App& app, Arguments& arguments) {
@@ -105,6 +107,7 @@ void add_rank_options(CLI::App& app, Arguments& arguments) {
 int run(Arguments& arguments) {
   if (arguments.prompt.empty()) arguments.prompt = "\n";
   if (arguments.lora_rank > 0) return training::train_adapter(arguments);
+  if (arguments.lora_weights != "f32") throw minimamba::ArgumentError("--lora-weights", "use it with --lora-rank");
   if (arguments.backend == "cuda" || arguments.backend == "auto") {
     arguments.card = program::ranks().card(minimamba::CudaTraining<float>::devices());
   }
@@ -126,13 +129,15 @@ int run(Arguments& arguments) {
 int main(int argc, char** argv) {
   const program::Job job(argc, argv);
   Arguments arguments;
+  arguments.programs = program::folder_of(argv[0]);
   CLI::App app("Trains a Mamba model on text.");
   app.set_version_flag("--version", "minimamba " MINIMAMBA_VERSION_STRING);
   app.add_option("--text", arguments.text, "Text files, which are concatenated (-: standard input)")->required();
   app.add_option("--out", arguments.out, "Folder for the model, checkpoints, loss.csv and loss.svg")->required();
   app.add_option("--tokenizer", arguments.tokenizer,
                  "tokenizer.json, or its folder (default: that of --init, or bytes)");
-  app.add_flag("--resume", arguments.resume, "Continue the training run in --out");
+  app.add_flag("--resume", arguments.resume,
+               "Continue the training run in --out; what its model and its steps depend on need not be given again");
   add_model_options(app, arguments);
   add_lora_options(app, arguments);
   add_training_options(app, arguments);
@@ -148,6 +153,9 @@ int main(int argc, char** argv) {
   app.add_option("--threads", arguments.threads, "Number of threads (0: one for each available core)")
       ->capture_default_str();
   const std::string name = "train" + program::ranks().suffix();
-  const int code = program::run(name.c_str(), app, {argc, argv}, [&] { return run(arguments); });
+  const int code = program::run(name.c_str(), app, {argc, argv}, [&] {
+    if (arguments.resume) training::resume(app, arguments);
+    return run(arguments);
+  });
   return code == program::refused ? job.fail(code) : code;
 }

@@ -34,6 +34,7 @@ struct Arguments {
   double lora_alpha = 16;
   std::vector<std::string> lora_targets = {};  // none: in_proj, and x_proj where there is one
   std::string lora_weights = "f32";
+  std::string programs = {};  // the folder of this program as it was called, such as build/demo/examples/
 };
 
 /// Trains a model of this type, that of --init or a new one of this configuration, but for the size of the vocabulary.

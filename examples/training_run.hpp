@@ -16,7 +16,6 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -58,15 +57,17 @@ class Progress {
  public:
   explicit Progress(std::int64_t begin) : first_(begin) {}
 
-  void show(const minimamba::StepRecord& record, const minimamba::TrainerOptions& options, double validation) {
+  void show(const minimamba::StepRecord& record, const minimamba::TrainerOptions& options) {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count() - paused_;
     const double rate = static_cast<double>(record.step - first_) / std::max(seconds, 1e-9);
     const auto left = static_cast<long>(static_cast<double>(options.schedule.steps - record.step) / rate);
     char text[200];
     std::snprintf(
-        text, sizeof(text), "step %lld/%lld  loss %.4f  validation %s  %.0f tokens/s  %ld:%02ld:%02ld left",
+        text, sizeof(text), "step %lld/%lld  loss %.4f%s  %.0f tokens/s  %ld:%02ld:%02ld left",
         static_cast<long long>(record.step), static_cast<long long>(options.schedule.steps), record.loss,
-        std::isnan(validation) ? "-" : minimamba::number_text(std::round(validation * 1e4) / 1e4).c_str(),
+        std::isnan(record.validation_loss)
+            ? ""
+            : ("  validation " + minimamba::number_text(std::round(record.validation_loss * 1e4) / 1e4)).c_str(),
         rate * static_cast<double>(options.batch * options.length * options.accumulate * options.micro_batches),
         left / 3600, left / 60 % 60, left % 60);
     last_ = text;
@@ -120,22 +121,14 @@ class Program {
   }
 
   int run() {
-    if (first()) folders_.emplace(fs::path(arguments_.out));
-    if (arguments_.resume) {
-      resume_training(trainer_, checkpoint_, [&](const std::string& note) {
-        if (first()) program::print_note(note);
-      });
-    } else if (first() && minimamba::is_there(checkpoint_)) {
-      throw minimamba::FileError(checkpoint_.string(), "this training run exists already; continue it with --resume");
-    }
-    if (first()) minimamba::AtomicFile::remove_strays(arguments_.out);
+    begin();
     const std::size_t all = trainer_.model().parameter_count(), some = count_trainable(trainer_.model());
     if (some != all) say("%zu of %zu parameters train\n", some, all);
     say("%zu parameters, %zu tokens to train on, %zu to validate on\n", all, trainer_.data().training_size(),
         trainer_.data().validation_size());
-    for (const auto& record : trainer_.history()) note(record);
     note_if_nothing_overlaps();
-    Progress progress(trainer_.steps());
+    const std::int64_t before = trainer_.steps();
+    Progress progress(before);
     if (trainer_.steps() > 0)
       progress.pause([&] { validate_if_due(); });  // it may have been interrupted during its validation
     std::exception_ptr failure;
@@ -151,9 +144,12 @@ class Program {
     if (failure) std::rethrow_exception(failure);
     if (ends) {
       progress.end_line();
-      say("stopped after step %lld; --resume continues\n", static_cast<long long>(trainer_.steps()));
+      if (first()) {
+        program::print("stopped after step " + std::to_string(trainer_.steps()) + "; to go on: " + resuming() + "\n");
+      }
     } else if (first()) {
-      program::print("saved; to write with it: generate " + model_options() + "\n");
+      note_about_the_end(before);
+      program::print("saved; to write with it: " + generating() + "\n");
     }
     return ends ? interrupted : 0;
   }
@@ -162,17 +158,56 @@ class Program {
   using Backend = typename Model::BackendType;
   static constexpr bool is_adapted = !std::is_same_v<typename Model::WeightType, float>;
 
-  /// The options by which `generate` takes what was trained.
-  std::string model_options() const {
-    return is_adapted ? "--model " + arguments_.init + " --adapter " + arguments_.out : "--model " + arguments_.out;
+  /// Makes the folder, and goes on with the training run in it if that is asked for.
+  void begin() {
+    if (first()) folders_.emplace(fs::path(arguments_.out));
+    if (arguments_.resume) {
+      resume_training(trainer_, checkpoint_, [&](const std::string& note) {
+        if (first()) program::print_note(note);
+      });
+    } else if (first() && minimamba::is_there(checkpoint_)) {
+      throw minimamba::FileError(checkpoint_.string(), "this training run exists already; continue it with --resume");
+    }
+    if (first()) minimamba::AtomicFile::remove_strays(arguments_.out);
+  }
+
+  /// The command by which `generate` writes with what was trained, as a shell takes it.
+  std::string generating() const {
+    using program::shell_word;
+    const std::string out = shell_word(arguments_.out);
+    const std::string& prompt = arguments_.prompt == "\n" ? text_.beginning() : arguments_.prompt;
+    return shell_word(arguments_.programs + "generate") + " --model " +
+           (is_adapted ? shell_word(arguments_.init) + " --adapter " + out : out) +
+           (prompt.empty() ? "" : " --prompt " + shell_word(prompt)) + " --temperature 0.8 --min-p 0.1";
+  }
+  /// The command that goes on with this training run.
+  std::string resuming() const {
+    using program::shell_word;
+    std::string command = shell_word(arguments_.programs + "train") + " --text";
+    for (const std::string& text : arguments_.text) command += " " + shell_word(text);
+    return command + " --out " + shell_word(arguments_.out) + " --resume" +
+           (arguments_.lora_weights == "f32" ? "" : " --lora-weights " + arguments_.lora_weights);
+  }
+
+  /// Says what may be wrong with a training run that ends well.
+  void note_about_the_end(std::int64_t before) const {
+    if (arguments_.resume && trainer_.steps() == before) {
+      program::print_note("all " + std::to_string(before) + " steps of this training run are done: give more --steps");
+    }
+    if (trainer_.history().empty()) return;
+    const double loss = trainer_.history().back().loss,
+                 guess = std::log(static_cast<double>(trainer_.model().config().vocab_size));
+    if (loss <= 1.1 * guess) return;
+    program::print_note("the loss of the last step is " + minimamba::number_text(std::round(loss * 1e4) / 1e4) +
+                        ", above that of a guess, " + minimamba::number_text(std::round(guess * 1e4) / 1e4) +
+                        ": train again with a smaller --lr");
   }
 
   /// Prints the last step. Returns the error if standard output cannot be written.
   std::exception_ptr report_step(Progress& progress) {
     try {
       const auto& record = trainer_.history().back();
-      note(record);
-      progress.show(record, trainer_.options(), validation_);
+      progress.show(record, trainer_.options());
       if (due(arguments_.sample_every) && !stop) progress.pause([&] { progress.end_line(), sample(); });
     } catch (const minimamba::FileError&) {
       return std::current_exception();
@@ -186,10 +221,6 @@ class Program {
     if (!due(arguments_.validate_every) || !std::isnan(trainer_.history().back().validation_loss)) return;
     const bool alone = program::ranks().size() == 1;  // others would wait for a rank that stops
     trainer_.validate(together_, arguments_.validation_batches, [&](double) { return !(stop && alone); });
-  }
-
-  void note(const minimamba::StepRecord& record) {
-    if (!std::isnan(record.validation_loss)) validation_ = record.validation_loss;
   }
 
   bool first() const { return program::ranks().first(); }
@@ -234,7 +265,7 @@ class Program {
       if (stop) break;
       if (token < vocabulary_.tokenizer.size()) text += decoder.push(token);
     }
-    program::print("---\n" + arguments_.prompt + text + "\n---\n");
+    program::print("---\n" + program::for_terminal(arguments_.prompt + text) + "\n---\n");
   }
 
   const Arguments& arguments_;
@@ -245,7 +276,6 @@ class Program {
   fs::path checkpoint_;
   std::vector<std::int32_t> prompt_;  // of samples
   std::optional<minimamba::MadeFolders> folders_;
-  double validation_ = std::numeric_limits<double>::quiet_NaN();
 };
 
 template <class Model>

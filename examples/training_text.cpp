@@ -129,6 +129,28 @@ Text::Text(const Arguments& arguments, const program::Vocabulary& vocabulary) : 
   } else {
     encode(vocabulary.tokenizer);
   }
+  keep_beginning(vocabulary.tokenizer);
+}
+
+/// At most two words of the first line that has some.
+void Text::keep_beginning(const minimamba::Tokenizer& tokenizer) {
+  Tokens first(std::min<std::size_t>(source_ ? source_->size : tokens_.size(), 24));
+  if (source_) {
+    source_->read(0, first);
+  } else {
+    std::copy_n(tokens_.begin(), first.size(), first.begin());
+  }
+  minimamba::StreamingDecoder decoder(tokenizer);
+  std::string text;
+  for (const std::int32_t token : first) text += decoder.push(token);
+  if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
+  const auto at = [&](const char* signs, std::size_t from) {
+    return std::min(text.find_first_of(signs, from), text.size());
+  };
+  const std::size_t begin = std::min(text.find_first_not_of(" \t\r\n"), text.size()), one = at(" \t\r\n", begin);
+  const std::size_t two = one < text.size() && text[one] == ' ' ? at(" \t\r\n", one + 1) : one;
+  beginning_ = text.substr(begin, (two < text.size() ? two : one) - begin);
+  if (program::for_terminal(beginning_) != beginning_) beginning_.clear();
 }
 
 Text::~Text() {
@@ -144,8 +166,18 @@ fs::path Text::tokens_file() const { return fs::path(arguments_.out) / "training
 
 minimamba::TokenWindows Text::windows() {
   const auto& options = arguments_.options;
-  if (source_) return {*source_, options.validation_fraction, options.length};
-  return {std::move(tokens_), options.validation_fraction, options.length};
+  try {
+    if (source_) return {*source_, options.validation_fraction, options.length};
+    return {std::move(tokens_), options.validation_fraction, options.length};
+  } catch (const minimamba::ArgumentError& error) {
+    if (error.subject() != "text") throw;
+    std::string names = "--text";
+    for (const std::string& text : arguments_.text) names += " " + text;
+    const bool validates = error.expected().find("validate") != std::string::npos;
+    throw minimamba::ArgumentError(names, error.expected(),
+                                   error.found() + ": a longer text, a smaller --length" +
+                                       (validates ? ", or another --validation-fraction" : "") + " would do");
+  }
 }
 
 /// The first rank writes all tokens to a file in the folder of --out, and all read it.

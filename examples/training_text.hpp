@@ -25,11 +25,14 @@ class Text {
   Text& operator=(const Text&) = delete;
   ~Text();
 
-  /// Throws ArgumentError if the text is too short.
+  /// Throws ArgumentError, which names options that would help, if the text is too short.
   minimamba::TokenWindows windows();
+  /// The first words of the text, for a prompt; empty if it begins with other signs.
+  const std::string& beginning() const { return beginning_; }
 
  private:
   void encode(const minimamba::Tokenizer& tokenizer);
+  void keep_beginning(const minimamba::Tokenizer& tokenizer);
   std::filesystem::path tokens_file() const;
   void remove_file();
 
@@ -37,6 +40,7 @@ class Text {
   std::vector<std::int32_t> tokens_;              // of a text in memory
   std::optional<minimamba::TokenSource> source_;  // of a larger one
   std::optional<minimamba::MadeFolders> folders_;
+  std::string beginning_;
   std::filesystem::path file_;  // of tokens that are no bytes, if this rank has written it; removed at the end
 };
 

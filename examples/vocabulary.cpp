@@ -23,7 +23,8 @@ Vocabulary find_vocabulary(const std::string& named, const std::optional<minimam
   if (!own) throw minimamba::ArgumentError(flag, "the model has no tokenizer; use --tokenizer FILE");
   if (init->format == minimamba::CheckpointFormat::gguf) return {*std::move(own), gguf_tokenizer_json(*init)};
   const fs::path json = init->folder / "tokenizer.json";
-  return {*std::move(own), minimamba::is_there(json) ? read_file(json) : ""};
+  if (!minimamba::is_there(json)) return {.tokenizer = *std::move(own), .bytes = true};
+  return {*std::move(own), read_file(json)};
 }
 
 }  // namespace program

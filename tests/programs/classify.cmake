@@ -40,6 +40,11 @@ expect(0 "\n               caf..?[?]       l[?]m\n     caf..?[?] .*\n       l[?]
 expect(0 "step 20/20" ${train} --out b --threads 2 --validation-fraction 0.2 --steps 20)
 expect(0 "step 40/40.*note:" ${train} --out b --threads 2 --validation-fraction 0.2 --resume --steps 40)
 expect(1 "exists already; continue it with --resume" ${train} --steps 40 --out a)
+# Resumed with the data and the folder alone.
+expect(0 "note: all 40 steps of this training run are done" ${PROGRAM} train --data lines.jsonl --out b --resume)
+expect(0 "step 42/42" ${PROGRAM} train --data lines.jsonl --out b --resume --steps 42 --pooling mean)
+expect(1 "b/training.safetensors: this training run was started with --batch 8 --lr 0.02 --d-model 8 --pooling mean: "
+       ${PROGRAM} train --data lines.jsonl --out b --resume --batch 4 --lr 0.1 --d-model 16 --pooling last)
 expect(0 "step 40/40" ${train} --steps 40 --out c --threads 2 --validation-fraction 0.2)
 execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/a/model.safetensors ${WORK}/c/model.safetensors
                 RESULT_VARIABLE differ)
@@ -79,6 +84,10 @@ expect(0 "step 20/20" ${tuned} --steps 20 --out whole)
 expect(0 "[0-9]+ of [0-9]+ parameters train.*step 20/20" ${tuned} --steps 20 --out head --freeze-backbone)
 expect(0 "[0-9]+ of [0-9]+ parameters train.*step 20/20" ${tuned} --steps 20 --out lora --lora-rank 2)
 expect(0 "step 30/30" ${tuned} --steps 30 --out lora --lora-rank 2 --resume)
+expect(0 "step 21/21" ${PROGRAM} train --data lines.jsonl --out whole --resume --steps 21)
+expect(1 "--model: expected the language model that the run began with" ${PROGRAM} train --data lines.jsonl --out head --resume --steps 21)
+expect(0 "of [0-9]+ parameters train.*step 21/21" ${PROGRAM} train --data lines.jsonl --out head --resume --steps 21 --model ${LANGUAGE})
+expect(0 "of [0-9]+ parameters train.*step 31/31" ${PROGRAM} train --data lines.jsonl --out lora --resume --steps 31 --model ${LANGUAGE})
 expect(1 "one of embedding, in_proj" ${tuned} --steps 1 --out none --lora-rank 2 --lora-targets q_proj)
 foreach(model IN ITEMS whole head lora)
   expect(0 "accuracy [0-9.]+ %" ${PROGRAM} evaluate --model ${model} --data lines.jsonl)

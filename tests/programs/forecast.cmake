@@ -35,6 +35,23 @@ if(NOT svg MATCHES "^<svg .*</svg>\n$" OR svg MATCHES "nan|inf")
 endif()
 expect(0 "^value,0.1,0.5,0.9\n3.5,-?[0-9.]+,-?[0-9.]+,-?[0-9.]+\n" sh -c "'${PROGRAM}' stream --model a --ahead 3 < values")
 expect(0 "step 31/31" ${train} --out a --resume --steps 31)
+# Resumed with the data and the folder alone: the same bits.
+expect(0 "step 40/40" ${train} --out both --steps 40 --quantiles 0.25,0.5,0.75 --no-level --dropout 0.1)
+file(WRITE ${WORK}/interrupt.sh "\"$@\" --save-every 5 > interrupted.log &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! [ -f alone/model.safetensors ]; do :; done
+kill -9 $pid 2>/dev/null; wait $pid; exit 0
+")
+execute_process(COMMAND sh interrupt.sh ${train} --out alone --steps 40 --quantiles 0.25,0.5,0.75 --no-level --dropout 0.1
+                WORKING_DIRECTORY ${WORK} OUTPUT_QUIET ERROR_QUIET)
+expect(0 "step 40/40" ${PROGRAM} train ${data} --out alone --resume)
+foreach(file IN ITEMS model.safetensors forecast.json)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/both/${file} ${WORK}/alone/${file} RESULT_VARIABLE differ)
+  if(differ)
+    message(FATAL_ERROR "${file} of a training that was resumed with the data alone differs")
+  endif()
+endforeach()
+expect(1 "started with --length 32 --horizon 3 --period 8: " ${PROGRAM} train ${data} --out a --resume --length 16 --horizon 4 --period 7)
 expect(0 "step 5/5" ${PROGRAM} train --task waves --out waves --steps 5 --d-model 8 --no-level --quantiles 0.25,0.5,0.75)
 expect(0 "last value" ${PROGRAM} evaluate --task waves --model waves)
 

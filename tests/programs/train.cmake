@@ -24,7 +24,8 @@ set(model --d-model 32 --n-layer 2 --batch 2 --length 32 --validate-every 20 --s
           --sample-tokens 20)
 set(small ${model} --steps 60 --warmup 5 --lr 0.01 --save-every 10 --text ${WORK}/text.txt)
 
-expect(0 "step 60/60  loss [0-9.]+  validation [0-9.]+  [0-9]+ tokens/s.*---\nsaved; to write with it: generate --model ${WORK}/whole\n"
+get_filename_component(programs ${TRAIN} DIRECTORY)
+expect(0 "step 10/60  loss [0-9.]+  [0-9]+ tokens/s.*step 20/60  loss [0-9.]+  validation [0-9.]+  .*step 60/60  loss [0-9.]+  validation [0-9.]+  [0-9]+ tokens/s.*---\nsaved; to write with it: ${programs}/generate --model ${WORK}/whole --prompt 'the quick' --temperature 0.8 --min-p 0.1\n"
        ${small} --out ${WORK}/whole --threads 1)
 foreach(file IN ITEMS model.safetensors config.json training.safetensors loss.csv loss.svg)
   if(NOT EXISTS ${WORK}/whole/${file})
@@ -35,6 +36,24 @@ execute_process(COMMAND ${GENERATE} --model ${WORK}/whole --prompt "the quick" -
 if(result)
   message(FATAL_ERROR "generate does not read what train wrote")
 endif()
+
+# The last line is a command: a path that a shell would divide is in quotation marks. What a model that knows nothing
+# says of control characters does not reach the terminal.
+execute_process(COMMAND ${TRAIN} --d-model 32 --n-layer 2 --batch 2 --length 32 --steps 1 --sample-tokens 300 --text ${WORK}/text.txt
+                        --out "${WORK}/it's (one)"
+                RESULT_VARIABLE result OUTPUT_VARIABLE printed)
+string(REGEX MATCH "saved; to write with it: ([^\n]+)\n$" _ "${printed}")
+execute_process(COMMAND sh -c "${CMAKE_MATCH_1} --max-new-tokens 8" RESULT_VARIABLE failed OUTPUT_VARIABLE text)
+if(result OR failed OR NOT text MATCHES "^the quick." OR NOT printed MATCHES "[\\]x[01][0-9a-f]")
+  message(FATAL_ERROR "train ended with ${result} and ${CMAKE_MATCH_1}\nwith ${failed}: ${text}\n${printed}")
+endif()
+foreach(code IN ITEMS 1 7 8 14 27 127)
+  string(ASCII ${code} sign)
+  string(FIND "${printed}" "${sign}" at)
+  if(at GREATER_EQUAL 0)
+    message(FATAL_ERROR "train printed the control character ${code}")
+  endif()
+endforeach()
 
 expect(0 "step 1/1.*note: --overlap changes nothing: there is one rank" ${model} --steps 1 --text ${WORK}/text.txt --out ${WORK}/one --overlap)
 
@@ -51,6 +70,36 @@ expect(0 "step 60/60" ${small} --out ${WORK}/parts --resume --threads 2)
 foreach(file IN ITEMS model.safetensors config.json training.safetensors loss.csv loss.svg)
   expect_same(${file})
 endforeach()
+
+# Resumed with the data and the folder alone: the options are those of the run, from its file. The same bits, from what
+# was saved, and if it was killed before there was more than the file.
+set(odd --d-model 24 --n-layer 2 --d-state 8 --expand 1 --untied --batch 2 --length 32 --accumulate 2 --lr 0.0123 --min-lr 0.00017
+        --warmup 7 --weight-decay 0.03 --beta1 0.87 --beta2 0.97 --clip 0.7 --dropout 0.1 --average 0.9 --seed 123456789012
+        --validation-fraction 0.21 --micro-batches 2 --steps 60 --text ${WORK}/text.txt --sample-every 0)
+expect(0 "step 60/60" ${odd} --out ${WORK}/odd)
+string(JOIN "' '" quoted ${odd})
+file(WRITE ${WORK}/kill.sh "'${TRAIN}' '${quoted}' --out '${WORK}/alone' --save-every 10 > '${WORK}/killed.log' &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! [ -f '${WORK}/alone/config.json' ]; do :; done
+kill -9 $pid 2>/dev/null; wait $pid; exit 0
+")
+execute_process(COMMAND sh ${WORK}/kill.sh OUTPUT_QUIET ERROR_QUIET)
+file(COPY ${WORK}/alone/training.safetensors DESTINATION ${WORK}/bare-run)
+foreach(folder IN ITEMS alone bare-run)
+  expect(0 "step 60/60" --text ${WORK}/text.txt --out ${WORK}/${folder} --resume --sample-every 0)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/odd/model.safetensors ${WORK}/${folder}/model.safetensors RESULT_VARIABLE differ)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${WORK}/odd/training.safetensors ${WORK}/${folder}/training.safetensors RESULT_VARIABLE also)
+  if(differ OR also)
+    message(FATAL_ERROR "${folder}, resumed with the data alone, has other bits")
+  endif()
+endforeach()
+expect(0 "note: all 60 steps of this training run are done: give more --steps" --text ${WORK}/text.txt --out ${WORK}/alone --resume)
+expect(0 "step 61/61" --text ${WORK}/text.txt --out ${WORK}/alone --resume --steps 61 --lr 0.0123 --untied --seed 123456789012)
+expect(1 "^train: .*alone/training.safetensors: this training run was started with --lr 0.0123 --steps 61 --seed 123456789012 --d-model 24 --untied: give the same, or none of them\n$"
+       --text ${WORK}/text.txt --out ${WORK}/alone --resume --steps 60 --lr 0.01 --d-model 32 --untied=false --seed 1)
+expect(1 "there is no training run to continue" --text ${WORK}/text.txt --out ${WORK}/none --resume)
+expect(0 "note: the loss of the last step is [0-9.]+, above that of a guess, 5.5452: train again with a smaller --lr\n" ${model} --steps 20 --warmup 0 --lr 20
+       --text ${WORK}/text.txt --out ${WORK}/hot)
 
 file(GLOB left ${WORK}/parts/.minimamba-*)
 if(left)
@@ -105,6 +154,7 @@ endif()
 
 set(other ${model} --steps 1)
 expect(0 "tokens to train on" --steps 1 --length 32 --text ${WORK}/text.txt --out ${WORK}/tuned --init ${WORK}/whole)
+expect(0 "step 2/2" --steps 2 --text ${WORK}/text.txt --out ${WORK}/tuned --resume --sample-every 0)  # of the model that was saved
 foreach(flag IN ITEMS --d-model=8 --n-layer=1 --d-state=4 --d-conv=2 --expand=1 --untied)
   expect(2 "--init" ${flag} --text ${WORK}/text.txt --out ${WORK}/none --init ${WORK}/whole)
 endforeach()
@@ -113,7 +163,7 @@ expect(1 "backend eigen, found native" ${small} --out ${WORK}/whole --resume --b
 file(COPY ${WORK}/whole DESTINATION ${WORK}/longer)
 set(longer ${model} --warmup 5 --max-lr 0.01 --text ${WORK}/text.txt --out ${WORK}/longer/whole --resume)
 expect(0 "step 62/62.*note: .*60 steps; .*schedule for 62.*bits differ" ${longer} --steps 62)
-expect(1 "steps 61, found 62" ${longer} --steps 61)
+expect(1 "started with --steps 62: " ${longer} --steps 61)
 if(NOT WIN32)
   file(RENAME ${WORK}/longer/whole/training.safetensors ${WORK}/longer/stored)
   file(CREATE_LINK ../stored ${WORK}/longer/whole/training.safetensors SYMBOLIC)
@@ -121,11 +171,12 @@ if(NOT WIN32)
   if(NOT IS_SYMLINK ${WORK}/longer/whole/training.safetensors)
     message(FATAL_ERROR "train replaced a link")
   endif()
-  expect(1 "steps 62, found 63" ${longer} --steps 62)
+  expect(1 "started with --steps 63: " ${longer} --steps 62)
 endif()
-expect(1 "rate 0.001, found 0.01" ${other} --text ${WORK}/text.txt --out ${WORK}/whole --resume)
-expect(1 "more than 32 tokens to train on.*found 0 of 0" ${other} --text ${WORK}/empty.txt --out ${WORK}/none)
-expect(1 "more than 32 tokens to train on.*found 5 of 5" ${other} --text ${WORK}/short.txt --out ${WORK}/none)
+expect(1 "started with --steps 60: " ${other} --text ${WORK}/text.txt --out ${WORK}/whole --resume)
+expect(1 "--text .*/empty.txt: expected more than 32 tokens to train on.*found 0 of 0: a longer text, a smaller --length would do" ${other} --text ${WORK}/empty.txt --out ${WORK}/none)
+expect(1 "--text .*/short.txt: expected more than 32 tokens to train on.*found 5 of 5: .*--length" ${other} --text ${WORK}/short.txt --out ${WORK}/none)
+expect(1 "to validate on.*: .*--length, or another --validation-fraction" ${other} --text ${WORK}/text.txt --out ${WORK}/none --validation-fraction 0.001)
 expect(1 "f32 on the processor, found bf16" ${other} --text ${WORK}/text.txt --out ${WORK}/none --products bf16)
 file(COPY_FILE ${WORK}/text.txt ${WORK}/training-tokens.bin)
 expect(1 "--text: expected another file than the one that training writes" ${other} --text ${WORK}/training-tokens.bin
@@ -153,7 +204,7 @@ if(result)
 endif()
 expect(0 "step 61/61" ${ssd} --head-dim 16 --steps 61 --warmup 5 --max-lr 0.01 --out ${WORK}/ssd --resume)
 expect(0 "step 2/2" --init ${WORK}/ssd --steps 2 --text ${WORK}/text.txt --out ${WORK}/ssd-again --backend eigen --sample-every 0)
-expect(1 "training.safetensors.*(setting|head_dim)" ${model} --steps 61 --warmup 5 --max-lr 0.01 --text ${WORK}/text.txt --out ${WORK}/ssd --resume)
+expect(1 "started with --mixer ssd: " ${model} --mixer s6 --steps 61 --warmup 5 --max-lr 0.01 --text ${WORK}/text.txt --out ${WORK}/ssd --resume)
 expect(1 "head_dim: expected a divisor of d_inner = 64, found 48" ${ssd} --head-dim 48 --steps 1 --out ${WORK}/none)
 expect(0 "step 1/1" ${ssd} --backend auto --steps 1 --out ${WORK}/auto-ssd)
 expect(0 "step 1/1" ${other} --backend auto --text ${WORK}/text.txt --out ${WORK}/auto)
@@ -168,11 +219,15 @@ get_filename_component(suffix ${TRAIN} EXT)
 foreach(base IN ITEMS whole ssd)
   set(lora --init ${WORK}/${base} --lora-rank 4 --lora-targets in_proj,out_proj --batch 2 --length 32 --sample-every 0 --text ${WORK}/text.txt
            --out ${WORK}/${base}-adapter)
-  expect(0 "[0-9]+ of [0-9]+ parameters train.*step 4/4.*generate --model ${WORK}/${base} --adapter ${WORK}/${base}-adapter\n" ${lora} --steps 4 --lora-weights q8)
-  expect(0 "step 5/5" ${lora} --steps 5 --lora-weights q8 --resume)
+  expect(0 "[0-9]+ of [0-9]+ parameters train.*step 4/4.*/generate --model ${WORK}/${base} --adapter ${WORK}/${base}-adapter --prompt 'the quick' --temp"
+         ${lora} --steps 4 --lora-alpha 12.5 --lora-weights q8)
+  expect(0 "step 5/5" ${lora} --steps 5 --lora-alpha 12.5 --lora-weights q8 --resume)
+  expect(0 "step 6/6" --text ${WORK}/text.txt --out ${WORK}/${base}-adapter --steps 6 --resume --lora-weights q8 --sample-every 0)
+  expect(1 "started with --batch 2 --lora-rank 4 --lora-alpha 12.5: " --text ${WORK}/text.txt --out ${WORK}/${base}-adapter --steps 6 --batch 3 --resume
+         --init ${WORK}/${base} --lora-rank 3 --lora-alpha 3)
   expect(0 "step 1/1" --init ${WORK}/${base} --lora-rank 2 --batch 2 --length 32 --sample-every 0 --steps 1 --text ${WORK}/text.txt
          --out ${WORK}/${base}-default)  # targets that each mixer has
-  expect(1 "other frozen parameters" ${lora} --steps 5 --resume)
+  expect(1 "other frozen parameters" ${lora} --steps 6 --resume)
   file(READ ${WORK}/${base}-adapter/adapter_config.json text)
   if(NOT text MATCHES "\"peft_type\": \"LORA\"" OR EXISTS ${WORK}/${base}-adapter/model.safetensors)
     message(FATAL_ERROR "train --lora-rank wrote\n${text}")
@@ -196,6 +251,7 @@ foreach(base IN ITEMS whole ssd)
   unset(before)
 endforeach()
 expect(2 "--lora-rank requires --init" --lora-rank 4 --text ${WORK}/text.txt --out ${WORK}/none)
+expect(1 "--lora-weights: use it with --lora-rank" --lora-weights q8 --text ${WORK}/text.txt --out ${WORK}/none)
 expect(2 "--lora-alpha requires --lora-rank" --lora-alpha 4 --text ${WORK}/text.txt --out ${WORK}/none)
 expect(1 "LoraOptions.targets: .*tie_embeddings" --init ${WORK}/whole --lora-rank 4 --lora-targets embedding --length 32 --text ${WORK}/text.txt --out ${WORK}/none)
 expect(1 "--backend: expected native with --lora-rank" --init ${WORK}/whole --lora-rank 4 --backend eigen --text ${WORK}/text.txt --out ${WORK}/none)
@@ -220,6 +276,7 @@ file(WRITE ${WORK}/letters.txt "${text}")
 set(letters --steps 2 --batch 2 --length 16 --text ${WORK}/letters.txt --sample-every 0)
 expect(0 "720 tokens to train on" ${letters} --d-model 32 --n-layer 1 --out ${WORK}/letters --tokenizer ${WORK}/tokenizer)
 expect(0 "720 tokens to train on, 80 to" ${letters} --out ${WORK}/more --init ${WORK}/letters)
+expect(0 "720 tokens to train on, 80 to.*step 3/3" --text ${WORK}/letters.txt --out ${WORK}/letters --steps 3 --resume --sample-every 0)
 string(REPEAT "ab ba\nb ab\n" 200000 text)  # of several pieces
 file(WRITE ${WORK}/many.txt "${text}")
 foreach(memory IN ITEMS 1024 0)
@@ -266,7 +323,9 @@ endif()
 file(MAKE_DIRECTORY ${WORK}/dangling)
 file(CREATE_LINK nowhere ${WORK}/dangling/training.safetensors SYMBOLIC)
 expect(1 "this training run exists already; continue it with --resume" ${other} --text ${WORK}/text.txt --out ${WORK}/dangling)
-expect(2 "" --no-such-flag)
+expect(2 "^train: --no-such-flag: no such option\nRun with --help" --no-such-flag)
+expect(2 "^train: --txt: no such option; did you mean --text[?]\n" --txt book.txt --out ${WORK}/none)
+expect(2 "^train: --text is required" --out ${WORK}/none)
 expect(2 "--seed.*found -1" ${other} --text ${WORK}/text.txt --out ${WORK}/none --seed -1)
 expect(2 "--text" --out ${WORK}/none)
 expect(0 "minimamba [0-9]" --version)

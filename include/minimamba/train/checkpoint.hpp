@@ -206,7 +206,9 @@ std::vector<std::string> check_training(const Trainer<Model, Rest...>& trainer, 
     }
     if (name == "text") throw CheckpointError(file, "the checkpoint was trained on other data");
     if (name == "labels") throw CheckpointError(file, "the checkpoint was trained with other labels");
-    if (name == "frozen") throw CheckpointError(file, "the checkpoint was trained with other frozen parameters");
+    if (name == "frozen")
+      throw CheckpointError(
+          file, "the checkpoint was trained with other frozen parameters: another model, or another weight format");
     if (name == "adapter") throw CheckpointError(file, "the checkpoint was trained with adapters of another scale");
     throw CheckpointError(file, name + " " + number_text(wanted), number_text(found));
   }
