@@ -32,10 +32,29 @@ void readme_load() {
   auto cache = model.make_cache();
   minimamba::StreamingDecoder decoder(tokenizer);
   const auto prompt = tokenizer.encode("Once upon a time");
+  std::printf("Once upon a time");
   for (auto token : minimamba::generate(model, cache, prompt, {.temperature = 0.8, .top_p = 0.95})) {
     std::printf("%s", decoder.push(token).c_str());
   }
+  std::printf("%s\n", decoder.finish().c_str());
   minimamba::save(model, "a-copy");  // a folder in the Hugging Face layout; save_gguf writes a file for llama.cpp
+}
+
+void inference_stop(const minimamba::Mamba<float>& model, minimamba::Mamba<float>::Cache& cache,
+                    minimamba::StreamingDecoder& decoder, const std::vector<std::int32_t>& prompt) {
+  const minimamba::GenerateOptions options;
+  minimamba::StopStrings stops({"The end"});
+  for (const auto token : minimamba::generate(model, cache, prompt, options)) {
+    std::printf("%s", stops.push(decoder.push(token)).c_str());  // holds back what may begin a stop string
+    if (stops.found()) break;
+  }
+  std::printf("%s\n", (stops.push(decoder.finish()) + stops.finish()).c_str());
+}
+
+void inference_score(const minimamba::Mamba<float>& model, const std::vector<std::int32_t>& tokens) {
+  minimamba::Scorer scorer(model);
+  scorer.read(tokens);  // as often as the text has pieces
+  std::printf("%f nats per token, perplexity %f\n", scorer.score().nats_per_token(), scorer.score().perplexity());
 }
 
 void backends_mixer() {
