@@ -3,7 +3,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <optional>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -250,6 +252,59 @@ TEST(CudaTrainings, DivideSumsOfRoundedProductsIntoWholeParts) {
 }
 TEST(CudaTrainings, DivideSumsOfSplitProductsIntoWholeParts) {
   expect_whole_parts(gpu::divide_split, gpu::split_widths.size());
+}
+
+/// No operand of a product takes more than 1 GiB, whichever of the two is wider.
+TEST(CudaTrainings, SplitNoMoreRowsAtOnceThanFindPlace) {
+  EXPECT_EQ(gpu::split_rows_at_once(768), (std::size_t{1} << 30) / (768 * 6));
+  for (const std::size_t cols : {128U, 700U, 50'280U, 300'000'000U}) {
+    const std::size_t rows = gpu::split_rows_at_once(cols);
+    EXPECT_TRUE(rows == 1 || gpu::SplitRows::bytes(rows, cols) <= std::size_t{1} << 30) << cols;
+    EXPECT_GT(gpu::SplitRows::bytes(rows + 1, cols), std::size_t{1} << 30) << cols;
+  }
+}
+
+/// Each length of chunk has a table of its own, which is written once more only if it changes; of many lengths, some
+/// share one.
+TEST(CudaTrainings, WriteATableOfSegmentsOnceForEachLengthOfChunk) {
+  expect_success([] {
+    fake_driver();
+    const auto device = gpu::Device::open(0);
+    int written = 0;
+    const auto table = [&](std::uint32_t value, std::size_t chunk, std::size_t size = 4) {
+      const std::vector<std::uint32_t> entries(size, value);
+      return device->segments(std::span<const std::uint32_t>(entries), chunk, device->lock_segments(),
+                              [&](gpu::Address, std::size_t bytes, const std::byte*) {
+                                REQUIRE(bytes == size * sizeof(std::uint32_t));
+                                ++written;
+                              });
+    };
+    const gpu::Address inference = table(1, 0), convolution = table(1, 64), scan = table(2, 16);
+    REQUIRE(written == 3 && inference != convolution && convolution != scan && scan != inference);
+    REQUIRE(table(1, 0) == inference && table(1, 64) == convolution && table(2, 16) == scan && written == 3);
+    REQUIRE(table(3, 16) == scan && written == 4);
+    REQUIRE(table(2, 16) == scan && written == 5);
+    REQUIRE(table(2, 16, 3) == scan && written == 6);
+    table(2, 16, 10'000);  // in new memory
+    REQUIRE(written == 7);
+    table(2, 16, 10'000);
+    REQUIRE(written == 7);
+    for (std::size_t chunk = 1; chunk < 6; ++chunk) table(static_cast<std::uint32_t>(10 + chunk), chunk);
+    REQUIRE(written == 12);
+    table(1, 64);  // whose memory others have taken
+    REQUIRE(written == 13 && table(1, 0) == inference && written == 13);
+    bool failed = false;
+    try {
+      const std::vector<std::uint32_t> entries(4, 5);
+      device->segments(std::span<const std::uint32_t>(entries), 64, device->lock_segments(),
+                       [](gpu::Address, std::size_t, const std::byte*) { throw std::bad_alloc(); });
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+    REQUIRE(failed);
+    table(1, 64);  // nobody knows what is there
+    REQUIRE(written == 14);
+  });
 }
 
 /// The tables of a launch: every block of a grid finds its parameter and its place in that.

@@ -25,7 +25,8 @@
 // channels (32 channels up to 16 states), and E N for each segment and, where chunks are longer than 16 tokens, for
 // each further tile of 16; for that of SSD, 2 N for each token and group of channels (32 up to 128 states), and E N for
 // each segment and tile of 4 tokens of one chunk; for products of weights up to 128 MB; and those operands of one
-// product that are split, up to 1 GiB each, or for Products::bf16 rounded for it, and the weight of the head.
+// product that are split, activations up to 1 GiB each and a weight in 6 bytes a value, or for Products::bf16 rounded
+// for it. The weight of the head has memory of its own for that.
 //
 // Errors: CudaError as for CudaBackend, which says what is missing when the backend is made (the kernels of training
 // are compiled then), and when memory runs out; ArgumentError for more than 1024 states of a channel.

@@ -44,7 +44,7 @@ class CudaSplitTraining : public CudaTrainingBase<Number> {
   void multiply_split(View<const Scalar> x, const Weights& weight, View<Scalar> y) const {
     assert(x.rows() == y.rows() && x.cols() == weight.cols() && y.cols() == weight.rows());
     if constexpr (!in_double) {
-      for_each_rows(std::max(x.cols(), y.cols()), y.rows(), [&](std::size_t first, std::size_t count) {
+      for_each_rows(weight, y.rows(), [&](std::size_t first, std::size_t count) {
         multiply(gpu::TrainingProduct::forward, x.rows_from(first, count), weight, y.rows_from(first, count));
       });
     }
@@ -53,7 +53,7 @@ class CudaSplitTraining : public CudaTrainingBase<Number> {
   void multiply_backward_split(const ProductBackwardArguments<Scalar>& of, const Weights& weight, View<Scalar> d_x,
                                Weights* d_weight) const {
     if constexpr (!in_double) {
-      for_each_rows(of.d_y.cols(), of.d_y.rows(), [&](std::size_t first, std::size_t count) {
+      for_each_rows(weight, of.d_y.rows(), [&](std::size_t first, std::size_t count) {
         const auto part = [&](auto view) { return view.empty() ? view : view.rows_from(first, count); };
         backward({part(of.d_y), part(of.x)}, weight, part(d_x), d_weight);
       });
@@ -61,10 +61,10 @@ class CudaSplitTraining : public CudaTrainingBase<Number> {
   }
 
  private:
-  /// Calls body(first, count) for as many rows as find place in scratch memory, 1 GiB for the widest operand.
+  /// Calls body(first, count) for as many rows as find place in scratch memory: see split_rows_at_once.
   template <class Body>
-  static void for_each_rows(std::size_t cols, std::size_t count, const Body& body) {
-    const std::size_t most = std::max<std::size_t>((std::size_t{1} << 30) / gpu::SplitRows::row_bytes(cols), 1);
+  static void for_each_rows(const Weights& weight, std::size_t count, const Body& body) {
+    const std::size_t most = gpu::split_rows_at_once(std::max(weight.rows(), weight.cols()));
     for (std::size_t first = 0; first < count; first += most) body(first, std::min(most, count - first));
   }
   gpu::SplitRows split_weight(const gpu::Weights& weight, gpu::Address scratch) const {

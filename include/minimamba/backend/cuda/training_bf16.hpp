@@ -153,11 +153,11 @@ inline void multiply(const Device& device, TrainingProduct kind, Bf16Product p, 
                 map(b, b_across, bf16_widths[width]), p, c);
 }
 
-/// A weight that is rounded once for several products in a row: see CudaTraining::hold. One at a time; memory is kept
-/// for the next. The thread that holds it finds it alone: others cannot know when it is released.
+/// A weight that is rounded or split once for several products in a row: see CudaTraining::hold. One at a time; memory
+/// is kept for the next. The thread that holds it finds it alone: others cannot know when it is released.
 class HeldWeight {
  public:
-  /// round(memory) rounds the weight into `bytes` bytes. False if another is held.
+  /// round(memory) rounds or splits the weight into `bytes` bytes. False if another is held.
   template <class Allocate, class Round>
   bool hold(Address weight, std::size_t bytes, Allocate&& allocate, Round&& round) {
     const std::lock_guard lock(mutex_);

@@ -24,6 +24,7 @@ inline constexpr std::size_t split_rows = 0, split_weights = 1, first_split_prod
 /// A part for each product.
 inline constexpr std::array split_parts = {PartBegin{split_rows, 0}, PartBegin{first_split_product + 2, 1},
                                            PartBegin{first_split_product + 4, 2}};
+static_assert(are_all(split_parts, Program::training_split));
 inline constexpr std::array<std::size_t, 2> split_widths = {192, 128};
 constexpr unsigned split_shared_memory(std::size_t kernel) {
   return kernel < first_split_product ? 0 : 1024 + 4 * 3 * (128 + 128) * 64;  // 3 stages of 192 columns take less
@@ -50,6 +51,10 @@ struct SplitRows {
                               .box_cols = across ? 64U : 32U});
   }
 };
+/// How many rows of activations are split at once, of which the wider have so many columns: 1 GiB of each at most.
+inline std::size_t split_rows_at_once(std::size_t cols) {
+  return std::max<std::size_t>((std::size_t{1} << 30) / SplitRows::row_bytes(cols), 1);
+}
 inline SplitRows split(const Device& device, View<const float> x, Address to) {
   const std::size_t pieces = SplitRows::width(x.cols()) / 8;
   device.launch(Program::training_split, split_rows, {(pieces + 31) / 32, std::min((x.rows() + 7) / 8, max_blocks)},
