@@ -63,6 +63,12 @@ TEST(CudaRecordings, ConvolveNothingElse) {
   EXPECT_FALSE(recording.product_before(other, program));
   other.convolution.y = 5000;
   EXPECT_TRUE(recording.product_before(other, program));
+  other.convolution.y = 1008;  // the other columns of the product
+  EXPECT_FALSE(recording.product_before(other, program));
+  other.convolution.y = 1032;
+  EXPECT_TRUE(recording.product_before(other, program));
+  other.convolution.channels = 9;  // more than the product gives
+  EXPECT_FALSE(recording.product_before(other, program));
   recording.add({}, {}, gpu::Block(), std::uint32_t{0});
   EXPECT_FALSE(recording.product_before(convolution(), program));
 }

@@ -271,9 +271,12 @@ class Recording {
     if (last.output == 0 || last.program != program || last_.rows != rows.rows) return std::nullopt;
     const auto output = list_.get<Output>(last, last.output - 1U);
     const Convolution& c = rows.convolution;
-    const bool apart = c.y + rows.rows * c.y_stride * 2 <= last_.input || last_.input_end <= c.y;
+    const Address y_end = c.y + rows.rows * c.y_stride * 2, product_end = rows.x + rows.rows * rows.x_stride * 2;
+    const auto apart = [&](Address begin, Address end) { return y_end <= begin || end <= c.y; };
+    // A block convolves while others still read the product's inputs, or have to store what is not convolved.
+    const bool free = apart(last_.input, last_.input_end) && apart(rows.x, product_end);
     const bool same = output.y == rows.x && output.y_stride == rows.x_stride && output.narrow != 0;
-    return apart && same ? std::optional<std::size_t>(last.kernel) : std::nullopt;
+    return free && same && c.channels <= last_.cols ? std::optional<std::size_t>(last.kernel) : std::nullopt;
   }
   /// Puts a kernel in its place that also convolves, and takes the same arguments before the convolution.
   void convolve_after_last(const Kernel& kernel, const Convolution& convolution) {
