@@ -98,6 +98,13 @@ TEST(KernelText, IsInPiecesThatEveryCompilerTakes) {
                                  sizeof(gpu::text::training_scan),
                                  sizeof(gpu::text::training_products),
                                  sizeof(gpu::text::training_sums),
+                                 sizeof(gpu::text::decode_exchange),
+                                 sizeof(gpu::text::decode_units),
+                                 sizeof(gpu::text::decode_products),
+                                 sizeof(gpu::text::decode_block),
+                                 sizeof(gpu::text::decode_parts),
+                                 sizeof(gpu::text::decode),
+                                 sizeof(gpu::text::wgmma),
                                  sizeof(gpu::text::ssd_backward),
                                  sizeof(gpu::text::ssd_backward_sums)}) {
     EXPECT_LT(size, 16U << 10);

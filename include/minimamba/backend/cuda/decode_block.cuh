@@ -42,6 +42,22 @@ struct DecodeBlock {
   }
   __device__ u32 tag_of(u32 layer) const { return p.tag + layer; }
 
+  // From here on, the next layer's pointers are there for all threads, and its norm is on the way.
+  __device__ void end_layer(u32 l) const {
+    wait_for_copies<0>();
+    meet();
+    copy_norm(l + 1 < p.layer_count ? layer_copy(l + 1)->norm : p.norm);
+  }
+  __device__ void copy_layer(u32 l) const {
+    const u32 piece = threadIdx.x * 16;
+    if (piece < sizeof(DecodeLayer)) copy_async((u8*)layer_copy(l) + piece, (const u8*)(p.layers + l) + piece, true);
+  }
+  __device__ void copy_norm(const float* weight) const {
+#pragma unroll 1
+    for (u32 k = threadIdx.x * 4; k < p.width; k += workers * 4) copy_async(norm_weight() + k, weight + k, true);
+    end_copies();
+  }
+
   template <class Units>
   __device__ void pad(u32 cols) const {
     if (cols % Units::values == 0) return;
