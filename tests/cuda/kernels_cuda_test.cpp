@@ -222,17 +222,33 @@ TEST(CudaKernels, ThatAreRefusedForAWhileStopOneForward) {
     });
   }
 }
-TEST(CudaKernels, ThatAreRefusedDoNotStopModelsThatDoNotNeedThem) {
-  expect_success([] {
+/// Reads with a model of weights W while what begin(backend) begins for other models is refused.
+template <class W, class Begin>
+void expect_to_go_on(const Begin& begin) {
+  expect_success([&] {
     FakeCuda& fake = fake_driver();
-    const Mamba<float, CudaBackend> model({.d_model = 16, .n_layer = 1, .vocab_size = 32});
+    const Mamba<float, CudaBackend, W> model({.d_model = 16, .n_layer = 1, .vocab_size = 32});
     auto cache = model.make_cache();
     model.backend().device().kernels().wait();
     fake.complaint = "line 3";
-    model.backend().make_matrix<q8>(1, 1);
+    begin(model.backend());
     model.backend().device().kernels().wait();
-    model.forward(1, cache);
-    REQUIRE(cache.position() == 1);
+    model.forward({1, 2}, cache);
+    REQUIRE(cache.position() == 2);
+  });
+}
+TEST(CudaKernels, ThatAreRefusedDoNotStopModelsThatDoNotNeedThem) {
+  expect_to_go_on<float>([](const auto& backend) { backend.template make_matrix<q8>(1, 1); });
+  expect_to_go_on<float>([](const auto& backend) { backend.template make_matrix<f16>(1, 1); });
+  expect_to_go_on<float>([](const auto& backend) { backend.template make_matrix<bf16>(1, 1); });
+  expect_to_go_on<bf16>([](const auto& backend) { backend.template make_matrix<float>(1, 1); });
+  expect_to_go_on<q4>([](const auto& backend) {  // as a model of bf16 does on Hopper
+    backend.device().begin({.program = gpu::Program::products_wide,
+                            .kernels = gpu::wide_kernels,
+                            .shared_of = gpu::wide_shared_memory,
+                            .parts = gpu::wide_parts,
+                            .may_lack = true},
+                           {});
   });
 }
 TEST(CudaKernels, OfScansOfManyStatesAreCompiledBeforeAnythingIsChanged) {

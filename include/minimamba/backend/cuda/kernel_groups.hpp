@@ -35,6 +35,11 @@ struct KernelGroups {
   bool on_tensor_cores() const {
     return !in_double && rounds_activations<W> && activations == Activations::rounded;
   }
+  /// Whether activations between the kernels of models with such weights are bf16.
+  template <class W>
+  bool is_narrow() const {
+    return std::is_same_v<W, bf16> && on_tensor_cores<W>();
+  }
   /// What a backend needs is there when this returns, and what all models need has begun.
   void open() const {
     add(layers, layer_kernels, no_shared_memory, layer_parts);
@@ -60,9 +65,8 @@ struct KernelGroups {
       add(Program::products_double, double_kernels, no_shared_memory);
       begin_all(Program::products_double);
     } else if constexpr (in_tf32<W>) {
-      constexpr std::size_t first = std::is_same_v<W, float> ? 0 : 3;
       add(Program::products_tf32, tf32_kernels, tf32_shared_memory, tf32_parts);
-      begin(Program::products_tf32, {first, first + 1, first + 2});
+      begin(Program::products_tf32, {first_in_tf32<W>, first_in_tf32<W> + 1, first_in_tf32<W> + 2});
     } else if (on_tensor_cores<W>()) {
       constexpr std::size_t format = Layout<W>::index - Layout<bf16>::index;
       const auto shared_of = [](std::size_t kind) { return mma_shared_memory(format, kind); };
@@ -72,7 +76,7 @@ struct KernelGroups {
       add(Program::products_fma, fma_kernels, no_shared_memory);
       begin_all(Program::products_fma);
     }
-    if (std::is_same_v<W, bf16> && on_tensor_cores<W>()) {
+    if (is_narrow<W>()) {
       begin_for_bf16();
     } else {
       begin(layers, {scan_part});
@@ -109,17 +113,26 @@ struct KernelGroups {
     begin_all(ssd);
     device.kernels().finish(ssd, options);
   }
-  /// Loads what models with such weights need. What was refused begins again, or else a launch would wait for it when
-  /// some states have changed. What other models need may be refused meanwhile.
+  /// Loads what models with such weights need, but for scans. What was refused begins again, or else a launch would
+  /// wait for it when some states have changed. What other models need may be refused meanwhile.
   template <class W>
   void finish_for() const {
     if (device.kernels().has_failed()) begin_for<W>();
-    for (const Program program : {layers, products<W>(), Program::layers_bf16, Program::products_wide}) {
+    finish(layers, {other_part, mixer_part});
+    if (const Program program = products<W>(); program == Program::products_tf32) {
+      finish(program, {first_in_tf32<W>, first_in_tf32<W> + 1, first_in_tf32<W> + 2});
+    } else {
       device.kernels().finish(program, options);
     }
+    if (!is_narrow<W>()) return;
+    finish(Program::layers_bf16, {scan_part - 1, mixer_part - 1});
+    device.kernels().finish(Program::products_wide, options);
   }
 
  private:
+  template <class W>
+  static constexpr std::size_t first_in_tf32 = std::is_same_v<W, float> ? 0 : 3;  // of three parts of products_tf32
+
   void begin_for_all() const { begin(layers, {other_part, mixer_part}); }
   template <class Names, class Shared>
   void add(Program program, const Names& names, const Shared& shared_of, std::span<const PartBegin> parts = one_part,
@@ -130,6 +143,9 @@ struct KernelGroups {
   }
   void begin(Program program, std::initializer_list<std::size_t> parts) const {
     for (const std::size_t part : parts) device.kernels().begin({program, part}, options);
+  }
+  void finish(Program program, std::initializer_list<std::size_t> parts) const {
+    for (const std::size_t part : parts) device.kernels().finish(Unit{program, part}, options);
   }
   void begin_all(Program program) const {
     for (std::size_t part = 0; part < parts_of(program); ++part) device.kernels().begin({program, part}, options);

@@ -92,11 +92,13 @@ class LoadedKernels {
   }
   /// Of one group.
   void finish(Program program, const CudaKernelOptions& options) {
+    for (std::size_t i = 0; i < parts_of(program); ++i) finish(Unit{program, i}, options);
+  }
+  /// Of one part.
+  void finish(const Unit& unit, const CudaKernelOptions& options) {
     if (on_their_way_ == 0) return;
-    Loaded& loaded = of(program);
-    for (std::size_t i = 0; i < parts_of(program); ++i) {
-      if (loaded.parts[i].state == Part::begun && !loaded.group.is_optional) load({program, i}, options);
-    }
+    const Loaded& loaded = of(unit.program);
+    if (loaded.parts[unit.part].state == Part::begun && !loaded.group.is_optional) load(unit, options);
   }
   /// Whether a part was ever begun and could not be loaded, but for optional ones.
   bool has_failed() const { return failures_ > 0; }

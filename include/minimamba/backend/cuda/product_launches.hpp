@@ -84,8 +84,8 @@ inline std::size_t wide_kernel(const Device& device, std::size_t rows, std::size
 inline bool is_wide(const Device& device, const Inputs& x, const Weights& weight) {
   const bool fits = x.values % 16 == 0 && x.stride % 8 == 0 && weight.rows > 0 && weight.cols > 0;
   const std::size_t tiles = (x.rows + std::size_t{31}) / 32 * ((weight.rows + std::size_t{63}) / 64);
-  return device.has(Program::products_wide) && x.narrow != 0 && fits && x.rows > 8 &&
-         (x.rows > 256 || tiles >= device.processors() / 4);
+  return x.narrow != 0 && fits && x.rows > 8 && (x.rows > 256 || tiles >= device.processors() / 4) &&
+         device.has(Program::products_wide);
 }
 template <class Y>
 void multiply_wide(const Device& device, const Inputs& x, const Weights& weight, View<Y> y) {
@@ -134,7 +134,7 @@ void multiply_some(const Device& device, const Inputs& x, const Weights& weight,
 /// Which of them, if one is likely to be the fastest: there is place for about a block on each multiprocessor.
 inline std::optional<std::size_t> some_kernel(const Device& device, const Inputs& x, const Weights& weight) {
   const bool fits = x.values % 16 == 0 && x.stride % 8 == 0 && weight.rows > 0 && weight.cols > 64;
-  if (!device.has(Program::products_wide) || x.narrow == 0 || !fits || x.rows < 2 || x.rows > 128) return std::nullopt;
+  if (x.narrow == 0 || !fits || x.rows < 2 || x.rows > 128 || !device.has(Program::products_wide)) return std::nullopt;
   for (std::size_t i = 0; i < some_tiles.size(); ++i) {
     const std::size_t rows = some_tiles[i].rows;
     if (rows > 8 && x.rows <= rows / 2) break;
