@@ -23,7 +23,8 @@ if [ "$1" = --one ]; then  # a part of the executions: a target, its folder, how
     -report_slow_units=600 -verbosity=0 -print_final_stats=1 corpus ${corpus:+"$corpus"} >log 2>&1 || status=$?
   runs=$(sed -n 's/^stat::number_of_executed_units: *//p' log)
   made=$((made + (${runs:-0} > known ? ${runs:-0} - known : 0)))
-  echo "$made" >executions
+  echo "$made" >executions.new  # on a full disk this fails, and `executions` stays: an empty one would end the target
+  mv executions.new executions
   case $status in
     0) ;;
     72 | 129 | 130 | 143) exit 255 ;;  # it was interrupted: xargs starts no other
