@@ -109,12 +109,14 @@ inline Compiled compile_and_keep(const Unit& unit, const std::string& target, co
                                  const KernelCache* cache) {
   Compiled compiled;
   try {
-    std::string log;
-    compiled.code = Compiler::get().compile(unit, target, log);
-    if (cache != nullptr) cache->store(key, compiled.code);
-  } catch (const CudaError& error) {
-    compiled.refusal = error.found();
-  } catch (const std::bad_alloc&) {
+    try {
+      std::string log;
+      compiled.code = Compiler::get().compile(unit, target, log);
+      if (cache != nullptr) cache->store(key, compiled.code);
+    } catch (const CudaError& error) {
+      compiled.refusal = error.found();
+    }
+  } catch (const std::bad_alloc&) {      // of the text of a refusal, too
     compiled.refusal = "out of memory";  // which is short enough to need none
   }
   return compiled;
