@@ -5,6 +5,7 @@
 #include <map>
 #include <stdexcept>
 
+#include "support/sanitizer.hpp"
 #include "support/serving.hpp"
 
 namespace search_test {
@@ -299,7 +300,7 @@ TEST(Speculation, SamplesHaveTheDistributionOfPlainSampling) {
   const GenerateOptions options{.max_new_tokens = 4, .temperature = 0.8, .top_p = 0.95, .ignore_eos = true};
   const std::vector<std::int32_t> prompt{2, 5, 2};
   // The probability of each of the 6^3 ends of a text of four tokens whose first is the most frequent.
-  constexpr int draws = 100'000;
+  const int draws = support::under_valgrind() ? 10'000 : 100'000;
   std::map<std::vector<std::int32_t>, double> probabilities;
   const auto list = [&](auto&& self, const std::vector<std::int32_t>& text, double probability) -> void {
     if (text.size() == prompt.size() + 3) {
