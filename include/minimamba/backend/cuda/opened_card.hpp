@@ -8,8 +8,8 @@
 #include <string>
 #include <utility>
 
-#include "minimamba/backend/cuda/nvrtc.hpp"
 #include "minimamba/backend/cuda/driver.hpp"
+#include "minimamba/backend/cuda/nvrtc.hpp"
 
 #include "minimamba/core/isa.hpp"
 
